@@ -24,7 +24,8 @@ from server.http_body.request_body import MinP, Penalty, RepetitionPenalty, Temp
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.renderers.detokenizer import PromptTail
-from server.renderers.prompts import RenderedPrompt, check_token_ids
+from server.renderers.prompts import RenderedPrompt
+from server.renderers.renderer import check_token_ids
 from server.server_config import GenerationConfig
 from server.types import EngineInfo, EnginePrompt, FinishReason, GuidedDecoding, SamplingParams, TokenLogprob
 

@@ -1,7 +1,7 @@
 """The renderer: turns text into token ids and back, with the blocking work in a thread pool."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
@@ -13,8 +13,10 @@ from server.config import ModelFiles, RendererConfig
 from server.renderers.chat_template import (
     check_chat_template,
     detect_content_format,
+    has_embeds,
     resolve_chat_template,
     safe_apply_chat_template,
+    to_conversation,
 )
 from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner
 from server.renderers.embeds.prompt_embeds import (
@@ -32,11 +34,6 @@ from server.renderers.prompts import (
     Prompt,
     RenderedPrompt,
     TextOptions,
-    check_text_length,
-    check_token_ids,
-    check_unicode,
-    has_embeds,
-    to_conversation,
 )
 from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
@@ -347,3 +344,32 @@ class Renderer:
     def _check_length(self, text: str, param: str) -> None:
         if (most := self.max_model_len) is not None:
             check_text_length(text, max_model_len=most, max_token_chars=self.tokenizer.max_token_chars, param=param)
+
+
+def check_text_length(text: str, *, max_model_len: int, max_token_chars: int, param: str) -> None:
+    """Rejects a text that cannot fit with any tokenization, before a thread spends seconds on tokenizing it.
+
+    Raises:
+        RequestError: the text is too long.
+    """
+    if len(text) > max_model_len * max_token_chars:
+        raise RequestError(
+            f"This model's maximum context length is {max_model_len} tokens (--max-model-len), but `{param}` holds "
+            f"{len(text)} characters. Please reduce the length of the input prompt.",
+            param=param,
+        )
+
+
+def check_unicode(text: str, param: str) -> None:
+    """Raises RequestError for half a surrogate pair, which JSON can express and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param=param) from err
+
+
+def check_token_ids(token_ids: Collection[int], *, vocab_size: int, param: str) -> None:
+    """Raises RequestError if an id is outside the vocabulary."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(f"Token id {bad} is out of vocabulary range [0, {vocab_size}) (`{param}`).", param=param)

@@ -12,11 +12,12 @@ from PIL import Image
 from base.errors import RequestError
 from base.machine.memory import available_bytes
 from server.config import ModelFiles, RendererConfig
+from server.renderers.chat_template import has_few_parts, is_image
 from server.renderers.images.fetcher import MediaError, TakeRoom
 from server.renderers.images.loader import MediaLoader, room_for_images
 from server.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.prompts import ChatOptions, HeldBytes, RenderedPrompt, has_few_parts, is_image
+from server.renderers.prompts import ChatOptions, HeldBytes, RenderedPrompt
 from server.renderers.renderer import Renderer
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer

@@ -33,11 +33,11 @@ from server.parsers.base import Content, OutputParser, PromptEnd
 from server.parsers.chain import RequiredCallsParser, WholeCalls
 from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
+from server.renderers.chat_template import to_conversation
 from server.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.loader import decode_data_url
-from server.renderers.prompts import to_conversation
 from server.routes.endpoint import read_announced_bytes, read_request_id
 from server.types import GuidedDecoding, ReasoningMarker
 from startup.probes.probe_http import parse_probe
@@ -281,7 +281,7 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner("messages", ("server.renderers.prompts",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
+    Scanner("messages", ("server.renderers.chat_template",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
     Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",

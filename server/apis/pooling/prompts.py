@@ -7,8 +7,8 @@ from typing import Any
 
 from base.errors import RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
-from server.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
-from server.renderers.renderer import Renderer
+from server.renderers.prompts import ChatOptions
+from server.renderers.renderer import Renderer, check_text_length, check_token_ids, check_unicode
 from server.renderers.tokenizers.hf_tokenizer import Cut, Encoded
 from server.types import EngineInfo
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pybase64
 
 from base.errors import RequestError
+from server.renderers.chat_template import EMBEDS_TYPE, is_embeds, parts_of
 from server.renderers.embeds.stored_tensor import (
     NotFiniteError,
     StoredTensor,
@@ -20,7 +21,7 @@ from server.renderers.embeds.stored_tensor import (
     convert_rows,
 )
 from server.renderers.embeds.tensor_file import is_torch_file, read_torch_file
-from server.renderers.prompts import EMBEDS_TYPE, RenderedPrompt, is_embeds, parts_of
+from server.renderers.prompts import RenderedPrompt
 from server.types import PromptInputs, TensorData
 
 PARAM = "prompt_embeds"
