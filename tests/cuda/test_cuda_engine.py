@@ -1,21 +1,16 @@
 """The packed runner on the GPU computes what the plain model on the CPU does; it mixes no tensors."""
 
 import copy
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from server.engine.compute import fused_attention
-from server.engine.compute.packed_runner import PackedRunner
-from server.engine.memory.kv_cache import KVCache
-from server.engine.sequence import Chunk
 from tests.cuda.conftest import DEVICE
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
-from tests.server.engine.tiny_models import PACKED, VOCAB, build_model, greedy_outputs, random_prompts
+from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, random_prompts
 
 _SLOT_LEN = 448
 _LENGTHS = (80, 5, 33, 62, 1, 400)
@@ -99,37 +94,3 @@ def _errors(architecture: str, dtype: torch.dtype) -> _Errors:
         runner=forcing.largest_error([logits.to(DEVICE) for logits in exact]),
         plain=max(float((p - e).abs().max() / e.abs().max()) for p, e in zip(plain, exact, strict=True)),
     )
-
-
-@pytest.fixture
-def _claimed_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    monkeypatch.setattr(fused_attention, "_capability", lambda device: (9, 0))
-    with FakeTensorMode(), torch.device("cuda"):
-        yield
-
-
-@pytest.mark.usefixtures("_claimed_gpu")
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2", "opt", "qwen3"])
-def test_step_stays_on_the_gpu(architecture, dtype):
-    """Fake tensors with a GPU device: it needs a torch built with CUDA, but no GPU."""
-    config = CONFIG_MAPPING[architecture](**({"vocab_size": VOCAB} | PACKED[architecture]))
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    runner = PackedRunner(model)
-    with torch.device("cpu"):
-        cache = KVCache(runner.probe(), num_slots=6, slot_len=128, dtype=dtype, device=model.device)
-        runner.use_cache(cache, None)
-        sequences = as_sequences([[3] * length for length in (40, 5, 17, 9)])
-        for sequence, slot in zip(sequences, (4, 0, 2, 5), strict=True):
-            sequence.slot = slot
-        for counts in ((37, 2, 0, 0), (1, 1, 10, 0), (1, 0, 6, 8), (1, 1, 1, 1)):
-            result = runner.step([Chunk(s, n) for s, n in zip(sequences, counts, strict=True) if n])
-            assert result.logits.device.type == "cuda"
-            for chunk in result.chunks:
-                chunk.sequence.num_computed_tokens = chunk.end
-        cache.restore(3, cache.snapshot(0, 5), 5)
-        cache.copy_prefix(0, 1, 5)
-        cache.release(0, 5)

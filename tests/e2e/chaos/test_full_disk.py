@@ -18,7 +18,6 @@ from tests.startup.vllm.fake_start import ROOT, command, environment
 from tests.waiting import wait_until
 
 _ENDS_S = 200.0
-_NUM_REQUESTS = 40
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
 """Takes the name of the log file, then the command."""
 _FULL_SCREEN = ("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh")
@@ -100,37 +99,6 @@ def test_output_that_cannot_be_written_is_an_error():
     assert done.stderr == (
         "Error: the output cannot be written: No space left on device. Free space, or write it elsewhere.\n"
     )
-
-
-def test_batch_resumes_where_the_disk_became_full(server, tmp_path, folder, disk):
-    lines = [
-        {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"{n}", "max_tokens": 2}}
-        for n in range(_NUM_REQUESTS)
-    ]
-    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    command = ("run-batch", "-i", tmp_path / "in.jsonl", "-o", f"{folder}/out.jsonl", "--url", server.url)
-
-    def run() -> "subprocess.CompletedProcess[str]":
-        return run_cli(*command, "--max-concurrency", "2", launcher=disk.launcher)
-
-    def done() -> list[str]:
-        return [
-            json.loads(line)["custom_id"] for line in disk.path_inside(folder / "out.jsonl").read_text().splitlines()
-        ]
-
-    disk.fill(but=8 << 10)  # room for some of the results
-    first = run()
-    assert first.returncode == 1
-    assert f"Error: {folder}/out.jsonl cannot be written: No space left on device." in first.stderr
-    assert "run the same command again to continue" in first.stderr
-    kept = done()
-    assert 0 < len(kept) < _NUM_REQUESTS
-
-    disk.make_room()
-    second = run()
-    assert second.returncode == 0
-    assert f"{len(kept)} of {_NUM_REQUESTS} requests are done already" in second.stderr
-    assert done() == [line["custom_id"] for line in lines]
 
 
 def test_download_without_room_names_its_size_and_folder(model_path, folder, disk):

@@ -165,38 +165,31 @@ def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_ser
         assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("role", ["responder", "forkserver", "engine"])
-def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(start_tiny_server, tmp_path, role):
+@pytest.mark.parametrize(
+    ("role", "place", "by", "exit_codes"),
+    [
+        ("responder", API_READS_TOKENIZER, signal.SIGTERM, (0, -signal.SIGTERM)),
+        ("forkserver", FORKSERVER_IMPORTS, signal.SIGINT, (130,)),
+        ("engine", ENGINE_LOADS, signal.SIGTERM, (0, -signal.SIGTERM)),
+    ],
+    ids=["responder", "forkserver", "engine"],
+)
+def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
+    start_tiny_server, tmp_path, role, place, by, exit_codes
+):
     """The process is stopped once it has its death pipe, some milliseconds after its fork."""
-    stop_points = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
-    stop_point = StopPoint(tmp_path, *stop_points[role])
+    stop_point = StopPoint(tmp_path, *place)
     with start_tiny_server(wait=False, environment=stop_point.environment) as server:
         stopped = stop_point.wait_stopped()
         if role == "responder":
             wait_process(server, "responder").suspend()
             stopped.resume()
+        if role == "forkserver":
+            wait_until(lambda: server.phase() == "start_engine_process")
+        if role == "engine":
+            server.wait_logged(": wait for engine")
         family = server.family()
-        assert server.terminate() in (0, -signal.SIGTERM)
-        assert_gone(family)
-        assert "Traceback" not in server.log
-
-
-def test_a_start_that_waits_logs_its_phase_meanwhile(start_tiny_server, tmp_path):
-    loading = StopPoint(tmp_path, *ENGINE_LOADS)
-    with start_tiny_server(wait=False, environment=loading.environment) as server:
-        stopped = loading.wait_stopped()
-        server.wait_logged(": wait for engine")
-        stopped.resume()
-        server.wait_ready()
-
-
-def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_tiny_server, tmp_path):
-    importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
-    with start_tiny_server(wait=False, environment=importing.environment) as server:
-        importing.wait_stopped()
-        wait_until(lambda: server.phase() == "start_engine_process")
-        family = server.family()
-        assert server.terminate(signal.SIGINT) == 130
+        assert server.terminate(by) in exit_codes
         assert_gone(family)
         assert "Traceback" not in server.log
 

@@ -228,8 +228,8 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
     for name in ("_MIN_SHARED_TOKENS", "_MIN_SAVED_TOKENS"):
         monkeypatch.setattr(batch, name, 32)  # so that short prefixes are attended to once, too
     rng = random.Random(prefix_tokens)
-    prompts = random_prompts(*(rng.randint(1, 90) for _ in range(24)))
-    prompts += [p[:40] + q[:20] for p, q in zip(prompts[:8], prompts[8:16], strict=True)]
+    prompts = random_prompts(*(rng.randint(1, 90) for _ in range(12)))
+    prompts += [p[:40] + q[:20] for p, q in zip(prompts[:4], prompts[4:8], strict=True)]
     known = list(zip(prompts, greedy_outputs(plain_llama, prompts, 36), strict=True))
     engine = SmallEngine(
         llama,
@@ -239,12 +239,12 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
         max_num_batched_tokens=48,
         prefix_tokens=prefix_tokens,
     )
-    num_finished = _RandomLoad(engine, known, rng).run(150)
-    assert num_finished > 75
-    assert engine.stats.num_preemptions > 5
+    num_finished = _RandomLoad(engine, known, rng).run(60)
+    assert num_finished > 30
+    assert engine.stats.num_preemptions > 2
     engine.assert_nothing_leaked()
     if engine.prefixes is not None:
-        assert engine.prefixes.num_hit_tokens > 250
+        assert engine.prefixes.num_hit_tokens > 100
         assert engine.prefixes.num_tokens <= prefix_tokens
     engine.cache.forget_prefixes()
     kv_cache = engine.cache._kv_cache

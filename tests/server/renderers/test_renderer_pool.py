@@ -207,7 +207,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inl
 async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, inline_executor):
     """The inline renderer shows that the test would fail if the work ran on the loop."""
     path = save_vlm(tmp_path, "llava")
-    large = image_messages(*(image_url(seed, 2500, 2500) for seed in range(3)))
+    large = image_messages(*(image_url(seed, 2000, 2000, "JPEG") for seed in range(2)))
     turns = []
     for executor in (None, inline_executor):
         with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
