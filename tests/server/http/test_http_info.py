@@ -78,13 +78,9 @@ def test_tokens_are_detokenized(server, encode):
     ("path", "body"),
     [
         ("/detokenize", {"tokens": [49152]}),
-        ("/detokenize", {"tokens": [-1]}),
-        ("/detokenize", {"tokens": "text"}),
         ("/detokenize", {}),
-        ("/tokenize", {}),
         ("/tokenize", {"prompt": "a", "return_token_strs": True}),
         ("/tokenize", {"messages": [{"role": "user", "content": 3}]}),
-        ("/tokenize", {"messages": [{}], "continue_final_message": True, "add_generation_prompt": True}),
     ],
     ids=str,
 )

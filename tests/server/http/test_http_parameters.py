@@ -4,7 +4,6 @@ import logging
 
 import pytest
 
-from server.types import GuidedDecoding
 from tests.server.http.conftest import assert_rejected
 
 HINTS = {
@@ -81,29 +80,8 @@ def test_a_constraint_that_the_engine_rejects_is_a_400_that_names_its_field(serv
     assert_rejected(server.chat(**fields), "structured_outputs")
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"messages": [{"content": "Hello"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
-    ],
-    ids=str,
-)
-def test_rejection_by_the_renderer_is_a_400(server, fields, param):
-    assert_rejected(server.chat(**fields), param)
-
-
-def test_prompt_that_leaves_no_room_for_output_is_a_400_with_the_limit(server):
-    response = server.complete(prompt=[5] * 512)
-    assert response.status_code == 400
-    assert "512" in response.json()["error"]["message"]
-
-
-def test_constraint_reaches_the_engine(server, engine):
-    fields = {"structured_outputs": {"regex": "a+"}}
-    assert server.complete(**fields).status_code == 200
-    assert server.chat(**fields).status_code == 200
-    assert [params.guided for _, params in engine.requests.values()] == [GuidedDecoding("regex", "a+")] * 2
+def test_rejection_by_the_renderer_is_a_400(server):
+    assert_rejected(server.chat(messages=[{"content": "Hello"}]), "messages")
 
 
 def test_hints_and_fields_without_effect_change_nothing(server, engine):
@@ -146,29 +124,6 @@ def test_all_sampling_values_reach_the_engine(server, engine, encode):
 def test_seed_differs_from_choice_to_choice(server, engine):
     assert server.complete(n=3, seed=2**63 - 2).status_code == 200
     assert sorted(params.seed for _, params in engine.requests.values()) == [-(2**63), 2**63 - 2, 2**63 - 1]
-
-
-def test_chat_may_fill_the_rest_of_the_context(server, engine):
-    server.chat()
-    ((prompt, params),) = engine.requests.values()
-    assert params.max_tokens == 512 - len(prompt)
-
-
-def test_token_outside_the_vocabulary_is_rejected(server):
-    assert_rejected(server.complete(prompt=[5, 49152]), "prompt")
-
-
-def test_prompt_is_truncated_from_the_left(server, engine):
-    assert server.complete(prompt=[5, 6, 7, 8], truncate_prompt_tokens=2).status_code == 200
-    ((prompt, _),) = engine.requests.values()
-    assert prompt == [7, 8]
-
-
-def test_conversation_is_rendered_with_the_models_template(server, engine, renderer):
-    server.chat(messages=[{"role": "user", "content": [{"type": "text", "text": "Bonjour"}]}])
-    ((prompt, _),) = engine.requests.values()
-    text = renderer.detokenize(prompt)
-    assert text.endswith("<|im_start|>user\nBonjour<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_final_message_is_continued(server, engine, renderer):

@@ -88,7 +88,6 @@ def test_the_last_rows_are_kept_on_request(accepting, engine):
     ("fields", "param", "message"),
     [
         ({"prompt_embeds": []}, "prompt", "Either prompt or prompt_embeds must be provided"),
-        ({"prompt_embeds": None}, "prompt", "Either prompt or prompt_embeds must be provided"),
         ({"prompt_embeds": [torch_payload(rows(2)), "AAAA"]}, "prompt_embeds", "is no file of torch.save"),
         ({"prompt_embeds": torch_payload(rows(2, width=8))}, "prompt_embeds", "rows of 8 numbers"),
         ({"prompt_embeds": torch_payload(rows(MAX_MODEL_LEN))}, "prompt_embeds", "maximum context length is 512"),

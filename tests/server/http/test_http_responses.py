@@ -223,7 +223,6 @@ def test_effective_parameters_are_reported(client):
     [
         ({"input": [{"type": "function_call", "call_id": "a"}]}, "input", "needs `name`"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input", "input[0].content[0]"),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input", "call_id 'c'"),
         ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input", "ncrypted content is not supported"),
         ({"prompt": {"id": "p"}}, "prompt", "prompt template is not supported"),
         ({"background": True, "store": False}, "background", "background can only be used when `store` is true"),

@@ -130,15 +130,6 @@ def test_two_responses_continue_the_same_one(client, engine, encode):
     assert second_prompt == third_prompt
 
 
-def test_the_oldest_response_is_dropped(serve):
-    client = serve(limits=LimitsConfig(max_stored_responses=2)).client()
-    ids = [create(client).id for _ in range(3)]
-    with pytest.raises(openai.NotFoundError):
-        create(client, previous_response_id=ids[0])
-    for response_id in ids[1:]:
-        assert client.responses.retrieve(response_id).id == response_id
-
-
 @pytest.mark.parametrize(
     "options", [{"enable_responses_store": False}, {"limits": LimitsConfig(max_stored_bytes=0)}], ids=["off", "empty"]
 )

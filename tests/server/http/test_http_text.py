@@ -91,10 +91,6 @@ def test_choices_of_several_prompts_come_in_order(server, engine, encode):
     assert prompts == {"0": encode("a"), "1": encode("a"), "2": encode("b"), "3": encode("b")}
 
 
-def test_many_choices_are_answered(server):
-    assert len(server.complete(n=256, max_tokens=1).json()["choices"]) == 256
-
-
 def test_same_request_id_twice_at_once_does_not_collide(server, engine):
     assert [server.chat(request_id="same").json()["id"] for _ in range(2)] == ["chatcmpl-same"] * 2
     assert len(engine.requests) == 2
@@ -198,18 +194,14 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        pytest.param({}, (TEXT, "stop", None), id="end of sequence"),
         pytest.param({"max_tokens": 2}, (" Paris,", "length", None), id="limit"),
-        pytest.param({"stop": ["nowhere", " city"]}, (" Paris, the", "stop", " city"), id="string"),
-        pytest.param({"stop": "he c"}, (" Paris, t", "stop", "he c"), id="string within a token"),
-        pytest.param({"stop": ["the city of"]}, (" Paris, ", "stop", "the city of"), id="string of several tokens"),
+        pytest.param({"stop": ["he", "the city of"]}, (" Paris, t", "stop", "he"), id="string within a token"),
         pytest.param(
             {"stop": " city", "include_stop_str_in_output": True},
             (" Paris, the city", "stop", " city"),
             id="string kept",
         ),
         pytest.param({"stop": " city", "min_tokens": 5}, (TEXT, "stop", None), id="before min_tokens"),
-        pytest.param({"stop": "light. And"}, (TEXT, "stop", None), id="held back"),
         pytest.param(
             {"stop": "city of hope", "max_tokens": 5},
             (" Paris, the city of", "length", None),

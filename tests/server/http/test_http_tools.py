@@ -117,9 +117,8 @@ def test_special_tokens_reach_the_parser(serve, engine, encode, renderer):
     assert server.chat().json()["choices"][0]["message"]["content"] == ""
 
 
-@pytest.mark.parametrize("text", ['{"a": }', '{"a": [1}', "{'a': 1}"], ids=["no value", "bracket", "quotes"])
-def test_malformed_calls_of_a_whole_response_are_content(serve, engine, encode, text):
-    call = f'<tool_call>{{"name": "get_time", "arguments": {text}}}</tool_call>'
+def test_malformed_calls_of_a_whole_response_are_content(serve, engine, encode):
+    call = '<tool_call>{"name": "get_time", "arguments": {"a": [1}}</tool_call>'
     engine.reply = encode(call)
     choice = serve(**HERMES).chat(tools=[TIME]).json()["choices"][0]
     assert choice["message"]["content"] == call
