@@ -27,16 +27,6 @@ def test_more_requests_than_slots_wait_and_all_finish(plain_llama, llama):
     engine.assert_nothing_leaked()
 
 
-def test_requests_start_in_order_of_arrival(llama):
-    engine = SmallEngine(llama, num_slots=2, max_num_batched_tokens=16)
-    names = ["first", "second", "third", "fourth", "fifth"]
-    for name, prompt in zip(names, random_prompts(20, 3, 14, 1, 9), strict=True):
-        engine.add(name, prompt, max_tokens=4)
-    engine.run()
-    started = list(dict.fromkeys(request_id for step in engine.steps for request_id in step))
-    assert started == names
-
-
 def test_a_step_computes_no_more_than_its_budget(llama):
     engine = SmallEngine(llama, max_num_batched_tokens=10)
     engine.generate(random_prompts(35, 4, 18, 10, 11, 1), max_tokens=20)
@@ -48,20 +38,6 @@ def test_a_budget_below_the_number_of_requests_completes_all(plain_llama, llama)
     prompts = random_prompts(9, 4, 18, 2)
     engine = SmallEngine(llama, max_num_batched_tokens=2)
     assert engine.generate(prompts, max_tokens=5) == greedy_outputs(plain_llama, prompts, 5)
-
-
-def test_decodes_continue_while_a_long_prompt_is_computed(llama):
-    engine = SmallEngine(llama, max_num_batched_tokens=20)
-    short = [engine.add(f"short {i}", p, max_tokens=60) for i, p in enumerate(random_prompts(3, 4, 5))]
-    engine.step()
-    long = engine.add("long", random_prompts(200)[0], max_tokens=2)
-    num_steps = 0
-    while not long.token_ids:
-        before = [len(c.token_ids) for c in short]
-        engine.step()
-        num_steps += 1
-        assert [len(c.token_ids) for c in short] == [n + 1 for n in before]
-    assert num_steps == -(-200 // 17)
 
 
 def test_a_prompt_is_not_split_beside_another_prompt(llama):

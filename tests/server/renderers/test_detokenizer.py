@@ -74,20 +74,6 @@ def test_a_character_is_released_only_when_complete(renderer):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_several_tokens_at_once_give_the_same_text(renderer):
-    token_ids = encode(renderer, TEXTS[2])
-    detokenizer = renderer.create_detokenizer()
-    assert detokenizer.append(token_ids).text + detokenizer.finish() == full_decode(renderer, token_ids)
-
-
-def test_the_first_word_after_a_prompt_keeps_its_space(renderer):
-    whole = encode(renderer, "the capital of")
-    cut = len(encode(renderer, "the capital"))
-    before, expected = full_decode(renderer, whole[:cut]), full_decode(renderer, whole)
-    detokenizer = renderer.create_detokenizer(prompt=PromptTail(whole[:cut]))
-    assert feed(detokenizer, whole[cut:]) == expected[len(before) :] == " of"
-
-
 def test_an_incomplete_character_is_released_at_the_end(renderers):
     token_ids = encode(renderers["real"], "ok 你")[:-1]
     detokenizer = renderers["real"].create_detokenizer()
@@ -233,12 +219,6 @@ def test_a_detokenizer_ends_at_a_stop_string(renderer, include):
     assert text == whole[: whole.index("brown fox") + (len("brown fox") if include else 0)]
 
 
-def test_tokens_after_a_stop_string_are_ignored(renderer):
-    token_ids = renderer.tokenizer.encode("the quick brown fox", add_special_tokens=False)
-    detokenizer = renderer.create_detokenizer(stop=["quick"])
-    assert detokenizer.append(token_ids) == ("the ", "quick")
-
-
 def test_stop_strings_within_min_tokens_are_ignored(renderer):
     token_ids = renderer.tokenizer.encode("the quick the quick the", add_special_tokens=False)
     whole = renderer.detokenize(token_ids)
@@ -247,12 +227,6 @@ def test_stop_strings_within_min_tokens_are_ignored(renderer):
     for min_tokens, end in ((num_before, whole.index("quick")), (num_before + 1, whole.rindex("quick"))):
         detokenizer = renderer.create_detokenizer(stop=["quick"], min_tokens=min_tokens)
         assert detokenizer.append(token_ids) == (whole[:end], "quick")
-
-
-def test_a_stop_string_may_begin_within_min_tokens(renderer):
-    token_ids = renderer.tokenizer.encode("the quick brown", add_special_tokens=False)
-    detokenizer = renderer.create_detokenizer(stop=["quick brown"], min_tokens=len(token_ids) - 1)
-    assert detokenizer.append(token_ids) == ("the ", "quick brown")
 
 
 def test_finish_releases_what_might_have_been_a_stop_string(renderer):

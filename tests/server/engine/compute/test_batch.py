@@ -27,23 +27,11 @@ def test_decodes_come_first_in_slot_order_then_prompt_chunks_as_given():
     ]
 
 
-def test_a_single_token_prompt_is_a_prefill_not_a_decode():
-    batch = _pack([_chunk(slot=0, computed=0, new=1)])
-    assert not batch.decode_groups
-    assert [(p.begin, p.end) for p in batch.prefills] == [(0, 1)]
-
-
 def test_neighbours_of_equal_length_share_a_call_without_a_mask():
     [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (3, 4, 5)]).decode_groups
     assert (group.first_slot, group.last_slot, group.length) == (3, 6, 10)
     assert group.mask is None
     assert group.slot_rows is None
-
-
-def test_shorter_members_are_masked_to_their_own_length():
-    [group] = _pack([_chunk(slot=0, computed=1, new=1), _chunk(slot=1, computed=3, new=1)]).decode_groups
-    assert group.mask is not None
-    assert (group.mask[:, 0, 0] == 0).tolist() == [[True, True, False, False], [True, True, True, True]]
 
 
 def test_free_slots_in_a_group_use_another_members_row():
@@ -83,13 +71,6 @@ def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_onc
     ]
     assert groups[1].mask is not None
     assert (groups[1].mask[:, 0, 0] == 0).sum(1).tolist() == [841, 1101, 851]
-
-
-def test_different_shared_prefixes_are_different_groups():
-    chunks = [_chunk(slot=s, computed=1700, new=1) for s in range(4)]
-    prefixes = {0: ("a", 1640), 1: ("a", 1640), 2: ("b", 1600), 3: ("b", 1600)}
-    groups = _pack(chunks, prefixes).decode_groups
-    assert [(g.rows, g.num_shared_tokens) for g in groups] == [(slice(0, 2), 1640), (slice(2, 4), 1600)]
 
 
 @pytest.mark.parametrize(("num_sequences", "length"), [(9, 511), (3, 767), (2, 1535)])

@@ -1,8 +1,5 @@
 """Packed layers give the results of plain ones: bit for bit in bfloat16 with oneDNN, else rounded once."""
 
-import ctypes
-from typing import ClassVar
-
 import psutil
 import pytest
 import torch
@@ -206,17 +203,6 @@ def test_packing_takes_one_copy_of_the_weights():
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
 
 
-@needs_fbgemm
-@pytest.mark.parametrize(("in_features", "out_features"), [(576, 1000), (1536, 576), (33, 8000)])
-def test_the_size_of_a_packed_copy_is_known(in_features, out_features, fbgemm):
-    layers = [torch.nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(6)]
-    pack_layers(layers[0])  # allocates what all layers share
-    before = _allocated_bytes()
-    for layer in layers[1:]:
-        pack_layers(layer)
-    assert _allocated_bytes() - before == pytest.approx(5 * FbgemmProduct.count_bytes(layers[0].weight), rel=0.05)
-
-
 def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
     """The layer's output is within the type's precision of the product in double precision."""
     bias = layer.bias.double() if layer.bias is not None else None
@@ -233,21 +219,6 @@ def _own_bytes() -> int:
     """The process's memory without mapped files, as the first call reads much of the library."""
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared  # type: ignore[no-any-return]
-
-
-def _allocated_bytes() -> int:
-    """Bytes of the C heap that are in use (mallinfo2(3))."""
-
-    class MallInfo(ctypes.Structure):
-        _fields_: ClassVar = [
-            *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
-            *((name, ctypes.c_size_t) for name in ("hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
-        ]
-
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = MallInfo
-    info = libc.mallinfo2()
-    return info.hblkhd + info.uordblks  # type: ignore[no-any-return]
 
 
 def _is_packed(layer: torch.nn.Module) -> bool:

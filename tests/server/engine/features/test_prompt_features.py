@@ -81,24 +81,6 @@ def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture):
     assert [sequence.token_ids for sequence in sequences] == expected
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-def test_arbitrary_rows_give_the_output_of_generate(architecture):
-    model = build_model(architecture, PACKED[architecture])
-    rows = torch.randn(19, rows_of(model, [1]).shape[-1], generator=torch.Generator().manual_seed(3)) * 0.5
-    output = model.generate(
-        inputs_embeds=rows[None],
-        attention_mask=torch.ones(1, len(rows), dtype=torch.long),
-        max_new_tokens=NUM_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    engine = SmallEngine(copy.deepcopy(model))
-    completion = engine.add("embeds", [0] * len(rows), as_inputs(rows), max_tokens=NUM_TOKENS)
-    engine.run()
-    assert completion.token_ids == output[0].tolist()
-
-
 @pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
 def test_the_sequential_runner_supports_embeddings(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
@@ -174,18 +156,6 @@ def test_placeholder_ids_are_not_penalised(plain_llama, llama):
     engine.run()
     assert embeds.token_ids == [0]
     assert text.token_ids != [0]
-
-
-def test_rows_are_converted_to_the_models_type(llama):
-    (prompt,) = random_prompts(12)
-    rows = rows_of(llama, prompt).bfloat16()
-    engine = SmallEngine(llama)
-    found = [
-        engine.add(str(i), [0] * 12, as_inputs(given), max_tokens=4) for i, given in enumerate((rows, rows.float()))
-    ]
-    engine.run()
-    assert found[0].token_ids == found[1].token_ids
-    assert found[0].error is None
 
 
 @pytest.mark.parametrize(

@@ -178,15 +178,6 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(qwen):
     assert cache._num_bytes == cache._max_bytes
 
 
-def test_prompt_logprobs_work_with_images(qwen):
-    engine, prompt = qwen.engine(), qwen.prompt("Look: ", (60, 60, 1), " What?")
-    completion = _add(engine, "a", prompt, prompt_logprobs=1)
-    engine.run()
-    assert completion.prompt_logprobs is not None
-    assert len(completion.prompt_logprobs) == len(prompt.token_ids)
-    assert completion.token_ids == qwen.expected(prompt)
-
-
 def test_tensors_that_do_not_fit_fail_only_their_request(qwen):
     engine = qwen.engine()
     good, other = qwen.prompt("Look: ", (60, 60, 1)), qwen.prompt((60, 60, 1), (60, 60, 2))

@@ -206,14 +206,6 @@ def test_an_aborted_sequence_frees_its_unloaded_adapter(engine, adapter):
     assert len(engine.adapters._registered) == 0
 
 
-def test_steps_without_adapters_have_no_hooks(engine, adapter):
-    assert engine.load_adapter(1, adapter) is None
-    engine.generate([PROMPTS[0]], adapter_id=1)
-    assert engine.adapted._handles
-    engine.generate([PROMPTS[0]])
-    assert not engine.adapted._handles
-
-
 def test_torch_files_are_read_without_unpickling_code(engine, plain_llama, adapter):
     expected = adapted_outputs(plain_llama, adapter, PROMPTS, 16)
     tensors = load_file(adapter / "adapter_model.safetensors")

@@ -11,47 +11,6 @@ from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import random_prompts
 
 
-def test_a_sequence_is_admitted_with_a_free_slot_and_memory_for_one_more_token():
-    cache = CacheManager(num_slots=2, max_tokens=50)
-    first, fitting, too_long = as_sequences(random_prompts(20, 28, 29))
-    cache.admit(first)
-    assert cache.can_admit(fitting)
-    assert not cache.can_admit(too_long)
-    cache.admit(fitting)
-    cache.release(first)
-    assert cache.num_held_tokens == 28
-    assert cache.can_admit(first)
-
-
-def test_a_sequence_without_a_free_slot_is_not_admitted():
-    cache = CacheManager(num_slots=1, max_tokens=50)
-    first, second = as_sequences(random_prompts(5, 6))
-    cache.admit(first)
-    assert not cache.can_admit(second)
-    cache.release(first)
-    assert cache.can_admit(second)
-
-
-def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_exceeded():
-    kv_cache = _kv_cache()
-    prefixes = PrefixCache(kv_cache.slots, max_tokens=60)
-    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
-    _complete(cache, *random_prompts(40, seed=40))
-    first, second = as_sequences(random_prompts(25, 33, seed=2))
-    cache.admit(first)
-    cache.admit(second)
-    assert prefixes.num_tokens == 40
-    first.token_ids.append(5)
-    assert cache.reserve_next_tokens()
-    assert prefixes.num_tokens == 0
-    first.token_ids += [5] * 39
-    assert cache.reserve_next_tokens()
-    first.token_ids.append(5)
-    assert not cache.reserve_next_tokens()
-    cache.release(second)
-    assert cache.reserve_next_tokens()
-
-
 class _SmallGpuSlots(CopiedSlots):
     """Memory of a GPU that has no room left once `is_full`."""
 

@@ -93,17 +93,6 @@ def test_prompts_that_are_mostly_cached_start_together(llama):
     assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
 
 
-def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama, llama):
-    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=50)
-    [shared, tail] = random_prompts(120, 10)
-    first = engine.add("first", shared, max_tokens=4)
-    engine.step()
-    second = engine.add("second", shared[:100] + tail, max_tokens=4)
-    engine.run()
-    assert second.num_cached_tokens == 96
-    assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
-
-
 def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(plain_llama, llama, monkeypatch):
     engine = SmallEngine(llama, prefix_tokens=2000, max_model_len=800)
     shared_parts = []

@@ -84,19 +84,6 @@ def test_reading_closed_slots_takes_no_memory():
     memory.check()
 
 
-def test_closed_slots_stay_mapped_where_no_more_mappings_are_permitted():
-    memory = _Memory(num_slots=16)
-    memory.slots.memory._max_mappings = 10
-    for slot in range(16):
-        memory.open(slot)
-        memory.close(slot)
-    memory.slots.hide_closed(range(16))
-    assert memory.slots.memory.num_mappings == 10
-    memory.open(15)
-    memory.write(15, 0, 100)
-    memory.check()
-
-
 def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own():
     memory = _Memory()
     memory.open(0)
@@ -110,19 +97,6 @@ def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own():
         memory.check()
     assert memory.slots.memory.num_mappings == 0
     assert memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
-
-
-def test_only_one_sequence_continues_an_ended_one():
-    memory = _Memory()
-    memory.open(0)
-    memory.write(0, 0, 100)
-    kept = memory.keep(0, 100)
-    memory.close(0)
-    memory.open(0, kept, 100)
-    memory.open(1, kept, 100)
-    for slot in (0, 1):
-        memory.write(slot, 100, 200)
-    memory.check()
 
 
 def test_beginnings_are_copied_when_too_many_mappings_are_in_use():
