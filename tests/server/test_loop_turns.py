@@ -28,20 +28,6 @@ async def test_a_burst_begins_a_few_at_a_time_and_in_order():
     await asyncio.gather(*tasks)
 
 
-async def test_single_requests_do_not_wait():
-    turns = LoopTurns()
-    for _ in range(20):
-        waiting = turns.wait()
-        try:
-            waiting.send(None)
-        except StopIteration:
-            pass
-        else:
-            raise AssertionError("it waited")
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-
-
 async def test_a_cancelled_request_uses_up_no_turn():
     turns = LoopTurns()
     tasks = [asyncio.create_task(turns.wait()) for _ in range(50)]
@@ -77,23 +63,6 @@ async def test_bodies_are_read_a_few_pieces_at_a_time():
     assert num_read == 200
     assert max(sizes) <= 4
     await asyncio.gather(*tasks)
-
-
-async def test_a_body_of_one_piece_takes_no_turn():
-    turns = LoopTurns()
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"x", "more_body": False}
-
-    for _ in range(20):
-        receive_in_turn = turns.pace(receive)
-        for _ in range(2):  # the second call waits for the client's disconnection
-            try:
-                receive_in_turn().send(None)  # type: ignore[attr-defined]
-            except StopIteration:
-                pass
-            else:
-                raise AssertionError("it waited")
 
 
 async def test_a_blocked_loop_shows_in_its_heartbeat():

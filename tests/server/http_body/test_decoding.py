@@ -209,13 +209,6 @@ def test_tokenize_requires_either_a_prompt_or_messages(body):
     assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
 
 
-def test_wrong_nested_value_is_named_with_its_path():
-    assert fail(b'{"prompt": "a", "response_format": {"type": "xml"}}').param == "response_format.type"
-    assert (
-        fail(b'{"messages": [{}], "tools": [{"type": "x", "function": {"name": "f"}}]}', ChatRequest).param == "tools"
-    )
-
-
 def test_numbers_may_be_written_as_booleans_as_in_vllm():
     body = b'{"prompt": "a", "logprobs": true, "temperature": false, "stream": false, "echo": true}'
     request = RequestDecoder(CompletionRequest).decode(body)

@@ -13,7 +13,7 @@ import uvicorn
 import uvloop
 
 from server.limits import LimitsConfig
-from server.transport.connection import BoundedConnection, bounded_connections
+from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
 from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.server.transport.served import HALF_A_HELLO, TIMEOUT_S, serve
@@ -61,22 +61,6 @@ async def test_a_body_is_complete(framing, body):
     async with serve(LimitsConfig(), application=reader) as served:
         assert (await served.exchange(POST + framing, tls=False)).startswith(b"HTTP/1.1 200")
     assert b"".join(reader.pieces) == body
-
-
-async def test_pieces_of_a_body_are_not_copied(monkeypatch):
-    parsed: list[bytes] = []
-    on_body = BoundedConnection.on_body
-
-    def keep(connection: BoundedConnection, body: bytes) -> None:
-        parsed.append(body)
-        on_body(connection, body)
-
-    monkeypatch.setattr(BoundedConnection, "on_body", keep)
-    reader = BodyReader()
-    async with serve(LimitsConfig(), application=reader) as served:
-        await served.exchange(POST + b"content-length: 2097152\r\n\r\n" + LONG, tls=False)
-    same = [piece for piece in reader.pieces if any(piece is each for each in parsed)]
-    assert sum(map(len, same)) > len(LONG) / 2  # pieces that arrive before the request reads are joined
 
 
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"

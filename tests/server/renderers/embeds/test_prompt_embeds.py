@@ -16,7 +16,6 @@ import torch
 
 from base.errors import RequestError
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.prompts import EmbedsPrompt, TextOptions
 from server.types import TensorData
 from tests.embeds_payloads import saved
 
@@ -133,15 +132,12 @@ def test_too_much_base64_is_rejected_before_decoding(monkeypatch):
         pytest.param(torch.zeros(0, 16), "has no rows", id="no rows"),
         pytest.param(torch.zeros(64, 16), "has 64 rows, but the model's maximum context length is 64", id="rows"),
         pytest.param(torch.zeros(5, 16, dtype=torch.int64), "torch.LongStorage", id="int64"),
-        pytest.param(torch.zeros(5, 16, dtype=torch.int32), "IntStorage", id="int32"),
         pytest.param(torch.zeros(5, 16, dtype=torch.bool), "BoolStorage", id="bool"),
-        pytest.param(torch.zeros(5, 16, dtype=torch.complex64), "ComplexFloatStorage", id="complex"),
         pytest.param(torch.zeros(5, 16, dtype=torch.float8_e4m3fn), "plain tensor", id="float8"),
         pytest.param(torch.full((5, 16), float("nan")), "NaN or infinity in row 0", id="nan"),
         pytest.param(torch.tensor([[0.0] * 16, [0.0] * 15 + [float("-inf")]]), "in row 1", id="infinity"),
         pytest.param([NORMAL], "plain tensor", id="list"),
         pytest.param({"prompt_embeds": NORMAL}, "plain tensor", id="dict"),
-        pytest.param("text", "plain tensor", id="text"),
     ],
 )
 def test_error_for_a_tensor_that_does_not_fit_names_the_fault(rows, message):
@@ -208,13 +204,9 @@ def test_code_in_a_pickle_does_not_run(tmp_path, monkeypatch, protocol):
     "content",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b".", id="stop"),
         pytest.param(b"\x80\x02R.", id="call of nothing"),
         pytest.param(b"\x80\x02((((t", id="marks"),
-        pytest.param(b"\x80\x02h\x05.", id="unknown memory"),
-        pytest.param(b"\x80\x02r\xff\xff\xff\xff.", id="memory of nothing"),
         pytest.param(b"\x80\x02K\x01r\xff\xff\xff\xff.", id="memory far away"),
-        pytest.param(b"\x80\x02X\xff\xff\xff\x7fabc", id="long text"),
         pytest.param(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc", id="very long text"),
         pytest.param(b"\x80\x02K\x01" + b"\x85" * 5000 + b".", id="deep"),
         pytest.param(b"\x80\x02)" + b"q\x00h\x00\x86" * 4000 + b".", id="wide"),
@@ -261,17 +253,14 @@ def test_the_unchanged_pickle_of_the_following_tests_is_accepted():
     ("offset", "size", "stride"),
     [
         pytest.param(1, (5, 16), (16, 1), id="offset"),
-        pytest.param(0, (6, 16), (16, 1), id="rows"),
         pytest.param(0, (5, 16), (17, 1), id="stride"),
         pytest.param(79, (5, 16), (-16, 1), id="negative stride"),
         pytest.param(-1, (5, 16), (16, 1), id="negative offset"),
         pytest.param(0, (-5, 16), (16, 1), id="negative size"),
         pytest.param(0, (5, 16), (1,), id="other rank"),
         pytest.param(2**62, (5, 16), (2**62, 1), id="huge numbers"),
-        pytest.param(0, (2**62, 16), (0, 1), id="huge and expanded"),
         pytest.param(0, (2**40, 2**40), (0, 0), id="larger than memory"),
         pytest.param(0, (1,) * 100, (1,) * 100, id="many dimensions"),
-        pytest.param(2**62, (0, 16), (1, 1), id="nothing, far away"),
         pytest.param(0, (1, 16), (10**30, 1), id="a stride that is not used"),
         pytest.param(0, (0, 2**70), (1, 1), id="nothing, very wide"),
         pytest.param(0, (2**70, 16), (0, 0), id="more than an address"),
@@ -320,22 +309,3 @@ def test_truncated_files_and_files_with_a_changed_byte_are_harmless():
             assert load(bytes(changed)).shape[1] == 16
         except RequestError as err:
             assert err.param == "prompt_embeds"
-
-
-def test_prompts_of_all_kinds_are_rendered_in_order(renderer):
-    renderer.embeds_limits = LIMITS
-    embeds = EmbedsPrompt(pybase64.b64encode(saved(NORMAL)))
-    try:
-        rendered = renderer.render_prompts([embeds, "hello world", [5, 6]], TextOptions(truncate_prompt_tokens=3))
-        with pytest.raises(ValueError, match="You must pass at least one prompt"):
-            renderer.render_prompts([], TextOptions())
-    finally:
-        renderer.embeds_limits = None
-    assert rendered[0].token_ids == [0, 0, 0]
-    assert rendered[0].inputs is not None and rendered[0].inputs.embeds is not None
-    assert torch.equal(to_torch(rendered[0].inputs.embeds), NORMAL[-3:])
-    assert rendered[0].known_token_ids == []
-    assert rendered[1].text == "hello world"
-    assert rendered[2].known_token_ids == [5, 6]
-    with pytest.raises(RequestError, match="--enable-prompt-embeds"):
-        renderer.render_prompts([embeds], TextOptions())
