@@ -115,10 +115,13 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(engine, m
     assert not engine.imports.restored.is_set()
 
 
-def test_an_engine_without_work_trims_its_heap_once(engine, monkeypatch):
+@pytest.mark.parametrize("is_idle", [True, False], ids=["without work", "under lasting load"])
+def test_an_engine_trims_its_heap(engine, monkeypatch, is_idle):
+    """Once in each time without work."""
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
     monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
-    monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0)
+    monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0 if is_idle else float(TIMEOUT_S))
+    monkeypatch.setattr(idle_work, "_TRIM_INTERVAL_S", float(TIMEOUT_S) if is_idle else 0.0)
     assert isinstance(engine.receive(), Ready)
     for name in ("one", "two"):
         engine.generate(name, [1, 2])
@@ -127,19 +130,7 @@ def test_an_engine_without_work_trims_its_heap_once(engine, monkeypatch):
         for _ in range(3):
             engine.send(Ping())
             assert isinstance(engine.receive(), Pong)
-        assert trimmed.empty()
-
-
-def test_an_engine_under_lasting_load_trims_its_heap(engine, monkeypatch):
-    trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
-    monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
-    monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", float(TIMEOUT_S))
-    monkeypatch.setattr(idle_work, "_TRIM_INTERVAL_S", 0.0)
-    assert isinstance(engine.receive(), Ready)
-    for name in ("one", "two"):
-        engine.generate(name, [1, 2])
-        assert isinstance(engine.receive(), Step)
-        trimmed.get(timeout=TIMEOUT_S)
+        assert not is_idle or trimmed.empty()
 
 
 def test_a_grammar_is_compiled_beside_the_loop(engine, monkeypatch):

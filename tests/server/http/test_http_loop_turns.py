@@ -147,7 +147,7 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "completion: prompts of one token": lambda: completion([[5] * 300] * 1024),
     "completion: echoed choices": lambda: completion("hello " * 5000, echo=True, n=256, temperature=1),
     "responses: items": lambda: response(_turns(2048)),
-    "responses: metadata": lambda: response("a", metadata={f"k{i}": "v" for i in range(300_000)}),
+    "responses: metadata": lambda: response("a", metadata={f"k{i}": "v" for i in range(100_000)}),
     "responses: tools": lambda: response("a", **_unused_tools()),
     "responses: in the background": lambda: response("a", stream=True, background=True, **_unused_tools()),
     "messages: input of a tool": lambda: message(messages=_tool_use(_members(50_000))),

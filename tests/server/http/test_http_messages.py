@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from server.http_body.response_body import ANTHROPIC, error_response
-from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
+from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer
 
 REPLY = " Paris, the city of light."
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -241,26 +241,21 @@ def test_every_status_has_anthropics_type(status, type):
     assert (body["type"], body["error"].type) == ("error", type)
 
 
-class TestSystemMessagesWithinTheConversation:
-    CONVERSATION = (USER, {"role": "system", "content": "Be short."})
-
-    def prompt(self, server: LiveServer, engine: ScriptedEngine) -> str:
+def test_system_messages_move_to_the_start_if_the_template_rejects_them_elsewhere(
+    engine, model_path, serve, use_template
+):
+    template = (model_path / "chat_template.jinja").read_text()
+    guard = "{% if message.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}"
+    strict = template.replace("{% for message in messages %}", "{% for message in messages %}" + guard)
+    assert strict != template
+    for chosen, beginning in ((template, "You help. <|im_end|>"), (strict, "You help. Be short.<|im_end|>")):
+        use_template(chosen)
+        server = serve()
         with connect(server) as client:
-            create(client, messages=self.CONVERSATION, system="You help. ")
+            create(client, messages=(USER, {"role": "system", "content": "Be short."}), system="You help. ")
         *_, (token_ids, _) = engine.requests.values()
-        return str(server.parts.renderer.detokenize(token_ids))
-
-    def test_they_stay_if_the_template_accepts_them(self, server, engine):
-        assert self.prompt(server, engine).count("<|im_start|>system\n") == 2
-
-    def test_they_move_to_the_start_if_not(self, engine, model_path, serve, use_template):
-        template = (model_path / "chat_template.jinja").read_text()
-        guard = "{% if message.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}"
-        strict = template.replace("{% for message in messages %}", "{% for message in messages %}" + guard)
-        assert strict != template
-        use_template(strict)
-        prompt = self.prompt(serve(), engine)
-        assert prompt.startswith("<|im_start|>system\nYou help. Be short.<|im_end|>\n<|im_start|>user")
+        prompt = server.parts.renderer.detokenize(token_ids)
+        assert prompt.startswith(f"<|im_start|>system\n{beginning}\n<|im_start|>user")
 
 
 def test_a_loop_of_tools_sends_the_whole_conversation(serve, engine, encode, renderer):
