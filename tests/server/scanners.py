@@ -361,7 +361,7 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
         form = known[path]
         text = form.write([Call("search", {"query": "é x", "filters": {"a": 1}}), Call("now", {})], _First())
         marks = [at for at in range(1, len(text)) if not text[at].isalnum() and text[at - 1].isalnum()]
-        cuts = [text[: marks[len(marks) * part // 8]] for part in (0, 4)]
+        cuts = [text[: marks[len(marks) * part // 8]] for part in (0, 3)]
         texts = [Text(text), *(Text(cut) for cut in cuts if cut), *(Text(f, cut) for cut in cuts for f in _FILLERS)]
         create = partial(_tool_parser, form.name)
         scanners.append(_parser(f"tools {form.name}", f"server.parsers.{path.module}", create, texts, form.tokenize))
