@@ -59,7 +59,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """The objects that `server.run` starts, uses and closes."""
+    """The objects that `server.api_process` starts, uses and closes."""
 
     parts: AppParts
     http: GracefulServer

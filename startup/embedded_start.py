@@ -58,8 +58,8 @@ from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
+    from server.api_process import ServerRun
     from server.renderers.renderer import Renderer
-    from server.run import ServerRun
     from startup.download.process import DownloadHandle
     from startup.probes.embedded_probes import EmbeddedProbes
 
@@ -169,7 +169,7 @@ class _EmbeddedStart:
         try:
             return self._session.listen(address, self._prepare_channels, accepts_activation=True)
         except PortInUseError as err:
-            from startup.preflight.run import run_preflight
+            from startup.preflight.all_checks import run_preflight
 
             raise run_preflight(self._config).as_error() or err from err
 
@@ -202,7 +202,7 @@ class _EmbeddedStart:
         """Runs the preflight; raises StartupError with all of its errors."""
 
         def check() -> PreflightReport:
-            from startup.preflight.run import PreflightOptions, run_preflight
+            from startup.preflight.all_checks import PreflightOptions, run_preflight
 
             return run_preflight(self._config, options=PreflightOptions(is_listening=True, plan=plan))
 
@@ -240,7 +240,7 @@ class _EmbeddedStart:
 
     def _import_server(self) -> None:
         with self._span("import_server"):
-            import server.run  # noqa: F401 - used by the steps that follow
+            import server.api_process  # noqa: F401 - used by the steps that follow
         end_stand_ins()
 
     def _load_renderer(self, files: ModelFiles) -> "Renderer":
@@ -251,8 +251,8 @@ class _EmbeddedStart:
 
     def _build_server(self, listening: socket, renderer: "Renderer", engine: EngineStarter) -> "ServerRun":
         """The HTTP server, which takes the port from the responder and waits for the engine."""
+        from server.api_process import ServerRun
         from server.build import RunOptions
-        from server.run import ServerRun
 
         self.lifecycle.subscribe(self._on_state)
         options = RunOptions(

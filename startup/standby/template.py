@@ -276,8 +276,8 @@ def _private_memory() -> Iterator[tuple[int, int]]:
 _EMBEDDED: Final = (
     "startup.embedded_start",
     "startup.engine.process",
-    "startup.preflight.run",
-    "server.run",
+    "startup.preflight.all_checks",
+    "server.api_process",
     "server.renderers.vision",
     "server.engine.pooling.core",
     "startup.probes.tls_channel",

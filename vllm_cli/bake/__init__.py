@@ -1,1 +1,1 @@
-"""`bake`: begin at run.py."""
+"""`bake`: begin at bake.py."""

@@ -1,1 +1,1 @@
-"""`run-batch`: begin at run.py."""
+"""`run-batch`: begin at run_batch.py."""

@@ -14,7 +14,7 @@ from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 from vllm_cli.flags.router_words import ADDRESS
 
 if TYPE_CHECKING:
-    from vllm_cli.batch.run import BatchConfig
+    from vllm_cli.batch.run_batch import BatchConfig
 
 _ADDRESS_FLAGS: Final = (*ADDRESS, "--enable-metrics")
 _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
@@ -81,7 +81,7 @@ def run_batch(*, is_json: bool, **options: Any) -> int:
     """Returns the exit code."""
     config = _build_config(options)
 
-    from vllm_cli.batch.run import run_batch as run
+    from vllm_cli.batch.run_batch import run_batch as run
 
     outcome = run(config)
     if is_json:
@@ -90,7 +90,7 @@ def run_batch(*, is_json: bool, **options: Any) -> int:
 
 
 def _build_config(options: dict[str, Any]) -> "BatchConfig":
-    from vllm_cli.batch.run import BatchConfig
+    from vllm_cli.batch.run_batch import BatchConfig
 
     words: tuple[str, ...] = options.pop("words")
     for given in split(words):

@@ -110,9 +110,9 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
     vllm = require_vllm()
     if options.is_preflight_only:
-        from startup.preflight.run import PreflightOptions
+        from startup.preflight.all_checks import PreflightOptions
         from startup.vllm.command_line import CommandLine
-        from startup.vllm.preflight.run import run_preflight
+        from startup.vllm.preflight.all_checks import run_preflight
 
         report = run_preflight(vllm, CommandLine.of(options.words), PreflightOptions(asks_hub=True))
         return _print(report, as_json=options.is_json)
@@ -122,7 +122,7 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
 
 def _check(config: StartupConfig, *, as_json: bool) -> int:
-    from startup.preflight.run import PreflightOptions, run_preflight
+    from startup.preflight.all_checks import PreflightOptions, run_preflight
 
     return _print(run_preflight(config, options=PreflightOptions(asks_hub=True)), as_json=as_json)
 

@@ -27,15 +27,15 @@ from startup.config import StartupConfig
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.model.request import ModelRequest
+from startup.preflight.all_checks import PreflightOptions, run_preflight
 from startup.preflight.report import USAGE, Finding, PreflightReport
-from startup.preflight.run import PreflightOptions, run_preflight
 from startup.router.child_process import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
 from startup.serve_words import ServeWords, is_flag_like
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
-from startup.vllm.preflight.run import run_preflight as run_vllm_preflight
+from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine

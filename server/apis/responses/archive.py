@@ -10,7 +10,7 @@ from base.errors import RequestError
 from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.input_items import show_items
 from server.apis.responses.output import ResponseEvent
-from server.apis.responses.run import ResponseRun
+from server.apis.responses.response_run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
 from server.http_body.response_body import encode_named_event
 from server.limits import LimitsConfig

@@ -12,7 +12,7 @@ from server.apis.responses.background import BackgroundResponses
 from server.apis.responses.conversion import Message, build_conversation, own_field_names, to_chat_request
 from server.apis.responses.input_items import ItemPage
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.run import Response, ResponseRun
+from server.apis.responses.response_run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ChatRunner
 from server.generation.request import ChatRequest

@@ -27,8 +27,8 @@ from startup.download.messages import DownloadError, use_first_endpoint
 from startup.hooks.hook import names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
+from startup.preflight.all_checks import PreflightOptions
 from startup.preflight.report import PreflightReport
-from startup.preflight.run import PreflightOptions
 from startup.processes import group_signals
 from startup.processes.new_program import discard_dormant, start_resource_tracker
 from startup.processes.quick_end import end_without_finalizing
@@ -63,7 +63,7 @@ from startup.vllm.patches.model_caches import reuse_tokenizer
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
-from startup.vllm.preflight.run import run_preflight
+from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from base.machine.memory import MemoryState
 from server.config import EngineConfig, RendererConfig
 from startup.config import ModelConfig, StartupConfig
+from startup.preflight.all_checks import PreflightOptions, run_preflight
 from startup.preflight.report import PreflightReport
-from startup.preflight.run import PreflightOptions, run_preflight
 from tests.server.server_config import server_config
 
 GIB = 1 << 30

@@ -79,7 +79,7 @@ from base.server_settings import NetworkConfig
 from server.server_config import ServerConfig
 from base.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
-from startup.preflight.run import PreflightOptions, run_preflight
+from startup.preflight.all_checks import PreflightOptions, run_preflight
 config = StartupConfig(
     start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
     engine=EngineConfig(), renderer=RendererConfig(),

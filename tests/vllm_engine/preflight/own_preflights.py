@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from envs.foreign import overlaid
-from startup.preflight.run import PreflightOptions
+from startup.preflight.all_checks import PreflightOptions
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
-from startup.vllm.preflight.run import run_preflight
+from startup.vllm.preflight.all_checks import run_preflight
 
 
 def main(question: str, answer: str) -> None:

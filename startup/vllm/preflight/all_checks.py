@@ -7,10 +7,10 @@ may change is a warning. Names and flags are those of the installed vLLM (`start
 from collections.abc import Iterator
 
 from base.server_settings import NetworkConfig
+from startup.preflight.all_checks import PreflightOptions, download_checks
 from startup.preflight.network import check_address
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
 from startup.preflight.resources import check_cache_folder
-from startup.preflight.run import PreflightOptions, download_checks
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.installed import InstalledVllm
