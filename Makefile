@@ -27,11 +27,12 @@ JOBS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # The tests of the maintainers' tools lie outside of what `make test` collects. ARGS with paths take precedence.
 WITH_TOOLS = -o testpaths="tests tools"
+WITH_ALONE = -o testpaths="$(shell grep -rl --include='*.py' 'mark\.alone' tests)"
 # Runs the tests that an expression of marks selects; those marked `alone` follow, one after the other. Exit code 5:
 # none was selected.
 run = @failed=0; set -x; \
   $(PYTEST) $(2) -m "$(1) and not alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
-  $(PYTEST) -n 0 $(2) -m "$(1) and alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+  $(PYTEST) -n 0 $(WITH_ALONE) -m "$(1) and alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
   exit $$failed
 VERSIONS ?= 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 
@@ -66,6 +67,8 @@ bench: $(DEFAULT_MODEL)
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(call run,not slow and (smoke or not thorough))
 
+# These tests start processes and wait for them more than they compute.
+test-thorough: JOBS = 5
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(call run,thorough and not slow and not smoke,$(WITH_TOOLS))
 
