@@ -164,7 +164,7 @@ class Renderer:
         """
         if has_embeds(messages):
             return self._render_embeds(mark(messages), options)
-        return self._tokenize_chat(self.render_messages(messages, options), options, images)
+        return self.tokenize_chat(self.render_messages(messages, options), options, images)
 
     def render_prompts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
         """Renders all prompts of a request.
@@ -271,7 +271,7 @@ class Renderer:
     ) -> None:
         self.close()
 
-    def _tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
+    def tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
         return self._tokenized(text, options, param="messages")
 
     def _render_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:

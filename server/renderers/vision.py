@@ -77,7 +77,7 @@ class VisionRenderer(Renderer):
     def _token(self) -> str:
         return self._images.image_token
 
-    def _tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
+    def tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
         """Replaces each image's token by the tokens of the processed image, and tokenizes the text."""
         with_bos = self._with_bos(text, options)
         if images is None:

@@ -42,19 +42,19 @@ class EmbeddedProbes(ProbeLink):
         if not self._is_ending:
             self._send_beat(self._current())
 
-    async def _find_answer(self) -> HealthAnswer | None:
+    async def find_answer(self) -> HealthAnswer | None:
         return self._current()
 
     def _current(self) -> HealthAnswer | None:
         head = self._server.find_healthy_head()
         return None if head is None else HealthAnswer(200, head, b"")
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def connect(self, connection: socket.socket) -> None:
         await self._server.adopt(connection)
 
-    async def _accept_without(self) -> None:
+    async def accept_without(self) -> None:
         """The server accepts anyway."""
 
     @property
-    def _path_prefix(self) -> str:
+    def path_prefix(self) -> str:
         return ""

@@ -60,20 +60,20 @@ class ProbeLink(ABC):
         self._is_ending = False
 
     @abstractmethod
-    async def _find_answer(self) -> HealthAnswer | None:
+    async def find_answer(self) -> HealthAnswer | None:
         """What `/health` answers now; None if the HTTP server has to answer each probe itself."""
 
     @abstractmethod
-    async def _connect(self, connection: socket.socket) -> None:
+    async def connect(self, connection: socket.socket) -> None:
         """Serves a connection that the responder has accepted; an OSError closes it."""
 
     @abstractmethod
-    async def _accept_without(self) -> None:
+    async def accept_without(self) -> None:
         """The responder has ended: the HTTP server accepts all connections itself from now on."""
 
     @property
     @abstractmethod
-    def _path_prefix(self) -> str:
+    def path_prefix(self) -> str:
         """What the access log writes before the path."""
 
     async def _open(self, settings: ServingSettings) -> bool:
@@ -119,7 +119,7 @@ class ProbeLink(ABC):
     async def _beat(self) -> None:
         """Sends heartbeats for ever. While `/health` itself does not return, there is none."""
         while True:
-            self._send_beat(await self._find_answer())
+            self._send_beat(await self.find_answer())
             self._num_unanswered += 1
             if self._num_unanswered == _MAX_UNANSWERED:
                 self._kill()
@@ -178,7 +178,7 @@ class ProbeLink(ABC):
 
     async def _try_connect(self, connection: socket.socket) -> None:
         try:
-            await self._connect(connection)
+            await self.connect(connection)
         except OSError as err:  # the client has gone
             logger.debug("a connection was not accepted: %s", err)
             connection.close()
@@ -191,7 +191,7 @@ class ProbeLink(ABC):
     def _log(self, probe: AnsweredProbe) -> None:
         """Writes the line that uvicorn writes for a request."""
         line = '%s - "%s %s HTTP/%s" %d'
-        path = self._path_prefix + probe.path
+        path = self.path_prefix + probe.path
         logging.getLogger("uvicorn.access").info(line, probe.client, "GET", path, probe.http_version, probe.status)
 
     def _kill(self) -> None:
@@ -222,5 +222,5 @@ class ProbeLink(ABC):
         self._run(self._end_without())
 
     async def _end_without(self) -> None:
-        await self._accept_without()
+        await self.accept_without()
         self._has_ended.set()

@@ -35,11 +35,11 @@ class OnlyModelAnswers(OwnAnswers):
         del self._handlers["/models"]
         pool.before_stop = self._keep_answers
 
-    async def _health(self, request: web.Request) -> web.StreamResponse:
+    async def health(self, request: web.Request) -> web.StreamResponse:
         """200 if a request would be answered: the model runs, or ran and can be started."""
         status = self._list.status_of(self._name)
         if self._pool.is_draining:
-            return await super()._health(request)
+            return await super().health(request)
         if status.state != "ready" and status.last_start_s is not None and not status.retry_after_s:
             return web.Response(headers={MODEL_STATE_HEADER: status.state})
         if (answer := await self._fetch("/health")) is not None:
@@ -47,31 +47,31 @@ class OnlyModelAnswers(OwnAnswers):
         after_s = str(max(1, math.ceil(status.retry_after_s or 0)))
         return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
 
-    async def _readyz(self, request: web.Request) -> web.StreamResponse:
+    async def readyz(self, request: web.Request) -> web.StreamResponse:
         """With `?model`, whether the model itself is ready."""
         if request.query.get("model") == "":
             return self._tell_readiness(self._name)
-        return await super()._readyz(request)
+        return await super().readyz(request)
 
-    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         """The router's own families, then those of the model's server."""
         own, answer = self._list.metrics(None), await self._find("/metrics")
         body = own.body if answer is None else own.body + answer.body
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
 
-    async def _tell_version(self, request: web.Request) -> web.StreamResponse:
+    async def tell_version(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/version")
-        return await super()._tell_version(request) if answer is None else _as_response(answer)
+        return await super().tell_version(request) if answer is None else _as_response(answer)
 
-    async def _list_models(self, request: web.Request) -> web.StreamResponse:
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/v1/models")
-        return await super()._list_models(request) if answer is None else _as_response(answer)
+        return await super().list_models(request) if answer is None else _as_response(answer)
 
     async def _tell_start(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/startupz")
-        return await self._health(request) if answer is None else _as_response(answer)
+        return await self.health(request) if answer is None else _as_response(answer)
 
-    async def _status(self, request: web.Request) -> web.StreamResponse:
+    async def status(self, request: web.Request) -> web.StreamResponse:
         answer = await self._fetch(DATA_PATH)
         if answer is not None:
             return _as_response(answer)

@@ -41,21 +41,21 @@ class OwnAnswers:
         self._version = version
         self._list = ModelList(pool, version=version, needs_key=needs_key)
         self._handlers: dict[str, Mapping[str, Handler]] = {
-            "/health": {"GET": self._health},
-            "/ping": {"GET": self._health, "POST": self._health},
+            "/health": {"GET": self.health},
+            "/ping": {"GET": self.health, "POST": self.health},
             "/livez": {"GET": self._livez},
-            "/readyz": {"GET": self._readyz},
-            "/metrics": {"GET": self._metrics},
-            "/version": {"GET": self._tell_version},
+            "/readyz": {"GET": self.readyz},
+            "/metrics": {"GET": self.metrics},
+            "/version": {"GET": self.tell_version},
             "/load": {"GET": self._tell_load},
-            "/v1/models": {"GET": self._list_models},
-            "/models": {"GET": self._list_models},
+            "/v1/models": {"GET": self.list_models},
+            "/models": {"GET": self.list_models},
             "/startupz": {"GET": self._livez},
             "/running": {"GET": self._list_running},
             _UNLOAD_ALL: {"GET": self._unload_all},
             "/api/models/unload": {"POST": self._unload_all},
             "/": {"GET": self._page},
-            DATA_PATH: {"GET": self._status},
+            DATA_PATH: {"GET": self.status},
         }
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
@@ -81,7 +81,7 @@ class OwnAnswers:
             handlers["POST"] = partial(self._load if verb == "load" else self._unload, name)
         return handlers
 
-    async def _health(self, request: web.Request) -> web.StreamResponse:
+    async def health(self, request: web.Request) -> web.StreamResponse:
         if not self._pool.is_draining:
             has_commands = any(entry.foreign for entry in self._pool.entries.values())
             return web.Response(text="OK" if has_commands else None)  # llama-swap's body
@@ -91,10 +91,10 @@ class OwnAnswers:
     async def _livez(self, request: web.Request) -> web.StreamResponse:
         return web.Response()
 
-    async def _readyz(self, request: web.Request) -> web.StreamResponse:
+    async def readyz(self, request: web.Request) -> web.StreamResponse:
         requested = request.query.get("model")
         if not requested or self._pool.is_draining:
-            return await self._health(request)
+            return await self.health(request)
         if (entry := self._pool.resolve(requested)) is None:  # without the names of others: no key is needed
             raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
         return self._tell_readiness(entry.name)
@@ -103,18 +103,18 @@ class OwnAnswers:
         problem = self._list.readiness(name)
         return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
 
-    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         exposition = self._list.metrics(request.headers.get(hdrs.ACCEPT))
         headers = {"Content-Type": exposition.content_type}
         return web.Response(body=exposition.body, headers=headers)
 
-    async def _tell_version(self, request: web.Request) -> web.StreamResponse:
+    async def tell_version(self, request: web.Request) -> web.StreamResponse:
         return json_answer({"version": self._version})
 
     async def _tell_load(self, request: web.Request) -> web.StreamResponse:
         return json_answer({"server_load": sum(status.num_running for status in self._pool.view())})
 
-    async def _list_models(self, request: web.Request) -> web.StreamResponse:
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
         await self._list.learn_lengths(self._proxy.ask)
         return json_answer(self._list.models())
 
@@ -131,7 +131,7 @@ class OwnAnswers:
         headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
         return web.Response(body=page.body, headers=headers)
 
-    async def _status(self, request: web.Request) -> web.StreamResponse:
+    async def status(self, request: web.Request) -> web.StreamResponse:
         return json_answer(self._list.status())
 
     async def _load(self, name: str, request: web.Request) -> web.StreamResponse:

@@ -111,21 +111,21 @@ class ServingProbes(ProbeLink):
 
         return run
 
-    async def _find_answer(self) -> HealthAnswer | None:
+    async def find_answer(self) -> HealthAnswer | None:
         try:
             return await self._sampler.current()
         except Exception:  # the loop runs: without a heartbeat it would count as blocked
             logger.exception("the answer of /health is not known: vLLM answers each probe itself")
             return None
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def connect(self, connection: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(self._created.create_protocol, connection)
 
-    async def _accept_without(self) -> None:
+    async def accept_without(self) -> None:
         await _start_serving([self._created])
 
     @property
-    def _path_prefix(self) -> str:
+    def path_prefix(self) -> str:
         return self._sampler.root_path
 
 
