@@ -272,6 +272,7 @@ class Renderer:
         self.close()
 
     def tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
+        """Tokenizes a conversation that the template has written."""
         return self._tokenized(text, options, param="messages")
 
     def _render_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:
