@@ -44,7 +44,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
     """Run the tests below tests/entrypoints of VLLM_SOURCE, or those that WORDS name (`pooling/embed`).
 
     Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
-    kept in the repository: tests that it does not pass are skipped with this program.
+    kept in the repository: this program is tested with what plain vLLM passes.
     """
     workspace = _prepare_workspace(vllm_source.resolve())
     tests, options = choose_tests(workspace.source, words)

@@ -1,18 +1,16 @@
 """A pytest plugin, loaded in vLLM's environment: chooses the tests that say something about this program.
 
-Tests start servers with the command `vllm`, found in this process's PATH. Those that start none and those
-that not_applicable.yaml lists are left out; its known failures are expected to fail. The results of plain
-vLLM are kept in vllm-0.32-cpu.json, and what it does not pass is skipped.
+Tests start servers with the command `vllm`, found in this process's PATH. The results of plain vLLM are kept
+in vllm-0.32-cpu.json: this program is tested with what plain vLLM passes. Files that start no server and what
+not_applicable.yaml lists are left out; its known failures are expected to fail.
 """
 
 import fnmatch
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -43,13 +41,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects and marks tests."""
     _prepare_servers()
-    without = [item for item in items if _reason("not_applicable", item.nodeid) or not _starts_server(item)]
-    config.hook.pytest_deselected(items=without)
-    items[:] = [item for item in items if item not in without]
+    passed = {test for test, outcome in _read_vllm_results().items() if outcome == "passed"}
+    chosen = [item for item in items if _reason("not_applicable", item.nodeid) is None]
     if _IS_OURS:
-        on_vllm = _read_vllm_results()
-        for item in items:
-            _mark(item, on_vllm)
+        chosen = [item for item in chosen if item.nodeid in passed]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+    for item in chosen if _IS_OURS else ():
+        if why := _reason("known_failures", item.nodeid):
+            item.add_marker(pytest.mark.xfail(reason=why, strict=False))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -64,13 +64,6 @@ def pytest_sessionfinish() -> None:
         new = {test: outcome for test, outcome in _outcomes.items() if outcome != "skipped"}
         kept = dict(sorted((_read_vllm_results() | new).items()))
         _VLLM_RESULTS.write_text(json.dumps(kept, indent=0) + "\n")
-
-
-def _mark(item: pytest.Item, on_vllm: Mapping[str, str]) -> None:
-    if on_vllm.get(item.nodeid, "passed") != "passed":
-        item.add_marker(pytest.mark.skip(reason="plain vLLM does not pass this test with these models"))
-    elif why := _reason("known_failures", item.nodeid):
-        item.add_marker(pytest.mark.xfail(reason=why, strict=False))
 
 
 def _reason(group: str, test: str) -> str | None:
@@ -120,69 +113,3 @@ def _as_command(args: Any) -> Any:
     words = args[args.index(_OLD_MODULE) + 1 :]
     model = words.index("--model")
     return ["vllm", "serve", words[model + 1], *words[:model], *words[model + 2 :]]
-
-
-def _starts_server(item: pytest.Item) -> bool:
-    """Whether the test, or a fixture that it uses, refers to a class of servers or to the command."""
-    if not isinstance(item, pytest.Function):
-        return True
-    seen: set[CodeType] = set()
-    return any(_mentions_server(function, seen) for function in _functions(item))
-
-
-def _functions(item: pytest.Function) -> list[object]:
-    """The test and all fixtures that it uses, those included that `request.getfixturevalue` may ask for."""
-    functions: list[object] = [item.function]
-    names, seen = set(item._fixtureinfo.name2fixturedefs), set[str]()
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    while names:
-        name = names.pop()
-        seen.add(name)
-        for definition in item.session._fixturemanager.getfixturedefs(name, item) or ():
-            functions.append(definition.func)
-            names |= set(definition.argnames)
-        for code in (code for function in functions for code in _codes(_unwrapped(function).__code__)):
-            if "getfixturevalue" in code.co_names:
-                names |= {text for text in [*parameters, *_strings(code)] if isinstance(text, str)}
-        names -= seen
-    return functions
-
-
-def _unwrapped(function: Any) -> Any:
-    function = getattr(function, "__wrapped__", function)
-    return getattr(function, "__func__", function)
-
-
-def _mentions_server(function: object, seen: set[CodeType]) -> bool:
-    function = _unwrapped(function)
-    if not isinstance(function, FunctionType) or function.__code__ in seen:
-        return False
-    seen.add(function.__code__)
-    if "schemathesis" in function.__module__:
-        return True
-    codes = list(_codes(function.__code__))
-    names = {name for code in codes for name in code.co_names}
-    if "subprocess" in names and any({"vllm", _OLD_MODULE} & _strings(code) for code in codes):
-        return True
-    found = [function.__globals__[name] for name in names if name in function.__globals__]
-    return any(_is_server_class(value) or _mentions_server(value, seen) for value in found if _is_from_tests(value))
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _strings(code: CodeType) -> set[object]:
-    """The constants of the code, and the members of those that are tuples."""
-    return {part for constant in code.co_consts for part in (constant if isinstance(constant, tuple) else [constant])}
-
-
-def _is_from_tests(value: object) -> bool:
-    return str(getattr(value, "__module__", "")).startswith("tests.")
-
-
-def _is_server_class(value: object) -> bool:
-    return isinstance(value, type) and any(base.__name__ == "RemoteVLLMServer" for base in value.__mro__)
