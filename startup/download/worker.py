@@ -6,8 +6,6 @@ may contain a token; standard output takes the lines.
 
 import errno
 import fcntl
-import functools
-import json
 import logging
 import os
 import pickle
@@ -39,9 +37,7 @@ Send = Callable[[str, Any], None]
 
 _PROCESS_NAME: Final = "vllm-download"
 _POLLED_EVERY_S: Final = 0.25
-_RECORD_BYTES: Final = 1024
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_SILENT_S: Final = 60.0
 
 
 def main() -> None:
@@ -54,29 +50,15 @@ def main() -> None:
     os._exit(0)  # a thread may still wait for the network
 
 
-class HostLock:
-    """Held by one process; the kernel releases it however that process ends.
-
-    The file's content is the owner's progress, written in one call, so that a reader never sees half of it.
-    """
-
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-
-    def show(self, progress: DownloadProgress) -> None:
-        """Tells the progress to the processes that wait."""
-        if self._fd is not None:
-            record = json.dumps({"pid": os.getpid(), **progress._asdict()}).encode()[:_RECORD_BYTES]
-            os.pwrite(self._fd, record.ljust(_RECORD_BYTES), 0)
-
-
 @contextmanager
-def held_by_one(path: Path, on_wait: Callable[[DownloadProgress], None]) -> Iterator[HostLock]:
+def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Waits until no other process holds the lock; without locks on this file system, goes on at once.
+
+    The kernel releases the lock however its owner ends.
 
     Args:
         path: the lock's file.
-        on_wait: takes the owner's progress, several times a second.
+        on_wait: called several times a second while another process holds it.
 
     Raises:
         OSError: the file cannot be created.
@@ -84,40 +66,25 @@ def held_by_one(path: Path, on_wait: Callable[[DownloadProgress], None]) -> Iter
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        is_held = _acquire(fd, on_wait)
-        yield HostLock(fd if is_held else None)
+        _acquire(fd, on_wait)
+        yield
     finally:
         os.close(fd)
 
 
-def _acquire(fd: int, on_wait: Callable[[DownloadProgress], None]) -> bool:
-    since, before = time.monotonic(), b""
+def _acquire(fd: int, on_wait: Callable[[], None]) -> None:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            record = os.pread(fd, _RECORD_BYTES, 0)
-            if record != before:
-                since, before = time.monotonic(), record
-            on_wait(_progress_of(record, time.monotonic() - since))
+            on_wait()
             time.sleep(_POLLED_EVERY_S)
         except OSError as err:
             if err.errno not in _NO_LOCKS:
                 raise
-            return False
+            return
         else:
-            return True
-
-
-def _progress_of(record: bytes, silent_s: float) -> DownloadProgress:
-    try:
-        fields: dict[str, Any] = json.loads(record)
-        pid = fields.pop("pid")
-        progress = DownloadProgress(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return DownloadProgress("", note="another start is downloading")
-    silent = f", which has told nothing for {silent_s:.0f} s" if silent_s > _SILENT_S else ""
-    return progress._replace(note=f"by the start with process {pid}{silent}")
+            return
 
 
 class _Plan(NamedTuple):
@@ -183,7 +150,7 @@ class DownloadRun:
         return ObjectStoreClient(stall_s=self._options.stall_s)
 
     def _pause(self, seconds: float, reason: str) -> None:
-        self._show_other(DownloadProgress("", note=reason))
+        self._show(DownloadProgress("", note=reason))
         self._check_time(ahead_s=seconds)
         time.sleep(seconds)
 
@@ -199,15 +166,12 @@ class DownloadRun:
         repository, commit = plan.repository, plan.listing.commit
         try:
             if not self._is_complete(plan):
-                with held_by_one(repository.lock_path, self._show_other) as lock:
-                    self._fetch_missing(plan, lock)
+                waiting = DownloadProgress("", note="another start is downloading")
+                with held_by_one(repository.lock_path, lambda: self._show(waiting)):
+                    self._fetch_missing(plan)
         except OSError as err:
             raise self._disk_error(err, plan) from err
         return repository.snapshot(commit)
-
-    def _show_other(self, progress: DownloadProgress) -> None:
-        self._check_time()
-        self._send("progress", progress._asdict())
 
     def _is_complete(self, plan: _Plan) -> bool:
         """Whether every file is in the snapshot, and the revision known: nothing has to be written."""
@@ -221,13 +185,13 @@ class DownloadRun:
         is_finished = is_known and not plan.repository.is_unfinished(commit)
         return is_finished and all(plan.repository.is_linked(commit, file) for file in files)
 
-    def _fetch_missing(self, plan: _Plan, lock: HostLock) -> None:
+    def _fetch_missing(self, plan: _Plan) -> None:
         repository, commit, wanted = plan.repository, plan.listing.commit, plan.download.wanted
         repository.begin(commit)
         fetch = Fetch(
             Source(plan.client, plan.listing.endpoints, plan.download.repo_id, commit),
             repository,
-            on_progress=functools.partial(self._show, lock),
+            on_progress=self._show,
         )
         try:
             if (index := wanted.index_of(plan.listing.files)) is not None:
@@ -240,9 +204,8 @@ class DownloadRun:
         if revision != commit:
             repository.write_ref(revision, commit)
 
-    def _show(self, lock: HostLock, progress: DownloadProgress) -> None:
+    def _show(self, progress: DownloadProgress) -> None:
         self._check_time()
-        lock.show(progress)
         self._send("progress", progress._asdict())
 
     def _choose(self, plan: _Plan) -> list[str]:

@@ -1,7 +1,6 @@
 """Downloads from Xet storage, in a child process of the helper: its library may hang and cannot be ended.
 
-The child is killed when it delivers nothing for the time limit, and started again if it had delivered
-anything before; the rest is then fetched over plain HTTP.
+The child is killed when it delivers nothing for the time limit; the rest is then fetched over plain HTTP.
 """
 
 import logging
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from startup.processes import death_pipe, group_signals
 
 logger = logging.getLogger(__name__)
 
-_NUM_ATTEMPTS: Final = 2
 _NUM_THREADS: Final = 4
 _LEAST_BYTES: Final = 8 << 20
 """Smaller files are not worth the request that tells whether Xet has them."""
@@ -76,45 +74,35 @@ class XetFetch:
 
         Files that are not there at the end have to be fetched in another way.
         """
-        for _ in range(_NUM_ATTEMPTS):
-            if not self._files:
-                return
-            before = self.fetched_bytes
-            try:
-                outcome = yield from self._attempt()
-            finally:
-                self._remove_parts()
-            if self._files:
-                logger.warning("Xet storage %s for %s", _REASONS[outcome], self._source.repo_id)
-            if outcome != "stalled" or self.fetched_bytes == before:
-                return
-
-    def _attempt(self) -> Generator[None, None, str]:
-        """Runs the child until it ends or stalls; returns how."""
-        before = self.fetched_bytes
+        outcome = "ended"
         with self._start_child() as child:
             try:
                 last_s, rest = time.monotonic(), b""
                 assert child.stdout is not None
-                while time.monotonic() - last_s < self._source.client.stall_s:
+                while True:
+                    if time.monotonic() - last_s >= self._source.client.stall_s:
+                        outcome = "stalled"
+                        break
                     if select.select([child.stdout], [], [], _TICK_S)[0]:
                         received = os.read(child.stdout.fileno(), 1 << 16)
                         if not received:
-                            return "ended"
+                            break
                         last_s = time.monotonic()
                         *lines, rest = (rest + received).split(b"\n")
                         for line in lines:
-                            self._take(line, before)
+                            self._take(line)
                     yield
-                return "stalled"
             finally:
                 child.kill()
+                self._remove_parts()
+        if self._files:
+            logger.warning("Xet storage %s for %s", _REASONS[outcome], self._source.repo_id)
 
-    def _take(self, line: bytes, before: int) -> None:
+    def _take(self, line: bytes) -> None:
         """A line of the child: the bytes that it has received, or the number of a complete file."""
         kind, _, number = line.partition(b" ")
         if kind == b"bytes":
-            self.fetched_bytes = before + int(number)
+            self.fetched_bytes = int(number)
         elif kind == b"file":
             self._keep(next(file for file in self._files if file.oid == number.decode()))
 

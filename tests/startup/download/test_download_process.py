@@ -130,8 +130,8 @@ def test_ten_starts_at_once_fetch_one_model(big):
     assert len(folders) == 1
     assert read(next(iter(folders))[0]) == BIG
     assert big.hub.sent.total() <= 1.02 * BIG_BYTES
-    waiting = [texts for texts in shown if any("by the start with process" in text for text in texts)]
-    assert len(waiting) >= 8, "those that wait show the progress of the one that downloads"
+    waiting = [texts for texts in shown if any("another start is downloading" in text for text in texts)]
+    assert len(waiting) >= 8, "those that wait tell so"
 
 
 def test_the_lock_of_a_dead_owner_is_free(big):
