@@ -189,11 +189,6 @@ class FailureReader:
         self.reference: Failure | None = None
         """The first exception that only refers to another one."""
 
-    @property
-    def is_reading(self) -> bool:
-        """Whether the next lines may belong to an exception, whatever they contain."""
-        return bool(self._readings)
-
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""
         for key in [*self._readings]:

@@ -13,48 +13,10 @@ from startup.causes.known.model import MODEL
 from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
-from startup.causes.phase import BANNER, OLD_BANNER, PHASE_TEXTS, SERVING, phase_of_functions, phase_of_message
+from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
 
 KNOWN: Final = (*MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
-
-INTERESTING: Final = (
-    "ERROR",
-    "CRITICAL",
-    "rror",
-    "xception",
-    "raceback",
-    "nterrupt",
-    "ailed",
-    "illed",
-    "ault",
-    "died",
-    "signal",
-    "SIG",
-    "xit",
-    "ore dumped",
-    "terminat",
-    "IsEnabled",
-    "UnspecifiedPlatform",
-    "EADDRINUSE",
-    "ddress already in use",
-    "ut of memory",
-    "NotFound",
-    "imeout",
-    "CANCELLED",
-    "TIME LIMIT",
-    "oom-kill",
-    "Bus error",
-    "unable to",
-    "could not",
-    "nvidia",
-    "Illegal",
-    "Process ",
-    "not defined",
-    "fatal",
-    "reset by peer",
-)
-"""In a long log, a line without one of these or of a phase's texts tells nothing outside of exceptions."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
@@ -72,7 +34,7 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Lines of a pasted excerpt, which are all read; a longer log has the forms of vLLM."""
+"""Lines of a pasted excerpt, in which any line may name the cause; a longer log has the forms of vLLM."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
 """Begins the last line of `vllm-cli` when a start fails."""
@@ -204,9 +166,8 @@ class CauseFinder:
         """Takes the next line; one that ends with a carriage return is continued by the next."""
         self._number += self._is_next_new
         self._is_next_new = not raw.endswith("\r")
-        if self._number <= _LONGEST_EXCERPT or self._run.exceptions.is_reading or _is_interesting(raw):
-            for line in read_line(raw):
-                self._read(line)
+        for line in read_line(raw):
+            self._read(line)
 
     def cause(self) -> Cause | None:
         """What ended the last run; if that only began, what ended the one before."""
@@ -217,10 +178,6 @@ class CauseFinder:
         if BANNER in line.text or OLD_BANNER in line.text:
             self._before, self._run = self.cause(), Run()
         self._run.read(line, self._number)
-
-
-def _is_interesting(raw: str) -> bool:
-    return any(part in raw for part in INTERESTING) or any(part in raw for part in PHASE_TEXTS)
 
 
 def _cause_of(run: Run) -> Cause | None:

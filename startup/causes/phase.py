@@ -89,10 +89,6 @@ _FUNCTIONS: Final = {
 """Function in a traceback -> what the process did; the innermost one counts."""
 
 
-PHASE_TEXTS: Final = tuple(text for text, _ in _MESSAGES)
-"""What a line contains that begins a phase."""
-
-
 def phase_of_message(text: str) -> str:
     """The phase that a message begins; empty if none."""
     return next((phase for part, phase in _MESSAGES if part in text), "")
