@@ -151,12 +151,6 @@ class StartOptions:
         "Write the start's timeline as JSON to this file; `vllm-cli timeline FILE` shows it.",
         metavar="FILE",
     )
-    startup_trace: Path | None = setting(
-        None,
-        "--startup-trace",
-        "Write the start's timeline to this file, for Perfetto or chrome://tracing.",
-        metavar="FILE",
-    )
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
 
 

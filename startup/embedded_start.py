@@ -305,7 +305,6 @@ def _subject_of(config: StartupConfig) -> StartSubject:
         packages=("torch", "transformers", "tokenizers", "vllm-cli-server"),
         key=lambda versions: start_key(config, versions),
         report_file=config.startup_report,
-        trace_file=config.startup_trace,
     )
 
 

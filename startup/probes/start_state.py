@@ -10,7 +10,7 @@ from base.status_page.page import DATA_PATH, read_page
 from startup.prefetch.messages import PrefetchReport
 from startup.probes.probe_http import Answer
 from startup.timeline import start_origin
-from startup.timeline.history import EarlierStarts, StartSubject, installed_versions, read_history
+from startup.timeline.history import StartSubject, installed_versions, read_history
 from startup.timeline.progress import ProgressMeter
 from startup.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
 from startup.timeline.timeline import PhaseTimeline
@@ -29,7 +29,6 @@ class StartState:
         self.facts = StartFacts(model=subject.model, start_method=subject.start_method, outcome="starting")
         self.history_key = ""
         """Name of the comparable starts in the history; empty until the history has been read."""
-        self.earlier: EarlierStarts | None = None
         self.meter = ProgressMeter(timeline)
         self._timeline = timeline
         self._is_draining = False
@@ -116,8 +115,7 @@ class StartState:
 
     def _read_history(self, key: str) -> None:
         self.history_key = key
-        self.earlier = read_history(key)
-        self.meter.expect(self.earlier)
+        self.meter.expect(read_history(key))
 
 
 def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:

@@ -1,4 +1,4 @@
-"""Records of earlier starts in the cache folder: the source of the ETA and of "slower than your median".
+"""Records of earlier starts in the cache folder: the source of the ETA.
 
 No fault of the file, the folder or the disk fails a start: unreadable records count as absent, and a record
 that cannot be written is dropped.
@@ -40,18 +40,14 @@ class SpanTimes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
-    """Times are seconds; phases and spans are named `process:phase`."""
+    """Times are seconds; spans are named `process:phase`."""
 
     key: str
     """Starts with the same key are comparable (`StartSubject.key`)."""
     model: str
     total_s: float
-    phases: Mapping[str, float]
-    """How long the start waited for each phase."""
     spans: Mapping[str, SpanTimes]
     """When each span ran, including those beside the critical path."""
-    resident_share: float | None
-    """Share of the weights that was in the page cache when the start began, 0 to 1."""
     version: Literal[2] = 2
     """Version of this format."""
 
@@ -62,14 +58,11 @@ class StartRecord:
     @classmethod
     def from_report(cls, report: StartReport, key: str) -> "StartRecord":
         """The record of a start that became ready."""
-        page_cache = report.facts.page_cache
         return cls(
             key=key,
             model=report.facts.model,
             total_s=report.total_s,
-            phases={phase.key: phase.took_s for phase in report.phases},
             spans=_span_times(report),
-            resident_share=page_cache.resident_share if page_cache else None,
         )
 
     def to_line(self) -> str:
@@ -104,22 +97,10 @@ class EarlierStarts:
         return _median(record.total_s for record in self.records)
 
     @cached_property
-    def phases(self) -> Mapping[str, float]:
-        """Medians, in seconds; a phase that a start did not have counts as 0."""
-        names = {name for record in self.records for name in record.phases}
-        return {name: _median(record.phases.get(name, 0.0) for record in self.records) for name in names}
-
-    @cached_property
     def spans(self) -> Mapping[str, SpanTimes]:
         """Medians over the starts that had the span."""
         names = {name for record in self.records for name in record.spans}
         return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
-
-    @cached_property
-    def resident_share(self) -> float | None:
-        """The median share of the weights that was in the page cache; None if no start recorded it."""
-        known = [record.resident_share for record in self.records if record.resident_share is not None]
-        return _median(known) if known else None
 
 
 def read_history(key: str, path: Path | None = None) -> EarlierStarts | None:
@@ -243,7 +224,6 @@ class StartSubject:
     key: Callable[[Mapping[str, str]], str]
     """Returns, for these versions, a name that comparable starts share."""
     report_file: Path | None = None
-    trace_file: Path | None = None
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

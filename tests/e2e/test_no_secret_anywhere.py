@@ -66,7 +66,7 @@ RUNS: dict[str, list[str]] = {
     "standby status": ["--json"],
     "standby stop": [""],
     "explain": ["report.json --json"],
-    "timeline": ["report.json", "trace.json"],
+    "timeline": ["report.json"],
     "preload show": ["--json"],
     "preload check": ["--json"],
     "preload reset": [""],
@@ -193,8 +193,8 @@ def watch(sandbox: _Sandbox) -> Iterator[SecretWatch]:
 
 @pytest.fixture(scope="module")
 def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[ServerProcess]:
-    """A server with keys, and with a report and a trace of its start."""
-    files = ["--startup-report", str(sandbox.work / "report.json"), "--startup-trace", str(sandbox.work / "trace.json")]
+    """A server with keys, and with a report of its start."""
+    files = ["--startup-report", str(sandbox.work / "report.json")]
     words = [str(tiny_llama), *EMBEDDED.split(), "--log-level", "DEBUG", *files, *SECRETS]
     watch.allow(words)
     with ServerProcess(words, environment=sandbox.environment) as running:

@@ -30,7 +30,7 @@ _VARYING: Final = (
     (re.compile(r"in phase \w+"), "in phase P"),
 )
 _ONLY_WARM: Final = "warm start: forked from the standby's process"
-_BY_SPEED: Final = ("prefetch ", "uvicorn.access", "slower than your median", ": starting for ")
+_BY_SPEED: Final = ("prefetch ", "uvicorn.access", ": starting for ")
 """How much was resident and how long a phase takes varies, and which process answers a probe."""
 
 
@@ -61,8 +61,8 @@ def _serve(model: Path, standby: StandbyProcess, *words: str, **options: Any) ->
 @pytest.mark.smoke
 def test_a_warm_server_is_forked_from_the_template_answers_and_reports_the_fork(tiny_llama, standby, tmp_path):
     num_starts = standby.num_starts()
-    report, trace = tmp_path / "report.json", tmp_path / "trace.json"
-    with _serve(tiny_llama, standby, "--startup-report", str(report), "--startup-trace", str(trace)) as server:
+    report = tmp_path / "report.json"
+    with _serve(tiny_llama, standby, "--startup-report", str(report)) as server:
         assert server.complete(max_tokens=3) == 200
         assert standby.num_starts() == num_starts + 1
         forked = server.serving_process()
@@ -74,13 +74,11 @@ def test_a_warm_server_is_forked_from_the_template_answers_and_reports_the_fork(
     standby.wait_no_server()
     for phases in (answered["phases"], json.loads(report.read_text())["phases"]):
         assert [phase["name"] for phase in phases][:2] == ["interpreter", "fork_from_standby"]
-    events = json.loads(trace.read_text())["traceEvents"]
-    assert "fork_from_standby" in {event["name"] for event in events}
     assert re.search(r"api +fork_from_standby", run_cli("timeline", report).stdout)
 
 
 def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_path):
-    """The history of starts gives the remaining time, and reports a start that was much slower."""
+    """The history of starts gives the remaining time."""
     cache = {"VLLM_CACHE_ROOT": str(tmp_path)}
     for environment in (standby.environment, standby.environment, OFF):
         with ServerProcess([str(tiny_llama)], environment={**environment, **cache}):

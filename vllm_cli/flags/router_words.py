@@ -45,7 +45,6 @@ _OF_ONE_MODEL: Final = {
     "--served-model-name": "the names are those of the file; `aliases` are further ones",
     "--lora-modules": "write it into the args of its model",
     "--startup-report": "write it into the args of a model",
-    "--startup-trace": "write it into the args of a model",
 }
 """Flags that cannot be the same for all models, and what to do instead."""
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"

@@ -371,7 +371,6 @@ class _VllmStart:
             packages=_PACKAGES,
             key=lambda versions: self._profile.kind.key,
             report_file=self._options.startup_report,
-            trace_file=self._options.startup_trace,
         )
 
 

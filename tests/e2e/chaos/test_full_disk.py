@@ -43,7 +43,7 @@ def disk(folder: Path) -> Iterator[SmallDisk]:
 def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(tiny_llama, folder, disk, bytecode):
     log = disk.path_inside(folder / "log")
     disk.fill()
-    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
+    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json"]
     launcher = (*disk.launcher, *_APPEND_LOG, str(folder / "log"))
     settings = {"VLLM_CACHE_ROOT": f"{folder}/cache", "PYTHONDONTWRITEBYTECODE": ""}
     settings |= {name: f"{folder}/{place}" for name, place in bytecode.items()}
@@ -67,12 +67,11 @@ def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_lef
     old = disk.path_inside(folder / "report.json")
     old.write_text("of an earlier start")
     disk.fill()
-    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
+    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json"]
     with ServerProcess(words, launcher=disk.launcher, environment={"VLLM_CACHE_ROOT": f"{folder}/cache"}) as server:
         server.wait_logged("ready after")
         no_room = "No space left on device"
         server.wait_logged(f"the start-up report could not be written to {folder}/report.json: {no_room}")
-        server.wait_logged(f"the start-up trace could not be written to {folder}/trace.json: {no_room}")
         assert server.terminate() == 0
     assert old.read_text() == "of an earlier start"
     assert {path.name for path in disk.path_inside(folder).iterdir()} <= {"report.json", "ballast", "cache"}

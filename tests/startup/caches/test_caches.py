@@ -29,7 +29,7 @@ _STRANGER = 4711
 
 
 def _record(total_s: float) -> StartRecord:
-    return StartRecord(key="k", model="m", total_s=total_s, phases={}, spans={}, resident_share=None)
+    return StartRecord(key="k", model="m", total_s=total_s, spans={})
 
 
 def _write_in_baked(baked: Path, write: object, *arguments: object) -> None:

@@ -19,7 +19,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _record_starts(model: str, *seconds: float) -> None:
     for total_s in seconds:
-        record_start(StartRecord(key=model, model=model, total_s=total_s, phases={}, spans={}, resident_share=None))
+        record_start(StartRecord(key=model, model=model, total_s=total_s, spans={}))
 
 
 def _probes(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
