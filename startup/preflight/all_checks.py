@@ -26,7 +26,7 @@ from startup.preflight.memory_fit import ModelShape, check_memory, read_model_sh
 from startup.preflight.network import check_address, check_api_keys, check_tls
 from startup.preflight.places import check_hub, check_place, snapshot_findings
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
-from startup.preflight.resources import SHM, check_cache_folder, check_disk, check_limits, check_shared_memory
+from startup.preflight.resources import SHM, check_cache_folder, check_disk, check_num_files, check_shared_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class _Preflight:
         yield "tokenizer", self._check_tokenizer
         yield "generation_config", self._check_generation_config
         yield "memory", self._check_memory
-        yield "limits", lambda: check_limits(self._shape, self._config.engine)
+        yield "limits", check_num_files
         yield "shm", lambda: check_shared_memory(self._options.shm)
         yield "cache", check_cache_folder
         yield from download_checks(self._downloads, self._config.model.hf_token, self._options)

@@ -1,7 +1,4 @@
-"""Checks process limits, shared memory and disks, which would otherwise end a start late or a running server.
-
-RLIMIT_MEMLOCK is not checked, since nothing here locks memory.
-"""
+"""Checks open files, shared memory and disks, which would otherwise end a start late or a running server."""
 
 import json
 import os
@@ -13,20 +10,13 @@ from typing import Final
 from base.machine.files import write_problem
 from base.wording import format_bytes
 from envs.registry import env
-from server.config import EngineConfig
 from startup.caches import cache_folder
-from startup.engine.torch_environment import expects_gpu
 from startup.model.checkpoint_folder import find_weight_files
 from startup.model.location import ModelPlace
-from startup.preflight.memory_fit import ModelShape
 from startup.preflight.report import Finding, error, warning
 
 SHM: Final = Path("/dev/shm")
 
-_LIBRARY_BYTES: Final = 1 << 30
-"""Address space of an engine process with torch and transformers: 730 MB measured, plus thread stacks."""
-_ANONYMOUS_BYTES: Final = 640 << 20
-"""The part that counts for RLIMIT_DATA: 310 MB after the imports, plus 8 MiB for each thread's stack."""
 _MIN_NUM_FILES: Final = 96
 """Libraries, sockets between processes, the event loop and a few shards: a start opens about 40 files."""
 _GOOD_NUM_FILES: Final = 1024
@@ -34,16 +24,6 @@ _MIN_SHM_BYTES: Final = 16 << 20
 """More than multiprocessing's semaphores and OpenMP's registrations need."""
 _MIN_DISK_BYTES: Final = 1 << 30
 """Free space to require if the size of a download is unknown."""
-
-
-def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Finding]:
-    """Checks this process's soft limits, which its children inherit."""
-    yield from check_num_files()
-    if shape is not None and not expects_gpu():
-        cache = _reserved_bytes(shape, config)
-        mapped = _LIBRARY_BYTES + shape.weight_bytes
-        yield from _check_bytes("address_space", "-v", resource.RLIMIT_AS, mapped, cache)
-        yield from _check_bytes("data_segment", "-d", resource.RLIMIT_DATA, _ANONYMOUS_BYTES, cache)
 
 
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
@@ -79,24 +59,6 @@ def check_num_files() -> Iterator[Finding]:
         yield error("nofile", f"{soft} open files are allowed, a start needs {_MIN_NUM_FILES}: {advice}")
     else:
         yield warning("nofile", f"{soft} open files are allowed, and every client needs one: {advice}")
-
-
-def _check_bytes(check: str, option: str, limit: int, needed: int, cache: int) -> Iterator[Finding]:
-    soft, _ = resource.getrlimit(limit)
-    if soft == resource.RLIM_INFINITY or soft >= needed + cache:
-        return
-    what = f"`ulimit {option}` allows {format_bytes(soft)}, the engine process needs {format_bytes(needed)}"
-    if cache:
-        what += f" and reserves {format_bytes(cache)} for the KV cache"
-    advice = f"run `ulimit {option} unlimited` before the start"
-    if soft >= needed:
-        advice += ", or lower --max-num-seqs or --max-model-len"
-    yield error(check, f"{what}: {advice}")
-
-
-def _reserved_bytes(shape: ModelShape, config: EngineConfig) -> int:
-    """Address space of the KV cache on a CPU: all slots at full length, though pages are committed on use."""
-    return config.max_num_seqs * shape.sequence_tokens(config.max_model_len) * shape.kv_bytes_per_token
 
 
 def check_disk(place: ModelPlace) -> Iterator[Finding]:

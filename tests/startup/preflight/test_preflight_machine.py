@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -97,22 +96,14 @@ for name, value in json.loads(sys.argv[2]):
 
 def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
     """One process with one limit after the other."""
-    size = 600 << 20
-    limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32), ("RLIMIT_AS", size), ("RLIMIT_DATA", size)]
-    limits.append(("RLIMIT_AS", resource.RLIM_INFINITY))
+    limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32)]
     command = [sys.executable, "-c", SCRIPT, str(model_path), json.dumps(limits)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (some,), (few,), space, data, unlimited = map(json.loads, result.stdout.splitlines())
+    (some,), (few,) = map(json.loads, result.stdout.splitlines())
     assert (some["check"], some["severity"]) == ("nofile", "warning")
     assert (few["check"], few["severity"]) == ("nofile", "error")
     assert "256 open files are allowed" in some["message"]
     assert "ulimit -n 1024" in few["message"]
-    for findings, check in ((space, "address_space"), (data, "data_segment")):
-        (finding,) = (found for found in findings if found["check"] == check)
-        assert finding["severity"] == "error"
-        assert "allows 600.0 MiB" in finding["message"]
-        assert "22.5 GiB for the KV cache" in finding["message"]
-    assert unlimited == []
 
 
 def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
