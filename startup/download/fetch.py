@@ -3,7 +3,6 @@
 import errno
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -18,7 +17,6 @@ NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _NUM_THREADS: Final = 8
 _TICK_S: Final = 0.02
 _SHOWN_EVERY_S: Final = 0.25
-_RATE_OVER_S: Final = 5.0
 
 
 class Fetch:
@@ -32,7 +30,7 @@ class Fetch:
         self._on_progress = on_progress
         self._transfers: list[Transfer] = []
         self._xet: XetFetch | None = None
-        self._rate = _Rate()
+        self._begin_s = time.monotonic()
         self._finished_bytes = 0
         """Of earlier calls."""
 
@@ -136,21 +134,5 @@ class Fetch:
                 self._show(total_bytes, total_bytes - left, notes[0] if notes else "")
 
     def _show(self, total_bytes: int, done_bytes: int, note: str) -> None:
-        rate = self._rate.of(self.fetched_bytes)
+        rate = self.fetched_bytes / max(time.monotonic() - self._begin_s, _TICK_S)
         self._on_progress(DownloadProgress(self._source.repo_id, done_bytes, total_bytes, rate, note))
-
-
-class _Rate:
-    """Bytes per second over the last seconds."""
-
-    def __init__(self) -> None:
-        self._history = deque([(time.monotonic(), 0)])
-
-    def of(self, num_bytes: int) -> float:
-        """The rate after this many bytes."""
-        now = time.monotonic()
-        self._history.append((now, num_bytes))
-        while self._history[1][0] < now - _RATE_OVER_S:
-            self._history.popleft()
-        since, before = self._history[0]
-        return (num_bytes - before) / (now - since) if now > since else 0.0

@@ -49,7 +49,7 @@ class DownloadProgress(NamedTuple):
     done_bytes: int = 0
     total_bytes: int = 0
     bytes_per_s: float = 0.0
-    """Over the last seconds."""
+    """Since the download began."""
     note: str = ""
     """What the download waits for, if it does."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from base.wording import format_bytes, list_some
+from base.wording import list_some
 from envs.home import expand_home
 from envs.redaction import without_login
 from envs.registry import env
@@ -48,11 +48,6 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
     if links := dangling_links(snapshot):
         advice = "they are downloaded now" if will_download else "download the model again"
         yield report("download", f"{snapshot} lacks the content of {list_some(links)}: {advice}")
-    blobs = snapshot.parent.parent / "blobs"
-    if parts := list(blobs.glob("*.incomplete")):
-        # The hub's client keeps only complete files; it downloads the others from the beginning.
-        what = f"{len(parts)} unfinished files ({format_bytes(sum(map(_size, parts)))})"
-        yield info("download", f"{blobs} has {what} of a download that was killed: they may be deleted")
 
 
 def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
@@ -91,10 +86,3 @@ def _siblings(path: Path) -> list[str]:
         return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:
         return []
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

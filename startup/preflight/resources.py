@@ -1,6 +1,5 @@
 """Checks open files, shared memory and disks, which would otherwise end a start late or a running server."""
 
-import json
 import os
 import resource
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from base.machine.files import write_problem
 from base.wording import format_bytes
 from envs.registry import env
 from startup.caches import cache_folder
-from startup.model.checkpoint_folder import find_weight_files
 from startup.model.location import ModelPlace
 from startup.preflight.report import Finding, error, warning
 
@@ -22,8 +20,6 @@ _MIN_NUM_FILES: Final = 96
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
 """More than multiprocessing's semaphores and OpenMP's registrations need."""
-_MIN_DISK_BYTES: Final = 1 << 30
-"""Free space to require if the size of a download is unknown."""
 
 
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
@@ -62,17 +58,11 @@ def check_num_files() -> Iterator[Finding]:
 
 
 def check_disk(place: ModelPlace) -> Iterator[Finding]:
-    """Checks the cache folder before a download."""
+    """Checks the cache folder before a download, which checks the room itself."""
     folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
     if problem := write_problem(str(folder)):
         reason = f"{folder} cannot be written to ({problem})"
         yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")
-        return
-    remaining = _remaining_bytes(place.folder) if place.folder else None
-    if problem := _disk_problem(folder, remaining):
-        yield error("disk", f"{place.name} is to be downloaded: {problem}")
-    elif remaining is None and (free := free_bytes(folder)) < _MIN_DISK_BYTES:
-        yield warning("disk", f"{place.name} is to be downloaded: {folder} has only {format_bytes(free)} free")
 
 
 def check_cache_folder() -> Iterator[Finding]:
@@ -84,32 +74,6 @@ def check_cache_folder() -> Iterator[Finding]:
             f"nothing is cached between starts: {folder} cannot be written to ({problem}); "
             f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
         )
-
-
-def _disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
-    """Why this many bytes do not fit on the folder's disk; None if they do, or if the number is unknown."""
-    folder = nearest_existing(folder)
-    free = free_bytes(folder)
-    if needed_bytes is None or needed_bytes <= free:
-        return None
-    missing = format_bytes(needed_bytes - free)
-    return (
-        f"{format_bytes(needed_bytes)} are needed and {format_bytes(free)} are free in {folder}: "
-        f"free {missing} more, or give another --download-dir"
-    )
-
-
-def _remaining_bytes(snapshot: Path) -> int | None:
-    """Bytes of the weights that are still to be downloaded, by the index; None if there is no index yet."""
-    weights = find_weight_files(snapshot)
-    if weights.index_path is None:
-        return None
-    try:
-        total = json.loads(weights.index_path.read_text(encoding="utf-8"))["metadata"]["total_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    present = sum(path.stat().st_size for path in weights.present)
-    return max(int(total) - present, 0)
 
 
 def free_bytes(folder: Path) -> int:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.server.engine.features.tiny_vlm import save_vlm
-
 _REVISION: Final = "0" * 40
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _VOCAB_SIZE: Final = 49152
@@ -172,13 +170,6 @@ def _colbert(folder: Path, smollm: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def _vision(family: str, **sizes: int) -> Build:
-    def build(folder: Path, smollm: Path) -> None:
-        save_vlm(folder, family, **sizes)
-
-    return build
-
-
 def _lora(base: str, rank: int = 8, **shape: int) -> Build:
     """A LoRA adapter of SmolLM2's projections, or of a model with another shape, as PEFT writes it."""
 
@@ -321,10 +312,6 @@ MODELS: Final[dict[str, Build]] = {
     "cross-encoder/ms-marco-MiniLM-L-6-v2": _encoder("bert", 49152, 128, num_labels=1),
     "jason9693/Qwen2.5-1.5B-apeach": _classifier,
     "answerdotai/answerai-colbert-small-v1": _colbert,
-    "HuggingFaceTB/SmolVLM-256M-Instruct": _vision("smolvlm", width=128),
-    "Qwen/Qwen2.5-VL-3B-Instruct": _vision("qwen2_5_vl", width=128),
-    "Qwen/Qwen2-VL-2B-Instruct": _vision("qwen2_vl", width=128),
-    "llava-hf/llava-1.5-7b-hf": _vision("llava", width=128),
     "typeof/zephyr-7b-beta-lora": _lora("HuggingFaceH4/zephyr-7b-beta"),
     "Jackmin108/Qwen3-0.6B-Meow-LoRA": _lora(_QWEN3),
     "Jackmin108/Qwen3-0.6B-Woof-LoRA": _lora(_QWEN3),
