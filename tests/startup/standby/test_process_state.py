@@ -110,23 +110,22 @@ def forked(pid: int, *launcher: str) -> Forked:
     return Forked(*json.loads(result.stdout))
 
 
-_TAKEN_OVER = {
-    "nothing": "pass",
-    "umask": "os.umask(0o027)",
-    "open_files": "resource.setrlimit(resource.RLIMIT_NOFILE, (512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
-    "oom_score": "open('/proc/self/oom_score_adj', 'w').write('300')",
-    "nohup": "signal.signal(signal.SIGHUP, signal.SIG_IGN)",
-    "background_of_sh": "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGQUIT)]",
-    "no_broken_pipe": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
-}
+_TAKEN_OVER = """
+os.umask(0o027)
+resource.setrlimit(resource.RLIMIT_NOFILE, (512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+open('/proc/self/oom_score_adj', 'w').write('300')
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # nohup, and sh's background
+    signal.signal(number, signal.SIG_IGN)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+"""
 
-_TAKEN_OVER_IN_ONE_DIRECTION = {
-    "most_open_files": "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 4096))",
-    "core_files": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
-    "locked_memory": "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))",
-    "processor_time": "resource.setrlimit(resource.RLIMIT_CPU, (3600, 7200))",
-    "file_size": "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))",
-}
+_TAKEN_OVER_IN_ONE_DIRECTION = """
+resource.setrlimit(resource.RLIMIT_NOFILE, (512, 4096))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+resource.setrlimit(resource.RLIMIT_CPU, (3600, 7200))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))
+"""
 """Without privileges."""
 
 _EQUAL_OR_COLD = {
@@ -134,9 +133,7 @@ _EQUAL_OR_COLD = {
     "the scheduling policy": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
     "the I/O priority": "psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)",
     "Cpus_allowed_list": "os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})",
-    "SigBlk": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGRTMIN])",
     "/proc/PID/coredump_filter": "open('/proc/self/coredump_filter', 'w').write('0x7')",
-    "/proc/PID/loginuid": "open('/proc/self/loginuid', 'w').write('12345')",
     "the soft limit RLIMIT_STACK": "resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, -1))",
 }
 
@@ -155,7 +152,8 @@ _SYSTEM_CALLS = {
 
 @pytest.mark.parametrize(
     "change",
-    [pytest.param(change, id=name) for name, change in (_TAKEN_OVER | _TAKEN_OVER_IN_ONE_DIRECTION).items()],
+    ["pass", _TAKEN_OVER, _TAKEN_OVER_IN_ONE_DIRECTION],
+    ids=["nothing", "both_directions", "one_direction"],
 )
 def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change):
     with started(*after(change)) as executed:
@@ -163,10 +161,9 @@ def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change
     assert fork == (None, executed.shown)
 
 
-@pytest.mark.parametrize("change", _TAKEN_OVER.values(), ids=_TAKEN_OVER.keys())
-def test_the_templates_own_settings_do_not_remain(change):
+def test_the_templates_own_settings_do_not_remain():
     with started() as executed:
-        fork = forked(executed.pid, *after(change))
+        fork = forked(executed.pid, *after(_TAKEN_OVER))
     assert fork == (None, executed.shown)
 
 
@@ -189,15 +186,12 @@ def test_what_a_system_call_has_changed_is_named(name, change):
     [
         *(
             pytest.param(("unshare", flag), f"the {name} namespace differs", id=name)
-            for flag, name in (("-n", "net"), ("-m", "mnt"), ("-i", "ipc"), ("-u", "uts"), ("-C", "cgroup"))
+            for flag, name in (("-n", "net"), ("-m", "mnt"))
         ),
         pytest.param(("unshare", "-T"), "the time namespace differs", id="time"),
         pytest.param(("unshare", "-U"), "Cap", id="user"),
-        pytest.param(("setpriv", "--regid", "12345", "--keep-groups"), "Gid differs", id="group"),
         pytest.param(("setpriv", "--groups", "12345"), "Groups differs", id="groups"),
-        pytest.param(("setpriv", "--no-new-privs"), "NoNewPrivs differs", id="no_new_privs"),
         pytest.param(("setpriv", "--bounding-set", "-sys_time"), "CapPrm differs", id="capabilities"),
-        pytest.param(("strace", "-o", "/dev/null"), "TracerPid differs", id="tracer"),
     ],
 )
 def test_a_difference_that_only_exec_can_make_is_named(launcher, reason):
