@@ -113,20 +113,6 @@ def test_a_cache_folder_that_cannot_be_created_is_harmless(folder, monkeypatch):
     assert start(*MODULES) == []
 
 
-@pytest.mark.thorough
-def test_many_first_starts_at_once_leave_one_whole_file(folder):
-    command = [sys.executable, "-c", START, *MODULES]
-    programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
-    assert [program.wait() for program in programs] == [0] * 6
-    for program in programs:
-        assert program.stdout is not None
-        program.stdout.close()
-    imports = "from startup.imports import import_file; from startup.imports.learned_imports import import_file_paths"
-    assert printed(f"{imports}; print(import_file.install(import_file_paths()[0]))") == "True"
-    start(*MODULES)
-    assert start(*MODULES) == sorted(MODULES)
-
-
 def test_a_baked_file_serves_below_the_users(folder, tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     start("parcel", "parcel.inner")

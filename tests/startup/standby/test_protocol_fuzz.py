@@ -19,10 +19,7 @@ from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
 
-_MANY = [pytest.param(40, id="some"), pytest.param(300, id="many", marks=pytest.mark.thorough)]
-
 DEVNULL = Path(os.devnull)
-NUM_MESSAGES = 300
 
 
 @cache
@@ -113,12 +110,11 @@ def _send_random(connection: socket.socket, rng: random.Random) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("num_requests", _MANY)
-def test_a_template_survives_any_request(num_requests, standby, tiny_llama):
+def test_a_template_survives_any_request(standby, tiny_llama):
     template = standby.template()
     num_fds = template.num_fds()
     answers = b""
-    for seed in range(num_requests):
+    for seed in range(40):
         rng = random.Random(seed)
         with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
             connection.settimeout(60)
@@ -177,18 +173,6 @@ def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors():
                 with suppress(messages.MessageError):
                     messages.dictionary(section)
     assert len(list(Path("/proc/self/fd").iterdir())) == num_fds
-
-
-def test_a_receiver_may_close_as_soon_as_it_has_the_message():
-    for _ in range(NUM_MESSAGES):  # a second, empty send fails if the receiver is faster
-        ours, theirs = socket.socketpair()
-        received: list[list[list[bytes]]] = []
-        receiver = threading.Thread(target=_receive_and_close, args=(theirs, received))
-        receiver.start()
-        with ours, DEVNULL.open("rb") as file:
-            messages.send(ours, [b"words"], fds=[file.fileno()])
-        receiver.join()
-        assert received == [[[b"words"]]]
 
 
 def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send():
