@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from startup.probes import report_queue
+from startup.probes.acceptor import TURN_S, Heartbeat
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, Kind, Report, ServingSettings
@@ -155,3 +156,15 @@ def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(held):
     assert sum(held.process.cpu_times()) - used_s < 0.5 * (time.perf_counter() - begin_s)
     assert held.take(40) == [_POST] * 40
     assert _answer(held.connect(_PROBE)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_no_time_passes_while_the_process_itself_is_stopped():
+    """As in a frozen container; an event loop that does not run grows older with each turn."""
+    heartbeat = Heartbeat()
+    now = time.monotonic()
+    heartbeat.turn(now)
+    heartbeat.turn(now + 1000.0)
+    assert heartbeat.age_s(now + 1000.0) <= 2 * TURN_S
+    for turn in range(100):
+        heartbeat.turn(now + 1000.0 + turn * TURN_S)
+    assert heartbeat.age_s(now + 1000.0 + 99 * TURN_S) >= 99 * TURN_S

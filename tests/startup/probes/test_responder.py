@@ -24,8 +24,6 @@ from tests.ports import free_port
 from tests.startup.probes.conftest import STARTING, Answers
 from tests.waiting import is_gone, wait_until
 
-NewProcess = Callable[[], psutil.Process]
-
 
 def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(*address, timeout=60)
@@ -116,19 +114,6 @@ def test_an_answer_contains_the_latest_state(listener):
 
 
 @pytest.mark.usefixtures("longer_timeouts")
-@pytest.mark.thorough
-def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
-    with StartupResponder(listener, Answers()) as responder:
-        process = new_process()
-        process.suspend()
-        for _ in range(1000):
-            responder.update(b"x" * 10_000)
-        responder.hand_over()
-        process.resume()
-        process.wait(timeout=60)
-
-
-@pytest.mark.usefixtures("longer_timeouts")
 def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
         process = new_process()
@@ -206,14 +191,6 @@ def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
     wait_until(lambda: is_gone(responder.pid))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
-
-
-@pytest.mark.usefixtures("longer_timeouts")
-def test_probes_are_answered_while_the_api_process_is_stopped(api_process):
-    """Answers do not depend on the interpreter lock of the API process, as those of a thread in it would."""
-    process, address = api_process
-    process.suspend()
-    assert [_get(address, "/health")[0] for _ in range(20)] == [503] * 20
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -294,17 +271,6 @@ def test_clients_without_a_certificate_are_rejected_if_one_is_required(listener,
         assert _get_by_tls(listener, "/livez", pair.client_context(client=pair))[0] == 200
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             _get_by_tls(listener, "/livez", pair.client_context())
-
-
-@needs_openssl
-@pytest.mark.usefixtures("longer_timeouts")
-def test_accepted_connections_are_answered_after_the_hand_over(listener, pair):
-    with StartupResponder(listener, Answers(BODY), _tls(pair)) as responder:
-        plain = socket.create_connection(listener.getsockname(), timeout=60)
-        with pair.client_context().wrap_socket(plain, server_hostname="localhost") as client:
-            responder.hand_over()
-            client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
-            assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 @needs_openssl

@@ -88,14 +88,6 @@ def test_unix_socket_is_handed_over(folder):
         start.family()
 
 
-@pytest.mark.parametrize("host", ["localhost", ""], ids=["name", "empty"])
-def test_every_spelling_of_the_host_matches_the_listener(host, folder):
-    port = free_port()
-    with FakeStart(folder, f"--host={host}", "--port", str(port), host=None, port=port) as start:
-        start.wait_ready()
-        assert start.complete("A text") == "A text was read by worker 0"
-
-
 def test_port_zero_is_left_to_vllm(folder):
     with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
         start.wait_logged("EngineCore prints a line")
