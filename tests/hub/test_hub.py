@@ -90,14 +90,3 @@ def test_an_interrupted_transfer_of_a_revision_is_continued(hub, cache, monkeypa
     for revision in ("refs/pr/1", commit.id):
         assert read_tree(download(hub, cache, revision=revision)) == {"model.safetensors": WEIGHTS}
     assert hub.ranges == [600_000 // (1 << 16) * (1 << 16)]
-
-
-def test_xet_is_announced_to_clients_that_ask_for_it(hub):
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils._xet import refresh_xet_connection_info
-
-    hub.is_xet = True
-    url = hf_hub_url("org/model", "model.safetensors", endpoint=hub.url)
-    announced = get_hf_file_metadata(url, endpoint=hub.url).xet_file_data
-    assert announced is not None
-    assert refresh_xet_connection_info(file_data=announced, headers={}).endpoint == hub.xet_url

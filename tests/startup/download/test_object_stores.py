@@ -182,11 +182,3 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("startup.model.location.find_spec", lambda _: None)
     expected = "s3://models/llama needs the package s3fs: pip install '.[objectstore]' in a clone of vllm-cli"
     assert problem("s3://models/llama") == expected
-
-
-def test_a_file_address_is_the_folder_itself(tmp_path):
-    for name, body in FILES.items():
-        (tmp_path / "my model" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "my model" / name).write_bytes(body)
-    asked = ModelRequest(model=f"file://{tmp_path}/my%20model")
-    assert resolve_model(asked).path == tmp_path / "my model"

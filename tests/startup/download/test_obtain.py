@@ -101,14 +101,6 @@ def test_a_cached_snapshot_needs_no_network(cache, hub_server):
     assert hub_server.requests == []
 
 
-def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache):
-    from huggingface_hub import snapshot_download
-
-    write_snapshot(cache, "org/model")
-    theirs = snapshot_download("org/model", cache_dir=cache, local_files_only=True)
-    assert resolve_model(ModelRequest(model="org/model")).path == Path(theirs)
-
-
 def test_the_default_model_is_taken_from_the_cache(cache, hub_server):
     snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
     assert resolve_model(ModelRequest()).path == snapshot
@@ -144,41 +136,10 @@ def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server, cac
     assert (path / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server, cache):
-    path = resolve_model(ModelRequest(model="org/model")).path
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == MODEL
-    num_requests = len(hub_server.requests)
-    assert resolve_model(ModelRequest(model="org/model")).path == path
-    assert len(hub_server.requests) == num_requests
-
-
-def test_an_incomplete_snapshot_is_completed(hub_server, cache):
-    (write_snapshot(cache, "org/model") / "model.safetensors").unlink()
-    assert (resolve_model(ModelRequest(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
-
-
-def test_only_needed_files_are_downloaded(hub_server):
-    extras = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "README.md": b"x", "original/params.json": b"x"}
-    hub_server.add("org/model", MODEL | extras)
-    resolve_model(ModelRequest(model="org/model"))
-    assert sorted(hub_server.downloads) == [f"org/model/{name}" for name in sorted(MODEL)]
-
-
 def test_a_tokenizer_is_downloaded_without_weights(hub_server, folder):
     files = resolve_model(ModelRequest(model=str(folder), tokenizer="org/model"))
     assert sorted(hub_server.downloads) == ["org/model/config.json", "org/model/tokenizer.json"]
     assert (files.tokenizer_path / "tokenizer.json").exists()
-
-
-def test_the_token_and_the_download_folder_are_used(hub_server, tmp_path):
-    config = ModelRequest(model="org/model", hf_token="hf_secret", download_dir=str(tmp_path / "elsewhere"))
-    assert resolve_model(config).path.is_relative_to(tmp_path / "elsewhere")
-    assert hub_server.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
-
-
-def test_a_hub_model_without_weights_is_reported(hub_server):
-    hub_server.add("org/model", {name: data for name, data in MODEL.items() if name != "model.safetensors"})
-    assert "has no weights" in problem("org/model")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])

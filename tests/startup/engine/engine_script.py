@@ -9,7 +9,6 @@ from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import LENGTH
@@ -32,14 +31,8 @@ def main(model: Path, method: str, mode: str | None) -> int:
     if mode == "--statuses":
         return _print_statuses(context, files)
     engine = _start(context, files, EngineConfig(max_num_seqs=2))
-    if mode == "--leave-early":
-        print(engine.pid, flush=True)
-        return 0
     try:
         return asyncio.run(_use(engine, mode))
-    except EngineStartError as err:
-        print(err)
-        return 1
     finally:
         engine.close()
 

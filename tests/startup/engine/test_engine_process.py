@@ -68,17 +68,6 @@ def test_a_killed_api_process_leaves_no_engine(model_path, method):
 
 
 @pytest.mark.thorough
-def test_an_api_process_that_exits_while_the_model_loads_leaves_no_engine(model_path):
-    with subprocess.Popen(
-        [sys.executable, _SCRIPT, model_path, "spawn", "--leave-early"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
-        process.wait(120)
-    wait_until(lambda: is_gone(pid))
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 def test_processes_ignore_group_signals_from_their_start_on(tmp_path, method):
     run = _run(tmp_path, method, "--statuses")
@@ -93,15 +82,6 @@ def test_an_engine_that_cannot_read_its_requests_exits(model_path):
     run = _run(model_path, "spawn", "--garble")
     assert json.loads(run.stdout) == {"exitcode": 4}
     assert "the engine failed" in run.stderr
-
-
-@pytest.mark.thorough
-def test_a_folder_without_weights_fails_with_one_line(tmp_path, model_path):
-    (tmp_path / "config.json").write_bytes((model_path / "config.json").read_bytes())
-    run = _run(tmp_path, "spawn")
-    assert run.returncode == 1
-    assert "cannot load the weights" in run.stdout
-    assert "Traceback" not in run.stderr
 
 
 def _fail() -> EngineProcess:

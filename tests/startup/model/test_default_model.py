@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from startup.model.default_model import prepared_folder
-from tests.cli import run_python
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -106,7 +105,7 @@ def hung_index() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/simple"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hung_index):
     process = prepare({**environment, "PIP_INDEX_URL": hung_index})
     models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
@@ -117,30 +116,6 @@ def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hun
     assert process.returncode == -number
     assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
     wait_until(lambda: is_gone(pip.pid))
-
-
-_SIGNAL_AT_THE_FORK = """
-import os, signal, subprocess
-from startup.model.default_model import _run_python
-from startup.processes import group_signals
-fork = subprocess._fork_exec
-
-def fork_and_signal(*arguments):
-    pid = fork(*arguments)
-    print(pid, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    return pid
-
-subprocess._fork_exec = fork_and_signal
-with group_signals.cleaning_up():
-    _run_python("-c", "import time; time.sleep(600)")
-"""
-
-
-def test_a_signal_while_a_program_is_started_leaves_no_process():
-    done = run_python(_SIGNAL_AT_THE_FORK)
-    assert done.returncode == -signal.SIGTERM, done.stderr
-    assert is_gone(int(done.stdout))
 
 
 def test_what_a_killed_start_has_left_is_removed_by_the_next(environment):

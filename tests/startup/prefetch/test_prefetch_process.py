@@ -95,15 +95,6 @@ def test_only_missing_pages_are_read(make_file):
     expect_resident(path)
 
 
-@pytest.mark.alone
-@repeated_if_pages_are_lost
-def test_resident_files_are_not_read(make_file):
-    path = make_file("f", 8)
-    expect_resident(path, least_share=1.0)
-    report = prefetch([path])
-    assert (report.state, report.reason, report.read_bytes) == ("off", "all files are resident", 0)
-
-
 def test_phases_use_the_monotonic_clock(make_file):
     begin_ns = time.monotonic_ns()
     report = prefetch([make_file("f", 8, is_cold=True)])
@@ -197,20 +188,6 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
     handle.close()
     assert time.monotonic() - begin < CLOSED_WITHIN_S
     assert not psutil.pid_exists(pid)
-
-
-@pytest.mark.thorough
-def test_progress_grows_up_to_the_report(make_file):
-    path = make_file("f", 2 << 10, is_sparse=True)
-    with start_prefetch([path], small_steps()) as handle:
-        steps = list(handle.progress())
-        report = handle.result()
-    assert report is not None
-    assert report.read_bytes == 2 << 30
-    assert len(steps) >= 2
-    assert [step.done_bytes for step in steps] == sorted(step.done_bytes for step in steps)
-    assert 0 < steps[-1].share <= 1
-    assert steps[-1].due_bytes == 2 << 30
 
 
 def test_the_helper_ends_when_its_parent_is_killed(make_file):

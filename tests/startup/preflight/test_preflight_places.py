@@ -19,7 +19,6 @@ from tests.hub.faults import Fault
 from tests.hub.server import HubServer
 
 Preflight = Callable[..., PreflightReport]
-MakeConfig = Callable[..., StartupConfig]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,10 +51,6 @@ def plan_of(config: StartupConfig) -> FilePlan:
     return plan_files(ModelRequest.of_start(config))
 
 
-def test_a_local_folder_needs_no_download(model_path, make_config):
-    assert plan_of(make_config(model_path)).files == ModelFiles(model_path, model_path)
-
-
 def test_a_complete_snapshot_needs_no_download_and_has_no_findings(snapshot, make_config, preflight):
     config = make_config("team/model")
     assert plan_of(config).files == ModelFiles(snapshot.folder, snapshot.folder)
@@ -63,20 +58,11 @@ def test_a_complete_snapshot_needs_no_download_and_has_no_findings(snapshot, mak
     assert preflight("team/model").findings == ()
 
 
-def test_a_snapshot_without_a_shard_needs_a_download(snapshot, make_config):
-    (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
-    assert plan_of(make_config("team/model")).files is None
-
-
 def test_a_snapshot_with_a_dangling_link_needs_a_download(snapshot, make_config, preflight):
     (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
     assert plan_of(make_config("team/model")).files is None
     (message,) = (f.message for f in preflight("team/model").findings if f.check == "download")
     assert "lacks the content of model-00002-of-00003.safetensors: they are downloaded now" in message
-
-
-def test_a_local_model_with_a_tokenizer_of_the_hub_needs_a_download(model_path, make_config):
-    assert plan_of(make_config(model_path, tokenizer="team/words")).files is None
 
 
 def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot, preflight):

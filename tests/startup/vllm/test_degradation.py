@@ -134,7 +134,7 @@ def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder):
         assert start.lines_with("WARNING") == []
 
 
-@pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "v1/executor/multiproc_executor", "__init__"])
+@pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "__init__"])
 def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs_it(name, folder):
     fake = prepend(variant(folder), name, _REFUSES_THE_FORKSERVER)
     with FakeStart(folder, env=environment(folder, fake)) as start:

@@ -141,7 +141,6 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
     ("wanted", "found", "files"),
     [
         pytest.param("forkserver", "forkserver", {}, id="forkserver", marks=pytest.mark.smoke),
-        pytest.param("spawn", "spawn", {}, id="spawn"),
         pytest.param("fork", "spawn", {}, id="fork-on-cpu"),  # vLLM's CPU platform requires it
         pytest.param(None, "forkserver", _FOR_GPU, id="default-on-gpu"),
         pytest.param("fork", "fork", _FOR_GPU, id="fork-on-gpu"),

@@ -111,14 +111,6 @@ def test_a_profile_that_others_can_write_to_is_not_used(mode, cache, caplog):
     assert load_all_profiles() == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_profile_of_another_user_is_not_used(cache):
-    kind = StartKind.of(_VLLM, (), None)
-    PreloadProfile(kind, ("a",)).save()
-    os.chown(next((cache / "vllm_cli" / "preload").iterdir()), 12345, 12345)
-    assert load_profile(kind) == PreloadProfile(kind)
-
-
 def test_a_kind_of_start_contains_no_secret():
     words = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
     dotted = ("--kv-transfer-config.kv_connector_extra_config.access_key", "sesame", "-tp", "2")
