@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.hub.faults import Fault
 from tests.hub.server import HubServer
 
 WEIGHTS = bytes(range(256)) * 4096
@@ -76,17 +75,3 @@ def test_refusals_have_the_hubs_meanings(hub, cache, change, error, token):
         download(hub, cache, token=token)
     names = [type(err).__name__ for err in (caught.value, caught.value.__cause__) if err]
     assert error in names
-
-
-def test_a_renamed_model_is_found_under_its_old_name(hub, cache):
-    hub.renamed["old/name"] = "org/model"
-    assert read_tree(download(hub, cache, "old/name")) == FILES
-
-
-def test_an_interrupted_transfer_of_a_revision_is_continued(hub, cache, monkeypatch):
-    commit = hub.add("org/model", {"model.safetensors": WEIGHTS}, revision="refs/pr/1")
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
-    hub.faults.add(Fault("cut", after=600_000))
-    for revision in ("refs/pr/1", commit.id):
-        assert read_tree(download(hub, cache, revision=revision)) == {"model.safetensors": WEIGHTS}
-    assert hub.ranges == [600_000 // (1 << 16) * (1 << 16)]

@@ -13,30 +13,6 @@ from startup.engine.torch_environment import expects_gpu, set_torch_variables
 _DRIVER_LOADED = "file=libcuda.so.1 [0];  dynamically loaded by"
 _LEAN = "from startup.imports.heavy import import_engine; import_engine()"
 
-_MEASURE_HEAP = """if True:
-    import ctypes, sys
-    from startup.engine.torch_environment import set_torch_variables
-    if sys.argv[1] == "bound":
-        set_torch_variables()
-    import torch
-
-    class Heap(ctypes.Structure):
-        names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-        _fields_ = [(name, ctypes.c_size_t) for name in names]
-
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = Heap
-    torch.set_num_threads(1)
-    held = []
-    with torch.inference_mode():
-        for width in range(1, 451):
-            weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(32, 16 * width).bfloat16())
-            torch.ops.mkldnn._linear_pointwise(torch.ones(8, 16 * width).bfloat16(), weight, None, "none", [], "")
-            del weight
-            held.append(libc.mallinfo2().uordblks)
-    print(held[449] - held[299])
-"""
-
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -116,19 +92,3 @@ def _initialises_cuda(code: str, log: Path) -> bool:
     lines = [line for text in texts for line in text.splitlines()]
     assert lines, "the loader has logged nothing"
     return any(_DRIVER_LOADED in line and "libcudart" in line for line in lines)
-
-
-@pytest.mark.slow
-def test_new_shapes_of_matrices_take_no_more_memory_once_the_bound_is_reached():
-    """oneDNN caches kernels. From the 300th shape to the 450th: above the bound, below the default."""
-    import torch
-
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN does not multiply in bfloat16 on this processor")
-    assert _heap_growth("bound") < _heap_growth("free") / 4
-
-
-def _heap_growth(mode: str) -> int:
-    run = subprocess.run([sys.executable, "-c", _MEASURE_HEAP, mode], capture_output=True, text=True, timeout=280)
-    assert run.returncode == 0, run.stderr
-    return int(run.stdout)

@@ -133,12 +133,6 @@ def test_settings_of_vllms_logger_apply_to_ours_unless_named():
     assert loggers["server"] == {"level": "ERROR"}
 
 
-def test_the_given_configuration_is_not_changed():
-    before = json.dumps(VLLM_FILE)
-    translate(VLLM_FILE)
-    assert json.dumps(VLLM_FILE) == before
-
-
 def test_a_file_written_for_vllm_is_applied():
     code = f"""
 import logging

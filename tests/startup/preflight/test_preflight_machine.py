@@ -205,15 +205,6 @@ def test_a_unix_socket_in_use_is_reported_with_pid(tmp_path, preflight):
     assert f"{path} is in use by pid {pid}" in message
 
 
-def test_unix_socket_with_a_full_queue_is_in_use(tmp_path, preflight):
-    path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX) as ours, socket.socket(socket.AF_UNIX) as client:
-        ours.bind(str(path))
-        ours.listen(0)
-        client.connect(str(path))
-        assert "is in use" in message_of(preflight("/nowhere", uds=str(path)), "uds")
-
-
 def test_a_unix_socket_that_was_left_behind_is_information(tmp_path, preflight):
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as stale:

@@ -62,14 +62,6 @@ def test_a_process_of_another_parent_ends_too(pipe):
         assert process.wait(_SOON_S) == 0
 
 
-def test_processes_that_share_the_read_end_all_end(pipe):
-    with _start(f"os.fork()\ndeath_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
-        assert [_line(process), _line(process)] == ["stuck", "stuck"]
-        os.close(pipe[1])
-        assert _line(process) == ""  # the other process's end of standard output is closed too
-        assert process.wait(_SOON_S) == -signal.SIGKILL
-
-
 def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe):
     os.close(pipe[1])
     with _start(f"death_pipe.arm({pipe[0]})\nprint('still running')", pipe[0]) as process:

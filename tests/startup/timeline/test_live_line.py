@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Event, Thread
+from threading import Event
 
 import pytest
 
@@ -67,23 +67,6 @@ def test_the_line_is_erased_before_a_log_record_is_written(terminal):
     line.show("progress")
     handler.handle(logging.makeLogRecord({"msg": "record"}))
     assert read() == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
-
-
-def test_no_line_is_shown_between_its_erasure_and_the_record(terminal):
-    line, read = terminal
-    handler = logging.StreamHandler(line._stream)
-    line.erase_for(handler)
-    progress = Thread(target=line.show, args=("progress",))
-
-    class Message:
-        def __str__(self) -> str:
-            progress.start()
-            progress.join(0.1)
-            return "record"
-
-    handler.handle(logging.makeLogRecord({"msg": Message()}))
-    progress.join()
-    assert read() == "record\r\n\r\x1b[Kprogress"
 
 
 def test_a_process_forked_while_a_line_is_written_can_log(terminal):

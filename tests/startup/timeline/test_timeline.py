@@ -1,6 +1,5 @@
 """The timeline begins with the kernel's start of the process and has spans of several processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -89,14 +88,6 @@ def test_running_is_the_innermost_open_span():
     assert timeline.running is None
 
 
-def test_the_first_mark_of_a_name_counts():
-    timeline = PhaseTimeline(0)
-    timeline.mark("listening")
-    first = timeline.marks["listening"]
-    timeline.mark("listening")
-    assert timeline.marks == {"listening": first}
-
-
 def test_elapsed_time_is_constant_once_the_start_is_finished():
     timeline = PhaseTimeline.from_process_start()
     timeline.finish()
@@ -106,63 +97,33 @@ def test_elapsed_time_is_constant_once_the_start_is_finished():
     assert timeline.elapsed_s == elapsed_s
 
 
-def test_timeline_begins_with_the_interpreter():
-    timeline = PhaseTimeline.from_process_start()
-    assert timeline.spans[0].begin_ns == timeline.origin_ns < time.monotonic_ns()
-    assert timeline.spans[0].end_ns > timeline.spans[0].begin_ns
-
-
-class RealStart:
-    """One start of `vllm-cli serve`: the progress that it reported, its log and its report."""
-
-    def __init__(self, model: Path, folder: Path) -> None:
-        port = free_port()
-        report = folder / "report.json"
-        words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--startup-report", str(report)]
-        environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache")}
-        self.answers: list[dict[str, Any]] = []
-        begin_s = time.monotonic()
-        with subprocess.Popen(
-            [sys.executable, "-m", "vllm_cli", *words], env=environment, stderr=subprocess.PIPE, text=True
-        ) as server:
-            while (answer := ask(f"http://127.0.0.1:{port}/health")).status != 200:
-                assert time.monotonic() - begin_s < 200
-                assert server.poll() is None
-                if answer.status == 503:
-                    self.answers.append(answer.json)
-                time.sleep(0.02)
-            self.startupz = ask(f"http://127.0.0.1:{port}/startupz").json
-            server.send_signal(signal.SIGTERM)
-            self.log = server.communicate(timeout=60)[1]
-        self.report = read_report(report.read_text())
-
-
-@pytest.fixture(scope="module")
-def starts(model_path, tmp_path_factory) -> list[RealStart]:
-    """Two starts with one cache folder."""
-    folder = tmp_path_factory.mktemp("starts")
-    return [RealStart(model_path, folder) for _ in range(2)]
+def _start(model: Path, folder: Path) -> tuple[list[dict[str, Any]], set[str]]:
+    """What one start of `vllm-cli serve` answers until it is ready, and the names of its spans."""
+    port = free_port()
+    report = folder / "report.json"
+    words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--startup-report", str(report)]
+    environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache")}
+    answers: list[dict[str, Any]] = []
+    begin_s = time.monotonic()
+    with subprocess.Popen([sys.executable, "-m", "vllm_cli", *words], env=environment) as server:
+        while (answer := ask(f"http://127.0.0.1:{port}/health")).status != 200:
+            assert time.monotonic() - begin_s < 200
+            assert server.poll() is None
+            if answer.status == 503:
+                answers.append(answer.json)
+            time.sleep(0.02)
+        server.send_signal(signal.SIGTERM)
+    return answers, {span.name for span in read_report(report.read_text()).spans}
 
 
 @pytest.mark.thorough
-def test_startupz_equals_the_report_file(starts):
-    for start in starts:
-        assert read_report(json.dumps(start.startupz)).phases == start.report.phases
-
-
-@pytest.mark.thorough
-def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(starts):
-    first, second = starts
-    assert {answer["phase"] for answer in first.answers} & {span.name for span in first.report.spans}
-    assert {answer["progress"] for answer in first.answers} == {None}
-    known = [answer for answer in second.answers if answer["progress"] is not None]
+def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(model_path, tmp_path):
+    first, names = _start(model_path, tmp_path)
+    assert {answer["phase"] for answer in first} & names
+    assert {answer["progress"] for answer in first} == {None}
+    second, _ = _start(model_path, tmp_path)
+    known = [answer for answer in second if answer["progress"] is not None]
     shares = [answer["progress"] for answer in known]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] < 1
     assert all(answer["eta_s"] >= 0 for answer in known)
-
-
-@pytest.mark.thorough
-def test_the_table_is_in_the_log(starts):
-    for start in starts:
-        assert all(line in start.log for line in start.report.table().splitlines() if "#" in line)

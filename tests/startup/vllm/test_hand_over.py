@@ -6,10 +6,9 @@ import socket
 import psutil
 import pytest
 
-from tests.certificates import make_certificate, needs_openssl
 from tests.ports import free_port
-from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange, run_fake
-from tests.waiting import is_gone, wait_until
+from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -50,25 +49,6 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
         assert start.ask("/livez")[0] == 404  # only vLLM's own routes are left
 
 
-def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(folder):
-    gate = folder / "gate"
-    with FakeStart(folder, "--gate", str(gate), env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
-        start.wait_logged("EngineCore prints a line")
-        (responder,) = start.responders()
-        gate.touch()
-        start.wait_ready()
-        wait_until(lambda: is_gone(responder.pid))
-
-
-def test_preflight_only_starts_nothing_and_reports_faults(folder):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        done = run_fake(folder, "--preflight-only", "--json", "--host", "127.0.0.1", "--port", port)
-    assert done.returncode == 3
-    assert f"127.0.0.1:{port} is in use by " in done.stdout
-    assert json.loads(done.stdout)
-
-
 def test_unix_socket_is_handed_over(folder):
     gate = folder / "gate"
     path = folder / "socket"
@@ -88,15 +68,6 @@ def test_unix_socket_is_handed_over(folder):
         start.family()
 
 
-def test_port_zero_is_left_to_vllm(folder):
-    with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
-        start.wait_logged("EngineCore prints a line")
-        assert start.responders() == []
-        assert [c for c in start.root.net_connections("tcp") if c.status == "LISTEN"] == []
-        (start.log_path.parent / "gate").touch()
-        start.wait_logged("Application startup complete")
-
-
 def test_a_headless_start_opens_no_port_and_has_no_deadline(folder):
     with FakeStart(folder, "--headless", "--startup-timeout", "0.001") as start:
         start.wait_logged("headless engine")
@@ -104,21 +75,6 @@ def test_a_headless_start_opens_no_port_and_has_no_deadline(folder):
         engine = start.named("VLLM::EngineCor")
         assert start.kind_of(engine.pid) == "forkserver"
         assert start.terminate() == 0
-
-
-@needs_openssl
-def test_port_with_tls_is_left_to_vllm(folder):
-    certificate = make_certificate(folder, "server")
-    port = free_port()
-    with FakeStart(folder, *certificate.flags, port=port) as start:
-        start.wait_logged("ready after")  # once it accepts; uvicorn logs "startup complete" before
-        start.family()
-        assert start.responders() == []
-        with (
-            socket.create_connection(("127.0.0.1", port)) as plain,
-            certificate.client_context().wrap_socket(plain, server_hostname="localhost") as client,
-        ):
-            assert exchange(client, "/health")[0] == 200
 
 
 def test_several_api_servers_share_the_port_and_the_forkserver(folder):

@@ -57,13 +57,6 @@ def test_a_configuration_that_fails_leaves_logging_as_it_was():
     assert "_clear_cache" not in vars(logging.root.manager)
 
 
-def test_functions_are_replaced_once():
-    make_calls_cheap()
-    configure = logging.config.dictConfig
-    make_calls_cheap()
-    assert logging.config.dictConfig is configure
-
-
 def test_modules_of_other_subcommands_contain_only_names(toys):
     raises = "raise RuntimeError('imported')\n"
     for name in ("preload", "openai", "benchmark.main", "launch"):

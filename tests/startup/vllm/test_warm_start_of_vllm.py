@@ -119,9 +119,6 @@ def test_starts_that_need_other_imports_are_cold(standby, folder):
         ((), {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, "needs the compiler"),
         ((), {"VCLI_LEAVE_OUT": "lean imports"}, "VCLI_LEAVE_OUT differs"),
         ((), {"TORCHELASTIC_RUN_ID": "1"}, "without preloading: a launcher starts one process per rank"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "without preloading: VCLI_PLAIN_VLLM is set"),
-        (("--headless",), {}, "needs the compiler"),
-        (("--numa-bind",), {}, "--numa-bind needs new programs"),
         ((), {"VLLM_WORKER_MULTIPROC_METHOD": "unknown"}, "the settings are not understood"),
     ]
     for words, variables, reason in starts:
