@@ -188,7 +188,7 @@ def test_the_command_line_imports_none_of_a_users_modules(command, decoys):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_the_processes_of_a_server_import_none_of_a_users_modules(method, decoys, tiny_llama, monkeypatch):
     monkeypatch.chdir(decoys)
     environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}

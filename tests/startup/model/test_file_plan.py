@@ -269,13 +269,6 @@ def test_some_speculation_needs_no_draft_model(settings):
     assert CommandLine.of(["m", "--speculative-config", settings]).request.draft is None
 
 
-def test_each_file_of_the_real_model_is_planned_once(model_path):
-    planned = plan_files(ModelRequest(model=str(model_path))).read_order
-    assert len(planned) == len(set(planned))
-    assert planned[-1].name == "model.safetensors"
-    assert model_path / "tokenizer.json" in planned
-
-
 def test_a_missing_folder_has_nothing_to_read(tmp_path):
     plan = plan_files(ModelRequest(model=str(tmp_path / "gone")))
     assert (plan.model.kind, plan.read_order, plan.downloads) == ("nowhere", (), ())

@@ -63,12 +63,6 @@ def test_auto_is_off_if_less_than_half_fits_and_on_reads_it():
     assert decision.survey.due_bytes == 200 * MB
 
 
-def test_on_reads_what_fits_however_little_that_is():
-    decision = decide(survey(missing_mb=500), job(room_mb=20, is_forced=True))
-    assert not decision.is_off
-    assert decision.survey.due_bytes == 20 * MB
-
-
 @pytest.mark.parametrize("is_forced", [False, True])
 def test_too_little_memory_is_off_in_every_mode(is_forced):
     decision = decide(survey(missing_mb=500), job(room_mb=-100, is_forced=is_forced))

@@ -91,12 +91,6 @@ def test_all_missing_shards_are_reported_at_once(folder, preflight):
     assert folder.shards[2].name in message
 
 
-def test_shards_without_an_index_are_counted_by_their_numbers(folder, preflight):
-    folder.index.unlink()
-    folder.shards[1].unlink()
-    assert folder.shards[1].name in messages(preflight(folder.path), "shards")[0]
-
-
 def test_complete_shards_still_need_their_index(folder, preflight):
     folder.index.unlink()
     assert "3 shards but no index" in messages(preflight(folder.path), "index")[0]

@@ -25,7 +25,7 @@ _HEALTHY = HealthAnswer(200, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n", b"")
 class _Responder:
     """A responder's process that accepts; this process receives what it passes on only when it is told to."""
 
-    def __init__(self, stack: ExitStack, accept_delay_s: float = 0.0) -> None:
+    def __init__(self, stack: ExitStack, *, accept_delay_s: float = 0.0, keep_alive_s: int = 1000) -> None:
         self._stack = stack
         self.listener = listener = stack.enter_context(listen(host="127.0.0.1", port=0, uds=None))
         self._address = listener.getsockname()
@@ -33,7 +33,7 @@ class _Responder:
         responder = stack.enter_context(StartupResponder(listener, Answers()))
         (self.process,) = set(psutil.Process().children()) - others
         settings = ServingSettings(
-            keep_alive_s=1000, reports_probes=False, wants_realtime=False, accept_delay_s=accept_delay_s
+            keep_alive_s=keep_alive_s, reports_probes=False, wants_realtime=False, accept_delay_s=accept_delay_s
         )
         link = responder.keep(settings)
         assert link is not None
@@ -114,6 +114,12 @@ def test_probes_are_answered_while_nothing_can_be_passed_on(held):
     late.sendall(_PROBE)
     assert _answer(late).startswith(b"HTTP/1.1 200 ")
     assert held.take(30) == [_POST] * 30
+
+
+def test_a_kept_connection_is_closed_after_the_keep_alive_time(stack):
+    client = _Responder(stack, keep_alive_s=1).connect(_PROBE)
+    assert _answer(client).startswith(b"HTTP/1.1 200 ")
+    assert _answer(client) == b""
 
 
 def test_the_oldest_answered_client_is_closed_if_no_descriptor_is_free(stack):

@@ -163,12 +163,6 @@ def test_every_probe_is_in_the_access_log(serving):
     wait_until(lambda: serving.log.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
 
 
-def test_a_kept_connection_is_closed_after_the_keep_alive_time(serving):
-    with _connect(serving) as client:
-        _ask(client, _PROBE)
-        assert client.recv(1) == b""  # uvicorn's default: 5 s
-
-
 _PATHS = ("/health", "/nothing") * 4
 
 
