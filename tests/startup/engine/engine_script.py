@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import sys
-import time
 from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -76,9 +75,6 @@ async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
         await asyncio.to_thread(engine.close)
         print(json.dumps({"exitcode": engine.exitcode}))
         return 0
-    if mode == "--hang":
-        print("ready", flush=True)
-        time.sleep(120)
     token_ids: list[int] = []
     params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
     async for output in client.generate("a", [EnginePrompt([1, 2, 3], params)]):

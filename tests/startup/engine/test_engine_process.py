@@ -1,13 +1,10 @@
 """The engine process and its start: the start method, a start in a thread, and the process itself."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from envs.registry import START_METHODS
@@ -16,7 +13,6 @@ from startup.engine.starter import BackgroundStart
 from startup.model.checkpoint_folder import modeling_module
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.processes import disturbing
-from tests.waiting import is_gone, wait_until
 
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 
@@ -51,20 +47,6 @@ def test_an_unusable_config_has_no_model_class(tmp_path, config):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     assert modeling_module(tmp_path) is None
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("method", START_METHODS)
-def test_a_killed_api_process_leaves_no_engine(model_path, method):
-    with subprocess.Popen(
-        [sys.executable, _SCRIPT, model_path, method, "--hang"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert family
-        os.kill(process.pid, signal.SIGKILL)
-    wait_until(lambda: all(is_gone(member.pid) for member in family))
 
 
 @pytest.mark.thorough

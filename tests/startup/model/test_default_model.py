@@ -60,6 +60,9 @@ def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
 
 
 def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
+    """What a killed start has left is removed too."""
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    (models / ".preparing-abc" / "packages").mkdir(parents=True)
     process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
     out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "")
@@ -67,7 +70,6 @@ def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
     assert "cannot be reached" in lines[0]
     assert lines[-1].startswith("Error: The default model is not available (ERROR: No matching distribution found for")
     assert "vllm-cli serve MODEL" in lines[-1]
-    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
     assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
 
 
@@ -116,13 +118,6 @@ def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hun
     assert process.returncode == -number
     assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
     wait_until(lambda: is_gone(pip.pid))
-
-
-def test_what_a_killed_start_has_left_is_removed_by_the_next(environment):
-    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
-    (models / ".preparing-abc" / "packages").mkdir(parents=True)
-    prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}).communicate(timeout=200)
-    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_a_signal_that_the_ending_server_did_not_act_on():
         assert (_finish(front), front.returncode) == ("", -signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
     stop = StopPoint(tmp_path, "os.exec", "")
     environment = {"PYTHONPATH": os.pathsep.join([*stop.environment.values(), str(Path(__file__).parents[3])])}

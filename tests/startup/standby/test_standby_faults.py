@@ -306,14 +306,6 @@ def test_a_start_that_must_be_warm_fails_with_the_reason(standby, tiny_llama):
 
 
 @pytest.mark.thorough
-def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby, tiny_llama):
-    done = run_cli("standby", "--for", "embedded", environment=standby.environment)
-    assert done.returncode == 3
-    assert "a standby runs already" in done.stderr
-    _wait_warm(standby, tiny_llama)
-
-
-@pytest.mark.thorough
 def test_a_killed_template_is_replaced(tiny_llama):
     with StandbyProcess() as standby:
         template = standby.template()
@@ -324,7 +316,7 @@ def test_a_killed_template_is_replaced(tiny_llama):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_signal_ends_the_standby_and_removes_its_sockets(number):
     """Of one whose imports are done, and of those that still import."""
     with StandbyProcess(is_awaited=number == signal.SIGTERM) as standby:
