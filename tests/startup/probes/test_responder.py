@@ -114,6 +114,19 @@ def test_an_answer_contains_the_latest_state(listener):
 
 
 @pytest.mark.usefixtures("longer_timeouts")
+@pytest.mark.thorough
+def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
+        process.suspend()
+        for _ in range(1000):
+            responder.update(b"x" * 10_000)
+        responder.hand_over()
+        process.resume()
+        process.wait(timeout=60)
+
+
+@pytest.mark.usefixtures("longer_timeouts")
 def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
         process = new_process()

@@ -158,6 +158,22 @@ def test_a_replaced_library_is_a_change(folder):
         assert template.find_change() == f"{library} was changed"
 
 
+def test_a_library_replaced_during_the_imports_is_a_change(folder):
+    import _json
+
+    library = folder / Path(_json.__file__).name.replace("_json", "_copied")
+    shutil.copy2(_json.__file__, library)
+    (folder / "loads.py").write_text(
+        "import ctypes, os, shutil\n"
+        f"path = {str(library)!r}\n"
+        "ctypes.CDLL(path)\n"
+        "shutil.copy2(path, path + '.new')\n"
+        "os.rename(path + '.new', path)\n"
+    )
+    with running("loads", path=folder) as template:
+        assert template.find_change() == f"{library} (deleted) was changed"
+
+
 def test_a_package_that_only_a_finder_finds_is_checked(folder, tmp_path):
     """As the finders that editable installations add."""
     package = tmp_path / "elsewhere" / "editable"
