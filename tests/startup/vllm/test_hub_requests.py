@@ -11,6 +11,7 @@ from startup.model.file_plan import plan_files
 from startup.vllm.command_line import CommandLine
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
 from tests.hub.server import HubServer
+from tests.s3_server import s3_server
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -156,6 +157,23 @@ def test_a_file_address_is_a_path(tmp_path):
 def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
     monkeypatch.setattr("startup.model.location.find_spec", lambda name: object())
     assert replaced(MODEL) == (MODEL,)
+
+
+@pytest.mark.thorough
+def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
+    files = {
+        "config.json": b'{"architectures": ["FakeForCausalLM"]}',
+        "model.safetensors": b"x",
+        "tokenizer.json": b"{}",
+    }
+    with s3_server() as s3:
+        s3.put({f"llama/{name}": content for name, content in files.items()})
+        variables = environment(tmp_path, **s3.environment)
+        with FakeStart(tmp_path, MODEL, env=variables) as start:
+            start.wait_ready()
+            _, _, folder, *rest = start.state()["server"]["argv"]
+            assert set(NAMED) <= set(rest)
+            assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
 
 
 def test_a_refused_model_ends_the_start_between_the_imports(tmp_path):
