@@ -176,6 +176,7 @@ def test_each_place_has_its_own_files(cache, tmp_path, model):
         tokenizer_revision="v1",
         hf_config_path="org/config",
         generation_config="org/generation",
+        hf_token="secret",
         draft=DraftModel("org/draft", "v2"),
         adapters=(Adapter("a", "org/adapter"), Adapter("b", str(tmp_path / "b"))),
     )
@@ -188,6 +189,7 @@ def test_each_place_has_its_own_files(cache, tmp_path, model):
         ("org/draft", "v2", "draft"),
         ("org/adapter", None, "adapter"),
     ]
+    assert {download.token for download in plan.downloads} == {"secret"}
     names = ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "adapter_config.json"]
     chosen = [download.wanted.choose([*names, "adapter_model.bin"]) for download in plan.downloads]
     assert chosen[0] == ["config.json", "adapter_config.json", "generation_config.json", "tokenizer.json"]
