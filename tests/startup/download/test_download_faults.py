@@ -1,6 +1,7 @@
 """A download goes on after faults of the hub and of the network, and never keeps a wrong file."""
 
 import errno
+import json
 import logging
 import time
 from pathlib import Path
@@ -231,6 +232,22 @@ def test_a_limit_of_time_ends_the_download(downloads):
     assert "org/model is not complete after 1 s (--download-timeout); what has arrived is kept" in report.reason
     downloads.hub.link.bytes_per_s = None
     assert downloads.run().fetched_bytes < sum(map(len, MODEL.values()))
+
+
+def test_only_the_shards_of_the_index_are_fetched(downloads):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    files = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-00001-of-00002.safetensors": b"1" * MIB,
+        "model-00002-of-00002.safetensors": b"2" * MIB,
+        "consolidated.safetensors": b"3" * MIB,
+        "onnx/model.onnx": b"x",
+    }
+    downloads.hub.add("org/model", files)
+    content = downloads.content(downloads.run())
+    assert sorted(content) == sorted(set(files) - {"consolidated.safetensors", "onnx/model.onnx"})
 
 
 def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):
