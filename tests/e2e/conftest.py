@@ -62,10 +62,3 @@ def client(server: ServerProcess) -> Iterator[OpenAI]:
     """The OpenAI client, connected to the shared server or to the module's own `server`."""
     with server.openai() as openai:
         yield openai
-
-
-@pytest.fixture(scope="session")
-def exact_client(start_server: StartServer) -> Iterator[OpenAI]:
-    """The client of a float32 server, where rounding does not depend on the other sequences of a batch."""
-    with start_server("--dtype", "float32", "--max-model-len", "512") as running, running.openai() as openai:
-        yield openai

@@ -1,28 +1,23 @@
 """The real model, used through the SDKs of OpenAI and Anthropic; responses outlive a drain and a restart."""
 
-import asyncio
 import json
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, NotFoundError
+from openai import NotFoundError
 
-from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 MODEL = "smol"
-IGNORE_EOS = {"ignore_eos": True}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY = {"temperature": 0}
-"""The newest SDKs have no argument for it."""
+"""The newest SDK of Anthropic has no argument for it."""
 ASKED: dict[str, Any] = {
     "model": MODEL,
     "system": "You answer questions.",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
-CAPITAL = "What is the capital of France?"
 ENDLESS: Any = {"model": MODEL, "input": "Tell me a story.", "extra_body": {"ignore_eos": True}}
 
 
@@ -33,31 +28,6 @@ def test_capital_of_france_is_paris(client):
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-
-
-def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client):
-    client = exact_client
-    prompts = [f"Question {i}: what is {i} plus {i}? Answer:" for i in range(32)]
-
-    async def run() -> list[str]:
-        async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as aclient:
-
-            async def one(prompt: str) -> str:
-                stream = await aclient.completions.create(
-                    model=MODEL, prompt=prompt, temperature=0, max_tokens=8, stream=True, extra_body=IGNORE_EOS
-                )
-                return "".join([c.choices[0].text async for c in stream])
-
-            return await asyncio.gather(*(one(p) for p in prompts))
-
-    concurrent = asyncio.run(run())
-    alone = [
-        client.completions.create(model=MODEL, prompt=p, temperature=0, max_tokens=8, extra_body=IGNORE_EOS)
-        .choices[0]
-        .text
-        for p in prompts[::4]  # some of them: one after another they take long
-    ]
-    assert concurrent[::4] == alone
 
 
 @pytest.mark.smoke
@@ -83,50 +53,17 @@ def test_json_schema_is_followed(client):
     assert isinstance(answered["population"], int)
 
 
-@pytest.fixture(scope="module")
-def anthropic(server: ServerProcess) -> Iterator[Any]:
-    """The SDK, connected to the server that all tests share."""
-    from anthropic import Anthropic  # takes a second, also of a run without these tests
+def test_the_sdk_of_anthropic_streams_to_a_stop_sequence_and_counts_tokens(server):
+    from anthropic import Anthropic  # takes a second, also of a run without this test
 
-    with Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
-        yield client
-
-
-def test_the_sdk_of_anthropic_gets_an_answer_and_counts_its_tokens(anthropic):
-    message = anthropic.messages.create(**ASKED, max_tokens=32, extra_body=GREEDY)
-    (block,) = message.content
-    assert block.type == "text"
-    assert "Paris" in block.text
-    assert message.stop_reason == "end_turn"
-    assert anthropic.messages.count_tokens(**ASKED).input_tokens == message.usage.input_tokens
-
-
-def test_a_stream_of_anthropic_s_sdk_stops_at_a_sequence(anthropic):
-    with anthropic.messages.stream(**ASKED, max_tokens=32, extra_body=GREEDY, stop_sequences=["Paris"]) as stream:
-        text = "".join(stream.text_stream)
-        message = stream.get_final_message()
+    with Anthropic(base_url=server.url, api_key="none", max_retries=0) as anthropic:
+        with anthropic.messages.stream(**ASKED, max_tokens=32, extra_body=GREEDY, stop_sequences=["Paris"]) as stream:
+            text = "".join(stream.text_stream)
+            message = stream.get_final_message()
+        assert anthropic.messages.count_tokens(**ASKED).input_tokens == message.usage.input_tokens
     assert text
     assert "Paris" not in text
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "Paris")
-
-
-def test_client_creates_streams_and_continues(client):
-    first = client.responses.create(model=MODEL, input=CAPITAL, temperature=0, max_output_tokens=32)
-    assert "Paris" in first.output_text
-    with client.responses.stream(model=MODEL, input=CAPITAL, temperature=0, max_output_tokens=32) as stream:
-        assert stream.get_final_response().output_text == first.output_text
-    second = client.responses.create(model=MODEL, input="Say it again.", previous_response_id=first.id)
-    assert second.usage is not None
-    assert first.usage is not None
-    assert second.usage.input_tokens > first.usage.total_tokens
-
-
-def test_a_response_in_the_background_is_cancelled(server, client):
-    response = client.responses.create(**ENDLESS, background=True)
-    wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
-    assert client.responses.cancel(response.id).status == "cancelled"
-    assert client.responses.retrieve(response.id).status == "cancelled"
-    wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
 
 
 def test_a_drain_waits_for_the_background_and_a_file_outlives_the_server(start_tiny_server, tmp_path):

@@ -87,20 +87,14 @@ def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
     assert server.state() == "stopped"
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the router is a light process"
     assert find_process(server, "engine") is None
-
-
-def test_ps_and_wait_know_a_stopped_model(server):
-    server.wait_stopped()
     (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
     assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "router")
-    assert run_cli("wait", server.url, "--timeout", "5").returncode == 0
-    assert run_cli("wait", f"{server.url}", "--path", "/readyz?model", "--timeout", "0.5").returncode == 4
 
 
 def test_requests_around_the_idle_limit_are_all_answered(server):
     """Half of the clients keep their connections, on which the server is stopped in between."""
     rng = random.Random(25)
-    pauses_s = [[rng.choice((0.0, rng.uniform(0.9, 1.6))) for _ in range(6)] for _ in range(8)]
+    pauses_s = [[rng.choice((0.0, rng.uniform(0.9, 1.6))) for _ in range(3)] for _ in range(4)]
 
     def run(number: int) -> list[int]:
         statuses = []
@@ -115,8 +109,8 @@ def test_requests_around_the_idle_limit_are_all_answered(server):
             kept.socket.close()
         return statuses
 
-    with ThreadPoolExecutor(8) as pool:
-        assert [status for statuses in pool.map(run, range(8)) for status in statuses] == [200] * 48
+    with ThreadPoolExecutor(4) as pool:
+        assert [status for statuses in pool.map(run, range(4)) for status in statuses] == [200] * 12
 
 
 def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path):

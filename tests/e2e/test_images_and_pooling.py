@@ -9,7 +9,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
+from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
 from tests.server.engine.pooling.small_pooling import hidden_states, unit
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
@@ -33,13 +33,10 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def server(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("media")
-    (folder / "cat.png").write_bytes(as_bytes(image(seed=4)))
+def server(vlm: Path) -> Iterator[ServerProcess]:
     arguments = [str(vlm), "--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "16"]
-    arguments += ["--allowed-local-media-path", str(folder), "--limit-mm-per-prompt", '{"image": 2}']
+    arguments += ["--limit-mm-per-prompt", '{"image": 2}']
     with ServerProcess(arguments) as server:
-        server.folder = folder  # type: ignore[attr-defined]
         yield server
 
 
@@ -47,16 +44,6 @@ def test_a_data_url_gives_the_tokens_of_transformers(client, vlm):
     messages = image_messages(image_url(1), image_url(2, 100, 80))
     answer = client.chat.completions.create(messages=messages, **_EXACT)
     assert answer.choices[0].token_ids == expected_answer(vlm, messages, _NUM_TOKENS)  # type: ignore[attr-defined]
-
-
-def test_a_local_file_gives_the_same_text_as_its_data_url(client, server):
-    by_file = f"file://{server.folder}/cat.png"  # type: ignore[attr-defined]
-    by_data = image_url(4, 56, 56)
-    texts = [
-        client.chat.completions.create(messages=image_messages(url), **_EXACT).choices[0].message.content
-        for url in (by_file, by_data)
-    ]
-    assert texts[0] == texts[1]
 
 
 def test_thirty_two_concurrent_images_give_the_text_of_each_alone(server, client):
@@ -93,21 +80,16 @@ def pooler(bert: Path) -> Iterator[ServerProcess]:
         yield running
 
 
-def test_embeddings_equal_transformers(pooler, bert):
+def test_hundreds_of_embeddings_equal_transformers_and_keep_their_order(pooler, bert):
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(bert).eval()
-    with pooler.openai() as client:
-        embedding = client.embeddings.create(model="tiny", input="hello world").data[0].embedding
-    expected = unit(hidden_states(model, _IDS).mean(0))
-    assert embedding == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def test_hundreds_of_inputs_keep_their_order(pooler):
     inputs = [_TEXTS[index % 4] for index in range(300)]
     with pooler.openai() as client:
         alone = [client.embeddings.create(model="tiny", input=text).data[0].embedding for text in _TEXTS]
         answer = client.embeddings.create(model="tiny", input=inputs)
+    expected = unit(hidden_states(model, _IDS).mean(0))
+    assert alone[0] == pytest.approx(expected.tolist(), abs=1e-5)
     assert [item.index for item in answer.data] == list(range(300))
     for index, item in enumerate(answer.data):
         assert item.embedding == pytest.approx(alone[index % 4], abs=1e-5)

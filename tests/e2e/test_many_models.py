@@ -4,21 +4,30 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import pytest
-from openai import NotFoundError, OpenAI
+from openai import OpenAI
 
-from tests.e2e.test_tools_and_reasoning import CALL, QUESTION, WEATHER
 from tests.http_answer import ask
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.waiting import wait_until
 
 TOOLS: Final = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
 MB: Final = 1 << 20
+WEATHER: Final[Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+ARGUMENTS: Final = '{"city": "Zürich \\"🎉\\" </tool_call>", "more": {"a": [1, {}]}}'
+CALL: Final = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+QUESTION: Final[Any] = {"role": "user", "content": "What is the weather in Zürich?"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,7 @@ def forced(text: str) -> dict[str, Any]:
 
 def test_two_models_take_turns_in_one_conversation_with_tools(client):
     """The first model calls the tool, the second one reads its result, in streams and in whole answers."""
-    for number in range(3):
+    for number in range(2):
         messages: list[Any] = [QUESTION]
         with client.chat.completions.stream(
             model="org/alpha", messages=messages, tools=[WEATHER], **forced(CALL)
@@ -56,36 +65,13 @@ def test_two_models_take_turns_in_one_conversation_with_tools(client):
                 pass
             call = stream.get_final_completion().choices[0].message
         assert call.tool_calls is not None
+        assert call.tool_calls[0].function.arguments == ARGUMENTS
         messages += [call, {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": f"sunny {number}"}]
         answer = client.chat.completions.create(
             model="org/beta", messages=messages, tools=[WEATHER], **forced(f"It is sunny {number}.")
         )
         assert answer.model == "org/beta"
         assert answer.choices[0].message.content == f"It is sunny {number}."
-
-
-def test_streams_of_two_models_at_once(client):
-    def read(number: int) -> str:
-        model = ("org/alpha", "org/beta")[number % 2]
-        chunks = client.completions.create(
-            model=model, prompt="Once", stream=True, **forced(f"upon a time {number} of {model}")
-        )
-        return "".join(chunk.choices[0].text for chunk in chunks)
-
-    with ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(read, range(16)))
-    assert texts == [f"upon a time {number} of {('org/alpha', 'org/beta')[number % 2]}" for number in range(16)]
-
-
-def test_responses_are_stored_where_they_were_made(client):
-    made = [
-        client.responses.create(model=model, input="Hello", max_output_tokens=4) for model in ("org/alpha", "org/beta")
-    ]
-    for response in made:
-        found = client.responses.retrieve(response.id)
-        assert (found.id, found.model) == (response.id, response.model)
-    with pytest.raises(NotFoundError, match="resp_none"):
-        client.responses.retrieve("resp_none")
 
 
 def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""Log, metrics and status page of a real server."""
+"""Log and metrics of a real server."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -87,6 +87,8 @@ def test_metrics_count_a_request_exactly(server):
     assert increase("prompt_tokens_total") == prompt
     assert increase("prompt_tokens_by_source_total", source="local_compute") == prompt - shared
     assert increase("prompt_tokens_by_source_total", source="local_cache_hit") == shared
+    assert increase("prefix_cache_hits_total") == increase("prompt_tokens_cached_total") == shared
+    assert increase("prefix_cache_queries_total") == prompt
     assert increase("request_success_total", finished_reason="length") == 2
     assert increase("request_success_total", finished_reason="stop") == 0
     for name, count, total in (
@@ -107,36 +109,6 @@ def test_metrics_count_a_request_exactly(server):
     assert increase("inter_token_latency_seconds_count") == 12
     assert increase("iteration_tokens_total_sum") == prompt - shared + 12, "no sequence computes its last token"
     assert increase("num_preemptions_total") == 0
-
-
-def test_prefix_cache_hits_are_counted(server):
-    complete(server, max_tokens=1)
-    before = samples(server)
-    usage = complete(server, max_tokens=1).usage
-    increase = increases(before, samples(server))
-    hits = increase("prefix_cache_hits_total")
-    assert hits == (usage.prompt_tokens - 1) // 16 * 16, "whole blocks, without the last token"
-    assert increase("prefix_cache_queries_total") == usage.prompt_tokens
-    assert increase("prompt_tokens_cached_total") == hits
-    assert increase("prompt_tokens_by_source_total", source="local_cache_hit") == hits
-    assert increase("prompt_tokens_by_source_total", source="local_compute") == usage.prompt_tokens - hits
-
-
-def test_the_status_page_shows_the_same_figures(server):
-    assert b"<!doctype html>" in ask(server.url).body
-    status = ask(f"{server.url}/status.json").json
-    assert (status["status"], status["model"], status["start"]["outcome"]) == ("ready", "smol", "ready")
-    assert status["live"]["generation_tokens"] == server.metric("vllm:generation_tokens_total")
-    assert status["live"]["engine_rss_bytes"] > 50 << 20
-
-
-def test_a_start_that_times_out_logs_json(model_path):
-    """The stacks of all threads are one line."""
-    run = run_cli("serve", model_path, "--port", "0", "--startup-timeout", "0.05", "--log-format", "json")
-    assert run.returncode == 3
-    lines = records(run.stderr)
-    assert any("--startup-timeout 0.05 s" in line["message"] for line in lines)
-    assert any("Thread 0x" in line["message"] for line in lines)
 
 
 def test_a_missing_model_is_an_error_in_json(tmp_path):

@@ -1,4 +1,4 @@
-"""prompt_embeds on the real model, used through the `openai` client."""
+"""prompt_embeds, used through the `openai` client."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,25 +13,25 @@ from tests.embeds_payloads import torch_payload
 
 MODEL = "smol"
 PROMPT = "The capital of France is"
-STORY = "Once upon a time there was a small robot who lived in a library by the sea. " * 20
+STORY = "Once upon a time there was a small robot who lived in a library by the sea. " * 6
 IGNORE_EOS = {"ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def tokenizer(model_path: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model_path)
+def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_llama)
 
 
 @pytest.fixture(scope="module")
-def model(model_path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+def model(tiny_llama: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
-def exact(start_server: Any) -> Iterator[OpenAI]:
+def exact(start_tiny_server: Any) -> Iterator[OpenAI]:
     """The client of a float32 server, where rounding does not depend on the other sequences of a batch."""
     arguments = ("--enable-prompt-embeds", "--dtype", "float32", "--max-model-len", "1024")
-    with start_server(*arguments, "--max-num-batched-tokens", "128") as running, running.openai() as client:
+    with start_tiny_server(*arguments, "--max-num-batched-tokens", "128") as running, running.openai() as client:
         yield client
         assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text(), "the API process has no torch"
 
@@ -58,8 +58,3 @@ def test_embeddings_of_a_text_continue_as_the_text_does(exact, model, tokenizer,
         exact, prompt=[text, "Berlin is"], prompt_embeds=[torch_payload(rows), torch_payload(rows[:3])]
     )
     assert [both[0], both[2]] == [expected] * 2
-
-
-def test_rows_of_another_type_are_taken(exact, model, tokenizer):
-    (text,) = continue_greedily(exact, prompt_embeds=torch_payload(embed(model, tokenizer, PROMPT).bfloat16()))
-    assert text.startswith(" Paris")

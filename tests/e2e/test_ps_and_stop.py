@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.certificates import make_certificate, needs_openssl
+from envs.registry import START_METHODS
 from tests.cli import CLI, run_cli
 from tests.containers import own_processes
 from tests.e2e.process_tree import wait_process
@@ -18,6 +18,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.processes import GONE_S, assert_gone
 from tests.standby_process import OFF
 from tests.startup.vllm.fake_start import short_folder
+from tests.tiers import slow_but_for
 from tests.waiting import is_gone, wait_listening, wait_until
 
 
@@ -119,7 +120,7 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
     assert standby.process.poll() is None
 
 
-@pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
+@pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
 def test_a_key_on_the_command_line_is_masked_in_all_processes(method, start_tiny_server, standby):
     environment = standby.environment | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with start_tiny_server("--api-key", "s3cret-key", environment=environment) as server:
@@ -130,11 +131,13 @@ def test_a_key_on_the_command_line_is_masked_in_all_processes(method, start_tiny
         assert [line for line in words if "dormant" in line] == []
 
 
-def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, cold_or_warm):
+def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, standby):
     """Its path is relative to the working folder."""
     with (
         short_folder() as folder,
-        start_tiny_server("--uds", os.path.relpath(folder / "uds"), wait=False, environment=cold_or_warm) as server,
+        start_tiny_server(
+            "--uds", os.path.relpath(folder / "uds"), wait=False, environment=standby.environment
+        ) as server,
     ):
         entry = _wait_ready(server.process.pid)
         assert entry["port"] is None
@@ -143,12 +146,6 @@ def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, cold_or
         assert Path(address).samefile(folder / "uds")
         assert run_cli("stop", server.process.pid).returncode == 0
         assert server.process.wait(GONE_S) == 0
-
-
-@needs_openssl
-def test_server_with_tls_is_found_and_probed(start_tiny_server, tmp_path):
-    with start_tiny_server(*make_certificate(tmp_path, "server").flags, wait=False) as server:
-        assert _wait_ready(server.process.pid)["address"] == f"https://127.0.0.1:{server.port}"
 
 
 def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_llama):

@@ -1,4 +1,4 @@
-"""`ps`, `load`, `unload`, `wait`, `chat` and `stop` with a server of two models."""
+"""`ps`, `load`, `unload` and `stop` with a server of two models."""
 
 import json
 from collections.abc import Iterator
@@ -60,30 +60,6 @@ def test_a_model_is_loaded_shown_and_unloaded(router):
     assert run_cli("unload", "alpha", "--url", f"{router.url}/v1").returncode == 0
     assert _states(router) == {"alpha": "stopped", "beta": "stopped"}
     assert is_gone(alpha["pid"])
-
-
-def test_unknown_models_are_answered_with_near_ones(router):
-    done = run_cli("load", "alfa", "--port", str(router.port))
-    assert done.returncode == 1
-    assert "alpha" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_wait_follows_one_model(router):
-    path = ("--path", "/readyz?model=beta")
-    assert run_cli("wait", router.url).returncode == 0
-    assert run_cli("wait", router.url, *path, "--timeout", "0.5").returncode == 4
-    assert run_cli("load", "beta", "--port", str(router.port), "-q").returncode == 0
-    assert run_cli("wait", router.url, *path, "--timeout", "5").returncode == 0
-    assert run_cli("wait", router.url, "--path", "/readyz?model=gamma", "--timeout", "5").returncode == 1
-
-
-def test_chat_asks_the_first_model_or_the_named_one(router):
-    words = ["chat", "--url", router.url, "--quick", "Hello", "--max-tokens", "2"]
-    assert run_cli(*words).returncode == 0
-    assert _states(router) == {"alpha": "ready", "beta": "stopped"}
-    assert run_cli(*words, "--model", "beta").returncode == 0
-    assert _states(router)["beta"] == "ready"
 
 
 def test_stop_ends_the_router_with_its_models(tmp_path):

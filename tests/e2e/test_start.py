@@ -19,6 +19,7 @@ from tests.http_answer import ask
 from tests.ports import free_port
 from tests.processes import GONE_S, assert_gone
 from tests.standby_process import OFF
+from tests.tiers import slow_but_for
 from tests.waiting import wait_listening, wait_until
 
 _AUDIT = """
@@ -99,9 +100,9 @@ def test_the_report_explains_the_start(start_server, tmp_path):
 @pytest.mark.parametrize(
     ("number", "cold_s", "warm_s"),
     [
-        (signal.SIGINT, 0.0, 0.01),
+        pytest.param(signal.SIGINT, 0.0, 0.01, marks=pytest.mark.slow),
         (signal.SIGTERM, 0.4, 0.03),
-        (signal.SIGINT, 0.9, 0.07),
+        pytest.param(signal.SIGINT, 0.9, 0.07, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
@@ -153,7 +154,7 @@ def test_preflight_only_checks_and_exits(model_path):
     assert json.loads(run.stdout)["ok"] is True
 
 
-@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
 def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_main_threads(tiny_llama, tmp_path, method):
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
@@ -182,12 +183,3 @@ def _seconds_without_processor(process: psutil.Process) -> float:
         return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
     except OSError:
         return 0.0
-
-
-def test_starts_that_read_the_import_file_of_earlier_ones_serve(tiny_llama, tmp_path):
-    """The first start writes the file, the second one completes it, the third one only reads it."""
-    environment = {"VLLM_CACHE_ROOT": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "", "VCLI_STANDBY": "off"}
-    for _ in range(3):
-        with ServerProcess([str(tiny_llama)], environment=environment) as server:
-            wait_until(lambda: any(tmp_path.rglob("*.code")))
-            assert "Traceback" not in server.log

@@ -102,7 +102,7 @@ class _SlowStart:
         return self._fd >= 0
 
 
-@pytest.mark.parametrize("flags", ["", " --idle-stop 1h --idle-warm off"], ids=["", "router"])
+@pytest.mark.parametrize("flags", slow_but_for(["", " --idle-stop 1h --idle-warm off"], ""))
 def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(flags, cold_or_warm, job):
     with Shell(cold_or_warm) as shell:
         pids = job.start(shell, after=flags).pids
@@ -151,12 +151,11 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(name, cold_or_warm, job, tm
         assert b"Traceback" not in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(number, warm, job):
+def test_a_server_that_crashes_ends_its_front_process_by_the_same_signal(warm, job):
     with job.running(warm) as process:
         server = job.find()
-        os.kill(server.entry_pids[-1], number)
-        assert process.wait(GONE_S) == -number
+        os.kill(server.entry_pids[-1], signal.SIGSEGV)
+        assert process.wait(GONE_S) == -signal.SIGSEGV
         wait_until(lambda: all(map(is_gone, server.pids)))
 
 
@@ -167,7 +166,7 @@ def test_a_closed_terminal_ends_the_server(warm, job):
         wait_until(lambda: all(map(is_gone, pids)))
 
 
-@pytest.mark.parametrize("launcher", ["nohup", "setsid"])
+@pytest.mark.parametrize("launcher", slow_but_for(["nohup", "setsid"], "nohup"))
 def test_a_detached_server_survives_its_terminal(launcher, warm, job, tmp_path):
     with Shell(warm) as shell:
         shell.type(f"{launcher} {job.command} > {tmp_path}/log 2>&1 < /dev/null &\n")
@@ -191,6 +190,7 @@ def test_a_stop_signal_without_job_control_changes_nothing(warm, job):
         assert process.wait(GONE_S) == 0
 
 
+@pytest.mark.slow
 def test_timeout_ends_the_server_with_its_own_code(warm, job):
     with Shell(warm) as shell:
         server = job.start(shell, "timeout 600 ")
@@ -200,6 +200,7 @@ def test_timeout_ends_the_server_with_its_own_code(warm, job):
         wait_until(lambda: all(map(is_gone, server.pids)))
 
 
+@pytest.mark.slow
 def test_a_pipe_ends_with_the_server(warm, job, tmp_path):
     with Shell(warm) as shell:
         server = job.start(shell, after=f" 2>&1 | tee {tmp_path}/log; (exit ${{PIPESTATUS[0]}})")

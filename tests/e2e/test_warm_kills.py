@@ -114,10 +114,9 @@ def stopping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     [
         ("ready", "engine"),
         ("load", "front"),
-        ("take-over", "server"),
         *(pytest.param("ready", role, marks=pytest.mark.slow) for role in ("front", "server", "forkserver")),
         *(pytest.param("load", role, marks=pytest.mark.slow) for role in ("server", "engine", "forkserver")),
-        pytest.param("take-over", "front", marks=pytest.mark.slow),
+        *(pytest.param("take-over", role, marks=pytest.mark.slow) for role in ("front", "server")),
     ],
     indirect=["stopping"],
 )
