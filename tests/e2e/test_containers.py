@@ -1,4 +1,4 @@
-"""Servers in containers: with a read-only root and any user, with a baked folder, beside a standby."""
+"""Servers in containers: with a read-only root and any user, beside a standby."""
 
 import json
 import os
@@ -16,16 +16,13 @@ import psutil
 import pytest
 
 from tests.cli import CLI, run_cli
-from tests.containers import as_user, on_read_only_root, overlay_root, own_processes
+from tests.containers import as_user, on_read_only_root, own_processes
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
-from tests.page_cache import evict
 from tests.processes import GONE_S, end_server
 from tests.waiting import is_gone, wait_until
 
 _HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", "VLLM_CACHE_ROOT")
-_FRESH = {"HOME": "/fresh", "VLLM_CACHE_ROOT": "/fresh/cache", "VCLI_LOG_FORMAT": "text"}
-_USER = 12345
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
@@ -45,60 +42,6 @@ def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path):
             assert "no temporary file can be created in /tmp" in server.log
         assert "Traceback" not in server.log
         assert server.terminate() == 0
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
-    """A folder on disk, whose files can be part of an image."""
-    with tempfile.TemporaryDirectory(prefix="vllm-cli-image-", dir="/var/tmp") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def own_model(image: Path, model_path: Path) -> Path:
-    """A copy, since a file that servers of other tests map cannot be evicted."""
-    return Path(shutil.copytree(model_path, image / model_path.name))
-
-
-@pytest.fixture(scope="module")
-def baked(image: Path, own_model: Path) -> Path:
-    output = image / "baked"
-    done = run_cli("bake", own_model, "--engine", "embedded", "--max-model-len", 256, "--output", output)
-    assert done.returncode == 0, done.stderr
-    return output
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory for the changes of a root."""
-    with tempfile.TemporaryDirectory(prefix="vllm-cli-root-", dir="/dev/shm") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest.mark.alone  # evicts files, which takes long while others read
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
-@pytest.mark.parametrize("is_root", [True, False], ids=["root", "user"])
-def test_a_first_start_uses_the_baked_folder_and_writes_only_to_its_cache(is_root, baked, memory, own_model):
-    root = overlay_root(memory, read_only=baked)
-    if root is None:
-        pytest.skip("no overlay can be mounted here")
-    user = () if is_root else as_user(_USER, _USER, Path(sys.executable), own_model / "model.safetensors")
-    if user is None:
-        pytest.skip("another user cannot read the interpreter or the model here")
-    home = memory / "upper" / "fresh"
-    home.mkdir()
-    if not is_root:
-        os.chown(home, _USER, _USER)
-    evict(own_model / "model.safetensors")
-    words = [str(own_model), "--engine", "embedded", "--max-model-len", "256"]
-    with ServerProcess(words, environment={**_FRESH, "VCLI_BAKED": str(baked)}, launcher=(*root, *user)) as server:
-        assert "is not used" not in server.log
-    cache = home / "cache" / "vllm_cli"
-    assert (cache / "history.jsonl").exists()
-    assert not list(cache.glob("imports/*.json"))  # the package scan is the baked one
-    assert [path for path in (memory / "upper").rglob("*") if baked.name in path.name and path.is_file()] == []
 
 
 class _Container:
@@ -158,7 +101,8 @@ def _running(command: list[str], variables: dict[str, str]) -> Iterator["subproc
     assert not left, f"left behind: {left}"
 
 
-def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container, tiny_llama):
+def test_servers_that_are_started_in_the_container_are_warm_and_end_alone_and_with_it(container, tiny_llama):
+    """One is stopped, the front process of the next one is killed, the last one ends with the container."""
     with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         assert "warm start: forked from the standby's process" in server.log
         entries = container.entries()
@@ -168,16 +112,6 @@ def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container, 
         assert server.process.wait(GONE_S) == 0
     assert container.is_ready()
 
-
-def test_the_end_of_the_container_ends_its_servers(container, tiny_llama):
-    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
-        family = psutil.Process(container.process.pid).children(recursive=True)
-        assert container.stop() == 0
-        wait_until(lambda: all(is_gone(process.pid) for process in family))
-        server.process.wait(GONE_S)
-
-
-def test_a_killed_front_process_leaves_no_process_in_the_container(container, tiny_llama):
     with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         forked = psutil.Process(container.process.pid).children(recursive=True)
         (front,) = psutil.Process(server.process.pid).children()
@@ -186,3 +120,9 @@ def test_a_killed_front_process_leaves_no_process_in_the_container(container, ti
         wait_until(lambda: len(psutil.Process(container.process.pid).children(recursive=True)) == 3)
         assert len(forked) > 3
     assert container.is_ready()
+
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
+        family = psutil.Process(container.process.pid).children(recursive=True)
+        assert container.stop() == 0
+        wait_until(lambda: all(is_gone(process.pid) for process in family))
+        server.process.wait(GONE_S)

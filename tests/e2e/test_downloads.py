@@ -1,6 +1,5 @@
 """A start without the model on disk, from a hub or an object store: the download is visible."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from base.status_page.page import DATA_PATH
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
-from tests.hub.faults import Fault
 from tests.hub.server import HubServer
 from tests.s3_server import SECRET, s3_server
 from tests.startup.systemd.notify_socket import NotifySocket
@@ -49,32 +47,6 @@ def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(
     with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
         assert server.complete(max_tokens=1) == 200
     assert hub.requests == []
-
-
-def test_a_gated_model_ends_the_start_with_one_line(hub, tmp_path):
-    hub.gated.add("org/model")
-    with ServerProcess(["org/model"], environment=settings(hub, tmp_path), wait=False) as server:
-        assert server.process.wait(120) == 3
-        (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
-    assert "org/model is gated: ask for access at" in line
-
-
-def test_a_stop_during_the_download_leaves_no_process_and_the_next_start_goes_on(hub, tmp_path):
-    hub.link.bytes_per_s = 20_000
-    with ServerProcess(["org/model"], environment=settings(hub, tmp_path), wait=False) as server:
-        wait_until(lambda: hub.sent["org/model/model.safetensors"] > 20_000)
-        server.terminate(signal.SIGKILL)
-    hub.link.bytes_per_s = None
-    hub.faults.add(Fault("status", status=502, path="api/*"))
-    with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
-        assert server.complete(max_tokens=1) == 200
-    assert [first for first in hub.ranges if first], "the second download began where the first one ended"
-
-
-def test_the_second_address_of_the_hub_is_used(hub, tmp_path):
-    environment = settings(hub, tmp_path) | {"HF_ENDPOINT": f"http://127.0.0.1:9,{hub.url}"}
-    with ServerProcess(["org/model"], environment=environment) as server:
-        assert server.complete(max_tokens=1) == 200
 
 
 def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama, tmp_path):

@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 import pytest
 
-from envs.registry import START_METHODS
 from tests.cli import CLI, run_cli
 from tests.containers import own_processes
 from tests.e2e.process_tree import wait_process
@@ -18,8 +17,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.processes import GONE_S, assert_gone
 from tests.standby_process import OFF
 from tests.startup.vllm.fake_start import short_folder
-from tests.tiers import slow_but_for
-from tests.waiting import is_gone, wait_listening, wait_until
+from tests.waiting import wait_listening, wait_until
 
 
 def _entries(**options: Any) -> list[dict[str, Any]]:
@@ -118,17 +116,6 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
         done = run_cli("stop", pid)
         assert (done.returncode, "`vllm-cli standby stop`" in done.stderr) == (1, True)
     assert standby.process.poll() is None
-
-
-@pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
-def test_a_key_on_the_command_line_is_masked_in_all_processes(method, start_tiny_server, standby):
-    environment = standby.environment | {"VLLM_WORKER_MULTIPROC_METHOD": method}
-    with start_tiny_server("--api-key", "s3cret-key", environment=environment) as server:
-        words = [" ".join(psutil.Process(pid).cmdline()) for pid in _entry(server)["pids"] if not is_gone(pid)]
-        assert words[:2] == [words[0]] * 2
-        assert "**********" in words[0]
-        assert [line for line in words if "s3cret" in line] == []
-        assert [line for line in words if "dormant" in line] == []
 
 
 def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, standby):

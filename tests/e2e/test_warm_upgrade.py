@@ -13,19 +13,16 @@ from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
-
 
 def _start(
     standby: StandbyProcess,
     model: Path,
     environment: dict[str, str],
     mode: str = "require",
-    folder: Path | None = None,
 ) -> tuple[int, str]:
     environment = {**standby.environment, **environment, "VCLI_STANDBY": mode}
     words = ("serve", model, "--preflight-only", "--port", free_port())
-    done = run_cli(*words, environment=environment, cwd=folder or standby.runtime_folder)
+    done = run_cli(*words, environment=environment, cwd=standby.runtime_folder)
     return done.returncode, done.stderr
 
 
@@ -39,13 +36,6 @@ def _install(folder: Path, version: str) -> None:
     info = folder / f"tiny_thing-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny-thing\nVersion: {version}\n")
-
-
-def _copy_program(folder: Path) -> dict[str, str]:
-    """The variables with which Python runs the copy."""
-    for package in ("vllm_cli", "startup", "server", "envs"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return {"PYTHONPATH": str(folder)}
 
 
 def _renewed(standby: StandbyProcess, old_pid: int) -> int:
@@ -72,38 +62,6 @@ def test_an_upgraded_package_is_imported_again(tiny_llama, tmp_path):
         _install(tmp_path, "3.0")
         assert _start(standby, tiny_llama, environment, "auto") == (0, ""), "a cold start"
         _renewed(standby, new_pid)
-
-
-@pytest.mark.slow
-def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama, tmp_path):
-    environment = _copy_program(tmp_path)
-    source = tmp_path / "startup" / "outcome.py"
-    text = source.read_text()
-
-    def replace() -> None:
-        (tmp_path / "new").write_text(text)
-        (tmp_path / "new").rename(source)
-
-    def delete_and_restore() -> None:
-        source.unlink()
-        source.write_text(text)
-
-    with StandbyProcess(environment=environment) as standby:
-        for change in (lambda: source.write_text(f"{text}# changed\n"), replace, delete_and_restore):
-            template = standby.template()
-            code, error = _start(standby, tiny_llama, environment)
-            assert code == 0, error
-            change()
-            code, error = _start(standby, tiny_llama, environment)
-            assert code == 3, "a warm start with old code"
-            assert "out of date" in error
-            _renewed(standby, template.pid)
-        code, error = _start(standby, tiny_llama, environment)
-        assert code == 0, error
-        # `python -m` in a folder with a source tree takes the modules from there.
-        code, error = _start(standby, tiny_llama, environment, folder=ROOT)
-        assert code == 3
-        assert "the folder of this program differs" in error
 
 
 @pytest.mark.parametrize(

@@ -80,25 +80,6 @@ def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, model,
     assert own.key == of_the_build.key
 
 
-@pytest.mark.thorough
-def test_an_untrusted_folder_is_one_warning(model, tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
-    tmp_path.chmod(0o777)
-    variables = {"VCLI_BAKED": str(tmp_path), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
-    with ServerProcess([str(model), "--engine", "embedded"], environment=variables) as server:
-        assert server.log.count(f"so {tmp_path} is not used") == 1
-
-
-@pytest.mark.thorough
-def test_a_failed_start_leaves_nothing(tmp_path):
-    broken = save_tiny_llama(tmp_path / "model")
-    (broken / "model.safetensors").write_bytes(b"x")
-    done = _bake(broken, "--engine", "embedded", "--output", tmp_path / "out" / "baked")
-    assert done.returncode == 3
-    assert "the start failed" in done.stderr
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "words",
     [("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0")],
@@ -143,16 +124,10 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
 
 
 @pytest.mark.thorough
-def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path):
+def test_a_failed_start_keeps_the_earlier_folder(tmp_path):
     done = _bake_vllm(tmp_path, "--no-start", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["left_out"]["a start with a request"] == "--no-start"
-    assert (tmp_path / "baked" / "manifest.json").exists()
-
-
-@pytest.mark.thorough
-def test_a_failed_start_keeps_the_earlier_folder(tmp_path):
-    assert _bake_vllm(tmp_path, "--no-start").returncode == 0
     before = (tmp_path / "baked" / "manifest.json").read_bytes()
     done = _bake_vllm(tmp_path, "model", "--no-such-flag")
     assert done.returncode == 3

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.waiting import is_gone, wait_until
-from vllm_cli.bench.probe import STARTING_INTERVAL_S
 
 pytestmark = pytest.mark.thorough
 
@@ -37,16 +35,6 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, ru
         assert figures["healthy_s"] >= script_s + 0.3
         assert figures["first_token_s"] >= figures["healthy_s"] + 0.1
     assert state["summary"]["first_token_s"]["min"] == min(figures["first_token_s"] for figures in state["rounds"])
-
-
-@pytest.mark.slow
-def test_probes_are_refused_first_and_answered_later(fake_command, run_startup):
-    done = run_startup("--cmd", fake_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
-    for figures in rounds_of(done.stdout):
-        assert 1 <= figures["num_refused"] <= figures["listening_ms"] / 1000 / STARTING_INTERVAL_S + 2
-        assert figures["num_probes"] >= 1
-        assert figures["num_lost"] == 0
-        assert 0 < figures["probe_p50_ms"] <= figures["probe_p99_ms"] <= figures["probe_max_ms"]
 
 
 def test_dropped_probes_are_reported(fake_command, run_startup):
@@ -98,17 +86,6 @@ def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(fa
     assert "the fake server serves" in done.stderr
     assert "Traceback" not in done.stderr
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
-
-
-@pytest.mark.slow
-def test_a_measured_start_that_never_becomes_ready_exits_with_3(run_startup, fake_command, tmp_path):
-    flag, log = tmp_path / "flag", tmp_path / "log"
-    script = f"[ -e {flag} ] && exec sleep 600; touch {flag}; exec {fake_command('--log-file', log)} --port $1"
-    command = shlex.join(["sh", "-c", script, "sh", "{port}"])
-    done = run_startup("--cmd", command, "--ready-timeout", 5, *QUICK)
-    assert done.returncode == 3
-    assert "A was not ready after 5 s" in done.stderr
-    assert len(log.read_text().splitlines()) == 1
 
 
 def test_a_measured_start_that_crashes_exits_with_3_and_shows_its_output(fake_command, run_startup, tmp_path):

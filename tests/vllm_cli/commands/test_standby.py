@@ -127,15 +127,6 @@ def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_fold
 
 
 @pytest.mark.thorough
-def test_the_templates_end_with_a_killed_standby():
-    with StandbyProcess() as standby:
-        template = standby.template()
-        standby.process.kill()
-        standby.process.wait()
-        wait_until(lambda: is_gone(template.pid))
-
-
-@pytest.mark.thorough
 def test_an_idle_standby_ends():
     with StandbyProcess("--idle-exit", "0.5", is_awaited=False) as standby:
         assert standby.process.wait(120) == 0
