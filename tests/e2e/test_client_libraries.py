@@ -66,27 +66,22 @@ def test_the_sdk_of_anthropic_streams_to_a_stop_sequence_and_counts_tokens(serve
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "Paris")
 
 
-def test_a_drain_waits_for_the_background_and_a_file_outlives_the_server(start_tiny_server, tmp_path):
-    arguments = ("--responses-store-file", str(tmp_path / "responses.db"), "--max-model-len", "512")
+def test_a_drain_waits_for_the_background_or_ends_it_and_a_file_outlives_the_server(start_tiny_server, tmp_path):
+    arguments = ("--responses-store-file", str(tmp_path / "responses.db"))
     with start_tiny_server(*arguments, "--shutdown-timeout", "200") as server:
-        response = server.openai().responses.create(**ENDLESS, background=True, max_output_tokens=60)
+        awaited = server.openai().responses.create(**ENDLESS, background=True, max_output_tokens=60)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(200) == 0
-    with start_tiny_server(*arguments) as server:
-        kept = server.openai().responses.retrieve(response.id)
-        assert (kept.status, kept.usage is not None and kept.usage.output_tokens) == ("incomplete", 60)
-
-
-def test_a_drain_ends_what_takes_too_long(start_server, tmp_path):
-    arguments = ("--responses-store-file", str(tmp_path / "responses.db"))
-    with start_server(*arguments, "--shutdown-timeout", "0") as server:
+    with start_tiny_server(*arguments, "--shutdown-timeout", "0") as server:
         client = server.openai()
-        response = client.responses.create(**ENDLESS, background=True)
+        kept = client.responses.retrieve(awaited.id)
+        assert (kept.status, kept.usage is not None and kept.usage.output_tokens) == ("incomplete", 60)
+        ended = client.responses.create(**ENDLESS, background=True)
         wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
-    with start_server(*arguments) as server:
-        kept = server.openai().responses.retrieve(response.id)
+    with start_tiny_server(*arguments) as server:
+        kept = server.openai().responses.retrieve(ended.id)
         assert kept.status == "failed"
         assert kept.error is not None
         assert "shutting down" in kept.error.message

@@ -22,6 +22,7 @@ from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
+from tests.tiers import slow_but_for
 from tests.waiting import wait_until
 
 CHOICES = 4096
@@ -75,7 +76,7 @@ def server(tiny_llama: Path) -> Iterator[ServerProcess]:
         yield running
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", slow_but_for(SCHEMAS, "annotation"))
 def test_choices_share_a_large_grammar(server, name):
     processes = {role: wait_process(server, role) for role in ("api", "engine")}
     request = {"prompt": "a", "temperature": 1, "max_tokens": 1}

@@ -12,6 +12,7 @@ from tests.cli import run_cli
 from tests.e2e.clients import RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.hostile.checkpoints import pickles, write_code
+from tests.tiers import slow_but_for
 from tests.waiting import wait_until
 
 _HIDDEN: Final = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -83,7 +84,7 @@ GARBAGE: Final = {
 """Each must be rejected or answered correctly, and the server must answer the next request."""
 
 
-@pytest.mark.parametrize("evil", ["weights", "code"])
+@pytest.mark.parametrize("evil", slow_but_for(["weights", "code"], "code"))
 def test_a_model_that_contains_code_fails_the_start(model_path, tmp_path, evil):
     folder, marker = tmp_path / "model", tmp_path / "evil-was-here"
     folder.mkdir()

@@ -47,7 +47,6 @@ RUNS: dict[str, list[str]] = {
     "serve": [
         "nowhere SECRETS --port 0",
         "nowhere --api-key KEY --hf-token WRONG --port 0 --engine embedded --idle-stop 5m",
-        "somebody/something SECRETS --port 0",
         "MODEL SECRETS --preflight-only",
         "nowhere none SECRETS --port 0 --engine embedded",
     ],

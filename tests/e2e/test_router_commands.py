@@ -1,33 +1,11 @@
 """`ps`, `load`, `unload` and `stop` with a server of two models."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
-from tests.startup.router.router_process import RouterProcess, foreign
 from tests.waiting import is_gone, wait_until
-
-
-@pytest.fixture(scope="module")
-def router(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    file = tmp_path_factory.mktemp("models") / "models.yaml"
-    file.write_text(json.dumps({"models": {name: {"model": str(tiny_llama)} for name in ("alpha", "beta")}}))
-    words = ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
-    with ServerProcess(words) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def all_stopped(router: ServerProcess) -> Iterator[None]:
-    """Each test begins without a running model."""
-    yield
-    assert ask(f"{router.url}/api/models/unload", {}).status == 200
 
 
 def _entry(router: ServerProcess) -> dict[str, Any]:
@@ -42,7 +20,21 @@ def _states(router: ServerProcess) -> dict[str, str]:
     return {each["model"]: each["state"] for each in _entry(router)["models"]}
 
 
-def test_a_model_is_loaded_shown_and_unloaded(router):
+def test_models_are_loaded_shown_and_unloaded_and_stop_ends_all(tiny_llama, tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {name: {"model": str(tiny_llama)} for name in ("alpha", "beta")}}))
+    words = ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
+    with ServerProcess(words) as router:
+        _load_and_unload(router)
+        assert run_cli("load", "beta", "--port", str(router.port)).returncode == 0
+        entry = _entry(router)
+        done = run_cli("stop", str(router.port))
+        assert done.returncode == 0, done.stderr
+        assert router.process.wait(30) == 0
+        wait_until(lambda: all(map(is_gone, entry["pids"])))
+
+
+def _load_and_unload(router: ServerProcess) -> None:
     done = run_cli("load", "alpha", "--port", str(router.port), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "ready"
@@ -60,13 +52,3 @@ def test_a_model_is_loaded_shown_and_unloaded(router):
     assert run_cli("unload", "alpha", "--url", f"{router.url}/v1").returncode == 0
     assert _states(router) == {"alpha": "stopped", "beta": "stopped"}
     assert is_gone(alpha["pid"])
-
-
-def test_stop_ends_the_router_with_its_models(tmp_path):
-    with RouterProcess(tmp_path, {"alpha": foreign()}) as router:
-        assert run_cli("load", "alpha", "--port", str(router.port)).returncode == 0
-        entry = _entry(router)
-        done = run_cli("stop", str(router.port))
-        assert done.returncode == 0, done.stderr
-        assert router.process.wait(30) == 0
-        wait_until(lambda: all(map(is_gone, entry["pids"])))

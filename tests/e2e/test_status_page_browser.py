@@ -20,8 +20,6 @@ import aiohttp
 import pytest
 
 from base.status_page.page import DATA_PATH, read_page
-from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
 from tests.http_server import LocalServer, QuietHandler, serving
 from tests.waiting import wait_until
 
@@ -275,23 +273,3 @@ async def test_buttons_are_hidden_where_a_key_is_needed(router):
         await browser.open(router.url)
         await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
         assert await browser.evaluate(_BUTTONS) == []
-
-
-async def test_the_status_page_of_a_router_loads_and_unloads(tiny_llama, tmp_path):
-    file = tmp_path / "models.yaml"
-    file.write_text(json.dumps({"models": {"alpha": {"model": str(tiny_llama)}}}))
-    words = ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
-    with ServerProcess(words) as router:
-        state = "document.querySelector('#models tbody tr .state')?.textContent"
-        button = "document.querySelector('#models button')"
-        async with Browser() as browser:
-            await browser.open(f"{router.url}/")
-            await browser.wait_for(f"{state} === 'stopped'")
-            await browser.evaluate(f"{button}.click()")
-            await browser.wait_for(f"{state} === 'ready'")
-            await browser.wait_for("document.querySelectorAll('#starts svg rect').length > 0")
-            assert ask(f"{router.url}/readyz?model=alpha").status == 200
-            await browser.wait_for(f"{button}.textContent === 'unload' && !{button}.disabled")
-            await browser.evaluate(f"{button}.click()")
-            await browser.wait_for(f"{state} === 'stopped'")
-            assert browser.errors == []

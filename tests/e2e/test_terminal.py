@@ -190,26 +190,6 @@ def test_a_stop_signal_without_job_control_changes_nothing(warm, job):
         assert process.wait(GONE_S) == 0
 
 
-@pytest.mark.slow
-def test_timeout_ends_the_server_with_its_own_code(warm, job):
-    with Shell(warm) as shell:
-        server = job.start(shell, "timeout 600 ")
-        (launcher,) = [p for p in psutil.Process(shell.process.pid).children() if p.name() == "timeout"]
-        os.kill(launcher.pid, signal.SIGALRM)  # its time is over
-        assert shell.exit_code() == 124
-        wait_until(lambda: all(map(is_gone, server.pids)))
-
-
-@pytest.mark.slow
-def test_a_pipe_ends_with_the_server(warm, job, tmp_path):
-    with Shell(warm) as shell:
-        server = job.start(shell, after=f" 2>&1 | tee {tmp_path}/log; (exit ${{PIPESTATUS[0]}})")
-        os.kill(server.pid, signal.SIGTERM)
-        assert shell.exit_code() == 0
-    assert _READY in (tmp_path / "log").read_text()
-    assert "\x1b[" not in (tmp_path / "log").read_text()
-
-
 def test_a_server_runs_with_closed_streams(warm, job):
     with job.running(warm, ("sh", "-c", 'exec "$@" <&- >&-', "sh"), stdin=None) as process:
         process.send_signal(signal.SIGTERM)

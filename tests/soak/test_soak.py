@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.clients import LoadClients, RawClient, request_bytes
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
+from tests.e2e.test_hostile import AMBIGUOUS, GARBAGE
 from tests.http_answer import ask
 from tests.soak.held import Held, find_growth, measure, settle
 from tests.waiting import wait_until
@@ -58,20 +59,10 @@ _SHED: Final = (429, 503, 504)
 _STREAM: Final = {"prompt": "Once", "max_tokens": 48, "n": 2, "logprobs": 5, "stream": True, "ignore_eos": True}
 _SHORT: Final = {"prompt": "Once upon a time", "max_tokens": 4}
 _MALFORMED: Final = (
-    b"\0" * 512,
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 300,
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"GET / HTTP/9.9\r\n\r\n",
-    b"GET  HTTP/1.1\r\n\r\n",
-    b"HACK /health HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET /\xff%ff HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET /health HTTP/1.1\r\nHost: x\r\nNo colon here\r\n\r\n",
+    *AMBIGUOUS.values(),
+    *GARBAGE.values(),
     b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 400 + b"\r\n",
     b"GET /health HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
-    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
 )
 
