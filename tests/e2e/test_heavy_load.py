@@ -174,6 +174,7 @@ def test_a_thread_leaves_a_busy_processor_and_returns(model_path):
 
 
 @needs_two_processors
+@pytest.mark.slow
 @pytest.mark.alone
 def test_the_users_number_of_threads_stays(model_path):
     words = [str(model_path), "--max-model-len", "256"]

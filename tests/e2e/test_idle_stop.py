@@ -120,14 +120,6 @@ def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path):
         assert "[" not in server.log.splitlines()[-1]
 
 
-def test_sigterm_during_the_first_start(tiny_llama):
-    with _Server(tiny_llama, wait=False) as server:
-        server.wait_listening()
-        family = server.family()
-        assert server.terminate() == -signal.SIGTERM
-        assert_gone(family)
-
-
 def _own_folders(folder: Path) -> dict[str, str]:
     """The environment of a server that may keep a standby; nothing else is in the folder."""
     folder.chmod(0o700)

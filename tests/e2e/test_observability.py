@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
-from tests.waiting import wait_until
 
 PROMPT = "Foxes, hens and 3 other animals lived by the river. " * 5
 FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-for-endpoints", "/health, /metrics")
@@ -61,19 +60,6 @@ def test_every_log_line_is_json_with_the_process_s_role(server):
     (ready,) = [line for line in lines if line["message"].startswith("ready after")]
     assert (ready["role"], ready["pid"], ready["phase"]) == ("api", server.process.pid, "serving")
     assert ready["time"].endswith("Z")
-
-
-def test_log_lines_of_a_request_carry_its_id(server):
-    answer = complete(server, max_tokens=2, extra_headers={"X-Request-Id": "fox-1"})
-    assert answer.id == "cmpl-fox-1"
-
-    def of_request() -> list[dict[str, Any]]:
-        return [line for line in records(server.log) if line.get("request_id") == "cmpl-fox-1"]
-
-    wait_until(lambda: "uvicorn.access" in [line["logger"] for line in of_request()])
-    lines = of_request()
-    assert [line["logger"] for line in lines] == ["server.generation.generation", "uvicorn.access"]
-    assert (lines[1]["path"], lines[1]["status"]) == ("/v1/completions", 200)
 
 
 def test_metrics_count_a_request_exactly(server):

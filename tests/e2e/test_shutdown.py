@@ -9,7 +9,6 @@ import signal
 
 import pytest
 
-from tests.cli import run_cli
 from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
@@ -77,15 +76,6 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server
         assert server.log.count(f"stopped by {name} during the start, in phase ") == 1, server.log
         assert not any(word in server.log for word in ("Traceback", "Error", "Cause:"))
         assert list(temp.iterdir()) == []
-
-
-@pytest.mark.smoke
-def test_missing_model_is_one_line_and_exit_code_3(tmp_path):
-    run = run_cli("serve", tmp_path / "nowhere", "--port", "0")
-    assert run.returncode == 3, run.stderr
-    (error,) = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
-    assert "nowhere" in error
-    assert "Traceback" not in run.stderr
 
 
 def test_engine_that_is_killed_while_it_loads_fails_the_start(start_tiny_server, tmp_path):

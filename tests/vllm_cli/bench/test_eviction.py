@@ -1,16 +1,13 @@
 """Files are evicted from the page cache, and the result shows what stays."""
 
 import mmap
-import os
-import random
 from pathlib import Path
 
 import pytest
 
 from base.machine.page_cache import memory_devices
-from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
-from vllm_cli.bench.startup import Residency, evict_files, list_files, measure_residency
+from vllm_cli.bench.startup import Residency, evict_files, list_files
 from vllm_cli.errors import InputError
 
 pytestmark = pytest.mark.alone
@@ -28,21 +25,6 @@ def disk_folder(tmp_path) -> Path:
 def evict_all(file: Path) -> None:
     """Pages that are being written to the disk stay for a moment."""
     wait_until(lambda: evict_files([file]) == Residency(file.stat().st_size, 0))
-
-
-@repeated_if_pages_are_lost
-def test_read_files_are_in_memory_and_evicted_files_are_not(disk_folder):
-    file = disk_folder / "weights"
-    size = 8 * MEGABYTE + 100
-    file.write_bytes(random.Random(0).randbytes(size))
-    expect_resident(file, least_share=1.0)
-    assert measure_residency([file]) == Residency(size, size)
-    evict_all(file)
-    with file.open("rb", buffering=0) as reading:
-        os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        reading.read(MEGABYTE)
-    expect_resident(file, MEGABYTE, least_share=1.0)
-    assert measure_residency([file]).resident_bytes == MEGABYTE
 
 
 def test_mapped_pages_stay_and_are_reported(disk_folder):
