@@ -16,7 +16,6 @@ from tests.cli import run_cli
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
-from tests.ports import free_port
 from tests.processes import GONE_S, assert_gone
 from tests.standby_process import OFF
 from tests.tiers import slow_but_for
@@ -145,13 +144,6 @@ def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path, mod
     assert run.returncode == 3
     assert all(word in run.stderr for word in (port, "model.safetensors", "tokenizer.json"))
     assert not (tmp_path / "audit").exists(), (tmp_path / "audit").read_text()
-
-
-@pytest.mark.smoke
-def test_preflight_only_checks_and_exits(model_path):
-    run = run_cli("serve", model_path, "--preflight-only", "--json", "--port", free_port())
-    assert run.returncode == 0, run.stdout
-    assert json.loads(run.stdout)["ok"] is True
 
 
 @pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
