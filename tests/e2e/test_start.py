@@ -18,7 +18,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
 from tests.standby_process import OFF
-from tests.tiers import slow_but_for
 from tests.waiting import wait_listening, wait_until
 
 _AUDIT = """
@@ -146,7 +145,7 @@ def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path, mod
     assert not (tmp_path / "audit").exists(), (tmp_path / "audit").read_text()
 
 
-@pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
+@pytest.mark.parametrize("method", START_METHODS)
 def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_main_threads(tiny_llama, tmp_path, method):
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
