@@ -27,14 +27,7 @@ from server.renderers.embeds.prompt_embeds import (
     safe_load_prompt_embeds,
 )
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.prompts import (
-    ChatOptions,
-    EmbedsPrompt,
-    HeldBytes,
-    Prompt,
-    RenderedPrompt,
-    TextOptions,
-)
+from server.renderers.prompts import ChatOptions, EmbedsPrompt, HeldBytes, Prompt, RenderedPrompt, TextOptions
 from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
