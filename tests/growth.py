@@ -12,19 +12,25 @@ Prepare = Callable[[int], Callable[[], object]]
 """Builds an input of a size, and returns the computation that is measured."""
 
 
-def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 5.0) -> str | None:
+def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 2.5) -> str | None:
     """What is wrong with the cost of inputs of n, 2n and 4n; None if it doubles with the input.
 
-    n is the first size whose cost can be measured. Each cost is the least processor time of some rounds, as
-    few as show a linear cost, for `patience_s` at most: a hypervisor or another process may slow a thread
-    down for seconds, which its processor time shows. Tests that call this are marked `alone`.
+    n is the first size whose cost can be measured; if the costs grow faster there, they are measured with 4n,
+    8n and 16n, because the first pages that the allocator asks the system for are a step. Each cost is the
+    least processor time of some rounds, as few as show a linear cost, for `patience_s` at most: a hypervisor
+    or another process may slow a thread down for seconds, which its processor time shows. Tests that call
+    this are marked `alone`.
     """
     prepare(smallest)()  # what only a first call costs, such as imports
     n = smallest
-    while (cost := min(_cost(prepare(n)) for _ in range(3))) < _MEASURABLE_NS and n < _MOST:
+    while min(_cost(prepare(n)) for _ in range(3)) < _MEASURABLE_NS and n < _MOST:
         n *= 2
+    return _growth_from(prepare, n, patience_s) and _growth_from(prepare, 4 * n, patience_s)
+
+
+def _growth_from(prepare: Prepare, n: int, patience_s: float) -> str | None:
     works = [prepare(n * times) for times in (1, 2, 4)]
-    costs = [cost, *(_cost(work) for work in works[1:])]
+    costs = [_cost(work) for work in works]
     give_up_s = monotonic() + patience_s
     while not _is_linear(costs) and monotonic() < give_up_s:
         costs = [min(cost, _cost(work)) for cost, work in zip(costs, works, strict=True)]
