@@ -1,6 +1,7 @@
 """Checks that the cost of a computation grows with the size of its input and no faster."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from time import monotonic, thread_time_ns
 
 PER_DOUBLING = 2.5
@@ -15,11 +16,10 @@ Prepare = Callable[[int], Callable[[], object]]
 def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 2.5) -> str | None:
     """What is wrong with the cost of inputs of n, 2n and 4n; None if it doubles with the input.
 
-    n is the first size whose cost can be measured; if the costs grow faster there, they are measured with 4n,
-    8n and 16n, because the first pages that the allocator asks the system for are a step. Each cost is the
-    least processor time of some rounds, as few as show a linear cost, for `patience_s` at most: a hypervisor
-    or another process may slow a thread down for seconds, which its processor time shows. Tests that call
-    this are marked `alone`.
+    n is the first size whose cost can be measured. If costs grow faster there, 4n, 8n and 16n decide, as the
+    first pages that the allocator asks the system for are a step. Each cost is the least processor time of some
+    rounds, for `patience_s` at most: a hypervisor or another process may slow a thread down for seconds. Tests
+    that call this are marked `alone`.
     """
     prepare(smallest)()  # what only a first call costs, such as imports
     n = smallest
@@ -39,10 +39,7 @@ def _growth_from(prepare: Prepare, n: int, patience_s: float) -> str | None:
 
 
 def _is_linear(costs: list[int]) -> bool:
-    return all(
-        after <= PER_DOUBLING * before or after < _MEASURABLE_NS
-        for before, after in zip(costs, costs[1:], strict=False)
-    )
+    return all(after <= PER_DOUBLING * before or after < _MEASURABLE_NS for before, after in pairwise(costs))
 
 
 def _cost(work: Callable[[], object]) -> int:
