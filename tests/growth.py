@@ -16,10 +16,10 @@ Prepare = Callable[[int], Callable[[], object]]
 def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 2.5) -> str | None:
     """What is wrong with the cost of inputs of n, 2n and 4n; None if it doubles with the input.
 
-    n is the first size whose cost can be measured. If costs grow faster there, 4n, 8n and 16n decide, as the
-    first pages that the allocator asks the system for are a step. Each cost is the least processor time of some
-    rounds, for `patience_s` at most: a hypervisor or another process may slow a thread down for seconds. Tests
-    that call this are marked `alone`.
+    n is the first size whose cost can be measured. If costs grow faster there, 4n, 8n and 16n decide, as
+    the first pages that the allocator asks the system for are a step. Each cost is the least processor time
+    of some rounds, for `patience_s` at most: a hypervisor or another process may slow a thread down for
+    seconds. Tests that call this are marked `alone`.
     """
     prepare(smallest)()  # what only a first call costs, such as imports
     n = smallest
