@@ -4,8 +4,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from time import monotonic, thread_time_ns
 
-PER_DOUBLING = 2.5
-"""Most growth of the cost when the input is twice as large; 4 would be quadratic."""
+PER_DOUBLING = 3.2
+"""Most growth of the cost with an input twice as large: 3 where it outgrows a cache, 4 if it is quadratic."""
 _MEASURABLE_NS = 300_000
 _MOST = 1 << 16
 

@@ -1,4 +1,4 @@
-"""Whatever a client or a model writes, reading twice as much of it costs at most 2.5 times as much."""
+"""Whatever a client or a model writes: reading twice as much of it costs about twice as much."""
 
 import ast
 import gc
