@@ -1,7 +1,7 @@
 # Works on a fresh clone: every target first installs what it needs, once, into .venv.
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
-#   make test [ARGS="..."]                 the fast tests: three minutes at most
+#   make test [ARGS="..."]                 the fast tests: two minutes
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
 #   make size [ARGS=--lower]               lines and files of each package against the table in tools/size.txt
