@@ -17,6 +17,7 @@ which a lease lasts, S the longest start and stop, W = max(max_wait_s, min_stay_
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Final
 
 from startup.router.model_record import ModelRecord
@@ -292,12 +293,13 @@ class Scheduler:
 
     def _decide(self, now: float) -> list[Action]:
         """Starts and stops models for those that wait; the last step of every event that can change this."""
+        read_free = cache(self._read_free)
         has_changed = True
         while has_changed:
             self._due_s = None
             hungry = self._collect_hungry(now)
             self._release_claims({record.name for record in hungry})
-            has_changed = bool(hungry) and not self._is_ending and self._place(hungry, now)
+            has_changed = bool(hungry) and not self._is_ending and self._place(hungry, read_free(), now)
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[ModelRecord]:
@@ -319,9 +321,9 @@ class Scheduler:
                 record.claimed_by = None
                 self._admit_waiting(record)
 
-    def _place(self, hungry: Iterable[ModelRecord], now: float) -> bool:
+    def _place(self, hungry: Iterable[ModelRecord], free: Need | None, now: float) -> bool:
         """Returns whether a model was started, stopped or refused: others may be placed differently then."""
-        plan = StartPlan(self._models.values(), self._limits, self._read_free(), now, self._settled_s)
+        plan = StartPlan(self._models.values(), self._limits, free, now, self._settled_s)
         has_changed = False
         for record in hungry:
             placement = plan.place(record)
