@@ -74,18 +74,16 @@ class XetFetch:
 
         Files that are not there at the end have to be fetched in another way.
         """
-        outcome = "ended"
+        outcome = "stalled"
         with self._start_child() as child:
             try:
                 last_s, rest = time.monotonic(), b""
                 assert child.stdout is not None
-                while True:
-                    if time.monotonic() - last_s >= self._source.client.stall_s:
-                        outcome = "stalled"
-                        break
+                while time.monotonic() - last_s < self._source.client.stall_s:
                     if select.select([child.stdout], [], [], _TICK_S)[0]:
                         received = os.read(child.stdout.fileno(), 1 << 16)
                         if not received:
+                            outcome = "ended"
                             break
                         last_s = time.monotonic()
                         *lines, rest = (rest + received).split(b"\n")
