@@ -1,6 +1,7 @@
 """Facts about the hardware that compiled code depends on, read from the kernel in less than a millisecond."""
 
 import platform
+import re
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,18 @@ from base.machine.cgroups import PROC
 _CPUINFO_BYTES: Final = 16 << 10
 """Enough for the first processor; the file has an entry for each one."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
+_INSTRUCTION_SETS: Final = re.compile(
+    r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
+    r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
+)
+"""Beginnings of flags of x86 processors that name instructions; the others differ between kernels, too."""
+
+
+def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
+    """The instruction sets that compilers use, sorted; empty where the kernel does not tell."""
+    names = set((_of_first_processor(proc, "flags", "Features") or "").split())
+    is_x86 = platform.machine() in ("x86_64", "i686", "AMD64")
+    return tuple(sorted(name for name in names if not is_x86 or _INSTRUCTION_SETS.match(name)))
 
 
 def cpu_features(proc: Path = PROC) -> str:

@@ -1,0 +1,111 @@
+"""The record of one compiled model: what it was compiled from and for, and its files.
+
+vLLM names a compiled model by a hash, its key. The record has what was hashed, by name. A machine keeps one
+record per compiled model in its cache folder; an archive in a shared location contains one.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, Self
+
+from base.machine.hardware import gpu_kinds, instruction_sets
+
+FORMAT: Final = 1
+ARCHIVE_SUFFIX: Final = ".zip"
+
+
+class FileFacts(NamedTuple):
+    """What identifies the content of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What compiled code depends on."""
+
+    machine: str
+    instruction_sets: tuple[str, ...]
+    gpus: tuple[str, ...]
+
+    @classmethod
+    def present(cls) -> Self:
+        """The hardware of this machine."""
+        return cls(platform.machine(), instruction_sets(), gpu_kinds())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModel:
+    """One compiled model."""
+
+    key: str
+    """vLLM's name for it: the hash of its factors, in hexadecimal digits."""
+    model: str
+    """As on the command line."""
+    start_id: str
+    """Stands for the flags of the start that compiled it."""
+    factors: Mapping[str, Mapping[str, Any]]
+    """What vLLM has hashed: JSON values by group and name."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the source files that were traced, by path."""
+    versions: Mapping[str, str]
+    """Of Python and of the packages that compile."""
+    hardware: Hardware
+    ranks: tuple[str, ...]
+    """The ranks whose code it has, as vLLM names their folders; those of one node."""
+    root: str
+    """vLLM's cache folder when it was compiled: compilers write its path into their files."""
+    compile_s: float
+    """How long the compilation took."""
+    created_at: str
+    """ISO 8601, UTC."""
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    """By name: the cache (`vllm`, `triton`, ...) and the path in it, with slashes."""
+    format: int = FORMAT
+
+    @property
+    def kind(self) -> str:
+        """The folder of a location for all that could fit a start of this model on such a machine."""
+        return kind_of(self.model, self.versions, self.hardware)
+
+    @property
+    def archive_name(self) -> str:
+        """The archive's path in a location."""
+        ranks = sha256(json.dumps(self.ranks).encode()).hexdigest()[:8]
+        return f"{self.kind}/{self.key[:32]}-{ranks}{ARCHIVE_SUFFIX}"
+
+    @property
+    def num_bytes(self) -> int:
+        """The sizes of its files."""
+        return sum(facts.size for facts in self.files.values())
+
+    def with_files(self, files: Mapping[str, FileFacts]) -> Self:
+        """The record of the same compiled model with these files."""
+        return replace(self, files=files)
+
+    def to_json(self) -> bytes:
+        """The record as a JSON object."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Raises ValueError for what is not a record of this format."""
+        import msgspec  # noqa: PLC0415 - few starts read a record
+
+        try:
+            record = msgspec.json.decode(content, type=cls)
+        except msgspec.MsgspecError as err:
+            raise ValueError(f"the record of a compiled model is not valid: {err}") from err
+        if record.format != FORMAT:
+            raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
+        return record
+
+
+def kind_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
+    """A name for what all compiled models have in common that could fit; begins with vLLM's version."""
+    facts = json.dumps([FORMAT, model, dict(sorted(versions.items())), asdict(hardware)])
+    return f"{versions.get('vllm', 'unknown')}-{sha256(facts.encode()).hexdigest()[:12]}"
