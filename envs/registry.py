@@ -75,6 +75,7 @@ class Environment:
         "All addresses of HF_ENDPOINT, in which the launcher leaves the first one; set by the launcher."
     )
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
+    VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
         "File that gets the reason of a failed start or crash, if it exists; Kubernetes shows it.",
@@ -109,6 +110,7 @@ class Environment:
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
         False, "Accept a --max-model-len above the model's own limit if the model has RoPE; its answers may get worse."
     )
+    VLLM_FORCE_AOT_LOAD = boolean(False, "Whether vLLM fails instead of compiling; set with --compile-cache require.")
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
     HF_HUB_OFFLINE = boolean(False, "Never contact the Hugging Face hub; take models from the cache only.")

@@ -145,6 +145,14 @@ class StartOptions:
         "End a start whose download takes longer; a connection that delivers nothing is replaced without it.",
         above=0,
     )
+    compile_cache: str | None = setting(
+        None,
+        "--compile-cache",
+        "Share vLLM's compiled models in a folder or object store; `require`: fail instead of compiling (or both, with "
+        "a comma).",
+        variable=env.VCLI_COMPILE_CACHE,
+        metavar="LOCATION",
+    )
     startup_report: Path | None = setting(
         None,
         "--startup-report",

@@ -26,6 +26,8 @@ def save_ready_start(
         logger.info("%s", prefetch)
     if info is not None:
         _log_engine(info)
+    if state.facts.compiled_model is not None:
+        logger.info("compiled model: %s", state.facts.compiled_model["text"])
     logger.info("phases of this start:\n%s", report.table())
     logger.info("ready after %.2f s: %s", report.total_s, address)
     _save_files(report, state.subject)

@@ -1,1 +1,1 @@
-"""vLLM's compiled models: what they were compiled from, and archives of them in a place that machines share."""
+"""vLLM's compiled models: what they were compiled from, and archives that machines share."""

@@ -48,10 +48,14 @@ class CompiledModel:
     """As on the command line."""
     start_id: str
     """Stands for the flags of the start that compiled it."""
+    digest: str
+    """Of all factors when vLLM looked for it."""
+    early_digest: str
+    """Of all factors before the model was loaded: vLLM chooses some of them later."""
     factors: Mapping[str, Mapping[str, Any]]
-    """What vLLM has hashed: JSON values by group and name."""
+    """What vLLM hashed before the model was loaded: JSON values by group and name."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the source files that were traced, by path."""
+    """SHA-256 of the source files that were traced, by module."""
     versions: Mapping[str, str]
     """Of Python and of the packages that compile."""
     hardware: Hardware

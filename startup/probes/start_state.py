@@ -58,6 +58,17 @@ class StartState:
         self.meter.detail = detail
         self._timeline.on_change()
 
+    def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
+        """vLLM has its configuration: whether it will compile the model, which adds these seconds."""
+        self.set_compiled_model(fields)
+        self.meter.added_s = compile_s
+        self.set_detail(detail)
+
+    def set_compiled_model(self, fields: Mapping[str, Any]) -> None:
+        """Whether vLLM loads or compiles its model, and why."""
+        self.facts = replace(self.facts, compiled_model=fields)
+        self.meter.detail = ""
+
     def finish(self, prefetch: PrefetchReport | None) -> None:
         """The start has succeeded: the server is ready."""
         self._timeline.finish()
@@ -76,12 +87,14 @@ class StartState:
 
     def to_message(self) -> bytes:
         """Everything that a copy in another process needs to `follow` this state."""
-        facts = {"versions": self.facts.versions, "outcome": self.facts.outcome, "error": self.facts.error}
+        names = ("versions", "outcome", "error", "compiled_model")
+        facts = {name: getattr(self.facts, name) for name in names}
         content = {
             "timeline": self._timeline.to_dict(),
             "facts": facts,
             "key": self.history_key,
             "detail": self.meter.detail,
+            "added_s": self.meter.added_s,
         }
         return json.dumps(content).encode()
 
@@ -91,6 +104,7 @@ class StartState:
         self._timeline.copy_from(content["timeline"])
         self.facts = replace(self.facts, **content["facts"])
         self.meter.detail = content["detail"]
+        self.meter.added_s = content["added_s"]
         if content["key"] != self.history_key:
             self._read_history(content["key"])
 

@@ -74,6 +74,8 @@ class ProgressMeter:
         self._earlier: EarlierStarts | None = None
         self.detail = ""
         """Progress of the current phase as text; the code that sets it also clears it."""
+        self.added_s = 0.0
+        """What this start takes longer than earlier ones, which did not compile."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
@@ -96,10 +98,10 @@ class ProgressMeter:
         """Remaining seconds: the rest of this phase and the time after it, by medians of earlier starts."""
         usual = earlier.spans.get(running.key) if running else None
         if usual is None or running is None:
-            return max(earlier.total_s - elapsed_s, 0.0)
+            return max(earlier.total_s + self.added_s - elapsed_s, 0.0)
         spent_s = elapsed_s - self._timeline.offset_s(running.begin_ns)
         left_s = max(usual.end_s - usual.begin_s - spent_s, 0.0)
-        return left_s + max(earlier.total_s - usual.end_s, 0.0)
+        return left_s + max(earlier.total_s + self.added_s - usual.end_s, 0.0)
 
     def _advance(self, elapsed_s: float, eta_s: float) -> float:
         done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0

@@ -20,6 +20,7 @@ SCHEMA_VERSION: Final = 1
 _BAR_WIDTH: Final = 24
 _MIN_SHARE: Final = 0.01
 """Spans beside the critical path with a smaller share of the total are left out."""
+_FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model")
 _HEADER: Final = "     at s   took s  share  process     phase"
 
 Outcome = Literal["starting", "ready", "failed"]
@@ -49,6 +50,8 @@ class StartFacts:
     outcome: Outcome = "ready"
     error: str | None = None
     """Why it failed."""
+    compiled_model: Mapping[str, Any] | None = None
+    """Whether vLLM loads or compiles its model, and why; None if that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ class StartReport(_Times):
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "created_at": self.created_at,
-            **{name: facts[name] for name in ("outcome", "error", "model", "start_method", "versions", "page_cache")},
+            **{name: facts[name] for name in _FACTS},
             "total_s": _rounded(self.total_s),
             "explained_share": _rounded(self.explained_share),
             "phases": [_round_all(asdict(phase)) for phase in self.phases],

@@ -35,6 +35,7 @@ def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
         LOG_FORMAT.name: env.VCLI_LOG_FORMAT.get(),
         "--preflight": env.VCLI_PREFLIGHT.get(),
         "--idle-stop": env.VCLI_IDLE_STOP.raw,
+        "--compile-cache": env.VCLI_COMPILE_CACHE.get(),
     }
     given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items() if value}}
     flags = [flag for flag in _FLAGS if flag.name in given]

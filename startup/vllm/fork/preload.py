@@ -20,6 +20,7 @@ from pathlib import Path  # noqa: E402
 
 from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
+from startup.compile_cache.exchange import Exchange  # noqa: E402
 from startup.crash.output_record import OutputRecord  # noqa: E402
 from startup.hooks.hook import leave_out, uses  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
@@ -30,6 +31,7 @@ from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.fork.recorded_ends import record_forks  # noqa: E402
 from startup.vllm.imports import import_leniently, make_calls_cheap  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
+from startup.vllm.patches.compiled_models import record_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
@@ -49,6 +51,7 @@ def _preload(plan: PreloadPlan) -> None:
     record_spans(journal, record)
     keep_temp_files(Path(plan.folder))
     repair_loading()
+    record_compiled_models(Exchange(Path(plan.folder)))
     omit_prefixes_in_json()
     inspect_models_in_forks()
     make_calls_cheap()

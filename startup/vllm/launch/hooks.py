@@ -26,6 +26,7 @@ from startup.vllm import command_line, imports
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches import (
+    compiled_models,
     compiler,
     early_engine,
     json_logs,
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
-    spans, model_registry, compiler, json_logs, forkserver_start, new_program, scan_cache, lean,
+    spans, model_registry, compiler, compiled_models, json_logs, forkserver_start, new_program, scan_cache, lean,
     library_state, temp_files, process_titles,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""

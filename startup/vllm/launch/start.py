@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from dataclasses import replace
@@ -45,6 +46,7 @@ from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_serv
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_caches, keep_bytecode
+from startup.vllm.launch.compile_cache import CompileCache, CompileCacheOption
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
@@ -132,6 +134,7 @@ class _VllmStart:
         self._journal: Journal
         self._record: OutputRecord
         self._crash_digest: CrashDigest
+        self._compile_cache: CompileCache
         self._download: DownloadHandle | None = None
         self._is_offline = False
         self._is_ready = False
@@ -153,6 +156,8 @@ class _VllmStart:
             leave_out_unfit(self._vllm)
             log_left_out(self._vllm)
             self._open_journal()
+            session.stack.callback(self._compile_cache.close)
+            self._compile_cache.begin(session.state)
             self._prepare_vllm(session)
             gc.freeze()
             gc.enable()
@@ -160,6 +165,7 @@ class _VllmStart:
                 session.stack.callback(self._learn)
                 session.notify_ready("node without an API server: its readiness is not known")
             has_api_server = not self._is_headless
+            session.stack.callback(self._note_failure)
             return self._crash_digest.run(self._run_vllm, lambda: self._is_ready, has_api_server=has_api_server)
 
     def _prepare_vllm(self, session: StartSession) -> None:
@@ -237,6 +243,8 @@ class _VllmStart:
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
         self._crash_digest = CrashDigest(self._record, self._options.log_format)
+        option = CompileCacheOption.of(self._options.compile_cache)
+        self._compile_cache = CompileCache(self._vllm, self._line, option, folder)
         self._session.phase_of_others = self._phase_of_others
         keep_temp_files(folder)
 
@@ -320,7 +328,13 @@ class _VllmStart:
     def _finish(self) -> None:
         recordings = self._learn()
         self._session.timeline.add_spans(recordings.spans)
+        add_compiled = self._compile_cache.finish(self._session.state)
         self._session.finish()
+        add_compiled()
+
+    def _note_failure(self) -> None:
+        if not self._is_ready and sys.exception() is not None:
+            self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
         """Saves what this start recorded in the preload profile."""

@@ -1,0 +1,113 @@
+"""How the processes of one start tell each other about the compiled model: files in the start's folder."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+_POLLED_EVERY_S: Final = 0.02
+
+
+@dataclass
+class CompiledEvent:
+    """What became of one compiled model in one worker."""
+
+    key: str
+    rank: str
+    """The name of the rank's folder."""
+    digest: str = ""
+    """Of what vLLM hashed when it looked for it."""
+    loaded_s: float | None = None
+    compiled_s: float | None = None
+    error: str = ""
+    """Why vLLM could not load it, in its own words."""
+    damaged: str | None = None
+    """A file that had changed since it was recorded, if vLLM could not load it."""
+    more: str = ""
+    """A further folder that vLLM has chosen for it."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the sources that were traced, by module."""
+
+
+class Exchange:
+    """The files; made by the launcher and by workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.found_folder = folder / "found"
+        """Records of what locations have."""
+        self._lock = folder / "compiled.lock"
+        self._required = folder / "compiled.required"
+        self._early = folder / "compiled.early"
+        self._answer = folder / "compiled.answer"
+
+    def hold_load(self) -> int:
+        """The launcher: workers do not look for a compiled model until this descriptor is closed."""
+        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
+
+    def wait_for_load(self) -> None:
+        """A worker: returns once the compiled model has arrived, if one is being fetched."""
+        with suppress(OSError), self._lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    def set_required(self, is_required: bool) -> None:
+        """The launcher: whether workers wait for its answer."""
+        if is_required:
+            self._required.touch()
+
+    def tell_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
+        """A worker: what it has before it loads the model; the first one counts.
+
+        Returns:
+            Why the start must end here; None if it goes on.
+        """
+        beside = self._early.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            beside.write_text(json.dumps({"compiles": compiles, "digest": digest, "factors": factors}))
+            os.link(beside, self._early)
+        while compiles and self._required.exists() and not self._answer.exists():
+            time.sleep(_POLLED_EVERY_S)
+        return self._answer.read_text() or None if self._answer.exists() else None
+
+    def has_early(self) -> bool:
+        """Whether a worker has told its configuration."""
+        return self._early.exists()
+
+    def read_early(self) -> dict[str, Any] | None:
+        """What the worker has told."""
+        with suppress(OSError, ValueError):
+            content: dict[str, Any] = json.loads(self._early.read_bytes())
+            return content
+        return None
+
+    def answer(self, refusal: str) -> None:
+        """The launcher: why the start must end; empty if it goes on."""
+        beside = self._answer.with_suffix(".new")
+        beside.write_text(refusal)
+        beside.replace(self._answer)
+
+    def note(self, path: str, **fields: Any) -> None:
+        """A worker: something about the compiled model with this path, `.../KEY/RANK/model`."""
+        line = json.dumps({"path": path, **fields})
+        with suppress(OSError), (self._folder / f"compiled.{os.getpid()}.events").open("a") as file:
+            file.write(f"{line}\n")
+
+    def events(self) -> list[CompiledEvent]:
+        """What the workers have noted, one event for each compiled model and worker."""
+        found: dict[str, CompiledEvent] = {}
+        for file in sorted(self._folder.glob("compiled.*.events")):
+            for line in file.read_text().splitlines():
+                with suppress(ValueError, TypeError, KeyError, IndexError):
+                    fields = json.loads(line)
+                    path = fields.pop("path")
+                    key, rank = Path(path).parts[-3:-1]
+                    event = found.setdefault(path, CompiledEvent(key, rank))
+                    vars(event).update(fields)
+        return list(found.values())

@@ -1,0 +1,65 @@
+"""Runs a job of `startup.compile_cache.sharing` in a helper process, which may be slow."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Final
+
+from envs import foreign
+from startup.compile_cache.sharing import AddJob, FetchJob, SharingReport, add, fetch
+from startup.processes import death_pipe, group_signals
+
+_CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.compile_cache.process import main; main()"
+_LOWEST_PRIORITY: Final = 19
+_FAILED: Final = "the helper process ended without a report"
+
+
+class SharingProcess:
+    """The launcher's handle of a helper, which ends with the thread that started it."""
+
+    def __init__(self, job: FetchJob | AddJob) -> None:
+        """Raises OSError if it cannot be started."""
+        from startup.download.process import import_path
+
+        command = [sys.executable, "-I", "-S", "-c", _CODE, *import_path()]
+        with group_signals.blocked():  # until the process ignores them
+            self._helper = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=foreign.snapshot()
+            )
+        assert self._helper.stdin is not None
+        message = {"task": type(job).__name__, "parent_pid": os.getpid(), "job": asdict(job)}
+        with suppress(BrokenPipeError), self._helper.stdin:
+            self._helper.stdin.write(json.dumps(message).encode())
+
+    def result(self) -> SharingReport:
+        """Waits for the end."""
+        assert self._helper.stdout is not None
+        with self._helper:
+            content = self._helper.stdout.read()
+        with suppress(ValueError, TypeError):
+            return SharingReport(**json.loads(content))
+        return SharingReport(problems=[_FAILED])
+
+    def close(self) -> None:
+        """Ends the helper, if it is running; `result` then returns on its thread."""
+        self._helper.kill()
+
+
+def main() -> None:
+    """Runs the job on standard input and exits."""
+    import msgspec  # noqa: PLC0415 - the launcher does not need it
+
+    message: dict[str, Any] = json.loads(sys.stdin.buffer.read())
+    death_pipe.follow_parent(message["parent_pid"])
+    group_signals.ignore()
+    if message["task"] == AddJob.__name__:
+        os.nice(_LOWEST_PRIORITY)
+        report = add(msgspec.convert(message["job"], AddJob))
+    else:
+        report = fetch(msgspec.convert(message["job"], FetchJob))
+    sys.stdout.write(json.dumps(asdict(report)))
+    sys.stdout.flush()
+    os._exit(0)  # a store's client may still have threads

@@ -1,0 +1,181 @@
+"""Fetches compiled models that fit from locations, and adds those of this machine, in helper processes."""
+
+import fcntl
+import hashlib
+import logging
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from startup.caches import cache_folder
+from startup.compile_cache import local
+from startup.compile_cache.archive import ArchiveError, read_record, unpack, write_archive
+from startup.compile_cache.location import Location, LocationError, open_location
+from startup.compile_cache.record import CompiledModel, FileFacts, Hardware, kind_of
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES: Final = 16 << 30
+"""Of all files of an archive."""
+_MOST_READ: Final = 50
+"""Archives whose records are read: the newest."""
+_LEAST_LIMIT_S: Final = 30.0
+_INCOMING: Final = "incoming-"
+_LEFT_S: Final = 60.0
+"""A folder of this age is locked, unless its helper was killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchJob:
+    """What to fetch, and where from."""
+
+    locations: tuple[str, ...]
+    model: str
+    versions: Mapping[str, str]
+    start_id: str
+    """Chooses the archives if there is no digest."""
+    digest: str = ""
+    found_folder: str
+    """Gets the records of all archives that were found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddJob:
+    """What this start has loaded or compiled."""
+
+    records: tuple[CompiledModel, ...]
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further folders of a compiled model, by its key."""
+    location: str | None
+
+
+@dataclass
+class SharingReport:
+    """What a helper has done."""
+
+    num_models: int = 0
+    num_bytes: int = 0
+    took_s: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def fetch(job: FetchJob) -> SharingReport:
+    """Installs what fits and is not here yet; never raises because of a location."""
+    begin_s = time.monotonic()
+    report = SharingReport()
+    kind = kind_of(job.model, job.versions, Hardware.present())
+    for address in job.locations:
+        try:
+            location = open_location(address)
+            for name, record in _choose(dict(_read(location, kind, job, report)), job):
+                if not local.is_installed(record):
+                    report.num_bytes += _install(location, name, record)
+                    local.note_shared(record, address)
+                    report.num_models += 1
+        except (LocationError, ArchiveError, OSError) as err:
+            report.problems.append(f"{address}: {err}" if address not in str(err) else str(err))
+    report.took_s = time.monotonic() - begin_s
+    return report
+
+
+def add(job: AddJob) -> SharingReport:
+    """Writes this machine's records, and adds what the location lacks; never raises because of a location."""
+    begin_s = time.monotonic()
+    report = SharingReport()
+    for record in job.records:
+        sources = local.files_of(record.key, record.ranks, job.more.get(record.key, ()))
+        try:
+            if job.location is None:
+                local.save_record(record.with_files({name: _facts(path) for name, path in sources.items()}))
+                continue
+            with _incoming() as folder:
+                archive = folder / "archive"
+                full = write_archive(archive, record, sources)
+                local.save_record(full)
+                if open_location(job.location).add(record.archive_name, archive):
+                    report.num_models += 1
+                    report.num_bytes += archive.stat().st_size
+            local.note_shared(full, job.location)
+        except (LocationError, OSError) as err:
+            report.problems.append(str(err))
+    report.took_s = time.monotonic() - begin_s
+    return report
+
+
+def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -> Iterator[tuple[str, CompiledModel]]:
+    """The records of this kind by the names of their archives, the newest first; saves them."""
+    for stored in location.list(kind)[:_MOST_READ]:
+        try:
+            with location.open(stored.name) as file:
+                record = read_record(file)
+            if record.archive_name != stored.name:
+                raise ArchiveError("its record belongs to another archive")
+        except ArchiveError as err:
+            report.problems.append(f"{location.address}/{stored.name} is not used: {err}")
+            continue
+        local.save_record(record, Path(job.found_folder))
+        yield stored.name, record
+
+
+def _choose(found: Mapping[str, CompiledModel], job: FetchJob) -> list[tuple[str, CompiledModel]]:
+    """With the digest; else of starts with the same flags, or of the newest start."""
+    if job.digest:
+        return [item for item in found.items() if job.digest in (item[1].digest, item[1].early_digest)]
+    newest = max(found.values(), key=lambda record: record.created_at, default=None)
+    same = [item for item in found.items() if item[1].start_id == job.start_id]
+    return same or [item for item in found.items() if newest is not None and item[1].start_id == newest.start_id]
+
+
+def _install(location: Location, name: str, record: CompiledModel) -> int:
+    """Returns the archive's size. Ends this process where fetching takes longer than compiling would."""
+    signal.alarm(int(max(_LEAST_LIMIT_S, record.compile_s)))
+    try:
+        with _incoming() as folder:
+            archive, files = folder / "archive", folder / "files"
+            location.fetch(name, archive)
+            files.mkdir(mode=0o700)
+            with archive.open("rb") as file:
+                full = unpack(file, files, max_bytes=_MOST_BYTES)
+            if full.archive_name != name:
+                raise ArchiveError("its record belongs to another archive")
+            local.install(files)
+            local.save_record(full)
+            location.touch(name)
+            return archive.stat().st_size
+    finally:
+        signal.alarm(0)
+
+
+@contextmanager
+def _incoming() -> Iterator[Path]:
+    """A new folder on the file system of vLLM's caches; those of killed helpers are removed."""
+    parent = cache_folder()
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=parent))
+    oldest_s = folder.stat().st_mtime - _LEFT_S
+    _remove_left([path for path in parent.glob(f"{_INCOMING}*") if path.stat().st_mtime < oldest_s])
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left(folders: Sequence[Path]) -> None:
+    """The kernel has released the lock of a helper that was killed."""
+    for folder in folders:
+        with suppress(OSError), (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _facts(path: Path) -> FileFacts:
+    with path.open("rb") as file:
+        return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
