@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -70,16 +70,21 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
         missing = f"{env.VCLI_BAKED.name}: {folder} has no {MANIFEST}, so it was not written by `vllm-cli bake`"
         return BakedFolder(problem=missing if is_named else None)
     folder = folder.resolve()
-    problem = why_not_trusted(folder, user)
+    problem = why_not_trusted(folder, user, parts=(MANIFEST, CACHE, BYTECODE))
     return BakedFolder(folder) if problem is None else BakedFolder(problem=f"{problem}, so {folder} is not used")
 
 
-def why_not_trusted(folder: Path, user: int) -> str | None:
+def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
     """Why others could change what is in the folder; None if only root and this user can.
 
-    Checks the folder, its parts and its parents.
+    Checks the folder, these parts of it and its parents. What does not exist is left out.
+
+    Args:
+        folder: without links.
+        user: who may write to it, besides root.
+        parts: names in the folder.
     """
-    for path in (folder, folder / MANIFEST, folder / CACHE, folder / BYTECODE, *folder.parents):
+    for path in (folder, *(folder / part for part in parts), *folder.parents):
         if (problem := _why_changeable(path, user, allows_sticky=path in folder.parents)) is not None:
             return problem
     return None

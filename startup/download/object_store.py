@@ -39,7 +39,6 @@ class ObjectStoreClient:
     """Sends requests on any thread; fsspec runs them on a thread of its own."""
 
     def __init__(self, *, stall_s: float) -> None:
-        os.environ.setdefault(_GCS_EXTENSIONS, "false")
         self.stall_s = stall_s
         self.headers: dict[str, str] = {}
         """None: the stores' clients have their own."""
@@ -59,7 +58,7 @@ class ObjectStoreClient:
         """
         with _explained(repo_id):
             system = self._file_system(repo_id)
-            prefix = f"{_root(system, repo_id)}/"
+            prefix = f"{root_of(system, repo_id)}/"
             found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
         infos = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
         files = {name: _describe(name, info) for name, info in infos.items() if is_safe_name(name)}
@@ -88,53 +87,75 @@ class ObjectStoreClient:
         yield ByteStream(begin, self._read(address, begin, int(listed["size"])))
         with _explained(address.repo_id, is_retried=True):
             system = self._file_system(address.repo_id)
-            now = system.info(f"{_root(system, address.repo_id)}/{address.name}")
+            now = system.info(f"{root_of(system, address.repo_id)}/{address.name}")
         if _version_of(now) != _version_of(listed):
             raise DownloadError("wrong", f"{address.name} of {address.repo_id} was replaced during the download")
 
     def _read(self, address: FileAddress, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes in order, while the next ranges are requested already."""
-        system = self._file_system(address.repo_id)
-        path = f"{_root(system, address.repo_id)}/{address.name}"
-        ranges = deque(range(begin, end, _RANGE_BYTES))
-        running: deque[Future[bytes]] = deque()
-        try:
-            while ranges or running:
-                while ranges and len(running) < _NUM_AHEAD:
-                    first = ranges.popleft()
-                    request = system._cat_file(path, start=first, end=min(first + _RANGE_BYTES, end))
-                    running.append(asyncio.run_coroutine_threadsafe(request, system.loop))
-                with _explained(address.repo_id, is_retried=True):
-                    chunk = running.popleft().result(_LONGEST_RANGE_S)
-                yield chunk
-        finally:
-            for future in running:
-                future.cancel()
+        with _explained(address.repo_id, is_retried=True):
+            system = self._file_system(address.repo_id)
+            yield from read_ranges(system, f"{root_of(system, address.repo_id)}/{address.name}", begin, end)
 
     def _file_system(self, address: str) -> Any:
-        """fsspec keeps one instance for each protocol and its options."""
-        import fsspec
-
-        protocol = address.partition("://")[0].lower()
-        system = fsspec.filesystem(protocol, use_listings_cache=False, **self._limits(protocol))
-        system.retries = _NUM_ATTEMPTS  # of S3: by default 25 attempts, without a word
-        return system
-
-    def _limits(self, protocol: str) -> dict[str, Any]:
-        """Options that bound the time without a byte."""
-        if protocol == "s3":
-            times = {"connect_timeout": _CONNECT_S, "read_timeout": self.stall_s}
-            return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
-        if protocol == "gs":
-            import aiohttp
-
-            return {"requests_timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=self.stall_s)}
-        return {"connection_timeout": int(_CONNECT_S), "read_timeout": int(self.stall_s)}
+        return file_system(address, stall_s=self.stall_s)
 
 
-def _root(system: Any, address: str) -> str:
+def file_system(address: str, *, stall_s: float) -> Any:
+    """fsspec's file system for an address; it keeps one instance for each protocol and its options.
+
+    Raises what the store's client raises, for example for missing credentials.
+
+    Args:
+        address: begins with `s3://`, `gs://` or `az://`.
+        stall_s: the longest time without a byte.
+    """
+    os.environ.setdefault(_GCS_EXTENSIONS, "false")
+    import fsspec
+
+    protocol = address.partition("://")[0].lower()
+    system = fsspec.filesystem(protocol, use_listings_cache=False, **_limits(protocol, stall_s))
+    system.retries = _NUM_ATTEMPTS  # of S3: by default 25 attempts, without a word
+    return system
+
+
+def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
+    """Options that bound the time without a byte."""
+    if protocol == "s3":
+        times = {"connect_timeout": _CONNECT_S, "read_timeout": stall_s}
+        return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
+    if protocol == "gs":
+        import aiohttp
+
+        return {"requests_timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=stall_s)}
+    return {"connection_timeout": int(_CONNECT_S), "read_timeout": int(stall_s)}
+
+
+def root_of(system: Any, address: str) -> str:
     """The bucket and folder of an address."""
     return str(system._strip_protocol(address)).rstrip("/")
+
+
+def read_ranges(
+    system: Any, path: str, begin: int, end: int, *, longest_range_s: float = _LONGEST_RANGE_S
+) -> Iterator[bytes]:
+    """The bytes of an object in order, while the next ranges are requested already.
+
+    Raises what the store's client raises, and TimeoutError for a range that takes longer than the limit.
+    """
+    ranges = deque(range(begin, end, _RANGE_BYTES))
+    running: deque[Future[bytes]] = deque()
+    try:
+        while ranges or running:
+            while ranges and len(running) < _NUM_AHEAD:
+                first = ranges.popleft()
+                request = system._cat_file(path, start=first, end=min(first + _RANGE_BYTES, end))
+                running.append(asyncio.run_coroutine_threadsafe(request, system.loop))
+            chunk = running[0].result(longest_range_s)
+            running.popleft()
+            yield chunk
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
@@ -177,19 +198,25 @@ def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        failure = _explain(err, address)
+        failure = explain(err, address)
         if is_retried and failure.kind == "unreachable":
             raise RetryableError(str(failure)) from err
         raise failure from err
 
 
-def _explain(err: Exception, address: str) -> DownloadError:
-    """One line about an error of a store's client; these have no common class."""
+def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:
+    """One line about an error of a store's client; these have no common class.
+
+    Args:
+        err: of the client.
+        address: what was tried to read, write or remove.
+        verb: which of them, as a participle: `read`, `written to`.
+    """
     line = " ".join(str(err).split()) or type(err).__name__
     name = type(err).__name__
     if isinstance(err, FileNotFoundError):
         return DownloadError("refused", f"{address} does not exist: correct the address ({line})")
     is_denied = isinstance(err, PermissionError) or "Credential" in name or "Auth" in name
     if is_denied or any(word in line for word in ("Forbidden", "Unauthorized", "AuthenticationFailed")):
-        return DownloadError("refused", f"{address} may not be read: check the store's credentials ({line})")
-    return DownloadError("unreachable", f"{address} cannot be read: {line}")
+        return DownloadError("refused", f"{address} may not be {verb}: check the store's credentials ({line})")
+    return DownloadError("unreachable", f"{address} cannot be {verb}: {line}")
