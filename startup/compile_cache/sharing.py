@@ -133,21 +133,20 @@ def _choose(found: Mapping[str, CompiledModel], job: FetchJob) -> list[tuple[str
 
 
 def _install(location: Location, name: str, record: CompiledModel) -> int:
-    """Returns the archive's size. Ends this process where fetching takes longer than compiling would."""
+    """Returns the size of the files. Ends this process where fetching takes longer than compiling would."""
     signal.alarm(int(max(_LEAST_LIMIT_S, record.compile_s)))
     try:
         with _incoming() as folder:
-            archive, files = folder / "archive", folder / "files"
-            location.fetch(name, archive)
+            files = folder / "files"
             files.mkdir(mode=0o700)
-            with archive.open("rb") as file:
+            with location.open_whole(name, folder) as file:
                 full = unpack(file, files, max_bytes=_MOST_BYTES)
             if full.archive_name != name:
                 raise ArchiveError("its record belongs to another archive")
             local.install(files)
             local.save_record(full)
             location.touch(name)
-            return archive.stat().st_size
+            return full.num_bytes
     finally:
         signal.alarm(0)
 
