@@ -30,6 +30,7 @@ Group = Literal[
 Syntax = Literal[
     "count",
     "size",
+    "compile cache",
     "duration",
     "token limit",
     "optional text",

@@ -21,6 +21,23 @@ PreflightMode = Literal["auto", "warn", "off"]
 IdleWarmMode = Literal["auto", "off"]
 
 
+@dataclass(frozen=True)
+class CompileCacheOption:
+    """The value of --compile-cache."""
+
+    location: str | None = None
+    is_required: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> "CompileCacheOption":
+        """`LOCATION`, `require`, or `LOCATION,require`; raises ConfigError for several locations."""
+        parts = [part for part in text.split(",") if part]
+        places = [part for part in parts if part != "require"]
+        if len(places) > 1:
+            raise ConfigError("LOCATION", text, "one location, `require`, or LOCATION,require")
+        return cls(places[0] if places else None, len(places) < len(parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which model to serve and where to find it."""
@@ -145,12 +162,13 @@ class StartOptions:
         "End a start whose download takes longer; a connection that delivers nothing is replaced without it.",
         above=0,
     )
-    compile_cache: str | None = setting(
+    compile_cache: CompileCacheOption | None = setting(
         None,
         "--compile-cache",
-        "Share vLLM's compiled models in a folder or object store; `require`: fail instead of compiling (or both, with "
-        "a comma).",
+        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://); `require`: fail instead of "
+        "compiling; both with a comma.",
         variable=env.VCLI_COMPILE_CACHE,
+        syntax="compile cache",
         metavar="LOCATION",
     )
     startup_report: Path | None = setting(

@@ -10,6 +10,7 @@ loads the weights during all further steps.
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -88,6 +89,9 @@ def start_embedded(config: StartupConfig) -> int:
         return exit_code
 
 
+logger = logging.getLogger(__name__)
+
+
 class _Prepared(NamedTuple):
     """What the HTTP server needs."""
 
@@ -130,6 +134,8 @@ class _EmbeddedStart:
 
     def _prepare(self) -> "ServerRun":
         """All steps until the event loop runs."""
+        if self._config.compile_cache is not None:
+            logger.warning("--compile-cache has no effect: the embedded engine compiles nothing")
         listening = self._listen()
         self._session.limit_time(self._config.startup_timeout_s)
         self._session.show_progress()

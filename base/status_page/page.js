@@ -191,6 +191,7 @@
   }
 
   function showTimeline(report) {
+    $("compiled").textContent = report.compiled_model ? `Compiled model: ${report.compiled_model.text}` : "";
     const key = JSON.stringify([report.outcome, report.spans.length, report.outcome === "starting" ? report.total_s : 0]);
     if (key === drawn) return;
     drawn = key;

@@ -13,6 +13,7 @@ from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.config import LoraModule, PoolerConfig
+from startup.config import CompileCacheOption
 
 _FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -163,6 +164,21 @@ class LoraModuleType(click.ParamType):
             return value
         try:
             return LoraModule.parse(str(value))
+        except ConfigError as err:
+            self.fail(str(err), param, ctx)
+
+
+class CompileCacheType(click.ParamType):
+    """Where compiled models are shared, and whether one is required."""
+
+    name = "location"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CompileCacheOption:
+        """The error shows what may be combined."""
+        if isinstance(value, CompileCacheOption):
+            return value
+        try:
+            return CompileCacheOption.of(str(value))
         except ConfigError as err:
             self.fail(str(err), param, ctx)
 

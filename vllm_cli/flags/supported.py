@@ -18,6 +18,7 @@ from vllm_cli.flags.param_types import (
     ByteSize,
     ChatTemplate,
     CommaList,
+    CompileCacheType,
     Duration,
     HumanInt,
     JsonObject,
@@ -31,6 +32,7 @@ from vllm_cli.flags.param_types import (
 _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "count": HumanInt(),
     "size": ByteSize(),
+    "compile cache": CompileCacheType(),
     "duration": Duration(),
     "token limit": TokenLimit(),
     "optional text": None,

@@ -10,13 +10,11 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from base.errors import ConfigError
 from base.wording import format_bytes
 from envs.registry import env
 from startup.caches import find_baked
@@ -26,6 +24,7 @@ from startup.compile_cache.process import SharingProcess
 from startup.compile_cache.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.compile_cache.sharing import AddJob, FetchJob, SharingReport
+from startup.config import CompileCacheOption
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
 from startup.timeline.history import installed_versions
@@ -34,7 +33,6 @@ from startup.vllm.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)
 
-REQUIRE: Final = "require"
 BAKED_ARCHIVES: Final = "compiled"
 """In a baked folder: a location."""
 _PACKAGES: Final = ("torch", "triton", "flashinfer-python")
@@ -42,23 +40,6 @@ _WITHOUT_EFFECT: Final = ("--host", "--port", "--uds", "--api-key", "--root-path
 """Flags that do not decide which archives are fetched in advance."""
 _MOST_FAILURES: Final = 2
 _POLLED_EVERY_S: Final = 0.05
-
-
-@dataclass(frozen=True)
-class CompileCacheOption:
-    """The value of --compile-cache."""
-
-    location: str | None = None
-    is_required: bool = False
-
-    @classmethod
-    def of(cls, text: str | None) -> "CompileCacheOption":
-        """`LOCATION`, `require`, or `LOCATION,require`; raises ConfigError for several locations."""
-        parts = [part for part in (text or "").split(",") if part]
-        places = [part for part in parts if part != REQUIRE]
-        if len(places) > 1:
-            raise ConfigError("--compile-cache", text, "one location, `require`, or LOCATION,require")
-        return cls(places[0] if places else None, REQUIRE in parts)
 
 
 class CompileCache:
@@ -87,7 +68,7 @@ class CompileCache:
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         if option.is_required:
-            os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"  # vLLM then fails instead of compiling
+            forbid_compiling()
 
     def begin(self, state: StartState) -> None:
         """Looks for the compiled model, fetches it, and tells what to expect, on a thread."""
@@ -212,7 +193,11 @@ class CompileCache:
         logger.info("this start %s", text)
         nearest = next(iter(usable or self._records), None)
         state.expect_compilation(
-            {"state": "loads" if reason is None else "compiles", **(reason.to_fields() if reason else {})},
+            {
+                "state": "loads" if reason is None else "compiles",
+                "text": text,
+                **(reason.to_fields() if reason else {}),
+            },
             detail=text if reason is not None else "",
             compile_s=nearest.compile_s if reason is not None and nearest is not None else 0.0,
         )
@@ -278,6 +263,11 @@ class CompileCache:
             _log(SharingProcess(job).result(), "added")
         except OSError as err:
             logger.warning("the compiled model is not recorded: %s", err)
+
+
+def forbid_compiling() -> None:
+    """vLLM fails instead of compiling, also where nothing can be foretold."""
+    os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"
 
 
 def _why_outdated(record: CompiledModel) -> Reason | None:

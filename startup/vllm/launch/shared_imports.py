@@ -34,6 +34,7 @@ from startup.vllm.imports import LATER_MODULES, import_api_server, import_lenien
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.hooks import leave_out_unfit
 from startup.vllm.launch.plain_start import plain_start_reason
+from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
@@ -96,6 +97,7 @@ class SharedImports:
         gc.disable()
         leave_out_unfit(self._vllm)
         prepare_spans()
+        prepare_compiled_models()
         prepare_temp_files()
         show_titles()
         omit_prefixes_in_json()

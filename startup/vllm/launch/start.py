@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from base.machine.processes import descendants
 from envs.registry import env
 from startup.caches import use_baked_bytecode
-from startup.config import VllmOptions
+from startup.config import CompileCacheOption, VllmOptions
 from startup.crash.output_record import OutputRecord
 from startup.download.messages import DownloadError, use_first_endpoint
 from startup.hooks.hook import names_without, uses
@@ -46,7 +46,7 @@ from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_serv
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_caches, keep_bytecode
-from startup.vllm.launch.compile_cache import CompileCache, CompileCacheOption
+from startup.vllm.launch.compile_cache import CompileCache, forbid_compiling
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
@@ -105,6 +105,10 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         run_preflight(vllm, line, PreflightOptions()).apply(options.preflight)
     line = fetch_before_start(line, options.download_timeout_s)
     report_plain_start(options.log_format)
+    if options.compile_cache is not None and options.compile_cache.is_required:
+        forbid_compiling()
+    if options.compile_cache is not None and options.compile_cache.location is not None:
+        logger.warning("--compile-cache: compiled models are not shared, because vLLM starts without preloading")
     with recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
         return run_plain_vllm(line.words)
 
@@ -243,8 +247,9 @@ class _VllmStart:
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
         self._crash_digest = CrashDigest(self._record, self._options.log_format)
-        option = CompileCacheOption.of(self._options.compile_cache)
-        self._compile_cache = CompileCache(self._vllm, self._line, option, folder)
+        self._compile_cache = CompileCache(
+            self._vllm, self._line, self._options.compile_cache or CompileCacheOption(), folder
+        )
         self._session.phase_of_others = self._phase_of_others
         keep_temp_files(folder)
 

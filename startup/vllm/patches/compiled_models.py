@@ -80,15 +80,20 @@ class _Watch:
 
 class _State:
     exchange: "Exchange | None" = None
+    """Of this process and of those forked from it later; there is none in a template process."""
+    is_prepared = False
 
 
-def record_compiled_models(exchange: "Exchange") -> None:
-    """Makes this process and its forks, if they become workers, tell what vLLM loads or compiles.
+def tell_compiled_models(exchange: "Exchange") -> None:
+    """Makes this process and its forks, if they become workers, tell what vLLM loads or compiles."""
+    _State.exchange = exchange
+    prepare_compiled_models()
 
-    Called before vLLM's configuration is imported.
-    """
-    if COMPILED_MODELS.applies:
-        _State.exchange = exchange
+
+def prepare_compiled_models() -> None:
+    """Prepares vLLM's modules, which are imported from now on, for `tell_compiled_models`."""
+    if COMPILED_MODELS.applies and not _State.is_prepared:
+        _State.is_prepared = True
         wrap_after_import(_GET_FACTORS, _note_factors)
         wrap_after_import(_HASH_TEXT, _note_text)
         wrap_after_import(_INIT_DEVICE, _tell_early)
