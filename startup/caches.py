@@ -23,6 +23,10 @@ OFF: Final = "off"
 MANIFEST: Final = "manifest.json"
 CACHE: Final = "cache"
 """A cache folder as VLLM_CACHE_ROOT names it, with this program's folder inside."""
+INSPECTIONS: Final = "modelinfos"
+"""In vLLM's cache folder: what vLLM has found out about classes of models."""
+COMPILED: Final = "compiled"
+"""Archives of compiled models: a location (`startup.compile_cache.location`)."""
 BYTECODE: Final = "bytecode"
 """A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
 PAGES: Final = "pages.json"
@@ -116,22 +120,7 @@ def layers(name: str) -> tuple[Path, ...]:
     return (own,) if baked is None else (own, baked / CACHE / OWN / name)
 
 
-FORMAT: Final = 2
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What compiled code depends on."""
-
-    cpu: str
-    gpus: tuple[str, ...]
-
-    @classmethod
-    def present(cls) -> Self:
-        """The hardware of this machine."""
-        from base.machine.hardware import cpu_features, gpu_kinds  # noqa: PLC0415 - few starts read a manifest
-
-        return cls(cpu_features(), gpu_kinds())
+FORMAT: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +134,6 @@ class Manifest:
     """The command line after `serve`, without addresses and keys."""
     model: str
     """The model's folder; empty if it was not on disk."""
-    hardware: Hardware
     packages: Mapping[str, str]
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Parts that this folder lacks, and why."""

@@ -3,7 +3,6 @@
 import platform
 import re
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -24,15 +23,6 @@ def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
     names = set((_of_first_processor(proc, "flags", "Features") or "").split())
     is_x86 = platform.machine() in ("x86_64", "i686", "AMD64")
     return tuple(sorted(name for name in names if not is_x86 or _INSTRUCTION_SETS.match(name)))
-
-
-def cpu_features(proc: Path = PROC) -> str:
-    """The machine's architecture and a hash of its instruction sets."""
-    value = _of_first_processor(proc, "flags", "Features")
-    if value is None:
-        return platform.machine()
-    names = " ".join(sorted(set(value.split())))
-    return f"{platform.machine()} {sha256(names.encode()).hexdigest()[:16]}"
 
 
 def cpu_model(proc: Path = PROC) -> str:

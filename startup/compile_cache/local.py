@@ -15,7 +15,7 @@ from startup.caches import cache_folder
 from startup.compile_cache.record import ARCHIVE_SUFFIX, CompiledModel
 
 _RECORDS: Final = "compiled"
-_AOT: Final = "torch_compile_cache/torch_aot_compile"
+AOT: Final = "torch_compile_cache/torch_aot_compile"
 """Below vLLM's cache folder: a folder for each key, with one for each rank."""
 ENTRY: Final = "model"
 """In a rank's folder: the file that vLLM looks for."""
@@ -179,7 +179,7 @@ def note_shared(record: CompiledModel, location: str) -> None:
 
 
 def _key_folder(key: str) -> Path:
-    return caches()[VLLM] / _AOT / key
+    return caches()[VLLM] / AOT / key
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -73,7 +73,10 @@ def fetch(job: FetchJob) -> SharingReport:
     for address in job.locations:
         try:
             location = open_location(address)
-            for name, record in _choose(dict(_read(location, kind, job, report)), job):
+            found = dict(_read(location, kind, job, report))
+            if not found:  # others tell why nothing fits
+                list(_read(location, "", job, report))
+            for name, record in _choose(found, job):
                 if not local.is_installed(record):
                     report.num_bytes += _install(location, name, record)
                     local.note_shared(record, address)
@@ -109,7 +112,7 @@ def add(job: AddJob) -> SharingReport:
 
 
 def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -> Iterator[tuple[str, CompiledModel]]:
-    """The records of this kind by the names of their archives, the newest first; saves them."""
+    """The records of this model by the names of their archives, the newest first; saves them."""
     for stored in location.list(kind)[:_MOST_READ]:
         try:
             with location.open(stored.name) as file:
@@ -119,8 +122,9 @@ def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -
         except ArchiveError as err:
             report.problems.append(f"{location.address}/{stored.name} is not used: {err}")
             continue
-        local.save_record(record, Path(job.found_folder))
-        yield stored.name, record
+        if record.model == job.model:
+            local.save_record(record, Path(job.found_folder))
+            yield stored.name, record
 
 
 def _choose(found: Mapping[str, CompiledModel], job: FetchJob) -> list[tuple[str, CompiledModel]]:

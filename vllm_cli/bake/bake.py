@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 
 from envs.redaction import hide_in_words
 from envs.registry import env
-from startup.caches import BYTECODE, CACHE, MANIFEST, OFF, OWN, PAGES, PREFIX, Hardware, Manifest
+from startup.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX, Manifest
+from startup.compile_cache.local import AOT, ENTRY
 from startup.hooks.hook import uses
 from startup.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.timeline.history import installed_versions
-from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
@@ -30,8 +30,8 @@ HISTORY: Final = "start history"
 PROFILES: Final = "preload profile"
 SCANS: Final = "package scan"
 IMPORTS: Final = "import file"
-INSPECTIONS: Final = "model inspection"
-COMPILED: Final = "compile caches"
+INSPECTED: Final = "model inspection"
+COMPILED_MODELS: Final = "compiled models"
 BYTECODES: Final = "bytecode"
 READ_PAGES: Final = "pages to prefetch"
 NO_START: Final = "a start with a request"
@@ -43,7 +43,7 @@ _OWN_PARTS: Final = {
     IMPORTS: "imports/*.code",
 }
 """Patterns of files."""
-_TEMPORARY: Final = ("*.lock", "standby", "baked.json", "imports/*.missed")
+_TEMPORARY: Final = ("*.lock", "standby", "imports/*.missed", COMPILED)
 _IMPORT_FILES: Final = "imports/*.code"
 
 
@@ -105,12 +105,12 @@ def run_bake(config: BakeConfig) -> BakeResult:
             left_out[NO_START] = reason
         else:
             pages = _start(words, environment, folder, config, reporter)
-        _clean(folder / CACHE / OWN)
+        _clean(folder / CACHE)
         if subject.model is None:  # the start has downloaded it
             subject = subject_of(words)
         _finish_reads(folder, pages, subject.model)
-        if not any(part.files for part in _parts_of(folder) if part.name == COMPILED):
-            left_out[COMPILED] = "nothing was compiled"
+        if not (folder / COMPILED).exists():
+            left_out[COMPILED_MODELS] = "nothing was compiled"
         manifest = _describe(words, subject, left_out)
         manifest.save(folder)
     parts = tuple(part for part in _parts_of(config.output) if part.files)
@@ -122,9 +122,8 @@ def _parts_of(folder: Path) -> Iterator[Part]:
     cache = folder / CACHE
     for name, pattern in _OWN_PARTS.items():
         yield Part(name, tuple(sorted((cache / OWN).glob(pattern))))
-    yield Part(INSPECTIONS, tuple(cache / name for name in FOR_ANY_HARDWARE))
-    others = cache.iterdir() if cache.is_dir() else ()
-    yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, *FOR_ANY_HARDWARE))))
+    yield Part(INSPECTED, (cache / INSPECTIONS,))
+    yield Part(COMPILED_MODELS, (folder / COMPILED,))
     yield Part(BYTECODES, (folder / BYTECODE,))
     yield Part(READ_PAGES, (folder / PAGES,))
 
@@ -140,7 +139,13 @@ def _start(
         wait_saved(server, lambda: (cache / "history.jsonl").exists())
         if uses("import file"):
             wait_saved(server, lambda: any(cache.glob(_IMPORT_FILES)))
+        wait_saved(server, lambda: _has_all_archives(folder))
         return used_pages(server.command.root_pid, but=(folder,))
+
+
+def _has_all_archives(folder: Path) -> bool:
+    keys = {path.parts[-3] for path in (folder / CACHE / AOT).glob(f"*/*/{ENTRY}")}
+    return len(list((folder / COMPILED).glob("*/*.zip"))) >= len(keys)
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
@@ -160,6 +165,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {
         env.VLLM_CACHE_ROOT.name: str(folder / CACHE),
         env.VCLI_BAKED.name: OFF,
+        env.VCLI_COMPILE_CACHE.name: str(folder / COMPILED),
         env.VCLI_STANDBY.name: "off",
         env.VCLI_PLAIN_VLLM.name: "",
         "PYTHONDONTWRITEBYTECODE": "",
@@ -174,7 +180,6 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
         engine=subject.engine,
         words=tuple(hide_in_words(words)),
         model="" if subject.model is None else str(subject.model),
-        hardware=Hardware.present(),
         packages=installed_versions(subject.packages),
         left_out=left_out,
     )
@@ -218,8 +223,8 @@ def _make_readable(folder: Path) -> None:
             path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
 
 
-def _clean(folder: Path) -> None:
-    """Removes what only a running server needs."""
-    for pattern in _TEMPORARY:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _clean(cache: Path) -> None:
+    """Removes what only a running server needs, and compiled models, of which there are archives."""
+    others = [path for path in cache.glob("*") if path.name not in (OWN, INSPECTIONS)]
+    for path in (*others, *(path for pattern in _TEMPORARY for path in (cache / OWN).glob(pattern))):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

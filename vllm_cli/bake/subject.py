@@ -37,7 +37,7 @@ def subject_of(words: Sequence[str]) -> Subject:
     return Subject(request.engine, folder)
 
 
-_LEFT_OUT: Final = ADDRESS | KEYS | TLS | {"--startup-report"}
+_LEFT_OUT: Final = ADDRESS | KEYS | TLS | {"--startup-report", "--compile-cache"}
 
 
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:

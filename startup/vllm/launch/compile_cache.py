@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from base.wording import format_bytes
 from envs.registry import env
-from startup.caches import find_baked
+from startup.caches import COMPILED, find_baked
 from startup.compile_cache import local
 from startup.compile_cache.exchange import CompiledEvent, Exchange
 from startup.compile_cache.process import SharingProcess
@@ -33,8 +33,6 @@ from startup.vllm.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)
 
-BAKED_ARCHIVES: Final = "compiled"
-"""In a baked folder: a location."""
 _PACKAGES: Final = ("torch", "triton", "flashinfer-python")
 _WITHOUT_EFFECT: Final = ("--host", "--port", "--uds", "--api-key", "--root-path", "--served-model-name")
 """Flags that do not decide which archives are fetched in advance."""
@@ -45,18 +43,18 @@ _POLLED_EVERY_S: Final = 0.05
 class CompileCache:
     """Of one start; made before its forkserver, in the launcher's process."""
 
-    def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption, folder: Path) -> None:
+    def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
         """
         Args:
             vllm: the installed one.
             line: its command line.
-            option: where compiled models are shared, and whether one is required.
+            option: where compiled models are shared, and whether one is required; None for neither.
             folder: of this start; its processes exchange files there.
         """
         self._vllm = vllm
         self._model = line.model or ""
         self._start_id = _start_id(line)
-        self._option = option
+        self._option = option or CompileCacheOption()
         self._exchange = Exchange(folder)
         self._records: list[CompiledModel] = []
         self._removed: dict[str, Reason] = {}
@@ -67,7 +65,7 @@ class CompileCache:
         self._helper: SharingProcess | None = None
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
-        if option.is_required:
+        if self._option.is_required:
             forbid_compiling()
 
     def begin(self, state: StartState) -> None:
@@ -157,7 +155,7 @@ class CompileCache:
     def _fetch(self, digest: str = "") -> None:
         """Waits for the helper."""
         baked = find_baked().folder
-        places = [str(baked / BAKED_ARCHIVES)] if baked is not None and (baked / BAKED_ARCHIVES).is_dir() else []
+        places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
         places += [self._option.location] if self._option.location else []
         if not places or self._is_over.is_set():
             return
@@ -189,18 +187,15 @@ class CompileCache:
         if not usable and local.unrecorded_keys():
             self._exchange.answer("")  # compiled by a start without this program: only vLLM can tell
             return
-        text = "loads the compiled model" if reason is None else f"compiles the model, because {reason}"
+        if reason is None:
+            text = "loads the compiled model"
+            state.expect_compilation({"state": "loads", "text": text}, detail="", compile_s=0.0)
+        else:
+            text = f"compiles the model, because {reason}"
+            fields = {"state": "compiles", "text": text, **reason.to_fields()}
+            nearest_s = next((record.compile_s for record in self._records), 0.0)
+            state.expect_compilation(fields, detail=text, compile_s=nearest_s)
         logger.info("this start %s", text)
-        nearest = next(iter(usable or self._records), None)
-        state.expect_compilation(
-            {
-                "state": "loads" if reason is None else "compiles",
-                "text": text,
-                **(reason.to_fields() if reason else {}),
-            },
-            detail=text if reason is not None else "",
-            compile_s=nearest.compile_s if reason is not None and nearest is not None else 0.0,
-        )
         self._exchange.answer("" if reason is None or not self._option.is_required else str(reason))
 
     def _why_none_usable(self, wanted: Wanted, fitting: list[CompiledModel]) -> Reason:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from base.machine.processes import descendants
 from envs.registry import env
 from startup.caches import use_baked_bytecode
-from startup.config import CompileCacheOption, VllmOptions
+from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord
 from startup.download.messages import DownloadError, use_first_endpoint
 from startup.hooks.hook import names_without, uses
@@ -45,7 +45,7 @@ from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.launch.baked_caches import add_baked_caches, keep_bytecode
+from startup.vllm.launch.baked_caches import add_baked_inspections, keep_bytecode
 from startup.vllm.launch.compile_cache import CompileCache, forbid_compiling
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
@@ -160,6 +160,7 @@ class _VllmStart:
             leave_out_unfit(self._vllm)
             log_left_out(self._vllm)
             self._open_journal()
+            add_baked_inspections(self._journal.folder)
             session.stack.callback(self._compile_cache.close)
             self._compile_cache.begin(session.state)
             self._prepare_vllm(session)
@@ -193,7 +194,6 @@ class _VllmStart:
             record_spawns(self._record)
         session.prefetch(self._line.plan.prefetched if self._line.plan else (), self._options.prefetch)
         session.check(self._run_preflight, self._options.preflight)
-        self._add_baked_caches()
         self._import_api_server()
         self._finish_download()
         events.watch()
@@ -247,9 +247,7 @@ class _VllmStart:
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
         self._crash_digest = CrashDigest(self._record, self._options.log_format)
-        self._compile_cache = CompileCache(
-            self._vllm, self._line, self._options.compile_cache or CompileCacheOption(), folder
-        )
+        self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
         self._session.phase_of_others = self._phase_of_others
         keep_temp_files(folder)
 
@@ -275,11 +273,6 @@ class _VllmStart:
             except OSError as err:
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
-
-    def _add_baked_caches(self) -> None:
-        with self._span("add_baked_caches"):
-            if (notice := add_baked_caches(self._journal.folder)) is not None:
-                logger.warning("%s", notice)
 
     def _run_preflight(self) -> PreflightReport:
         return run_preflight(self._vllm, self._line, PreflightOptions(is_listening=True))

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE, OWN, Hardware, Manifest, _examine
+from startup.caches import CACHE, OWN, Manifest, _examine
 
 
-def write_manifest(folder: Path, hardware: Hardware | None = None, bake_id: str = "first") -> Manifest:
-    """Writes a manifest for this machine into the folder."""
+def write_manifest(folder: Path) -> Manifest:
+    """Writes a manifest into the folder."""
     manifest = Manifest(
-        bake_id=bake_id,
+        bake_id="first",
         created_at="2026-01-01T00:00:00+00:00",
         engine="vllm",
         words=("model", "--enforce-eager"),
         model="",
-        hardware=hardware or Hardware.present(),
         packages={},
         left_out={"bytecode": "not needed"},
     )

@@ -1,4 +1,4 @@
-"""vLLM's own caches are laid below the user's cache folder, and bytecode beside them."""
+"""What vLLM finds in its cache folder from the folder of `vllm-cli bake`, and where bytecode is kept."""
 
 import os
 import py_compile
@@ -7,104 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE, Hardware, _examine
-from startup.vllm.launch.baked_caches import COPIED_BYTES, add_baked_caches, keep_bytecode
-from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture
+from startup.caches import CACHE
+from startup.vllm.launch.baked_caches import add_baked_inspections, keep_bytecode
+from tests.startup.caches.conftest import baked  # noqa: F401 - a fixture
 
-_SMALL = "modelinfos/llama.json"
-_LARGE = "torch_compile_cache/hash/model"
-_LARGE_BYTES = b"x" * (COPIED_BYTES + 1)
+_NAME = "modelinfos/llama.json"
 
 
 @pytest.fixture
-def filled(baked: Path) -> Path:  # noqa: F811
-    for name, content in ((_SMALL, b"{}"), (_LARGE, _LARGE_BYTES)):
-        path = baked / CACHE / name
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-    return baked
+def root(baked: Path) -> Path:  # noqa: F811
+    """The user's cache folder; the baked one has an inspection of a model."""
+    path = baked / CACHE / _NAME
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{}")
+    path.chmod(0o444)
+    return baked.parent / "cache"
 
 
-@pytest.fixture
-def root(filled: Path) -> Path:
-    """The user's cache folder."""
-    return filled.parent / "cache"
+def test_inspections_are_copied_unless_the_user_has_them(root, tmp_path):
+    add_baked_inspections(tmp_path)
+    copied = root / _NAME
+    assert copied.read_bytes() == b"{}"
+    assert copied.stat().st_mode & 0o200  # vLLM rewrites it
+    copied.write_text("mine")
+    add_baked_inspections(tmp_path)
+    assert copied.read_text() == "mine"
 
 
-def test_small_files_are_copied_and_large_ones_are_linked(filled, root, tmp_path):
-    assert add_baked_caches(tmp_path) is None
-    assert (root / _SMALL).read_bytes() == b"{}"
-    assert not (root / _SMALL).is_symlink()
-    assert (root / _LARGE).readlink() == filled / CACHE / _LARGE
-
-
-def test_what_the_user_has_stays_and_baked_files_are_never_written(filled, root, tmp_path):
-    (root / _SMALL).parent.mkdir(parents=True)
-    (root / _SMALL).write_text("mine")
-    add_baked_caches(tmp_path)
-    assert (root / _SMALL).read_text() == "mine"
-    (root / _LARGE).unlink()
-    (root / _LARGE).write_text("recompiled")
-    add_baked_caches(tmp_path)
-    assert (root / _LARGE).read_text() == "recompiled"
-    assert (filled / CACHE / _LARGE).read_bytes() == _LARGE_BYTES
-
-
-def test_a_second_start_looks_at_nothing(filled, root, tmp_path):
-    add_baked_caches(tmp_path)
-    (root / _SMALL).unlink()  # the user has deleted it
-    add_baked_caches(tmp_path)
-    assert not (root / _SMALL).exists()
-
-
-def test_a_new_image_lays_its_own_and_removes_dead_links(filled, root, tmp_path):
-    add_baked_caches(tmp_path)
-    (filled / CACHE / _LARGE).unlink()
-    (filled / CACHE / "modelinfos/qwen.json").write_text("{}")
-    write_manifest(filled, bake_id="second")
-    add_baked_caches(tmp_path)
-    assert not os.path.lexists(root / _LARGE)
-    assert (root / "modelinfos/qwen.json").exists()
-
-
-def test_without_the_image_dead_links_are_removed(filled, root, tmp_path, monkeypatch):
-    add_baked_caches(tmp_path)
-    filled.rename(tmp_path / "gone")
-    monkeypatch.setenv("VCLI_BAKED", "off")
-    _examine.cache_clear()
-    assert add_baked_caches(tmp_path) is None
-    assert not os.path.lexists(root / _LARGE)
-    assert (root / _SMALL).exists()
-
-
-@pytest.mark.parametrize(
-    ("hardware", "what"),
-    [
-        (Hardware("x86_64 other", Hardware.present().gpus), "processor"),
-        (Hardware(Hardware.present().cpu, ("NVIDIA of the build",)), "GPU"),
-    ],
-    ids=["processor", "gpu"],
-)
-def test_compiled_code_of_other_hardware_is_not_used(hardware, what, filled, root, tmp_path):
-    write_manifest(filled, hardware)
-    notice = add_baked_caches(tmp_path)
-    assert notice == f"the baked compile caches are not used: they were made on another {what}"
-    assert (root / _SMALL).exists()
-    assert not os.path.lexists(root / _LARGE)
-
-
-def test_without_a_writable_cache_folder_the_start_has_one_of_its_own(filled, tmp_path, monkeypatch):
+def test_without_a_writable_cache_folder_the_start_has_one_of_its_own(root, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "cache"))
     session = tmp_path / "session"
-    assert add_baked_caches(session) is None
+    add_baked_inspections(session)
     assert os.environ["VLLM_CACHE_ROOT"] == str(session / "cache")
-    assert (session / "cache" / _LARGE).read_bytes() == _LARGE_BYTES
-
-
-def test_an_unreadable_manifest_is_a_warning(filled, tmp_path):
-    (filled / "manifest.json").write_text("{")
-    assert "are not used" in str(add_baked_caches(tmp_path))
+    assert (session / "cache" / _NAME).read_bytes() == b"{}"
 
 
 @pytest.fixture
