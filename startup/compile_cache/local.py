@@ -21,7 +21,7 @@ ENTRY: Final = "model"
 """In a rank's folder: the file that vLLM looks for."""
 VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
-"""Below vLLM's cache folder: kernels and their tuning, whatever the model."""
+"""Below vLLM's cache folder: kernels of GPUs and their tuning, whatever the model."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
 _TEMPORARY: Final = (".lock", ".tmp", ".aside")
@@ -76,22 +76,22 @@ def unrecorded_keys() -> set[str]:
     return {path.parts[-3] for path in _key_folder("*").parent.glob(f"*/*/{ENTRY}")} - known
 
 
-def files_of(key: str, ranks: Iterable[str], more: Iterable[str] = ()) -> dict[str, Path]:
+def files_of(record: CompiledModel, more: Iterable[str] = ()) -> dict[str, Path]:
     """The files that vLLM needs in order not to compile again, by their names in a record.
 
     Args:
-        key: of the compiled model.
-        ranks: names of the ranks' folders.
+        record: of the compiled model.
         more: further folders that vLLM has named for it.
     """
     folders = caches()
     root = folders.pop(VLLM)
-    base = _key_folder(key)
-    others = {path.name for path in base.glob("rank_*")} - set(ranks)
+    base = _key_folder(record.key)
+    others = {path.name for path in base.glob("rank_*")} - set(record.ranks)
     chosen = {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
     chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
-    found |= _newest({VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}})
+    if record.hardware.gpus:
+        found |= _newest({VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}})
     return found
 
 

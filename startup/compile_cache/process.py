@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from envs import foreign
-from startup.compile_cache.sharing import AddJob, FetchJob, SharingReport, add, fetch
+from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.processes import death_pipe, group_signals
 
 _CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.compile_cache.process import main; main()"
@@ -50,7 +50,9 @@ class SharingProcess:
 
 def main() -> None:
     """Runs the job on standard input and exits."""
-    import msgspec  # noqa: PLC0415 - the launcher does not need it
+    import msgspec  # noqa: PLC0415 - in the helper only
+
+    from startup.compile_cache.sharing import add, fetch  # noqa: PLC0415
 
     message: dict[str, Any] = json.loads(sys.stdin.buffer.read())
     death_pipe.follow_parent(message["parent_pid"])

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +16,7 @@ from startup.caches import cache_folder
 from startup.compile_cache import local
 from startup.compile_cache.archive import ArchiveError, read_record, unpack, write_archive
 from startup.compile_cache.location import Location, LocationError, open_location
+from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.compile_cache.record import CompiledModel, FileFacts, Hardware, kind_of
 
 logger = logging.getLogger(__name__)
@@ -29,40 +29,6 @@ _LEAST_LIMIT_S: Final = 30.0
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
 """A folder of this age is locked, unless its helper was killed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchJob:
-    """What to fetch, and where from."""
-
-    locations: tuple[str, ...]
-    model: str
-    versions: Mapping[str, str]
-    start_id: str
-    """Chooses the archives if there is no digest."""
-    digest: str = ""
-    found_folder: str
-    """Gets the records of all archives that were found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AddJob:
-    """What this start has loaded or compiled."""
-
-    records: tuple[CompiledModel, ...]
-    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further folders of a compiled model, by its key."""
-    location: str | None
-
-
-@dataclass
-class SharingReport:
-    """What a helper has done."""
-
-    num_models: int = 0
-    num_bytes: int = 0
-    took_s: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
 
 def fetch(job: FetchJob) -> SharingReport:
@@ -92,7 +58,7 @@ def add(job: AddJob) -> SharingReport:
     begin_s = time.monotonic()
     report = SharingReport()
     for record in job.records:
-        sources = local.files_of(record.key, record.ranks, job.more.get(record.key, ()))
+        sources = local.files_of(record, job.more.get(record.key, ()))
         try:
             if job.location is None:
                 local.save_record(record.with_files({name: _facts(path) for name, path in sources.items()}))

@@ -118,6 +118,13 @@ INSTALLATION: Final = (
         "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
+        "compiled-model-required",
+        "no compiled model fits, and --compile-cache require forbids to compile",
+        ("--compile-cache require: vLLM would compile the model",),
+        "Undo what differs, or start once without `require` to compile, with the same LOCATION; `vllm-cli caches` "
+        "shows what there is.",
+    ),
+    KnownCause(
         "compile-cache-damaged",
         "a cache of compiled kernels does not fit or has lost files",
         (

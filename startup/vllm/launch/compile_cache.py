@@ -20,10 +20,10 @@ from envs.registry import env
 from startup.caches import COMPILED, find_baked
 from startup.compile_cache import local
 from startup.compile_cache.exchange import CompiledEvent, Exchange
+from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.compile_cache.process import SharingProcess
 from startup.compile_cache.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.compile_cache.record import CompiledModel, Hardware
-from startup.compile_cache.sharing import AddJob, FetchJob, SharingReport
 from startup.config import CompileCacheOption
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
@@ -92,11 +92,12 @@ class CompileCache:
 
     def finish(self, state: StartState) -> Callable[[], None]:
         """vLLM is ready: tells whether and why it has compiled; returns what is left to do, slowly."""
-        self._is_over.set()
-        if self._thread is not None:
-            self._thread.join()
+        self.close()
         events = self._exchange.events()
         if not events:
+            if self._expected is not None:
+                fields = {"state": "compiled", "text": f"compiled, because {self._expected}"}
+                state.set_compiled_model({**fields, **self._expected.to_fields()})
             return lambda: None
         state.set_compiled_model(_describe(events, self._why_compiled(events), {r.key: r for r in self._records}))
         known = {record.key: record for record in self._records if record.key not in self._removed}
@@ -117,8 +118,9 @@ class CompileCache:
                 pass
             if (early := self._exchange.read_early()) is not None and early["compiles"]:
                 self._foretell(state, early)
-        except (OSError, ValueError) as err:
+        except Exception as err:  # noqa: BLE001 - a start without `require` goes on, whatever it is
             logger.warning("the cache of compiled models cannot be examined: %s", err)
+            self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
         finally:
             os.close(lock)
 

@@ -27,6 +27,8 @@ from startup.imports.finder import after_import, wrap_after_import
 if TYPE_CHECKING:
     from startup.compile_cache.exchange import Exchange
 
+logger = logging.getLogger(__name__)
+
 _DECORATORS: Final = "vllm.compilation.decorators"
 _GET_FACTORS: Final = Name("vllm.config.utils", "get_hash_factors", ("config", "ignored_factors"))
 _HASH_TEXT: Final = Name("vllm.utils.hashing", "safe_hash", ("data", "usedforsecurity"))
@@ -55,6 +57,7 @@ COMPILED_MODELS: Final = Hook(
 )
 
 SECRET: Final = "(set)"
+REFUSED: Final = "--compile-cache require: vLLM would compile the model"
 _OWN_HASH: Final = "VllmConfig"
 """Hashes the hashes of its parts, which are recorded themselves, and `additional_config`."""
 _NOT_CACHED: Final = (0, 1)
@@ -115,6 +118,15 @@ def factors_of(config: Any) -> HashedFactors:
         groups[name] = dict(_named(values, code) if isinstance(values, str) else map(_opened, values.items()))
     digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     return HashedFactors(digest, json.loads(json.dumps(groups, default=repr)))
+
+
+def _factors_if_known(config: Any) -> HashedFactors | None:
+    """None if this vLLM hashes in another way than expected: the start goes on without explanations."""
+    try:
+        return factors_of(config)
+    except Exception as err:  # noqa: BLE001 - another version of vLLM
+        logger.warning("what vLLM hashes to name its compiled model cannot be read: %s", err)
+        return None
 
 
 def _hide(name: str, value: Any) -> Any:
@@ -197,13 +209,12 @@ class _Failures(logging.Filter):
 def _tell_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def init_and_tell(self: Any) -> Any:
         result = init_device(self)
-        if _State.exchange is not None:
-            config = self.vllm_config
+        config = self.vllm_config
+        if _State.exchange is not None and (factors := _factors_if_known(config)) is not None:
             compiles = int(config.compilation_config.mode or 0) not in _NOT_CACHED
-            factors = factors_of(config)
             refusal = _State.exchange.tell_early(compiles=compiles, digest=factors.digest, factors=factors.groups)
             if refusal is not None:
-                raise RuntimeError(f"--compile-cache require: vLLM would compile the model, because {refusal}")
+                raise RuntimeError(f"{REFUSED}, because {refusal}")
         return result
 
     return init_and_tell
@@ -219,7 +230,8 @@ def _replace_load(decorators: ModuleType) -> None:
         if exchange is None:
             return load(model, path, *args, **kwargs)
         exchange.wait_for_load()
-        exchange.note(path, digest=factors_of(model.vllm_config).digest)
+        factors = _factors_if_known(model.vllm_config)
+        exchange.note(path, digest=factors.digest if factors is not None else "")
         failures = _Failures()
         decorators.logger.addFilter(failures)
         begin_ns = time.monotonic_ns()
