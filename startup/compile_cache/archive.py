@@ -126,15 +126,13 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
 def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
     """Adds a file of at most the size that it has now."""
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        if source.is_file() and not source.is_symlink():
-            raise
-        return None
-    with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
-        status = os.fstat(fd)
+        status = source.lstat()
         if not stat.S_ISREG(status.st_mode):
             return None
+        file = source.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
         if status.st_size > ZIP64_LIMIT:
             raise LargeZipFile(f"{source} has {status.st_size} bytes")
         digest, size = sha256(), 0

@@ -297,13 +297,13 @@ class _StoreLocation(Location):
 
     def add(self, name: str, path: Path) -> bool:
         self._split(name)
-        limit_s = _LONGEST_REQUEST_S + path.stat().st_size / _SLOWEST_UPLOAD
+        upload_s = path.stat().st_size / _SLOWEST_UPLOAD
         options = _PUT_OPTIONS[self.address.partition("://")[0].lower()]
         with self._explained("written to", name):
             if self._wait(self._system._exists, f"{self._root}/{name}"):
                 return False
             try:
-                self._wait(self._system._put_file, str(path), f"{self._root}/{name}", limit_s=limit_s, **options)
+                self._wait(self._system._put_file, str(path), f"{self._root}/{name}", upload_s=upload_s, **options)
             except Exception as err:
                 if not _is_conflict(err):
                     raise
@@ -329,11 +329,11 @@ class _StoreLocation(Location):
             path = f"{self._root}/{name}"
             yield from read_ranges(self._system, path, begin, end, longest_range_s=_LONGEST_RANGE_S)
 
-    def _wait(self, request: Any, *arguments: Any, limit_s: float = _LONGEST_REQUEST_S, **options: Any) -> Any:
+    def _wait(self, request: Any, *arguments: Any, upload_s: float = 0.0, **options: Any) -> Any:
         """The result of a request; raises a TimeoutError after the limit."""
         from fsspec.asyn import sync
 
-        return sync(self._system.loop, request, *arguments, timeout=limit_s, **options)
+        return sync(self._system.loop, request, *arguments, timeout=_LONGEST_REQUEST_S + upload_s, **options)
 
     @contextmanager
     def _explained(self, verb: str, name: str = "") -> Iterator[None]:

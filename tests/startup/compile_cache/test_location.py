@@ -1,0 +1,227 @@
+"""A folder that machines share: complete archives, the first writer, and nobody else's files."""
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from startup.compile_cache import location as module
+from startup.compile_cache.archive import read_record
+from startup.compile_cache.location import Location, LocationError, open_location
+from startup.compile_cache.record import CompiledModel
+from tests.startup.compile_cache.raw_archives import save_archive
+
+NAME = "0.32.0-abc/key.zip"
+_STRANGER = 4711
+_FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> CompiledModel:
+    """Of the archive `a.zip`."""
+    return save_archive(tmp_path / "a.zip")
+
+
+@pytest.fixture
+def shared(tmp_path: Path, record: CompiledModel) -> Location:
+    """A folder with the archive."""
+    location = open_location(str(tmp_path / "shared"))
+    assert location.add(NAME, tmp_path / "a.zip")
+    return location
+
+
+def problem(work) -> str:
+    with pytest.raises(LocationError) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "~/shared"])
+def test_an_archive_is_added_listed_read_and_removed(form, tmp_path, record, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    location = open_location(form.format(tmp_path / "shared"))
+    assert location.list() == []
+    assert location.add(NAME, tmp_path / "a.zip")
+    assert not location.add(NAME, tmp_path / "a.files/vllm/a/empty")
+    (listed,) = location.list()
+    assert (listed, location.list("0.32.0-abc"), location.list("other")) == (location.list()[0], [listed], [])
+    assert (listed.name, listed.size) == (NAME, (tmp_path / "a.zip").stat().st_size)
+    with location.open(NAME) as file, location.open_whole(NAME, tmp_path) as whole:
+        assert read_record(file) == read_record(whole) == record
+    assert (tmp_path / "shared" / NAME).stat().st_mode & 0o777 == 0o644
+    location.remove(NAME)
+    location.remove(NAME)
+    assert location.list() == []
+    assert "add it first" in problem(lambda: location.open(NAME))
+
+
+def test_a_listing_has_the_newest_archives_and_no_other_files(shared, tmp_path):
+    folder = tmp_path / "shared" / "0.32.0-abc"
+    for number in range(250):
+        (folder / f"{number}.zip").touch()
+        os.utime(folder / f"{number}.zip", (number, number))
+    for other in ("readme.txt", ".key.zip.0123456789abcdef.part", "a b.zip"):
+        (folder / other).touch()
+    (folder / "link.zip").symlink_to("key.zip")
+    (folder / "folder.zip").mkdir()
+    (tmp_path / "shared" / "top.zip").touch()
+    assert [archive.name for archive in shared.list()] == [NAME, *(f"0.32.0-abc/{n}.zip" for n in range(249, 50, -1))]
+    shared.touch("0.32.0-abc/7.zip")
+    shared.touch("0.32.0-abc/missing.zip")
+    assert shared.list()[0].name == "0.32.0-abc/7.zip"
+
+
+@pytest.mark.parametrize("name", ["", "a.zip", "a/b", "../a.zip", "a/../b.zip", "a/b/c.zip", "a/.b.zip", "/a/b.zip"])
+def test_a_name_that_no_archive_has_is_refused(name, shared, tmp_path):
+    for work in (shared.open, shared.remove, shared.touch, lambda name: shared.add(name, tmp_path / "a.zip")):
+        assert "cannot be the name of an archive in" in problem(lambda work=work: work(name))
+    assert "cannot be the name of a folder" in problem(lambda: shared.list("../shared"))
+
+
+@pytest.mark.parametrize("address", ["", "s3://", "http://host/folder", "s4://bucket", "file://"])
+def test_an_address_of_another_kind_is_refused(address):
+    assert "is not a location: give a folder, or s3://" in problem(lambda: open_location(address))
+
+
+def test_a_location_whose_parent_is_missing_or_that_is_a_file_is_refused(tmp_path, record):
+    for path in (tmp_path / "no" / "folder", tmp_path / "a.zip"):
+        assert "is neither a folder nor" in problem(lambda path=path: open_location(str(path)))
+
+
+@pytest.mark.parametrize("part", ["", "shared", "shared/0.32.0-abc", f"shared/{NAME}"])
+@pytest.mark.parametrize("change", ["mode", "owner"])
+def test_what_others_can_change_is_not_used(part, change, shared, tmp_path):
+    if change == "owner" and os.geteuid() != 0:
+        pytest.skip("only root may give files away")
+    path = tmp_path / part
+    if change == "mode":
+        path.chmod(path.stat().st_mode | 0o020)
+    else:
+        os.chown(path, _STRANGER, -1)
+    expected = "other users can write to" if change == "mode" else f"belongs to another user ({_STRANGER})"
+    assert expected in problem(lambda: shared.open(NAME))
+    if part in ("", "shared"):
+        assert "is not used: only its user and root" in problem(lambda: open_location(str(tmp_path / "shared")))
+    if part != f"shared/{NAME}":
+        assert expected in problem(lambda: shared.add("0.32.0-abc/b.zip", tmp_path / "a.zip"))
+        assert expected in problem(lambda: shared.list("0.32.0-abc"))
+
+
+def test_links_and_pipes_are_not_opened(shared, tmp_path):
+    folder = tmp_path / "shared" / "0.32.0-abc"
+    (folder / "link.zip").symlink_to("key.zip")
+    os.mkfifo(folder / "pipe.zip", mode=0o600)
+    assert "cannot be read" in problem(lambda: shared.open("0.32.0-abc/link.zip"))
+    assert "is not a regular file" in problem(lambda: shared.open("0.32.0-abc/pipe.zip"))
+    folder.with_name("kind").symlink_to(folder.name)
+    assert "other users can write to" in problem(lambda: shared.open("kind/key.zip"))
+
+
+def _add_after(barrier: Barrier, results: "multiprocessing.Queue[bool]", address: str, path: Path) -> None:
+    location = open_location(address)
+    barrier.wait()
+    results.put(location.add(NAME, path))
+
+
+def test_of_ten_writers_at_once_one_adds_the_archive(tmp_path, record):
+    barrier, results = _FORK.Barrier(10), _FORK.Queue()
+    words = (barrier, results, str(tmp_path / "shared"), tmp_path / "a.zip")
+    writers = [_FORK.Process(target=_add_after, args=words) for _ in range(10)]
+    for writer in writers:
+        writer.start()
+    assert sorted(results.get() for _ in writers) == [False] * 9 + [True]
+    for writer in writers:
+        writer.join()
+    results.close()
+    results.join_thread()
+    assert [path.name for path in (tmp_path / "shared" / "0.32.0-abc").iterdir()] == ["key.zip"]
+    assert (tmp_path / "shared" / NAME).read_bytes() == (tmp_path / "a.zip").read_bytes()
+
+
+def _add_for_ever(address: str, path: Path, first: int) -> None:
+    location = open_location(address)
+    for number in range(first, first + 100_000):
+        location.add(f"kind/{number}.zip", path)
+
+
+def test_a_killed_writer_leaves_no_half_archive(tmp_path, record):
+    path, address, source = tmp_path / "a.zip", str(tmp_path / "shared"), random.Random(34)
+    content, folder = path.read_bytes(), tmp_path / "shared" / "kind"
+    for number in range(30):
+        writer = _FORK.Process(target=_add_for_ever, args=(address, path, number * 100_000))
+        writer.start()
+        time.sleep(source.uniform(0.005, 0.05))
+        writer.kill()
+        writer.join()
+        assert all(archive.read_bytes() == content for archive in folder.glob("[!.]*.zip"))
+        for archive in folder.glob("[!.]*.zip"):
+            archive.unlink()
+    left = list(folder.glob(".*.part"))
+    assert left
+    day_s = 86_400
+    for number, temporary in enumerate(left):
+        age_s = day_s + 60 if number else day_s - 60
+        os.utime(temporary, (time.time() - age_s,) * 2)
+    assert open_location(address).add(NAME.replace("0.32.0-abc", "kind"), path)
+    assert sorted(folder.iterdir()) == sorted([left[0], folder / "key.zip"])
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_without_links_the_first_writer_wins_too(number, tmp_path, record, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    location = open_location(str(tmp_path / "shared"))
+    assert location.add(NAME, tmp_path / "a.zip")
+    assert not module._link(tmp_path / "a.zip", tmp_path / "shared" / NAME)  # another has added it meanwhile
+    assert os.listdir(tmp_path / "shared" / "0.32.0-abc") == ["key.zip"]  # noqa: PTH208
+
+
+def test_a_file_that_cannot_be_written_completely_is_removed(tmp_path, record):
+    location = open_location(str(tmp_path / "shared"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert "cannot be written to: File too large" in problem(lambda: location.add(NAME, tmp_path / "a.zip"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "shared" / "0.32.0-abc").iterdir()) == []
+    assert location.add(NAME, tmp_path / "a.zip")
+
+
+_FULL_AND_READ_ONLY = """
+import os, subprocess, sys
+from pathlib import Path
+from startup.compile_cache.location import open_location, LocationError
+location = open_location(sys.argv[1])
+for command in (["true"], ["mount", "-o", "remount,ro", sys.argv[1]]):
+    subprocess.run(command, check=True)
+    try:
+        location.add("kind/a.zip", Path(sys.argv[2]))
+    except LocationError as err:
+        print(err, location.list())
+"""
+
+
+def test_a_full_and_a_read_only_disk_are_named(tmp_path):
+    path, disk = tmp_path / "a.zip", tmp_path / "disk"
+    path.write_bytes(bytes(2 << 20))
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=1m,mode=755 none "$0" && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", mount, str(disk), sys.executable, "-c", _FULL_AND_READ_ONLY]
+    done = subprocess.run([*words, str(disk), str(path)], capture_output=True, text=True)
+    if "Operation not permitted" in done.stderr or "must be superuser" in done.stderr:
+        pytest.skip("no rights to mount")
+    full, read_only = done.stdout.splitlines()
+    assert full == f"kind/a.zip in {disk} cannot be written to: No space left on device: remove archives []"
+    assert "Read-only file system: check its permissions, and that the volume is mounted []" in read_only
