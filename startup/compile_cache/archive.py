@@ -49,10 +49,6 @@ class _Member(NamedTuple):
     packed_bytes: int
     num_bytes: int
 
-    @property
-    def data_begin(self) -> int:
-        return self.begin + _HEADER.size + len(self.name.encode())
-
 
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
     """Packs files into a new archive, and returns the record with them.
@@ -109,9 +105,8 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
     """
     *members, manifest = _read_directory(file)
     record = _read_record(file, manifest)
-    if {member.name: member.num_bytes for member in members} != {
-        name: facts.size for name, facts in record.files.items()
-    }:
+    listed = {name: facts.size for name, facts in record.files.items()}
+    if {member.name: member.num_bytes for member in members} != listed:
         raise ArchiveError(f"its files are not those of its {MANIFEST}")
     if record.num_bytes > max_bytes:
         raise ArchiveError(f"its files have {record.num_bytes} bytes, more than {max_bytes}")
@@ -147,9 +142,7 @@ def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
 def _read_directory(file: BinaryIO) -> list[_Member]:
     """The members in their order in the file; the last one is the manifest."""
     size = file.seek(0, os.SEEK_END)
-    if size < _END.size:
-        raise ArchiveError("it has no end of a zip file: it was cut, or is something else")
-    end = _read_struct(file, size - _END.size, _END)
+    end = _read_struct(file, max(size - _END.size, 0), _END)
     mark, disk, first_disk, num_here, num_members, num_bytes, begin, comment = end
     if mark != b"PK\5\6" or comment:
         raise ArchiveError("it has no end of a zip file: it was cut, or is something else")
@@ -188,9 +181,8 @@ def _parse_directory(directory: bytes, num_members: int, directory_begin: int) -
             raise ArchiveError(f"{name!r} is not a regular file")
         if at != begin:
             raise ArchiveError(f"{name!r} overlaps another member, or lies after a gap")
-        member = _Member(name, begin, packed, size)
-        begin = member.data_begin + packed
-        yield member
+        yield _Member(name, begin, packed, size)
+        begin += _HEADER.size + length + packed
     if position != len(directory) or begin != directory_begin:
         raise ArchiveError("it has bytes that belong to no member")
 
@@ -259,7 +251,8 @@ def _inflate(file: BinaryIO, member: _Member) -> Iterator[bytes]:
         raise ArchiveError(f"the header of {member.name!r} has another form than this program writes")
     if (_decode(name), packed, size) != (member.name, member.packed_bytes, member.num_bytes):
         raise ArchiveError(f"the header of {member.name!r} differs from the directory")
-    inflater, position, left = zlib.decompressobj(-zlib.MAX_WBITS), member.data_begin, member.num_bytes
+    inflater, left = zlib.decompressobj(-zlib.MAX_WBITS), member.num_bytes
+    position = member.begin + _HEADER.size + length
     end = position + member.packed_bytes
     while not inflater.eof:
         packed_chunk = inflater.unconsumed_tail

@@ -14,6 +14,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -26,11 +27,11 @@ from startup.model.location import is_object_address, missing_package, without_f
 
 _MOST_LISTED: Final = 200
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
-_KIND: Final = re.compile(_PART, re.ASCII)
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
 _ABANDONED_S: Final = 86_400.0
 _WITHOUT_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+_REMEDIES: Final = {errno.ENOSPC: "remove archives", errno.EDQUOT: "remove archives", errno.ENOENT: "add it first"}
 _CHUNK_BYTES: Final = 1 << 20
 
 _STALL_S: Final = 15.0
@@ -66,7 +67,10 @@ class StoredArchive(NamedTuple):
 
 
 class Location(ABC):
-    """Archives by name. All methods raise LocationError, also for names that no archive can have."""
+    """Archives by name. All methods raise LocationError, also for names that no archive can have.
+
+    OSErrors of a local file that is added or downloaded into are raised as they are.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -100,10 +104,6 @@ class Location(ABC):
             raise LocationError(f"{name!r} cannot be the name of an archive in {self.address}")
         return match[1], match[2]
 
-    def _check_kind(self, kind: str) -> None:
-        if kind and _KIND.fullmatch(kind) is None:
-            raise LocationError(f"{kind!r} cannot be the name of a folder in {self.address}")
-
 
 def open_location(address: str) -> Location:
     """The location at an address; sends no requests.
@@ -135,12 +135,11 @@ class _FolderLocation(Location):
             self._check()
 
     def list(self, kind: str = "") -> list[StoredArchive]:
-        self._check_kind(kind)
         with self._explained("read"):
             self._check(kind)
             entries = () if kind else _entries(self._folder)
             kinds = [kind] if kind else [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            return _newest(archive for each in kinds for archive in self._archives_of(each))
+            return _newest(chain.from_iterable(map(self._archives_of, kinds)))
 
     def open(self, name: str) -> BinaryIO:
         kind, file_name = self._split(name)
@@ -162,7 +161,6 @@ class _FolderLocation(Location):
         kind, file_name = self._split(name)
         with self._explained("written to", name):
             folder = self._folder / kind
-            self._check(kind)
             for each in (self._folder, folder):
                 each.mkdir(mode=0o755, exist_ok=True)
             self._check(kind)
@@ -199,8 +197,7 @@ class _FolderLocation(Location):
         except LocationError:
             raise
         except OSError as err:
-            remedies = {errno.ENOSPC: "remove archives", errno.EDQUOT: "remove archives", errno.ENOENT: "add it first"}
-            remedy = remedies.get(err.errno or 0, "check its permissions, and that the volume is mounted")
+            remedy = _REMEDIES.get(err.errno or 0, "check its permissions, and that the volume is mounted")
             what = f"{name} in {self.address}" if name else self.address
             raise LocationError(f"{what} cannot be {verb}: {err.strerror or err}: {remedy}") from err
 
@@ -267,7 +264,6 @@ class _StoreLocation(Location):
             self._root = root_of(self._system, address)
 
     def list(self, kind: str = "") -> list[StoredArchive]:
-        self._check_kind(kind)
         with self._explained("read"):
             folder = f"{self._root}/{kind}/" if kind else f"{self._root}/"
             found = self._wait(self._system._find, folder, detail=True)

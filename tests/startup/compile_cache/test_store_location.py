@@ -18,6 +18,8 @@ from tests.s3_server import SECRET, s3_server
 from tests.startup.compile_cache.raw_archives import FILES, save_archive
 from tests.startup.compile_cache.test_location import NAME, problem
 
+pytestmark = pytest.mark.thorough
+
 LARGE = 21_000_000
 """Bytes that are uploaded in parts."""
 
@@ -36,6 +38,22 @@ def new_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The server checks the condition of a request and stores the object in two steps, so it gets a lock."""
+    from moto.s3.responses import S3Response
+
+    lock = threading.Lock()
+
+    def one_by_one(handle: Callable[..., Any]) -> Callable[..., Any]:
+        def handle_one(*arguments: Any) -> Any:
+            with lock:
+                return handle(*arguments)
+
+        return handle_one
+
+    for method in ("put", "post"):
+        monkeypatch.setattr(
+            S3Response, f"_key_response_{method}", one_by_one(getattr(S3Response, f"_key_response_{method}"))
+        )
     with s3_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
