@@ -241,7 +241,7 @@ def _remove_abandoned(folder: Path, now_s: float) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """None if there is no such folder."""
+    """Nothing if there is no such folder."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         yield from entries
 

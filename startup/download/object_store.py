@@ -212,8 +212,8 @@ def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadErro
         address: what was tried to read, write or remove.
         verb: which of them, as a participle: `read`, `written to`.
     """
-    line = " ".join(str(err).split()) or type(err).__name__
     name = type(err).__name__
+    line = " ".join(str(err).split()) or ("no answer in time" if isinstance(err, TimeoutError) else name)
     if isinstance(err, FileNotFoundError):
         return DownloadError("refused", f"{address} does not exist: correct the address ({line})")
     is_denied = isinstance(err, PermissionError) or "Credential" in name or "Auth" in name
