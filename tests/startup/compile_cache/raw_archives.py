@@ -53,14 +53,17 @@ class Raw:
     begin: int | None = None
     num_bytes: int | None = None
     header_name: bytes | None = None
+    header_flags: int | None = None
     extra: bytes = b""
+    junk: bytes = b""
+    """Behind the deflated bytes, and counted with them."""
     gap: bytes = b""
     """Before it."""
 
     @property
     def packed(self) -> bytes:
         packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-        return packer.compress(self.content) + packer.flush()
+        return packer.compress(self.content) + packer.flush() + self.junk
 
     @property
     def facts(self) -> FileFacts:
@@ -78,19 +81,22 @@ def archive(*members: Raw, own_manifest: Raw | None = None, **end: Any) -> bytes
     return raw_zip([*members, own_manifest or manifest(members)], **end)
 
 
-def raw_zip(members: Iterable[Raw], *, comment: bytes = b"", count: int | None = None) -> bytes:
+def raw_zip(members: Iterable[Raw], *, comment: bytes = b"", gap: bytes = b"", count: int | None = None) -> bytes:
     content, entries, num_entries = bytearray(), bytearray(), 0
     for member in members:
         content += member.gap
         packed, name = member.packed, member.header_name or member.name
         sizes = (zlib.crc32(member.content), len(packed), member.facts.size)
         begin = len(content) if member.begin is None else member.begin
-        head = (20, member.flags, member.method, 0, 33, *sizes)
-        content += struct.pack("<4s5H3L2H", b"PK\3\4", *head, len(name), len(member.extra)) + name + member.extra
+        common = (member.method, 0, 33, *sizes)
+        flags = member.flags if member.header_flags is None else member.header_flags
+        content += struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, *common, len(name), len(member.extra))
+        content += name + member.extra
         content += packed
         tail = (len(member.name), 0, 0, 0, 0, member.attributes, begin)
-        entries += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, *head, *tail) + member.name
+        entries += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, member.flags, *common, *tail) + member.name
         num_entries += 1
+    content += gap
     counts = (num_entries if count is None else count,) * 2
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *counts, len(entries), len(content), len(comment))
     return bytes(content + entries) + end + comment

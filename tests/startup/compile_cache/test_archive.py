@@ -107,11 +107,14 @@ HOSTILE = {
     "overlapping": (lambda: archive(good("a"), good("b", begin=0)), "overlaps"),
     "gap": (lambda: archive(good("a"), good("b", gap=b"PK")), "after a gap"),
     "before it": (lambda: archive(good(gap=b"#!")), "after a gap"),
+    "before the directory": (lambda: archive(good(), gap=b"PK"), "belong to no member"),
+    "header that is encrypted": (lambda: archive(good(header_flags=1)), "another form than this program writes"),
     "header with extra field": (lambda: archive(good(extra=b"\1\0\4\0abcd")), "overlaps"),
     "header of other name": (lambda: archive(good(header_name=b"vllm/b")), "differs from the directory"),
     "damaged": (lambda: archive(good()).replace(good().packed, b"\xff" * len(good().packed)), "is damaged"),
     "inflates to more": (lambda: archive(good(content=bytes(10_000_000), num_bytes=10)), "not the size"),
     "inflates to less": (lambda: archive(good(num_bytes=10)), "not the size"),
+    "more than it inflates": (lambda: archive(good(junk=b"junk")), "not the size"),
     "above the limit": (lambda: archive(good("a", bytes(600_000)), good("b", bytes(600_000))), "more than 1000000"),
     "comment": (lambda: archive(good(), comment=b"hello"), "no end of a zip file"),
     "something else": (lambda: b"#!/bin/sh\n" * 9, "no end of a zip file"),
@@ -119,10 +122,11 @@ HOSTILE = {
     "wrong count": (lambda: archive(good(), count=1), "belong to no member"),
     "counts of ZIP64": (lambda: archive(good(), count=0xFFFF), "65535 members"),
     "too many members": (lambda: raw_zip([good(f"{n}") for n in range(60_002)]), "60002 members"),
+    "large directory": (lambda: raw_zip([good(f"{n:060000}") for n in range(300)]), "a directory of 18013800 bytes"),
     "manifest not last": (lambda: raw_zip([manifest([good()]), good()]), "last member is not its manifest"),
     "large manifest": (lambda: raw_zip([good(MANIFEST, bytes(5 << 20))]), "more than 4194304"),
     "no JSON": (lambda: raw_zip([good(MANIFEST, b"{")]), "record of a compiled model is not valid"),
-    "nested JSON": (lambda: raw_zip([good(MANIFEST, b"[" * 1_000_000)]), ""),
+    "nested JSON": (lambda: raw_zip([good(MANIFEST, b'{"factors": {"env": {"a": ' + b"[" * 1_000_000)]), "recursion"),
     "other format": (lambda: archive(own_manifest=manifest([], format=9)), "format is 9"),
 }
 
@@ -135,6 +139,12 @@ def test_a_hostile_archive_is_refused_in_one_line(name, folder, tmp_path):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not set(read_tree(tmp_path)) - {"unpacked/a", "unpacked/vllm/a"}
+
+
+def test_a_bomb_is_not_inflated_beyond_its_size(folder):
+    with pytest.raises(ArchiveError):
+        unpacked(archive(good(content=bytes(50_000_000), num_bytes=10)), folder)
+    assert sum(map(len, read_tree(folder).values())) <= 10
 
 
 def test_the_builder_of_hostile_archives_builds_good_ones(folder):

@@ -22,6 +22,7 @@ from tests.startup.compile_cache.raw_archives import save_archive
 NAME = "0.32.0-abc/key.zip"
 _STRANGER = 4711
 _FORK = multiprocessing.get_context("fork")
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture
