@@ -15,14 +15,14 @@ from typing import Final
 from startup.caches import cache_folder
 from startup.compile_cache import local
 from startup.compile_cache.archive import ArchiveError, read_record, unpack, write_archive
-from startup.compile_cache.location import Location, LocationError, open_location
+from startup.compile_cache.location import Location, open_location
 from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.compile_cache.record import CompiledModel, FileFacts, Hardware, kind_of
 
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES: Final = 16 << 30
-"""Of all files of an archive."""
+"""Of an archive, and of all its files."""
 _MOST_READ: Final = 50
 """Archives whose records are read: the newest."""
 _LEAST_LIMIT_S: Final = 30.0
@@ -47,7 +47,7 @@ def fetch(job: FetchJob) -> SharingReport:
                     report.num_bytes += _install(location, name, record)
                     local.note_shared(record, address)
                     report.num_models += 1
-        except (LocationError, ArchiveError, OSError) as err:
+        except (OSError, ArchiveError) as err:
             report.problems.append(f"{address}: {err}" if address not in str(err) else str(err))
     report.took_s = time.monotonic() - begin_s
     return report
@@ -71,7 +71,7 @@ def add(job: AddJob) -> SharingReport:
                     report.num_models += 1
                     report.num_bytes += archive.stat().st_size
             local.note_shared(full, job.location)
-        except (LocationError, OSError) as err:
+        except (OSError, ValueError) as err:
             report.problems.append(str(err))
     report.took_s = time.monotonic() - begin_s
     return report
@@ -81,6 +81,8 @@ def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -
     """The records of this model by the names of their archives, the newest first; saves them."""
     for stored in location.list(kind)[:_MOST_READ]:
         try:
+            if stored.size > _MOST_BYTES:
+                raise ArchiveError(f"it has {stored.size} bytes")
             with location.open(stored.name) as file:
                 record = read_record(file)
             if record.archive_name != stored.name:
@@ -111,12 +113,14 @@ def _install(location: Location, name: str, record: CompiledModel) -> int:
             files.mkdir(mode=0o700)
             with location.open_whole(name, folder) as file:
                 full = unpack(file, files, max_bytes=_MOST_BYTES)
-            if full.archive_name != name:
-                raise ArchiveError("its record belongs to another archive")
             local.install(files)
             local.save_record(full)
             location.touch(name)
             return full.num_bytes
+    except ArchiveError as err:
+        with suppress(OSError):
+            location.remove(name)  # else no other machine could add a whole one
+        raise ArchiveError(f"{name} is removed, because it is damaged: {err}") from err
     finally:
         signal.alarm(0)
 

@@ -22,6 +22,7 @@ INTERNAL = {f"prefetch.{name}" for name in ("num_threads", "block_bytes", "memor
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
     *("--drain-grace", "--standby", "--responses-store-"),
+    "--compile-cache",
     "--download-timeout",
     "--idle-",
     *("--models", "--memory-budget", "--max-running", "--max-wait"),

@@ -1,6 +1,8 @@
 """vLLM's variables, read on each access."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 VARIABLES = ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_LOGGING_CONFIG_PATH", "VLLM_USE_AOT_COMPILE")
 
@@ -16,3 +18,11 @@ def multiproc_method() -> str:
             f"Invalid value {method!r} for VLLM_WORKER_MULTIPROC_METHOD. Valid options: ['spawn', 'fork']."
         )
     return method
+
+
+def cache_root() -> Path:
+    return Path(os.environ["VLLM_CACHE_ROOT"])
+
+
+def compile_factors() -> dict[str, Any]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("VLLM_HASHED_")}

@@ -1,18 +1,49 @@
-"""Loads compiled models; the fake vLLM compiles nothing."""
+"""Loads a compiled model, or compiles it: the fake's content is a word."""
 
 import logging
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
+
+from vllm import envs
+from vllm.compilation.caching import aot_compile_hash_factors
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 
 logger = logging.getLogger(__name__)
 
 
-def load_or_compile(path: str, vllm_config: Any) -> None:
+def _try_load_aot_compiled_fn(model: Any, aot_compilation_path: str) -> Any:
+    try:
+        content = Path(aot_compilation_path).read_bytes()
+        if content != b"compiled":
+            raise ValueError("it does not contain the word")
+        logger.info("Directly load AOT compilation from path %s", aot_compilation_path)
+        return content
+    except (OSError, ValueError) as err:
+        if Path(aot_compilation_path).exists():
+            logger.warning("Compiling model again due to a load failure from %s, reason: %s", aot_compilation_path, err)
+        return None
+
+
+def load_with_torch(path: str, vllm_config: Any) -> None:
+    """As vLLM does."""
     import torch
 
-    try:
-        loaded = torch.compiler.load_compiled_function(path)
-        loaded._artifacts.compiled_fn.finalize_loading(vllm_config)
-        logger.info("Directly load AOT compilation from path %s", path)
-    except OSError as err:
-        logger.warning("Compiling model again due to a load failure from %s, reason: %s", path, err)
-        logger.info("saved AOT compiled function to %s", path)
+    loaded = torch.compiler.load_compiled_function(path)
+    loaded._artifacts.compiled_fn.finalize_loading(vllm_config)
+
+
+class CompiledModel(TorchCompileWithNoGuardsWrapper):
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config = vllm_config
+
+    def load_or_compile(self) -> None:
+        hash_key = sha256(str(aot_compile_hash_factors(self.vllm_config)).encode()).hexdigest()
+        folder = envs.cache_root() / "torch_compile_cache" / "torch_aot_compile" / hash_key / "rank_0_0"
+        aot_compilation_path = str(folder / "model")
+        if _try_load_aot_compiled_fn(self, aot_compilation_path) is None:
+            self._aot_compilation_path = aot_compilation_path
+            compiled = self.aot_compile()
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(aot_compilation_path).write_bytes(compiled.content)
+            logger.info("saved AOT compiled function to %s", aot_compilation_path)

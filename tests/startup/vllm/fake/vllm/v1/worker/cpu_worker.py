@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import huggingface_hub.constants  # noqa: F401 - a library that reads variables on import
 from vllm import process_state
@@ -38,6 +39,19 @@ class WorkerProc:
         if config.architecture is not None:
             self.inspected = ModelRegistry.inspect(config.architecture)
             importlib.import_module(self.inspected.module)
+        if "FAKE_VLLM_COMPILES" in os.environ:
+            self._compile(config)
+
+    def _compile(self, config: EngineConfig) -> None:
+        from vllm.compilation.decorators import CompiledModel
+        from vllm.config.vllm import ModelConfig, SchedulerConfig, VllmConfig
+        from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+        text = Path(str(config.model), "config.json").read_text()
+        seqs = int(os.environ.get("FAKE_VLLM_SEQS", "8"))
+        vllm_config = VllmConfig(ModelConfig(str(config.model), text), SchedulerConfig(seqs))
+        WorkerWrapperBase(vllm_config).init_device()
+        CompiledModel(vllm_config).load_or_compile()
 
     @staticmethod
     def worker_main(config: EngineConfig, rank: int, connection: Connection) -> None:

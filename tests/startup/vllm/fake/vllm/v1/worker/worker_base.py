@@ -1,0 +1,11 @@
+"""Creates the worker of a process and prepares its device."""
+
+from typing import Any
+
+
+class WorkerWrapperBase:
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config = vllm_config
+
+    def init_device(self) -> None:
+        """The fake has no device."""
