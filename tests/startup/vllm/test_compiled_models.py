@@ -1,0 +1,148 @@
+"""A start tells whether vLLM loads or compiles its model, and why; compiled models are shared by a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ports import free_port
+from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+
+
+class Starts:
+    """Starts of one model, of which each reports what became of its compiled model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "model"
+        self.model.mkdir()
+        self.write_config(hidden_size=8)
+        self.log = ""
+
+    def write_config(self, **fields: int) -> None:
+        (self.model / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"], **fields}))
+
+    def run(self, *words: object, cache: str = "cache", **variables: str) -> dict[str, Any]:
+        """One start until what it has compiled is recorded, or shared."""
+        report = self.folder / "report.json"
+        given = (str(self.model), "--startup-report", str(report), *map(str, words))
+        with FakeStart(self.folder, *given, env=self._environment(cache, variables)) as start:
+            start.wait_ready()
+            start.wait_logged("ready after")
+            told: dict[str, Any] = json.loads(report.read_text())["compiled_model"]
+            if told["state"] == "compiled":
+                start.wait(lambda: len(self.records(cache)) == len(self.entries(cache)))
+            self.log = start.log
+        assert f"compiled model: {told['text']}" in self.log
+        return told
+
+    def fail(self, *words: object, **variables: str) -> str:
+        """The standard error of a start that fails."""
+        given = (str(self.model), "--port", str(free_port()), *map(str, words))
+        done = run_fake(self.folder, *given, env=self._environment("cache", variables))
+        assert done.returncode == 3, done.stderr
+        return done.stderr
+
+    def entries(self, cache: str = "cache") -> list[Path]:
+        return list((self.folder / cache / "torch_compile_cache" / "torch_aot_compile").glob("*/rank_0_0/model"))
+
+    def records(self, cache: str = "cache") -> list[Path]:
+        return list((self.folder / cache / "vllm_cli" / "compiled").glob("*.json"))
+
+    def _environment(self, cache: str, variables: dict[str, str]) -> dict[str, str]:
+        own = {"FAKE_VLLM_COMPILES": "1", "VLLM_HASHED_HOST": "10.0.0.1", "VLLM_CACHE_ROOT": str(self.folder / cache)}
+        return environment(self.folder, **{**own, **variables})
+
+
+@pytest.fixture
+def starts(folder: Path) -> Starts:
+    return Starts(folder)
+
+
+@pytest.mark.thorough
+@pytest.mark.smoke
+def test_a_start_says_why_it_compiles(starts):
+    first = starts.run()
+    assert first["state"] == "compiled"
+    assert f"{starts.folder}/cache has no compiled model for it yet" in first["reason"]
+    assert starts.run()["text"].startswith("loaded in 0.0 s")
+    assert "this start loads the compiled model" in starts.log
+
+    (change,) = starts.run(VLLM_HASHED_HOST="10.0.0.2")["changes"]
+    assert change == {"kind": "variables", "name": "VLLM_HASHED_HOST", "before": "10.0.0.1", "now": "10.0.0.2"}
+    assert "give it the same value in every container, or unset it" in starts.log
+    (change,) = starts.run(FAKE_VLLM_SEQS="9")["changes"]
+    assert change == {"kind": "flags", "name": "SchedulerConfig.max_num_seqs", "before": "8", "now": "9"}
+    starts.write_config(hidden_size=16)
+    (change,) = starts.run()["changes"]
+    assert change == {"kind": "model", "name": "ModelConfig.hf_config.hidden_size", "before": "8", "now": "16"}
+
+
+@pytest.mark.thorough
+def test_a_damaged_file_is_named_and_compiled_again(starts):
+    starts.run()
+    (entry,) = starts.entries()
+    entry.write_bytes(b"damaged")
+    damaged = starts.run()
+    assert [change["kind"] for change in damaged["changes"]] == ["files"]
+    assert str(entry.relative_to(starts.folder / "cache")) in damaged["reason"]
+    assert starts.run()["state"] == "loaded"
+
+
+@pytest.mark.thorough
+def test_other_hardware_does_not_load_what_is_here(starts):
+    starts.run()
+    (record,) = starts.records()
+    record.write_text(record.read_text().replace('"machine": "', '"machine": "other-'))
+    (change,) = starts.run()["changes"]
+    assert (change["kind"], change["name"], change["before"][:6]) == ("hardware", "machine", "other-")
+
+
+@pytest.mark.thorough
+def test_require_ends_a_start_that_would_compile(starts):
+    log = starts.fail("--compile-cache", "require")
+    assert "no compiled model fits, and --compile-cache require forbids to compile" in log
+    assert not starts.entries()
+    starts.run()
+    assert starts.run("--compile-cache", "require")["state"] == "loaded"
+    assert "SchedulerConfig.max_num_seqs was 8, is 9" in starts.fail("--compile-cache", "require", FAKE_VLLM_SEQS="9")
+
+
+@pytest.mark.thorough
+@pytest.mark.smoke
+def test_a_machine_loads_what_another_one_has_added(starts):
+    place = starts.folder / "shared"
+    starts.run("--compile-cache", place)
+    (archive,) = place.glob("*/*.zip")
+    added = archive.stat()
+    assert starts.run("--compile-cache", f"{place},require", cache="second")["state"] == "loaded"
+    assert "compiled models: fetched 1" in starts.log
+    assert starts.run("--compile-cache", place, cache="second")["state"] == "loaded"
+    assert "fetched" not in starts.log
+    assert archive.stat().st_ino == added.st_ino
+
+    content = bytearray(archive.read_bytes())
+    content[60] ^= 1
+    archive.write_bytes(content)
+    assert starts.run("--compile-cache", place, cache="third")["state"] == "compiled"
+    assert "is removed, because it is damaged" in starts.log
+    starts.run("--compile-cache", place, cache="fourth")
+    assert "compiled models: fetched 1" in starts.log
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("place", ["/nowhere/at/all", "/dev/null", "s4://bucket"])
+def test_a_location_that_cannot_be_used_is_a_warning(place, starts):
+    assert starts.run("--compile-cache", place)["state"] == "compiled"
+    assert f"{place}" in next(line for line in starts.log.splitlines() if "compiled models: " in line)
+
+
+@pytest.mark.thorough
+def test_a_model_that_fails_twice_after_it_was_loaded_is_compiled_again(starts):
+    starts.run()
+    for _ in range(2):
+        assert "out of luck" in starts.fail(FAKE_VLLM_CRASH="compiled model:out of luck")
+    again = starts.run()
+    assert again["state"] == "compiled"
+    assert "2 starts have failed after they had loaded" in again["reason"]
