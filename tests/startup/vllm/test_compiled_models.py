@@ -26,10 +26,12 @@ class Starts:
     def run(self, *words: object, cache: str = "cache", **variables: str) -> dict[str, Any]:
         """One start until what it has compiled is recorded, or shared."""
         report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
         given = (str(self.model), "--startup-report", str(report), *map(str, words))
         with FakeStart(self.folder, *given, env=self._environment(cache, variables)) as start:
             start.wait_ready()
             start.wait_logged("ready after")
+            start.wait(report.exists)
             told: dict[str, Any] = json.loads(report.read_text())["compiled_model"]
             if told["state"] == "compiled":
                 start.wait(lambda: len(self.records(cache)) == len(self.entries(cache)))
