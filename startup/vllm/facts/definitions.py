@@ -165,15 +165,13 @@ class Definitions:
         text = self._sources.text(name)
         return None if text is None else ModuleText(name, text, is_package=self._sources.is_package(name))
 
-    def _read_class_fields(
-        self, module: ModuleText, name: str
-    ) -> dict[str, tuple[ModuleText, ClassText, ast.AnnAssign]]:
+    def _read_class_fields(self, module: ModuleText, name: str) -> dict[str, tuple[ModuleText, ast.AnnAssign]]:
         """The fields of a dataclass, those of its bases first."""
         fields = {}
         for owner, found in reversed(list(self.lineage(module, name))):
             for field in found.fields:
                 if isinstance(field.target, ast.Name) and not _is_no_field(field.annotation):
-                    fields[field.target.id] = (owner, found, field)
+                    fields[field.target.id] = (owner, field)
         return fields
 
 

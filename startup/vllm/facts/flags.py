@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from startup.vllm.facts.definitions import Definitions, Hint, Hints, UnreadableError
 from startup.vllm.facts.module_text import ClassText, ModuleText
-from startup.vllm.facts.vllm_facts import Bounds, FlagFact
+from startup.vllm.facts.vllm_facts import FlagFact
 
 _SERVE: Final = "vllm.entrypoints.cli.serve"
 _ARGUMENTS: Final = "vllm.engine.arg_utils"
@@ -21,7 +21,6 @@ _INVERSES: Final = re.compile(r"\b_inverse_prefixes *= *\{([^}]*)\}")
 _PARSER: Final = ("parser", "serve_parser")
 _PLATFORM_HOOK: Final = "pre_register_and_update"
 """Lets a platform change the parser; those of vLLM add no flag."""
-_BOUNDS: Final = {"gt": "above", "lt": "below", "ge": "least", "le": "most"}
 _NONE_AS_TEXT: Final = 'append("None")'
 """What vLLM before 0.31 adds to the choices of an optional value, which does not allow to leave it out."""
 _FOLDED: Final = "lambda s: s.lower().replace('-', '_')"
@@ -108,30 +107,12 @@ class _Reader:
         for field in table:
             self.add((f"--{field.replace('_', '-')}",), table.spec(field))
 
-    def spec(self, name: str, module: ModuleText, owner: ClassText, field: ast.AnnAssign) -> _Spec:
+    def spec(self, name: str, module: ModuleText, field: ast.AnnAssign) -> _Spec:
+        """The arguments for one field; those of an unknown type are not checked."""
         try:
-            hints = self.definitions.hints(module, field.annotation)
-            spec = _spec_of(name, hints, self._conversion)
+            return _spec_of(name, self.definitions.hints(module, field.annotation), self._conversion)
         except UnreadableError:
-            return _Spec(kind="unknown", owner=owner.name)
-        spec["owner"] = owner.name
-        if not owner.is_validated_early(name):
-            spec["bounds"] = _bounds(field.value)
-        if spec["kind"] == "object":
-            spec["fields"] = self._object_fields(module, field.annotation)
-        return spec
-
-    def _object_fields(self, module: ModuleText, annotation: ast.expr) -> tuple[str, ...] | None:
-        """The fields that JSON for a dataclass may have; None if others may be accepted, too."""
-        names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)]
-        for name in names:
-            found = self.definitions.find(module, name)
-            if found is not None and isinstance(found.value, ClassText) and found.value.is_dataclass:
-                lineage = [each for _, each in self.definitions.lineage(module, name)]
-                if not all(each.forbids_unknown_fields for each in lineage):
-                    return None
-                return tuple(self.definitions.class_fields(module, name))
-        return None
+            return _Spec(kind="unknown")
 
     def add(self, names: tuple[str, ...], spec: _Spec) -> None:
         known = dict(spec)
@@ -369,21 +350,6 @@ def _spec_of_converter(value: ast.expr | None) -> _Spec:
     kinds["human_readable_int"] = "size"
     kind = kinds.get(text, "unknown")
     return _Spec(kind=kind, is_optional=is_optional, **({} if kind != "unknown" else {"choices": None}))
-
-
-def _bounds(default: ast.expr | None) -> Bounds | None:
-    """The range in `Field(default=1, ge=1)`."""
-    if not isinstance(default, ast.Call) or _called(default) != "Field":
-        return None
-    given = {keyword.arg: keyword.value for keyword in default.keywords if keyword.arg in _BOUNDS}
-    numbers = {
-        _BOUNDS[str(name)]: value.value
-        for name, value in given.items()
-        if isinstance(value, ast.Constant) and isinstance(value.value, int | float)
-    }
-    if any(name == "ge" and ast.unparse(value) == "-1" for name, value in given.items()):
-        numbers["least"] = -1
-    return Bounds(**numbers) if numbers else None
 
 
 def _called(call: ast.Call) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from base.machine.file_stamps import are_unchanged, store_stamps
 from base.machine.files import write_whole
 from startup.caches import layers
-from startup.hooks.sources import Sources, installed_package
-from startup.vllm.facts.vllm_facts import VllmFacts, plugin_folders
+from startup.hooks.sources import Sources, installed_package, packages_beside
+from startup.vllm.facts.vllm_facts import VllmFacts, plugin_folders, read_plugins
 from startup.vllm.installed import InstalledVllm
 
 
@@ -29,8 +29,6 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
             content = msgspec.json.decode(path.read_bytes())
             if content["folders"] == folders and are_unchanged(content["files"]):
                 return msgspec.convert(content["facts"], VllmFacts)
-    from startup.vllm.facts.source_reader import read_sources
-
     sources = Sources(installed_package)
     facts = read_sources(sources, folders)
     files = [*map(str, (*sources.looked_at, *Path(__file__).parent.glob("*.py"))), *folders]
@@ -39,6 +37,20 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
         content = {"folders": folders, "files": store_stamps(files), "facts": facts}
         write_whole(paths[0], json.dumps(content, separators=(",", ":")))
     return facts
+
+
+def read_facts_in(folder: Path) -> VllmFacts:
+    """The facts about a vLLM in a folder such as the site-packages of another environment; never recorded."""
+    return read_sources(Sources(packages_beside(folder)), [str(folder)])
+
+
+def read_sources(sources: Sources, folders: list[str]) -> VllmFacts:
+    """Reads the sources of vLLM and the lists of the packages in the folders: a tenth of a second."""
+    from startup.vllm.facts.definitions import Definitions
+    from startup.vllm.facts.flags import read_flags
+
+    flags, is_complete = read_flags(Definitions(sources))
+    return VllmFacts(flags, is_complete and len(flags) > 0, read_plugins(folders))
 
 
 def _key(vllm: InstalledVllm) -> str:

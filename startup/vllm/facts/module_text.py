@@ -21,7 +21,6 @@ _COMMENT: Final = re.compile(r"#[^\n]*")
 _LONG_STRING: Final = re.compile(r'"""[^"]*(?:"(?!"")[^"]*)*"""')
 """Documentation, which may contain lines that look like code."""
 _MEMBER: Final = re.compile(r"^ {4}(?=[A-Za-z_@])", re.MULTILINE)
-_EARLY_VALIDATOR: Final = re.compile(r'@model_validator\(mode="(?:before|wrap)"')
 _FIELD: Final = re.compile(r"^(?!else|try|finally)[A-Za-z_]\w*\s*:")
 
 
@@ -62,27 +61,8 @@ class ClassText:
 
     @property
     def is_dataclass(self) -> bool:
-        """Whether a decorator makes it a dataclass; vLLM's `config` forbids unknown fields, too."""
+        """Whether a decorator makes it a dataclass, such as vLLM's `config`."""
         return re.search(r"@(?:\w+\.)*(?:config|dataclass)\b", self.decorators) is not None
-
-    @property
-    def forbids_unknown_fields(self) -> bool:
-        """Whether an unknown field is an error, and no validator may rename one before."""
-        is_config = re.search(r"@config\b", self.decorators) is not None
-        return is_config and 'extra="' not in self.decorators and not self._has_early_validator
-
-    @property
-    def _has_early_validator(self) -> bool:
-        return any(_EARLY_VALIDATOR.match(member) for member in self._members)
-
-    def is_validated_early(self, field: str) -> bool:
-        """Whether a validator may change the field's value before its range is checked."""
-        return any(f'"{field}"' in member for member in self._early_field_validators)
-
-    @cached_property
-    def _early_field_validators(self) -> list[str]:
-        validators = (member for member in self._members if member.startswith("@field_validator("))
-        return [member for member in validators if re.search(r'mode="(?:before|plain)"', member)]
 
 
 class ModuleText:
@@ -127,14 +107,6 @@ class ModuleText:
         """The source of such a function, without documentation; empty if there is none."""
         head = re.search(rf"\n(?:async )?def {name}\(", self._without_documentation)
         return head[0][1:] + self._until_top_level(head.end()) if head is not None else ""
-
-    def dict_keys(self, name: str) -> tuple[str, ...]:
-        """The texts among the keys of a dictionary, one key a line; nothing without such a dictionary."""
-        head = re.search(rf"^{name}\b *(?::[^=\n]*)?= *\{{", self.text, re.MULTILINE)
-        if head is None:
-            return ()
-        end = self.text.find("\n}", head.end())
-        return tuple(re.findall(r'^ {4}"([^"]+)":', self.text[head.end() : end], re.MULTILINE))
 
     @cached_property
     def imports(self) -> dict[str, ImportedName]:

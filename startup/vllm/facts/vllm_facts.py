@@ -21,15 +21,6 @@ _GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
 _METADATA: Final = ("*.dist-info", "*.egg-info")
 
 
-class Bounds(NamedTuple):
-    """The range of a number, as vLLM's configuration classes declare it."""
-
-    above: float | None = None
-    below: float | None = None
-    least: float | None = None
-    most: float | None = None
-
-
 class FlagFact(NamedTuple):
     """One flag, in the terms of argparse."""
 
@@ -43,11 +34,6 @@ class FlagFact(NamedTuple):
     is_optional: bool = False
     """Whether an empty value, and `None`, stand for no value."""
     choices: tuple[Any, ...] | None = None
-    bounds: Bounds | None = None
-    fields: tuple[str, ...] | None = None
-    """The fields of the object; None if other ones are accepted, too."""
-    owner: str = ""
-    """The class of vLLM's configuration that has the value."""
 
     @property
     def name(self) -> str:
@@ -58,47 +44,6 @@ class FlagFact(NamedTuple):
     def parameter(self) -> str:
         """The attribute of argparse's result."""
         return self.name.removeprefix("--").replace("-", "_")
-
-
-VariableKind = Literal["text", "int", "float", "choice"]
-
-
-class VariableFact(NamedTuple):
-    """One variable."""
-
-    name: str
-    kind: VariableKind = "text"
-    choices: tuple[str, ...] = ()
-    """In lower case if `is_case_free`."""
-    is_case_free: bool = False
-
-
-class Registries(NamedTuple):
-    """The names of each registry, without those that plugins add; empty if it is not found."""
-
-    tool_parsers: tuple[str, ...]
-    reasoning_parsers: tuple[str, ...]
-    architectures: tuple[str, ...]
-    former_architectures: dict[str, str]
-    """Those that this vLLM has no longer: the last version that had them, or the address of a plugin."""
-    load_formats: tuple[str, ...]
-    config_types: tuple[str, ...]
-    """The values of `model_type` whose configuration class vLLM has itself."""
-    config_formats: tuple[str, ...]
-    tokenizer_modes: tuple[str, ...]
-    quantization_methods: tuple[str, ...]
-    attention_backends: tuple[str, ...]
-
-
-class QuantizationFacts(NamedTuple):
-    """What is known of quantization methods; empty if it is not found."""
-
-    deprecated: tuple[str, ...] = ()
-    """Those that need --allow-deprecated-quantization."""
-    min_capabilities: dict[str, int] = {}
-    """Method -> the least compute capability of an NVIDIA GPU, such as 75, where vLLM names a number."""
-    on_rocm: tuple[str, ...] = ()
-    """Those that AMD's GPUs compute."""
 
 
 class Plugin(NamedTuple):
@@ -114,16 +59,7 @@ class VllmFacts(NamedTuple):
     flags: tuple[FlagFact, ...]
     has_all_flags: bool
     """Whether every other flag is unknown to vLLM itself; a plugin may add one."""
-    variables: tuple[VariableFact, ...]
-    registries: Registries
-    rules: tuple[str, ...]
-    """The rules of `startup.vllm.facts.source_reader` that this version has."""
-    quantization: QuantizationFacts = QuantizationFacts()
     installed_plugins: tuple[Plugin, ...] = ()
-
-    def has_rule(self, name: str) -> bool:
-        """Whether this version checks the rule."""
-        return name in self.rules
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:

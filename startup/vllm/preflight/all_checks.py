@@ -1,7 +1,9 @@
 """Runs all checks of a start of vLLM, so that all its faults are reported at once, before heavy imports.
 
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
-may change is a warning. Names and flags are those of the installed vLLM (`startup.vllm.facts`).
+may change is a warning. The flags are those of the installed vLLM (`startup.vllm.facts`). What vLLM checks in
+its first seconds is left to it: rules between flags, ranges, names of parsers, methods and architectures,
+lengths, variables. `startup.causes` explains those.
 """
 
 from collections.abc import Iterator
@@ -14,13 +16,11 @@ from startup.preflight.resources import check_cache_folder
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import CheckedStart, read_arguments
-from startup.vllm.preflight.command_line import command_line_findings
+from startup.vllm.preflight.arguments import CheckedStart, argument_findings, read_arguments
 from startup.vllm.preflight.devices import device_findings
 from startup.vllm.preflight.model import ModelChecks
-from startup.vllm.preflight.model_settings import quantization_findings, shape_findings
 from startup.vllm.preflight.named_files import file_findings
-from startup.vllm.preflight.surroundings import surroundings_findings, variable_findings
+from startup.vllm.preflight.surroundings import surroundings_findings
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
@@ -48,14 +48,11 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
 
 
 def _groups_of_words(start: CheckedStart, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
-    yield "command_line", lambda: command_line_findings(start)
-    yield "environment", lambda: variable_findings(start.facts)
+    yield "command_line", lambda: argument_findings(start)
     if not start.arguments.is_read:
         return
     model = ModelChecks(start)
     yield "model", model.findings
-    yield "shape", lambda: shape_findings(start, model)
-    yield "quantization", lambda: quantization_findings(start, model)
     yield "files", lambda: file_findings(start)
     yield "devices", lambda: device_findings(start, model)
     yield "surroundings", lambda: surroundings_findings(start, line.words)

@@ -1,7 +1,8 @@
 """The start that is checked: the words of `vllm serve`, read with argparse and the flags of this vLLM.
 
 argparse itself splits the words, completes abbreviations and counts values, so nothing differs from vLLM.
-It converts no value: `flag_values` checks each, and all faults are found at once.
+It converts no value: `flag_values` checks each, and all faults are found at once. Rules between flags, and
+ranges, are vLLM's own, which applies them before it loads anything.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from base.wording import list_some
 from envs.suggestion import did_you_mean
 from startup.model.file_plan import FilePlan
+from startup.preflight.report import USAGE, Finding, error, warning
 from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -47,8 +49,6 @@ class ServeArguments:
     """Words that no flag takes."""
     problems: list[str] = field(default_factory=list)
     """Faults with which vLLM ends before or while it reads the words."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """The settings of the file of `--config`."""
 
     @property
     def is_read(self) -> bool:
@@ -113,21 +113,44 @@ def read_arguments(words: Sequence[str], facts: VllmFacts) -> ServeArguments:
     """Reads the words; never raises for a fault."""
     arguments = ServeArguments()
     try:
-        prepared = prepare_words(words, needs_model=facts.has_rule("served name needs model"))
+        prepared = prepare_words(words)
     except WordsError as err:
         arguments.problems.append(str(err))
         return arguments
-    arguments.config = prepared.config
     parser = _Parser(arguments)
-    for fact in _reachable(facts.flags, prepared.words):
+    for fact in _reachable(facts.flags, prepared):
         parser.add_argument(*fact.names, action=_Record, nargs=fact.nargs, dest=fact.parameter, fact=fact)
     try:
-        _, rest = parser.parse_known_args(prepared.words)
+        _, rest = parser.parse_known_args(prepared)
     except _ParserError as err:
         arguments.problems.append(_in_our_words(str(err)))
         return arguments
     arguments.unknown = rest
     return arguments
+
+
+def argument_findings(start: CheckedStart) -> Iterator[Finding]:
+    """Every fault of the words."""
+    arguments = start.arguments
+    for problem in arguments.problems:
+        yield error(USAGE, problem)
+    is_certain = start.facts.has_all_flags and not start.facts.plugins
+    for problem in describe_unknown(arguments.unknown, start.facts):
+        yield (error if is_certain else warning)(USAGE, problem)
+    for given in arguments.given:
+        yield from _value_findings(start, given)
+    if (name := arguments.value("--config")) is not None:
+        yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
+
+
+def _value_findings(start: CheckedStart, given: GivenFlag) -> Iterator[Finding]:
+    for text in given.values:
+        try:
+            parse_value(given.fact, text)
+        except FlagValueError as err:
+            # What a plugin adds to the choices of a flag is not known.
+            is_certain = given.fact.choices is None or not start.facts.plugins
+            yield (error if is_certain else warning)(USAGE, str(err))
 
 
 def describe_unknown(words: Iterable[str], facts: VllmFacts) -> Iterator[str]:

@@ -13,7 +13,6 @@ from startup.preflight.network import describe_process
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
-from startup.vllm.preflight.model_settings import device_quantization_findings
 from startup.vllm.preflight.nvml import Gpu, GpuState, read_gpus
 
 Device = Literal["cuda", "rocm", "cpu", "other"]
@@ -24,7 +23,6 @@ _COMPATIBILITY: Final = Path("/usr/local/cuda/compat")
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _DEFAULT_UTILIZATION: Final = 0.9
 """Of vLLM 0.28; later versions use more."""
-_CPU_UTILIZATION: Final = 0.92
 _AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
 """Devices of AMD's driver on Linux and in Windows' subsystem for Linux."""
 _GIB: Final = 1 << 30
@@ -46,8 +44,6 @@ def device_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding
         yield from _gpu_findings(start, model)
     elif device == "rocm" and not any(path.exists() for path in _AMD):
         yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
-    elif device == "rocm":
-        yield from device_quantization_findings(start, model, None)
     elif device == "cpu":
         yield from _memory_findings(start, read_memory())
 
@@ -96,10 +92,8 @@ def _gpu_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
     if visible is None:
         return
     yield from _number_findings(start, visible)
-    if not visible:
-        return
-    yield from _gpu_memory_findings(start, visible, model)
-    yield from device_quantization_findings(start, model, visible[0])
+    if visible:
+        yield from _gpu_memory_findings(start, visible, model)
 
 
 def _driver_findings(state: GpuState) -> Iterator[Finding]:
@@ -222,10 +216,7 @@ def _memory_findings(start: CheckedStart, memory: MemoryState | None) -> Iterato
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
     if space.isdigit():
         size, name = int(space) * _GIB, f"VLLM_CPU_KVCACHE_SPACE={space}"
-    if memory is None:
-        return
-    if not isinstance(size, int):
-        yield from _reserved_memory_findings(start, memory)
+    if memory is None or not isinstance(size, int):
         return
     what = f"{name} asks for {format_bytes(size)}"
     if size > memory.total_bytes:
@@ -236,23 +227,6 @@ def _memory_findings(start: CheckedStart, memory: MemoryState | None) -> Iterato
     elif size > memory.available_bytes:
         free = format_bytes(memory.available_bytes)
         yield warning("memory", f"{what}, and {free} of {_whose(memory)}'s memory are available: give less")
-
-
-def _reserved_memory_findings(start: CheckedStart, memory: MemoryState) -> Iterator[Finding]:
-    """Without a size vLLM reserves a share of the machine's memory, whatever a container allows."""
-    share = start.value("--gpu-memory-utilization")
-    if not start.facts.has_rule("memory of CPUs is reserved") or memory.is_cgroup:
-        return
-    utilization = share if isinstance(share, float) else _CPU_UTILIZATION
-    wanted = utilization * memory.total_bytes
-    if wanted > memory.available_bytes:
-        fitting = int(memory.available_bytes / memory.total_bytes * 100) / 100
-        yield warning(
-            "memory",
-            f"--gpu-memory-utilization {utilization:g} reserves {format_bytes(wanted)} of the machine's memory, and "
-            f"{format_bytes(memory.available_bytes)} are available: give at most {fitting:.2f}, or a size with "
-            "--kv-cache-memory-bytes",
-        )
 
 
 def _whose(memory: MemoryState) -> str:

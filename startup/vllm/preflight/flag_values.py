@@ -1,4 +1,4 @@
-"""Checks the value of one flag as vLLM converts it, and against the choices and range that vLLM declares."""
+"""Checks the value of one flag as vLLM converts it, and against the choices that vLLM declares."""
 
 import json
 import re
@@ -7,13 +7,11 @@ from typing import Any, Final
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
-from startup.vllm.facts.vllm_facts import Bounds, FlagFact
+from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.preflight.words import expand_sizes, parse_size
 
 _NO_VALUE: Final = ("", "None")
 _OBJECT: Final = re.compile(r"(?s)^\s*{.*}\s*$")
-_BUILT_ALWAYS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
-"""Configuration classes of which each start makes one: it fails on a value outside their ranges."""
 _MAX_CHOICES: Final = 12
 
 
@@ -29,31 +27,6 @@ def parse_value(fact: FlagFact, text: str) -> Any:
         guess = did_you_mean(text, choices)
         raise FlagValueError(f"{fact.name} {text!r} is not one of {list_some(choices, _MAX_CHOICES)}{guess}")
     return value
-
-
-def range_problem(fact: FlagFact, value: Any) -> str | None:
-    """Why the value is outside of the range that vLLM declares; None if it is inside."""
-    if fact.bounds is None or not isinstance(value, int | float):
-        return None
-    wanted = _range_missed(fact.bounds, value)
-    return f"{fact.name} must be {wanted}, got {value}" if wanted else None
-
-
-def is_range_certain(fact: FlagFact) -> bool:
-    """Whether every start with this value fails."""
-    return fact.owner in _BUILT_ALWAYS
-
-
-def _range_missed(bounds: Bounds, value: float) -> str | None:
-    if bounds.above is not None and not value > bounds.above:
-        return f"more than {bounds.above:g}"
-    if bounds.least is not None and not value >= bounds.least:
-        return f"{bounds.least:g} or more"
-    if bounds.below is not None and not value < bounds.below:
-        return f"less than {bounds.below:g}"
-    if bounds.most is not None and not value <= bounds.most:
-        return f"{bounds.most:g} or less"
-    return None
 
 
 def _convert(fact: FlagFact, text: str) -> Any:
@@ -73,9 +46,6 @@ def _parse_object(text: str, fact: FlagFact) -> Any:
     content = json.loads(expand_sizes(text))
     if not isinstance(content, dict):
         raise FlagValueError(f"{fact.name} {text!r} is not a JSON object")
-    if fact.fields is not None and (unknown := [key for key in content if key not in fact.fields]):
-        guess = did_you_mean(unknown[0], fact.fields)
-        raise FlagValueError(f"{fact.name} has no field {unknown[0]!r}{guess}")
     return content
 
 

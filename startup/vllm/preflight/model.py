@@ -4,14 +4,11 @@ Errors are only about folders and snapshots whose reading by vLLM is known: othe
 configuration, object stores and overrides of the configuration are left to vLLM.
 """
 
-import re
 from collections.abc import Iterator
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from envs.suggestion import did_you_mean
 from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, is_offline
@@ -29,9 +26,6 @@ _TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.m
 _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
 """Files that every start reads; of others it depends on the model, and a fault is only a warning."""
 _INDEX: Final = "model.safetensors.index.json"
-_DRAFT_CONFIG: Final = "speculators_config"
-_TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*)$")
-"""The end of an architecture's name; vLLM serves some with the class of another end."""
 _PLAIN: Final = ("auto", "hf")
 
 
@@ -53,9 +47,6 @@ class ModelChecks:
         yield from faults
         if any(finding.severity == "error" for finding in faults):
             return  # what else is missing has the same cause
-        if self.config:
-            yield from self._code_findings(self.folder)
-            yield from self._architecture_findings()
         yield from self._weight_findings(self.folder)
         yield from self._tokenizer_findings()
 
@@ -116,64 +107,6 @@ class ModelChecks:
         elif not self.config.get("model_type") and not self.config.get("architectures"):
             yield warning("config", f"{path} names neither model_type nor architectures")
 
-    def _code_findings(self, folder: Path) -> Iterator[Finding]:
-        """A configuration class that only the model's own code has."""
-        model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
-        has_code = isinstance(auto_map, dict) and "AutoConfig" in auto_map
-        if not isinstance(model_type, str) or self._start.facts.plugins:
-            return
-        if self._start.has("--trust-remote-code") if has_code else self._has_known_architecture:
-            return
-        if self._is_known_type(model_type):
-            return
-        if has_code:
-            what = f"{folder} needs its own code for model_type {model_type!r}"
-            yield error("remote_code", f"{what}: give --trust-remote-code if you trust it")
-        else:
-            yield error(
-                "config",
-                f"{folder / _CONFIG}: neither this vLLM nor its transformers know the model_type {model_type!r}: "
-                "upgrade them, or correct it",
-            )
-
-    @property
-    def _has_known_architecture(self) -> bool:
-        names = self.config.get("architectures")
-        return isinstance(names, list) and not set(names).isdisjoint(self._start.facts.registries.architectures)
-
-    def _is_known_type(self, model_type: str) -> bool:
-        """Whether transformers or vLLM has a class for its configuration; true if that cannot be read."""
-        known, texts = self._start.facts.registries.config_types, read_sources("transformers", "models/auto", "*.py")
-        return not known or not texts or model_type in known or any(f'"{model_type}"' in text for text in texts)
-
-    def _architecture_findings(self) -> Iterator[Finding]:
-        names, start = self.config.get("architectures"), self._start
-        known = start.facts.registries.architectures
-        if not isinstance(names, list) or not names or not known or start.facts.plugins:
-            return
-        if _DRAFT_CONFIG in self.config:
-            return  # vLLM serves the model that the configuration names
-        is_overridden = start.has("--model-class-overrides", "--hf-overrides")
-        if is_overridden or start.value("--model-impl") not in (None, "auto", "vllm"):
-            return
-        if self.config.get("auto_map") or any(self._may_serve(str(name)) for name in names):
-            return
-        former = start.facts.registries.former_architectures.get(str(names[0]))
-        until = f" (supported until {former})" if former and former[:1].isdigit() else ""
-        until = until or (f" (needs the plugin {former})" if former else "")
-        guess = until or did_you_mean(names[0], known)
-        yield error(
-            "architecture", f"this vLLM has no architecture {names[0]!r}{guess}: upgrade it, or correct {_CONFIG}"
-        )
-
-    def _may_serve(self, name: str) -> bool:
-        known = self._start.facts.registries.architectures
-        stem = _TASK.sub("", name)
-        if name in known or any(_TASK.sub("", other) == stem for other in known):
-            return True
-        texts = read_sources("transformers", "models", "*/modeling_*.py")  # of any model, 50 ms
-        return not texts or any(f"class {name}(" in text for text in texts)
-
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
         if (checkpoint := self.checkpoint) is None:
             return
@@ -211,18 +144,3 @@ def _has_other_weights(folder: Path) -> bool:
     """Whether there are weights in files that `find_weight_files` does not take for weights."""
     endings = (".bin", ".pt", ".gguf", ".safetensors")
     return any(path.suffix in endings for path in (*folder.glob("*"), *folder.glob("*/*")))
-
-
-def read_sources(package: str, folder: str, pattern: str) -> list[str]:
-    """The texts of some files of an installed package."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        return []
-    return [text for path in (Path(spec.origin).parent / folder).glob(pattern) if (text := _read(path))]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -37,7 +37,7 @@ def _check_template(start: CheckedStart) -> Iterator[Finding]:
     if not template or any(character in template for character in _TEMPLATE_CHARACTERS):
         return
     built_in = start.vllm.folder / "transformers_utils" / "chat_templates" / template
-    if start.facts.has_rule("chat template exists") and not Path(template).exists() and not built_in.exists():
+    if not Path(template).exists() and not built_in.exists():
         yield error("chat_template", f"--chat-template {template}: there is no such file")
 
 

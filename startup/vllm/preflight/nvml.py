@@ -33,7 +33,6 @@ class Gpu(NamedTuple):
     name: str
     total_bytes: int
     free_bytes: int
-    capability: tuple[int, int]
     processes: tuple[GpuProcess, ...]
 
 
@@ -116,16 +115,14 @@ def _gpus(library: ctypes.CDLL) -> Iterator[Gpu]:
 
 
 def _gpu(library: ctypes.CDLL, index: int, handle: ctypes.c_void_p) -> Gpu:
-    memory, major, minor = _Memory(), ctypes.c_int(), ctypes.c_int()
+    memory = _Memory()
     library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
-    library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
     return Gpu(
         number=index,
         uuid=_text(library.nvmlDeviceGetUUID, handle),
         name=_text(library.nvmlDeviceGetName, handle),
         total_bytes=memory.total,
         free_bytes=memory.free,
-        capability=(major.value, minor.value),
         processes=tuple(_processes(library, handle)),
     )
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 _MODEL: Final = re.compile(r"--model(=.+|$)")
 _SERVED_NAME: Final = re.compile(r"--served[-_]model[-_]name(=.+|$)")
@@ -26,30 +26,18 @@ class WordsError(Exception):
     """vLLM ends with an error while it reads these words."""
 
 
-class ServeWords(NamedTuple):
-    """The words for argparse, and what was read from the file of `--config`."""
-
-    words: list[str]
-    config: dict[str, Any]
-
-
-def prepare_words(words: Sequence[str], *, needs_model: bool = False) -> ServeWords:
-    """The words for argparse.
-
-    Args:
-        words: the words after `vllm serve`.
-        needs_model: whether `--served-model-name` is accepted only after MODEL.
+def prepare_words(words: Sequence[str]) -> list[str]:
+    """The words for argparse, of those after `vllm serve`.
 
     Raises:
         WordsError: vLLM would raise an error before argparse reads them.
     """
     given = _model_first(list(words))
-    if needs_model and _lacks_model(given):
+    if _lacks_model(given):
         raise WordsError("--served-model-name needs MODEL as the first word after `serve`")
-    config: dict[str, Any] = {}
     if _CONFIG in given:
-        given, config = _with_config(given)
-    return ServeWords(_join_keys(list(_normalise(given))), config)
+        given = _with_config(given)
+    return _join_keys(list(_normalise(given)))
 
 
 def parse_size(text: str) -> int:
@@ -86,20 +74,19 @@ def _lacks_model(words: list[str]) -> bool:
     return any(map(_SERVED_NAME.match, words))
 
 
-def _with_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+def _with_config(words: list[str]) -> list[str]:
     """Inserts the settings of the file after MODEL, so that the words take precedence."""
     if words.count(_CONFIG) > 1:
         raise WordsError("--config is given more than once: vLLM reads one file")
     index = words.index(_CONFIG)
     if index + 1 == len(words):
         raise WordsError("--config needs the path of a YAML file")
-    config = _read_config(words[index + 1])
-    settings = list(_words_of_config(config))
+    settings = list(_words_of_config(_read_config(words[index + 1])))
     has_model = bool(words) and not words[0].startswith("-")
     if not has_model and "--model" not in settings:
         raise WordsError(f"no model: give MODEL as the first word after `serve`, or `model:` in {words[index + 1]}")
     begin = 1 if has_model else 0
-    return [*words[:begin], *settings, *words[begin:index], *words[index + 2 :]], config
+    return [*words[:begin], *settings, *words[begin:index], *words[index + 2 :]]
 
 
 def _read_config(name: str) -> dict[str, Any]:

@@ -42,36 +42,11 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
     "unknown level": _usage("{model} --uvicorn-log-level loud", message="'loud' is not one of"),
     "broken JSON": _usage("{model} --hf-overrides", '{"a": 1,}', message="--hf-overrides"),
     "broken JSON of a list": _usage("{model} --allowed-origins *", message="--allowed-origins '*' is not JSON"),
-    "unknown field": _usage("{model} --compilation-config.modee 3", message="did you mean 'mode'"),
-    "two models": _usage("{model} other", message="unexpected word 'other'"),
     "no such config file": _usage("{model} --config missing.yaml", message="--config missing.yaml cannot be read"),
     "config file of another kind": _usage("{model} --config {settings.json}", message=".yaml or .yml"),
     "config file is a list": _usage("{model} --config {list.yaml}", message="must be a mapping"),
     "config file is broken": _usage("{model} --config {broken.yaml}", message="is not YAML"),
     "served name without model": _usage("--served-model-name a", message="MODEL"),
-    "utilization above 1": _fault("{model} --gpu-memory-utilization 1.5", message="must be 1 or less, got 1.5"),
-    "no sequences": _fault("{model} --max-num-seqs 0", message="--max-num-seqs must be 1 or more, got 0"),
-    "batch below sequences": _fault(
-        "{model} --max-num-seqs 64 --max-num-batched-tokens 32", message="must be at least --max-num-seqs 64"
-    ),
-    "tools without parser": _fault(
-        "{model} --enable-auto-tool-choice", message="needs --tool-call-parser", stage="parse"
-    ),
-    "outputs without requests": _fault(
-        "{model} --enable-log-outputs", message="needs --enable-log-requests", stage="parse"
-    ),
-    "unknown tool parser": _fault(
-        "{model} --enable-auto-tool-choice --tool-call-parser hermess", message="did you mean 'hermes'"
-    ),
-    "unknown reasoning parser": _fault("{model} --reasoning-parser qwen", message="--reasoning-parser"),
-    "unknown quantization": _fault("{model} --quantization fp88", message="--quantization 'fp88'"),
-    "quantization of another kind": _fault(
-        "{gptq} --quantization awq", message="does not fit the checkpoint, which is quantized with gptq"
-    ),
-    "checkpoint of an unknown kind": _fault("{unknown_method}", message="quantized with 'nofp2'"),
-    "deprecated quantization": _fault("{deprecated_method}", message="--allow-deprecated-quantization"),
-    "checkpoint is not quantized": _fault("{model} --quantization gptq", message="is not: config.json has no"),
-    "unknown load format": _fault("{model} --load-format safetensor", message="'safetensors'", stage="later"),
     "template missing": _fault("{model} --chat-template missing.jinja", message="missing.jinja", stage="parse"),
     "certificate missing": _fault(
         "{model} --ssl-certfile missing.pem --ssl-keyfile missing.key", message="missing.pem", stage="later"
@@ -87,22 +62,10 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
     "no config.json": _fault("{no_config}", message="has no config.json"),
     "broken config.json": _fault("{broken_config}", message="is not JSON"),
     "empty folder": _fault("{empty}", message="has no config.json"),
-    "unknown architecture": _fault("{unknown_architecture}", message="'LlamoForCausalLM'"),
-    "former architecture": _fault("{former_architecture}", message="Phi3SmallForCausalLM"),
-    "unknown model type": _fault("{unknown_type}", message="'llamo'"),
-    "remote code not trusted": _fault("{remote_code}", message="--trust-remote-code"),
     "broken tokenizer": _fault("{broken_tokenizer}", message="tokenizer.json is not JSON", stage="later"),
     "no weights": _fault("{dummy}", message="has no weights", stage="later"),
     "pointer instead of weights": _fault("{lfs}", message="git lfs pull", stage="later"),
     "truncated weights": _fault("{truncated}", message="is truncated", stage="later"),
     "missing shard": _fault("{missing_shard}", message="lacks 1 of 2 shards", stage="later"),
-    "too long": _fault("{model} --max-model-len 99999", message="give at most 8192"),
-    "heads do not divide": _fault("{model} --tensor-parallel-size 2", message="9 attention heads"),
-    "Kubernetes sets the port": _fault(
-        "{model}", message="enableServiceLinks: false", stage="later", VLLM_PORT="tcp://10.0.0.1:8000"
-    ),
-    "variable is no number": _fault(
-        "{model}", message="VLLM_RINGBUFFER_WARNING_INTERVAL", stage="later", VLLM_RINGBUFFER_WARNING_INTERVAL="long"
-    ),
     "cache larger than the machine": _fault("{model} --kv-cache-memory-bytes 100T", message="100", stage="later"),
 }  # fmt: skip

@@ -63,11 +63,6 @@ def _copy_with(path: Path, name: str, content: str) -> None:
     (path / name).write_text(content)
 
 
-def _config_only(path: Path) -> None:
-    path.mkdir()
-    shutil.copy(MODEL / "config.json", path)
-
-
 def _dummy(path: Path) -> None:
     _copy(path, without=(_WEIGHTS,))
 
@@ -193,7 +188,6 @@ seed: 1
 """
 
 _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
-    "config_only": _config_only,
     "dummy": _dummy,
     "lfs": _lfs,
     "truncated": _truncated,
@@ -209,17 +203,6 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "broken_config": lambda path: _copy_with(path, "config.json", '{"model_type": "llama",'),
     "broken_tokenizer": lambda path: _copy_with(path, "tokenizer.json", '{"version":'),
     "unknown_architecture": lambda path: _copy(path, architectures=["LlamoForCausalLM"]),
-    "former_architecture": lambda path: _copy(path, architectures=["Phi3SmallForCausalLM"]),
-    "classifier": lambda path: _copy(path, architectures=["LlamaForSequenceClassification"]),
-    "no_architectures": lambda path: _copy(path, architectures=None),
-    "unknown_type": lambda path: _copy(path, model_type="llamo", architectures=["LlamoForCausalLM"]),
-    "gptq": lambda path: _copy(path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
-    "unknown_method": lambda path: _copy(path, quantization_config={"quant_method": "nofp2"}),
-    "deprecated_method": lambda path: _copy(path, quantization_config={"quant_method": "fbgemm_fp8"}),
-    "compressed": lambda path: _copy(
-        path, quantization_config={"quant_method": "compressed_tensors", "config_groups": {}}
-    ),
-    "scaled": lambda path: _copy(path, rope_parameters={"rope_theta": 1e5, "rope_type": "dynamic", "factor": 4.0}),
     "more_layers": lambda path: _copy(path, num_hidden_layers=40),
     "empty": lambda path: path.mkdir(),
     "adapter": _adapter,
@@ -236,6 +219,4 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "list.yaml": _text("- a\n- b\n"),
     "broken.yaml": _text("a: [1,\n"),
     "settings.json": _text("{}"),
-    "logging.json": _text(json.dumps({"version": 1, "disable_existing_loggers": False})),
-    "broken.json": _text("{"),
 }

@@ -47,15 +47,6 @@ VALID_STARTS: Final[dict[str, ValidStart]] = {
     "list by key": _start("{model} --compilation-config.custom_ops+ none,+rms_norm"),
     "overrides of the architecture": _start("{model} --hf-overrides", '{"architectures": ["LlamaForCausalLM"]}'),
     "overrides by key": _start("{model} --hf-overrides.max_position_embeddings 4096 --max-model-len 4096"),
-    "longer by override": _start("{model} --hf-overrides.max_position_embeddings 16384 --max-model-len 16384"),
-    "longer by scaling": _start("{scaled} --max-model-len 20000"),
-    "longer by permission": _start("{model} --max-model-len 9000", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1"),
-    "longer by permission in a word": _start("{model} --max-model-len 9000", VLLM_ALLOW_LONG_MAX_MODEL_LEN=" True"),
-    "architecture by override": _start(
-        "{unknown_architecture} --hf-overrides", '{"architectures": ["LlamaForCausalLM"]}'
-    ),
-    "no architectures": _start("{no_architectures}"),
-    "another end of the architecture": _start("{classifier}"),
     "dummy weights": _start("{dummy} --load-format dummy"),
     "dummy weights over pointers": _start("{lfs} --load-format dummy"),
     "dummy weights over broken ones": _start("{truncated} --load-format dummy"),
@@ -81,19 +72,12 @@ VALID_STARTS: Final[dict[str, ValidStart]] = {
     "template in a file": _start("{model} --chat-template {template.jinja}"),
     "template in the word": _start("{model} --chat-template", "{{ messages[0].content }}"),
     "tool parser": _start("{model} --enable-auto-tool-choice --tool-call-parser hermes"),
-    "tool parser without tools": _start("{model} --tool-call-parser hermes"),
     "tool parser of a plugin": _start(
         "{model} --enable-auto-tool-choice --tool-call-parser mine --tool-parser-plugin {tools.py}"
     ),
     "reasoning parser": _start("{model} --reasoning-parser qwen3"),
     "reasoning parser of a plugin": _start("{model} --reasoning-parser mine --reasoning-parser-plugin {reasoning.py}"),
-    "no quantization": _start("{model} --quantization None"),
     "empty quantization": _start("{model} -q", ""),
-    "quantization of the checkpoint": _start("{compressed} --quantization compressed-tensors"),
-    "quantization by the checkpoint": _start("{compressed}"),
-    "quantization in capitals": _start("{compressed} --quantization COMPRESSED-TENSORS"),
-    "quantized while it is loaded": _start("{model} --quantization fp8_per_tensor"),
-    "several nodes": _start("{model} -pp 2 --nnodes 2 --node-rank 0 --master-addr localhost"),
     "half precision": _start("{model} --dtype half"),
     "speculative": _start("{model} --speculative-config", _NGRAM),
     "speculative by key": _start("{model} -sc.method ngram -sc.num_speculative_tokens 3 -sc.prompt_lookup_max 3"),
@@ -111,21 +95,12 @@ VALID_STARTS: Final[dict[str, ValidStart]] = {
     "adapters": _start("{model} --enable-lora --lora-modules a={adapter}"),
     "adapter as JSON": _start("{model} --enable-lora --lora-modules", '{"name": "a", "path": "{adapter}"}'),
     "large adapter": _start("{model} --enable-lora --max-lora-rank 64 --lora-modules a={adapter_64}"),
-    "adapters on the processor": _start("{model} --enable-lora --max-loras 2 --max-cpu-loras 4"),
     "additional settings": _start("{model} --additional-config", '{"a": 1}'),
-    "small batches": _start("{model} --max-num-seqs 1 --max-num-batched-tokens 8192"),
-    "attention chosen by vLLM": _start("{model} --attention-backend auto"),
     "blocks": _start("{model} --block-size 32"),
     "sizes of graphs": _start("{model} --cudagraph-capture-sizes 1 2 4"),
     "executor": _start("{model} --distributed-executor-backend mp"),
     "local media": _start("{model} --allowed-local-media-path /tmp"),
     "port as text with zeros": _start("{model} --port 08001"),
-    "unknown variable": _start("{model}", VLLM_NO_SUCH_VARIABLE="1"),
-    "port of the engine": _start("{model}", VLLM_PORT="23456"),
-    "Kubernetes service beside": _start(
-        "{model}", VLLM_ROUTER_PORT="tcp://10.0.0.1:80", VLLM_ROUTER_SERVICE_HOST="10.0.0.1"
-    ),
-    "level in small letters": _start("{model}", VLLM_LOGGING_LEVEL="debug"),
     "plugins off": _start("{model}", VLLM_PLUGINS=""),
     "certificate": _start(
         "{model} --ssl-certfile {certificates}/localhost.crt --ssl-keyfile {certificates}/localhost.key"

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import pytest
 
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts.source_reader import read_facts_in
+from startup.vllm.facts.installed_facts import read_facts_in
 from startup.vllm.facts.vllm_facts import Plugin, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, read_arguments

@@ -2,23 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from startup.preflight.report import Finding
 from startup.vllm.preflight.model import ModelChecks
-from startup.vllm.preflight.model_settings import shape_findings
 from tests.startup.preflight.conftest import write_safetensors
 from tests.startup.vllm.preflight.conftest import CheckStart
 
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "max_position_embeddings": 8192,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 4,
-}
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
 @pytest.fixture
@@ -32,15 +24,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def _configure(folder: Path, **changes: Any) -> None:
-    config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def _findings(start: CheckStart, *words: object, **options: bool) -> list[Finding]:
     checked = start(*map(str, words), **options)
-    model = ModelChecks(checked)
-    return [*model.findings(), *shape_findings(checked, model)]
+    return list(ModelChecks(checked).findings())
 
 
 def _errors(start: CheckStart, *words: object, **options: bool) -> list[str]:
@@ -101,47 +87,6 @@ def test_without_a_configuration(start, folder):
     assert _errors(start, folder) == []
 
 
-def test_an_unknown_architecture(start, folder):
-    _configure(folder, architectures=["LlamoForCausalLM"])
-    (message,) = _errors(start, folder)
-    assert "no architecture 'LlamoForCausalLM' (did you mean 'LlamaForCausalLM'?)" in message
-    assert _errors(start, folder, has_plugin=True) == []
-    assert _errors(start, folder, "--hf-overrides", '{"architectures": ["LlamaForCausalLM"]}') == []
-
-
-def test_a_former_architecture(start, folder):
-    _configure(folder, architectures=["OldForCausalLM"])
-    (message,) = _errors(start, folder)
-    assert "(supported until 0.20.0)" in message
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["LlamaForSequenceClassification", "LlamaModel", "GPT2Model", "GPT2ForTokenClassification", "GPT2DoubleHeadsModel"],
-)
-def test_other_ends_of_the_name_and_classes_of_transformers(start, folder, name):
-    _configure(folder, architectures=[name])
-    assert _errors(start, folder) == []
-
-
-def test_code_of_the_model_needs_trust(start, folder):
-    _configure(folder, model_type="own_model", auto_map={"AutoConfig": "own.Config"})
-    (message,) = _errors(start, folder)
-    assert "--trust-remote-code" in message
-    assert _errors(start, folder, "--trust-remote-code") == []
-
-
-@pytest.mark.parametrize("model_type", ["llama", "RefinedWeb", "kimi_k2", "unlimited-ocr"])
-def test_code_of_the_model_is_not_needed_for_a_known_type(start, folder, model_type):
-    _configure(folder, model_type=model_type, auto_map={"AutoConfig": "own.Config"})
-    assert _errors(start, folder) == []
-
-
-def test_an_unknown_model_type(start, folder):
-    _configure(folder, model_type="llamo", architectures=["LlamoForCausalLM"])
-    assert any("model_type 'llamo'" in message for message in _errors(start, folder))
-
-
 def test_weights(start, folder):
     (folder / "model.safetensors").write_bytes(b"\x10")
     (message,) = _errors(start, folder)
@@ -180,73 +125,3 @@ def test_tokenizer(start, folder, tmp_path):
     other.mkdir()
     (other / "vocab.txt").write_text("a")
     assert _findings(start, folder, "--tokenizer", other) == []
-
-
-def test_lengths(start, folder, monkeypatch):
-    assert _findings(start, folder, "--max-model-len", "8k") == []
-    (message,) = _errors(start, folder, "--max-model-len", "9k")
-    assert "--max-model-len 9000 is more than the model's own limit of 8192 tokens" in message
-    assert _errors(start, folder, "--max-model-len", "9k", "--hf-overrides", '{"max_position_embeddings": 9000}') == []
-    for value in ("1", "true", "True", " 1 "):
-        monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", value)
-        assert _findings(start, folder, "--max-model-len", "9k") == []
-    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "yes")
-    assert len(_errors(start, folder, "--max-model-len", "9k")) == 1
-
-
-@pytest.mark.parametrize(
-    ("scaling", "is_fault"),
-    [
-        ({"rope_type": "dynamic", "factor": 4.0}, False),
-        ({"type": "linear", "factor": 2.0}, False),
-        ({"rope_type": "yarn", "factor": 4.0}, False),
-        ({"rope_type": "llama3", "factor": 8.0}, True),
-        ({"rope_type": "default"}, True),
-        ({"rope_type": "default", "factor": 2.0}, False),
-        ({"factor": 2.0}, False),
-        ({"full": {"rope_type": "linear", "factor": 8.0}}, False),
-    ],
-    ids=["dynamic", "linear", "yarn", "llama3", "default", "default-with-factor", "no-type", "by-layer"],
-)
-def test_scaled_lengths(start, folder, scaling, *, is_fault):
-    _configure(folder, rope_scaling=scaling)
-    assert bool(_errors(start, folder, "--max-model-len", "12k")) == is_fault
-
-
-def test_a_class_that_scales_lengths_by_default(start, folder):
-    _configure(folder, model_type="gpt_oss")
-    assert _errors(start, folder, "--max-model-len", "12k") == []
-    _configure(folder, model_type="gpt_oss", rope_scaling={"rope_type": "default"})
-    assert len(_errors(start, folder, "--max-model-len", "12k")) == 1
-
-
-def test_models_with_other_lengths_are_left_to_vllm(start, folder):
-    _configure(folder, model_max_length=20000)
-    assert _errors(start, folder, "--max-model-len", "12k") == []
-    _configure(folder, model_max_length=None, max_position_embeddings=None, n_ctx=1024)
-    assert _errors(start, folder, "--max-model-len", "12k") == []
-    _configure(folder, text_config={"max_position_embeddings": 8192})
-    assert _errors(start, folder, "--max-model-len", "12k") == []
-
-
-def test_a_limit_of_sentence_transformers_is_left_to_vllm(start, folder):
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12000}')
-    assert _errors(start, folder, "--max-model-len", "12k") == []
-
-
-@pytest.mark.parametrize("length", ["0", "-2"])
-def test_lengths_below_one(start, folder, length):
-    assert _errors(start, folder, f"--max-model-len={length}")
-
-
-def test_heads(start, folder):
-    assert _errors(start, folder, "-tp", "4") == []
-    (message,) = _errors(start, folder, "-tp", "5")
-    assert message.endswith("does not divide the model's 12 attention heads: give 4")
-    _configure(folder, n_head=10)
-    assert [finding.severity for finding in _findings(start, folder, "-tp", "5")] == ["warning"]
-
-
-def test_layers(start, folder):
-    (finding,) = _findings(start, folder, "-pp", "5")
-    assert finding.severity == "warning"
