@@ -110,8 +110,10 @@ class ModelChecks:
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
         if (checkpoint := self.checkpoint) is None:
             return
-        # vLLM reads only the files of an index, the check prefers a single file beside it.
-        is_read = checkpoint.weights.index_path is not None or not (folder / _INDEX).exists()
+        # vLLM reads only the files of an index, and prefers safetensors of any name; the check does not.
+        has_other_index = checkpoint.weights.index_path is None and (folder / _INDEX).exists()
+        is_other_kind = not any(path.suffix == ".safetensors" for path in checkpoint.weights.present)
+        is_read = not has_other_index and not (is_other_kind and any(folder.glob("*.safetensors")))
         for finding in checkpoint.findings:
             if finding.check in CONTENT_CHECKS:
                 yield finding if is_read else finding._replace(severity="warning")

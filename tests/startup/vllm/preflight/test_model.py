@@ -111,6 +111,8 @@ def test_files_that_vllm_does_not_read(start, folder):
     (folder / "pytorch_model.bin").write_bytes(b"x")
     (folder / "optimizer.pt").write_bytes(b"x")
     assert _findings(start, folder) == []
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    assert _errors(start, folder) == []
 
 
 def test_tokenizer(start, folder, tmp_path):
