@@ -57,7 +57,6 @@ COMMANDS: Final = (
     CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("env", "vllm_cli.commands.environment:env_command", "Show environment variables and their values."),
-    CommandEntry("probes", "vllm_cli.commands.probes:probes", "Print Kubernetes probes for this machine."),
     CommandEntry(
         "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
     ),

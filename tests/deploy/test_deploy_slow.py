@@ -41,22 +41,6 @@ def test_the_manifests_fit_the_schema_of_kubernetes(path, linters, tmp_path):
     assert _validate(linters, file).returncode != 0
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["--uds", "/run/vllm.sock"], ["--ssl", "--port", "9000", "--engine", "vllm"]], ids=" ".join
-)
-def test_printed_probes_fit_the_schema_of_kubernetes(words, linters, tmp_path):
-    printed = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "probes", *words], check=True, capture_output=True, text=True, timeout=200
-    )
-    deployments = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "deployment.yaml").read_text())
-    [pod] = [document for document in deployments if document["kind"] == "Deployment"]
-    [container] = pod["spec"]["template"]["spec"]["containers"]
-    container |= yaml.safe_load(printed.stdout)
-    (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(pod))
-    done = _validate(linters, tmp_path / "deployment.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image's folders /opt/vllm-cli, /src and /cache, made by its RUNs and COPYs in another folder."""
