@@ -18,9 +18,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class GuidedDecoding(msgspec.Struct, frozen=True):
     """A grammar that the generated text must follow; compiled by llguidance in the engine process."""
 
-    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar", "structural_tag"]
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
     spec: str = ""
-    """The JSON schema or tag, the regular expression, the JSON list of choices or the Lark grammar."""
+    """The JSON schema, the regular expression, the JSON list of choices or the Lark grammar."""
 
 
 UNUSABLE_GRAMMAR = "the grammar cannot be used: "

@@ -15,9 +15,6 @@ from server.types import GuidedDecoding
 _MAX_SCHEMA_NESTING = 64
 """As in vLLM: the cost of compiling grows steeply with nesting."""
 
-_MAX_TAG_NESTING = _MAX_SCHEMA_NESTING + 16
-"""As in vLLM: a schema within formats."""
-
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _COMPACT = {"x-guidance": SCHEMA_OPTIONS | {"whitespace_pattern": " "}}
@@ -78,10 +75,6 @@ def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Cons
         return []
     if wanted.type == "json_object":
         return [Constraint("response_format", GuidedDecoding("json_object"))]
-    if wanted.type == "structural_tag":
-        given = {"format": wanted.format, "structures": wanted.structures, "triggers": wanted.triggers}
-        given = {name: value for name, value in given.items() if value is not None}
-        return [Constraint("response_format", _structural_tag(given, "response_format"))]
     assert wanted.json_schema is not None
     return [Constraint("response_format", _json_schema(wanted.json_schema.schema, "response_format"))]
 
@@ -103,32 +96,24 @@ def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
         found.append(GuidedDecoding("choice", json.dumps(wanted.choice)))
     if wanted.grammar is not None:
         found.append(GuidedDecoding("grammar", wanted.grammar))
-    if wanted.structural_tag is not None:
-        found.append(_structural_tag(wanted.structural_tag, "structured_outputs"))
     if wanted.json_object:
         found.append(GuidedDecoding("json_object"))
     return [Constraint("structured_outputs", guided) for guided in found]
 
 
 def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
-    return GuidedDecoding("json_schema", _read_object(schema, "JSON schema", param, _MAX_SCHEMA_NESTING))
-
-
-def _structural_tag(tag: str | dict[str, Any], param: str) -> GuidedDecoding:
-    return GuidedDecoding("structural_tag", _read_object(tag, "structural tag", param, _MAX_TAG_NESTING))
-
-
-def _read_object(given: str | dict[str, Any] | None, what: str, param: str, most_levels: int) -> str:
-    if isinstance(given, str):
+    if isinstance(schema, str):
         try:
-            given = json.loads(given)
+            schema = json.loads(schema)
         except (ValueError, RecursionError) as err:
-            raise RequestError(f"The {what} in `{param}` is not valid JSON: {err}", param=param) from err
-    if not isinstance(given, dict):
-        raise RequestError(f"The {what} in `{param}` must be an object.", param=param)
-    if is_nested_deeper(given, most_levels):
-        raise RequestError(f"The {what} in `{param}` is nested too deeply: at most {most_levels} levels.", param=param)
-    return json.dumps(given)
+            raise RequestError(f"The JSON schema in `{param}` is not valid JSON: {err}", param=param) from err
+    if not isinstance(schema, dict):
+        raise RequestError(f"The JSON schema in `{param}` must be an object.", param=param)
+    if is_nested_deeper(schema, _MAX_SCHEMA_NESTING):
+        raise RequestError(
+            f"The JSON schema in `{param}` is nested too deeply: at most {_MAX_SCHEMA_NESTING} levels.", param=param
+        )
+    return GuidedDecoding("json_schema", json.dumps(schema))
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:

@@ -58,11 +58,13 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
-    structures: list[dict[str, Any]] | None = None
-    triggers: list[str] | None = None
-    format: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.type == "structural_tag":
+            raise RequestError(
+                "`response_format.type` 'structural_tag' needs `--engine vllm`; use 'json_schema' or strict tools.",
+                param="response_format",
+            )
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema is None):
             raise RequestError(
                 "`response_format.json_schema.schema` must be given when `response_format.type` is 'json_schema'.",
@@ -78,7 +80,7 @@ class StructuredOutputs(msgspec.Struct, kw_only=True):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-    structural_tag: str | None = None
+    structural_tag: Unsupported = None
     disable_any_whitespace: Unsupported = False
     whitespace_pattern: Unsupported = None
 

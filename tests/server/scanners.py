@@ -168,17 +168,6 @@ def _grammar(kind: str, text: str) -> None:
     build_grammar(GuidedDecoding(kind, text))  # type: ignore[arg-type]
 
 
-def _tags(text: str) -> None:
-    """Ends, alternatives, tags and excluded texts that grow together."""
-    names = [f"{number % 16:x}{number}" for number in range(min(len(text) // 16, 1024))]
-    tags = [{"type": "tag", "begin": name, "content": {"type": "any_text"}, "end": name} for name in names]
-    calls = {"type": "triggered_tags", "triggers": list("0123456789abcdef"), "tags": tags, "at_least_one": True}
-    either = {"type": "or", "elements": [{"type": "const_string", "value": name} for name in names]}
-    for content in (either, calls | {"excludes": [text]}):
-        tag = {"type": "tag", "begin": text, "content": content, "end": text}
-        _grammar("structural_tag", json.dumps({"format": tag}))
-
-
 def _members(text: str) -> None:
     """Properties and alternatives that grow together."""
     members = {text[:3] + str(number): {"type": "integer"} for number in range(len(text) // 8)}
@@ -308,7 +297,6 @@ SCANNERS: Final = [
         partial(_grammar, "grammar"),
         _units("start: ", '"a" ', "("),
     ),
-    Scanner("structural tags", ("server.engine.sampling.structural_tag",), _tags, _units("a", '"'), smallest=2048),
     Scanner("Anthropic blocks", ("server.apis.messages.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
     Scanner(
         "custom input",

@@ -7,7 +7,6 @@ from concurrent.futures import Executor, Future
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema, translate_regex
-from server.engine.sampling.structural_tag import structural_tag_grammar
 from server.types import GuidedDecoding
 
 _ANY_OBJECT = {"type": "object"}
@@ -48,8 +47,6 @@ def _translate(guided: GuidedDecoding) -> str:
             return str(LLMatcher.grammar_from_lark(_choice_grammar(_read_choices(guided.spec))))
         case "grammar":
             return str(grammar_from("grammar", guided.spec))
-        case "structural_tag":
-            return structural_tag_grammar(guided.spec)
 
 
 def _choice_grammar(choices: list[str]) -> str:

@@ -105,6 +105,8 @@ def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name, value):
         ({"return_prompt_text": True}, "return_prompt_text"),
         ({"chat_template": "{{ messages }}"}, "chat_template"),
         ({"structured_outputs": {"json": {}, "whitespace_pattern": " "}}, "whitespace_pattern"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag"),
+        ({"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}}, "response_format"),
     ],
     ids=str,
 )

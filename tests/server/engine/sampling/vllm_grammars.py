@@ -18,7 +18,6 @@ from xgrammar.testing import _is_grammar_accept_string
 _CREATE = {
     "json": xgrammar.Grammar.from_json_schema,
     "regex": xgrammar.Grammar.from_regex,
-    "structural_tag": xgrammar.Grammar.from_structural_tag,
 }
 
 
@@ -29,7 +28,7 @@ def _answer(kind: str, specification: str, texts: list[str]) -> list[bool] | Non
         grammar = _CREATE[kind](specification)
         return [_is_grammar_accept_string(grammar, text) for text in texts]
     except RuntimeError:
-        return None if kind == "structural_tag" else _answer_guidance(kind, specification, texts)
+        return _answer_guidance(kind, specification, texts)
 
 
 def _answer_guidance(kind: str, specification: str, texts: list[str]) -> list[bool] | None:
