@@ -187,12 +187,7 @@ async def render_chat_request(inference: Inference, request: ChatRequest, contex
 
 def _render(inference: Inference, request: ChatRequest, images: ProcessedImages | None) -> RenderedPrompt:
     options = chat_options(request, inference.config.generation)
-    prompt = inference.renderer.render_chat(request.messages, options, images)
-    if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
-        raise RequestError(
-            "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
-        )
-    return prompt
+    return inference.renderer.render_chat(request.messages, options, images)
 
 
 def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:

@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 Message = dict[str, Any]
 ContentFormat = Literal["string", "openai"]
 """How a chat template expects the contents of messages: as text, or as lists of parts."""
-EMBEDS_TYPE = "prompt_embeds"
-"""The type of a content part with embeddings."""
 _FEW_PARTS = 1024
 _TEXT_KEYS = {
     "text": "text",
@@ -248,7 +246,8 @@ def _text_of(part: Any, image_token: str | None) -> str:
         served_for = "text only" if image_token is None else "text and images only"
         kinds = ", ".join((*_TEXT_KEYS, *(_IMAGE_TYPES if image_token is not None else ())))
         raise RequestError(
-            f"message content of type {kind!r} is not supported: this model is served for {served_for} ({kinds})",
+            f"message content of type {kind!r} is not supported: this model is served for {served_for} ({kinds}); "
+            "`--engine vllm` may support others",
             param="messages",
         )
     text = part.get(key)
@@ -309,17 +308,7 @@ def has_few_parts(messages: list[dict[str, Any]]) -> bool:
     return sum(len(parts_of(message)) for message in messages) <= _FEW_PARTS
 
 
-def has_embeds(messages: list[dict[str, Any]]) -> bool:
-    """Whether a message has a part with embeddings."""
-    return any(is_embeds(part) for message in messages for part in parts_of(message))
-
-
 def parts_of(message: dict[str, Any]) -> list[Any]:
     """The parts of a message's content; none if it is a text."""
     content = message.get("content")
     return content if isinstance(content, list) else []
-
-
-def is_embeds(part: Any) -> bool:
-    """Whether a part of a message's content has embeddings."""
-    return isinstance(part, dict) and part.get("type") == EMBEDS_TYPE

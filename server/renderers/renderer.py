@@ -13,24 +13,17 @@ from server.config import ModelFiles, RendererConfig
 from server.renderers.chat_template import (
     check_chat_template,
     detect_content_format,
-    has_embeds,
     resolve_chat_template,
     safe_apply_chat_template,
     to_conversation,
 )
 from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner
-from server.renderers.embeds.prompt_embeds import (
-    EmbedsLimits,
-    MarkedConversation,
-    join,
-    mark,
-    safe_load_prompt_embeds,
-)
+from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, HeldBytes, Prompt, RenderedPrompt, TextOptions
 from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
-from server.types import EngineInfo, PromptInputs, TensorData
+from server.types import EngineInfo, PromptInputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,8 +148,6 @@ class Renderer:
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
         """
-        if has_embeds(messages):
-            return self._render_embeds(mark(messages), options)
         return self.tokenize_chat(self.render_messages(messages, options), options, images)
 
     def render_prompts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
@@ -268,44 +259,14 @@ class Renderer:
         """Tokenizes a conversation that the template has written."""
         return self._tokenized(text, options, param="messages")
 
-    def _render_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:
-        limits = self._require_embeds()
-        if options.truncate_prompt_tokens is not None:
-            message = "truncate_prompt_tokens cannot be combined with prompt_embeds"
-            raise RequestError(message, param="truncate_prompt_tokens")
-        texts = self.render_messages(chat.messages, options).split(chat.marker)
-        if len(texts) != len(chat.payloads) + 1:
-            raise RequestError("the model's chat template does not support prompt_embeds here", param="messages")
-        tensors: list[TensorData] = []
-        num_rows = 0
-        for payload in chat.payloads:
-            tensors.append(safe_load_prompt_embeds(payload, limits))
-            num_rows += tensors[-1].shape[0]
-            if num_rows >= limits.max_model_len:
-                raise RequestError(
-                    f"the prompt_embeds have {num_rows} rows or more, but the model's maximum context length is "
-                    f"{limits.max_model_len} tokens (--max-model-len)",
-                    param="messages",
-                )
-
-        def encode(index: int, text: str) -> list[int]:
-            self._check_length(text, "messages")
-            return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens and index == 0)
-
-        return join(texts, tensors, encode, max_model_len=limits.max_model_len)
-
     def _load_embeds(self, prompt: EmbedsPrompt, options: TextOptions) -> RenderedPrompt:
-        limits, limit = self._require_embeds(), self._token_limit(options)
-        rows = safe_load_prompt_embeds(prompt.embeds, limits, truncate_to=limit)
-        return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
-
-    def _require_embeds(self) -> EmbedsLimits:
         if self.embeds_limits is None:
             raise RequestError(
                 "`prompt_embeds` are only accepted when the server runs with --enable-prompt-embeds",
                 param="prompt_embeds",
             )
-        return self.embeds_limits
+        rows = safe_load_prompt_embeds(prompt.embeds, self.embeds_limits, truncate_to=self._token_limit(options))
+        return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 
     def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
         limit = self._token_limit(options)

@@ -12,7 +12,7 @@ from PIL import Image
 from base.errors import RequestError
 from base.machine.memory import available_bytes
 from server.config import ModelFiles, RendererConfig
-from server.renderers.chat_template import has_few_parts, is_image
+from server.renderers.chat_template import has_few_parts, is_image, parts_of
 from server.renderers.images.fetcher import MediaError, TakeRoom
 from server.renderers.images.loader import MediaLoader, room_for_images
 from server.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
@@ -149,8 +149,7 @@ class VisionRenderer(Renderer):
 def _image_parts(messages: list[dict[str, Any]]) -> list[ImagePart]:
     parts = []
     for i, message in enumerate(messages):
-        content = message.get("content")
-        for j, part in enumerate(content if isinstance(content, list) else ()):
+        for j, part in enumerate(parts_of(message)):
             if is_image(part):
                 name = f"messages[{i}].content[{j}]"
                 parts.append(ImagePart(name, _url_of(part, name)))

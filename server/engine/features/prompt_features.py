@@ -112,11 +112,6 @@ class FeatureBuilder:
         if given.shape != shape:
             raise PromptFeaturesError(f"embeddings have the shape {list(given.shape)} instead of {list(shape)}")
         embeds = to_tensor(given).to(self._model.device, self._model.dtype)
-        is_token = embeds[:, 0].isnan()
-        if is_token.any():
-            with torch.inference_mode():
-                own = embed(self._model, torch.tensor([token_ids], device=embeds.device), ())[0]
-                embeds = torch.where(is_token[:, None], own, embeds)
         return PromptFeatures(embeds, has_token_ids=False)
 
 

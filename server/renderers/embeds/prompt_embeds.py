@@ -5,24 +5,14 @@ the renderer's pool, and the event loop must not wait for the GIL. Needs numpy o
 """
 
 import binascii
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from secrets import token_hex
-from typing import Any, NamedTuple
 
 import pybase64
 
 from base.errors import RequestError
-from server.renderers.chat_template import EMBEDS_TYPE, is_embeds, parts_of
-from server.renderers.embeds.stored_tensor import (
-    NotFiniteError,
-    StoredTensor,
-    TensorFileError,
-    convert_rows,
-)
+from server.renderers.embeds.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
 from server.renderers.embeds.tensor_file import is_torch_file, read_torch_file
-from server.renderers.prompts import RenderedPrompt
-from server.types import PromptInputs, TensorData
+from server.types import TensorData
 
 PARAM = "prompt_embeds"
 
@@ -32,8 +22,6 @@ _FILE_BYTES = 1 << 16
 _MAX_FILE_BYTES = 768 << 20
 _BASE64_CHARS = 4
 _BASE64_BYTES = 3
-
-_NAN_BYTES = {"float32": b"\x00\x00\xc0\x7f", "float16": b"\x00\x7e", "bfloat16": b"\xc0\x7f"}
 
 
 @dataclass(frozen=True)
@@ -125,73 +113,3 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
 
 def _reject(what: str) -> RequestError:
     return RequestError(f"`{PARAM}` {what}.", param=PARAM)
-
-
-class MarkedConversation(NamedTuple):
-    """A conversation whose parts with embeddings are replaced by texts."""
-
-    messages: list[dict[str, Any]]
-    marker: str
-    """Random, so that no text of a client contains it."""
-    payloads: list[str]
-    """Base64 of each part's tensor."""
-
-
-def mark(messages: list[dict[str, Any]]) -> MarkedConversation:
-    """Replaces the parts with embeddings.
-
-    Raises:
-        RequestError: a part has no data.
-    """
-    marker = f"<|{EMBEDS_TYPE}:{token_hex(16)}|>"
-    payloads: list[str] = []
-    marked = []
-    for message in messages:
-        payloads += [_payload(part) for part in parts_of(message) if is_embeds(part)]
-        parts = [{"type": "text", "text": marker} if is_embeds(part) else part for part in parts_of(message)]
-        marked.append({**message, "content": parts} if parts else message)
-    return MarkedConversation(marked, marker, payloads)
-
-
-def join(
-    texts: Sequence[str],
-    tensors: Sequence[TensorData],
-    encode: Callable[[int, str], list[int]],
-    *,
-    max_model_len: int,
-) -> RenderedPrompt:
-    """The prompt of texts with a tensor between each two; `encode` gets a text's index and the text.
-
-    Raises:
-        RequestError: the prompt is longer than the model's context; found before its rows are built.
-    """
-    dtype, width = tensors[0].dtype, tensors[0].shape[1]
-    num_tokens = sum(tensor.shape[0] for tensor in tensors)
-    encoded: list[list[int]] = []
-    for index, text in enumerate(texts):
-        encoded.append(encode(index, text) if text else [])
-        num_tokens += len(encoded[-1])
-        if num_tokens >= max_model_len:
-            raise RequestError(
-                f"The prompt has {num_tokens} tokens or more with its prompt_embeds, but the model's maximum context "
-                f"length is {max_model_len} tokens (--max-model-len) and one is needed for the output.",
-                param="messages",
-            )
-    missing_row = _NAN_BYTES[dtype] * width
-    token_ids: list[int] = []
-    rows = bytearray()
-    for index, new in enumerate(encoded):
-        token_ids += new
-        rows += missing_row * len(new)
-        if index < len(tensors):
-            token_ids += [0] * tensors[index].shape[0]
-            rows += tensors[index].data
-    embeds = TensorData(dtype, (len(token_ids), width), memoryview(bytes(rows)))
-    return RenderedPrompt(token_ids, text=None, inputs=PromptInputs(embeds=embeds))
-
-
-def _payload(part: dict[str, Any]) -> str:
-    data = part.get("data")
-    if not isinstance(data, str) or not data:
-        raise RequestError(f"a content part of type '{EMBEDS_TYPE}' needs its tensor in 'data'", param="messages")
-    return data

@@ -39,11 +39,13 @@ def embeds_of(engine) -> dict[str, torch.Tensor | None]:
 
 
 def test_without_the_flag_the_error_names_it(server):
-    for answer in (
-        server.complete(prompt=None, prompt_embeds=torch_payload(rows(3))),
-        server.post("/v1/chat/completions", chat_with(embeds_part(rows(2)))),
-    ):
-        assert_rejected(answer, "prompt_embeds", "--enable-prompt-embeds")
+    answer = server.complete(prompt=None, prompt_embeds=torch_payload(rows(3)))
+    assert_rejected(answer, "prompt_embeds", "--enable-prompt-embeds")
+
+
+def test_parts_of_messages_with_rows_need_vllm(accepting):
+    messages = [{"role": "user", "content": [{"type": "prompt_embeds", "data": torch_payload(rows(2))}]}]
+    assert_rejected(accepting.post("/v1/chat/completions", {"messages": messages}), "messages", "--engine vllm")
 
 
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
@@ -114,48 +116,3 @@ def test_the_body_limit_grows_with_the_model(accepting, serve, renderer, engine)
     too_large = server.complete(prompt=None, prompt_embeds="A" * most)
     assert too_large.status_code == 413
     assert f"larger than {most} bytes" in too_large.json()["error"]["message"]
-
-
-def chat_with(*parts: object, **fields: object) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": list(parts)}], **fields}
-
-
-def embeds_part(tensor: torch.Tensor) -> dict[str, str]:
-    return {"type": "prompt_embeds", "data": torch_payload(tensor)}
-
-
-def test_chat_places_rows_between_its_texts(accepting, engine, renderer):
-    one, two = rows(2), rows(3, seed=1)
-    texts = [{"type": "text", "text": text} for text in ("Before", "after")]
-    answer = accepting.chat_completion(**chat_with(texts[0], embeds_part(one), texts[1], embeds_part(two)))
-    assert answer["choices"][0]["message"]["content"] == TEXT
-    (received,) = embeds_of(engine).values()
-    ((prompt, _),) = engine.requests.values()
-    is_row = ~received.isnan().any(dim=-1)
-    assert torch.equal(received[is_row], torch.cat([one, two]).bfloat16())
-    assert len(prompt) == len(received) == answer["usage"]["prompt_tokens"]
-    ids = [token_id for token_id, row in zip(prompt, is_row.tolist(), strict=True) if not row]
-    text = renderer.detokenize(ids)
-    assert "user\nBefore\n\nafter\n<|im_end|>" in text
-    first = is_row.tolist().index(True)
-    assert renderer.detokenize(prompt[:first]).endswith("user\nBefore\n")
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        (chat_with({"type": "prompt_embeds"}), "messages"),
-        (chat_with({"type": "prompt_embeds", "data": 3}), "messages"),
-        (chat_with({"type": "prompt_embeds", "data": "not_valid_base64!!"}), "prompt_embeds"),
-        (chat_with(embeds_part(rows(2, width=WIDTH + 1))), "prompt_embeds"),
-        (chat_with(*[embeds_part(rows(MAX_MODEL_LEN // 2))] * 2), "messages"),
-        (chat_with({"type": "text", "text": "word " * MAX_MODEL_LEN}, embeds_part(rows(2))), "messages"),
-        (chat_with(embeds_part(rows(2)), prompt_logprobs=1), "prompt_logprobs"),
-        (chat_with(embeds_part(rows(2)), truncate_prompt_tokens=3), "truncate_prompt_tokens"),
-    ],
-    ids=["no data", "number", "no base64", "width", "too many rows", "too much text", "prompt_logprobs", "truncation"],
-)
-def test_bad_parts_with_rows_are_rejected(accepting, engine, body, param):
-    response = accepting.post("/v1/chat/completions", body)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
-    assert not engine.requests

@@ -63,24 +63,6 @@ def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architect
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "opt"])
-def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture):
-    model = build_model(architecture, PACKED[architecture])
-    prompts = random_prompts(9, 20)
-    expected = greedy_outputs(model, prompts, NUM_TOKENS)
-    plain = copy.deepcopy(model)
-    engine = SmallEngine(model, prefix_tokens=200)
-    sequences = []
-    for i, prompt in enumerate(prompts):
-        rows, token_ids = rows_of(plain, prompt).clone(), list(prompt)
-        rows[2:5] = rows[7] = float("nan")
-        for position in set(range(len(prompt))) - {2, 3, 4, 7}:
-            token_ids[position] = 0
-        sequences.append(engine.add(f"mixed-{i}", token_ids, as_inputs(rows), max_tokens=NUM_TOKENS))
-    engine.run()
-    assert [sequence.token_ids for sequence in sequences] == expected
-
-
 @pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
 def test_the_sequential_runner_supports_embeddings(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
