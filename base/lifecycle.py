@@ -1,15 +1,13 @@
 """The lifecycle of a server: its start, states, legal transitions, subscribers; standard library only."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, Protocol
 
-State = Literal["starting", "ready", "restarting", "draining", "dead"]
+State = Literal["starting", "ready", "draining", "dead"]
 
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "starting": frozenset({"ready", "draining", "dead"}),
-    "ready": frozenset({"restarting", "draining", "dead"}),
-    "restarting": frozenset({"ready", "draining", "dead"}),
+    "ready": frozenset({"draining", "dead"}),
     "draining": frozenset({"dead"}),
     "dead": frozenset(),
 }
@@ -45,61 +43,36 @@ class IllegalTransitionError(RuntimeError):
 class Lifecycle:
     """One per server. Changed on the event loop only; its attributes may be read on any thread."""
 
-    def __init__(self, *, num_restarts: int = 0) -> None:
+    def __init__(self) -> None:
         self.state: State = "starting"
         self.reason: str | None = None
-        """Why the last engine ended; None while the first one starts and while one is ready."""
+        """Why the engine ended; None before."""
         self.has_engine = False
-        """Whether an engine is ready; it still is while the server drains."""
-        self.num_restarts_left = num_restarts
-        """How many more engines may be started (`--engine-restarts`)."""
-        self._restart_begin_s: float | None = None
+        """Whether the engine is ready; it still is while the server drains."""
         self._subscribers: list[Callable[[State], None]] = []
-
-    @property
-    def restart_elapsed_s(self) -> float:
-        """Seconds since the running restart began; 0 without one."""
-        return 0.0 if self._restart_begin_s is None else time.monotonic() - self._restart_begin_s
 
     def subscribe(self, callback: Callable[[State], None]) -> None:
         """Calls `callback` with the new state after each transition, in order, on the event loop."""
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:
-        """An engine has generated a token. A server that is draining stays in that state."""
+        """The engine has generated a token. A server that is draining stays in that state."""
         if self.state == "draining":
             self.has_engine = True
             return
         self._check("ready")
         self.has_engine = True
-        self.reason = self._restart_begin_s = None
         self._enter("ready")
 
     def engine_ended(self, reason: str) -> None:
-        """The engine ended, hangs or did not start: the server is restarting if it may, otherwise dead.
-
-        May be called again while the state stays the same, with a better reason.
-        """
+        """The engine ended, hangs or did not start. May be called again, with a better reason."""
         self.has_engine = False
         self.reason = reason
-        can_restart = self.state in ("ready", "restarting") and self.num_restarts_left > 0
-        state: State = "restarting" if can_restart else "dead"
-        if state != self.state:
-            self._enter(state)
-
-    def begin_restart(self) -> None:
-        """Another engine is being started; it uses one of the restarts that are left."""
-        if self.state != "restarting" or not self.num_restarts_left:
-            raise IllegalTransitionError(
-                f"a {self.state} server with {self.num_restarts_left} restarts left cannot restart"
-            )
-        self.num_restarts_left -= 1
-        self._restart_begin_s = time.monotonic()
+        if self.state != "dead":
+            self._enter("dead")
 
     def drain(self) -> None:
-        """The server takes no more requests and starts no more engines."""
-        self._check("draining")
-        self.num_restarts_left = 0
+        """The server takes no more requests."""
         self._enter("draining")
 
     def _check(self, state: State) -> None:

@@ -101,13 +101,6 @@ class LifecycleConfig:
         minimum=0,
         below=inf,
     )
-    engine_restarts: int = setting(
-        0,
-        "--engine-restarts",
-        "Restart a dead engine up to N times behind the same port; after that, the server exits.",
-        metavar="N",
-        minimum=0,
-    )
     engine_watchdog_timeout_s: float = setting(
         300.0,
         "--engine-watchdog-timeout",

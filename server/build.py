@@ -88,7 +88,7 @@ def build_server(renderer: Renderer, config: ServerConfig, options: RunOptions) 
     """All objects of one server; nothing runs yet."""
     lifecycle = options.lifecycle
     metrics = ServerMetrics(config.served_model_names[0], options.start, renderer)
-    metrics.lifecycle.read_up_from(lambda: lifecycle.has_engine)
+    metrics.read_up_from(lambda: lifecycle.has_engine)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
     adapters = LoraAdapters(config, engine)
     parts = AppParts(
@@ -112,14 +112,8 @@ def build_server(renderer: Renderer, config: ServerConfig, options: RunOptions) 
     probes = None if is_probe_missed else options.probes
     http = GracefulServer(_uvicorn_config(app, config, options.limits, credentials, probes))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
-    monitor = EngineMonitor(
-        engine,
-        options.engine,
-        lifecycle,
-        readiness,
-        watchdog_timeout_s=config.lifecycle.engine_watchdog_timeout_s,
-        on_restart=metrics.lifecycle.record_restart,
-    )
+    watchdog_timeout_s = config.lifecycle.engine_watchdog_timeout_s
+    monitor = EngineMonitor(engine, options.engine, lifecycle, watchdog_timeout_s=watchdog_timeout_s)
     drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
     return Server(
         parts=parts,

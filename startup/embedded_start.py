@@ -109,7 +109,7 @@ class _EmbeddedStart:
         self._download: DownloadHandle | None = None
         self._record: OutputRecord | None = None
         self._engine: EngineStarter | None = None
-        self.lifecycle = Lifecycle(num_restarts=config.server.lifecycle.engine_restarts)
+        self.lifecycle = Lifecycle()
 
     def raise_crash(self, err: ServerError, exit_code: int) -> NoReturn:
         """The server cannot start, or its engine has died: raises the digest."""

@@ -36,7 +36,7 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
 }
 """413: the body is not read."""
 _END: Message = {"type": "http.response.body", "body": b""}
-ServerStatus = Literal["starting", "restarting", "draining", "dead"]
+ServerStatus = Literal["starting", "draining", "dead"]
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",

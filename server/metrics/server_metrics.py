@@ -87,7 +87,7 @@ class ServerMetrics:
             buckets=_SHORT_BUCKETS,
             registry=registry,
         )
-        self.lifecycle = LifecycleMetrics(registry)
+        self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
         Collector(registry, lambda: pool_families(renderer.pools))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         waits = Histogram(
@@ -104,10 +104,12 @@ class ServerMetrics:
         """Adds the rejected requests by the limit that was reached."""
         Collector(self.registry, lambda: rejection_families(self.model_name, num_rejected))
 
+    def read_up_from(self, read: Callable[[], bool]) -> None:
+        """Sets what tells whether the engine is ready, read when /metrics is scraped."""
+        self._up.set_function(read)
+
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
-        """Adds the engine's families, with buckets for the context length; only the first call counts."""
-        if self._engine is not None:
-            return
+        """Adds the engine's families, with buckets for the context length."""
         self._engine = EngineMetrics(self.registry, self.model_name, info)
         Collector(self.registry, lambda: engine_families(self.model_name, read_stats()))
         if (max_loras := info.max_loras) is not None:
@@ -177,20 +179,6 @@ class HttpMetrics:
         self._fine_duration.observe(duration_s)
         self._request_bytes.labels(handler).observe(request_bytes)
         self._response_bytes.labels(handler).observe(response_bytes)
-
-
-class LifecycleMetrics:
-    """Whether an engine is ready, and how often it was restarted."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
-        self.record_restart = Counter(
-            "vllm_cli:engine_restarts", "Engines started in the place of one that had died.", registry=registry
-        ).inc
-
-    def read_up_from(self, read: Callable[[], bool]) -> None:
-        """Sets the source of the gauge, read when /metrics is scraped."""
-        self._up.set_function(read)
 
 
 class EngineMetrics:

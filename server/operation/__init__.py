@@ -1,1 +1,1 @@
-"""What every request and the server as a whole need: admission, served models, readiness, restarts, drain."""
+"""What every request and the server as a whole need: admission, served models, readiness, drain."""

@@ -250,15 +250,6 @@ class Availability:
                 return UnavailableResponse(
                     UnavailableInfo(message="Loading model"), "starting", **self._start.progress()
                 )
-            case "restarting":
-                return UnavailableResponse(
-                    UnavailableInfo(message=f"The engine died and is being started again: {lifecycle.reason}"),
-                    "restarting",
-                    phase="restart_engine",
-                    progress=None,
-                    elapsed_s=round(lifecycle.restart_elapsed_s, 3),
-                    eta_s=None,
-                )
             case "draining":
                 return UnavailableResponse(UnavailableInfo(message="The server is shutting down"), "draining")
             case "dead":

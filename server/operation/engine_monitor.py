@@ -1,14 +1,14 @@
-"""Makes the engine ready, detects that it died or hangs, and restarts it as often as the user allows."""
+"""Makes the engine ready for requests, and detects that it died or hangs."""
 
 import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from base.errors import EngineDeadError, EngineError, EngineStartError
-from base.lifecycle import Lifecycle, State
+from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters
@@ -24,8 +24,6 @@ _LONGEST_CHECK_S = 5.0
 _END_S = 1.0
 """How long after its socket closed the kernel may take to report how a process ended."""
 _POLL_S = 0.01
-_POLLED_STATES: Final[frozenset[State]] = frozenset({"starting", "ready", "draining"})
-"""States with an engine whose end has not been detected."""
 
 
 class EngineHandle(Protocol):
@@ -33,7 +31,7 @@ class EngineHandle(Protocol):
 
     @property
     def connection(self) -> socket.socket:
-        """This process's end of the socket pair; another one after a restart."""
+        """This process's end of the socket pair."""
 
     def kill(self) -> None:
         """Ends the process at once; does nothing if it has ended."""
@@ -44,29 +42,9 @@ class EngineHandle(Protocol):
     def describe_end(self) -> str | None:
         """How the process was killed, as text; None while it runs and if it exited by itself."""
 
-    def close(self) -> None:
-        """Waits for a process that is dead or killed; blocks."""
-
-    def begin_restart(self) -> None:
-        """Starts another process: the part that must run on the main thread.
-
-        Raises:
-            EngineStartError: it could not be started.
-        """
-
-    def end_restart(self) -> None:
-        """The rest of the restart; blocks, and raises the same error."""
-
-    def abandon_restart(self) -> None:
-        """Makes a running `end_restart` fail, which blocks another thread."""
-
-
-def _no_span(*args: Any, **options: Any) -> AbstractContextManager[None]:
-    return nullcontext()
-
 
 class EngineReadiness:
-    """Makes the first engine, and each one after a restart, ready for requests; used on the event loop."""
+    """Makes the engine ready for requests; used on the event loop."""
 
     def __init__(
         self,
@@ -81,19 +59,19 @@ class EngineReadiness:
         self._renderer = renderer
         self._metrics = metrics
         self._adapters = adapters
-        self.timeout_s = timeout_s
+        self._timeout_s = timeout_s
 
-    async def wait(self, span: Callable[..., AbstractContextManager[None]] = _no_span) -> EngineInfo:
+    async def wait(self, span: Callable[..., AbstractContextManager[None]]) -> EngineInfo:
         """Waits until the engine has loaded the model, configures what depends on it, and warms it up.
 
         Args:
-            span: records a phase of the start; a restart records none.
+            span: records a phase of the start.
 
         Raises:
             EngineStartError: the engine failed, died, took too long or generated no token.
         """
         with span("wait_for_engine", waits_for="engine"):
-            info = await self._engine.wait_loaded(self.timeout_s)
+            info = await self._engine.wait_loaded(self._timeout_s)
         self._renderer.configure(info)
         self._metrics.register_engine(info, lambda: self._engine.stats)
         with span("first_token"):
@@ -108,7 +86,7 @@ class EngineReadiness:
             return
         try:
             with span("load_adapters"):
-                await self._adapters.prepare_engine()
+                await self._adapters.load_static()
         except EngineDeadError as err:
             raise EngineStartError(str(err)) from err
 
@@ -142,47 +120,22 @@ async def warm_up(engine: EngineClient, renderer: Renderer) -> None:
 class EngineMonitor:
     """Runs on the event loop, next to the HTTP server; `run` is its one task."""
 
-    def __init__(  # noqa: PLR0913 - a restart joins all of them
-        self,
-        engine: EngineClient,
-        handle: EngineHandle,
-        lifecycle: Lifecycle,
-        readiness: EngineReadiness,
-        *,
-        watchdog_timeout_s: float,
-        on_restart: Callable[[], None],
+    def __init__(
+        self, engine: EngineClient, handle: EngineHandle, lifecycle: Lifecycle, *, watchdog_timeout_s: float
     ) -> None:
-        """`on_restart` is called when a restart begins."""
         self._engine = engine
         self._handle = handle
         self._lifecycle = lifecycle
-        self._readiness = readiness
         self._watchdog_timeout_s = watchdog_timeout_s
-        self._on_restart = on_restart
-        self._is_restarting = False
 
     async def run(self) -> None:
-        """Returns when the engine has ended for good; the lifecycle is dead then and has the reason."""
-        lifecycle = self._lifecycle
-        while True:
-            await self._wait_dead()
-            lifecycle.engine_ended(await self._find_reason())
-            message = "the engine died: %s; another one is started, %d more may follow"
-            while lifecycle.state == "restarting":
-                lifecycle.begin_restart()
-                logger.error(message, lifecycle.reason, lifecycle.num_restarts_left)
-                if await self._restart():
-                    break
-                message = "the engine could not be restarted: %s; trying again, %d more may follow"
-            if lifecycle.state == "dead":
-                return
+        """Returns when the engine has ended; the lifecycle is dead then and has the reason."""
+        await self._wait_dead()
+        self._lifecycle.engine_ended(await self._find_reason())
 
     def poll(self) -> None:
-        """Called on each heartbeat, so that probes report an exiting engine before its socket closes.
-
-        During a restart the handle belongs to another thread.
-        """
-        if self._lifecycle.state in _POLLED_STATES and not self._is_restarting and self._handle.is_exiting():
+        """Called on each heartbeat, so that probes report an exiting engine before its socket closes."""
+        if self._lifecycle.state != "dead" and self._handle.is_exiting():
             self._lifecycle.engine_ended("its process is ending")
 
     async def _wait_dead(self) -> None:
@@ -226,36 +179,3 @@ class EngineMonitor:
                 return end
             await asyncio.sleep(_POLL_S)
         return reason
-
-    async def _restart(self) -> bool:
-        """Starts another engine and waits until it is ready; if that fails, the lifecycle has the reason."""
-        self._on_restart()
-        self._is_restarting = True
-        try:
-            await self._replace_process()
-            await self._engine.restart(self._handle.connection)
-            await self._readiness.wait()
-        except EngineStartError as err:
-            self._engine.give_up(str(err))
-            self._handle.kill()
-            self._lifecycle.engine_ended(str(err))
-            return False
-        finally:
-            self._is_restarting = False
-        seconds = self._lifecycle.restart_elapsed_s
-        self._lifecycle.engine_ready()
-        logger.info("another engine is ready, %.2f s after the last one died", seconds)
-        return True
-
-    async def _replace_process(self) -> None:
-        handle = self._handle
-        handle.kill()
-        await asyncio.to_thread(handle.close)
-        handle.begin_restart()
-        ending = asyncio.create_task(asyncio.to_thread(handle.end_restart), name="end-restart")
-        try:
-            await asyncio.wait({ending}, timeout=self._readiness.timeout_s)
-        finally:
-            if not ending.done():  # the time is up, or the server exits and would wait for the thread
-                handle.abandon_restart()
-        await ending

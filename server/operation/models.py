@@ -62,7 +62,6 @@ class LoraAdapters:
         self._adapters: dict[str, ServedAdapter] = {}
         self._ids = count(1)
         self._changing = asyncio.Lock()
-        self._has_static = False
 
     @property
     def served(self) -> Iterable[ServedAdapter]:
@@ -73,15 +72,12 @@ class LoraAdapters:
         """The adapter of that name; None if there is none, and for no name."""
         return self._adapters.get(name) if name else None
 
-    async def prepare_engine(self) -> None:
-        """Loads the adapters of `--lora-modules` into the first engine, and all served ones into the next.
+    async def load_static(self) -> None:
+        """Loads the adapters of `--lora-modules`.
 
         Raises:
             EngineStartError: an adapter of `--lora-modules` cannot be loaded, or the engine died.
         """
-        if self._has_static:
-            await self._reload()
-            return
         for module in self._config.lora_modules:
             try:
                 adapter = self._describe(module.name, module.path, module.base_model_name)
@@ -90,7 +86,6 @@ class LoraAdapters:
                 error = err.message
             if error is not None:
                 raise EngineStartError(f"--lora-modules {module.name}={module.path}: {error}")
-        self._has_static = True
 
     async def load(self, request: LoadLoraAdapterRequest, context: RequestContext) -> BinaryResponse:
         """Loads an adapter or replaces one; running requests keep the weights with which they began.
@@ -161,13 +156,6 @@ class LoraAdapters:
             self._adapters[adapter.name] = adapter
             logger.info("LoRA adapter %s loaded from %s", adapter.name, adapter.folder)
         return report
-
-    async def _reload(self) -> None:
-        for adapter in list(self._adapters.values()):
-            report = await self._load(adapter)
-            if report.error is not None:
-                del self._adapters[adapter.name]
-                logger.error("LoRA adapter %s is lost with the engine: %s", adapter.name, report.error)
 
     def _describe(self, name: str, path: str, base_model_name: str | None) -> ServedAdapter:
         names = self._config.served_model_names

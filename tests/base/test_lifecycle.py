@@ -4,41 +4,33 @@ import pytest
 
 from base.lifecycle import TRANSITIONS, IllegalTransitionError, Lifecycle, State
 
-STATES: tuple[State, ...] = ("starting", "ready", "restarting", "draining", "dead")
+STATES: tuple[State, ...] = ("starting", "ready", "draining", "dead")
 
 LEGAL = [
     ("starting", "engine_ready", "ready"),
     ("starting", "drain", "draining"),
     ("starting", "engine_ended", "dead"),
-    ("ready", "engine_ended", "restarting"),
+    ("ready", "engine_ended", "dead"),
     ("ready", "drain", "draining"),
-    ("restarting", "begin_restart", "restarting"),
-    ("restarting", "engine_ready", "ready"),
-    ("restarting", "engine_ended", "restarting"),
-    ("restarting", "drain", "draining"),
     ("draining", "engine_ready", "draining"),
     ("draining", "engine_ended", "dead"),
     ("dead", "engine_ended", "dead"),
 ]
-"""State, event, next state, with one restart left."""
+"""State, event, next state."""
 
 ILLEGAL = [
-    ("starting", "begin_restart"),
     ("ready", "engine_ready"),
-    ("ready", "begin_restart"),
     ("draining", "drain"),
-    ("draining", "begin_restart"),
     ("dead", "engine_ready"),
-    ("dead", "begin_restart"),
     ("dead", "drain"),
 ]
 
 
 def _in_state(state: State) -> Lifecycle:
-    lifecycle = Lifecycle(num_restarts=1)
-    if state in ("ready", "restarting"):
+    lifecycle = Lifecycle()
+    if state == "ready":
         lifecycle.engine_ready()
-    if state in ("restarting", "dead"):
+    if state == "dead":
         lifecycle.engine_ended("killed")
     if state == "draining":
         lifecycle.drain()
@@ -67,59 +59,26 @@ def test_illegal_event_raises_and_changes_nothing(state, event):
     lifecycle = _in_state(state)
     seen: list[State] = []
     lifecycle.subscribe(seen.append)
-    before = (lifecycle.state, lifecycle.reason, lifecycle.has_engine, lifecycle.num_restarts_left)
+    before = (lifecycle.state, lifecycle.reason, lifecycle.has_engine)
     with pytest.raises(IllegalTransitionError, match=state):
         _send(lifecycle, event)
-    assert (lifecycle.state, lifecycle.reason, lifecycle.has_engine, lifecycle.num_restarts_left) == before
+    assert (lifecycle.state, lifecycle.reason, lifecycle.has_engine) == before
     assert not seen
 
 
 def test_the_tables_name_every_state_and_event_once():
     assert set(TRANSITIONS) == set(STATES)
-    events = ("engine_ready", "engine_ended", "begin_restart", "drain")
+    events = ("engine_ready", "engine_ended", "drain")
     pairs = [(state, event) for state, event, _ in LEGAL] + ILLEGAL
     assert sorted(pairs) == sorted((state, event) for state in STATES for event in events)
 
 
-@pytest.mark.parametrize("state", ["ready", "restarting"])
-def test_engine_that_ends_without_restarts_left_leaves_a_dead_server(state):
-    lifecycle = _in_state(state)
-    lifecycle.num_restarts_left = 0
-    lifecycle.engine_ended("killed for good")
-    assert (lifecycle.state, lifecycle.reason) == ("dead", "killed for good")
-    with pytest.raises(IllegalTransitionError):
-        lifecycle.begin_restart()
-
-
-def test_drain_forbids_restarts():
-    lifecycle = _in_state("restarting")
-    lifecycle.begin_restart()
-    lifecycle.drain()
-    assert lifecycle.num_restarts_left == 0
-    lifecycle.engine_ended("the new one failed")
-    assert lifecycle.state == "dead"
-
-
-def test_restart_time_runs_from_the_restart_s_begin_until_readiness(monkeypatch):
-    lifecycle = _in_state("restarting")
-    assert lifecycle.restart_elapsed_s == 0.0
-    monkeypatch.setattr("time.monotonic", lambda: 100.0)
-    lifecycle.begin_restart()
-    monkeypatch.setattr("time.monotonic", lambda: 102.5)
-    assert lifecycle.restart_elapsed_s == 2.5
-    lifecycle.engine_ready()
-    assert lifecycle.restart_elapsed_s == 0.0
-
-
-def test_reason_lasts_from_the_engine_s_end_until_the_next_one_is_ready():
+def test_a_better_reason_replaces_the_first_one():
     lifecycle = _in_state("ready")
     assert lifecycle.reason is None
     lifecycle.engine_ended("its process is ending")
     lifecycle.engine_ended("killed by signal 9")
     assert lifecycle.reason == "killed by signal 9"
-    lifecycle.begin_restart()
-    lifecycle.engine_ready()
-    assert lifecycle.reason is None
 
 
 def test_there_is_an_engine_from_its_readiness_to_its_end_also_in_a_drain():

@@ -11,12 +11,10 @@ import pytest
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import Answer, ask
 from tests.llamas import save_tiny_llama
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
-from tests.waiting import wait_until
 
 _PROMPT = list(b"The weather in Paris")
 _NUM_TOKENS = 12
@@ -48,7 +46,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> _Adapters:
 @pytest.fixture(scope="module")
 def server(adapters: _Adapters) -> Iterator[ServerProcess]:
     module = {"name": "red", "path": str(adapters.paths["red"]), "base_model_name": "other"}
-    options = ("--max-loras", "2", "--lora-adapter-root", str(adapters.folder), "--engine-restarts", "2")
+    options = ("--max-loras", "2", "--lora-adapter-root", str(adapters.folder))
     with adapters.serve("--lora-modules", json.dumps(module), *options) as running:
         yield running
 
@@ -147,16 +145,6 @@ def test_bad_requests_name_the_field(server, adapters, tmp_path):
 
 def test_metrics_report_the_limit(server):
     assert server.metric("vllm:lora_requests_info", max_lora="2", running_lora_adapters="") > 0
-
-
-def test_a_restarted_engine_has_the_adapters(server, client, adapters):
-    assert _load(server, "dynamic", "blue").status == 200
-    wait_process(server, "engine").kill()
-    server.wait_unready()
-    wait_until(lambda: server.health() == 200)
-    assert _complete(client, "red") == adapters.expected("red")
-    assert _complete(client, "dynamic") == adapters.expected("blue")
-    assert _unload(server, "dynamic").status == 200
 
 
 def test_a_faulty_adapter_ends_the_start_with_its_name(adapters, tmp_path):

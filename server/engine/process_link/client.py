@@ -51,10 +51,7 @@ class _Stream:
 
 
 class EngineClient:
-    """One per API process; every method runs on the event loop. Call `start` before anything else.
-
-    It outlives the engine: `restart` connects it to the next one.
-    """
+    """One per API process; every method runs on the event loop. Call `start` before anything else."""
 
     def __init__(self, connection: socket.socket, on_death: Callable[[str], None] = lambda reason: None) -> None:
         """`on_death` is called with the reason as soon as the engine is known to be dead."""
@@ -62,7 +59,6 @@ class EngineClient:
         self._on_death = on_death
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
-        self._info: EngineInfo | None = None
         self._streams: dict[str, _Stream] = {}
         """The stream of each sequence, by its name."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
@@ -85,9 +81,7 @@ class EngineClient:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine, or the one before it, reported once it had loaded the model."""
-        if self._info is not None:
-            return self._info
+        """What the engine reported once it had loaded the model."""
         if self._loaded is not None and self._loaded.done():
             return self._loaded.result()
         raise EngineStartError("the engine is still starting")
@@ -97,16 +91,6 @@ class EngineClient:
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
         self._loaded = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
-
-    async def restart(self, connection: socket.socket) -> None:
-        """Connects to another engine; requests of the dead one have failed and send nothing to this one."""
-        await self._disconnect()
-        self._connection = connection
-        self.error = None
-        self.ended_silently = False
-        self.dead.clear()
-        self.stats = EngineStats()
-        await self.start()
 
     def ping(self) -> None:
         """Sends a ping; the answer sets `has_received`."""
@@ -215,9 +199,6 @@ class EngineClient:
     async def close(self) -> None:
         """Closes the connection, which ends the engine process."""
         self._closing = True
-        await self._disconnect()
-
-    async def _disconnect(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -228,12 +209,11 @@ class EngineClient:
         """Sends a request and streams the outputs of its sequences."""
         if self.error is not None:
             raise EngineDeadError(self.error)
-        writer = self._writer
         stream = _Stream(dict.fromkeys(request_ids))
         self._streams.update(dict.fromkeys(request_ids, stream))
         num_taken = 0
         try:
-            await self._send_request(message, writer)
+            await self._send_request(message)
             while stream.running:
                 output = await stream.outputs.get()
                 if output is None:
@@ -250,9 +230,9 @@ class EngineClient:
             for request_id in stream.running:
                 del self._streams[request_id]
             if stream.running:
-                self._send(Abort(list(stream.running)), writer)
+                self._send(Abort(list(stream.running)))
 
-    async def _send_request(self, message: Generate | Pool, writer: asyncio.StreamWriter | None) -> None:
+    async def _send_request(self, message: Generate | Pool) -> None:
         """Waits until most of it is written: what the socket takes, in each turn of the loop.
 
         A closed connection is reported by the reader.
@@ -270,19 +250,16 @@ class EngineClient:
                     num_tokens = 0
                     await asyncio.sleep(0)
             message = msgspec.structs.replace(message, prompts=prompts, part_sizes=[len(part) for part in parts])
-        self._send(message, writer, parts)
-        if writer is not None:
+        self._send(message, parts)
+        if self._writer is not None:
             with suppress(ConnectionError):
-                await writer.drain()
+                await self._writer.drain()
 
-    def _send(
-        self, message: ToEngine, writer: asyncio.StreamWriter | None = None, parts: Sequence[memoryview] = ()
-    ) -> None:
-        """Sends to the current engine, or to that of `writer`; does nothing if the connection is closed."""
-        writer = writer or self._writer
-        if writer is not None and not writer.is_closing():
+    def _send(self, message: ToEngine, parts: Sequence[memoryview] = ()) -> None:
+        """Does nothing if the connection is closed."""
+        if self._writer is not None and not self._writer.is_closing():
             payload = self._encoder.encode(message)
-            writer.writelines((LENGTH.pack(len(payload)) + payload, *parts))
+            self._writer.writelines((LENGTH.pack(len(payload)) + payload, *parts))
 
     async def _read_all(self, reader: asyncio.StreamReader) -> None:
         reason: str | None = None
@@ -313,7 +290,6 @@ class EngineClient:
             return
         if isinstance(message, Ready):
             assert self._loaded is not None
-            self._info = message.info
             self._loaded.set_result(message.info)
             return
         self.stats = message.stats

@@ -82,33 +82,6 @@ def test_dead_engine_turns_health_into_503(serve):
     assert server.complete().status_code == 503
 
 
-def test_restarting_server_answers_with_the_reason_and_the_elapsed_time(serve):
-    lifecycle = Lifecycle(num_restarts=1)
-    lifecycle.engine_ready()
-    server = serve(lifecycle=lifecycle)
-    lifecycle.engine_ended("killed by signal 9")
-    response = server.get("/health")
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
-    assert response.json() == {
-        "error": {
-            "code": 503,
-            "message": "The engine died and is being started again: killed by signal 9",
-            "type": "unavailable_error",
-        },
-        "status": "restarting",
-        "phase": "restart_engine",
-        "progress": None,
-        "elapsed_s": 0.0,
-        "eta_s": None,
-    }
-    lifecycle.begin_restart()
-    assert server.get("/health").json()["elapsed_s"] > 0
-    assert server.complete().status_code == 503
-    lifecycle.engine_ready()
-    assert server.get("/health").status_code == 200
-
-
 @pytest.mark.parametrize("death", [{"dies_after": 3}, {"fails_after": 3}], ids=["engine dies", "sequence fails"])
 @pytest.mark.parametrize("n", [1, 2])
 def test_failure_of_the_engine_is_a_500(server, engine, death, n):

@@ -35,7 +35,7 @@ def test_a_long_grace_ends_with_quiet_too(running):
 
     async def run() -> float:
         engine: Any = None  # no request runs that it would have to end
-        lifecycle = Lifecycle(num_restarts=0)
+        lifecycle = Lifecycle()
         config = LifecycleConfig(drain_grace_s=GRACE_S)
         client = asyncio.create_task(reject_until_grace_ends())
         await Drain(lifecycle, running, engine, config, lambda: None).run()

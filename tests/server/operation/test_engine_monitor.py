@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from base.errors import EngineStartError
-from base.lifecycle import Lifecycle, State
+from base.lifecycle import Lifecycle
 from server.operation.engine_monitor import EngineMonitor, EngineReadiness
 from server.types import EngineOutput, EngineStats
 
@@ -38,10 +38,6 @@ class FakeClient:
             self.dead.set()
             self._on_death(reason)
 
-    async def restart(self, connection: Any) -> None:
-        self.error, self.ended_silently = None, False
-        self.dead.clear()
-
 
 class FakeProcess:
     """The engine's process; nothing blocks."""
@@ -52,7 +48,6 @@ class FakeProcess:
         self.end: str | None = None
         self.has_begun_to_end = False
         self.num_kills = 0
-        self.num_starts = 1
 
     def is_exiting(self) -> bool:
         return self.has_begun_to_end
@@ -63,70 +58,40 @@ class FakeProcess:
     def kill(self) -> None:
         self.num_kills += 1
 
-    def close(self) -> None: ...
-
-    def begin_restart(self) -> None:
-        self.num_starts += 1
-
-    def end_restart(self) -> None: ...
-
-    def abandon_restart(self) -> None: ...
-
-
-class FakeReadiness:
-    """Succeeds, or fails with the reasons given, one per attempt."""
-
-    timeout_s = 60.0
-
-    def __init__(self) -> None:
-        self.failures: list[str] = []
-        self.may_return = asyncio.Event()
-        self.may_return.set()
-
-    async def wait(self) -> None:
-        await self.may_return.wait()
-        if self.failures:
-            raise EngineStartError(self.failures.pop(0))
-
 
 class Monitored:
     """A monitor with its fakes."""
 
-    def __init__(self, num_restarts: int = 0, watchdog_timeout_s: float = 0.0) -> None:
-        self.lifecycle = Lifecycle(num_restarts=num_restarts)
+    def __init__(self, watchdog_timeout_s: float = 0.0) -> None:
+        self.lifecycle = Lifecycle()
         self.client = FakeClient(self.lifecycle.engine_ended)
         self.process = FakeProcess()
-        self.readiness = FakeReadiness()
-        self.restarts: list[int] = []
         self.monitor = EngineMonitor(
             self.client,  # type: ignore[arg-type]
             self.process,
             self.lifecycle,
-            self.readiness,  # type: ignore[arg-type]
             watchdog_timeout_s=watchdog_timeout_s,
-            on_restart=lambda: self.restarts.append(self.lifecycle.num_restarts_left),
         )
 
-    async def wait_state(self, state: State) -> None:
-        async with asyncio.timeout(60):
-            while self.lifecycle.state != state:
-                await asyncio.sleep(0.001)
+    def enter(self, state: str) -> None:
+        """Brings the lifecycle of a server that is starting into the state."""
+        if state != "starting":
+            self.lifecycle.engine_ready()
+        if state == "draining":
+            self.lifecycle.drain()
 
 
 async def _run(monitored: Monitored) -> None:
     await asyncio.wait_for(monitored.monitor.run(), 60)
 
 
-@pytest.mark.parametrize(("state", "num_restarts"), [("ready", 0), ("starting", 3), ("draining", 3)])
-async def test_engine_that_is_not_restarted_leaves_a_dead_server_with_its_own_reason(state, num_restarts):
-    one = Monitored(num_restarts)
-    if state != "starting":
-        one.lifecycle.engine_ready()
-    if state == "draining":
-        one.lifecycle.drain()
+@pytest.mark.parametrize("state", ["starting", "ready", "draining"])
+async def test_an_engine_that_ends_leaves_a_dead_server_with_its_own_reason(state):
+    one = Monitored()
+    one.enter(state)
     one.client.die("out of memory")
     await _run(one)
-    assert (one.lifecycle.state, one.lifecycle.reason, one.restarts) == ("dead", "out of memory", [])
+    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "out of memory")
 
 
 async def test_silent_end_is_described_by_the_kernel_s_report():
@@ -141,96 +106,18 @@ async def test_silent_end_is_described_by_the_kernel_s_report():
     assert one.lifecycle.reason == "killed by SIGKILL"
 
 
-async def test_engine_that_dies_is_restarted_once_per_restart_left():
-    one = Monitored(num_restarts=2)
-    one.lifecycle.engine_ready()
-    running = asyncio.create_task(_run(one))
-    for num_left in (1, 0):
-        one.client.die("gone")
-        assert one.lifecycle.state == "restarting"
-        await one.wait_state("ready")
-        assert one.lifecycle.num_restarts_left == num_left
-    one.client.die("gone for good")
-    await running
-    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "gone for good")
-    assert (one.restarts, one.process.num_starts) == ([1, 0], 3)
-
-
-async def test_restart_that_fails_is_repeated_until_none_is_left():
-    one = Monitored(num_restarts=2)
-    one.readiness.failures = ["no memory", "still no memory"]
-    one.lifecycle.engine_ready()
-    one.client.die("gone")
-    await _run(one)
-    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "still no memory")
-    assert one.restarts == [1, 0]
-
-
-@pytest.mark.parametrize("failures", [[], ["no memory"]], ids=["restart succeeds", "restart fails"])
-async def test_server_that_drains_during_a_restart_is_dead_only_if_the_restart_fails(failures):
-    one = Monitored(num_restarts=2)
-    one.readiness.failures = list(failures)
-    one.readiness.may_return.clear()
-    one.lifecycle.engine_ready()
-    one.client.die("gone")
-    running = asyncio.create_task(_run(one))
-    while not one.restarts:
-        await asyncio.sleep(0.001)
-    one.lifecycle.drain()
-    assert one.lifecycle.state == "draining"
-    one.readiness.may_return.set()
-    if failures:
-        await running
-        assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "no memory")
-    else:
-        while not one.lifecycle.has_engine:
-            await asyncio.sleep(0.001)
-        assert one.lifecycle.state == "draining"
-        one.client.die("gone again")
-        await running
-        assert one.lifecycle.state == "dead"
-    assert one.restarts == [1]
-
-
-@pytest.mark.parametrize(
-    ("state", "num_restarts", "following"),
-    [
-        ("starting", 1, "dead"),
-        ("ready", 0, "dead"),
-        ("ready", 1, "restarting"),
-        ("draining", 1, "dead"),
-    ],
-)
-async def test_process_that_is_ending_is_detected_by_the_next_poll(state, num_restarts, following):
-    one = Monitored(num_restarts=num_restarts)
-    if state == "ready":
-        one.lifecycle.engine_ready()
-    if state == "draining":
-        one.lifecycle.drain()
+@pytest.mark.parametrize("state", ["starting", "ready", "draining"])
+async def test_process_that_is_ending_is_detected_by_the_next_poll(state):
+    one = Monitored()
+    one.enter(state)
     one.monitor.poll()
     assert one.lifecycle.state == state
     one.process.has_begun_to_end = True
     one.monitor.poll()
-    assert (one.lifecycle.state, one.lifecycle.reason) == (following, "its process is ending")
-    assert not one.restarts, "the restart waits until the connection is closed"
+    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "its process is ending")
     one.lifecycle.engine_ended("killed by SIGKILL")
     one.monitor.poll()
     assert one.lifecycle.reason == "killed by SIGKILL"
-
-
-async def test_process_is_not_polled_during_a_restart():
-    one = Monitored(num_restarts=1)
-    one.readiness.may_return.clear()
-    one.lifecycle.engine_ready()
-    one.client.die("gone")
-    running = asyncio.create_task(_run(one))
-    while not one.restarts:
-        await asyncio.sleep(0.001)
-    one.lifecycle.drain()
-    one.process.has_begun_to_end = True
-    one.monitor.poll()
-    assert one.lifecycle.state == "draining"
-    running.cancel()
 
 
 async def test_watchdog_gives_up_an_engine_that_sends_nothing():
@@ -324,4 +211,5 @@ async def test_renderer_and_metrics_are_configured_before_the_first_token():
 )
 async def test_engine_without_a_first_token_is_not_ready(options, message):
     with pytest.raises(EngineStartError, match=message):
-        await _readiness(Recorded(**options)).wait()
+        recorded = Recorded(**options)
+        await _readiness(recorded).wait(recorded.span)
