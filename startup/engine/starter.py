@@ -1,7 +1,6 @@
-"""Starts the engine process, and a new one after it has exited."""
+"""Starts the engine process."""
 
 import logging
-import multiprocessing
 import signal
 import socket
 import sys
@@ -80,29 +79,8 @@ class EngineStarter:
             if code is not None and code < 0 and -code != signal.SIGKILL:
                 ProcessEnds(self._record).add(self._started.pid, code)
 
-    def begin_restart(self) -> None:
-        """Starts the forkserver again if it has exited, or else the engine.
-
-        `fork` is replaced by `spawn`: this process has threads and client connections by now.
-        """
-        if self._context.get_start_method() == "fork":
-            self._context = multiprocessing.get_context("spawn")
-        if engine_process.blocks_on_imports(self._context):
-            engine_process.ensure_forkserver()
-        else:
-            self._started = self._start()
-
-    def end_restart(self) -> None:
-        if engine_process.blocks_on_imports(self._context):
-            self._started = self._start()
-
-    def abandon_restart(self) -> None:
-        """Kills a forkserver that does not answer; `end_restart` waits only for that, and then fails."""
-        if engine_process.blocks_on_imports(self._context):
-            engine_process.warn_and_kill_forkserver("it has not started an engine in time")
-
     def close(self) -> None:
-        """Stops the process, even one that has not been started yet; no restart may run in another thread."""
+        """Stops the process, even one that has not been started yet."""
         if self._starting is not None:
             self._started = self._starting.abandon()
             self._starting = None

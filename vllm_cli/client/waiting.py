@@ -37,7 +37,7 @@ class Readiness:
     """0 to 1."""
     eta_s: float | None = None
     status: str | None = None
-    """The server's own `status`: `starting`, `restarting`, `draining`, `dead`.
+    """The server's own `status`: `starting`, `draining`, `dead`.
 
     A server that answers requests although its model does not run (`--idle-stop`) reports that: `stopped`.
     """

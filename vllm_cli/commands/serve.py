@@ -41,7 +41,7 @@ Examples:
   vllm-cli serve --models models.yaml --idle-stop 10m
   vllm-cli serve --override-generation-config.temperature 0.5
 
-Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 usage; 3 the start failed;
+Exit codes: 0 stopped by a signal; 1 the engine died; 2 usage; 3 the start failed;
 130 and 143 Ctrl-C and SIGTERM during the start.
 """
 
