@@ -130,7 +130,7 @@ def test_without_the_extra_every_command_explains_itself(command, base):
     [
         (["env"], 0),
         (["collect-env"], 0),
-        (["preload", "show"], 0),
+        (["caches"], 0),
         (["bench", "startup", "--help"], 0),
         (["chat", "--quick", "hi", "--url", "http://127.0.0.1:9/v1"], 1),
         (["stop", "9"], 1),

@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from startup.logs.formatters import escape_controls
 from startup.timeline.live_line import LiveLine
 
 _REDRAW_S: Final = 0.1
@@ -48,6 +49,11 @@ class Reporter:
     def close(self) -> None:
         """Removes the line from the terminal."""
         self.line.close()
+
+
+def printable(row: Sequence[str]) -> tuple[str, ...]:
+    """Escapes control characters, for what is not trusted: names of models, responses of servers."""
+    return tuple(escape_controls(cell).replace("\n", "\\n") for cell in row)
 
 
 def align(rows: Sequence[Sequence[str]], *, are_figures: bool = False) -> list[str]:

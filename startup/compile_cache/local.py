@@ -15,7 +15,9 @@ from startup.caches import cache_folder
 from startup.compile_cache.record import ARCHIVE_SUFFIX, CompiledModel
 
 _RECORDS: Final = "compiled"
-AOT: Final = "torch_compile_cache/torch_aot_compile"
+_COMPILED: Final = "torch_compile_cache"
+"""Below vLLM's cache folder."""
+AOT: Final = f"{_COMPILED}/torch_aot_compile"
 """Below vLLM's cache folder: a folder for each key, with one for each rank."""
 ENTRY: Final = "model"
 """In a rank's folder: the file that vLLM looks for."""
@@ -85,9 +87,7 @@ def files_of(record: CompiledModel, more: Iterable[str] = ()) -> dict[str, Path]
     """
     folders = caches()
     root = folders.pop(VLLM)
-    base = _key_folder(record.key)
-    others = {path.name for path in base.glob("rank_*")} - set(record.ranks)
-    chosen = {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
+    chosen = _files_of_key(record.key, record.ranks)
     chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
     if record.hardware.gpus:
@@ -114,16 +114,41 @@ def install(unpacked: Path) -> None:
 
 
 def remove(record: CompiledModel) -> None:
-    """Removes a compiled model and its record; kernels that others use, too, stay."""
+    """Removes a compiled model and its record; what others use, too, stays."""
     base = _key_folder(record.key)
+    others = [_further_folders(other) for other in read_records() if record_path(other) != record_path(record)]
     for folder in (*(base / rank for rank in record.ranks), base):
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
         if folder != base or not any(base.glob(f"rank_*/{ENTRY}")):
-            with suppress(OSError):
-                folder.rename(aside)  # vLLM finds all or nothing
-                shutil.rmtree(aside, ignore_errors=True)
+            _remove_folder(folder)
+    for folder in _further_folders(record).difference(*others):
+        _remove_folder(folder)
     for suffix in (".json", _FAILED, _SHARED):
         record_path(record).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def remove_all() -> None:
+    """Removes all compiled models, with and without a record, and the records."""
+    for path in compiled_folder().glob("*"):
+        if path.is_dir():
+            _remove_folder(path)
+    for path in records_folder().glob("*"):
+        path.unlink(missing_ok=True)
+
+
+def num_bytes(record: CompiledModel) -> int:
+    """The size of its files, without kernels, which others use, too."""
+    further = {path for folder in _further_folders(record) for path in _files(folder)}
+    return _num_bytes(_files_of_key(record.key, record.ranks) | further)
+
+
+def num_bytes_of_all() -> int:
+    """The size of all compiled models, with and without a record."""
+    return _num_bytes(_files(compiled_folder()))
+
+
+def last_use_s(record: CompiledModel) -> float:
+    """In seconds since 1970; raises OSError if the record is gone."""
+    return record_path(record).stat().st_mtime
 
 
 def damaged_file(record: CompiledModel) -> str | None:
@@ -178,8 +203,35 @@ def note_shared(record: CompiledModel, location: str) -> None:
         file.write(f"{location}\n")
 
 
+def compiled_folder() -> Path:
+    """Where vLLM keeps compiled models."""
+    return caches()[VLLM] / _COMPILED
+
+
 def _key_folder(key: str) -> Path:
     return caches()[VLLM] / AOT / key
+
+
+def _files_of_key(key: str, ranks: Iterable[str]) -> set[Path]:
+    """Those of these ranks, and those that all ranks use."""
+    base = _key_folder(key)
+    others = {path.name for path in base.glob("rank_*")} - set(ranks)
+    return {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
+
+
+def _further_folders(record: CompiledModel) -> set[Path]:
+    """Where vLLM keeps parts of it that older ways of compiling use, too: in folders with other names."""
+    folder, names = compiled_folder(), (name.split("/") for name in record.files)
+    found = {parts[2] for parts in names if len(parts) > 3 and parts[:2] == [VLLM, _COMPILED]}
+    return {folder / name for name in found if folder / name != _key_folder("*").parent}
+
+
+def _remove_folder(folder: Path) -> None:
+    """Renames it first, so that vLLM finds all or nothing; a folder that cannot be removed stays."""
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
+    with suppress(OSError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -189,6 +241,14 @@ def _files(folder: Path) -> Iterator[Path]:
             file = Path(path, name)
             if not name.endswith(_TEMPORARY) and file.is_file() and not file.is_symlink():
                 yield file
+
+
+def _num_bytes(files: Iterable[Path]) -> int:
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _newest(folders: Mapping[str, Iterable[Path]]) -> dict[str, Path]:

@@ -25,7 +25,7 @@ from startup.caches import why_not_trusted
 from startup.compile_cache.record import ARCHIVE_SUFFIX
 from startup.model.location import is_object_address, missing_package, without_file_scheme
 
-_MOST_LISTED: Final = 200
+MOST_LISTED: Final = 200
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
@@ -76,8 +76,8 @@ class Location(ABC):
         self.address = address
 
     @abstractmethod
-    def list(self, kind: str = "") -> list[StoredArchive]:
-        """The archives, or those of one kind: at most 200, the newest first; other files are left out."""
+    def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
+        """The archives, or those of one kind: at most `most`, the newest first; other files are left out."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
@@ -134,12 +134,12 @@ class _FolderLocation(Location):
                 raise LocationError(f"{address} is neither a folder nor the name of one in a folder: correct it")
             self._check()
 
-    def list(self, kind: str = "") -> list[StoredArchive]:
+    def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):
             self._check(kind)
             entries = () if kind else _entries(self._folder)
             kinds = [kind] if kind else [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            return _newest(chain.from_iterable(map(self._archives_of, kinds)))
+            return _newest(chain.from_iterable(map(self._archives_of, kinds)), most)
 
     def open(self, name: str) -> BinaryIO:
         kind, file_name = self._split(name)
@@ -246,8 +246,8 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
-def _newest(archives: Iterable[StoredArchive]) -> list[StoredArchive]:
-    return heapq.nlargest(_MOST_LISTED, archives, key=lambda archive: archive.modified_s)
+def _newest(archives: Iterable[StoredArchive], most: int) -> list[StoredArchive]:
+    return heapq.nlargest(most, archives, key=lambda archive: archive.modified_s)
 
 
 class _StoreLocation(Location):
@@ -263,15 +263,16 @@ class _StoreLocation(Location):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)
 
-    def list(self, kind: str = "") -> list[StoredArchive]:
+    def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):
             folder = f"{self._root}/{kind}/" if kind else f"{self._root}/"
             found = self._wait(self._system._find, folder, detail=True)
-        archives = _newest(
+        stored = (
             StoredArchive(name, int(info["size"]), _modified_s(info))
             for path, info in found.items()
             if _NAME.fullmatch(name := path.removeprefix(f"{self._root}/"))
         )
+        archives = _newest(stored, most)
         self._sizes.update((archive.name, archive.size) for archive in archives)
         return archives
 

@@ -153,14 +153,19 @@ def _switched_off(wanted: Wanted) -> Reason | None:
     return None
 
 
-def _changes(wanted: Wanted, record: CompiledModel) -> Iterator[Change]:
-    yield from _compare("versions", record.versions, wanted.versions)
-    before, now = asdict(record.hardware), asdict(wanted.hardware)
+def other_place(record: CompiledModel, versions: Mapping[str, str], hardware: Hardware) -> Iterator[Change]:
+    """The versions and the hardware that differ from those that it was compiled with."""
+    yield from _compare("versions", record.versions, versions)
+    before, now = asdict(record.hardware), asdict(hardware)
     sets = set(before.pop("instruction_sets")), set(now.pop("instruction_sets"))
     if sets[0] != sets[1]:
         lists = (" ".join(sorted(some - other)[:_MOST_NAMED]) for some, other in (sets, sets[::-1]))
         yield Change("hardware", "instruction sets", *(f"with {text}" if text else "without these" for text in lists))
     yield from _compare("hardware", before, now)
+
+
+def _changes(wanted: Wanted, record: CompiledModel) -> Iterator[Change]:
+    yield from other_place(record, wanted.versions, wanted.hardware)
     if record.versions.get("vllm") != wanted.versions.get("vllm"):
         return  # another release hashes other things
     for group in sorted({*record.factors, *wanted.factors}):

@@ -66,9 +66,9 @@ RUNS: dict[str, list[str]] = {
     "standby stop": [""],
     "explain": ["report.json --json"],
     "timeline": ["report.json"],
-    "preload show": ["--json"],
+    "caches": ["", "--json"],
+    "caches prune": ["--all --json"],
     "preload check": ["--json"],
-    "preload reset": [""],
     "prefetch": [
         f"MODEL SECRETS {EMBEDDED} --json",
         "MODEL --engine vllm --hf-token KEY --download-only",

@@ -113,10 +113,10 @@ class Starts:
         self.profiles.append(self._only_profile())
 
     def _only_profile(self) -> dict[str, Any]:
-        command = [str(PYTHON), "-m", "vllm_cli", "preload", "show", "--json"]
+        command = [str(PYTHON), "-m", "vllm_cli", "caches", "--json"]
         environment = {**self.environment, "PYTHONPATH": str(ROOT), "PATH": ""}
         done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60)
-        profiles = json.loads(done.stdout)
+        profiles = json.loads(done.stdout)["preload_profiles"]
         return profiles[0] if profiles else {"num_starts": 0}
 
 

@@ -1,71 +1,24 @@
-"""`vllm-cli preload`: the profiles that starts of vLLM have recorded, and the hooks that they place."""
+"""`vllm-cli preload check`: which hooks of the launcher fit a version of vLLM."""
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from startup.errors import StartupError
-from startup.imports.learned_imports import delete_learned, read_learned
 from vllm_cli.terminal import align
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from startup.vllm.fork.preload_profile import PreloadProfile
     from startup.vllm.launch.hooks import HookReport
 
 
 @click.group("preload")
 def preload() -> None:
-    """Show or delete the lists of modules that `serve --engine vllm` imports in advance; check its hooks.
-
-    Every start records which modules vLLM's processes had imported when they were ready. The next start of
-    the same kind (version, model architecture, flags that matter) preloads these modules once for all
-    processes. The import file has the bytecode of all modules that starts of this Python environment import.
-    """
-
-
-@preload.command("show")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON list with one object per kind of start, with all modules."
-)
-def show(*, as_json: bool) -> None:
-    """Show the recorded profiles, by kind of start.
-
-    \b
-    Examples:
-      vllm-cli preload show
-      vllm-cli preload show --json | jq '.[0].engine_modules'
-    """
-    from startup.vllm.fork.preload_profile import load_all_profiles, profiles_folder
-
-    profiles = load_all_profiles()
-    if as_json:
-        click.echo(json.dumps([_fields(profile) for profile in profiles], indent=2))
-    elif profiles:
-        click.echo("\n\n".join(map(_paragraph, profiles)))
-    else:
-        click.echo(f"No profile is recorded in {profiles_folder()} yet; the first start uses the built-in list.")
-    if not as_json and (learned := read_learned()) is not None:
-        click.echo(f"\n{learned.path}: bytecode of {learned.num_modules} modules, {learned.num_bytes / 2**20:.0f} MiB")
-
-
-@preload.command("reset")
-def reset() -> None:
-    """Delete all profiles and the import file; the next start uses the built-in list and writes new ones.
-
-    \b
-    Example:
-      vllm-cli preload reset
-    """
-    from startup.vllm.fork.preload_profile import delete_all_profiles
-
-    import_file = " and the import file" if delete_learned() else ""
-    click.echo(f"Deleted {delete_all_profiles()} profiles{import_file}.")
+    """Check what `serve --engine vllm` relies on; `vllm-cli caches` shows what it has recorded."""
 
 
 @preload.command("check")
@@ -121,22 +74,3 @@ def _describe_check(report: "HookReport") -> "Iterator[str]":
         yield "All hooks that could be checked fit this version."
     else:
         yield "All hooks fit this version."
-
-
-def _fields(profile: "PreloadProfile") -> dict[str, Any]:
-    return {"key": profile.kind.key, **asdict(profile)}
-
-
-def _paragraph(profile: "PreloadProfile") -> str:
-    kind = profile.kind
-    lines = [
-        f"{kind.key}: vLLM {kind.version}, {kind.architecture or 'any model'}, Python {kind.python}, {kind.machine}",
-        f"  flags {' '.join(kind.flags) or '(none that matter)'}",
-        f"  {len(profile.engine_modules)} modules for engine and workers, "
-        f"{len(profile.api_modules)} for the API server, from {profile.num_starts} starts",
-    ]
-    lines += [f"  {name}={value}" for name, value in profile.environment.items()]
-    lines += [f"  not importable: {name} ({reason})" for name, reason in profile.failed.items()]
-    if profile.disabled_reason:
-        lines.append(f"  preloading is disabled: {profile.disabled_reason}")
-    return "\n".join(lines)

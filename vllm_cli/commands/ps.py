@@ -4,9 +4,8 @@ import json
 
 import click
 
-from startup.logs.formatters import escape_controls
 from vllm_cli.client.running_servers import RouterModel, RunningServer, RunningStandby, find_servers, find_standbys
-from vllm_cli.terminal import align
+from vllm_cli.terminal import align, printable
 
 
 @click.command("ps")
@@ -44,14 +43,9 @@ def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list
         return nothing
     rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL")]
     for server in servers:
-        rows += [_escaped(row) for row in (_server_row(server), *map(_model_row, server.models or ()))]
-    rows += [_escaped(_standby_row(standby)) for standby in standbys]
+        rows += [printable(row) for row in (_server_row(server), *map(_model_row, server.models or ()))]
+    rows += [printable(_standby_row(standby)) for standby in standbys]
     return [*nothing, *align(rows)]
-
-
-def _escaped(row: tuple[str, ...]) -> tuple[str, ...]:
-    """Escapes control characters: names of models and responses of servers are not trusted."""
-    return tuple(escape_controls(cell).replace("\n", "\\n") for cell in row)
 
 
 def _server_row(server: RunningServer) -> tuple[str, ...]:

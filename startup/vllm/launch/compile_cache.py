@@ -40,6 +40,11 @@ _MOST_FAILURES: Final = 2
 _POLLED_EVERY_S: Final = 0.05
 
 
+def present_versions(vllm: InstalledVllm) -> dict[str, str]:
+    """Of Python and of the packages that compile, by name; with another one, compiled models do not fit."""
+    return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
+
+
 class CompileCache:
     """Of one start; made before its forkserver, in the launcher's process."""
 
@@ -126,8 +131,7 @@ class CompileCache:
 
     def _prepare(self) -> None:
         """Removes what must not be loaded, and fetches what fits this command line unless it is here."""
-        packages = installed_versions(_PACKAGES)
-        self._versions = {"python": platform.python_version(), "vllm": self._vllm.version, **packages}
+        self._versions = present_versions(self._vllm)
         self._hardware = Hardware.present()
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:

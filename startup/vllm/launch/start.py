@@ -148,7 +148,7 @@ class _VllmStart:
         """Why vLLM should start without preloading: an earlier start with preloading failed."""
         if self._profile.disabled_reason is None:
             return None
-        return PlainReason(f"{self._profile.disabled_reason}; `vllm-cli preload reset` enables it again")
+        return PlainReason(f"{self._profile.disabled_reason}; `vllm-cli caches prune --all` enables it again")
 
     def run(self) -> int:
         with self._session as session:

@@ -33,8 +33,8 @@ def _importer(folder: Path, *, num_starts: int) -> str:
     return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
 
 
-def _preload(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "vllm_cli", "preload", *words]
+def _caches(folder: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "vllm_cli", "caches", *words]
     done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -53,12 +53,12 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
     assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
     assert "ModuleNotFoundError" in _profile(folder)["failed"]["vllm.is_not_there_any_more"]
 
-    assert "vLLM 0.32.0+cpu" in _preload(folder, "show")
-    (shown,) = json.loads(_preload(folder, "show", "--json"))
+    assert "0.32.0+cpu" in _caches(folder)
+    (shown,) = json.loads(_caches(folder, "--json"))["preload_profiles"]
     assert shown["engine_modules"] == _profile(folder)["engine_modules"]
-    assert _preload(folder, "reset") == "Deleted 1 profiles and the import file.\n"
+    assert "import file" in _caches(folder, "prune", "--all")
     assert _profiles(folder) == []
-    assert "No profile is recorded" in _preload(folder, "show")
+    assert "No preload profile" in _caches(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)

@@ -1,0 +1,292 @@
+"""`vllm-cli caches` and `caches prune`, with real records, files and archives."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.compile_cache import local
+from startup.compile_cache.archive import write_archive
+from startup.compile_cache.location import open_location
+from startup.compile_cache.record import CompiledModel, FileFacts, Hardware
+from startup.imports import learned_imports
+from startup.vllm.fork.preload_profile import PreloadProfile, StartKind
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.launch.compile_cache import present_versions
+
+DAY_S = 86_400
+KIB = 1 << 10
+VLLM = InstalledVllm("0.32.0+cpu", Path("/nowhere/vllm"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, on a machine with vLLM."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setattr("startup.vllm.installed.find_vllm", lambda: VLLM)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Path:
+    folder = tmp_path / "shared"
+    folder.mkdir(mode=0o755)
+    return folder
+
+
+def _record(name: str, **changes: Any) -> CompiledModel:
+    record = CompiledModel(
+        key=name * 64,
+        model=f"org/{name}",
+        start_id="",
+        digest="",
+        early_digest="",
+        factors={},
+        versions=present_versions(VLLM) | {"torch": "2.9.1"},
+        hardware=Hardware.present(),
+        ranks=("rank_0_0",),
+        root="",
+        compile_s=16.7,
+        created_at="2026-11-23T10:00:00+00:00",
+    )
+    return replace(record, **changes)
+
+
+def _model_file(record: CompiledModel) -> Path:
+    return local.compiled_folder() / "torch_aot_compile" / record.key / "rank_0_0" / local.ENTRY
+
+
+def _compile(name: str, *, days: float = 0.0, num_bytes: int = KIB, **changes: Any) -> CompiledModel:
+    """A compiled model of this machine that was used so many days ago."""
+    record = _record(name, **changes)
+    path = _model_file(record)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(num_bytes))
+    local.save_record(record)
+    used_s = time.time() - days * DAY_S
+    os.utime(local.record_path(record), (used_s, used_s))
+    return record
+
+
+def _share(location: Path, name: str, *, days: float = 0.0) -> Path:
+    """An archive that was added or used so many days ago."""
+    record, archive = _record(name), location.parent / "archive"
+    (location.parent / "file").write_bytes(os.urandom(KIB))
+    write_archive(archive, record, {f"vllm/{name}": location.parent / "file"})
+    assert open_location(str(location)).add(record.archive_name, archive)
+    archive.unlink()
+    path = location / record.archive_name
+    used_s = time.time() - days * DAY_S
+    os.utime(path, (used_s, used_s))
+    return path
+
+
+def _left() -> set[str]:
+    return {record.model for record in local.read_records() if local.is_installed(record)}
+
+
+def _same_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine has the torch of the records."""
+    versions = _record("a").versions
+    monkeypatch.setattr("startup.vllm.launch.compile_cache.present_versions", lambda vllm: versions)
+
+
+def test_nothing_is_kept(invoke, cache):
+    done = invoke("caches")
+    assert done.returncode == 0
+    assert f"No compiled model is in {cache}/torch_compile_cache." in done.stdout
+    assert "the first start uses the built-in list" in done.stdout
+    assert json.loads(invoke("caches", "--json").stdout) == {
+        "compiled_models": [],
+        "unrecorded": {"keys": [], "num_bytes": 0},
+        "preload_profiles": [],
+        "import_file": None,
+    }
+    done = invoke("caches", "prune", "--all")
+    assert (done.returncode, done.stdout) == (0, "Removed nothing.\n")
+
+
+def test_compiled_models_are_listed_with_what_does_not_fit(invoke, cache, monkeypatch):
+    _same_versions(monkeypatch)
+    versions = _record("a").versions
+    _compile("a", days=3.5, num_bytes=3 * KIB)
+    _compile("b", days=1 / 24, versions={**versions, "vllm": "0.31.0"})
+    _compile("c", hardware=replace(Hardware.present(), gpus=("NVIDIA H200",)))
+    _model_file(_compile("d\x1b", days=40)).unlink()
+    plain = cache / "torch_compile_cache" / "torch_aot_compile" / "plain" / "rank_0_0" / "model"
+    plain.parent.mkdir(parents=True)
+    plain.write_bytes(bytes(2 * KIB))
+    head, columns, *rows = invoke("caches").stdout.split("\n\n")[0].splitlines()
+    assert head == f"Compiled models in {cache}/torch_compile_cache: 4, 5.0 KiB"
+    assert columns.split("  ")[0] == "MODEL"
+    assert [" ".join(row.split()) for row in rows] == [
+        'org/c 0.32.0+cpu 2.9.1 1.0 KiB 16.7 s just now gpus ["NVIDIA H200"], here []',
+        "org/b 0.31.0 2.9.1 1.0 KiB 16.7 s 1 hour ago vllm 0.31.0, here 0.32.0+cpu",
+        "org/a 0.32.0+cpu 2.9.1 3.0 KiB 16.7 s 3 days ago fits",
+        "org/d\\x1b 0.32.0+cpu 2.9.1 0 bytes 16.7 s 40 days ago its files are missing",
+    ]
+    assert "1 compiled models, 2.0 KiB with other files" in invoke("caches").stdout
+    shown = json.loads(invoke("caches", "--json").stdout)
+    assert shown["unrecorded"] == {"keys": ["plain"], "num_bytes": 2 * KIB}
+    (found,) = (each for each in shown["compiled_models"] if each["model"] == "org/a")
+    assert (found["location"], found["problem"], found["num_bytes"]) == (None, "", 3 * KIB)
+    assert found["age_s"] == pytest.approx(3.5 * DAY_S, abs=60)
+    monkeypatch.setattr("startup.vllm.installed.find_vllm", lambda: None)
+    assert "vLLM is not installed here" in invoke("caches").stdout
+
+
+def test_a_location_is_listed(invoke, location, monkeypatch):
+    _same_versions(monkeypatch)
+    _compile("a")
+    _share(location, "a", days=2)
+    damaged = _share(location, "b")
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    done = invoke("caches", "--compile-cache", location)
+    assert f"Compiled models in {location}: 2," in done.stdout
+    (fits,) = (line for line in done.stdout.splitlines() if "2 days ago" in line)
+    assert fits.startswith("org/a") and fits.endswith("fits")
+    assert f"{damaged.parent.name}/{damaged.name}" in done.stdout
+    assert "it was cut" in done.stdout
+    monkeypatch.setenv("VCLI_COMPILE_CACHE", f"{location},require")
+    places = [each["location"] for each in json.loads(invoke("caches", "--json").stdout)["compiled_models"]]
+    assert places == [None, str(location), str(location)]
+
+
+def test_profiles_and_the_import_file_are_listed(invoke, cache):
+    kind = StartKind.of(VLLM, ("-tp", "2"), None)
+    PreloadProfile(kind, ("a", "b"), ("c",), failed={"d": "no"}, num_starts=3, disabled_reason="it failed").save()
+    path = learned_imports.import_file_paths()[0]
+    path.parent.mkdir(parents=True)
+    learned_imports.write(path, ["json"])
+    shown = invoke("caches").stdout
+    assert f"Preload profiles in {cache}/vllm_cli/preload: 1" in shown
+    row = next(line for line in shown.splitlines() if "it failed" in line)
+    assert row.split()[:6] == ["0.32.0+cpu", "any", "3", "3", "-tp", "2"]
+    assert row.endswith("disabled: it failed, without 1 that cannot be imported")
+    assert f"Import file {path}: bytecode of 1 modules" in shown
+    data = json.loads(invoke("caches", "--json").stdout)
+    assert data["preload_profiles"][0]["engine_modules"] == ["a", "b"]
+    assert data["import_file"]["num_modules"] == 1
+
+
+def test_what_is_older_is_removed(invoke):
+    for name, days in (("a", 31), ("b", 29), ("c", -400)):  # the clock was ahead when c was used
+        _compile(name, days=days)
+    done = invoke("caches", "prune", "--older", "30d", "--dry-run")
+    assert done.stdout.splitlines()[0] == "Would remove 1.0 KiB:"
+    assert _left() == {"org/a", "org/b", "org/c"}
+    done = invoke("caches", "prune", "--older", "30d")
+    assert done.returncode == 0
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["Removed", "1.0", "KiB:"],
+        ["org/a", "1.0", "KiB", "used", "31", "days", "ago"],
+    ]
+    assert _left() == {"org/b", "org/c"}
+    assert "just now" in invoke("caches").stdout
+
+
+def test_what_was_used_longest_ago_is_removed_until_the_rest_fits(invoke):
+    for name, days in (("a", 1), ("b", 3), ("c", 2)):
+        _compile(name, days=days)
+    done = invoke("caches", "prune", "--keep", "2KiB", "--json")
+    report = json.loads(done.stdout)
+    assert [model["model"] for model in report["compiled_models"]] == ["org/b"]
+    assert _left() == {"org/a", "org/c"}
+    invoke("caches", "prune", "--older", "36h", "--keep", "5GiB")
+    assert _left() == {"org/a"}
+    invoke("caches", "prune", "--keep", "0")
+    assert _left() == set()
+
+
+def test_further_folders_of_a_compiled_model_go_with_the_last_one_that_uses_them(invoke, cache):
+    backbone = cache / "torch_compile_cache" / "hash" / "rank_0_0" / "backbone"
+    backbone.parent.mkdir(parents=True)
+    backbone.write_bytes(bytes(KIB))
+    name = f"vllm/{backbone.relative_to(cache)}"
+    for key, days in (("a", 2), ("b", 1)):
+        _compile(key, days=days, files={name: FileFacts(KIB, "")})
+    done = invoke("caches", "prune", "--keep", "2KiB")
+    assert "org/a  2.0 KiB" in done.stdout
+    assert backbone.exists()
+    invoke("caches", "prune", "--keep", "1KiB")
+    assert list((cache / "torch_compile_cache").iterdir()) == [cache / "torch_compile_cache" / "torch_aot_compile"]
+
+
+def test_a_location_is_pruned_only_if_it_is_named(invoke, location, monkeypatch):
+    _compile("a", days=9)
+    old, new = _share(location, "a", days=9), _share(location, "b", days=1)
+    monkeypatch.setenv("VCLI_COMPILE_CACHE", str(location))
+    invoke("caches", "prune", "--older", "7d")
+    assert old.exists()
+    done = invoke("caches", "prune", "--older", "7d", "--compile-cache", location)
+    assert done.returncode == 0
+    assert str(location) in done.stdout
+    assert (old.exists(), new.exists()) == (False, True)
+    invoke("caches", "prune", "--keep", "1", "--compile-cache", location)
+    assert not new.exists()
+
+
+def test_all_removes_everything_of_this_machine(invoke, cache, location):
+    _compile("a")
+    shared = _share(location, "a")
+    backbone = cache / "torch_compile_cache" / "plain" / "rank_0_0" / "backbone"
+    backbone.mkdir(parents=True)
+    (backbone / "vllm_compile_cache.py").write_bytes(bytes(2 * KIB))
+    PreloadProfile(StartKind.of(VLLM, (), None), num_starts=1).save()
+    path = learned_imports.import_file_paths()[0]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"damaged")
+    (local.records_folder() / "old.json").write_text("{}")
+    shown = json.loads(invoke("caches", "prune", "--all", "--dry-run", "--json").stdout)
+    assert (shown["is_dry_run"], len(shown["compiled_models"])) == (True, 1)
+    assert shown["others"]["import file"] == 7
+    done = invoke("caches", "prune", "--all")
+    assert done.returncode == 0
+    assert [line.split("  ")[1] for line in done.stdout.splitlines()[1:]] == [
+        "org/a", "compiled without a record", "preload profiles", "import file",
+    ]  # fmt: skip
+    assert [each for each in cache.rglob("*") if each.is_file()] == []
+    assert shared.exists()
+
+
+def test_a_location_that_cannot_be_used_is_named(invoke, location):
+    _compile("a", days=9)
+    location.chmod(0o777)
+    done = invoke("caches", "--compile-cache", location)
+    assert done.returncode == 1
+    assert "org/a" in done.stdout, "what is here is listed nevertheless"
+    assert done.stderr.startswith("Error: ") and str(location) in done.stderr
+    done = invoke("caches", "prune", "--keep", "0", "--compile-cache", location)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert str(location) in done.stderr
+    assert _left() == {"org/a"}
+
+
+def test_what_cannot_be_removed_is_an_error(invoke, monkeypatch):
+    record = _compile("a", days=9)
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    done = invoke("caches", "prune", "--keep", "0")
+    assert done.returncode == 1
+    assert f"{record.key} in {local.compiled_folder()} cannot be removed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prune",),
+        ("prune", "--older", "yesterday"),
+        ("prune", "--keep", "some"),
+        ("prune", "--all", "--compile-cache", "/tmp"),
+        ("prune", "--keep", "0", "--compile-cache", "require"),
+        ("--compile-cache", "/tmp", "prune", "--keep", "0"),
+        ("--compile-cache", "/a,/b"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(invoke, words):
+    assert invoke("caches", *words).returncode == 2
