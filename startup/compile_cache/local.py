@@ -87,7 +87,9 @@ def files_of(record: CompiledModel, more: Iterable[str] = ()) -> dict[str, Path]
     """
     folders = caches()
     root = folders.pop(VLLM)
-    chosen = _files_of_key(record.key, record.ranks)
+    base = _key_folder(record.key)
+    others = {path.name for path in base.glob("rank_*")} - set(record.ranks)
+    chosen = {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
     chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
     if record.hardware.gpus:
@@ -117,38 +119,36 @@ def remove(record: CompiledModel) -> None:
     """Removes a compiled model and its record; what others use, too, stays."""
     base = _key_folder(record.key)
     others = [_further_folders(other) for other in read_records() if record_path(other) != record_path(record)]
-    for folder in (*(base / rank for rank in record.ranks), base):
+    for folder in (*(base / rank for rank in record.ranks), base, *_further_folders(record).difference(*others)):
+        aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
         if folder != base or not any(base.glob(f"rank_*/{ENTRY}")):
-            _remove_folder(folder)
-    for folder in _further_folders(record).difference(*others):
-        _remove_folder(folder)
+            with suppress(OSError):
+                folder.rename(aside)  # vLLM finds all or nothing
+                shutil.rmtree(aside, ignore_errors=True)
     for suffix in (".json", _FAILED, _SHARED):
         record_path(record).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def remove_all() -> None:
-    """Removes all compiled models, with and without a record, and the records."""
-    for path in compiled_folder().glob("*"):
-        if path.is_dir():
-            _remove_folder(path)
-    for path in records_folder().glob("*"):
-        path.unlink(missing_ok=True)
+    """Removes all compiled models, with and without a record; raises OSError."""
+    for folder in (compiled_folder(), records_folder()):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def num_bytes(record: CompiledModel) -> int:
-    """The size of its files, without kernels, which others use, too."""
-    further = {path for folder in _further_folders(record) for path in _files(folder)}
-    return _num_bytes(_files_of_key(record.key, record.ranks) | further)
+    """The size of its files, without kernels, which others use, too; 0 if they are gone."""
+    own = (facts.size for name, facts in record.files.items() if name.startswith(f"{VLLM}/{_COMPILED}/"))
+    return sum(own) if is_installed(record) else 0
 
 
 def num_bytes_of_all() -> int:
-    """The size of all compiled models, with and without a record."""
-    return _num_bytes(_files(compiled_folder()))
-
-
-def last_use_s(record: CompiledModel) -> float:
-    """In seconds since 1970; raises OSError if the record is gone."""
-    return record_path(record).stat().st_mtime
+    """The size of what vLLM's folder has, with and without a record."""
+    total = 0
+    for path in _files(compiled_folder()):
+        with suppress(FileNotFoundError):  # a start may be writing
+            total += path.stat().st_size
+    return total
 
 
 def damaged_file(record: CompiledModel) -> str | None:
@@ -212,26 +212,11 @@ def _key_folder(key: str) -> Path:
     return caches()[VLLM] / AOT / key
 
 
-def _files_of_key(key: str, ranks: Iterable[str]) -> set[Path]:
-    """Those of these ranks, and those that all ranks use."""
-    base = _key_folder(key)
-    others = {path.name for path in base.glob("rank_*")} - set(ranks)
-    return {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
-
-
 def _further_folders(record: CompiledModel) -> set[Path]:
-    """Where vLLM keeps parts of it that older ways of compiling use, too: in folders with other names."""
-    folder, names = compiled_folder(), (name.split("/") for name in record.files)
-    found = {parts[2] for parts in names if len(parts) > 3 and parts[:2] == [VLLM, _COMPILED]}
-    return {folder / name for name in found if folder / name != _key_folder("*").parent}
-
-
-def _remove_folder(folder: Path) -> None:
-    """Renames it first, so that vLLM finds all or nothing; a folder that cannot be removed stays."""
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
-    with suppress(OSError):
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    """Folders that vLLM has chosen for it beside those of the keys."""
+    root, aot = caches()[VLLM], _key_folder(".")
+    paths = (root / name.removeprefix(f"{VLLM}/") for name in record.files if name.startswith(f"{VLLM}/{_COMPILED}/"))
+    return {folder for path in paths for folder in path.parents if folder.parent == aot.parent and folder != aot}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -241,14 +226,6 @@ def _files(folder: Path) -> Iterator[Path]:
             file = Path(path, name)
             if not name.endswith(_TEMPORARY) and file.is_file() and not file.is_symlink():
                 yield file
-
-
-def _num_bytes(files: Iterable[Path]) -> int:
-    total = 0
-    for path in files:
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
 
 
 def _newest(folders: Mapping[str, Iterable[Path]]) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """`vllm-cli caches`: what is kept between starts: compiled models, preload profiles, the import file."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -33,12 +33,12 @@ _HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS"
 
 
 class _Kept(NamedTuple):
-    """A compiled model of this machine or of a location."""
+    """A compiled model of this machine or of a location, or something else that is kept."""
 
-    archive: str
-    """Its name in a location."""
+    name: str
+    """That of its archive in a location."""
     num_bytes: int
-    used_s: float
+    used_s: float | None = None
     """When a start has used it last, in seconds since 1970."""
     record: CompiledModel | None = None
     location: Location | None = None
@@ -47,30 +47,16 @@ class _Kept(NamedTuple):
     """Why it cannot be loaded here."""
 
     @property
-    def age_s(self) -> float:
-        """0 if the last use is in the future: a clock was changed."""
-        return max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
-
-    def remove(self) -> None:
-        """Raises OSError if it is still there."""
-        if self.location is not None:
-            self.location.remove(self.archive)
-        elif self.record is not None:
-            local.remove(self.record)
-            if local.is_installed(self.record):
-                raise OSError(f"{self.record.key} in {local.compiled_folder()} cannot be removed: check permissions")
+    def age_s(self) -> float | None:
+        """Since the last use; 0 if that is in the future, because a clock was changed."""
+        return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON values."""
-        names = ("model", "key", "versions", "compile_s", "created_at")
-        return {
-            "location": self.location and self.location.address,
-            "archive": self.archive,
-            **{name: getattr(self.record, name, None) for name in names},
-            "num_bytes": self.num_bytes,
-            "age_s": round(self.age_s, 3),
-            "problem": self.problem,
-        }
+        facts = {field: getattr(self.record, field, None) for field in ("model", "key", "versions", "compile_s")}
+        place = self.location and self.location.address
+        own = {"num_bytes": self.num_bytes, "age_s": self.age_s, "problem": self.problem}
+        return {"name": self.name, "location": place, **facts, **own}
 
 
 @click.group("caches", invoke_without_command=True)
@@ -83,20 +69,15 @@ class _Kept(NamedTuple):
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
     """List what is kept between starts of vLLM: compiled models, preload profiles and the import file.
 
-    HERE compares versions and hardware with those that a compiled model is for. It does not know the flags
-    and variables of a start: the start's log says whether it has compiled, and why. LAST USE of an object in
-    a store is when it was added.
-
-    A preload profile has the modules that vLLM's processes had imported when they were ready; the next start
-    of the same kind (version, architecture, flags that matter) imports them once for all processes. The
-    import file has the bytecode of all modules that starts of this Python environment import.
+    HERE compares versions and hardware with those that a compiled model is for; the log of a start says
+    whether it has compiled, and why. LAST USE of an object in a store is when it was added. The next start
+    imports the modules of its preload profile once for all processes; the import file has their bytecode.
 
     \b
     Examples:
       vllm-cli caches
       vllm-cli caches --compile-cache s3://bucket/compiled
       vllm-cli caches --json | jq '.preload_profiles[0].engine_modules'
-      vllm-cli caches prune --older 30d --keep 5GiB
 
     Exit codes: 0 done; 1 LOCATION cannot be used; 2 usage.
     """
@@ -105,11 +86,11 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
             raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
         return
     address = (option or CompileCacheOption.of(env.VCLI_COMPILE_CACHE.get() or "")).location
-    models: dict[str | None, list[_Kept]] = {None: list(_local_models())}
+    models: dict[str | None, list[_Kept]] = {None: list(_examine(_local_models()))}
     failure = None
     if address is not None:
         try:
-            models[address] = list(_stored_models(address))
+            models[address] = list(_examine(_archives(address, MOST_LISTED)))
         except LocationError as err:
             failure = str(err)
     click.echo(_to_json(models) if is_json else "\n\n".join("\n".join(part) for part in _sections(models)))
@@ -144,9 +125,8 @@ def prune(  # noqa: PLR0913 - one argument per option
 ) -> None:
     """Remove compiled models by age and size, or all that is kept between starts.
 
-    Servers that are ready are not affected. After --all, the next start imports a built-in list, compiles,
-    and writes everything anew; preloading that was disabled after a failure is enabled again.
-    VCLI_COMPILE_CACHE has no effect.
+    Servers that are ready are not affected. After --all, the next start compiles and records everything anew,
+    and preloading that a failure has disabled is enabled again. VCLI_COMPILE_CACHE has no effect.
 
     \b
     Examples:
@@ -163,43 +143,26 @@ def prune(  # noqa: PLR0913 - one argument per option
         raise click.UsageError("--compile-cache needs a LOCATION, and --older or --keep.")
     try:
         here = list(_local_models())
-        chosen = here if is_all else _choose(here, older_s, keep_bytes)
+        chosen = [*here, *_others(here)] if is_all else _choose(here, older_s, keep_bytes)
         if option is not None and option.location is not None:
-            chosen = [*chosen, *_choose(_archives(option.location, _MOST_EXAMINED), older_s, keep_bytes)]
-        others = _others(here) if is_all else {}
+            chosen += _choose(_archives(option.location, _MOST_EXAMINED), older_s, keep_bytes)
         if not is_dry_run:
-            _remove(chosen, and_others=is_all)
+            _remove(chosen, is_all=is_all)
     except OSError as err:
         raise click.ClickException(str(err)) from err
     if is_json:
-        fields = {"is_dry_run": is_dry_run, "compiled_models": [model.to_fields() for model in chosen]}
-        click.echo(json.dumps({**fields, "others": others}, indent=2))
+        fields = [model.to_fields() for model in chosen]
+        click.echo(json.dumps({"is_dry_run": is_dry_run, "removed": fields}, indent=2))
     else:
-        click.echo("\n".join(_describe_removed(chosen, others, is_dry_run=is_dry_run)))
+        click.echo("\n".join(_describe_removed(chosen, "Would remove" if is_dry_run else "Removed")))
 
 
 def _local_models() -> Iterator[_Kept]:
     """Those of this machine that have a record."""
-    why_not_here = _WhyNotHere()
     for record in local.read_records():
-        problem = why_not_here(record) if local.is_installed(record) else "its files are missing"
         with suppress(FileNotFoundError):  # removed meanwhile
-            used_s = local.last_use_s(record)
-            yield _Kept(record.archive_name, local.num_bytes(record), used_s, record, problem=problem)
-
-
-def _stored_models(address: str) -> Iterator[_Kept]:
-    """Those of a location, with their records; raises LocationError."""
-    why_not_here = _WhyNotHere()
-    for model in _archives(address, MOST_LISTED):
-        assert model.location is not None
-        try:
-            with model.location.open(model.archive) as file:
-                record = read_record(file)
-        except (ArchiveError, LocationError) as err:
-            yield model._replace(problem=str(err))
-            continue
-        yield model._replace(record=record, problem=why_not_here(record))
+            used_s = local.record_path(record).stat().st_mtime
+            yield _Kept(record.archive_name, local.num_bytes(record), used_s, record)
 
 
 def _archives(address: str, most: int) -> Iterator[_Kept]:
@@ -209,66 +172,78 @@ def _archives(address: str, most: int) -> Iterator[_Kept]:
         yield _Kept(stored.name, stored.size, stored.modified_s, location=location)
 
 
-class _WhyNotHere:
-    """Compares records with the versions and the hardware of this machine."""
+def _examine(models: Iterable[_Kept]) -> Iterator[_Kept]:
+    """With the records of archives, and with what does not fit here."""
+    from startup.vllm.installed import find_vllm
+    from startup.vllm.launch.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
 
-    def __init__(self) -> None:
-        from startup.vllm.installed import find_vllm
-        from startup.vllm.launch.compile_cache import present_versions  # noqa: PLC0415
+    vllm, hardware = find_vllm(), Hardware.present()
+    versions = present_versions(vllm) if vllm else None
+    for model in models:
+        record, problem = model.record, ""
+        try:
+            if model.location is not None:
+                with model.location.open(model.name) as file:
+                    record = read_record(file)
+        except (ArchiveError, OSError) as err:
+            problem = str(err)
+        if record is not None:
+            problem = _why_not_here(record, versions, hardware)
+        if model.location is None and record is not None and not local.is_installed(record):
+            problem = "its files are missing"
+        yield model._replace(record=record, problem=problem)
 
-        vllm = find_vllm()
-        self._versions = None if vllm is None else present_versions(vllm)
-        self._hardware = Hardware.present()
 
-    def __call__(self, record: CompiledModel) -> str:
-        """Empty if they are the same."""
-        if self._versions is None:
-            return "vLLM is not installed here"
-        changes = other_place(record, self._versions, self._hardware)
-        return "; ".join(f"{each.name} {each.before or 'none'}, here {each.now or 'none'}" for each in changes)
+def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, hardware: Hardware) -> str:
+    if versions is None:
+        return "vLLM is not installed here"
+    changes = other_place(record, versions, hardware)
+    return "; ".join(f"{each.name} {each.before or 'none'}, here {each.now or 'none'}" for each in changes)
 
 
 def _choose(models: Iterable[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
     """What the limits remove, the one used longest ago first."""
-    ordered = sorted(models, key=lambda model: model.used_s)
+    ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
     for model in ordered:
-        if (older_s is not None and model.age_s > older_s) or (keep_bytes is not None and total > keep_bytes):
+        is_old = older_s is not None and (model.age_s or 0.0) > older_s
+        if is_old or (keep_bytes is not None and total > keep_bytes):
             total -= model.num_bytes
             chosen.append(model)
     return chosen
 
 
-def _others(models: Iterable[_Kept]) -> dict[str, int]:
-    """The sizes of what this machine keeps besides these models."""
+def _others(models: Iterable[_Kept]) -> Iterator[_Kept]:
+    """What this machine keeps besides these models."""
     from startup.vllm.fork.preload_profile import profiles_folder
 
-    files = {
-        "preload profiles": list(profiles_folder().glob("*.json")),
-        "import file": [path for path in import_file_paths()[:1] if path.exists()],
-    }
-    return {
-        "compiled without a record": _num_unrecorded_bytes(models),
-        **{name: sum(path.stat().st_size for path in paths) for name, paths in files.items()},
-    }
+    if num_bytes := _num_unrecorded_bytes(models):
+        yield _Kept("compiled without a record", num_bytes)
+    profiles, import_files = profiles_folder().glob("*.json"), import_file_paths()[:1]
+    for name, paths in {"preload profiles": list(profiles), "import file": import_files}.items():
+        if sizes := [path.stat().st_size for path in paths if path.exists()]:
+            yield _Kept(name, sum(sizes))
 
 
 def _num_unrecorded_bytes(models: Iterable[_Kept]) -> int:
     return max(local.num_bytes_of_all() - sum(model.num_bytes for model in models), 0)
 
 
-def _remove(models: Iterable[_Kept], *, and_others: bool) -> None:
+def _remove(models: Sequence[_Kept], *, is_all: bool) -> None:
     """Raises OSError if something is still there."""
     from startup.vllm.fork.preload_profile import delete_all_profiles
 
     for model in models:
-        model.remove()
-    if and_others:
+        if model.location is not None:
+            model.location.remove(model.name)
+        elif model.record is not None:
+            local.remove(model.record)
+    if is_all:
         delete_all_profiles()
         delete_learned()
         local.remove_all()
-        if local.num_bytes_of_all():
-            raise OSError(f"not all of {local.compiled_folder()} can be removed: check permissions")
+    if any(model.record is not None and local.is_installed(model.record) for model in models):
+        raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
 def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
@@ -293,31 +268,33 @@ def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
         if not found:
             yield [f"No compiled model is in {place}."]
             continue
-        rows = [_row(model) for model in sorted(found, key=lambda model: model.age_s)]
+        rows = list(map(_row, sorted(found, key=lambda model: model.age_s or 0.0)))
         size = format_bytes(sum(model.num_bytes for model in found))
         yield [f"Compiled models in {place}: {len(found)}, {size}", *align([_HEAD, *rows])]
     if num_bytes := _num_unrecorded_bytes(models[None]):
         keys = len(local.unrecorded_keys())
-        size = format_bytes(num_bytes)
-        yield [f"Without a record, by starts without this program: {keys} compiled models, {size} with other files"]
-    if profiles := load_all_profiles():
-        rows = [_profile_row(profile) for profile in profiles]
+        yield [f"Without a record: {keys} compiled models; with other files of vLLM {format_bytes(num_bytes)}"]
+    if rows := list(map(_profile_row, load_all_profiles())):
         yield [f"Preload profiles in {profiles_folder()}: {len(rows)}", *align([_HEAD_OF_PROFILES, *rows])]
     else:
         yield [f"No preload profile is in {profiles_folder()}; the first start uses the built-in list."]
     if (learned := read_learned()) is not None:
-        size = format_bytes(learned.num_bytes)
-        yield [f"Import file {learned.path}: bytecode of {learned.num_modules} modules, {size}"]
+        yield [f"Import file {learned.path}: {learned.num_modules} modules, {format_bytes(learned.num_bytes)}"]
 
 
 def _row(model: _Kept) -> tuple[str, ...]:
-    record = model.record
-    name, versions, compile_s = (
-        (model.archive, {}, "-") if record is None else (record.model, record.versions, f"{record.compile_s:.1f} s")
+    record, versions = model.record, model.record.versions if model.record else {}
+    return printable(
+        (
+            record.model if record else model.name,
+            versions.get("vllm", "-"),
+            versions.get("torch", "-"),
+            format_bytes(model.num_bytes),
+            f"{record.compile_s:.1f} s" if record else "-",
+            "-" if model.age_s is None else _in_words(model.age_s),
+            model.problem or "fits",
+        )
     )
-    shown = (versions.get(package, "-") for package in ("vllm", "torch"))
-    row = (name, *shown, format_bytes(model.num_bytes), compile_s, _in_words(model.age_s), model.problem or "fits")
-    return printable(row)
 
 
 def _profile_row(profile: "PreloadProfile") -> tuple[str, ...]:
@@ -332,21 +309,11 @@ def _profile_row(profile: "PreloadProfile") -> tuple[str, ...]:
     )
 
 
-def _describe_removed(models: Iterable[_Kept], others: Mapping[str, int], *, is_dry_run: bool) -> Iterator[str]:
-    rows = [
-        (
-            model.record.model if model.record else model.archive,
-            format_bytes(model.num_bytes),
-            f"used {_in_words(model.age_s)}",
-            model.location.address if model.location else "",
-        )
-        for model in models
-    ]
-    rows += [(name, format_bytes(num_bytes), "", "") for name, num_bytes in others.items() if num_bytes]
-    total = sum(model.num_bytes for model in models) + sum(others.values())
-    verb = "Would remove" if is_dry_run else "Removed"
-    yield f"{verb} {format_bytes(total)}:" if rows else f"{verb} nothing."
-    yield from (f"  {line}" for line in align([printable(row) for row in rows]))
+def _describe_removed(models: Sequence[_Kept], verb: str) -> Iterator[str]:
+    yield f"{verb} {format_bytes(sum(model.num_bytes for model in models))}:" if models else f"{verb} nothing."
+    places = [model.location.address if model.location else "this machine" for model in models]
+    rows = [(*_row(model)[:-1], escape_controls(place)) for model, place in zip(models, places, strict=True)]
+    yield from align([(*_HEAD[:-1], "FROM"), *rows]) if models else ()
 
 
 def _in_words(age_s: float) -> str:
