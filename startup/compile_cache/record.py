@@ -6,6 +6,7 @@ record per compiled model in its cache folder; an archive in a shared location c
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -15,6 +16,8 @@ from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 1
 ARCHIVE_SUFFIX: Final = ".zip"
+_KEY: Final = re.compile(r"[0-9a-f]{10,64}")
+_RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
 
 
 class FileFacts(NamedTuple):
@@ -104,6 +107,8 @@ class CompiledModel:
             record = msgspec.json.decode(content, type=cls)
         except msgspec.MsgspecError as err:
             raise ValueError(f"the record of a compiled model is not valid: {err}") from err
+        if not _KEY.fullmatch(record.key) or not all(map(_RANK.fullmatch, record.ranks)):
+            raise ValueError("the record's key or ranks cannot be names of folders")
         if record.format != FORMAT:
             raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
         return record
