@@ -100,7 +100,7 @@ def test_compiled_models_are_listed_with_what_does_not_fit(invoke, cache, monkey
     _compile("a", days=3.5, num_bytes=3 * KIB)
     _compile("b", days=1 / 24, versions={**VERSIONS, "vllm": "0.31.0"})
     _compile("c", hardware=replace(Hardware.present(), gpus=("NVIDIA H200",)))
-    _model_file(_compile("d\x1b", days=40)).unlink()
+    _model_file(_compile("d", days=40, model="org/d\x1b")).unlink()
     plain = cache / "torch_compile_cache" / "torch_aot_compile" / "plain" / "rank_0_0" / "model"
     plain.parent.mkdir(parents=True)
     plain.write_bytes(bytes(2 * KIB))
