@@ -54,12 +54,8 @@ class ServerRun:
         Raises:
             EngineStartError: the engine did not become ready.
         """
-        try:
-            with closing(self._main()) as main:
-                return int(uvloop.run(main))
-        finally:
-            if self._server.parts.response_store is not None:
-                self._server.parts.response_store.close()
+        with closing(self._main()) as main:
+            return int(uvloop.run(main))
 
     async def _main(self) -> int:
         server = self._server

@@ -67,12 +67,6 @@ class GenerationConfig:
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
     )
     enable_responses_store: bool = from_variable(env.VLLM_ENABLE_RESPONSES_API_STORE)
-    responses_store_file: str | None = setting(
-        None,
-        "--responses-store-file",
-        "SQLite file that keeps responses of /v1/responses across restarts; kept in memory if not given.",
-        metavar="FILE",
-    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

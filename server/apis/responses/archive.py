@@ -1,7 +1,6 @@
 """Keeps responses that have ended, and the conversations that later requests continue."""
 
 import logging
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -11,7 +10,7 @@ from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.input_items import show_items
 from server.apis.responses.output import ResponseEvent
 from server.apis.responses.response_run import ResponseRun
-from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
+from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
 from server.http_body.response_body import encode_named_event
 from server.limits import LimitsConfig
 from server.renderers.renderer import Renderer
@@ -24,19 +23,9 @@ LARGE_BYTES: Final = 32 << 10
 
 
 def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
-    """The configured store; None keeps nothing.
-
-    Raises:
-        ConfigError: the file cannot be used.
-    """
+    """The configured store; None keeps nothing."""
     bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
-    if not (config.enable_responses_store and all(bounds)):
-        return None
-    if config.responses_store_file is None:
-        return MemoryStore(bounds)
-    from server.apis.responses.store_file import FileStore  # noqa: PLC0415 - SQLite is seldom needed
-
-    return FileStore(Path(config.responses_store_file), bounds)
+    return ResponseStore(bounds) if config.enable_responses_store and all(bounds) else None
 
 
 class ResponseArchive:
@@ -55,12 +44,12 @@ class ResponseArchive:
     async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
         """Keeps a response unless `store` is false, with its events if it ran in the background.
 
-        A failure, such as a full disk, is logged; the response then is not kept.
+        A failure is logged; the response then is not kept.
         """
         if self._store is None or not run.request.store:
             return
         try:
-            await self._store.put(run.response["id"], await self.encode(run, events))
+            self._store.put(run.response["id"], await self.encode(run, events))
         except Exception as err:  # noqa: BLE001
             logger.warning("response %s was not stored: %r", run.response["id"], err)
 
@@ -73,16 +62,16 @@ class ResponseArchive:
         is_small = run.is_small or "response" not in event
         return await self._renderer.run_unless(is_small, encode_named_event, event)
 
-    async def find(self, response_id: str) -> StoredResponse:
+    def find(self, response_id: str) -> StoredResponse:
         """A response; raises RequestError (404) if it is not kept, or not any more."""
-        stored = None if self._store is None else await self._store.get(response_id)
+        stored = None if self._store is None else self._store.get(response_id)
         if stored is None:
             raise _not_found(response_id)
         return stored
 
-    async def delete(self, response_id: str) -> None:
+    def delete(self, response_id: str) -> None:
         """Drops a response; raises RequestError (404) if it is not kept."""
-        if self._store is None or not await self._store.delete(response_id):
+        if self._store is None or not self._store.delete(response_id):
             raise _not_found(response_id)
 
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
@@ -96,7 +85,7 @@ class ResponseArchive:
             own, body = await self._renderer.run_in_pool(_decode_items, found)
             items = own + (body.output if found is not stored else []) + items
             previous_id = body.previous_response_id
-            found = await self._store.get(previous_id) if self._store and previous_id else None
+            found = self._store.get(previous_id) if self._store and previous_id else None
         return items
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:
@@ -129,7 +118,7 @@ def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredRespons
     history = extend_conversation(run.messages, run.response["output"])
     items = show_items(run.request.items, run.response["id"])
     body, encoded_history, encoded_items = map(msgspec.json.encode, (run.response, history, items))
-    return StoredResponse(body, encoded_history, events, encoded_items)
+    return StoredResponse(body, encoded_history, encoded_items, events)
 
 
 def _decode(history: bytes) -> list[Message]:

@@ -68,7 +68,7 @@ class ResponsesServing:
         current = self._background.find(response_id)
         if current is not None:
             return msgspec.json.encode(current.response)
-        return (await self._archive.find(response_id)).body
+        return self._archive.find(response_id).body
 
     async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
         """The events of a response in the background after one of them, as they come.
@@ -78,7 +78,7 @@ class ResponsesServing:
         """
         first = 0 if starting_after is None else max(starting_after + 1, 0)
         current = self._background.find(response_id)
-        kept = current or await self._archive.find(response_id)
+        kept = current or self._archive.find(response_id)
         if kept.events is None:
             raise invalid_response(
                 f"The response '{response_id}' has no stream: it was not created with `background` and `stream`.",
@@ -94,7 +94,7 @@ class ResponsesServing:
         """
         current = self._background.find(response_id)
         if current is None:
-            await self._archive.find(response_id)
+            self._archive.find(response_id)
         if current is None or current.response["status"] != "queued":
             raise invalid_response("Cannot cancel a synchronous response.", "response_id")
         await current.cancel()
@@ -109,7 +109,7 @@ class ResponsesServing:
         current = self._background.find(response_id)
         if current is not None:
             await current.cancel()
-        await self._archive.delete(response_id)
+        self._archive.delete(response_id)
 
     async def input_items(self, response_id: str, page: ItemPage) -> bytes:
         """The items that the model was given for a response, as a list in JSON.
@@ -118,7 +118,7 @@ class ResponsesServing:
             RequestError: there is no such response, or no such page.
         """
         current = self._background.find(response_id)
-        stored = await (self._archive.find(response_id) if current is None else self._archive.encode(current.run))
+        stored = self._archive.find(response_id) if current is None else await self._archive.encode(current.run)
         items = await self._archive.input_items(stored)
         return await self._inference.renderer.run_in_pool(page.cut, items)
 
@@ -150,7 +150,7 @@ class ResponsesServing:
             return []
         if self._background.find(previous_id) is not None:
             raise invalid_response(f"The response '{previous_id}' is not complete yet.", "previous_response_id")
-        stored = await self._archive.find(previous_id)
+        stored = self._archive.find(previous_id)
         context.lease.add_bytes(len(stored.history))
         context.is_small = context.is_small and len(stored.history) < LARGE_BYTES
         return await self._archive.decode_history(stored)

@@ -1,7 +1,7 @@
 """The responses that may be retrieved and continued, within bounds; the oldest are dropped first."""
 
 from collections import OrderedDict
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,10 +13,10 @@ class StoredResponse(msgspec.Struct, frozen=True):
     """The response as JSON."""
     history: bytes
     """The conversation up to and including the response, as JSON; instructions are not part of it."""
+    items: bytes
+    """The items of the request's input as JSON."""
     events: tuple[bytes, ...] | None = None
     """The events of a response in the background that was streamed."""
-    items: bytes = b"[]"
-    """The items of the request's input as JSON."""
 
     @property
     def num_bytes(self) -> int:
@@ -31,24 +31,8 @@ class StoreBounds(NamedTuple):
     max_bytes: int
 
 
-class ResponseStore(Protocol):
-    """Keeps responses by id."""
-
-    async def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
-
-    async def get(self, response_id: str) -> StoredResponse | None:
-        """A response; None if it is unknown or has been dropped."""
-
-    async def delete(self, response_id: str) -> bool:
-        """Drops a response; returns whether it was there."""
-
-    def close(self) -> None:
-        """Releases files and threads."""
-
-
-class MemoryStore:
-    """Keeps responses as long as this process lives; used on the event loop only."""
+class ResponseStore:
+    """Keeps responses by id as long as this process lives; used on the event loop only."""
 
     def __init__(self, bounds: StoreBounds) -> None:
         self._bounds = bounds
@@ -56,7 +40,8 @@ class MemoryStore:
         self.num_bytes = 0
         """Size of all responses."""
 
-    async def put(self, response_id: str, response: StoredResponse) -> None:
+    def put(self, response_id: str, response: StoredResponse) -> None:
+        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
         if response.num_bytes > self._bounds.max_bytes or response_id in self._responses:
             return
         self._responses[response_id] = response
@@ -65,13 +50,12 @@ class MemoryStore:
             _, oldest = self._responses.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
 
-    async def get(self, response_id: str) -> StoredResponse | None:
+    def get(self, response_id: str) -> StoredResponse | None:
+        """A response; None if it is unknown or has been dropped."""
         return self._responses.get(response_id)
 
-    async def delete(self, response_id: str) -> bool:
+    def delete(self, response_id: str) -> bool:
+        """Drops a response; returns whether it was there."""
         found = self._responses.pop(response_id, None)
         self.num_bytes -= 0 if found is None else found.num_bytes
         return found is not None
-
-    def close(self) -> None:
-        pass

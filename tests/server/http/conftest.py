@@ -476,8 +476,6 @@ def run_app(
         thread.join(PATIENT_S)
         assert not thread.is_alive()
         listener.close()
-        if parts.response_store is not None:
-            parts.response_store.close()
 
 
 @pytest.fixture
