@@ -112,7 +112,7 @@ def install(unpacked: Path) -> None:
             target = folders[cache].joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):
-                shutil.move(path, target)
+                _move(path, target)
 
 
 def remove(record: CompiledModel) -> None:
@@ -201,6 +201,16 @@ def note_shared(record: CompiledModel, location: str) -> None:
     """The location has its archive."""
     with suppress(OSError), record_path(record).with_suffix(_SHARED).open("a") as file:
         file.write(f"{location}\n")
+
+
+def _move(path: Path, target: Path) -> None:
+    """The target is whole or missing, also on another file system, to which the file is copied."""
+    beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.move(path, beside)
+        beside.rename(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def compiled_folder() -> Path:

@@ -15,8 +15,8 @@ Kind = Literal["variables", "flags", "model", "versions", "hardware", "sources",
 
 ENVIRONMENT: Final = "environment"
 _MODEL_FACTORS: Final = ("hf_config", "hf_text_config", "hf_image_processor_config", "model_arch_config")
-_SWITCHES: Final = {"VLLM_USE_AOT_COMPILE": False, "VLLM_DISABLE_COMPILE_CACHE": True}
-"""Variables that switch vLLM's cache off with these values."""
+_SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
+"""Variables that switch vLLM's cache off with these values; the first one also decides the second one's default."""
 _PER_CONTAINER: Final = re.compile(r"(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
 """In the names of variables whose value may be another one in each container."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
@@ -148,7 +148,7 @@ def _switched_off(wanted: Wanted) -> Reason | None:
     variables = wanted.factors.get(ENVIRONMENT, {})
     for name, value in _SWITCHES.items():
         if variables.get(name) is value:
-            change = Change("variables", name, "", _shown(value))
+            change = Change("variables", name, _shown(not value), _shown(value))
             return Reason(f"{name} switches vLLM's cache of compiled models off", (change,), f"unset {name}")
     return None
 
