@@ -1,4 +1,4 @@
-"""Compiled models of machines that share a location: each has its own cache folder; helpers are killed at any time."""
+"""Compiled models of machines that share a location; helpers are killed at any time."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,14 +17,15 @@ from typing import Final
 import pytest
 
 from startup.compile_cache import local
-from startup.compile_cache.archive import read_record, unpack
+from startup.compile_cache.archive import read_record, unpack, write_archive
+from startup.compile_cache.location import open_location
+from startup.compile_cache.messages import AddJob, FetchJob
 from startup.compile_cache.process import SharingProcess
 from startup.compile_cache.record import CompiledModel, Hardware
-from startup.compile_cache.sharing import AddJob, FetchJob, add, fetch
+from startup.compile_cache.sharing import add, fetch
 
 NUM_MACHINES: Final = 10
 NUM_KILLS: Final = 50
-_AOT: Final = "torch_compile_cache/torch_aot_compile"
 
 
 def _record(**fields: object) -> CompiledModel:
@@ -59,9 +61,9 @@ class Machine:
         return self
 
     def compile(self, record: CompiledModel, num_bytes: int = 200_000) -> dict[str, bytes]:
-        """Writes what vLLM and Triton would; returns the content by name."""
-        base = f"vllm/{_AOT}/{record.key}"
-        names = (*(f"{base}/{rank}/model" for rank in record.ranks), f"{base}/inductor_cache/x/x.so", "triton/k.so")
+        """Writes what vLLM would; returns the content by name."""
+        base = f"vllm/{local.AOT}/{record.key}"
+        names = (*(f"{base}/{rank}/model" for rank in record.ranks), f"{base}/inductor_cache/x/x.so")
         files = {name: random.Random(name).randbytes(num_bytes) for name in names}
         for name, content in files.items():
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -211,10 +213,11 @@ def test_a_damaged_archive_is_named_and_installs_nothing(damage, make_machine, l
     second = make_machine("second")
     report = fetch(_fetch_job(location, record, tmp_path))
     assert report.num_models == 0
+    assert len(report.problems) == 1, report.problems
     (problem,) = report.problems
     assert str(location) in problem
     assert "\n" not in problem
-    assert not (second.folder / _AOT).exists()
+    assert not (second.folder / local.AOT).exists()
     assert not local.read_records()
 
 
@@ -276,6 +279,7 @@ def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_
     make_machine("first").compile(record)
     report = add(AddJob(records=(record,), location=str(mounted)))
     assert report.num_models == 0
+    assert len(report.problems) == 1, report.problems
     (problem,) = report.problems
     assert str(mounted) in problem
     assert not [path for path in mounted.rglob("*") if path.is_file()]
@@ -285,8 +289,8 @@ def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_
 def _kill_at(num_bytes: float, job: AddJob | FetchJob, *folders: Path) -> bool:
     """Kills the helper once it has written so many bytes into these folders; False if it has ended before."""
     helper = SharingProcess(job)
-    while not has_exited(helper._helper.pid) and _written(*folders) < num_bytes:
-        pass
+    while helper._helper.poll() is None and _written(*folders) < num_bytes:
+        time.sleep(0.0005)
     helper.close()
     return bool(helper.result().problems)
 
@@ -311,8 +315,14 @@ def _age(folder: Path) -> None:
 def test_a_fetching_helper_that_is_killed_leaves_all_or_nothing(make_machine, location, tmp_path, monkeypatch):
     """Also where the kernels' cache is on another file system."""
     record = _record()
-    files = make_machine("first").compile(record, 4_000_000)
-    add(AddJob(records=(record,), location=str(location)))
+    first = make_machine("first")
+    files = first.compile(record, 4_000_000)
+    files["triton/k.so"] = bytes(8_000_000)
+    first.path("triton/k.so").parent.mkdir()
+    first.path("triton/k.so").write_bytes(files["triton/k.so"])
+    archive = tmp_path / "archive"
+    full = write_archive(archive, record, {name: first.path(name) for name in files})
+    open_location(str(location)).add(full.archive_name, archive)
     job = _fetch_job(location, record, tmp_path)
     chance, num_killed = random.Random(34), 0
     total = sum(map(len, files.values()))
