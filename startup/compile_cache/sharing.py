@@ -88,7 +88,11 @@ def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -
             if record.archive_name != stored.name:
                 raise ArchiveError("its record belongs to another archive")
         except ArchiveError as err:
-            report.problems.append(f"{location.address}/{stored.name} is not used: {err}")
+            if kind:
+                with suppress(OSError):
+                    location.remove(stored.name)  # else no other machine could add a whole one
+            problem = f"{location.address}/{stored.name} is not used: {err}"
+            report.problems += [problem] if problem not in report.problems else []
             continue
         if record.model == job.model:
             local.save_record(record, Path(job.found_folder))
