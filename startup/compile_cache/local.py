@@ -12,7 +12,7 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from startup.caches import cache_folder
-from startup.compile_cache.record import ARCHIVE_SUFFIX, CompiledModel
+from startup.compile_cache.record import CompiledModel
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
@@ -56,8 +56,7 @@ def read_records(folder: Path | None = None) -> list[CompiledModel]:
 
 def record_path(record: CompiledModel, folder: Path | None = None) -> Path:
     """The file of a record; its time of change is that of the last use."""
-    name = record.archive_name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX)
-    return (folder or records_folder()) / f"{name}.json"
+    return (folder or records_folder()) / record.file_name
 
 
 def save_record(record: CompiledModel, folder: Path | None = None) -> None:

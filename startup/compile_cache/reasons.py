@@ -17,7 +17,7 @@ ENVIRONMENT: Final = "environment"
 _MODEL_FACTORS: Final = ("hf_config", "hf_text_config", "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
 """Variables that switch vLLM's cache off with these values; the first also decides the second's default."""
-_PER_CONTAINER: Final = re.compile(r"(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
+_PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
 """In the names of variables whose value may be another one in each container."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
 """Addresses, and names that Kubernetes gives to pods."""

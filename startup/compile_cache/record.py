@@ -80,10 +80,14 @@ class CompiledModel:
         return kind_of(self.model, self.versions, self.hardware)
 
     @property
+    def file_name(self) -> str:
+        """The name of the record's file on a machine: one for each key and node."""
+        return f"{self.key[:32]}-{_digest(self.ranks)[:8]}.json"
+
+    @property
     def archive_name(self) -> str:
-        """The archive's path in a location."""
-        ranks = sha256(json.dumps(self.ranks).encode()).hexdigest()[:8]
-        return f"{self.kind}/{self.key[:32]}-{ranks}{ARCHIVE_SUFFIX}"
+        """The archive's path in a location; vLLM's key does not tell the sources, of a nightly for example."""
+        return f"{self.kind}/{self.key[:32]}-{_digest([self.ranks, sorted(self.sources.items())])[:8]}{ARCHIVE_SUFFIX}"
 
     @property
     def num_bytes(self) -> int:
@@ -116,5 +120,9 @@ class CompiledModel:
 
 def kind_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
     """A name for what all compiled models have in common that could fit; begins with vLLM's version."""
-    facts = json.dumps([FORMAT, model, dict(sorted(versions.items())), asdict(hardware)])
-    return f"{versions.get('vllm', 'unknown')}-{sha256(facts.encode()).hexdigest()[:12]}"
+    facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
+    return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()
