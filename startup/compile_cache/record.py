@@ -86,7 +86,7 @@ class CompiledModel:
 
     @property
     def archive_name(self) -> str:
-        """The archive's path in a location; vLLM's key does not tell the sources, of a nightly for example."""
+        """The archive's path in a location; vLLM's key does not tell the sources."""
         return f"{self.kind}/{self.key[:32]}-{_digest([self.ranks, sorted(self.sources.items())])[:8]}{ARCHIVE_SUFFIX}"
 
     @property
