@@ -9,7 +9,7 @@ STOPPED: Final = KnownCause(
     "it was stopped by a signal",
     ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
     "Nothing failed before. If nobody stopped it: Kubernetes does when probes fail during a long start "
-    "(`kubectl describe pod`; `vllm-cli probes` prints fitting ones), or when the node is drained.",
+    "(`kubectl describe pod`; docs/containers.md has fitting ones), or when the node is drained.",
     where="end",
 )
 """Known by what comes before it, not by its text alone."""
