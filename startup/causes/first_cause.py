@@ -21,6 +21,8 @@ KNOWN: Final = (*MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
+_TYPE: Final = " [type="
+"""Behind the message of an error of pydantic."""
 _OF_PYDANTIC: Final = "Value error, "
 _GOES_ON: Final = ("raised:", "output:", "TorchScript interpreter.")
 """The end of a first line that says less than the next one."""
@@ -268,8 +270,11 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
     if quoted := _QUOTED.search(text):
         return _shorten(quoted[1])
     lines = text.splitlines()
-    if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or _PYDANTIC.search(lines[0])):
+    is_of_pydantic = _PYDANTIC.search(lines[0]) is not None
+    if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or is_of_pydantic):
         del lines[0]
+    if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
+        lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
     line = next((line for line in reversed(lines) if known and known.matches(line)), lines[0])
     if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
         line = f"{line.rstrip(':')} in {function}()"
@@ -277,5 +282,5 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
 
 
 def _shorten(text: str) -> str:
-    text = " ".join(text.partition(" [type=")[0].split())
+    text = " ".join(text.partition(_TYPE)[0].split())
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]} …"

@@ -179,6 +179,17 @@ def test_pydantics_message_is_in_its_second_line():
     assert cause.phase == "while it read its configuration"
 
 
+@pytest.mark.parametrize("kind", ["", "Value error, "])
+def test_pydantics_message_about_a_field_names_the_field(kind):
+    message = f"  {kind}Input should be less than or equal to 1 [type=less_than_equal, input_value=1.5]"
+    error = f"pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig\nshare\n{message}"
+    cause = _find(_VERSION, _log(_API, _traceback("create_engine_config", error=error)))
+    assert (_name(cause), cause.text) == (
+        "configuration-refused",
+        "share: Input should be less than or equal to 1",
+    )
+
+
 def test_an_unknown_cause_still_has_process_phase_and_exception():
     cause = _find(
         "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [gpu_model_runner.py:2] Starting to load model x",
