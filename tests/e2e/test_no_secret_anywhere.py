@@ -81,7 +81,6 @@ RUNS: dict[str, list[str]] = {
     ],
     "bench startup": [f"--cmd SERVE {BENCH} --api-key KEY --pause 0"],
     "env": ["", "--json"],
-    "probes": ["MODEL"],
     "completion": ["bash"],
     "collect-env": ["", "--json"],
 }

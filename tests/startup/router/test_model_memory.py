@@ -41,7 +41,7 @@ def tree() -> Iterator[Tree]:
 
 
 def gpu(number: int) -> Gpu:
-    return Gpu(number, f"GPU-{number}", "H200", 100 * GIB, 90 * GIB, (9, 0), ())
+    return Gpu(number, f"GPU-{number}", "H200", 100 * GIB, 90 * GIB, ())
 
 
 def entry(*words: str, **values: object) -> ModelEntry:
