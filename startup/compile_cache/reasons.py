@@ -14,7 +14,10 @@ from startup.compile_cache.record import CompiledModel, Hardware
 Kind = Literal["variables", "flags", "model", "versions", "hardware", "sources", "files", "unknown"]
 
 ENVIRONMENT: Final = "environment"
-_MODEL_FACTORS: Final = ("hf_config", "hf_text_config", "hf_image_processor_config", "model_arch_config")
+_WHOLE: Final = "hf_config"
+_TEXT: Final = "hf_text_config"
+"""Of a model without images, the same again."""
+_MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
 """Variables that switch vLLM's cache off with these values; the first also decides the second's default."""
 _PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
@@ -178,7 +181,7 @@ def _compare_group(group: str, before: Mapping[str, Any], now: Mapping[str, Any]
         return
     for name in sorted({*before, *now}):
         old, new = before.get(name), now.get(name)
-        if old == new:
+        if old == new or (name == _TEXT and (old, new) == (before.get(_WHOLE), now.get(_WHOLE))):
             continue
         kind: Kind = "model" if name in _MODEL_FACTORS else "flags" if name else "unknown"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
