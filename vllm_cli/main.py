@@ -196,6 +196,7 @@ def _fail_start(err: StartupError) -> int:
 def _fail(err: Exception | str, exit_code: int) -> int:
     if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
-    with suppress(OSError):
-        click.echo(hide_quoted(f"Error: {err}", sys.argv), err=True)
+    with suppress(OSError):  # click takes a stream that vLLM 0.29 has prefixed for one of bytes
+        sys.stderr.write(hide_quoted(f"Error: {err}", sys.argv) + "\n")
+        sys.stderr.flush()
     return exit_code
