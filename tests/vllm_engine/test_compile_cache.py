@@ -1,0 +1,151 @@
+"""Real vLLM whose compiled models are in a location that machines share; a folder of caches is a machine."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.vllm_engine.compiled_start import PEERS, RECORDS, compiled_keys, recorded, start_and_end
+from tests.vllm_engine.vllm_server import VllmServer
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+class Filled(NamedTuple):
+    """A machine that has compiled, and the location that has the archive."""
+
+    folder: Path
+    location: Path
+
+
+def _archives(location: Path) -> list[Path]:
+    return sorted(location.glob("*/*.zip"))
+
+
+@pytest.fixture(scope="module")
+def filled(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    """Also proves that the first start of an empty location adds its archive."""
+    folder, location = tmp_path_factory.mktemp("machine"), tmp_path_factory.mktemp("location") / "shared"
+    told = start_and_end(folder, small_model, "--compile-cache", location, until=lambda _: _archives(location))
+    assert told.compiled["state"] == "compiled"
+    assert not told.warnings("compiled model")
+    return Filled(folder, location)
+
+
+@pytest.mark.parametrize(("launcher", "suffix"), [("ours", ""), ("ours", ",require"), ("warm", "")])
+def test_the_first_start_of_another_machine_loads(launcher, suffix, filled, small_model, tmp_path):
+    words = ("--compile-cache", f"{filled.location}{suffix}")
+    told = start_and_end(tmp_path, small_model, *words, launcher=launcher)
+    assert (told.code, told.compiled["state"]) == (None, "loaded")
+    assert told.compiled["saved_s"] > 1
+    assert "compiled models: fetched 1" in told.log
+    assert not told.warnings("compiled model")
+    assert compiled_keys(tmp_path) == compiled_keys(filled.folder)
+    assert len(_archives(filled.location)) == 1
+
+
+def _missing(location: Path) -> None:
+    pass
+
+
+def _file(location: Path) -> None:
+    location.parent.mkdir()
+    location.write_text("text")
+
+
+def _of_another_user(location: Path) -> None:
+    location.mkdir(parents=True)
+    os.chown(location, 12345, 12345)
+
+
+def _writable_by_all(location: Path) -> None:
+    location.mkdir(parents=True)
+    location.chmod(0o777)
+
+
+def _mount(location: Path, option: str) -> None:
+    location.mkdir(parents=True)
+    mount = ("mount", "-t", "tmpfs", "-o", f"mode=755,{option}", "tmpfs", str(location))
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+
+
+def _full(location: Path) -> None:
+    _mount(location, "size=64k")
+
+
+def _read_only(location: Path) -> None:
+    _mount(location, "ro")
+
+
+@contextmanager
+def _made(make: Callable[[Path], None], location: Path) -> Iterator[None]:
+    make(location)
+    try:
+        yield
+    finally:
+        if os.path.ismount(location):
+            subprocess.run(("umount", str(location)), check=True)
+
+
+def _has_tried_to_add(server: VllmServer) -> bool:
+    """What a start has compiled is added after readiness."""
+    return "WARNING" in server.log.partition("ready after")[2]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _missing,
+        _file,
+        pytest.param(_of_another_user, marks=needs_root),
+        _writable_by_all,
+        pytest.param(_full, marks=needs_root),
+        pytest.param(_read_only, marks=needs_root),
+    ],
+)
+def test_a_start_never_fails_because_of_its_location(make, filled, small_model, tmp_path):
+    """One warning tells why nothing is added."""
+    shutil.copytree(filled.folder / "cache", tmp_path / "cache")
+    for path in (tmp_path / RECORDS).glob("*.shared"):
+        path.unlink()
+    location = tmp_path / "parent" / "shared"
+    with _made(make, location):
+        told = start_and_end(tmp_path, small_model, "--compile-cache", location, until=_has_tried_to_add)
+    assert (told.code, told.compiled["state"]) == (None, "loaded")
+    assert len(told.warnings(str(location))) == 1, told.log
+    shutil.rmtree(tmp_path / "cache")
+
+
+def test_a_damaged_archive_is_named_and_the_start_compiles(filled, small_model, tmp_path):
+    location = shutil.copytree(filled.location, tmp_path / "shared")
+    (archive,) = _archives(location)
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    told = start_and_end(tmp_path, small_model, "--compile-cache", f"{location},require")
+    assert told.code == 3
+    assert len(told.warnings(str(archive))) == 1
+    archive.write_bytes(b"PK")
+    told = start_and_end(tmp_path, small_model, "--compile-cache", location, until=lambda _: recorded(tmp_path))
+    assert (told.code, told.compiled["state"]) == (None, "compiled")
+
+
+def test_two_versions_share_a_location_and_a_cache(filled, small_model, tmp_path):
+    if not PEERS["0.33"].exists():
+        pytest.skip("vLLM 0.33 is not installed")
+    location = shutil.copytree(filled.location, tmp_path / "shared")
+    shutil.copytree(filled.folder / "cache", tmp_path / "cache")
+    words = ("--compile-cache", location)
+    told = start_and_end(tmp_path, small_model, *words, version="0.33", until=lambda _: len(_archives(location)) == 2)
+    assert told.compiled["state"] == "compiled"
+    assert told.changes == {("versions", "vllm")}
+    for version in ("0.32", "0.33"):
+        for folder in (tmp_path, tmp_path / version):
+            folder.mkdir(exist_ok=True)
+            told = start_and_end(folder, small_model, *words, version=version)
+            assert (told.code, told.compiled["state"]) == (None, "loaded"), (version, folder)
+    assert len(_archives(location)) == 2

@@ -1,0 +1,292 @@
+"""Why a start of real vLLM compiles: each cause is provoked, and nothing else is named.
+
+A start with `--compile-cache require` ends where it would compile, so that most causes cost no compilation.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.vllm_engine.compiled_start import AOT, PEERS, compiled_keys, recorded, start_and_end
+
+REQUIRE: Final = ("--compile-cache", "require")
+IN_CONTAINERS: Final = "give it the same value in every container, or unset it"
+
+
+@pytest.fixture(scope="module")
+def base(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the caches of a start that has compiled."""
+    folder = tmp_path_factory.mktemp("compiled")
+    told = start_and_end(folder, small_model, until=lambda _: recorded(folder))
+    assert told.compiled["state"] == "compiled"
+    assert "has no compiled model for it yet" in told.compiled["reason"]
+    assert not told.changes
+    return folder
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it: another VLLM_CACHE_ROOT."""
+    shutil.copytree(base / "cache", tmp_path / "cache")
+    yield tmp_path
+    shutil.rmtree(tmp_path / "cache")  # a hundred megabytes
+
+
+@contextmanager
+def _edited(path: Path, edit: Callable[[Any], None]) -> Iterator[None]:
+    """A file with JSON is another one meanwhile."""
+    before = path.read_text()
+    content = json.loads(before)
+    edit(content)
+    path.write_text(json.dumps(content))
+    yield
+    path.write_text(before)
+
+
+def _edit_record(folder: Path, edit: Callable[[Any], None]) -> None:
+    for path in recorded(folder):
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A start that misses the compiled model, and what it names: (before, now) by (kind, name)."""
+
+    changes: dict[tuple[str, str], tuple[str, str]]
+    environment: dict[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    version: str = "0.32"
+    record: Callable[[Any], None] | None = None
+    remedy: str = ""
+
+
+def _variable(name: str, value: str, before: str, now: str = "", remedy: str = "") -> Any:
+    miss = Miss({("variables", name): (before, now or value)}, environment={name: value}, remedy=remedy)
+    return pytest.param(miss, id=name)
+
+
+def _flag(words: str, changes: dict[str, tuple[str, str]]) -> Any:
+    named = {("flags", name): values for name, values in changes.items()}
+    return pytest.param(Miss(named, words=tuple(words.split())), id=words.replace(" ", "="))
+
+
+def _config(name: str, value: Any, changes: dict[str, tuple[str, str]]) -> Any:
+    named = {("model", f"ModelConfig.{key}"): values for key, values in changes.items()}
+    return pytest.param(Miss(named, config={name: value}), id=f"config-{name}")
+
+
+def _version(version: str) -> Any:
+    changes = {("versions", "vllm"): ("0.32.0+cpu", f"{version}.0+cpu")}
+    is_here = PEERS[version].exists()
+    mark = pytest.mark.skipif(not is_here, reason=f"vLLM {version} is not installed")
+    return pytest.param(Miss(changes, version=version), id=f"vllm-{version}", marks=mark)
+
+
+def _set_instruction_sets(record: Any) -> None:
+    sets = record["hardware"]["instruction_sets"]
+    sets.remove("avx2")
+    sets.append("amx_int8_of_another_machine")
+
+
+def _set_gpu(record: Any) -> None:
+    record["hardware"]["gpus"] = ["NVIDIA H200"]
+
+
+def _set_torch(record: Any) -> None:
+    record["versions"]["torch"] = "2.12.0+cpu"
+
+
+BATCHED: Final = "SchedulerConfig.max_num_batched_tokens"
+RANGES: Final = "CompilationConfig.compile_ranges_endpoints"
+
+MISSES: Final = [
+    _variable("VLLM_PLUGINS", "none", "", '["none"]'),
+    _variable("VLLM_MAX_N_SEQUENCES", "32", "16384"),
+    _variable("VLLM_LOG_BATCHSIZE_INTERVAL", "5", "-1.0", "5.0"),
+    _variable("VLLM_CPU_OMP_THREADS_BIND", "0,1", "auto"),
+    _variable("VLLM_USE_MEGA_AOT_ARTIFACT", "0", "true", "false"),
+    _variable("VLLM_LOOPBACK_IP", "127.0.0.1", "", remedy=IN_CONTAINERS),
+    _variable("VLLM_P2P_SIDE_CHANNEL_PORT", "5711", "5710", remedy=IN_CONTAINERS),
+    _variable("VLLM_EC_SIDE_CHANNEL_HOST", "10.1.2.3", "localhost", remedy=IN_CONTAINERS),
+    _variable("VLLM_IMAGE_TAG", "web-7d9c5b8f6-x2x4z", "", remedy=IN_CONTAINERS),
+    _variable("VLLM_DISABLE_COMPILE_CACHE", "1", "false", "true", remedy="unset VLLM_DISABLE_COMPILE_CACHE"),
+    _variable("VLLM_USE_AOT_COMPILE", "0", "true", "false", remedy="unset VLLM_USE_AOT_COMPILE"),
+    _flag("--dtype bfloat16", {"ModelConfig.dtype": ("torch.float32", "torch.bfloat16")}),
+    _flag("--max-num-batched-tokens 1024", {BATCHED: ("2048", "1024"), RANGES: ("[2048]", "[1024]")}),
+    _flag("--max-num-seqs 16", {"SchedulerConfig.max_num_seqs": ("8", "16")}),
+    _flag("--block-size 64", {"CacheConfig.block_size": ("128", "64")}),
+    _flag("--kv-cache-dtype fp8", {"CacheConfig.cache_dtype": ("auto", "fp8")}),
+    _flag("-O1", {"PassConfig.fuse_rope_kvcache": ("", "false")}),
+    _flag(
+        "-cc.custom_ops+=+rms_norm",
+        {
+            "CompilationConfig.custom_ops": ('["none"]', '["+rms_norm", "none"]'),
+            "PassConfig.fuse_norm_quant": ("false", "true"),
+        },
+    ),
+    _flag("-cc.compile_sizes=[4]", {"CompilationConfig.compile_sizes": ("", "[4]")}),
+    _flag(
+        "--max-model-len 128",
+        {"ModelConfig.max_model_len": ("256", "128"), BATCHED: ("2048", "1024"), RANGES: ("[2048]", "[1024]")},
+    ),
+    _config("rms_norm_eps", 1e-5, {"hf_config.rms_norm_eps": ("1e-06", "1e-05")}),
+    _config("initializer_range", 0.3, {"hf_config.initializer_range": ("0.4", "0.3")}),
+    *map(_version, ("0.29", "0.30", "0.31", "0.33")),
+    pytest.param(
+        Miss(
+            {("hardware", "instruction sets"): ("with amx_int8_of_another_machine", "with avx2")},
+            record=_set_instruction_sets,
+        ),
+        id="instruction-sets",
+    ),
+    pytest.param(Miss({("hardware", "gpus"): ('["NVIDIA H200"]', "[]")}, record=_set_gpu), id="gpu"),
+    pytest.param(
+        Miss({("versions", "torch"): ("2.12.0+cpu", "2.13.0+cpu")}, record=_set_torch),
+        id="torch",
+    ),
+]
+
+
+@pytest.mark.parametrize("miss", MISSES)
+def test_what_differs_is_named_and_nothing_else(miss, folder, small_model):
+    if miss.record is not None:
+        _edit_record(folder, miss.record)
+    with _edited(small_model / "config.json", lambda config: config.update(miss.config)):
+        told = start_and_end(
+            folder, small_model, *miss.words, *REQUIRE, environment=miss.environment, version=miss.version
+        )
+    named = {(change["kind"], change["name"]): (change["before"], change["now"]) for change in told.compiled["changes"]}
+    assert named == miss.changes
+    assert told.compiled["remedy"].endswith(miss.remedy)
+    assert bool(told.compiled["remedy"]) == bool(miss.remedy)
+    assert told.code == 3
+    assert "--compile-cache require" in told.log.rpartition("\nError:" if miss.version > "0.30" else " Error:")[2]
+
+
+HITS: Final = {
+    "nothing": ({}, ()),
+    "variables-that-are-not-hashed": ({"VLLM_HOST_IP": "127.0.0.1", "VLLM_PORT": "29500", "POD_IP": "10.1.1.1"}, ()),
+    "our-variables": ({"VCLI_LEAVE_OUT": "json logs", "VCLI_PREFETCH": "off"}, ()),
+    "flags-that-are-not-hashed": ({}, ("--seed", "1", "--no-enable-prefix-caching")),
+}
+
+
+@pytest.mark.parametrize(("environment", "words"), HITS.values(), ids=HITS)
+def test_what_does_not_matter_is_loaded_at_another_root(environment, words, folder, small_model):
+    told = start_and_end(folder, small_model, *words, *REQUIRE, environment=environment)
+    assert (told.code, told.compiled["state"]) == (None, "loaded")
+    assert told.compiled["saved_s"] > 1
+    assert len(compiled_keys(folder)) == 1
+
+
+def test_an_empty_root_has_nothing_to_compare_with(small_model, tmp_path):
+    told = start_and_end(tmp_path, small_model, *REQUIRE)
+    assert told.code == 3
+    assert f"{tmp_path / 'cache'} has no compiled model for it yet" in told.compiled["reason"]
+    assert not told.changes
+
+
+def _cut(folder: Path) -> None:
+    for path in (folder / AOT).glob("*/*/model"):
+        path.write_bytes(path.read_bytes()[:1000])
+
+
+def _overwrite(folder: Path) -> None:
+    for path in (folder / AOT).glob("*/*/model"):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + bytes(2000) + content[len(content) // 2 + 2000 :])
+
+
+def _overwrite_kernels(folder: Path) -> None:
+    for path in (folder / AOT).rglob("*.so"):
+        path.write_bytes(b"x" * 100)
+
+
+def _delete(folder: Path) -> None:
+    for path in (folder / AOT).glob("*/*/model"):
+        path.unlink()
+
+
+def _delete_all(folder: Path) -> None:
+    shutil.rmtree(folder / AOT)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (_cut, "is damaged: .*/model"),
+        (_overwrite, "is damaged: .*/model"),
+        (_overwrite_kernels, r"is damaged: .*\.so"),
+        (_delete, "are gone from"),
+        (_delete_all, "are gone from"),
+    ],
+)
+def test_a_damaged_cache_is_compiled_again_and_named(damage, expected, folder, small_model):
+    damage(folder)
+    told = start_and_end(folder, small_model, until=lambda _: compiled_keys(folder))
+    assert (told.code, told.compiled["state"]) == (None, "compiled")
+    assert {kind for kind, _ in told.changes} <= {"files"}
+    assert re.search(expected, told.compiled["reason"])
+    again = start_and_end(folder, small_model, *REQUIRE)
+    assert (again.code, again.compiled["state"]) == (None, "loaded")
+
+
+def test_a_damaged_record_does_not_prevent_a_load(folder, small_model):
+    (record,) = recorded(folder)
+    whole = record.read_bytes()
+    record.write_bytes(whole[:300])
+    told = start_and_end(folder, small_model, until=lambda _: record.read_bytes()[-1:] == b"}")
+    assert (told.code, told.compiled["state"]) == (None, "loaded")
+
+
+def test_an_edited_source_is_named(small_model, tmp_path):
+    """vLLM is imported from a copy of links, in which one traced module is a file."""
+    module = "vllm/model_executor/models/llama.py"
+    edited = _linked(PEERS["0.32"] / "lib/python3.11/site-packages", tmp_path / "packages", module)
+    environment = {"PYTHONPATH": str(tmp_path / "packages")}
+    first = start_and_end(tmp_path, small_model, environment=environment, until=lambda _: recorded(tmp_path))
+    assert first.compiled["state"] == "compiled"
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    for words, code in ((REQUIRE, 3), ((), None)):
+        told = start_and_end(tmp_path, small_model, *words, environment=environment)
+        assert told.code == code
+        assert told.changes == {("sources", str(edited))}
+        before, now = told.values(str(edited))
+        assert before.startswith("SHA-256") and now.startswith("SHA-256") and before != now
+
+
+def _linked(packages: Path, folder: Path, module: str) -> Path:
+    """Makes a package of links but for one file, which is a copy; returns the copy."""
+    path = Path()
+    for part in Path(module).parts:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        if path != Path():
+            for entry in (packages / path).iterdir():
+                if entry.name not in Path(module).parts:
+                    (folder / path / entry.name).symlink_to(entry)
+        path /= part
+    shutil.copyfile(packages / module, folder / module)
+    return folder / module
+
+
+@pytest.mark.parametrize("version", ["0.29", "0.32", "0.33"])
+def test_what_plain_vllm_has_compiled_is_loaded_and_recorded(version, small_model, tmp_path):
+    """The key is the same."""
+    if not PEERS[version].exists():
+        pytest.skip("not installed")
+    plain = start_and_end(tmp_path, small_model, launcher="plain", version=version)
+    assert plain.code is None
+    (key,) = compiled_keys(tmp_path)
+    told = start_and_end(tmp_path, small_model, *REQUIRE, version=version, until=lambda _: recorded(tmp_path))
+    assert (told.code, told.compiled["state"]) == (None, "loaded")
+    assert compiled_keys(tmp_path) == {key}
