@@ -116,13 +116,6 @@ def read_history(key: str, path: Path | None = None) -> EarlierStarts | None:
     return None
 
 
-def read_starts(model: str | None = None, path: Path | None = None) -> list[StartRecord]:
-    """All recorded starts, or those of a model, by its first served name; an image's build comes last."""
-    places = (path,) if path else layers(_FILE)
-    records = [record for place in places for record in _parse(_read(place).splitlines())]
-    return [record for record in records if model in (None, record.model)]
-
-
 def record_start(record: StartRecord, path: Path | None = None) -> None:
     """Adds a start to the file, which keeps only the newest ones; takes about a millisecond."""
     path = path or history_path()
