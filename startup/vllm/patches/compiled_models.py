@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from envs.redaction import is_secret_name
+from envs.redaction import is_secret_name, without_login
 from startup.compile_cache.reasons import ENVIRONMENT
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
@@ -112,12 +112,12 @@ def factors_of(config: Any) -> HashedFactors:
         hashes = [_HASH_FACTORS.get(sys.modules[_HASH_FACTORS.module])(environment), config.compute_hash()]
     finally:
         _Watch.noted = None
-    groups = {ENVIRONMENT: {name: _hide(name, value) for name, value in environment.items()}}
+    groups = {ENVIRONMENT: dict(environment)}
     for owner, values, code in noted:
         name = owner if owner not in groups else f"{owner} {sum(key.startswith(owner) for key in groups) + 1}"
         groups[name] = dict(_named(values, code) if isinstance(values, str) else map(_opened, values.items()))
     digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-    return HashedFactors(digest, json.loads(json.dumps(groups, default=repr)))
+    return HashedFactors(digest, _without_secrets("", json.loads(json.dumps(groups, default=repr))))
 
 
 def _factors_if_known(config: Any) -> HashedFactors | None:
@@ -129,8 +129,12 @@ def _factors_if_known(config: Any) -> HashedFactors | None:
         return None
 
 
-def _hide(name: str, value: Any) -> Any:
-    return SECRET if value and is_secret_name(name) else value
+def _without_secrets(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {inner: _without_secrets(inner, item) for inner, item in value.items()}
+    if value and is_secret_name(name):
+        return SECRET
+    return without_login(value) if isinstance(value, str) else value
 
 
 def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
