@@ -53,7 +53,7 @@ class Starts:
         return list((self.folder / cache / "vllm_cli" / "compiled").glob("*.json"))
 
     def _environment(self, cache: str, variables: dict[str, str]) -> dict[str, str]:
-        hidden = {"VLLM_HASHED_API_KEY": "hidden word", "VLLM_HASHED_URL": "http://me:hidden word@host"}
+        hidden = {"VLLM_HASHED_API_KEY": "hidden-word", "VLLM_HASHED_URL": "http://me:hidden-word@host"}
         own = {"FAKE_VLLM_COMPILES": "1", "VLLM_HASHED_HOST": "10.0.0.1", "VLLM_CACHE_ROOT": str(self.folder / cache)}
         return environment(self.folder, **{**hidden, **own, **variables})
 
@@ -71,7 +71,7 @@ def test_a_start_says_why_it_compiles(starts):
     assert f"{starts.folder}/cache has no compiled model for it yet" in first["reason"]
     assert starts.run()["text"].startswith("loaded in 0.0 s")
     assert "this start loads the compiled model" in starts.log
-    assert "hidden word" not in starts.records()[0].read_text()
+    assert "hidden-word" not in starts.records()[0].read_text()
 
     (change,) = starts.run(VLLM_HASHED_HOST="10.0.0.2")["changes"]
     assert change == {"kind": "variables", "name": "VLLM_HASHED_HOST", "before": "10.0.0.1", "now": "10.0.0.2"}
