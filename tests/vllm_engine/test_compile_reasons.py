@@ -111,7 +111,7 @@ SOURCE: Final = PEERS["0.32"] / "lib/python3.11/site-packages/vllm/model_executo
 
 
 def _set_source(record: Any) -> None:
-    """As if the traced module had been another one when it was compiled: nobody may edit the installed one."""
+    """As if the traced module had been another one then: nobody may edit the installed one."""
     record["sources"]["vllm.model_executor.models.llama"] = "0" * 64
 
 
