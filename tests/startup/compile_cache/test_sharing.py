@@ -300,9 +300,10 @@ def _written(*folders: Path) -> int:
     """The size of all files, as far as they are still there."""
     sizes = 0
     for folder in folders:
-        for path in folder.rglob("*"):
-            with suppress(OSError):
-                sizes += path.stat().st_size if path.is_file() else 1
+        for parent, _, names in os.walk(folder):  # unlike rglob, passes over folders that go meanwhile
+            for name in names:
+                with suppress(OSError):
+                    sizes += Path(parent, name).stat().st_size
     return sizes
 
 
