@@ -13,7 +13,15 @@ from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.processes import death_pipe, group_signals
 
 _CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.compile_cache.process import main; main()"
-_LOWEST_PRIORITY: Final = 19
+_WHEN_IDLE: Final = """
+import os
+os.nice(19)
+try:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+except OSError:  # some containers forbid it
+    pass
+"""
+"""Before everything else: the server answers requests meanwhile."""
 _FAILED: Final = "the helper process ended without a report"
 
 
@@ -24,7 +32,8 @@ class SharingProcess:
         """Raises OSError if it cannot be started."""
         from startup.download.process import import_path
 
-        command = [sys.executable, "-I", "-S", "-c", _CODE, *import_path()]
+        code = f"{_WHEN_IDLE}{_CODE}" if isinstance(job, AddJob) else _CODE
+        command = [sys.executable, "-I", "-S", "-c", code, *import_path()]
         with group_signals.blocked():  # until the process ignores them
             self._helper = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=foreign.snapshot()
@@ -58,7 +67,6 @@ def main() -> None:
     death_pipe.follow_parent(message["parent_pid"])
     group_signals.ignore()
     if message["task"] == AddJob.__name__:
-        os.nice(_LOWEST_PRIORITY)
         report = add(msgspec.convert(message["job"], AddJob))
     else:
         report = fetch(msgspec.convert(message["job"], FetchJob))

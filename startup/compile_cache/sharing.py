@@ -44,10 +44,8 @@ def fetch(job: FetchJob) -> SharingReport:
                 list(_read(location, "", job, report))
             for name, record in _choose(found, job):
                 if not local.is_installed(record):
-                    report.num_bytes += _install(location, name, record)
-                    local.note_shared(record, address)
-                    report.num_models += 1
-        except (OSError, ArchiveError) as err:
+                    _install(location, name, record, report)
+        except OSError as err:
             report.problems.append(f"{address}: {err}" if address not in str(err) else str(err))
     report.took_s = time.monotonic() - begin_s
     return report
@@ -88,11 +86,8 @@ def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -
             if record.archive_name != stored.name:
                 raise ArchiveError("its record belongs to another archive")
         except ArchiveError as err:
-            if kind:
-                with suppress(OSError):
-                    location.remove(stored.name)  # else no other machine could add a whole one
-            problem = f"{location.address}/{stored.name} is not used: {err}"
-            report.problems += [problem] if problem not in report.problems else []
+            if kind:  # of other kinds, another release may read it
+                _remove_damaged(location, stored.name, err, report)
             continue
         if record.model == job.model:
             local.save_record(record, Path(job.found_folder))
@@ -108,8 +103,8 @@ def _choose(found: Mapping[str, CompiledModel], job: FetchJob) -> list[tuple[str
     return same or [item for item in found.items() if newest is not None and item[1].start_id == newest.start_id]
 
 
-def _install(location: Location, name: str, record: CompiledModel) -> int:
-    """Returns the size of the files. Ends this process where fetching takes longer than compiling would."""
+def _install(location: Location, name: str, record: CompiledModel, report: SharingReport) -> None:
+    """Ends this process where fetching takes longer than compiling would."""
     signal.alarm(int(max(_LEAST_LIMIT_S, record.compile_s)))
     try:
         with _incoming() as folder:
@@ -119,14 +114,25 @@ def _install(location: Location, name: str, record: CompiledModel) -> int:
                 full = unpack(file, files, max_bytes=_MOST_BYTES)
             local.install(files)
             local.save_record(full)
-            location.touch(name)
-            return full.num_bytes
     except ArchiveError as err:
-        with suppress(OSError):
-            location.remove(name)  # else no other machine could add a whole one
-        raise ArchiveError(f"{name} is removed, because it is damaged: {err}") from err
+        _remove_damaged(location, name, err, report)
+        return
     finally:
         signal.alarm(0)
+    location.touch(name)
+    local.note_shared(full, location.address)
+    report.num_models += 1
+    report.num_bytes += full.num_bytes
+
+
+def _remove_damaged(location: Location, name: str, err: ArchiveError, report: SharingReport) -> None:
+    """Else no other machine could add a whole one."""
+    became = "is removed"
+    try:
+        location.remove(name)
+    except OSError:
+        became = "is not used"
+    report.problems.append(f"{location.address}/{name} {became}, because it is damaged: {err}")
 
 
 @contextmanager

@@ -3,11 +3,7 @@
 import errno
 import multiprocessing
 import os
-import random
 import resource
-import subprocess
-import sys
-import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -133,47 +129,10 @@ def _add_after(barrier: Barrier, results: "multiprocessing.Queue[bool]", address
     results.put(location.add(NAME, path))
 
 
-def test_of_ten_writers_at_once_one_adds_the_archive(tmp_path, record):
-    barrier, results = _FORK.Barrier(10), _FORK.Queue()
-    words = (barrier, results, str(tmp_path / "shared"), tmp_path / "a.zip")
-    writers = [_FORK.Process(target=_add_after, args=words) for _ in range(10)]
-    for writer in writers:
-        writer.start()
-    assert sorted(results.get() for _ in writers) == [False] * 9 + [True]
-    for writer in writers:
-        writer.join()
-    results.close()
-    results.join_thread()
-    assert [path.name for path in (tmp_path / "shared" / "0.32.0-abc").iterdir()] == ["key.zip"]
-    assert (tmp_path / "shared" / NAME).read_bytes() == (tmp_path / "a.zip").read_bytes()
-
-
 def _add_for_ever(address: str, path: Path, first: int) -> None:
     location = open_location(address)
     for number in range(first, first + 100_000):
         location.add(f"kind/{number}.zip", path)
-
-
-def test_a_killed_writer_leaves_no_half_archive(tmp_path, record):
-    path, address, source = tmp_path / "a.zip", str(tmp_path / "shared"), random.Random(34)
-    content, folder = path.read_bytes(), tmp_path / "shared" / "kind"
-    for number in range(30):
-        writer = _FORK.Process(target=_add_for_ever, args=(address, path, number * 100_000))
-        writer.start()
-        time.sleep(source.uniform(0.005, 0.05))
-        writer.kill()
-        writer.join()
-        assert all(archive.read_bytes() == content for archive in folder.glob("[!.]*.zip"))
-        for archive in folder.glob("[!.]*.zip"):
-            archive.unlink()
-    left = list(folder.glob(".*.part"))
-    assert left
-    day_s = 86_400
-    for number, temporary in enumerate(left):
-        age_s = day_s + 60 if number else day_s - 60
-        os.utime(temporary, (time.time() - age_s,) * 2)
-    assert open_location(address).add(NAME.replace("0.32.0-abc", "kind"), path)
-    assert sorted(folder.iterdir()) == sorted([left[0], folder / "key.zip"])
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
@@ -212,17 +171,3 @@ for command in (["true"], ["mount", "-o", "remount,ro", sys.argv[1]]):
     except LocationError as err:
         print(err, location.list())
 """
-
-
-def test_a_full_and_a_read_only_disk_are_named(tmp_path):
-    path, disk = tmp_path / "a.zip", tmp_path / "disk"
-    path.write_bytes(bytes(2 << 20))
-    disk.mkdir()
-    mount = 'mount -t tmpfs -o size=1m,mode=755 none "$0" && exec "$@"'
-    words = ["unshare", "-m", "sh", "-c", mount, str(disk), sys.executable, "-c", _FULL_AND_READ_ONLY]
-    done = subprocess.run([*words, str(disk), str(path)], capture_output=True, text=True)
-    if "Operation not permitted" in done.stderr or "must be superuser" in done.stderr:
-        pytest.skip("no rights to mount")
-    full, read_only = done.stdout.splitlines()
-    assert full == f"kind/a.zip in {disk} cannot be written to: No space left on device: remove archives []"
-    assert "Read-only file system: check its permissions, and that the volume is mounted []" in read_only
