@@ -99,7 +99,8 @@ def files_of(record: CompiledModel, more: Iterable[str] = ()) -> dict[str, Path]
 def install(unpacked: Path) -> None:
     """Moves the files of an unpacked archive to where compilers look for them; what exists is not replaced.
 
-    The file that vLLM looks for is the last one of each rank, so that vLLM finds all or nothing.
+    The file that vLLM looks for is the last one of each rank, so that vLLM finds all or nothing. What is for
+    other folders, such as our own, is left out.
 
     Raises:
         OSError: a folder cannot be written to.
@@ -107,7 +108,7 @@ def install(unpacked: Path) -> None:
     folders = caches()
     for path in sorted(_files(unpacked), key=lambda path: (path.name == ENTRY, path)):
         cache, *parts = path.relative_to(unpacked).parts
-        if cache in folders:
+        if cache in folders and (cache != VLLM or parts[0] in (_COMPILED, *_BESIDE)):
             target = folders[cache].joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):

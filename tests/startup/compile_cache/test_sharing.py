@@ -122,6 +122,16 @@ def test_another_machine_gets_all_files_once(make_machine, location, tmp_path):
     assert local.is_shared(found, str(location))
 
 
+def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
+    make_machine("first")
+    for name in ("vllm/vllm_cli/imports/x.code", "home/x"):
+        path = tmp_path / "unpacked" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    local.install(tmp_path / "unpacked")
+    assert not list(local.caches()["vllm"].rglob("*.code"))
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
