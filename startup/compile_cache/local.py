@@ -31,10 +31,15 @@ _FAILED: Final = ".failed"
 _SHARED: Final = ".shared"
 
 
+def vllm_root() -> Path:
+    """vLLM's cache folder."""
+    return env.VLLM_CACHE_ROOT.get().absolute()
+
+
 def caches() -> dict[str, Path]:
     """The folders that compilers write to, by their name in a record."""
     return {
-        VLLM: env.VLLM_CACHE_ROOT.get().absolute(),
+        VLLM: vllm_root(),
         "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or expand_home("~/.triton/cache")),
         "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or expand_home("~")) / ".cache/flashinfer",
     }
@@ -155,13 +160,12 @@ def damaged_file(record: CompiledModel) -> str | None:
     """The first file that is missing or not as it was recorded; None if there is none."""
     import hashlib  # noqa: PLC0415 - only after a failure
 
-    folders = caches()
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_TEMPORARY):
             continue  # others may have been written anew
         try:
-            with (folders[cache] / path).open("rb") as file:
+            with (vllm_root() / path).open("rb") as file:
                 is_same = hashlib.file_digest(file, "sha256").hexdigest() == facts.sha256
         except OSError:
             is_same = False
@@ -215,16 +219,16 @@ def _move(path: Path, target: Path) -> None:
 
 def compiled_folder() -> Path:
     """Where vLLM keeps compiled models."""
-    return caches()[VLLM] / _COMPILED
+    return vllm_root() / _COMPILED
 
 
 def _key_folder(key: str) -> Path:
-    return caches()[VLLM] / AOT / key
+    return vllm_root() / AOT / key
 
 
 def _further_folders(record: CompiledModel) -> set[Path]:
     """Folders that vLLM has chosen for it beside those of the keys."""
-    root, aot = caches()[VLLM], _key_folder(".")
+    root, aot = vllm_root(), _key_folder(".")
     paths = (root / name.removeprefix(f"{VLLM}/") for name in record.files if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return {folder for path in paths for folder in path.parents if folder.parent == aot.parent and folder != aot}
 

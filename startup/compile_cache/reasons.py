@@ -62,7 +62,6 @@ class Reason:
 class Wanted:
     """What a start needs a compiled model for."""
 
-    model: str
     digest: str
     """Of all factors (`startup.vllm.patches.compiled_models.HashedFactors`)."""
     factors: Mapping[str, Mapping[str, Any]]

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import logging
 import shutil
 import signal
 import tempfile
@@ -18,8 +17,6 @@ from startup.compile_cache.archive import ArchiveError, read_record, unpack, wri
 from startup.compile_cache.location import Location, open_location
 from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.compile_cache.record import CompiledModel, FileFacts, Hardware, kind_of
-
-logger = logging.getLogger(__name__)
 
 _MOST_BYTES: Final = 16 << 30
 """Of an archive, and of all its files."""

@@ -96,12 +96,13 @@ class ProgressMeter:
 
     def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
         """Remaining seconds: the rest of this phase and the time after it, by medians of earlier starts."""
+        total_s = earlier.total_s + self.added_s
         usual = earlier.spans.get(running.key) if running else None
         if usual is None or running is None:
-            return max(earlier.total_s + self.added_s - elapsed_s, 0.0)
+            return max(total_s - elapsed_s, 0.0)
         spent_s = elapsed_s - self._timeline.offset_s(running.begin_ns)
         left_s = max(usual.end_s - usual.begin_s - spent_s, 0.0)
-        return left_s + max(earlier.total_s + self.added_s - usual.end_s, 0.0)
+        return left_s + max(total_s - usual.end_s, 0.0)
 
     def _advance(self, elapsed_s: float, eta_s: float) -> float:
         done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0

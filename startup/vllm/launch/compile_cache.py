@@ -11,6 +11,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -65,8 +66,6 @@ class CompileCache:
         self._removed: dict[str, Reason] = {}
         """Why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
-        self._versions: dict[str, str] = {}
-        self._hardware: Hardware | None = None
         self._helper: SharingProcess | None = None
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -116,6 +115,14 @@ class CompileCache:
         )
         return (lambda: self._add(job)) if job.records else (lambda: None)
 
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return present_versions(self._vllm)
+
+    @cached_property
+    def _hardware(self) -> Hardware:
+        return Hardware.present()
+
     def _run(self, state: StartState, lock: int) -> None:
         try:
             self._prepare()
@@ -131,8 +138,6 @@ class CompileCache:
 
     def _prepare(self) -> None:
         """Removes what must not be loaded, and fetches what fits this command line unless it is here."""
-        self._versions = present_versions(self._vllm)
-        self._hardware = Hardware.present()
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:
@@ -144,7 +149,7 @@ class CompileCache:
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
         """Why vLLM must not load it: vLLM's key has neither instruction sets nor hashes of the files."""
         if record.hardware != self._hardware and local.is_installed(record):
-            reason = explain(self._wanted(record.early_digest, record.factors), [record], local.caches()[local.VLLM])
+            reason = explain(self._wanted(record.early_digest, record.factors), [record], local.vllm_root())
             return None if record.versions.get("vllm") != self._versions["vllm"] else reason
         if not (failures := local.num_failures(record)):
             return None
@@ -205,17 +210,14 @@ class CompileCache:
         self._exchange.answer("" if reason is None or not self._option.is_required else str(reason))
 
     def _why_none_usable(self, wanted: Wanted, fitting: list[CompiledModel]) -> Reason:
-        root = local.caches()[local.VLLM]
+        root = local.vllm_root()
         if not fitting:
             return explain(wanted, self._records, root)
         removed = (self._removed[record.key] for record in fitting if record.key in self._removed)
         return next(removed, Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}"))
 
     def _wanted(self, digest: str, factors: Mapping[str, Mapping[str, Any]]) -> Wanted:
-        assert self._hardware is not None
-        return Wanted(
-            model=self._model, digest=digest, factors=factors, versions=self._versions, hardware=self._hardware
-        )
+        return Wanted(digest=digest, factors=factors, versions=self._versions, hardware=self._hardware)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
         """None if everything was loaded."""
@@ -242,7 +244,6 @@ class CompileCache:
                 if self._option.location and not local.is_shared(known[key], self._option.location):
                     yield known[key]
                 continue
-            assert self._hardware is not None
             yield CompiledModel(
                 key=key,
                 model=self._model,
@@ -254,7 +255,7 @@ class CompileCache:
                 versions=self._versions,
                 hardware=self._hardware,
                 ranks=tuple(sorted({event.rank for event in same})),
-                root=str(local.caches()[local.VLLM]),
+                root=str(local.vllm_root()),
                 compile_s=round(max(event.compiled_s or 0.0 for event in same), 3),
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
