@@ -12,7 +12,7 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from startup.caches import cache_folder
-from startup.compile_cache.record import CompiledModel
+from startup.compile_cache.record import CompiledModel, FileFacts
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
@@ -158,15 +158,12 @@ def num_bytes_of_all() -> int:
 
 def damaged_file(record: CompiledModel) -> str | None:
     """The first file that is missing or not as it was recorded; None if there is none."""
-    import hashlib  # noqa: PLC0415 - only after a failure
-
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_TEMPORARY):
             continue  # others may have been written anew
         try:
-            with (vllm_root() / path).open("rb") as file:
-                is_same = hashlib.file_digest(file, "sha256").hexdigest() == facts.sha256
+            is_same = FileFacts.of(vllm_root() / path) == facts
         except OSError:
             is_same = False
         if not is_same:

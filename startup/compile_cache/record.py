@@ -4,12 +4,13 @@ vLLM names a compiled model by a hash, its key. The record has what was hashed, 
 record per compiled model in its cache folder; an archive in a shared location contains one.
 """
 
+import hashlib
 import json
 import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from base.machine.hardware import gpu_kinds, instruction_sets
@@ -25,6 +26,12 @@ class FileFacts(NamedTuple):
 
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Reads the whole file; raises OSError."""
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
@@ -125,4 +132,4 @@ def kind_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
 
 
 def _digest(value: Any) -> str:
-    return sha256(json.dumps(value).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,7 +1,6 @@
 """Fetches compiled models that fit from locations, and adds those of this machine, in helper processes."""
 
 import fcntl
-import hashlib
 import shutil
 import signal
 import tempfile
@@ -56,7 +55,7 @@ def add(job: AddJob) -> SharingReport:
         sources = local.files_of(record, job.more.get(record.key, ()))
         try:
             if job.location is None:
-                local.save_record(record.with_files({name: _facts(path) for name, path in sources.items()}))
+                local.save_record(record.with_files({name: FileFacts.of(path) for name, path in sources.items()}))
                 continue
             with _incoming() as folder:
                 archive = folder / "archive"
@@ -154,8 +153,3 @@ def _remove_left(folders: Sequence[Path]) -> None:
         with suppress(OSError), (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _facts(path: Path) -> FileFacts:
-    with path.open("rb") as file:
-        return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
