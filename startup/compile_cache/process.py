@@ -8,11 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
 
-from envs import foreign
 from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.processes import death_pipe, group_signals
 
-_CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.compile_cache.process import main; main()"
 _WHEN_IDLE: Final = """
 import os
 os.nice(19)
@@ -30,14 +28,11 @@ class SharingProcess:
 
     def __init__(self, job: FetchJob | AddJob) -> None:
         """Raises OSError if it cannot be started."""
-        from startup.download.process import import_path
+        from startup.download.process import helper_command
 
-        code = f"{_WHEN_IDLE}{_CODE}" if isinstance(job, AddJob) else _CODE
-        command = [sys.executable, "-I", "-S", "-c", code, *import_path()]
+        command = helper_command("startup.compile_cache.process", first=_WHEN_IDLE if isinstance(job, AddJob) else "")
         with group_signals.blocked():  # until the process ignores them
-            self._helper = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=foreign.snapshot()
-            )
+            self._helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._helper.stdin is not None
         message = {"task": type(job).__name__, "parent_pid": os.getpid(), "job": asdict(job)}
         with suppress(BrokenPipeError), self._helper.stdin:

@@ -32,7 +32,6 @@ from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
 
-_CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.download.worker import main; main()"
 _LOGGED_EVERY_S: Final = 10.0
 _ROOT: Final = str(Path(__file__).parents[2])
 _INSTALLED: Final = ("site-packages", "dist-packages")
@@ -162,7 +161,7 @@ def start_download(
     return DownloadHandle(helper, downloads, show)
 
 
-def import_path() -> list[str]:
+def _import_path() -> list[str]:
     """Where the helper finds its modules, behind the standard library: this project and packages."""
     installed = [path for path in sys.path if Path(path).name in _INSTALLED]
     spec = find_spec("huggingface_hub")
@@ -170,9 +169,19 @@ def import_path() -> list[str]:
     return list(dict.fromkeys((_ROOT, *own, *installed)))
 
 
+def helper_command(module: str, *, first: str = "") -> list[str]:
+    """A program that runs `main` of this module, isolated from the site module and from the user's folders.
+
+    Args:
+        module: one of ours.
+        first: code that runs before anything is imported, with a line break at its end.
+    """
+    code = f"{first}import sys; sys.path += sys.argv[1:]; from {module} import main; main()"
+    return [sys.executable, "-I", "-S", "-c", code, *_import_path()]
+
+
 def _start_helper(options: DownloadOptions) -> "subprocess.Popen[bytes]":
-    """Starts the process, isolated from start-up code of the site module and from the user's folders."""
-    command = [sys.executable, "-I", "-S", "-c", _CODE, *import_path()]
+    command = helper_command("startup.download.worker")
     environment = {**foreign.snapshot(), env.HF_ENDPOINT.name: options.endpoints[0]}
     try:
         with group_signals.blocked():  # until the process ignores them

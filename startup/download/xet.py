@@ -31,7 +31,6 @@ _LEAST_BYTES: Final = 8 << 20
 """Smaller files are not worth the request that tells whether Xet has them."""
 _TICK_S: Final = 0.25
 _READ_BYTES: Final = 1 << 20
-_CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.download.xet import main; main()"
 _REASONS: Final = {"stalled": "has delivered nothing for a while", "ended": "does not deliver all files"}
 _ENDING: Final = f".xet{PART_ENDING}"
 
@@ -124,13 +123,13 @@ class XetFetch:
             path.unlink(missing_ok=True)
 
     def _start_child(self) -> "subprocess.Popen[bytes]":
-        from startup.download.process import import_path
+        from startup.download.process import helper_command
 
         source = self._source
         files = tuple((source.address(file).url, str(self._part(file)), file.size or 0) for file in self._files)
         job = _XetJob(files=files, headers=source.client.headers, endpoint=source.endpoints[0], parent_pid=os.getpid())
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _CODE, *import_path()],
+            helper_command("startup.download.xet"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
