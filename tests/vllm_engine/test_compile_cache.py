@@ -1,8 +1,6 @@
 """Real vLLM whose compiled models are in a location that machines share; a folder of caches is a machine."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +8,18 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.startup.compile_cache.unusable_locations import (
+    file_instead,
+    full,
+    needs_root,
+    of_another_user,
+    read_only,
+    unmount,
+    without_parent,
+    writable_by_all,
+)
 from tests.vllm_engine.compiled_start import PEERS, RECORDS, compiled_keys, recorded, start_and_end
 from tests.vllm_engine.vllm_server import VllmServer
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 class Filled(NamedTuple):
@@ -49,48 +55,13 @@ def test_the_first_start_of_another_machine_loads(launcher, suffix, filled, smal
     assert len(_archives(filled.location)) == 1
 
 
-def _missing(location: Path) -> None:
-    pass
-
-
-def _file(location: Path) -> None:
-    location.parent.mkdir()
-    location.write_text("text")
-
-
-def _of_another_user(location: Path) -> None:
-    location.mkdir(parents=True)
-    os.chown(location, 12345, 12345)
-
-
-def _writable_by_all(location: Path) -> None:
-    location.mkdir(parents=True)
-    location.chmod(0o777)
-
-
-def _mount(location: Path, option: str) -> None:
-    location.mkdir(parents=True)
-    mount = ("mount", "-t", "tmpfs", "-o", f"mode=755,{option}", "tmpfs", str(location))
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-
-
-def _full(location: Path) -> None:
-    _mount(location, "size=64k")
-
-
-def _read_only(location: Path) -> None:
-    _mount(location, "ro")
-
-
 @contextmanager
 def _made(make: Callable[[Path], None], location: Path) -> Iterator[None]:
     make(location)
     try:
         yield
     finally:
-        if os.path.ismount(location):
-            subprocess.run(("umount", str(location)), check=True)
+        unmount(location)
 
 
 def _has_tried_to_add(server: VllmServer) -> bool:
@@ -101,12 +72,12 @@ def _has_tried_to_add(server: VllmServer) -> bool:
 @pytest.mark.parametrize(
     "make",
     [
-        _missing,
-        _file,
-        pytest.param(_of_another_user, marks=needs_root),
-        _writable_by_all,
-        pytest.param(_full, marks=needs_root),
-        pytest.param(_read_only, marks=needs_root),
+        without_parent,
+        file_instead,
+        pytest.param(of_another_user, marks=needs_root),
+        writable_by_all,
+        pytest.param(full, marks=needs_root),
+        pytest.param(read_only, marks=needs_root),
     ],
 )
 def test_a_start_never_fails_because_of_its_location(make, filled, small_model, tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,16 @@ from startup.compile_cache.messages import AddJob, FetchJob
 from startup.compile_cache.process import SharingProcess
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.compile_cache.sharing import add, fetch
+from tests.startup.compile_cache.unusable_locations import (
+    file_instead,
+    full,
+    needs_root,
+    of_another_user,
+    read_only,
+    unmount,
+    without_parent,
+    writable_by_all,
+)
 
 NUM_MACHINES: Final = 10
 NUM_KILLS: Final = 50
@@ -233,30 +242,8 @@ def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(damage, mak
     assert len(_archives(location)) == 1
 
 
-def _no_parent(location: Path) -> None:
-    pass
-
-
-def _a_file(location: Path) -> None:
-    location.parent.mkdir()
-    location.write_text("text")
-
-
-def _of_another_user(location: Path) -> None:
-    location.mkdir(parents=True)
-    os.chown(location, 12345, 12345)
-
-
-def _writable_by_all(location: Path) -> None:
-    location.mkdir(parents=True)
-    location.chmod(0o777)
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
 @pytest.mark.parametrize(
-    "make", [_no_parent, _a_file, pytest.param(_of_another_user, marks=needs_root), _writable_by_all]
+    "make", [without_parent, file_instead, pytest.param(of_another_user, marks=needs_root), writable_by_all]
 )
 def test_a_location_that_cannot_be_used_is_one_problem(make, make_machine, tmp_path):
     location = tmp_path / "parent" / "shared"
@@ -274,15 +261,12 @@ def test_a_location_that_cannot_be_used_is_one_problem(make, make_machine, tmp_p
     assert local.read_records(), "the record is for this machine, too"
 
 
-@pytest.fixture(params=["size=64k", "ro"])
+@pytest.fixture(params=[full, read_only])
 def mounted(request, location) -> Iterator[Path]:
     """A file system that is too small, or read-only."""
-    location.mkdir()
-    mount = ("mount", "-t", "tmpfs", "-o", f"{request.param},mode=755", "tmpfs", str(location))
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
+    request.param(location)
     yield location
-    subprocess.run(("umount", str(location)), check=True)
+    unmount(location)
 
 
 @needs_root
