@@ -162,12 +162,10 @@ def damaged_file(record: CompiledModel) -> str | None:
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_TEMPORARY):
             continue  # others may have been written anew
-        try:
-            is_same = FileFacts.of(vllm_root() / path) == facts
-        except OSError:
-            is_same = False
-        if not is_same:
-            return path
+        with suppress(OSError):
+            if FileFacts.of(vllm_root() / path) == facts:
+                continue
+        return path
     return None
 
 

@@ -141,9 +141,8 @@ def _remedy(changes: tuple[Change, ...]) -> str:
 
 
 def _is_per_container(change: Change) -> bool:
-    if _PER_CONTAINER.search(change.name) is not None:
-        return True
-    return any(_ADDRESS.fullmatch(value.strip("'\"")) for value in (change.before, change.now))
+    is_named_so = _PER_CONTAINER.search(change.name) is not None
+    return is_named_so or any(_ADDRESS.fullmatch(value.strip("'\"")) for value in (change.before, change.now))
 
 
 def _switched_off(wanted: Wanted) -> Reason | None:
