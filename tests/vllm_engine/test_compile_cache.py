@@ -8,16 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.startup.compile_cache.unusable_locations import (
-    file_instead,
-    full,
-    needs_root,
-    of_another_user,
-    read_only,
-    unmount,
-    without_parent,
-    writable_by_all,
-)
+from tests.startup.compile_cache.inputs import MOUNTED, UNUSABLE, unmount
 from tests.vllm_engine.compiled_start import PEERS, RECORDS, compiled_keys, recorded, start_and_end
 from tests.vllm_engine.vllm_server import VllmServer
 
@@ -69,17 +60,7 @@ def _has_tried_to_add(server: VllmServer) -> bool:
     return "WARNING" in server.log.partition("ready after")[2]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        without_parent,
-        file_instead,
-        pytest.param(of_another_user, marks=needs_root),
-        writable_by_all,
-        pytest.param(full, marks=needs_root),
-        pytest.param(read_only, marks=needs_root),
-    ],
-)
+@pytest.mark.parametrize("make", [*UNUSABLE, *MOUNTED])
 def test_a_start_never_fails_because_of_its_location(make, filled, small_model, tmp_path):
     """One warning tells why nothing is added."""
     shutil.copytree(filled.folder / "cache", tmp_path / "cache")

@@ -13,7 +13,7 @@ import pytest
 from startup.compile_cache import archive as module
 from startup.compile_cache.archive import MANIFEST, ArchiveError, read_record, unpack, write_archive
 from tests.growth import growth
-from tests.startup.compile_cache.raw_archives import FILES, RECORD, Raw, archive, good, manifest, raw_zip, save_archive
+from tests.startup.compile_cache.inputs import FILES, RECORD, Raw, archive, good, manifest, raw_zip, save_archive
 
 GiB = 1 << 30
 

@@ -13,7 +13,7 @@ from startup.compile_cache import location as module
 from startup.compile_cache.archive import read_record
 from startup.compile_cache.location import Location, LocationError, open_location
 from startup.compile_cache.record import CompiledModel
-from tests.startup.compile_cache.raw_archives import save_archive
+from tests.startup.compile_cache.inputs import save_archive
 
 NAME = "0.32.0-abc/key.zip"
 _STRANGER = 4711

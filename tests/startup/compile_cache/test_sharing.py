@@ -22,16 +22,7 @@ from startup.compile_cache.messages import AddJob, FetchJob
 from startup.compile_cache.process import SharingProcess
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.compile_cache.sharing import add, fetch
-from tests.startup.compile_cache.unusable_locations import (
-    file_instead,
-    full,
-    needs_root,
-    of_another_user,
-    read_only,
-    unmount,
-    without_parent,
-    writable_by_all,
-)
+from tests.startup.compile_cache.inputs import MOUNTED, UNUSABLE, unmount
 
 NUM_MACHINES: Final = 10
 NUM_KILLS: Final = 50
@@ -242,9 +233,7 @@ def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(damage, mak
     assert len(_archives(location)) == 1
 
 
-@pytest.mark.parametrize(
-    "make", [without_parent, file_instead, pytest.param(of_another_user, marks=needs_root), writable_by_all]
-)
+@pytest.mark.parametrize("make", UNUSABLE)
 def test_a_location_that_cannot_be_used_is_one_problem(make, make_machine, tmp_path):
     location = tmp_path / "parent" / "shared"
     make(location)
@@ -261,7 +250,7 @@ def test_a_location_that_cannot_be_used_is_one_problem(make, make_machine, tmp_p
     assert local.read_records(), "the record is for this machine, too"
 
 
-@pytest.fixture(params=[full, read_only])
+@pytest.fixture(params=MOUNTED)
 def mounted(request, location) -> Iterator[Path]:
     """A file system that is too small, or read-only."""
     request.param(location)
@@ -269,7 +258,6 @@ def mounted(request, location) -> Iterator[Path]:
     unmount(location)
 
 
-@needs_root
 def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_path):
     record = _record()
     make_machine("first").compile(record)

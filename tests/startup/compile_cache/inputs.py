@@ -1,7 +1,9 @@
-"""Compiled models for tests, and their archives byte by byte, as `zipfile` would not write them."""
+"""Archives, also byte by byte as `zipfile` would not write them, and folders that cannot be locations."""
 
 import json
+import os
 import struct
+import subprocess
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,9 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from startup.compile_cache.archive import MANIFEST, write_archive
 from startup.compile_cache.record import CompiledModel, FileFacts, Hardware
 
+_needs_root: Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 RECORD: Final = CompiledModel(
     key="ab" * 32,
     model="org/model",
@@ -110,3 +115,49 @@ def good(name: str = "vllm/a", content: bytes = b"content", **others: Any) -> Ra
 
 def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()
+
+
+def _without_parent(location: Path) -> None:
+    """Nothing is there."""
+
+
+def _file_instead(location: Path) -> None:
+    location.parent.mkdir()
+    location.write_text("text")
+
+
+def _of_another_user(location: Path) -> None:
+    location.mkdir(parents=True)
+    os.chown(location, 12345, 12345)
+
+
+def _writable_by_all(location: Path) -> None:
+    location.mkdir(parents=True)
+    location.chmod(0o777)
+
+
+def _full(location: Path) -> None:
+    _mount(location, "size=64k")
+
+
+def _read_only(location: Path) -> None:
+    _mount(location, "ro")
+
+
+def unmount(location: Path) -> None:
+    """After a file system was mounted there."""
+    if os.path.ismount(location):
+        subprocess.run(("umount", str(location)), check=True)
+
+
+def _mount(location: Path, option: str) -> None:
+    location.mkdir(parents=True)
+    mount = ("mount", "-t", "tmpfs", "-o", f"mode=755,{option}", "tmpfs", str(location))
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+
+
+UNUSABLE: Final = (_without_parent, _file_instead, pytest.param(_of_another_user, marks=_needs_root), _writable_by_all)
+"""Each makes a location in a folder that does not exist yet."""
+MOUNTED: Final = tuple(pytest.param(make, marks=_needs_root) for make in (_full, _read_only))
+"""Each mounts a file system, which `unmount` removes."""
