@@ -70,22 +70,23 @@ def format_warning(message: str, *, logger: str, role: str, phase: str) -> str:
 
 
 class LineStream(io.TextIOBase):
-    """Replaces `sys.stderr`: text written to it becomes records of the logger `stderr`.
+    """Replaces `sys.stderr`: text written to it becomes records named `stderr`, which `handler` writes.
 
-    A record ends where a write ends with a line break, so that a message of several lines stays together.
+    A record ends where a write ends with a line break, so that a message of several lines stays together. It
+    does not pass through a logger: handlers of libraries write here, and some versions of Python (3.13.4 and
+    3.13.5) ignore what is logged while a handler runs.
     """
 
     encoding = "utf-8"
     errors = "backslashreplace"
 
-    def __init__(self, below: TextIO) -> None:
+    def __init__(self, below: TextIO, handler: logging.Handler) -> None:
         self.below = below
-        self._logger = logging.getLogger("stderr")
-        self._logger.setLevel(logging.INFO)
+        self.handler = handler
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Logs complete lines; text that a failing handler writes meanwhile goes to the stream below."""
+        """Handles complete lines; text that a failing handler writes meanwhile goes to the stream below."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):
@@ -94,7 +95,7 @@ class LineStream(io.TextIOBase):
         if text.endswith(("\n", "\r")):
             self._part.is_busy = True
             try:
-                self._log()
+                self._hand_over()
             finally:
                 self._part.is_busy = False
         return len(text)
@@ -115,17 +116,23 @@ class LineStream(io.TextIOBase):
         """Always True."""
         return True
 
-    def _log(self) -> None:
+    def _hand_over(self) -> None:
         message, self._part.text = self._part.text.strip(), ""
         if message:
             level = _LEVELS.get(message.partition(":")[0], logging.INFO)
-            self._logger.log(level, "%s", message)
+            self.handler.handle(logging.getLogRecordFactory()("stderr", level, "", 0, "%s", (message,), None))
 
 
-def log_everything_as_json() -> None:
-    """Also logs warnings, uncaught exceptions and everything that is written to `sys.stderr`."""
-    if not isinstance(sys.stderr, LineStream):
-        sys.stderr = LineStream(sys.stderr)
+def log_everything_as_json(handler: logging.Handler) -> None:
+    """Also logs warnings, uncaught exceptions and everything that is written to `sys.stderr`.
+
+    Args:
+        handler: writes what is written to `sys.stderr`, as JSON, to the stream below.
+    """
+    if isinstance(sys.stderr, LineStream):
+        sys.stderr.handler = handler
+    else:
+        sys.stderr = LineStream(sys.stderr, handler)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread

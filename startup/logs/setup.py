@@ -45,7 +45,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
         from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 
         handler.setFormatter(JsonFormatter(role, phase))
-        log_everything_as_json()
+        log_everything_as_json(handler)
     else:
         handler.setFormatter(TextFormatter(role))
 

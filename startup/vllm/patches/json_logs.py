@@ -72,8 +72,9 @@ class VllmJsonFormatter(JsonFormatter):
 
 def create_error_handler() -> logging.Handler:
     """Redirects standard error, so that other output becomes JSON lines, and logs to the original stream."""
-    log_everything_as_json()
-    return logging.StreamHandler(real_stderr())
+    handler = logging.StreamHandler(real_stderr())
+    log_everything_as_json(handler)
+    return handler
 
 
 def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
