@@ -30,6 +30,7 @@ class _Server:
         self.is_ready = True
         self.paths: list[str] = []
         self._listener = listener
+        self._responder = responder
         self.probes = EmbeddedProbes(responder, ServerConfig(served_model_names=("m",)), PROBE_PATHS)
         http: Any = bounded_connections(limits, None, self.probes)
         config = uvicorn.Config(self._answer, http=http, log_config=None, ws="none", lifespan="off", interface="asgi3")
@@ -51,6 +52,11 @@ class _Server:
     def set_ready(self, is_ready: bool) -> None:
         self.is_ready = is_ready
         self.probes.refresh()
+
+    @property
+    def responder_process(self) -> psutil.Process:
+        assert self._responder._pid is not None
+        return psutil.Process(self._responder._pid)
 
     async def connect(self) -> "_Client":
         return await asyncio.to_thread(_Client, self._listener.getsockname())
@@ -193,8 +199,7 @@ def test_a_lent_connection_makes_room_for_a_new_one():
 def test_lent_connections_are_served_if_the_responder_ends_or_hangs(number):
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
-        (process,) = psutil.Process().children()
-        getattr(process, number)()
+        getattr(server.responder_process, number)()
         answer = await client.ask("/health")
         assert answer.status == 200
         assert not answer.is_of_responder
@@ -206,12 +211,12 @@ def test_lent_connections_are_served_if_the_responder_ends_or_hangs(number):
 def test_all_lent_connections_are_taken_back_at_the_end():
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
+        responder = server.responder_process
         await server.probes.end()
         assert not (await client.ask("/health")).is_of_responder
         assert server.paths == ["/health"]
         with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process().children():
-                process.wait(60)
+            responder.wait(60)
 
     _run(test)
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,11 +40,11 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture
 def build(folder_of: Callable[[str], Path]) -> Build:
-    """Builds renderers without threads."""
+    """Builds renderers, without threads unless an executor is given."""
 
-    def build_one(family: str = "qwen2_vl", **settings: Any) -> VisionRenderer:
+    def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> VisionRenderer:
         path = folder_of(family)
-        return VisionRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=InlineExecutor())
+        return VisionRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=executor or InlineExecutor())
 
     return build_one
 
@@ -185,14 +186,15 @@ def test_images_beyond_the_models_context_are_not_processed(build):
 
 
 async def test_a_client_that_leaves_ends_the_processing_of_its_images(build):
-    renderer = build(limit_mm_per_prompt={"image": 20})
-    images = [image(56, 56, seed=seed) for seed in range(20)]
-    rendering = asyncio.create_task(render_with_images(renderer, [_message(*images)], ChatOptions()))
-    assert renderer.mm_cache is not None
-    while not renderer.mm_cache.num_queries:
-        await asyncio.sleep(0)
-    rendering.cancel()
-    await asyncio.wait([rendering])
+    with ThreadPoolExecutor(1) as executor:
+        renderer = build(executor=executor, limit_mm_per_prompt={"image": 20})
+        images = [image(56, 56, seed=seed) for seed in range(20)]
+        rendering = asyncio.create_task(render_with_images(renderer, [_message(*images)], ChatOptions()))
+        assert renderer.mm_cache is not None
+        while not renderer.mm_cache.num_queries:
+            await asyncio.sleep(0)
+        rendering.cancel()
+        await asyncio.wait([rendering])
     assert renderer.mm_cache.num_queries < 20
 
 
