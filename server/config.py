@@ -1,11 +1,11 @@
 """Settings of engine and renderer; standard library only, built once by the command line."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from base.errors import ConfigError
+from base.json_depth import read_json
 from base.machine.processors import usable_count
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
@@ -70,8 +70,8 @@ class LoraModule:
             fields: Any = {"name": name, "path": path}
         else:
             try:
-                fields = json.loads(text)
-            except json.JSONDecodeError:
+                fields = read_json(text)
+            except ValueError:
                 fields = None
         if (
             not isinstance(fields, dict)

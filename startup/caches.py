@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from base.json_depth import check_depth
 from base.machine.files import why_changeable
 from envs.home import expand_home
 from envs.registry import env
@@ -149,7 +150,9 @@ class Manifest:
         import msgspec  # noqa: PLC0415 - few starts read a manifest
 
         try:
-            content = msgspec.json.decode((folder / MANIFEST).read_bytes())
+            raw = (folder / MANIFEST).read_bytes()
+            check_depth(raw)
+            content = msgspec.json.decode(raw)
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
             return msgspec.convert(content, cls)

@@ -1,6 +1,5 @@
 """A rendered request in the engine's terms: sampling parameters, constraints, admission."""
 
-import json
 import logging
 import reprlib
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from uuid import uuid4
 import msgspec
 
 from base.errors import ConfigError, RequestError
+from base.json_depth import read_json
 from base.request_ids import REQUEST_ID
 from envs.redaction import MASK
 from server.config import ModelFiles
@@ -146,7 +146,7 @@ def _read_generation_config(source: str, files: ModelFiles) -> dict[str, Any]:
     if not path.is_file() and source == "auto":
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as err:
         expected = f"`auto`, `vllm` or a folder with a readable generation_config.json ({err})"
         raise ConfigError("--generation-config", source, expected) from err

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from base.errors import RequestError
+from base.json_depth import read_json
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest, FunctionDefinition, StructuredOutputs
@@ -104,8 +105,8 @@ def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
 def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as err:
+            schema = read_json(schema)
+        except ValueError as err:
             raise RequestError(f"The JSON schema in `{param}` is not valid JSON: {err}", param=param) from err
     if not isinstance(schema, dict):
         raise RequestError(f"The JSON schema in `{param}` must be an object.", param=param)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from base.errors import RequestError
+from base.json_depth import JsonDepthError, check_depth, count, split_json
 from server.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
@@ -60,12 +61,6 @@ _NUMBERS = {b"true": msgspec.Raw(b"1"), b"false": msgspec.Raw(b"0")}
 _MAX_SHOWN = 200
 _OTHER_ENCODINGS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"\0")
 """Begin JSON that is not plain UTF-8; so does a null behind the first character (RFC 4627, section 3)."""
-_PIECE_BYTES = 1 << 18
-"""Between pieces of this size, the GIL is released."""
-_MARKS = (b",", b"[", b"{")
-_MARK_OR_QUOTE = re.compile(rb'[,\[{"]')
-_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
-"""The rest of a text."""
 
 
 class Counted(NamedTuple):
@@ -155,11 +150,12 @@ class RequestDecoder(Generic[T]):
             body = _to_utf8(body)
         check_num_values(body, self._limits.max_json_values)
         try:
+            check_depth(body)
             request = self._decode_values(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise RequestError(f"The request body is not valid JSON: {err}") from err
-        except RecursionError as err:
-            raise RequestError("The request body is nested too deeply.") from err
+        except JsonDepthError as err:
+            raise RequestError(f"The request body is {err}.") from err
         check_limits(request, self._limits)
         return request
 
@@ -189,38 +185,19 @@ def check_num_values(body: bytes, most: int) -> None:
     """Raises RequestError for a body with too many values: three bytes of JSON may become an object of sixty.
 
     Each value but the first follows a comma or an opening bracket. If there are many, those in texts are left
-    out, which is a hundred times slower.
+    out.
     """
-    if len(body) <= most:
+    if len(body) <= most or count(body, b",[{") < most:
         return
-    pieces = range(0, len(body), _PIECE_BYTES)
-    if sum(body.count(mark, at, at + _PIECE_BYTES) for mark in _MARKS for at in pieces) < most:
-        return
-    position, num_values, num_texts = 0, 1, 0
-    while position < len(body):
-        found = _MARK_OR_QUOTE.search(body, position, position + _PIECE_BYTES)
-        if found is None:
-            position += _PIECE_BYTES
-            continue
-        position = found.end()
-        if found[0] == b'"':
-            num_texts += 1
-            position = _end_of_text(body, position)
-        else:
-            num_values += 1
-        if max(num_values, num_texts) > most:
+    num_values, num_quotes = 1, 0
+    for piece in split_json(body):
+        num_values += piece.marks.count(b",") + piece.marks.count(b"[")
+        num_quotes += piece.num_quotes
+        if max(num_values, num_quotes // 2) > most:
             raise RequestError(
                 f"The request body has more than {most} objects, lists, texts and numbers "
                 f"({flag_of('max_json_values')})."
             )
-
-
-def _end_of_text(body: bytes, position: int) -> int:
-    while (piece := _TEXT.match(body, position, position + _PIECE_BYTES)) and piece.end() > position:
-        position = piece.end()
-        if piece[1]:
-            break
-    return position
 
 
 def check_limits(request: RequestBody, limits: LimitsConfig) -> None:

@@ -147,8 +147,6 @@ def describe_failure(error: Exception) -> ErrorResponse:
         if isinstance(error, CodedRequestError):
             body.error.details = ErrorDetails(error.error_code)
         return body
-    if isinstance(error, RecursionError):
-        return error_response("The request is nested too deeply.", type="BadRequestError", code=400)
     if isinstance(error, EngineError):
         return error_response(str(error), type="InternalServerError", code=500)
     logger.error("a request failed unexpectedly", exc_info=error)

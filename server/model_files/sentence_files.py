@@ -1,8 +1,9 @@
 """Reads the files in which sentence-transformers describes an embedding model; standard library only."""
 
-import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from base import json_depth
 
 _ENCODER_FILES: Final = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
@@ -87,6 +88,6 @@ def _bare_mode(name: str) -> str:
 def read_json(path: Path) -> Any:
     """The file's content; None if the file is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_depth.read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -1,10 +1,10 @@
 """Reads the small files of a tokenizer's folder; standard library only."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from base.errors import ServerError
+from base.json_depth import read_json
 
 
 class TokenizerLoadError(ServerError):
@@ -20,7 +20,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
     except ValueError as err:
         raise TokenizerLoadError(f"{path} is not valid JSON: {err}") from err
     if not isinstance(content, dict):

@@ -5,10 +5,9 @@ JSON has no NaN and no infinity, and a text with half of a surrogate pair cannot
 
 import json
 import math
-from typing import Any, Final
+from typing import Any
 
-_MOST_NESTED: Final = 500
-"""Levels of a value; Python's own limit depends on the caller, and it can read more than it can write."""
+from base.json_depth import check_depth
 
 
 def write_json(value: Any) -> str:
@@ -27,13 +26,8 @@ def read_json(text: str) -> Any:
     Raises:
         ValueError: it is not JSON, holds a number that is too large, or is nested too deeply.
     """
-    try:
-        value = _DECODER.decode(text)
-    except RecursionError as err:
-        raise ValueError("nested too deeply") from err
-    if text.count("[") + text.count("{") > _MOST_NESTED and is_nested_deeper(value, _MOST_NESTED):
-        raise ValueError("nested too deeply")
-    return value
+    check_depth(text)
+    return _DECODER.decode(text)
 
 
 def is_unicode(text: str) -> bool:

@@ -1,7 +1,6 @@
 """Turns messages in OpenAI's form into a conversation, and writes it as text, by a chat template."""
 
 import inspect
-import json
 import logging
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from base.errors import RequestError
+from base.json_depth import read_json
 from server.model_files.tokenizer_files import TokenizerLoadError
 from server.renderers.prompts import ChatOptions
 
@@ -286,8 +286,8 @@ def _to_arguments(function: Message) -> Message:
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
+            arguments = read_json(arguments)
+        except ValueError:
             arguments = None
     if isinstance(arguments, dict):
         return arguments

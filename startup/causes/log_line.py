@@ -4,10 +4,11 @@ Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes be
 one the indentation is kept, because it tells the frames of a traceback from its exception.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
+
+from base.json_depth import read_json
 
 _CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
@@ -122,8 +123,8 @@ def _strip_prefixes(text: str) -> str:
 def _read_json(raw: str) -> Iterator[LogLine]:
     """The lines of a record: those of its message, then those of its traceback."""
     try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError):
+        record = read_json(raw)
+    except ValueError:
         record = None
     if not isinstance(record, dict):
         yield LogLine("", "", "", raw)

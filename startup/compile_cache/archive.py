@@ -226,7 +226,7 @@ def _read_record(file: BinaryIO, manifest: _Member) -> CompiledModel:
     content = b"".join(_inflate(file, manifest))
     try:
         return CompiledModel.from_json(content)
-    except (ValueError, RecursionError) as err:
+    except ValueError as err:
         raise ArchiveError(" ".join(str(err).split())) from err
 
 

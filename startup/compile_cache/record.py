@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 1
@@ -115,8 +116,9 @@ class CompiledModel:
         import msgspec  # noqa: PLC0415 - few starts read a record
 
         try:
+            check_depth(content)
             record = msgspec.json.decode(content, type=cls)
-        except msgspec.MsgspecError as err:
+        except ValueError as err:
             raise ValueError(f"the record of a compiled model is not valid: {err}") from err
         if not _KEY.fullmatch(record.key) or not all(map(_RANK.fullmatch, record.ranks)):
             raise ValueError("the record's key or ranks cannot be names of folders")

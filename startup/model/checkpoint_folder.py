@@ -3,7 +3,6 @@
 Reads file names and small JSON files only.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from base.json_depth import read_json
 from base.wording import list_some
 from startup.model.json_file import read_json_object
 
@@ -173,7 +173,7 @@ def modeling_module(folder: Path) -> str | None:
 def read_index(path: Path) -> dict[str, str]:
     """The tensors of an index with their files; empty if it cannot be read."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))  # of any length
+        content: Any = read_json(path.read_text(encoding="utf-8"))  # of any length
     except (OSError, ValueError):
         return {}
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

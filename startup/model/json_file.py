@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from base.json_depth import JsonDepthError, check_depth, read_json
+
 _MAX_PARSED_BYTES: Final = 16_000_000
 """Parsing takes about 7 ms per MB; of a longer file only both ends are checked."""
 
@@ -35,11 +37,13 @@ def read_json_object(path: Path) -> JsonFile:
         is_whole = raw.lstrip()[:1] == b"{" and raw.rstrip()[-1:] == b"}"
         return JsonFile({}, None if is_whole else f"{path} is truncated: its {len(raw)} bytes are not a JSON object")
     try:
-        content = json.loads(raw)
+        content = read_json(raw)
     except UnicodeDecodeError:
         return JsonFile({}, f"{path} is not JSON: it is not text")
     except json.JSONDecodeError as err:
         return JsonFile({}, f"{path} is not JSON: {err.msg} at line {err.lineno}, column {err.colno}")
+    except JsonDepthError as err:
+        return JsonFile({}, f"{path} is {err}")
     if not isinstance(content, dict):
         return JsonFile({}, f"{path} is not a JSON object")
     return JsonFile(content)
@@ -52,6 +56,7 @@ def json_problem(path: Path) -> str | None:
     with suppress(OSError, ValueError):
         raw = path.read_bytes()
         if raw[:1] == b"{" and len(raw) <= _MAX_PARSED_BYTES:
+            check_depth(raw)
             msgspec.json.decode(raw, type=dict[str, msgspec.Raw])  # checks the syntax
             _check_encoding(raw)
             return None

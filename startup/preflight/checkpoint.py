@@ -1,11 +1,11 @@
 """Checks the files of a model's folder by names, headers and small JSON files; does not read the weights."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from base.json_depth import read_json
 from base.wording import list_some
 from startup.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems
 from startup.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
@@ -224,7 +224,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     if data_begin > size:
         raise _HeaderError(f"is truncated: the header alone needs {data_begin} bytes, the file has {size}")
     try:
-        header = json.loads(file.read(length))
+        header = read_json(file.read(length))
     except ValueError as err:
         raise _HeaderError(f"has a corrupt header: {err}") from err
     if not isinstance(header, dict):

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 
+from base.json_depth import read_json
 from envs.redaction import hide_in_command, hide_quoted
 from startup.causes.digest import write_digest
 from startup.causes.first_cause import find_cause
@@ -189,8 +190,8 @@ def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
 
 def _parse(line: str) -> dict[str, object] | None:
     if line.startswith("{"):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(line)
+        with suppress(ValueError):
+            found = read_json(line)
             if isinstance(found, dict):
                 return found
     return None

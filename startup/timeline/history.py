@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from base.json_depth import check_depth
 from base.machine.files import write_whole
 from startup.caches import cache_folder, layers
 from startup.timeline.report import StartReport
@@ -75,8 +76,9 @@ class StartRecord:
         import msgspec  # noqa: PLC0415 - the preflight needs it too, a little later
 
         try:
+            check_depth(line)
             return msgspec.json.decode(line, type=cls)
-        except (msgspec.DecodeError, RecursionError, UnicodeError):
+        except ValueError:
             return None
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from base.json_depth import check_depth
 from base.machine.files import write_whole
 from startup.timeline.spans import UNEXPLAINED, PhaseTotal, Stretch, sum_phases
 from startup.timeline.timeline import PhaseTimeline
@@ -142,13 +143,14 @@ def read_report(text: str) -> StartReport:
     import msgspec  # noqa: PLC0415 - a start only writes reports
 
     try:
+        check_depth(text)
         found = msgspec.json.decode(text, type=_Schema)
         if found != _Schema(SCHEMA, SCHEMA_VERSION):
             wanted = f"{SCHEMA} {SCHEMA_VERSION}"
             raise ReportError(f"its schema is {found.schema} {found.schema_version}, this program reads {wanted}")
         times = msgspec.json.decode(text, type=_Times)
         return StartReport(facts=msgspec.json.decode(text, type=StartFacts), **vars(times))
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as err:
+    except ValueError as err:
         raise ReportError(str(err)) from err
 
 

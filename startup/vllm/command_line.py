@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.exit_codes import INTERRUPTED, USAGE
+from base.json_depth import read_json
 from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
@@ -191,7 +192,7 @@ def _config_file(path: str | None) -> dict[str, str]:
     with suppress(OSError, ImportError, ValueError):
         import yaml
 
-        with suppress(yaml.YAMLError):
+        with suppress(yaml.YAMLError, RecursionError):
             content = yaml.safe_load(Path(path).read_text())
             settings = content if isinstance(content, dict) else {}
             return {normalise(f"--{name}"): _as_word(value) for name, value in settings.items() if value is not None}
@@ -201,7 +202,7 @@ def _config_file(path: str | None) -> dict[str, str]:
 def _as_list(word: str) -> tuple[str, ...]:
     """The items of a list in the file; a text is the only one."""
     with suppress(ValueError):
-        content = json.loads(word)
+        content = read_json(word)
         if isinstance(content, list):
             return tuple(_as_word(item) for item in content)
     return (word,)
@@ -296,7 +297,7 @@ def _settings(values: Mapping[str, str], *flags: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for flag in flags:
         with suppress(ValueError):
-            content = json.loads(values.get(flag) or "{}")
+            content = read_json(values.get(flag) or "{}")
             found |= content if isinstance(content, dict) else {}
         prefix = f"{flag}."
         found |= {name.removeprefix(prefix): text for name, text in values.items() if name.startswith(prefix)}
@@ -320,7 +321,7 @@ def _adapters(texts: Iterable[str], values: Mapping[str, str]) -> Iterator[Adapt
             yield Adapter(name, path)
             continue
         with suppress(ValueError):
-            content = json.loads(text)
+            content = read_json(text)
             if isinstance(content, dict) and (source := _text(content.get("path"))) is not None:
                 yield Adapter(str(content.get("name", source)), source)
     for modality, path in _settings(values, "--default-mm-loras").items():

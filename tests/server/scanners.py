@@ -14,6 +14,7 @@ import pybase64
 
 from base.access_log import QueryMask
 from base.errors import ServerError
+from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
 from server.apis.messages.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
@@ -252,6 +253,15 @@ SCANNERS: Final = [
         [
             *_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'),
             *_units(" ", "1", "]", begin='[",,,,,,,,,,,,"'),
+        ],
+    ),
+    Scanner(
+        "nesting",
+        ("base.json_depth",),
+        lambda text: suppress_errors(check_depth, text),
+        [
+            *_units('\\"', "\\", "a", '"["', begin=f'["{"[" * MOST_LEVELS}'),
+            *_units("[],", "[[]],", "]", begin="[" * (MOST_LEVELS - 2)),
         ],
     ),
     Scanner(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from base.json_depth import read_json
 from base.wording import list_some
 from vllm_cli.errors import ConnectionFailedError, InputError
 
@@ -58,8 +59,8 @@ class BatchRequest:
     def from_line(cls, line: bytes) -> "BatchRequest":
         """Parses a line; raises LineError if it is not a request."""
         try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as err:
+            fields = read_json(line)
+        except ValueError as err:
             raise LineError(f"is not JSON ({err})") from err
         if not isinstance(fields, dict):
             raise LineError("is not a JSON object")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Self
 
+from base.json_depth import read_json
 from base.wording import list_some
 from vllm_cli.batch.requests import LinePlace
 from vllm_cli.errors import ConnectionFailedError, InputError
@@ -36,8 +37,8 @@ class Result(NamedTuple):
 def answered(place: LinePlace, status: int, content: bytes) -> Result:
     """The result for a response of the server, successful or not."""
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
+        body = read_json(content)
+    except ValueError:
         text = " ".join(content.decode(errors="replace").split())[:1000]
         return rejected(
             place, text or f"The server answered {status} without a body.", status if status >= 400 else 502
@@ -63,10 +64,10 @@ def lost(place: LinePlace, code: str, message: str) -> Result:
 def parse(line: bytes) -> RecordedResult | None:
     """Reads a line of an output file; None if it is not a result."""
     try:
-        fields = json.loads(line)
+        fields = read_json(line)
         is_failed = fields["error"] is not None
         recorded = RecordedResult(fields["custom_id"], fields["id"], is_failed)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     return recorded if isinstance(recorded.custom_id, str) and isinstance(recorded.id, str) else None
 

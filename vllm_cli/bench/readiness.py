@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from base.json_depth import check_depth
 from vllm_cli.bench.request import CompletionFormat, build_prompt, open_session, send_request
 from vllm_cli.bench.target import BenchConfig, Target, TargetStartError
 from vllm_cli.errors import InputError
@@ -68,8 +69,9 @@ async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path
     """The JSON of an optional route; empty if the server has no such one, or answers something else."""
     try:
         status, body = await _get(session, form.base_url + path, form)
+        check_depth(body)
         return msgspec.json.decode(body, type=dict[str, Any]) if status == 200 else {}
-    except (NotReadyError, msgspec.DecodeError):
+    except (NotReadyError, ValueError):
         return {}
 
 
@@ -86,8 +88,9 @@ async def _find_model(session: aiohttp.ClientSession, target: Target, config: Be
     if status == 401:
         raise TargetStartError(f"{form.base_url} requires an API key: give --api-key")
     try:
+        check_depth(body)
         return replace(form, model=msgspec.json.decode(body)["data"][0]["id"])
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         raise InputError(f"{form.base_url}/v1/models lists no model: name one with --model") from None
 
 

@@ -1,13 +1,13 @@
 """Finds the servers and standbys of this user that run on this machine, by the records that they keep."""
 
 import contextlib
-import json
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final
 
+from base.json_depth import read_json
 from base.machine.processes import child_pids, descendants, process_age_s, pss_bytes
 from base.status_page.page import DATA_PATH
 from startup.run_record import ROUTER, STANDBY, RunRecord, read_records
@@ -177,8 +177,8 @@ def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
     """The models of a router, in the order of its file; None if it does not tell them, as without its key."""
     try:
         answer = Server(address).request("GET", DATA_PATH, timeout_s=_ANSWER_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
-        data = json.loads(answer.content) if answer.status == 200 else None
-    except (OSError, HTTPException, ValueError, RecursionError):
+        data = read_json(answer.content) if answer.status == 200 else None
+    except (OSError, HTTPException, ValueError):
         return None
     return parse_models(data)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
+from base.json_depth import read_json
 from envs.registry import env
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
@@ -149,8 +150,8 @@ class EventReader:
 def error_message(data: bytes) -> str:
     """The message on one line: from OpenAI's, vLLM's or FastAPI's envelope, or the whole body."""
     body: Any = data.decode(errors="replace")
-    with suppress(ValueError, RecursionError):
-        body = json.loads(body)
+    with suppress(ValueError):
+        body = read_json(body)
     for name in ("error", "message", "detail"):
         if isinstance(body, dict) and name in body:
             body = body[name]
@@ -174,7 +175,7 @@ def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
 
 def _decode(data: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(data)
+        body = read_json(data)
     except ValueError as err:
         raise ConnectionFailedError("The server does not respond as an OpenAI server does.") from err
     return body if isinstance(body, dict) else {}

@@ -1,6 +1,5 @@
 """Waits until a server is ready or has failed, or until the timeout."""
 
-import json
 import math
 import ssl
 import time
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final, Literal
 
+from base.json_depth import read_json
 from base.machine.processes import is_alive
 from startup.probes.probe_http import MODEL_STATE_HEADER
 from startup.timeline.live_line import draw_bar
@@ -72,8 +72,8 @@ def _read_answer(answer: Answer, path: str) -> Readiness:
         reason = f"{path} answers {answer.status} {answer.reason}, so it does not report readiness"
         return Readiness("failed", reason)
     try:
-        body = json.loads(answer.content)
-    except (ValueError, RecursionError):
+        body = read_json(answer.content)
+    except ValueError:
         body = None
     return _read_body(body if isinstance(body, dict) else {}, f"it answers {answer.status}")
 

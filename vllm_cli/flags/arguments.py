@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.serve_words import Given, split
 from vllm_cli.errors import InputError
@@ -100,8 +101,8 @@ class _Parser:
         whole = self.arguments.last_value(flag.name)
         shown = "".join(hide_in_words([whole or ""]))
         try:
-            merged = json.loads(whole) if whole else {}
-        except json.JSONDecodeError as err:
+            merged = read_json(whole) if whole else {}
+        except ValueError as err:
             raise InputError(f"{flag.name}: {shown!r} is not JSON: {err}.") from err
         if not isinstance(merged, dict):
             raise InputError(f"{flag.name}: {shown!r} is not a JSON object.")
@@ -152,8 +153,8 @@ def merge(into: dict[str, Any], update: dict[str, Any]) -> None:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return read_json(text)
+    except ValueError:
         pass
     try:
         return HumanInt().convert(text, None, None)
@@ -187,7 +188,7 @@ def _parse_yaml(text: str) -> Any:
 
     try:
         return yaml.safe_load(text) or {}
-    except yaml.YAMLError as err:
+    except (yaml.YAMLError, RecursionError) as err:
         raise InputError(f"is not YAML: {' '.join(str(err).split())}.") from err
 
 

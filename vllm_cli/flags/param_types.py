@@ -1,6 +1,5 @@
 """Types of flag values beyond those of click."""
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Final
 import click
 
 from base.errors import ConfigError
+from base.json_depth import read_json
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from envs.variable import EXPECTED_DURATION, parse_duration
@@ -109,8 +109,8 @@ def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as err:
+        return read_json(value)
+    except ValueError as err:
         type_.fail(f"{value!r} is not JSON: {err}.", param, ctx)
 
 
@@ -193,7 +193,7 @@ class LogConfigFile(click.ParamType):
         if isinstance(value, dict):
             return value
         try:
-            content = json.loads(Path(expand_home(value)).read_text(encoding="utf-8"))
+            content = read_json(Path(expand_home(value)).read_text(encoding="utf-8"))
         except OSError as err:
             self.fail(f"{value!r} cannot be read: {err.strerror}.", param, ctx)
         except ValueError as err:

@@ -1,11 +1,11 @@
 """Generates one response: the chat's deltas become output items, events and the final body."""
 
-import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 from uuid import uuid4
 
+from base.json_depth import read_json
 from server.apis.responses.output import OutputItem, OutputWriter, ResponseEvent, create_event
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
@@ -178,7 +178,7 @@ def _is_cut_off(item: OutputItem) -> bool:
     if item["type"] != "function_call":
         return False
     try:
-        json.loads(item["arguments"])
-    except (ValueError, RecursionError):
+        read_json(item["arguments"])
+    except ValueError:
         return True
     return False

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from base.json_depth import check_depth
 from base.wording import list_some
 from server.config import LoraConfig
 from server.model_files.kind import VISION_MODEL_TYPES
@@ -205,12 +206,14 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     def read(cls, folder: Path, limits: LoraConfig) -> "AdapterConfig":
         """Raises AdapterError if the file is missing or broken, or exceeds plain LoRA within `limits`."""
         try:
-            config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=cls)
+            content = (folder / CONFIG_FILE).read_bytes()
+            check_depth(content)
+            config = msgspec.json.decode(content, type=cls)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise AdapterMissingError(f"there is no {CONFIG_FILE} in {folder}") from err
         except OSError as err:
             raise AdapterError(f"{folder / CONFIG_FILE} cannot be read: {err.strerror}") from err
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
+        except ValueError as err:
             raise AdapterError(f"{folder / CONFIG_FILE} is not an adapter's configuration: {err}") from err
         faults = [*config._unsupported_features(), *config._wrong_ranks(limits.max_lora_rank)]
         if faults:

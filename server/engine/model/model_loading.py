@@ -1,6 +1,5 @@
 """Loads a causal LM of transformers from a folder, strictly: missing or corrupt weights are an error."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from base.errors import EngineMemoryError, EngineStartError
+from base.json_depth import read_json
 from server.config import EngineConfig
 from server.model_files.kind import VISION_MODEL_TYPES
 
@@ -190,7 +190,7 @@ def _load_generation_config(path: Path) -> GenerationConfig:
 
 def _tokenizer_eos(path: Path) -> int | None:
     try:
-        token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        token = read_json((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
         added_tokens = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_TokenizerFile).added_tokens
     except (OSError, ValueError, AttributeError):
         return None

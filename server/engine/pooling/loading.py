@@ -1,7 +1,6 @@
 """Loads a pooling model: the transformer, and the head that its files and `--pooler-config` define."""
 
 import inspect
-import json
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from base.errors import EngineStartError
+from base.json_depth import read_json
 from server.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.engine.model.model_loading import (
     DEFAULT_MAX_MODEL_LEN,
@@ -227,7 +227,7 @@ def _max_model_len(
 
 def _tokenizer_limit(path: Path) -> int | None:
     try:
-        limit = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+        limit = read_json((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
     except (OSError, ValueError, AttributeError):
         return None
     return int(limit) if isinstance(limit, int | float) and 0 < limit < 1 << 31 else None

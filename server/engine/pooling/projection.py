@@ -1,6 +1,5 @@
 """Linear layers after the pooling of some embedding models: sentence-transformers' Dense and ColBERT's."""
 
-import json
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from base.errors import EngineStartError
+from base.json_depth import read_json
 
 _PREFIX = "torch.nn.modules."
 
@@ -129,7 +129,7 @@ def load_colbert(folder: Path, device: torch.device) -> Projection:
 
 def _load_layer(folder: Path, device: torch.device) -> DenseLayer:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json((folder / "config.json").read_text(encoding="utf-8"))
         tensors = _read_tensors(folder, ("linear.weight", "linear.bias"))
         weight, bias = tensors["linear.weight"], tensors.get("linear.bias")
         activation = named_activation(config.get("activation_function") or _IDENTITY)

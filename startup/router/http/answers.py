@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from base.json_depth import check_depth
 from server.http_body.response_body import (
     ANTHROPIC,
     ErrorResponse,
@@ -76,8 +77,9 @@ def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
     """The error that a model's server has answered, as the last events of a stream that has begun."""
     failures = failure_format(path)
     try:
+        check_depth(body)
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         found = None
     if not isinstance(found, dict) or "error" not in found:
         text = body[:_MOST_SHOWN].decode("utf-8", "replace")

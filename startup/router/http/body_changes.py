@@ -69,9 +69,9 @@ def _remove(members: _Members, key: str) -> None:
 
 def _members_of(text: bytes) -> _Members | None:
     """The members of an object; NaN, and halves of characters, are no JSON, but vLLM takes them."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    with suppress(ValueError):
         return _DECODER.decode(text)
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError):
         loaded = json.loads(text)
         if isinstance(loaded, dict):
             return {key: msgspec.Raw(json.dumps(value).encode()) for key, value in loaded.items()}

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from base.json_depth import check_depth
 from envs.redaction import hide_in_words
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelStatus
@@ -135,8 +136,9 @@ class ModelList:
 def _read_length(body: bytes) -> int | None:
     """`max_model_len` of the first model that a server lists."""
     try:
+        check_depth(body)
         return msgspec.json.decode(body, type=_Listed).data[0].max_model_len
-    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+    except (ValueError, IndexError):
         return None
 
 

@@ -18,6 +18,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from base.json_depth import check_depth
 from startup.router.child import Child
 from startup.router.http.answers import FailedRequestError, error_events, relayed_error_events
 from startup.router.http.request_body import RequestBody
@@ -334,7 +335,8 @@ class _Stored(msgspec.Struct):
 
 def _goes_on(body: bytes) -> bool:
     """Whether a stored response is not complete."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with suppress(ValueError):
+        check_depth(body)
         return msgspec.json.decode(body, type=_Stored).status in ("queued", "in_progress")
     return False
 

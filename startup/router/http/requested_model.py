@@ -1,11 +1,12 @@
 """What the router reads in a body: which model it requests, and whether the response will be a stream."""
 
-import json
 from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
+
+from base.json_depth import check_depth, read_json
 
 LONGEST_NAME: Final = 4096
 """Characters of a model's name that are kept; a longer name is the name of no model."""
@@ -56,10 +57,11 @@ def find_in_json(body: Any) -> RequestedModel:
     NaN, halves of characters and a byte order mark are no JSON, but vLLM takes them.
     """
     try:
+        check_depth(body)
         members = _DECODER.decode(body)
         model = msgspec.json.decode(members.model)
         is_stream, is_background = (bytes(raw) == b"true" for raw in (members.stream, members.background))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except ValueError:
         if len(body) > _LOOSE_BYTES:
             return RequestedModel(is_invalid=True)
         return _find_loosely(bytes(body))
@@ -99,8 +101,8 @@ def find_in_form(body: IO[bytes], boundary: bytes) -> RequestedModel:
 
 def _find_loosely(body: bytes) -> RequestedModel:
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = read_json(body)
+    except ValueError:
         return RequestedModel(is_invalid=True)
     if not isinstance(found, dict):
         return RequestedModel(is_invalid=True)

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from base.json_depth import read_json
 from base.machine.files import MODE, read_own, write_whole
 from envs.redaction import hide_in_words
 from startup.caches import cache_folder, layers
@@ -190,7 +191,7 @@ def _file_name(kind: StartKind) -> str:
 
 
 def _read(path: Path) -> PreloadProfile:
-    content: dict[str, Any] = json.loads(read_own(path))
+    content: dict[str, Any] = read_json(read_own(path))
     for name in ("engine_modules", "api_modules"):
         if not all(isinstance(module, str) for module in content[name]):
             raise ValueError(path)
@@ -212,7 +213,7 @@ def _architecture(model: Path | None) -> str:
     if model is None:
         return ""
     with suppress(OSError, ValueError, TypeError, LookupError):
-        return str(json.loads((model / "config.json").read_bytes())["architectures"][0])
+        return str(read_json((model / "config.json").read_bytes())["architectures"][0])
     return ""
 
 

@@ -5,7 +5,6 @@ caller. In a new program that takes some seconds of the first start.
 """
 
 import importlib
-import json
 import multiprocessing
 import pickle
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from base.json_depth import read_json
 from startup.hooks.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
 
@@ -94,7 +94,7 @@ def model_modules(model: Path) -> list[str]:
     if not MODEL_MODULES.applies:
         return []
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
-        config = json.loads((model / "config.json").read_bytes())
+        config = read_json((model / "config.json").read_bytes())
         known = _MODEL_REGISTRY.get(importlib.import_module(_MODEL_REGISTRY.module)).models
         return [known[name].module_name for name in config["architectures"] if name in known]
     return []

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from base.json_depth import JsonDepthError, read_json
 from base.wording import list_some
 from envs.suggestion import did_you_mean
 from startup.vllm.facts.vllm_facts import FlagFact
@@ -39,18 +40,18 @@ def _convert(fact: FlagFact, text: str) -> Any:
 
 
 def _reason(err: ValueError) -> str:
-    return f": {err}" if isinstance(err, json.JSONDecodeError) else ""
+    return f": {err}" if isinstance(err, json.JSONDecodeError | JsonDepthError) else ""
 
 
 def _parse_object(text: str, fact: FlagFact) -> Any:
-    content = json.loads(expand_sizes(text))
+    content = read_json(expand_sizes(text))
     if not isinstance(content, dict):
         raise FlagValueError(f"{fact.name} {text!r} is not a JSON object")
     return content
 
 
 def _parse_json_or_text(text: str, _: FlagFact) -> Any:
-    return json.loads(text) if _OBJECT.match(text) else text
+    return read_json(text) if _OBJECT.match(text) else text
 
 
 def _parse_size_or_auto(text: str, _: FlagFact) -> int:
@@ -64,7 +65,7 @@ _CONVERTERS: Final[dict[str, Callable[[str, FlagFact], Any]]] = {
     "size": lambda text, _: parse_size(text),
     "size or auto": _parse_size_or_auto,
     "float": lambda text, _: float(text),
-    "json": lambda text, _: json.loads(text),
+    "json": lambda text, _: read_json(text),
     "json or text": _parse_json_or_text,
     "object": _parse_object,
     "folded": lambda text, _: text.lower().replace("-", "_"),

@@ -1,10 +1,10 @@
 """Checks the files, folders and modules that flags of `vllm serve` name."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from base.json_depth import read_json
 from base.server_settings import TlsConfig
 from envs.home import expand_home
 from startup.model.json_file import read_json_object
@@ -112,7 +112,7 @@ def _adapter(text: str) -> tuple[str, str | None]:
         name, _, path = text.partition("=")
         return name, path
     try:
-        content: Any = json.loads(text)
+        content: Any = read_json(text)
     except ValueError:
         return text, None
     if not isinstance(content, dict) or not {"name", "path"} <= content.keys():

@@ -100,7 +100,7 @@ def _read_config(name: str) -> dict[str, Any]:
         raise WordsError(f"--config {name} cannot be read: {err.strerror}") from err
     except UnicodeDecodeError as err:
         raise WordsError(f"--config {name} is not a text file") from err
-    except yaml.YAMLError as err:
+    except (yaml.YAMLError, RecursionError) as err:
         raise WordsError(f"--config {name} is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(content, dict):
         raise WordsError(f"--config {name} must be a mapping of flag names to values")

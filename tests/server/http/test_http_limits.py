@@ -130,7 +130,7 @@ def test_a_failed_request_returns_its_lease(serve, engine, wait_until):
     wait_until(lambda: not (admission.num_sequences or admission.num_held_bytes or admission.num_queued_tokens))
 
 
-@pytest.mark.parametrize("levels", [100, 900])
+@pytest.mark.parametrize("levels", [100, 190, 900])
 @pytest.mark.parametrize(
     ("path", "field"),
     [

@@ -139,9 +139,15 @@ def test_json_that_is_not_an_object_is_rejected(body):
     assert "must be a JSON object" in fail(body).message
 
 
-def test_endless_nesting_is_rejected():
-    error = fail(b'{"messages": [{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}", ChatRequest)
-    assert error.message == "The request body is nested too deeply."
+@pytest.mark.parametrize("levels", [198, 100_000])
+def test_nesting_is_limited_not_by_the_parser(levels):
+    body = b'{"messages": [{"a": ' + b"[" * levels + b"]" * levels + b"}]}"
+    assert fail(body, ChatRequest).message == "The request body is nested more than 200 levels deep."
+
+
+def test_the_deepest_body_is_read():
+    deepest = b'{"prompt": "a", "kv_transfer_params": ' + b'{"a":' * 198 + b"[1]" + b"}" * 198 + b"}"
+    assert RequestDecoder(CompletionRequest).decode(deepest).prompts == ["a"]
 
 
 def has_at_most(body: bytes, most: int) -> bool:

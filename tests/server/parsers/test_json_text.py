@@ -37,14 +37,14 @@ def test_calls_can_be_sent(name, text):
     assert "ud83d" in repr(events)
 
 
-@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1e999", "-1e999", "9" * 5000, "[" * 600 + "]" * 600])
+@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1e999", "-1e999", "9" * 5000, "[" * 201 + "]" * 201])
 def test_values_that_cannot_be_written_are_not_read(text):
     with pytest.raises(ValueError, match="NaN|Infinity|1e999|Exceeds|nested"):
         read_json(text)
 
 
 def test_long_and_deep_values_are_read():
-    assert read_json("[" * 499 + "]" * 499)
+    assert read_json("[" * 200 + "]" * 200)
     assert read_json(json.dumps([[{}]] * 1000)) == [[{}]] * 1000
 
 

@@ -1,0 +1,101 @@
+"""Rules that ruff does not know, for all modules of the product."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = ("base", "envs", "server", "startup", "vllm_cli")
+
+POSSESSIVE: Final = re.compile(r"[*+?}]\+|\(\?>")
+_SETS: Final = re.compile(r"\[\^?\]?[^\]]*\]")
+
+OWN_JSON: Final = {
+    "base/json_depth.py": "read_json itself",
+    "server/apis/responses/archive.py": "stored responses, which this process has encoded",
+    "server/apis/responses/input_items.py": "the same",
+    "server/apis/responses/tools.py": "one text between quotes",
+    "server/engine/model/model_loading.py": "the members of tokenizer.json that a tokenizer has read",
+    "server/engine/sampling/grammar.py": "choices, which server/generation has encoded",
+    "server/engine/sampling/json_schema.py": "schemas, which server/generation has read and encoded",
+    "server/renderers/tokenizers/generic_tokenizer.py": "the members of tokenizer.json that a tokenizer has read",
+    "server/renderers/tokenizers/hf_tokenizer.py": "the state of a decoder",
+    "startup/compile_cache/exchange.py": "files of this start",
+    "startup/compile_cache/process.py": "pipes between processes of this start",
+    "startup/download/process.py": "the same",
+    "startup/imports/scan_cache.py": "a cache of this user",
+    "startup/prefetch/messages.py": "pipes between processes of this start",
+    "startup/prefetch/process.py": "the same",
+    "startup/prefetch/survey.py": "a cache of this user",
+    "startup/probes/serving_messages.py": "pipes between processes of this start",
+    "startup/probes/start_state.py": "the same",
+    "startup/router/models_file/schema.py": "a file of this program",
+    "startup/router/http/body_changes.py": "bodies that requested_model.py has checked",
+    "startup/run_record.py": "a record of a running process of this user",
+    "startup/standby/import_state.py": "pipes between processes of this start",
+    "startup/standby/status.py": "the answer of this user's standby",
+    "startup/vllm/facts/installed_facts.py": "a cache of this user",
+    "startup/vllm/fork/preload_profile.py": "a plan of this start",
+    "startup/vllm/journal.py": "files of this start",
+    "startup/vllm/launch/hooks.py": "a cache of this user",
+    "startup/vllm/patches/compiled_models.py": "what was encoded in the line before, and settings that vLLM has read",
+    "vllm_cli/bench/probe.py": "pipes between processes of this command",
+    "vllm_cli/bench/request.py": "events of the server that the user measures, in typed structs",
+    "vllm_cli/bench/standby.py": "the output of this program",
+    "vllm_cli/supervisor.py": "pipes between processes of this command",
+}
+"""Files that read JSON without a check of its depth, and who has written it."""
+
+
+def _sources() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            yield str(file.relative_to(ROOT)), ast.parse(file.read_text())
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of functions in modules, such as `re.compile`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def _texts(node: ast.AST) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str | bytes):
+            yield part.value if isinstance(part.value, str) else part.value.decode("latin-1")
+
+
+def _is_possessive(call: ast.Call) -> bool:
+    """Escaped characters, and sets of characters, are left out."""
+    return any(POSSESSIVE.search(_SETS.sub("a", re.sub(r"\\.", "a", text))) for text in _texts(call))
+
+
+def test_no_expression_of_re_is_possessive_or_atomic():
+    """`re` before Python 3.11.5 garbles groups of this kind; `regex` has them, too."""
+    assert [
+        f"{name}:{call.lineno}"
+        for name, tree in _sources()
+        for function, call in _calls(tree)
+        if function.startswith("re.") and _is_possessive(call)
+    ] == []
+
+
+def test_such_an_expression_is_found():
+    for pattern in (r'(?:a|b)*+"', "a++", "a?+", "a{2}+", "(?>a|b)", r"[+]\\*+"):
+        assert _is_possessive(ast.parse(f"re.compile({pattern!r})").body[0].value), pattern  # type: ignore[attr-defined]
+    for pattern in ("[*+]+", r"\*+", "a+?", r"C\+\+", "[]+*+]"):
+        assert not _is_possessive(ast.parse(f"re.compile({pattern!r})").body[0].value), pattern  # type: ignore[attr-defined]
+
+
+def test_json_that_others_have_written_is_read_only_after_a_check_of_its_depth():
+    unchecked = set()
+    for name, tree in _sources():
+        functions = {function for function, _ in _calls(tree)}
+        parsers = {"json.loads", "json.load", "json.JSONDecoder", "msgspec.json.decode", "msgspec.json.Decoder"}
+        reads_unchecked = functions & {"json.loads", "json.load"} or "check_depth" not in functions
+        if functions & parsers and reads_unchecked:
+            unchecked.add(name)
+    assert unchecked == OWN_JSON.keys(), "read_json or check_depth of base/json_depth.py, or a reason in OWN_JSON"
