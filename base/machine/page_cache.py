@@ -187,8 +187,11 @@ def _is_own(fd: int) -> bool:
 @cache
 def _kernel_tells() -> bool:
     """False for kernels that report memory as resident which was never touched, such as gVisor."""
-    with FileMapping(-1, 0, 1, _MAP_PRIVATE_ANONYMOUS) as mapping:
-        return mapping.num_resident() == 0
+    try:
+        with FileMapping(-1, 0, 1, _MAP_PRIVATE_ANONYMOUS) as mapping:
+            return mapping.num_resident() == 0
+    except OSError:  # mincore is denied: nothing is known against the other calls
+        return True
 
 
 class FileMapping:

@@ -119,6 +119,15 @@ def test_a_kernel_that_reports_untouched_memory_as_resident_is_not_believed(make
         assert probe.method is None
 
 
+def test_without_mincore_the_other_methods_are_used(make_file, monkeypatch):
+    monkeypatch.setattr(FileMapping, "num_resident", lambda mapping: refuse(-1, 0, mapping.size))
+    monkeypatch.setattr(residency, "_kernel_tells", residency._kernel_tells.__wrapped__)
+    monkeypatch.setattr(residency, "by_cachestat", refuse)
+    monkeypatch.setattr(residency, "_sights", {})
+    with ResidencyProbe(str(make_file("f", 1))) as probe:
+        assert probe.method is by_faults
+
+
 def test_a_file_that_is_in_no_page_cache_is_not_measured():
     with ResidencyProbe(str(never_cached())) as probe:
         assert (probe.method, probe.keeps_pages) == (None, True)
