@@ -29,10 +29,15 @@ def run_cli(
 
 
 def run_python(
-    code: str, *words: object, environment: Mapping[str, str] | None = None, timeout_s: float = 200.0, **options: Any
+    code: str,
+    *words: object,
+    environment: Mapping[str, str] | None = None,
+    launcher: tuple[str, ...] = (),
+    timeout_s: float = 200.0,
+    **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
     """Runs code to its end; the arguments are as those of `run_cli`."""
-    return _run([sys.executable, "-c", code, *words], environment, timeout_s, options)
+    return _run([*launcher, sys.executable, "-c", code, *words], environment, timeout_s, options)
 
 
 def _run(

@@ -15,7 +15,8 @@ _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_
 """Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
 _READ_ONLY = "mount --make-rprivate / && mount -o bind,remount,ro / && "
 _BUT_FOR_ONE = 'mount --bind "$0" "$0" && '
-_OWN_PROCESSES = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+_NEW_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
+_OWN_PROCESSES = ("unshare", "--user", "--map-root-user", *_NEW_PROCESSES)
 _OVERLAY = """
 mount --make-rprivate / || exit 1
 mount -t overlay overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" "$0/root" || exit 1
@@ -46,6 +47,16 @@ def on_read_only_root(writable: Path | None = None) -> tuple[str, ...] | None:
 def own_processes(*options: str) -> tuple[str, ...] | None:
     """A launcher whose program is process 1 of a new process namespace."""
     command = (*_OWN_PROCESSES, *options)
+    return command if _works(*command, "true") else None
+
+
+def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
+    """A launcher whose programs see what a script, run in the folder, has mounted.
+
+    The script runs twice. Processes that it starts, such as those of FUSE, end with the program.
+    """
+    whole = f'here=$PWD; cd "$0"; {script}; cd "$here"; exec "$@"'
+    command = ("unshare", "--mount", *_NEW_PROCESSES, "sh", "-ec", whole, str(folder))
     return command if _works(*command, "true") else None
 
 

@@ -1,49 +1,57 @@
 """Assertions on the page cache, whose pages the kernel may drop at any time, and what this process reads."""
 
-import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import c_size_t, c_void_p
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from base.machine.page_cache import ResidencyProbe, by_mincore
+from base.machine.libc import check, load_libc
+from base.machine.page_cache import FileMapping, ResidencyProbe, by_cachestat, by_mincore, read_cachestat
 
-_ATTEMPTS = 3
 _EVICTED_AFTER_S = 60.0
 _LEAST_SHARE = 0.9
-Test = TypeVar("Test", bound=Callable[..., None])
+_MADV_RANDOM = 1
 _IO = Path("/proc/self/io")
+_OF_SYSFS = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-class PagesLostError(AssertionError):
-    """Fewer pages are resident than were read: the program is wrong, or the kernel needed the memory."""
+@contextmanager
+def held(path: Path, offset: int = 0, length: int | None = None) -> Iterator[None]:
+    """Keeps a range in memory, and reads what of it is missing, but nothing around it."""
+    libc = load_libc()
+    libc.mlock.argtypes = (c_void_p, c_size_t)
+    with path.open("rb") as file:
+        mapping = FileMapping(file.fileno(), offset, length or path.stat().st_size - offset)
+    with mapping:
+        mapping.advise(_MADV_RANDOM)
+        try:
+            check(libc.mlock(mapping.address, mapping.size), "mlock")
+        except OSError as err:
+            pytest.skip(f"this user may not keep a file in memory: {err.strerror}")
+        yield
 
 
-def repeated_if_pages_are_lost(test: Test) -> Test:
-    """Repeats a test up to twice if `expect_resident` finds too few pages."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return test(*args, **kwargs)
-            except PagesLostError:
-                continue
-        return test(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
+def expect_read(path: Path, num_bytes: int | None = None) -> None:
+    """Expects nine tenths of the bytes, or of the file, to be resident, or evicted by the kernel since."""
+    with ResidencyProbe(str(path)) as probe:
+        if probe.method is not by_cachestat:
+            pytest.skip("this kernel does not tell pages of this file that it has evicted from those never read")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        pages = read_cachestat(file.fileno(), 0, size)
+    found = (pages.num_cached + pages.num_evicted) * os.sysconf("SC_PAGE_SIZE")
+    assert found >= (size if num_bytes is None else num_bytes) * _LEAST_SHARE
 
 
-def expect_resident(path: Path, num_bytes: int | None = None, *, least_share: float = _LEAST_SHARE) -> None:
-    """Expects `num_bytes` of the file, or all of it, to be resident; a tenth may be evicted already."""
-    wanted = path.stat().st_size if num_bytes is None else num_bytes
-    found = resident_bytes(path)
-    if found < wanted * least_share:
-        raise PagesLostError(f"{found} bytes of {path.name} are resident, expected {wanted}")
+def never_cached() -> Path:
+    """A file that is read from the kernel each time."""
+    if not _OF_SYSFS.exists():
+        pytest.skip("there is no such file here")
+    return _OF_SYSFS
 
 
 def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> int:

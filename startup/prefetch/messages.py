@@ -76,6 +76,8 @@ class PrefetchReport(NamedTuple):
     read_s: float = 0.0
     problems: tuple[str, ...] = ()
     """The first files that could not be read."""
+    unknown_bytes: int = 0
+    """Bytes of which it is not known here how much was resident; they count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
@@ -86,8 +88,10 @@ class PrefetchReport(NamedTuple):
         return cls(**{**fields, "problems": tuple(fields["problems"]), "spans": spans})
 
     @property
-    def resident_share(self) -> float:
-        """Share of the bytes that was in the page cache before, 0 to 1."""
+    def resident_share(self) -> float | None:
+        """Share of the bytes that was in the page cache before, 0 to 1; None if it is not known."""
+        if self.unknown_bytes:
+            return None
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
 
     @property
@@ -96,7 +100,8 @@ class PrefetchReport(NamedTuple):
         return self.read_bytes / self.read_s / 1e9 if self.read_s else 0.0
 
     def __str__(self) -> str:
-        what = f"{self.total_bytes / 1e9:.2f} GB in {self.num_files} files, {self.resident_share:.0%} resident before"
+        share = "an unknown share" if self.resident_share is None else f"{self.resident_share:.0%}"
+        what = f"{self.total_bytes / 1e9:.2f} GB in {self.num_files} files, {share} resident before"
         if self.read_bytes:
             what += f", {self.read_bytes / 1e9:.2f} GB read in {self.read_s:.2f} s ({self.gb_per_s:.2f} GB/s)"
         return f"prefetch {self.state}{f' ({self.reason})' if self.reason else ''}: {what}"

@@ -5,7 +5,7 @@ Mostly runs in the helper process.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,16 +84,30 @@ class Survey(NamedTuple):
     num_files: int
     total_bytes: int
     resident_bytes: int
-    in_memory_bytes: int
+    in_memory_bytes: int = 0
     """Bytes on file systems in memory."""
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = ()
     """The blocks to read, in the order of the files."""
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    unknown_bytes: int = 0
+    """Bytes of which it is not known what is resident; all of them are read."""
+    dropped_bytes: int = 0
+    """Bytes that would not stay resident until they are needed; none of them are read."""
 
     @property
     def due_bytes(self) -> int:
         """The bytes to read."""
         return sum(block.missing_bytes for block in self.blocks)
+
+    @property
+    def note(self) -> str | None:
+        """What is not known or left out."""
+        notes = []
+        if self.unknown_bytes:
+            notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")
+        if self.dropped_bytes:
+            notes.append(f"{_mb(self.dropped_bytes)} lie where each open of a file drops its pages")
+        return "; ".join(notes) or None
 
     def limited_to(self, num_bytes: int) -> "Survey":
         """The survey with only its first blocks, up to this many bytes."""
@@ -115,39 +129,51 @@ class Decision(NamedTuple):
     """Why nothing or only a part is read."""
 
 
-def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = None) -> Survey:
+def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = None, *, is_quick: bool = False) -> Survey:
     """Surveys the parts that the record `pages` names, then the files as a whole.
 
     Never raises: an unreadable file is recorded as a problem.
+
+    Args:
+        paths: the files.
+        block_bytes: the longest block.
+        pages: the record.
+        is_quick: take microseconds per block: estimate, or count as missing, what would take longer.
     """
     devices = memory_devices()
-    num_files = total = resident = in_memory = 0
-    blocks: list[Block] = []
+    surveys: list[Survey] = []
     problems: list[str] = []
     recorded: list[FileRanges | str] = [*read_pages(pages)] if pages is not None else []
     for file in (*recorded, *paths):
         try:
             wanted = whole_file(file) if isinstance(file, str) else file
-            state = Path(wanted.path).stat()
-            found = [] if state.st_dev in devices else list(_missing_blocks(wanted, block_bytes))
-            _check_readable(wanted.path)
+            surveys.append(_survey_file(wanted, block_bytes, devices, is_quick=is_quick))
         except OSError as err:
             problems.append(f"{file if isinstance(file, str) else file.path}: {err.strerror}")
-            continue
-        num_bytes = sum(length for _, length in wanted.ranges)
-        num_files += 1
-        total += num_bytes
-        resident += num_bytes - sum(block.missing_bytes for block in found)
-        in_memory += num_bytes if state.st_dev in devices else 0
-        blocks += found
     return Survey(
-        num_files=num_files,
-        total_bytes=total,
-        resident_bytes=resident,
-        in_memory_bytes=in_memory,
-        blocks=tuple(blocks),
+        num_files=len(surveys),
+        total_bytes=sum(each.total_bytes for each in surveys),
+        resident_bytes=sum(each.resident_bytes for each in surveys),
+        in_memory_bytes=sum(each.in_memory_bytes for each in surveys),
+        blocks=tuple(block for each in surveys for block in each.blocks),
         problems=tuple(problems),
+        unknown_bytes=sum(each.unknown_bytes for each in surveys),
+        dropped_bytes=sum(each.dropped_bytes for each in surveys),
     )
+
+
+def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], *, is_quick: bool) -> Survey:
+    num_bytes = sum(length for _, length in wanted.ranges)
+    if Path(wanted.path).stat().st_dev in devices:
+        _check_readable(wanted.path)
+        return Survey(1, num_bytes, num_bytes, in_memory_bytes=num_bytes)
+    with ResidencyProbe(wanted.path) as probe:
+        if not probe.keeps_pages:
+            return Survey(1, num_bytes, 0, dropped_bytes=num_bytes)
+        count = probe.estimated_bytes if is_quick else probe.resident_bytes
+        blocks = tuple(_missing_blocks(wanted, block_bytes, count))
+    resident_bytes = num_bytes - sum(block.missing_bytes for block in blocks)
+    return Survey(1, num_bytes, resident_bytes, blocks=blocks, unknown_bytes=0 if probe.method else num_bytes)
 
 
 def decide(survey: Survey, job: Job) -> Decision:
@@ -156,14 +182,14 @@ def decide(survey: Survey, job: Job) -> Decision:
         return Decision(survey, is_off=True, reason=reason)
     available = available_bytes(job)
     if available is None:
-        return Decision(survey, is_off=False)
+        return Decision(survey, is_off=False, reason=survey.note)
     room = available - survey.resident_bytes - RESERVE_BYTES
     due = survey.due_bytes
     if room >= due:
-        return Decision(survey, is_off=False)
+        return Decision(survey, is_off=False, reason=survey.note)
     reason = (
         f"{_mb(available)} of memory are available, of which {_mb(RESERVE_BYTES)} are reserved for the engine: "
-        f"{_mb(max(room, 0))} of {_mb(due)} fit"
+        f"{_mb(max(room, 0))} of {_mb(due)} fit{f'; {survey.note}' if survey.note else ''}"
     )
     least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
     limited = survey.limited_to(room)
@@ -185,20 +211,19 @@ def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
     if survey.in_memory_bytes == survey.total_bytes:
         return "the files are on a file system in memory"
     if not survey.blocks:
-        return "all files are resident"
-    share = survey.resident_bytes / survey.total_bytes
+        return survey.note or "all files are resident"
+    share = survey.resident_bytes / (survey.total_bytes - survey.dropped_bytes)
     if share >= _RESIDENT_ENOUGH and not is_forced:
         return f"{share:.1%} of the bytes are resident"
     return None
 
 
-def _missing_blocks(wanted: FileRanges, block_bytes: int) -> Iterator[Block]:
-    with ResidencyProbe(wanted.path) as probe:
-        for begin, num_bytes in wanted.ranges:
-            for offset in range(begin, begin + num_bytes, block_bytes):
-                length = min(block_bytes, begin + num_bytes - offset)
-                if missing := length - probe.resident_bytes(offset, length):
-                    yield Block(wanted.path, offset, length, missing)
+def _missing_blocks(wanted: FileRanges, block_bytes: int, count: Callable[[int, int], int]) -> Iterator[Block]:
+    for begin, num_bytes in wanted.ranges:
+        for offset in range(begin, begin + num_bytes, block_bytes):
+            length = min(block_bytes, begin + num_bytes - offset)
+            if missing := length - count(offset, length):
+                yield Block(wanted.path, offset, length, missing)
 
 
 def _check_readable(path: str) -> None:

@@ -93,7 +93,8 @@ class BlockReader:
         file.open(block.path)
         if file.resident_bytes(block) < block.length:
             file.read(block)
-            self._check_kept(file.resident_bytes(block), block)
+            if file.is_residency_known:
+                self._check_kept(file.resident_bytes(block), block)
         with self._lock:
             self.read_bytes += block.missing_bytes
 
@@ -126,6 +127,10 @@ class _OpenFile:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self._path = path
+
+    @property
+    def is_residency_known(self) -> bool:
+        return self._probe is not None and self._probe.method is not None
 
     def resident_bytes(self, block: Block) -> int:
         return self._probe.resident_bytes(block.offset, block.length) if self._probe else 0
@@ -181,6 +186,7 @@ class _Prefetch:
             total_bytes=survey.total_bytes,
             resident_bytes=survey.resident_bytes,
             problems=survey.problems[:MAX_PROBLEMS],
+            unknown_bytes=survey.unknown_bytes,
             spans=tuple(self._spans),
         )
         return report if decision.is_off else self._read(decision.survey, report)

@@ -133,7 +133,7 @@ class StartState:
 
 
 def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
-    if prefetch is None or not prefetch.total_bytes:
+    if prefetch is None or prefetch.unknown_bytes or not prefetch.total_bytes:
         return None
     return PageCacheFacts(total_bytes=prefetch.total_bytes, resident_bytes=prefetch.resident_bytes)
 

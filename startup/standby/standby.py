@@ -229,6 +229,8 @@ class _ModelPages:
         if self._running is not None and (report := self._running.result()) is not None:
             logger.debug("%s", report)
             self._running = None
+            if report.unknown_bytes:  # they would be read each time
+                self._models = ()
         if self._models and self._running is None and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _PAGES_CHECK_S
             plans = [plan_files(ModelRequest(model=model)) for model in self._models]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
-from base.machine.page_cache import ResidencyProbe
+from base.machine.page_cache import ResidencyProbe, fuse_devices
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
@@ -38,6 +38,10 @@ STARTUP_METRICS: Final = (
 )
 _COLD_ENOUGH: Final = 0.01
 """With more than this share still in memory, the page cache was not cold."""
+_UNSURE: Final = {
+    "unknown_bytes": "this system does not tell what of them is in memory",
+    "fuse_bytes": "the process that serves their file system may have them in memory",
+}
 _FORK_PHASE: Final = "fork_from_standby"
 """The phase of /startupz that only warm starts have."""
 
@@ -74,8 +78,7 @@ async def measure_startup(config: StartupConfig) -> Result:
                     residency = evict_files(evicted) if state == "cold-pages" else None
                     figures = await side.measure(state)
                     if residency is not None:
-                        share = residency.resident_bytes / max(residency.total_bytes, 1)
-                        figures |= {"evicted_bytes": residency.total_bytes, "resident_share": share}
+                        figures |= residency.figures
                     side.rounds[f"from {state}"].append(figures)
         measured = [await side.build_side() for side in sides]
     return Result(
@@ -222,8 +225,11 @@ def _find_problems(side: Side) -> Iterator[str]:
     """Caches that were not cold, and servers that were warm or cold against the state's name."""
     for condition, rounds in side.rounds.items():
         where = f"{side.name}, {condition}"
-        if (stayed := max(figures.get("resident_share", 0) for figures in rounds)) > _COLD_ENOUGH:
+        if (stayed := max(figures.get("resident_share") or 0 for figures in rounds)) > _COLD_ENOUGH:
             yield f"{where}: {stayed:.1%} of what was evicted stayed in memory; does a process map it?"
+        for name, why in _UNSURE.items():
+            if num_bytes := max(figures.get(name, 0) for figures in rounds):
+                yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"
         num_warm = sum(any(name.endswith(_FORK_PHASE) for name in figures["phases"]) for figures in rounds)
         wanted = len(rounds) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
@@ -235,6 +241,19 @@ class Residency(NamedTuple):
 
     total_bytes: int
     resident_bytes: int
+    unknown_bytes: int = 0
+    """Bytes of which it is not known here whether they are in memory."""
+    fuse_bytes: int = 0
+    """Bytes on FUSE: its process reads from files of its own, which are not evicted."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return {
+            "evicted_bytes": self.total_bytes,
+            "resident_share": None if self.unknown_bytes else self.resident_bytes / max(self.total_bytes, 1),
+            "unknown_bytes": self.unknown_bytes,
+            "fuse_bytes": self.fuse_bytes,
+        }
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
@@ -246,35 +265,37 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
 def evict_files(files: Sequence[Path]) -> Residency:
     """Drops the files' pages, and writes back those that are changed; returns what stayed in memory.
 
-    Pages that another process has mapped stay, and so do files on tmpfs. Writing back takes a millisecond per
-    file, whether or not it is changed. Raises InputError if a file cannot be opened.
+    Pages that another process has mapped stay, and so do files on tmpfs. Raises InputError if a file cannot
+    be opened.
     """
     try:
-        for file in files:
-            _drop(file)
-        for file in files:
-            if measure_residency([file]).resident_bytes:
-                _drop(file, writes_back=True)
+        _drop(files)
+        if measure_residency(files).resident_bytes:
+            os.sync()  # fsync(2) on an overlay does not reach the layers below
+            _drop(files)
         return measure_residency(files)
     except OSError as err:
         raise InputError(f"The page cache cannot be emptied of {err.filename or 'the files'}: {err.strerror}") from err
 
 
 def measure_residency(files: Iterable[Path]) -> Residency:
-    """How much of the files is in memory, from cachestat(2) or mincore(2); reads no page."""
-    total_bytes = resident_bytes = 0
+    """How much of the files is in memory; leaves it as it is."""
+    total_bytes = resident_bytes = unknown_bytes = fuse_bytes = 0
+    devices = fuse_devices()
     for file in files:
         with ResidencyProbe(str(file)) as probe:
-            total_bytes += file.stat().st_size
+            state = file.stat()
+            total_bytes += state.st_size
             resident_bytes += probe.resident_bytes()
-    return Residency(total_bytes, resident_bytes)
+            unknown_bytes += 0 if probe.method else state.st_size
+            fuse_bytes += state.st_size if state.st_dev in devices else 0
+    return Residency(total_bytes, resident_bytes, unknown_bytes, fuse_bytes)
 
 
-def _drop(file: Path, *, writes_back: bool = False) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        if writes_back:
-            os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+def _drop(files: Iterable[Path]) -> None:
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

@@ -140,6 +140,6 @@ def _fields(plan: FilePlan, downloaded: Sequence[str]) -> dict[str, Any]:
 
 def _report_fields(report: PrefetchReport) -> dict[str, Any]:
     return report._asdict() | {
-        "resident_share": round(report.resident_share, 4),
+        "resident_share": None if report.resident_share is None else round(report.resident_share, 4),
         "gb_per_s": round(report.gb_per_s, 3),
     }

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from base.machine import page_cache as residency
-from base.machine.page_cache import ResidencyProbe, by_cachestat, by_mincore, by_samples, choose_method
-from tests.page_cache import expect_resident, repeated_if_pages_are_lost, resident_bytes
+from base.machine.page_cache import FileMapping, ResidencyProbe, by_cachestat, by_faults, by_mincore
+from tests.page_cache import held, never_cached, resident_bytes
 
 pytestmark = pytest.mark.alone
 MIB = 1 << 20
@@ -30,46 +30,29 @@ methods = pytest.mark.parametrize(
     "method",
     [
         pytest.param(method, id=method.__name__, marks=pytest.mark.skipif(not is_supported(method), reason="kernel"))
-        for method in (by_cachestat, by_mincore, by_samples)
+        for method in (by_cachestat, by_mincore, by_faults)
     ],
 )
 
 
-def is_cold(method: Method, resident: int, length: int) -> bool:
-    """Testing a sample makes the kernel read that page, so a few pages may be resident."""
-    return resident <= length // 2 if method is by_samples else resident == 0
-
-
-def read(path: Path, offset: int, length: int) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    os.pread(fd, length, offset)
-    os.close(fd)
-
-
 @methods
-@repeated_if_pages_are_lost
 def test_a_file_that_was_just_written_is_resident(make_file, method):
-    path = make_file("f", 8)
-    expect_resident(path, least_share=1.0)
-    with ResidencyProbe(str(path), method) as probe:
-        assert probe.resident_bytes() == 8 * MIB
+    path = make_file("f", 4)
+    with held(path), ResidencyProbe(str(path), method) as probe:
+        assert probe.resident_bytes() == 4 * MIB
 
 
 @methods
 def test_evicted_file_is_not_resident(make_file, method):
     with ResidencyProbe(str(make_file("f", 8, is_cold=True)), method) as probe:
-        assert is_cold(method, probe.resident_bytes(), 8 * MIB)
+        assert probe.resident_bytes() == 0
 
 
 @methods
-@repeated_if_pages_are_lost
 def test_the_half_that_was_read_is_resident(make_file, method):
     path = make_file("f", 8, is_cold=True)
-    read(path, 4 * MIB, 4 * MIB)
-    expect_resident(path, 4 * MIB, least_share=1.0)
-    with ResidencyProbe(str(path), method) as probe:
-        assert is_cold(method, probe.resident_bytes(0, 4 * MIB), 4 * MIB)
+    with held(path, 4 * MIB), ResidencyProbe(str(path), method) as probe:
+        assert probe.resident_bytes(0, 4 * MIB) == 0
         assert probe.resident_bytes(4 * MIB, 4 * MIB) == 4 * MIB
 
 
@@ -89,22 +72,73 @@ def test_empty_file_has_nothing_resident(tmp_path, method):
         assert probe.resident_bytes() == 0
 
 
-def test_samples_read_only_the_tested_pages(make_file):
+@pytest.mark.parametrize("owner", ["own", "of another user"])
+def test_a_measurement_leaves_the_pages_as_they_are(make_file, monkeypatch, owner):
+    """Also the page that is read to see whether a method sees it."""
     path = make_file("f", 64, is_cold=True)
-    with ResidencyProbe(str(path), by_samples) as probe:
-        assert is_cold(by_samples, probe.resident_bytes(), 64 * MIB)
-    assert resident_bytes(path) <= 2 * MIB
+    monkeypatch.setattr(residency, "_sights", {})
+    if owner != "own":
+        pretend_another_owner(monkeypatch)
+    with ResidencyProbe(str(path)) as probe:
+        assert probe.keeps_pages
+        assert probe.resident_bytes() == 0
+    assert resident_bytes(path) == 0
 
 
-def test_a_read_only_file_of_another_user_is_sampled(tmp_path, monkeypatch):
-    (tmp_path / "f").touch()
-
-    def refuse(fd: int, offset: int, length: int) -> int:
-        raise PermissionError(1, "Operation not permitted")
-
+def test_a_read_only_file_of_another_user_is_sampled(make_file, monkeypatch):
+    path = make_file("f", 32, is_cold=True)
     monkeypatch.setattr(residency, "by_cachestat", refuse)
-    with (tmp_path / "f").open("rb") as file:
-        assert choose_method(file.fileno()) is by_mincore
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
-        monkeypatch.setattr(os, "access", lambda *_, **__: False)
-        assert choose_method(file.fileno()) is by_samples
+    with ResidencyProbe(str(path)) as probe:
+        assert probe.method is by_mincore
+    pretend_another_owner(monkeypatch)
+    with held(path, 28 * MIB, 4 * MIB), ResidencyProbe(str(path)) as probe:
+        assert probe.method is by_faults
+        assert probe.resident_bytes() == 0
+        assert probe.resident_bytes(26 * MIB, 6 * MIB) == 6 * MIB
+
+
+@pytest.mark.parametrize(("found", "chosen"), [([0, 1], "second"), ([0, 0], None), ([1, 1], "first")])
+def test_a_method_is_believed_that_has_seen_a_page(make_file, monkeypatch, found, chosen):
+    def first(fd: int, offset: int, length: int) -> int:
+        return found[0]
+
+    def second(fd: int, offset: int, length: int) -> int:
+        return found[1]
+
+    monkeypatch.setattr(residency, "_sights", {})
+    monkeypatch.setattr(residency, "_allowed_methods", lambda fd: [first, second])
+    with ResidencyProbe(str(make_file("f", 1))) as probe:
+        assert (probe.method and probe.method.__name__) == chosen
+        assert probe.resident_bytes() == (1 if chosen else 0)
+
+
+def test_a_kernel_that_reports_untouched_memory_as_resident_is_not_believed(make_file, monkeypatch):
+    monkeypatch.setattr(FileMapping, "num_resident", lambda _: 1)
+    monkeypatch.setattr(residency, "_kernel_tells", residency._kernel_tells.__wrapped__)
+    with ResidencyProbe(str(make_file("f", 1))) as probe:
+        assert probe.method is None
+
+
+def test_without_mincore_the_other_methods_are_used(make_file, monkeypatch):
+    monkeypatch.setattr(FileMapping, "num_resident", lambda mapping: refuse(-1, 0, mapping.size))
+    monkeypatch.setattr(residency, "_kernel_tells", residency._kernel_tells.__wrapped__)
+    monkeypatch.setattr(residency, "by_cachestat", refuse)
+    monkeypatch.setattr(residency, "_sights", {})
+    with ResidencyProbe(str(make_file("f", 1))) as probe:
+        assert probe.method is by_faults
+
+
+def test_a_file_that_is_in_no_page_cache_is_not_measured():
+    with ResidencyProbe(str(never_cached())) as probe:
+        assert (probe.method, probe.keeps_pages) == (None, True)
+
+
+def refuse(fd: int, offset: int, length: int) -> int:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def pretend_another_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls that a kernel denies to users who neither own the file nor may write to it."""
+    monkeypatch.setattr(residency, "by_cachestat", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from base.machine.page_cache import is_cheap
-from startup.prefetch.messages import PrefetchReport
+from startup.prefetch.messages import Job, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
+from startup.prefetch.worker import _OpenFile, _Prefetch
 from startup.processes.group_signals import GROUP_SIGNALS
-from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
+from tests.page_cache import evict, expect_read, held, never_cached, resident_bytes
 from tests.processes import disturbing
 from tests.waiting import is_gone, wait_until
 
@@ -69,7 +69,6 @@ def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
 
 
 @pytest.mark.alone
-@repeated_if_pages_are_lost
 def test_cold_files_are_resident_afterwards(make_file):
     files = [make_file("a", 40, is_cold=True), make_file("b", 3, is_cold=True)]
     report = prefetch(files)
@@ -78,21 +77,19 @@ def test_cold_files_are_resident_afterwards(make_file):
     assert report.read_bytes == 43 * MIB
     assert report.gb_per_s > 0
     for path in files:
-        expect_resident(path)
+        expect_read(path)
 
 
 @pytest.mark.alone
-@repeated_if_pages_are_lost
 def test_only_missing_pages_are_read(make_file):
-    path = make_file("f", 32)
-    evict(path, 8 * MIB, 16 * MIB)
-    expect_resident(path, 16 * MIB, least_share=1.0)
-    report = prefetch([path], block_bytes=MIB)
+    path = make_file("f", 16, is_cold=True)
+    with held(path, 0, MIB), held(path, 14 * MIB):
+        report = prefetch([path], block_bytes=MIB)
     assert report.state == "done"
-    assert 0 < report.resident_bytes <= 16 * MIB
-    assert report.resident_share == report.resident_bytes / report.total_bytes
-    assert report.read_bytes == 32 * MIB - report.resident_bytes
-    expect_resident(path)
+    assert report.resident_bytes == 3 * MIB
+    assert report.resident_share == 3 / 16
+    assert report.read_bytes == 13 * MIB
+    expect_read(path)
 
 
 def test_phases_use_the_monotonic_clock(make_file):
@@ -129,29 +126,35 @@ def test_files_in_memory_turn_it_off():
     assert (report.state, report.reason) == ("off", "the files are on a file system in memory")
 
 
-def test_evicted_pages_stop_the_prefetch():
-    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not path.exists():
-        pytest.skip("there is no such file here; those of sysfs are never in the page cache")
-    report = prefetch([path], mode="on")
+def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
+    path = make_file("f", 4, is_cold=True)
+    monkeypatch.setattr(_OpenFile, "read", lambda file, block: evict(path))
+    arguments = Job(1, MIB, PLENTY, is_forced=True, progress_interval_s=None, parent_pid=os.getpid(), begin_ns=0)
+    report = _Prefetch(arguments, entry_ns=0).run([str(path)])
     assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
+    assert report.read_bytes == MIB
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_what_may_be_resident_unknown_to_us_is_read_once(mode):
+    report = prefetch([never_cached()], mode=mode)
+    size = never_cached().stat().st_size
+    assert (report.state, report.reason) == ("done", "how much of 0 MB was resident is not known here")
+    assert (report.read_bytes, report.unknown_bytes, report.resident_share) == (size, size, None)
+    assert "in 1 files, an unknown share resident before, 0.00 GB read" in str(report)
 
 
 @pytest.mark.alone
-@repeated_if_pages_are_lost
 def test_resident_files_need_no_helper(make_file, monkeypatch):
     path = make_file("weights.safetensors", 1)
-    if not is_cheap(str(path)):
-        pytest.skip("measuring residency is slow on this kernel")
-    expect_resident(path, least_share=1.0)
     monkeypatch.setattr("startup.prefetch.process._start_helper", None)
-    report = start_prefetch([path]).result()
+    with held(path):
+        report = start_prefetch([path]).result()
     assert report is not None
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
 
 
 @pytest.mark.alone
-@repeated_if_pages_are_lost
 def test_unreadable_files_are_reported_and_the_others_read(make_file, tmp_path, caplog):
     good = make_file("good", 4, is_cold=True)
     with caplog.at_level(logging.WARNING):
@@ -160,7 +163,7 @@ def test_unreadable_files_are_reported_and_the_others_read(make_file, tmp_path, 
     assert len(report.problems) == 2
     assert report.state == "done"
     assert report.read_bytes == 4 * MIB
-    expect_resident(good)
+    expect_read(good)
     assert "missing: No such file or directory" in caplog.text
 
 

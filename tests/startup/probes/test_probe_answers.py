@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from base.status_page.page import read_page
+from startup.prefetch.messages import PrefetchReport
 from startup.probes.listener import listen
 from startup.probes.probe_http import Answer, parse_probe
 from startup.probes.responder import StartupResponder
@@ -142,3 +143,11 @@ def test_only_the_first_of_several_requests_is_consumed():
 )
 def test_any_other_request_is_left_to_the_http_server(request_bytes):
     assert parse_probe(request_bytes) is None
+
+
+@pytest.mark.parametrize(("unknown_bytes", "is_known"), [(0, True), (1, False)])
+def test_the_report_tells_what_was_resident_only_if_that_is_known(unknown_bytes, is_known):
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    state = StartState(subject, PhaseTimeline.from_process_start())
+    state.finish(PrefetchReport("done", total_bytes=5, resident_bytes=4, unknown_bytes=unknown_bytes))
+    assert (state.facts.page_cache is not None) == is_known

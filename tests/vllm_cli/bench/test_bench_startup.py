@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.page_cache import never_cached
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -130,6 +131,16 @@ def test_a_cold_page_cache_is_verified_and_reported(fake_command, run_startup, t
     assert {figures["evicted_bytes"] for figures in cold} == {3_000_000}
     is_reported = "of what was evicted stayed in memory" in done.stderr
     assert is_reported == any(figures["resident_share"] > 0.01 for figures in cold)
+
+
+def test_files_that_may_not_have_been_cold_are_reported(fake_command, run_startup):
+    path = never_cached()
+    done = run_startup("--cmd", fake_command(), *QUICK, "--state", "cold-pages", "--evict", path, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (line,) = json.loads(done.stdout)["problems"]
+    assert line.endswith("0 MB may not have been cold: this system does not tell what of them is in memory")
+    assert line in done.stderr
+    assert {figures["resident_share"] for figures in rounds_of(done.stdout)} == {None}
 
 
 def test_the_models_files_are_evicted_by_default(fake_command, run_startup, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from base.machine.page_cache import memory_devices
+from tests.page_cache import never_cached
 from tests.waiting import wait_until
 from vllm_cli.bench.startup import Residency, evict_files, list_files
 from vllm_cli.errors import InputError
@@ -36,6 +37,12 @@ def test_mapped_pages_stay_and_are_reported(disk_folder):
         assert mapped[0] == mapped[MEGABYTE] == 0
         stayed = evict_files([file])
     assert 2 * mmap.PAGESIZE <= stayed.resident_bytes < MEGABYTE
+
+
+def test_files_of_which_nothing_is_known_are_counted():
+    path = never_cached()
+    size = path.stat().st_size
+    assert evict_files([path]) == Residency(size, 0, unknown_bytes=size)
 
 
 def test_an_empty_file_can_be_evicted(tmp_path):

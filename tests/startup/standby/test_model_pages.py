@@ -1,0 +1,27 @@
+"""A standby keeps the weights of its models in the page cache."""
+
+from pathlib import Path
+
+import pytest
+
+from startup.prefetch.messages import PrefetchReport
+from startup.prefetch.process import PrefetchHandle
+from startup.standby import standby
+from startup.standby.standby import _ModelPages
+from tests.llamas import save_tiny_llama
+
+
+@pytest.mark.parametrize(("unknown_bytes", "num_prefetches"), [(0, 3), (1000, 1)])
+def test_weights_are_read_again_if_it_is_known_what_is_missing(unknown_bytes, num_prefetches, tmp_path, monkeypatch):
+    started: list[Path] = []
+
+    def start_prefetch(paths: list[Path]) -> PrefetchHandle:
+        started.append(paths[-1])
+        return PrefetchHandle(None, PrefetchReport("done", unknown_bytes=unknown_bytes))
+
+    monkeypatch.setattr(standby, "start_prefetch", start_prefetch)
+    monkeypatch.setattr(standby, "_PAGES_CHECK_S", 0.0)
+    with _ModelPages((str(save_tiny_llama(tmp_path)),)) as pages:
+        for _ in range(3):
+            pages.keep()
+    assert [path.name for path in started] == ["model.safetensors"] * num_prefetches
