@@ -56,6 +56,7 @@ def image(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterato
     if os.getuid() != 0 or shutil.which("debootstrap") is None:
         pytest.skip("needs root and debootstrap")
     root = tmp_path_factory.mktemp("image")
+    root.chmod(0o755)
     words = ["debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"]
     subprocess.run([*words, _SUITE, root, *_mirror()], check=True, timeout=1200, stdout=subprocess.DEVNULL)
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")  # as images of Python have it
@@ -64,6 +65,7 @@ def image(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterato
     shutil.copytree(model_path, root / "model")
     shutil.copytree(ROOT, root / "context", ignore=shutil.ignore_patterns(".*", "__pycache__"))
     folder, variables = "/", dict(_VARIABLES)
+    _run(root, variables, "chmod", "-R", "a+rX", "/model")
     for step in [step for stage in read_stages() for step in stage]:
         if step.name in ("ARG", "ENV"):
             variables |= _assigned(step)
@@ -72,13 +74,8 @@ def image(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterato
             (root / folder[1:]).mkdir(exist_ok=True)
         elif step.name == "COPY" and not step.value.startswith("--from"):
             *names, target = step.words
-            _run(
-                root,
-                variables,
-                "sh",
-                "-c",
-                f"cd {folder} && cp -r {shlex.join(f'/context/{n}' for n in names)} {target}",
-            )
+            sources = shlex.join(f"/context/{name}" for name in names)
+            _run(root, variables, "sh", "-c", f"cd {folder} && cp -r {sources} {target}")
         elif step.name == "RUN":
             _run(root, variables, "sh", "-c", f"cd {folder} && {step.value}")
     yield root
