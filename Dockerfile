@@ -25,7 +25,7 @@ RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb')
       print(*sum(extras, p['dependencies']), sep='\n')" > requirements.txt && \
     /opt/vllm-cli/bin/pip install -c constraints.txt -r requirements.txt
 
-COPY README.md LICENSE ./
+COPY README.md LICENSE setup.py ./
 COPY envs envs
 COPY base base
 COPY server server

@@ -8,8 +8,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -35,6 +36,8 @@ PAGES: Final = "pages.json"
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
+_PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
+"""Modules of vLLM; the first one is in each library."""
 
 
 class BakedFolder(NamedTuple):
@@ -119,6 +122,45 @@ def layers(name: str) -> tuple[Path, ...]:
     own = cache_folder() / name
     baked = find_baked().folder
     return (own,) if baked is None else (own, baked / CACHE / OWN / name)
+
+
+def keep_bytecode(package: Path) -> str | None:
+    """Sets the bytecode cache for this process and for processes started after this call.
+
+    Args:
+        package: the folder of the engine's library.
+
+    Returns:
+        A warning for the user; None if the bytecode exists or can be written in place.
+    """
+    if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
+        return None
+    if sys.dont_write_bytecode:
+        return (
+            f"{package} has no compiled modules and PYTHONDONTWRITEBYTECODE is set, so that every start compiles "
+            "them again: unset it, or run `python -m compileall` when the image is built"
+        )
+    if os.access(package, os.W_OK):
+        return None
+    folder = cache_folder() / "bytecode"
+    if (reason := _why_unusable(folder)) is not None:
+        return f"{package} has no compiled modules and cannot be written to, so every start compiles them: {reason}"
+    sys.pycache_prefix = os.environ[PREFIX] = str(folder)
+    return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
+
+
+def _why_unusable(folder: Path) -> str | None:
+    """Python executes what is in the folder, so it is closed to other users."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)
+    except OSError as err:
+        return f"{folder}: {err.strerror}"
+    return reason and f"{reason}: remove it"
+
+
+def _compiled(package: Path) -> Iterator[Path]:
+    return (Path(cache_from_source(str(path))) for name in _PROBES if (path := package / name).exists())
 
 
 FORMAT: Final = 3

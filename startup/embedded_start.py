@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from importlib.util import find_spec
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -31,7 +32,7 @@ from envs.registry import env
 from server.config import ModelFiles
 from server.model_files.kind import accepts_images
 from server.types import EngineInfo
-from startup.caches import use_baked_bytecode
+from startup.caches import keep_bytecode, use_baked_bytecode
 from startup.causes.phase import SERVING
 from startup.config import StartupConfig
 from startup.crash.output_record import OutputRecord
@@ -78,6 +79,8 @@ def start_embedded(config: StartupConfig) -> int:
     use_baked_bytecode()
     session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
     configure_logging(config.logs, role="api", phase=session.phase)
+    if (torch := find_spec("torch")) and torch.origin and (notice := keep_bytecode(Path(torch.origin).parent)):
+        logger.warning("%s", notice)
     with session:
         start = _EmbeddedStart(config, session)
         try:

@@ -1,17 +1,18 @@
 """The wheel's contents, and what works with the base dependencies alone, or beside modules of our names."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
+import zipfile
 from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from setuptools import find_packages
 
 from startup.engine.installed import MODULES
 from tests.e2e.server_process import ServerProcess
@@ -20,12 +21,15 @@ from vllm_cli.main import COMMANDS
 ROOT = Path(__file__).parents[1]
 _EXTRA = "pip install '.[embedded]'"
 _NAMES = ("server", "startup", "envs")
+_INSIDE = ("base", "envs", "server", "startup")
+_SOURCES = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "vllm_cli", *_INSIDE)
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
 class BaseEnvironment:
-    """A virtual environment whose site-packages links to the base dependencies and to this checkout."""
+    """A virtual environment whose site-packages has the wheel, and links to the base dependencies."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wheel: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
         self.python = folder / "bin" / "python"
         self.site_packages = site_packages = Path(
@@ -33,8 +37,8 @@ class BaseEnvironment:
         )
         for path in _top_level_paths(_closure(_base_requirements())):
             (site_packages / path.name).symlink_to(path)
-        for name in ("vllm_cli", "startup", "server", "base", "envs"):
-            (site_packages / name).symlink_to(ROOT / name)
+        with zipfile.ZipFile(wheel) as files:
+            files.extractall(site_packages)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`vllm-cli` with these words."""
@@ -49,16 +53,23 @@ def _base_requirements() -> list[str]:
 
 
 def _closure(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """The distributions that these requirements bring, by name; extras of dependencies are left out."""
+    """The distributions that these requirements bring, by name, as far as they are installed."""
     found: dict[str, Distribution] = {}
-    waiting = list(requirements)
+    waiting, seen = [*requirements], set[str]()
     while waiting:
-        requirement = Requirement(waiting.pop())
-        name = canonicalize_name(requirement.name)
-        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        requirement = Requirement(word := waiting.pop())
+        try:
+            found[canonicalize_name(requirement.name)] = one = distribution(requirement.name)
+        except PackageNotFoundError:
             continue
-        found[name] = distribution(requirement.name)
-        waiting += found[name].requires or ()
+        if word not in seen:
+            seen.add(word)
+            extras = ["", *requirement.extras]
+            waiting += [
+                text
+                for text, marker in ((text, Requirement(text).marker) for text in one.requires or ())
+                if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
+            ]
     return found
 
 
@@ -68,32 +79,93 @@ def _top_level_paths(distributions: dict[str, Distribution]) -> Iterator[Path]:
         yield from (Path(str(found.locate_file(top))) for top in tops)
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in _SOURCES:
+        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, folder / name, ignore=ignored) if source.is_dir() else shutil.copy(source, folder)
+    options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder / "dist", folder],
+        check=True,
+        timeout=200,
+    )
+    [built] = (folder / "dist").glob("*.whl")
+    return built
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseEnvironment:
-    return BaseEnvironment(tmp_path_factory.mktemp("base"))
+def base(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> BaseEnvironment:
+    return BaseEnvironment(tmp_path_factory.mktemp("base"), wheel)
 
 
 def _project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_the_wheel_holds_every_package_and_no_test():
-    include = _project()["tool"]["setuptools"]["packages"]["find"]["include"]
-    folders = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("vllm_cli", "startup", "server", "base", "envs")
-        for path in (ROOT / top).rglob("__init__.py")
+@pytest.mark.thorough
+def test_the_wheel_has_one_name_and_every_file_of_the_packages(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"vllm_cli"}
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for top in ("vllm_cli", *_INSIDE)
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
-    assert set(find_packages(str(ROOT), include=include)) == folders
+    inside = {name if name.startswith("vllm_cli/") else f"vllm_cli/packages/{name}" for name in files}
+    assert {name for name in names if ".dist-info/" not in name} == inside
 
 
-@pytest.mark.parametrize("extra", ["", "embedded", "dev"])
-def test_every_dependency_of_the_project_is_pinned(extra):
+def _pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def _pins_for(python: str) -> dict[str, Requirement]:
+    """The pins on Linux with this Python, by name."""
+    environment = {
+        "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
+        "platform_machine": "x86_64", "platform_system": "Linux", "os_name": "posix",
+        "implementation_name": "cpython", "platform_python_implementation": "CPython", "extra": "",
+    }  # fmt: skip
+    chosen = [pin for pin in _pins() if pin.marker is None or pin.marker.evaluate(environment)]
+    by_name = {canonicalize_name(pin.name): pin for pin in chosen}
+    assert len(by_name) == len(chosen)
+    return by_name
+
+
+def _all_requirements() -> list[str]:
     project = _project()["project"]
-    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
-    names = {Requirement(word).name.lower() for word in wanted}
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    assert names <= pinned
+    return [*project["dependencies"], *(word for words in project["optional-dependencies"].values() for word in words)]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_dependency_of_the_project_is_pinned_to_a_version_that_it_allows(python):
+    pins = _pins_for(python)
+    for requirement in map(Requirement, _all_requirements()):
+        [version] = pins[canonicalize_name(requirement.name)].specifier
+        assert version.operator == "=="
+        assert requirement.specifier.contains(version.version), requirement
+
+
+def test_all_that_is_installed_for_the_project_is_pinned():
+    """What is missing in constraints.txt leaves pip a choice: `make lock` adds it."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    installed = _closure(_all_requirements())
+    assert set(installed) - set(_pins_for(python)) == set()
+
+
+def test_the_constraints_name_no_place():
+    text = (ROOT / "constraints.txt").read_text()
+    assert [line for line in text.splitlines() if line.startswith("-") or "/" in line or "@" in line] == []
+
+
+def test_the_classifiers_name_the_tested_pythons():
+    named = [word.rpartition(" ")[2] for word in _project()["project"]["classifiers"] if ":: 3." in word]
+    assert tuple(named) == PYTHONS
 
 
 def test_the_check_for_the_embedded_engine_covers_the_extra():
@@ -146,8 +218,8 @@ def test_without_the_extra_other_commands_work(words, exit_code, base):
 
 
 @pytest.mark.thorough
-def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line(tmp_path):
-    environment = BaseEnvironment(tmp_path)
+def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line(tmp_path, wheel):
+    environment = BaseEnvironment(tmp_path, wheel)
     (environment.site_packages / "vllm_cli-0.2.5.dist-info").mkdir()
     done = environment.run("--version")
     assert done.returncode == 0
@@ -194,3 +266,48 @@ def test_the_processes_of_a_server_import_none_of_a_users_modules(method, decoys
     environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(tiny_llama)], environment=environment):
         assert _imported(decoys) == []
+
+
+_USERS_FILES = {
+    "server/__init__.py": "def check(): return 'check of the package'\nfrom server.auth import check as same\n",
+    "server/auth/__init__.py": "from .deep import check\n",
+    "server/auth/deep.py": "def check(): return 'deep check'\n",
+    "startup.py": "raise RuntimeError('nobody asks for its attributes')\n",
+    "base.py": "import pickle\nclass Own: pass\nassert pickle.loads(pickle.dumps(Own)) is Own\nconfig = 1\n",
+    "envs/more.py": "from envs.registry import env as ours\n",
+}
+_ASKED = """
+import vllm_cli.own_packages, importlib, sys
+sys.path.insert(0, sys.argv[1])
+import startup.config, server.config, server, base, base.errors, envs.registry
+assert importlib.import_module("server").check() == "check of the package"
+assert importlib.import_module("server.auth").check() == server.same() == "deep check"
+import server.auth.deep, envs.more
+assert envs.more.ours is envs.registry.env
+assert base.Own.__module__ == "base" and base.config == 1 and base.errors.__file__.endswith("base/errors.py")
+from server import limits
+assert not limits.__file__.startswith(sys.argv[1])
+for missing in ("server.nothing", "server.auth.nothing", "startup.nothing"):
+    try:
+        importlib.import_module(missing)
+    except ModuleNotFoundError as err:
+        assert err.name == missing
+    else:
+        raise AssertionError(missing)
+assert not hasattr(server, "nothing") and not hasattr(server, "__nothing__") and not hasattr(envs, "nothing")
+print(server.__file__)
+"""
+
+
+@pytest.mark.parametrize("layout", ["checkout", pytest.param("wheel", marks=pytest.mark.thorough)])
+def test_what_our_packages_lack_is_the_users(layout, tmp_path, request):
+    for name, text in _USERS_FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    python = sys.executable if layout == "checkout" else request.getfixturevalue("base").python
+    done = subprocess.run(
+        [python, "-c", _ASKED, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    expected = ROOT if layout == "checkout" else request.getfixturevalue("base").site_packages / "vllm_cli/packages"
+    assert done.stdout.strip() == str(expected / "server" / "__init__.py")

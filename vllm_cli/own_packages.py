@@ -1,35 +1,94 @@
-"""Imports this program's packages instead of a user's modules of the same names.
+"""Imports this program's packages, and a user's modules of the same names beside them.
 
-`server`, `startup`, `base` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder,
-Python would import the user's file. The console script, `python -m vllm_cli`, the forkserver and spawned
-processes therefore import this module before any other package of this program; forks inherit it. The
-prefetch helper runs isolated (`python -I`), without the user's folders.
+`server`, `startup`, `base` and `envs` are common names, so site-packages does not have them: an installed
+wheel has these packages in `vllm_cli/packages`, a checkout beside `vllm_cli`. The console script, `python -m
+vllm_cli`, the forkserver and spawned processes therefore import this module before any other package of this
+program; forks inherit it. The prefetch helper runs isolated (`python -I`), without the user's folders.
+
+Of a name that both have, the package is ours. What it lacks is the user's, as with `--middleware
+server.auth.check`: a submodule is searched in the user's folders, and an attribute in the user's module.
 
 This finder is not the one of `startup.imports`: it is what makes `startup` importable.
 """
 
 import os
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
+from typing import Any
 
-_PACKAGES = frozenset({"vllm_cli", "startup", "server", "base", "envs"})
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib takes 7 ms
+_PACKAGES = frozenset({"startup", "server", "base", "envs"})
+_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib takes 7 ms
+_INSTALLED_INTO = os.path.dirname(_HERE)  # noqa: PTH120
+_IN_WHEEL = f"{_HERE}/packages"
+_ROOT = _IN_WHEEL if os.path.isdir(f"{_IN_WHEEL}/startup") else _INSTALLED_INTO  # noqa: PTH112
 
 
 class OwnPackagesFinder:
-    """A meta-path finder that looks for the five top-level packages only where this module is installed."""
+    """A meta-path finder, the first one, that looks for the packages only where this program is."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Implements `importlib.abc.MetaPathFinder`; None for every other module."""
-        return PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
+        spec = PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
+        if spec is not None and spec.origin is not None:
+            spec.loader = _PackageLoader(name, spec.origin)
+        return spec
+
+
+class UsersModulesFinder:
+    """A meta-path finder, the last one, that finds in the user's folders what the packages lack."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Implements `importlib.abc.MetaPathFinder`; None for every other module."""
+        return next(_find_users(name), None) if path is not None and name.partition(".")[0] in _PACKAGES else None
+
+
+class _PackageLoader(SourceFileLoader):
+    """Gives one of the packages the attributes of the user's module of the same name."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        users = _UsersModule(module)
+        setattr(module, "__getattr__", users.attribute)  # noqa: B010 - PEP 562
+
+
+class _UsersModule:
+    """A user's module with the name of a package, imported when it is needed."""
+
+    def __init__(self, own: ModuleType) -> None:
+        self._own = own
+        self._module: ModuleType | None = None
+
+    def attribute(self, name: str) -> Any:
+        """Of the user's module; raises AttributeError if there is none, or a submodule of ours."""
+        package = self._own.__name__
+        if not name.startswith("__") and PathFinder.find_spec(f"{package}.{name}", self._own.__path__) is None:
+            if self._module is None:
+                self._import()
+            if self._module is not None and hasattr(self._module, name):
+                return getattr(self._module, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=self._own)
+
+    def _import(self) -> None:
+        from importlib.util import module_from_spec  # noqa: PLC0415 - nearly no start needs it
+
+        for spec in _find_users(self._own.__name__):
+            if spec.loader is not None:  # a folder without __init__.py has no attributes
+                self._module = module_from_spec(spec)
+                try:
+                    spec.loader.exec_module(self._module)
+                except BaseException:
+                    self._module = None
+                    raise
+                return
 
 
 def describe_conflict() -> str | None:
     """A warning if the unrelated distribution `vllm-cli` is installed into the same folder."""
-    for folder in sorted(os.listdir(_ROOT)):  # noqa: PTH208
+    for folder in sorted(os.listdir(_INSTALLED_INTO)):  # noqa: PTH208
         if not (folder.startswith("vllm_cli-") and folder.endswith(".dist-info")):
             continue
         name = folder.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
@@ -40,6 +99,17 @@ def describe_conflict() -> str | None:
     return None
 
 
+def _find_users(name: str) -> Iterator[ModuleSpec]:
+    """The modules of this name on the path that are not ours."""
+    *parents, _ = name.split(".")
+    own = os.path.realpath(_ROOT)
+    for folder in sys.path:
+        if isinstance(folder, str) and os.path.realpath(folder) != own:
+            spec = PathFinder.find_spec(name, ["/".join((folder or ".", *parents))])
+            if spec is not None:
+                yield spec
+
+
 def _is_installed() -> bool:
     """Also where this file was run a second time under another module name (`multiprocessing.spawn`)."""
     return any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path)
@@ -47,3 +117,4 @@ def _is_installed() -> bool:
 
 if not _is_installed():
     sys.meta_path.insert(0, OwnPackagesFinder)
+    sys.meta_path.append(UsersModulesFinder)

@@ -57,7 +57,7 @@ def test_the_image_contains_every_package_and_nothing_else():
     build = read_stages()[0]
     sources = [word for copy in build if copy.name == "COPY" for word in copy.words[:-1]]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert {"pyproject.toml", "README.md", "LICENSE", *packages} <= set(sources)
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", *packages} <= set(sources)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     for source in sources:

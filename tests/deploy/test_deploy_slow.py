@@ -1,20 +1,29 @@
-"""Linters and schemas of the deployment files, and the Dockerfile's steps run as scripts."""
+"""Linters and schemas of the deployment files, and the Dockerfile's steps run in a fresh Debian."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import pytest
 import yaml
 
-from tests.containers import as_user, on_read_only_root
 from tests.deploy.shipped import ROOT, STARTS, Instruction, read_stages
 from tests.deploy.test_deploy_files import MANIFESTS, pod_templates
+from tests.http_answer import ask
 from tests.ports import free_port
 
+_SUITE: Final = "trixie"
+_VARIABLES: Final = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+    "PIP_DEFAULT_TIMEOUT": "180",
+    "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
@@ -42,72 +51,94 @@ def test_the_manifests_fit_the_schema_of_kubernetes(path, linters, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image's folders /opt/vllm-cli, /src and /cache, made by its RUNs and COPYs in another folder."""
+def image(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Path]:
+    """A fresh Debian in which all steps of both stages have run, with a model in /model."""
+    if os.getuid() != 0 or shutil.which("debootstrap") is None:
+        pytest.skip("needs root and debootstrap")
     root = tmp_path_factory.mktemp("image")
-    (root / "src").mkdir()
-    build, final = read_stages()
-    for step in [*build, *(step for step in final if "/cache" in step.value)]:
-        _run_step(step, root)
-    return root
+    root.chmod(0o755)
+    words = ["debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"]
+    subprocess.run([*words, _SUITE, root, *_mirror()], check=True, timeout=1200, stdout=subprocess.DEVNULL)
+    (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")  # as images of Python have it
+    for name in ("etc/resolv.conf", "etc/hosts", "etc/ssl/certs/ca-certificates.crt"):
+        shutil.copy(f"/{name}", root / name)
+    shutil.copytree(model_path, root / "model")
+    shutil.copytree(ROOT, root / "context", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    folder, variables = "/", dict(_VARIABLES)
+    _run(root, variables, "chmod", "-R", "a+rX", "/model")
+    for step in [step for stage in read_stages() for step in stage]:
+        if step.name in ("ARG", "ENV"):
+            variables |= _assigned(step)
+        elif step.name == "WORKDIR":
+            folder = step.value
+            (root / folder[1:]).mkdir(exist_ok=True)
+        elif step.name == "COPY" and not step.value.startswith("--from"):
+            *names, target = step.words
+            sources = shlex.join(f"/context/{name}" for name in names)
+            _run(root, variables, "sh", "-c", f"cd {folder} && cp -r {sources} {target}")
+        elif step.name == "RUN":
+            _run(root, variables, "sh", "-c", f"cd {folder} && {step.value}")
+    yield root
+    shutil.rmtree(root)
+
+
+def _mirror() -> list[str]:
+    """Where this machine's own packages come from; nothing for debootstrap's default."""
+    places = (Path("/etc/apt") / name for name in ("sources.list.d/debian.sources", "sources.list"))
+    text = "\n".join(place.read_text() for place in places if place.exists())
+    return re.findall(r"^(?:URIs: *|deb .*?)(https?://\S+debian/?)(?: |$)", text, re.MULTILINE)[:1]
+
+
+def _assigned(step: Instruction) -> dict[str, str]:
+    assigned = dict(word.split("=", 1) for word in shlex.split(step.value) if "=" in word)
+    return {name: value.replace("$PATH", _VARIABLES["PATH"]) for name, value in assigned.items()}
+
+
+def _in_image(root: Path, variables: Mapping[str, str], *options: str, prepare: str = "") -> list[str]:
+    """A launcher that executes a program in the root folder, with mounts of its own."""
+    script = (
+        f'mount --bind "$0" "$0" && for name in proc dev; do mount --rbind /$name "$0/$name"; done && {prepare} true'
+    )
+    words = [f"{name}={value}" for name, value in variables.items()]
+    chroot = ["chroot", *options, str(root), "/usr/bin/env", "-i", *words]
+    return ["unshare", "--mount", "sh", "-c", f'{script} && exec "$@"', str(root), *chroot]
+
+
+def _run(root: Path, variables: Mapping[str, str], *command: str) -> None:
+    done = subprocess.run([*_in_image(root, variables), *command], capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
 def test_installed_bytecode_is_used_without_a_check_of_its_source(image):
-    package = next((image / "opt" / "vllm-cli" / "lib").glob("python*/site-packages/vllm_cli"))
-    compiled = next((package / "__pycache__").glob("main.*.pyc")).read_bytes()
-    assert int.from_bytes(compiled[4:8], "little") == 1  # by hash, never checked (PEP 552)
+    package = next((image / "opt/vllm-cli/lib").glob("python*/site-packages/vllm_cli"))
+    for folder, name in ((package, "main"), (package / "packages" / "server", "build")):
+        compiled = next((folder / "__pycache__").glob(f"{name}.*.pyc")).read_bytes()
+        assert int.from_bytes(compiled[4:8], "little") == 1  # by hash, never checked (PEP 552)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
-def test_the_image_s_program_serves_as_any_user_on_a_read_only_root(image, model_path):
-    """With the image's variables; only /cache is writable."""
-    cache, port = image / "cache", str(free_port())
-    user = as_user(4711, 0, Path(sys.executable), model_path / "model.safetensors")
-    read_only = on_read_only_root(cache)
-    if user is None or read_only is None:
-        pytest.skip("another user or a mount namespace is not possible")
-    environment = {name: _below(image, value) for name, value in STARTS["image"].variables.items()}
-    environment["PATH"] = environment["PATH"].replace("$PATH", os.environ["PATH"])
-    launcher = (*read_only, *user)
-    with (image / "log").open("w") as log:
-        server = subprocess.Popen(
-            [*launcher, *STARTS["image"].words, str(model_path), "--port", port],
-            env=environment, cwd=cache, stderr=log,
-        )  # fmt: skip
-    try:
-        words = ["vllm-cli", "wait", "--quiet", "--port", port, "--timeout", "600", "--pid", str(server.pid)]
-        ready = subprocess.run([*launcher, *words], env=environment, cwd=cache, timeout=700)
-        assert ready.returncode == 0, (image / "log").read_text()
-        server.terminate()
-        assert server.wait(120) == 0
-    finally:
-        server.kill()
-        server.wait()
-    written = [path for path in cache.rglob("*") if path.is_file()]
-    assert written
-    assert {path.stat().st_uid for path in written} == {4711}
-    assert "Traceback" not in (image / "log").read_text()
-
-
-def _below(image: Path, text: str) -> str:
-    """The text with the image's folders replaced by those below `image`."""
-    return re.sub(r"(?<![\w/])/(opt/vllm-cli|cache|src)\b", rf"{image}/\1", text)
+@pytest.mark.parametrize("user", ["10001:0", "4711:0"])
+def test_the_image_serves_as_any_user_on_a_read_only_root(user, image):
+    """Only /cache and /tmp are writable."""
+    port, start = str(free_port()), STARTS["image"]
+    cache = image / "cache"
+    prepare = f"mount -o remount,bind,ro {image} && mount -t tmpfs tmpfs {image}/tmp && mount -t tmpfs tmpfs {cache} &&"
+    prepare += f" chgrp 0 {cache} && chmod 2775 {cache} && mount -t tmpfs tmpfs {image}/dev/shm &&"
+    variables = {name: value.replace("$PATH", _VARIABLES["PATH"]) for name, value in start.variables.items()}
+    launcher = _in_image(image, variables, f"--userspec={user}", prepare=prepare)
+    words = [*start.words, "/model", "--port", port]
+    with subprocess.Popen([*launcher, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            wait = [sys.executable, "-m", "vllm_cli", "wait", "--quiet", "--port", port, "--pid", str(server.pid)]
+            ready = subprocess.run([*wait, "--timeout", "600"], timeout=700)
+            body = {"model": "/model", "prompt": "Once", "max_tokens": 1}
+            answer = ask(f"http://127.0.0.1:{port}/v1/completions", body) if ready.returncode == 0 else None
+        finally:
+            server.terminate()
+            log = server.communicate(timeout=120)[0]
+    assert (answer and answer.status, server.returncode) == (200, 0), log
+    assert "Traceback" not in log
 
 
 def _validate(linters: Path, path: Path) -> subprocess.CompletedProcess[str]:
     command = [str(linters / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33", str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
-def _run_step(step: Instruction, image: Path) -> None:
-    sources = image / "src"
-    if step.name == "COPY" and not step.value.startswith("--from"):
-        *names, _ = step.words
-        for name in names:
-            source, target = ROOT / name, sources / name
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, target, ignore=ignored) if source.is_dir() else shutil.copy(source, target)
-    elif step.name == "RUN":
-        command = re.sub(r"^python ", f"{sys.executable} ", _below(image, step.value))
-        done = subprocess.run(["sh", "-c", command], cwd=sources, capture_output=True, text=True, timeout=3000)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

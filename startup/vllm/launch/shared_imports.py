@@ -18,6 +18,7 @@ from startup.errors import StartupError
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
+from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.serve_words import ServeWords, is_eager
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
@@ -50,6 +51,7 @@ _MAX_STARTED_MODELS: Final = 2
 
 _FORKSERVER: Final = "forkserver"
 _API: Final = "api"
+_CODE: Final = f"import sys, {OWN_PACKAGES_MODULE}; from {__name__} import main; main(*sys.argv[1:])"
 
 
 class SharedImports:
@@ -216,11 +218,12 @@ def learn_imports(
     plan = plan_preload(folder, vllm, words, PreloadProfile(StartKind.of(vllm, words, model)), model)
     variables = {**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}
     for role in (_FORKSERVER, _API):
-        command = [sys.executable, "-m", __name__, role, str(model or "")]
+        command = [sys.executable, "-c", _CODE, role, str(model or "")]
         subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
 
 
-def _main(role: str, model: str) -> None:
+def main(role: str, model: str) -> None:
+    """Runs one of the two programs."""
     if role == _FORKSERVER:
         importlib.import_module("startup.vllm.fork.preload")  # does the work
         if model:
@@ -231,7 +234,3 @@ def _main(role: str, model: str) -> None:
         if failed:
             sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
         learn()
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from base.machine.processes import descendants
 from envs.registry import env
-from startup.caches import use_baked_bytecode
+from startup.caches import keep_bytecode, use_baked_bytecode
 from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord
 from startup.download.messages import DownloadError, use_first_endpoint
@@ -45,7 +45,7 @@ from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.launch.baked_caches import add_baked_inspections, keep_bytecode
+from startup.vllm.launch.baked_caches import add_baked_inspections
 from startup.vllm.launch.compile_cache import CompileCache, forbid_compiling
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out

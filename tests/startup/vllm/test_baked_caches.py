@@ -2,13 +2,15 @@
 
 import os
 import py_compile
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE
-from startup.vllm.launch.baked_caches import add_baked_inspections, keep_bytecode
+from startup.caches import CACHE, keep_bytecode
+from startup.vllm.launch.baked_caches import add_baked_inspections
+from tests.ports import free_port
 from tests.startup.caches.conftest import baked  # noqa: F401 - a fixture
 
 _NAME = "modelinfos/llama.json"
@@ -99,3 +101,17 @@ def test_a_compiled_package_needs_no_warning(package, monkeypatch):
     py_compile.compile(str(package / "__init__.py"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert keep_bytecode(package) is None
+
+
+@pytest.mark.thorough
+def test_a_start_of_the_embedded_engine_names_it_too(tmp_path, tiny_llama):
+    """Here, a library that has nothing but an uncompiled module; so the start fails later."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    variables = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--port", str(free_port())],
+        env=os.environ | variables, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    [line] = [line for line in done.stderr.splitlines() if "PYTHONDONTWRITEBYTECODE" in line]
+    assert f"{tmp_path / 'torch'} has no compiled modules" in line
