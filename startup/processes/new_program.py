@@ -157,8 +157,7 @@ def instead_of_a_new_program() -> Iterator[None]:
 
     def start(path: Any, words: Any, fds: Any) -> Any:
         global _dormant
-        code = os.fsdecode(words[-1])
-        if _dormant is None or not code.startswith(_FORKSERVER_CODE):
+        if _dormant is None or not any(_FORKSERVER_CODE in os.fsdecode(word) for word in words):
             return original(path, words, fds)
         process, _dormant = _dormant, None
         with process.connection as connection:
@@ -177,7 +176,8 @@ def instead_of_a_new_program() -> Iterator[None]:
 def _wait_for_task(connection: socket.socket) -> NoReturn:
     try:
         (words, variables, numbers), fds = receive(connection)
-        code, environment = words[-1], dictionary(variables)
+        begin = words.index(b"-c") + 1  # the options of the interpreter come before it, since 3.14 arguments after it
+        code, environment = words[begin], dictionary(variables)
     except (OSError, ValueError, IndexError, MessageError):  # discarded, or its parent has ended
         os._exit(0)
     connection.close()
@@ -186,6 +186,7 @@ def _wait_for_task(connection: socket.socket) -> NoReturn:
         Path("/proc/self/comm").write_bytes(os.path.basename(words[0]))  # noqa: PTH119
     _renumber(fds, [int(number) for number in numbers])
     refresh_libraries(foreign.replace_all(environment))
+    sys.argv[:] = map(os.fsdecode, words[begin - 1 :])
     exit_code = 1
     try:
         exec(code, {"__name__": "__main__"})  # multiprocessing's code, from our parent

@@ -70,6 +70,8 @@ logger = logging.getLogger(__name__)
 
 READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
 """Variables that are read only when a program starts, so that a forked child cannot apply them."""
+_INHERITED: Final = ("_forkserver_authkey",)
+"""What a child has to know of the forkserver beyond what that gives it; since Python 3.14."""
 _STATUS_S: Final = 1.0
 """Timeout for the exit code of an ended child, which the forkserver sends."""
 
@@ -151,6 +153,7 @@ class PreloadedProcess(process.BaseProcess):
             ChildState.of_this_process(),
             DupFd(_death_pipe()),
             pipes,
+            {name: value for name, value in vars(forkserver._forkserver).items() if name in _INHERITED},
             self.name,
             dump(reduced),
         )
@@ -242,13 +245,16 @@ def _close_inherited_pipe() -> None:
         _start.death_pipe = None
 
 
-def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
+def _restore(  # noqa: PLR0913 - what is pickled of a process object
+    state: ChildState, death_pipe: Any, pipes: Any, known: Mapping[str, Any], name: str, reduced: bytes
+) -> process.BaseProcess:
     """Runs in the child; applies the state first, since unpickling may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched = death_pipe.detach()
     arm(watched)
     os.close(watched)
     process.current_process().name = name
+    vars(forkserver._forkserver).update(known)
     stop_recording_forks()
     changed = state.apply()
     if _start.record is not None:
