@@ -101,9 +101,12 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
 
 
 def ensure_forkserver() -> None:
-    """Starts the forkserver with the engine's imports, unless it runs; on the main thread."""
+    """Starts the forkserver with the engine's imports, unless it was started before; on the main thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    forkserver.ensure_forkserver(PRELOAD_MODULE)
+    try:
+        forkserver.ensure_forkserver(PRELOAD_MODULE)
+    except OSError as err:
+        logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
 
 
 def blocks_on_imports(context: BaseContext) -> bool:

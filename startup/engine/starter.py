@@ -45,7 +45,6 @@ class EngineStarter:
         self._starting: BackgroundStart | None = None
         self._started: EngineProcess | None = None
         if engine_process.blocks_on_imports(context):
-            engine_process.ensure_forkserver()
             self._starting = BackgroundStart(self._start)
         else:
             self._started = self._start()

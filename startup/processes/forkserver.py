@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from multiprocessing import popen_forkserver, popen_spawn_posix, process, spawn, util
+from multiprocessing import get_context, popen_forkserver, popen_spawn_posix, process, spawn, util
 from multiprocessing.connection import wait
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +27,7 @@ from base.machine.descriptors import move_socket_up, move_up
 from base.machine.processes import is_alive
 from envs import foreign
 from startup.hooks.hook import Hook, Name, Text
+from startup.processes import interpreter
 from startup.processes.child_watch import ChildWatch
 from startup.processes.messages import MessageError, receive, send
 from startup.processes.new_program import (
@@ -38,6 +39,7 @@ from startup.processes.new_program import (
     send_program,
     start_program,
     without_group_signals,
+    without_main_module,
 )
 
 _UNPICKLES: Final = "--multiprocessing-fork"
@@ -66,6 +68,7 @@ _GO: Final = b"go"
 _ENDED: Final = b"ended"
 _STATUS_S: Final = 1.0
 """Timeout for the exit code of an ended process."""
+_TRIAL_S: Final = 10.0
 LOST: Final = 255
 """The exit code of a process whose forkserver does not answer."""
 _LOW_FDS: Final = 250
@@ -84,7 +87,7 @@ _server: _Server | None = None
 _starting = threading.local()
 _begin: Callable[[Program], None] | None = None
 _on_end: Callable[[int, int], None] | None = None
-_logged: Final[set[str]] = set()
+_logged: Final = {""}
 """Reasons why processes are new programs; each is logged once."""
 
 
@@ -108,8 +111,8 @@ class ForkedPopen(popen_spawn_posix.Popen):
             _starting.popen = None
 
     def why_not_forked(self) -> str | None:
-        """Why the process must be a new program."""
-        return None if is_running() else "the forkserver has exited"
+        """Why the process must be a new program; empty if that was logged."""
+        return None if is_running() else "the forkserver has exited" if _server else ""
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         """Texts and descriptors for `begin` (see `install`)."""
@@ -177,12 +180,39 @@ def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
 def ensure_forkserver(preload_module: str) -> None:
     """Starts the forkserver, which imports the module, unless it was started before.
 
-    Called on the main thread, since the forkserver ends with its thread. Raises OSError.
+    Called on the main thread, since the forkserver ends with its thread.
+
+    Raises:
+        OSError: it cannot be started, or forks of an untested Python fail.
     """
+    if _server is None:
+        install()
+        if not interpreter.is_tested():
+            _try_fork()
+        _start_forkserver(preload_module)
+
+
+def _try_fork() -> None:
+    """Starts a process from a forkserver without imports; raises OSError if that fails."""
     global _server
-    if _server is not None:
-        return
-    install()
+    _start_forkserver(interpreter.__name__)
+    try:
+        with without_main_module():
+            child: Any = get_context("spawn").Process(target=os.getpid)
+            child.start()
+        child.join(_TRIAL_S)
+        fault = None if child.exitcode == 0 else f"it ended with exit code {child.exitcode}"
+    except Exception as err:  # noqa: BLE001 - whatever multiprocessing has changed
+        fault = repr(err)
+    finally:
+        kill()
+        _server = None
+    if fault is not None:
+        raise OSError(f"{interpreter.name()} is not tested, and a trial process fails: {fault}")
+
+
+def _start_forkserver(preload_module: str) -> None:
+    global _server
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ExitStack() as stack:
         stack.enter_context(without_group_signals())

@@ -1,8 +1,10 @@
 """The processes of a running server by their role."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -28,6 +30,13 @@ def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
             if role in _roles(server, process):
                 return process
     return None
+
+
+def count_roles(server: ServerProcess) -> Counter[Role]:
+    """How many processes each role has, in a cold start."""
+    return Counter(
+        role for roles in for_each_process(server, lambda process: [*_roles(server, process)]) for role in roles
+    )
 
 
 def wait_process(server: ServerProcess, role: Role) -> psutil.Process:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from startup.processes import forkserver
+from startup.processes import forkserver, interpreter
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _IMPORT = "tests.startup.processes.imported_with_file"
@@ -130,6 +130,23 @@ def _send_number(pipe: Connection) -> None:
 
 def _read(pipe: Connection, sent: Connection) -> None:
     pipe.send(os.read(sent.fileno(), 10).decode())
+
+
+def untested() -> Any:
+    interpreter.NEWEST_TESTED = (3, 10)  # type: ignore[misc]
+    forkserver.ensure_forkserver("decimal")
+    return [_end(sys.exit, 7), len(psutil.Process().children())]
+
+
+def untested_and_broken() -> Any:
+    interpreter.NEWEST_TESTED = (3, 10)  # type: ignore[misc]
+    start, forkserver.ForkedPopen.start = forkserver.ForkedPopen.start, None  # type: ignore[method-assign,assignment]
+    try:
+        forkserver.ensure_forkserver("decimal")
+    except OSError as err:
+        forkserver.ForkedPopen.start = start  # type: ignore[method-assign]
+        return [str(err), _end(sys.exit, 7), len(psutil.Process().children())]
+    return None
 
 
 def killed() -> Any:

@@ -65,3 +65,13 @@ def test_processes_outlive_the_forkserver_and_later_ones_are_new_programs():
 
 def test_the_forkserver_ends_when_no_process_can_ask_it():
     assert _run("alone") == ("ended", "")
+
+
+def test_an_untested_python_is_tried_first():
+    assert _run("untested") == ([7, 2], ""), "the forkserver and the resource tracker"
+
+
+def test_an_untested_python_whose_trial_fails_has_no_forkserver():
+    (error, code, num_children), errors = _run("untested_and_broken")
+    assert "is not tested, and a trial process fails: TypeError(" in error
+    assert (code, num_children, errors) == (7, 1, "")
