@@ -31,6 +31,7 @@ from startup.processes import interpreter
 from startup.processes.child_watch import ChildWatch
 from startup.processes.messages import MessageError, receive, send
 from startup.processes.new_program import (
+    EXIT_FUNCTION,
     OWN_PACKAGES_MODULE,
     START_PROGRAM,
     Program,
@@ -50,6 +51,7 @@ FORKSERVER: Final = Hook(
     without="every process imports vLLM itself",
     needs=(
         START_PROGRAM,
+        EXIT_FUNCTION,
         Text(("multiprocessing.spawn",), rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
         Name("multiprocessing.popen_spawn_posix", "Popen"),
         Name("multiprocessing.popen_forkserver", "Popen"),

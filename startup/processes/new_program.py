@@ -3,6 +3,7 @@
 In a warm start, a fork that has imported everything, and is dormant until then, becomes the forkserver.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from startup.hooks.hook import Name
 from startup.processes import death_pipe, group_signals
 from startup.processes.library_state import refresh_libraries
 from startup.processes.messages import MessageError, dictionary, pairs, receive, send
+from startup.processes.quick_end import end_now
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 """Imported first in every new program, so that a user's `server.py` does not replace this one's."""
@@ -29,6 +31,7 @@ _NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker
 
 START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
 """Starts a program with these open files only, which keep their numbers."""
+EXIT_FUNCTION: Final = Name("multiprocessing.util", "_exit_function", ())
 _OUTPUT: Final = (1, 2)
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
 """Shown by `ps` until it is woken, as it would otherwise look like the server."""
@@ -209,13 +212,12 @@ def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> 
     except BaseException:  # noqa: BLE001 - as the interpreter does at the top
         sys.excepthook(*sys.exc_info())
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(exit_code)
+        end_now(exit_code)
 
 
 def _receive_program(connection: socket.socket) -> Program:
+    atexit._clear()  # those of the process that this one was forked from
+    atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
     (words, variables, numbers, texts), fds = receive(connection)
     begin = words.index(b"-c")
     others = _take_files(fds, [int(number) for number in numbers])

@@ -1,5 +1,6 @@
 """Uses a forkserver as a launcher does; test_forkserver.py runs it as a separate program."""
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -49,6 +50,19 @@ def ends() -> Any:
     sleeping.join(60)
     codes = {"returns": _end(os.getpid), "exits with 7": _end(sys.exit, 7), "raises": _end(_raise)}
     return codes | {"is killed": sleeping.exitcode}
+
+
+def exit_functions() -> Any:
+    """Which of them a process runs: its own, and not those of the forkserver."""
+    forkserver.ensure_forkserver(_IMPORT)
+    ours, theirs = multiprocessing.Pipe()
+    process = _start(_register, theirs)
+    process.join(60)
+    return [ours.recv(), ours.poll(), process.exitcode]
+
+
+def _register(pipe: Connection) -> None:
+    atexit.register(pipe.send, "its own")
 
 
 def family() -> Any:

@@ -28,6 +28,10 @@ def test_exit_codes_and_signals_are_those_of_the_processes():
     assert errors.count("Traceback") == 1
 
 
+def test_a_process_runs_its_own_exit_functions():
+    assert _run("exit_functions") == (["its own", False, 0], "")
+
+
 def test_a_process_and_its_children_are_forks_of_one_forkserver():
     answer, errors = _run("family")
     assert answer["parents"] == [answer["forkserver"]] * 2
