@@ -141,12 +141,12 @@ def _become(program: "Program", connection: socket.socket) -> None:
 def start_program(words: list[bytes], fds: list[int]) -> int:
     """Starts a Python program with these open files; the dormant process runs it, if there is one."""
     global _dormant
-    if _dormant is None:
-        return int(START_PROGRAM.get(util)(words[0], words, fds))
     dormant, _dormant = _dormant, None
-    with dormant.connection as connection:
-        send_program(connection, words, fds)
-    return dormant.pid
+    if dormant is not None:
+        with dormant.connection as connection, suppress(OSError):  # it may have been killed
+            send_program(connection, words, fds)
+            return dormant.pid
+    return int(START_PROGRAM.get(util)(words[0], words, fds))
 
 
 class Program(NamedTuple):

@@ -4,6 +4,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from startup.processes import forkserver, interpreter
+from startup.processes import forkserver, interpreter, new_program
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _IMPORT = "tests.startup.processes.imported_with_file"
@@ -144,6 +145,23 @@ def _send_number(pipe: Connection) -> None:
 
 def _read(pipe: Connection, sent: Connection) -> None:
     pipe.send(os.read(sent.fileno(), 10).decode())
+
+
+def dormant() -> Any:
+    """Of two starts, the second has a dormant forkserver that was killed: which process forks."""
+    found = []
+    for is_killed in (False, True):
+        new_program.fork_dormant(lambda: None, {})
+        assert new_program._dormant is not None
+        pid = new_program._dormant.pid
+        if is_killed:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        forkserver.ensure_forkserver("decimal")
+        found.append([_server_pid() == pid, _end(sys.exit, 7)])
+        forkserver.kill()
+        forkserver._server = None
+    return found
 
 
 def untested() -> Any:

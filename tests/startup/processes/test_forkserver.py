@@ -71,6 +71,10 @@ def test_the_forkserver_ends_when_no_process_can_ask_it():
     assert _run("alone") == ("ended", "")
 
 
+def test_a_dormant_forkserver_is_used_unless_it_has_been_killed():
+    assert _run("dormant") == ([[True, 7], [False, 7]], "")
+
+
 def test_an_untested_python_is_tried_first():
     assert _run("untested") == ([7, 2], ""), "the forkserver and the resource tracker"
 
