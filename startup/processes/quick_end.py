@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 
 class _End:
@@ -24,8 +25,16 @@ def end_without_finalizing(exit_code: int) -> int:
     return exit_code
 
 
-def _exit(exit_code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
+def end_now(exit_code: int) -> NoReturn:
+    """Runs the exit functions, and ends this process."""
+    try:
+        atexit._run_exitfuncs()
+    finally:
+        _exit(exit_code)
+
+
+def _exit(exit_code: int) -> NoReturn:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):  # nobody reads it, or it is closed
             stream.flush()
     os._exit(exit_code)

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+from startup.processes import interpreter
 
 FAKE = Path(__file__).parents[1] / "startup" / "vllm" / "fake"
 
@@ -21,8 +24,15 @@ def test_all_hooks_fit_that_can_be_checked(invoke, wheel):
     done = invoke("preload", "check", "--vllm", wheel)
     assert done.returncode == 0, done.stdout
     assert f"vLLM 0.32.1.dev7+gabc in {wheel / 'vllm'}" in done.stdout
+    assert f"\nPython {sys.version.split()[0]}\n" in done.stdout
     assert "torch is not installed here" in done.stdout
     assert done.stdout.rstrip().endswith("All hooks that could be checked fit this version.")
+
+
+def test_a_python_that_is_not_tested_is_named(invoke, wheel, monkeypatch):
+    monkeypatch.setattr(interpreter, "NEWEST_TESTED", (3, 10))
+    done = invoke("preload", "check", "--vllm", wheel)
+    assert ", which is not tested: a start tries a fork first\n" in done.stdout
 
 
 def test_a_changed_name_is_reported_with_what_is_lost(invoke, wheel):

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from envs import foreign
 from envs.registry import env
+from startup.processes import interpreter
 from startup.systemd.service_manager import ServiceManager
 from startup.timeline import start_origin
 from startup.vllm.command_line import CommandLine
@@ -44,6 +45,8 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"a launcher starts one process per rank ({launcher} is set)", is_requested=True)
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
+    if interpreter.is_free_threaded():
+        return PlainReason(f"{interpreter.name()} is not supported")
     if (obstacle := find_obstacle(check_installed(vllm))) is not None:
         return PlainReason(obstacle)
     return None
