@@ -300,9 +300,7 @@ def _row(model: _Kept) -> tuple[str, ...]:
 def _profile_row(profile: "PreloadProfile") -> tuple[str, ...]:
     kind = profile.kind
     num_modules = len(profile.engine_modules) + len(profile.api_modules)
-    state = f"disabled: {profile.disabled_reason}" if profile.disabled_reason else "used"
-    if profile.failed:
-        state = f"{state}, without {len(profile.failed)} that cannot be imported"
+    state = f"used, without {len(profile.failed)} that cannot be imported" if profile.failed else "used"
     flags = " ".join(kind.flags) or "(none that matter)"
     return printable(
         (kind.version, kind.architecture or "any", str(num_modules), str(profile.num_starts), flags, state)

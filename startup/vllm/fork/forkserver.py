@@ -23,6 +23,7 @@ from envs import foreign
 from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Name, Text
 from startup.processes.death_pipe import arm
+from startup.processes.forkserver_watch import ended_if_it_hangs
 from startup.processes.new_program import without_main_module
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.fork.recorded_ends import dump, reduce_spawned, restore, stop_recording_forks
@@ -160,7 +161,7 @@ class _ForkedPopen(popen_forkserver.Popen):
     """Waits for the child by its pidfd: multiprocessing's pipe also closes when the forkserver exits."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
-        with without_main_module(), _recorded(process_obj.name):
+        with without_main_module(), _recorded(process_obj.name), ended_if_it_hangs(_start.server_pid or 0):
             super()._launch(process_obj)  # type: ignore[misc]
         self._status_fd: int | None = None
         with suppress(OSError):  # an old kernel, or the child has exited: the pipe is used instead

@@ -19,7 +19,7 @@ def record_forks(record: OutputRecord) -> None:
 
     Nobody else learns them: a child's own parent may wait only for its connection to close.
     """
-    ends = ProcessEnds(record)
+    ends = ProcessEnds(record, are_forks=True)
 
     def wait_and_record(pid: int, options: int) -> tuple[int, int]:
         ended, status = _waitpid(pid, options)
