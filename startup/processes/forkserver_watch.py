@@ -1,4 +1,4 @@
-"""Kills a forkserver that does nothing although a process waits for it: that process gets an error instead."""
+"""Kills a forkserver that does nothing although a process waits for it, which then gets an error."""
 
 import os
 import signal

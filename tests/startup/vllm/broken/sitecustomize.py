@@ -117,9 +117,9 @@ def _without_proc():
     hidden = ("/stat", "/statm", "/status", "/children", "/smaps_rollup", "/environ", "/cmdline", "/mountinfo")
 
     def check(path):
-        if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith("/proc/"):
-            if os.fspath(path).endswith(hidden):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        name = "" if isinstance(path, int) else os.fsdecode(path)
+        if name.startswith("/proc/") and name.endswith(hidden):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
     def open_visible(path, *args, **options):
         check(path)
