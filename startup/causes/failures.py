@@ -131,6 +131,8 @@ class Failure:
     """Whether it concerns one request of a client."""
     own_fault: str = ""
     """The first of the exceptions, as in `texts`, that vllm-cli has caused; empty if there is none."""
+    is_of_library_import: bool = False
+    """Whether one of them was raised by an installed module while it was imported."""
     phase: str = ""
 
     def telling_texts(self) -> list[str]:
@@ -302,6 +304,7 @@ class FailureReader:
             failure.texts.pop()
             failure.is_direct.pop()
         failure.texts.append(text.strip()[:_LONGEST_TEXT])
+        failure.is_of_library_import |= reading.origin.is_of_library_import
         if not failure.own_fault and reading.origin.is_own(text.strip()):
             failure.own_fault = failure.texts[-1]
         failure.functions.append("")

@@ -140,6 +140,8 @@ class Cause:
     """Number of that line, from 1."""
     is_mention: bool = False
     """Whether only this line names the cause, and the log does not tell that it ended something."""
+    is_of_library_import: bool = False
+    """Whether an installed module raised an exception while it was imported."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
@@ -238,7 +240,8 @@ def _describe(failure: Failure, run: Run) -> Cause:
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
     phase = _phase_of(failure, known)
-    return Cause(failure.process or failure.role, phase, _quote(text, known, failure), known, failure.line)
+    quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
+    return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
 
 
 def _phase_of(failure: Failure, known: KnownCause | None) -> str:

@@ -25,8 +25,8 @@ OWN_FAULT: Final = KnownCause(
         "'_LazilyCompiled' object",
         "'_StandInModule' object",
     ),
-    "Start vLLM with VCLI_PLAIN_VLLM=1, which uses nothing of vllm-cli, and report the complete log as an issue of "
-    "vllm-cli.",
+    "VCLI_PLAIN_VLLM=1 starts vLLM without all that failed. Report it as an issue of vllm-cli, with the complete log "
+    "and what `vllm-cli collect-env` prints.",
     where="end",
 )
 
@@ -72,9 +72,12 @@ class TracebackOrigin:
         """Whether the innermost frame is ours or driven by us, not counting the standard library below it."""
         self._is_below_added = False
         self._is_embedded = False
+        self.is_of_library_import = False
+        """Whether the innermost frame is code of an installed module that is being imported."""
 
     def add_frame(self, file: str, function: str) -> None:
         """Takes the next frame."""
+        self.is_of_library_import = function == "<module>" and "-packages/" in file
         library = _LIBRARY.fullmatch(file)
         own = None if library else _OWN.fullmatch(_in_root(file))
         if own:

@@ -251,9 +251,9 @@ def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced:
     os.close(watched)
     process.current_process().name = name
     stop_recording_forks()
-    changed = state.apply()
     if _start.record is not None:
         _start.record.begin_process(name, parent_pid=state.pid)
+    changed = state.apply()
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)

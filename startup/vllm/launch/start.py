@@ -369,9 +369,14 @@ class _VllmStart:
         self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 
     def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
-        """Failures of a vLLM tested with this package are vLLM's own, unless our code raised them."""
+        """Failures are vLLM's own unless our code raised them.
+
+        Without an explanation, a failure may be ours in a vLLM that is not tested with this package, or if a
+        library cannot be imported: it may have got stand-ins.
+        """
         is_explained = cause.known is not None and not cause.known.is_general
-        if cause.known is OWN_FAULT or not (is_explained or self._vllm.is_tested):
+        may_be_ours = not self._vllm.is_tested or cause.is_of_library_import
+        if cause.known is OWN_FAULT or (may_be_ours and not is_explained):
             from startup.causes.digest import shown  # noqa: PLC0415 - only after a failure
 
             self._start_without_preloading(shown(cause.text))
@@ -388,6 +393,7 @@ class _VllmStart:
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
         """Replaces this process by a new start, once all others have ended."""
+        logging.disable()  # threads of this process notice that others end
         self._session.stop_signals.kill_all(END_S)
         end_children(self._record.begun_pids())
         exec_again(variable, value, self._environment)

@@ -92,6 +92,16 @@ def _breaks_worker(child_state):
     child_state.update_openmp = update_openmp
 
 
+def _breaks_api_servers(serving_events):
+    report = serving_events.report_serving
+
+    def report_serving(pipes):
+        serving_events.no_such_name  # noqa: B018
+        report(pipes)
+
+    serving_events.report_serving = report_serving
+
+
 def _without_early_start(early_engine):
     del early_engine._EarlyStart.processor
 
@@ -151,6 +161,7 @@ _OF_ALL = {
         "startup.vllm.fork.child_state", lambda module: setattr(module, "update_openmp", _fail)
     ),
     "patch in worker": lambda: _after_import("startup.vllm.fork.child_state", _breaks_worker),
+    "patch in API server process": lambda: _after_import("startup.vllm.probes.serving_events", _breaks_api_servers),
     "patch in API server": lambda: _after_import("startup.vllm.patches.early_engine", _without_early_start),
     "step of the launcher": lambda: _after_import(
         "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
