@@ -73,6 +73,8 @@ READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_A
 """Variables that are read only when a program starts, so that a forked child cannot apply them."""
 _STATUS_S: Final = 1.0
 """Timeout for the exit code of an ended child, which the forkserver sends."""
+_logged: Final[set[str]] = set()
+"""Reasons why processes are new programs; each is logged once."""
 
 
 class PreloadedContext(context.ForkServerContext):
@@ -139,7 +141,9 @@ class PreloadedProcess(process.BaseProcess):
         if not isinstance(process_obj, PreloadedProcess):  # of the default context: its pickle has no state
             return popen_spawn_posix.Popen(process_obj)
         if (reason := _why_not_forked()) is not None:
-            logger.warning("%s is started as a new program instead of forked: %s", process_obj.name, reason)
+            if reason not in _logged:
+                _logged.add(reason)
+                logger.warning("%s is started as a new program instead of forked: %s", process_obj.name, reason)
             return popen_spawn_posix.Popen(process_obj)
         return _ForkedPopen(process_obj)
 

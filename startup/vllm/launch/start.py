@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
+from envs.variable import EnvError
 from startup.caches import use_baked_bytecode
 from startup.causes.own_faults import OWN_FAULT
 from startup.config import VllmOptions
@@ -160,9 +161,11 @@ class _VllmStart:
             self._create_folder(session)
             try:
                 return self._run(session)
-            except StartupError:
+            except (StartupError, EnvError):
                 raise
-            except Exception as err:  # noqa: BLE001 - of our steps before vLLM's
+            except Exception as err:  # of our steps before vLLM's
+                if self._is_ready:
+                    raise
                 self._start_without_preloading(f"{type(err).__name__}: {err}")
 
     def _run(self, session: StartSession) -> int:
@@ -377,18 +380,17 @@ class _VllmStart:
         is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_tested or cause.is_of_library_import
         if cause.known is OWN_FAULT or (may_be_ours and not is_explained):
-            from startup.causes.digest import shown  # noqa: PLC0415 - only after a failure
-
-            self._start_without_preloading(shown(cause.text))
+            self._start_without_preloading(cause.text)
 
     def _start_without_preloading(self, failure: str) -> NoReturn:
+        from startup.causes.digest import shown  # noqa: PLC0415 - only after a failure
         from startup.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
 
-        log = keep_log(self._record)
-        reason = f"an earlier start with preloading failed ({failure})"
-        disable_preloading(self._vllm, reason)
-        text = "preloading failed (%s; log: %s): vLLM %s starts again without preloading"
-        logger.warning(text, failure, log, self._vllm.version)
+        failure = shown(" ".join(failure.split()))
+        disable_preloading(self._vllm, f"an earlier start with preloading failed ({failure})")
+        where = f"; log: {log}" if (log := keep_log(self._record)) else ""
+        text = "preloading failed (%s%s): vLLM %s starts again without preloading"
+        logger.warning(text, failure, where, self._vllm.version)
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
