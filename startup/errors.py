@@ -6,7 +6,7 @@ class StartupError(Exception):
 
 
 class CommandLineError(StartupError):
-    """vLLM does not accept the words of its command line; exit code 2."""
+    """The engine does not accept the words of its command line, or this Python; exit code 2."""
 
 
 class ModelNotFoundError(StartupError):

@@ -10,15 +10,12 @@ from typing import Final
 
 from startup.causes.known_cause import KnownCause
 
-NOT_BEGUN: Final = "before it had taken over the state of its parent"
-"""Of a forked process that has ended."""
 WITH_THREADS: Final = "it was forked from a process with several threads"
 
 OWN_FAULT: Final = KnownCause(
     "vllm-cli",
     "vllm-cli failed, not vLLM",
     (
-        NOT_BEGUN,
         WITH_THREADS,
         "'LateName' object",
         "'StandIn' object",

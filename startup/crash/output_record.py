@@ -21,7 +21,7 @@ from base.machine.descriptors import move_up
 from base.machine.memory import OomWatch
 from base.machine.processes import EndWatch, is_alive
 from base.wording import signal_name
-from startup.causes.own_faults import NOT_BEGUN, WITH_THREADS
+from startup.causes.own_faults import WITH_THREADS
 from startup.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
@@ -191,9 +191,6 @@ class ProcessEnds:
         state = self._record.read_state(pid)
         if code and state.name:
             self._record.append("".join(f"({state.name} pid={pid}) {line}\n" for line in self._describe(code, state)))
-        elif code and self._are_forks and -code not in (*_POLITE, signal.SIGKILL):
-            end = f"with exit code {code}" if code > 0 else f"by {signal_name(-code)}"
-            self._record.append(_log_line("ERROR", f"a forked process (pid {pid}) ended {end} {NOT_BEGUN}") + "\n")
 
     def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
         number = -code

@@ -3,7 +3,8 @@
 from importlib.util import find_spec
 from typing import Final
 
-from startup.errors import StartupError
+from startup.errors import CommandLineError, StartupError
+from startup.processes import interpreter
 
 MODULES: Final = (
     "torch",
@@ -29,8 +30,11 @@ def require_embedded_engine() -> None:
     """Returns if the extra `embedded` is installed.
 
     Raises:
+        CommandLineError: this is the free-threaded build of Python.
         StartupError: a package is missing; the message names the extra.
     """
+    if interpreter.is_free_threaded():
+        raise CommandLineError(f"{interpreter.name()} is not supported: use the build with the interpreter lock")
     missing = [module for module in MODULES if find_spec(module) is None]
     if missing:
         raise StartupError(

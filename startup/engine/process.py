@@ -9,7 +9,6 @@ import stat
 import sys
 import time
 from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,16 +25,14 @@ from startup.imports.heavy import import_engine
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.checkpoint_folder import modeling_module
-from startup.processes import death_pipe, group_signals, new_program
-from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module
+from startup.processes import death_pipe, forkserver, group_signals
+from startup.processes.new_program import without_group_signals, without_main_module
 
 logger = logging.getLogger(__name__)
 
 PRELOAD_MODULE = "startup.engine.preload"
 _KILL_AFTER_S = 5.0
 _STANDARD_FDS = (0, 1, 2)
-_FORKSERVER_LOST = 255
-"""multiprocessing's exit code for a process whose forkserver has exited."""
 
 
 class EngineProcess:
@@ -62,8 +59,9 @@ class EngineProcess:
     def describe_end(self) -> str | None:
         """Which signal killed the process, as text; None while it runs, and if it exited without a signal."""
         code = self.exitcode
-        if code == _FORKSERVER_LOST:
-            return f"its process {self.pid} ended with the forkserver, which was killed"
+        if code == forkserver.LOST:
+            how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"
+            return f"its process {self.pid} ended{how}"
         if code is None or code >= 0:
             return None
         hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
@@ -82,9 +80,6 @@ class EngineProcess:
             logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
             self._process.kill()
             self._process.join(_KILL_AFTER_S)
-        if self._process.is_alive():  # its parent, the forkserver, should have reported the exit
-            warn_and_kill_forkserver("it does not report the engine's exit")
-            self._process.join()
         self._end_watch.close()
 
 
@@ -106,30 +101,12 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
 
 
 def ensure_forkserver() -> None:
-    """Starts the forkserver with the engine's imports, unless it runs; on the main thread."""
+    """Starts the forkserver with the engine's imports, unless it was started before; on the main thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    new_program.ensure_forkserver(PRELOAD_MODULE)
-
-
-def warn_and_kill_forkserver(reason: str) -> None:
-    """Logs the reason and kills the forkserver, if there is one."""
-    if (pid := _forkserver_pid()) is not None:
-        logger.warning("the forkserver %d is killed: %s", pid, reason)
-    kill_forkserver()
-
-
-def kill_forkserver() -> None:
-    """Kills the forkserver, even a stopped one, which ends all waits for its answer."""
-    if (pid := _forkserver_pid()) is None:
-        return
-    with suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing reaps it on its next check
-
-
-def _forkserver_pid() -> int | None:
-    pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    return pid
+    try:
+        forkserver.ensure_forkserver(PRELOAD_MODULE)
+    except OSError as err:
+        logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
@@ -161,10 +138,9 @@ def start_engine(
         args=(theirs, files, config, logs, str(record.folder), is_fork),
         daemon=True,
     )
-    main_module = OWN_PACKAGES_MODULE if method == "spawn" else None
     with (
         theirs,
-        without_main_module(instead=main_module),
+        without_main_module(),
         group_signals.blocked() if is_fork else without_group_signals(),
     ):
         process.start()

@@ -15,7 +15,8 @@ from startup.crash.output_record import OutputRecord, ProcessEnds
 from startup.engine import process as engine_process
 from startup.engine.process import EngineProcess
 from startup.logs.options import LogOptions
-from startup.processes import group_signals
+from startup.processes import forkserver, group_signals
+from startup.processes.forkserver import ForkError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ class EngineStarter:
         self._starting: BackgroundStart | None = None
         self._started: EngineProcess | None = None
         if engine_process.blocks_on_imports(context):
-            engine_process.ensure_forkserver()
             self._starting = BackgroundStart(self._start)
         else:
             self._started = self._start()
@@ -55,9 +55,15 @@ class EngineStarter:
         Raises:
             EngineStartError: the process could not be started.
         """
-        if self._starting is not None:
+        if self._starting is None:
+            return
+        try:
             self._started = self._starting.wait()
-            self._starting = None
+        except EngineStartError as err:
+            if not isinstance(err.__cause__, ForkError):
+                raise
+            self._started = self._start()  # a new program, which the kernel would end with that thread
+        self._starting = None
 
     @property
     def connection(self) -> socket.socket:
@@ -97,8 +103,6 @@ class EngineStarter:
             return engine_process.start_engine(
                 self._context, self._files, self._config, logs=self._logs, record=self._record
             )
-        except (EOFError, ConnectionError) as err:
-            raise EngineStartError("the engine process could not be started: the forkserver was killed") from err
         except OSError as err:
             raise EngineStartError(f"the engine process could not be started: {err}") from err
 
@@ -129,8 +133,8 @@ class BackgroundStart:
 
     def abandon(self) -> EngineProcess | None:
         """Ends the wait for a forkserver that has not forked yet; returns the process if there is one."""
-        while self._thread.is_alive():  # again, if multiprocessing has just replaced a forkserver that had ended
-            engine_process.kill_forkserver()
+        while self._thread.is_alive():
+            forkserver.kill()
             self._thread.join(_KILL_AGAIN_S)
         self._join()
         return self._process

@@ -25,7 +25,7 @@ def ended_if_it_hangs(pid: int) -> Iterator[None]:
     group_signals.start_thread(watch)
     try:
         yield
-    except (OSError, EOFError) as err:
+    except Exception as err:
         if watch.reason:
             raise type(err)(f"the forkserver was {watch.reason}, and was killed") from err
         raise

@@ -1,80 +1,56 @@
-"""Controls what multiprocessing's new programs, forkserver and spawned processes, get from this process.
+"""Starts new programs, or runs them in forks; controls what multiprocessing's programs get from this process.
 
 In a warm start, a fork that has imported everything, and is dormant until then, becomes the forkserver.
 """
 
-import fcntl
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import resource_tracker, util
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from base.machine.command_line import replace_command_line
+from base.machine.descriptors import is_open, move_up
 from envs import foreign
-from startup.hooks.hook import Hook, Name, Text
+from startup.hooks.hook import Name
 from startup.processes import death_pipe, group_signals
 from startup.processes.library_state import refresh_libraries
-from startup.processes.messages import MessageError, dictionary, receive, send
+from startup.processes.messages import MessageError, dictionary, pairs, receive, send
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 """Imported first in every new program, so that a user's `server.py` does not replace this one's."""
 
-_WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
-"""Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
 _NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker"
 
-_START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
-_FORKSERVER_CODE: Final = "from multiprocessing.forkserver import main"
-"""What multiprocessing executes in a new interpreter."""
-DORMANT_FORKSERVER: Final = Hook(
-    "dormant forkserver",
-    does="makes a fork of a standby multiprocessing's forkserver",
-    without="the forkserver of a warm start imports vLLM again",
-    needs=(_START_PROGRAM, Text(("multiprocessing.forkserver",), _FORKSERVER_CODE, "the code of its program")),
-)
-
+START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
+"""Starts a program with these open files only, which keep their numbers."""
+_OUTPUT: Final = (1, 2)
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
 """Shown by `ps` until it is woken, as it would otherwise look like the server."""
 
 _dormant: "_Dormant | None" = None
 
 
-def ensure_forkserver(preload_module: str) -> None:
-    """Starts a forkserver that imports the module, unless one runs.
-
-    Called on the main thread, since the forkserver ends with its thread.
-    """
-    forkserver.set_forkserver_preload([OWN_PACKAGES_MODULE, preload_module])
-    with ExitStack() as stack:
-        stack.enter_context(without_main_module())
-        stack.enter_context(without_group_signals())
-        stack.enter_context(foreign.overlaid(_WITHOUT_WORKING_FOLDER))
-        stack.enter_context(instead_of_a_new_program())
-        forkserver.ensure_running()
-
-
 @contextmanager
-def without_main_module(*, instead: str | None = None) -> Iterator[None]:
-    """While open, multiprocessing's new processes do not run this process's script.
-
-    Args:
-        instead: a module that a spawned process imports before it unpickles anything
-            (`multiprocessing.spawn.prepare`). None for a process forked from a forkserver that has imported
-            it already: `runpy` warns about a second run.
-    """
+def without_main_module() -> Iterator[None]:
+    """While open, multiprocessing's processes import our finder instead of this process's script."""
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = ModuleSpec(instead, None) if instead else None
+    be_own_main_module()
     try:
         yield
     finally:
         main.update(hidden)
+
+
+def be_own_main_module() -> None:
+    """Makes that module this process's main module (`multiprocessing.spawn.prepare` leaves it then)."""
+    sys.modules["__main__"].__spec__ = ModuleSpec(OWN_PACKAGES_MODULE, None)
 
 
 @contextmanager
@@ -128,7 +104,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
             ours.close()
             close_in_child()
             replace_command_line(_COMMAND_LINE)
-            _wait_for_task(theirs)
+            run_program(theirs, lambda program: _become(program, theirs))
     theirs.close()
     _dormant = _Dormant(pid, ours, at_import)
 
@@ -150,59 +126,113 @@ def differing_variable(names: Iterable[str]) -> str | None:
     return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
 
 
-@contextmanager
-def instead_of_a_new_program() -> Iterator[None]:
-    """While open, a forkserver that multiprocessing starts is the waiting process, if there is one."""
-    original = _START_PROGRAM.get(util)
-
-    def start(path: Any, words: Any, fds: Any) -> Any:
-        global _dormant
-        code = os.fsdecode(words[-1])
-        if _dormant is None or not code.startswith(_FORKSERVER_CODE):
-            return original(path, words, fds)
-        process, _dormant = _dormant, None
-        with process.connection as connection:
-            numbers = [str(fd).encode() for fd in fds]
-            variables = [os.fsencode(f"{name}={value}") for name, value in foreign.snapshot().items()]
-            send(connection, [os.fsencode(word) for word in words], variables, numbers, fds=list(fds))
-        return process.pid
-
-    _START_PROGRAM.replace(util, start)
-    try:
-        yield
-    finally:
-        _START_PROGRAM.replace(util, original)
-
-
-def _wait_for_task(connection: socket.socket) -> NoReturn:
-    try:
-        (words, variables, numbers), fds = receive(connection)
-        code, environment = words[-1], dictionary(variables)
-    except (OSError, ValueError, IndexError, MessageError):  # discarded, or its parent has ended
-        os._exit(0)
+def _become(program: "Program", connection: socket.socket) -> None:
+    """Runs in the dormant process: takes what a new program would have at its start."""
     connection.close()
-    replace_command_line(b"".join(word + b"\0" for word in words))  # shown by `ps`
+    replace_command_line(b"".join(word + b"\0" for word in program.words))
     with suppress(OSError):
-        Path("/proc/self/comm").write_bytes(os.path.basename(words[0]))  # noqa: PTH119
-    _renumber(fds, [int(number) for number in numbers])
-    refresh_libraries(foreign.replace_all(environment))
+        Path("/proc/self/comm").write_bytes(os.path.basename(program.words[0]))  # noqa: PTH119
+    refresh_libraries(program.changed)
+
+
+def start_program(words: list[bytes], fds: list[int]) -> int:
+    """Starts a Python program with these open files; the dormant process runs it, if there is one."""
+    global _dormant
+    if _dormant is None:
+        return int(START_PROGRAM.get(util)(words[0], words, fds))
+    dormant, _dormant = _dormant, None
+    with dormant.connection as connection:
+        send_program(connection, words, fds)
+    return dormant.pid
+
+
+class Program(NamedTuple):
+    """What a fork gets to run."""
+
+    words: list[bytes]
+    """Its command line, with Python code after `-c`."""
+    changed: dict[str, str]
+    """The variables that differ from those that the fork had; removed ones are empty."""
+    texts: list[str]
+    fds: list[int]
+    """What the caller of `send_program` has added."""
+
+
+def send_program(
+    connection: socket.socket,
+    words: list[bytes],
+    fds: Iterable[int],
+    texts: Iterable[str] = (),
+    other_fds: Iterable[int] = (),
+) -> None:
+    """Sends a program, with this process's variables and output streams, to a fork that calls `run_program`.
+
+    Args:
+        connection: to the fork.
+        words: see `Program`.
+        fds: its open files, which keep their numbers.
+        texts: see `Program`; without NUL.
+        other_fds: open files that get other numbers.
+    """
+    numbered = [*filter(is_open, _OUTPUT), *fds]
+    numbers = [str(fd).encode() for fd in numbered]
+    send(
+        connection,
+        words,
+        pairs(foreign.snapshot()),
+        numbers,
+        [text.encode() for text in texts],
+        fds=[*numbered, *other_fds],
+    )
+
+
+def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
+    """Runs the program that `send_program` sends, until this process ends.
+
+    Args:
+        connection: to the other process.
+        begin: called before the program; if it fails, the other process gets the reason.
+    """
     exit_code = 1
     try:
-        exec(code, {"__name__": "__main__"})  # multiprocessing's code, from our parent
+        try:
+            program = _receive_program(connection)
+            begin(program)
+        except (OSError, ValueError, MessageError) as err:  # also if the other process has ended
+            with suppress(OSError):
+                send(connection, [b"refused", str(err).encode()])
+            os._exit(exit_code)
+        exec(program.words[program.words.index(b"-c") + 1], {"__name__": "__main__"})  # from our parent
         exit_code = 0
-    except SystemExit:
-        exit_code = 0
+    except SystemExit as err:
+        exit_code = err.code if isinstance(err.code, int) else 1
     except BaseException:  # noqa: BLE001 - as the interpreter does at the top
         sys.excepthook(*sys.exc_info())
     finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(exit_code)
 
 
-def _renumber(fds: list[int], numbers: list[int]) -> None:
-    """Gives descriptors the numbers that the code contains."""
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(numbers) + 1) for fd in fds]
-    for fd in fds:
+def _receive_program(connection: socket.socket) -> Program:
+    (words, variables, numbers, texts), fds = receive(connection)
+    begin = words.index(b"-c")
+    others = _take_files(fds, [int(number) for number in numbers])
+    sys.argv[:] = map(os.fsdecode, (words[begin], *words[begin + 2 :]))
+    changed = foreign.replace_all(dictionary(variables))
+    return Program(words, changed, [text.decode() for text in texts], others)
+
+
+def _take_files(fds: list[int], numbers: list[int]) -> list[int]:
+    """Gives descriptors the numbers that the program expects; returns those that may have any number."""
+    moved = [move_up(fd) for fd in fds]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    for fd, number in zip(moved, numbers, strict=False):
+        if number not in _OUTPUT and is_open(number):
+            raise ValueError(f"file descriptor {number} is in use by a library")
+        os.dup2(fd, number, inheritable=number in _OUTPUT)
         os.close(fd)
-    for fd, number in zip(moved, numbers, strict=True):
-        os.dup2(fd, number)
-        os.close(fd)
+    return moved[len(numbers) :]

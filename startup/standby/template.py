@@ -8,7 +8,6 @@ import importlib
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import time
@@ -27,6 +26,7 @@ from startup.model.checkpoint_folder import modeling_module
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.processes import death_pipe, messages
+from startup.processes.child_watch import ChildWatch
 from startup.standby import places
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
@@ -106,22 +106,18 @@ class _Template:
         self._imports = imports
         self._connections: dict[int, socket.socket] = {}
         """To the front processes, by forked process."""
-        self._signal_fds: tuple[int, ...] = ()
-        """Read and write end of the pipe that a SIGCHLD writes to."""
+        self._watch = ChildWatch()
         self._is_retired = False
         """No longer listens; only reports how its servers end."""
 
     def run(self) -> FrontLink:
         """Forks until the standby ends or replaces this process; then waits for the servers' ends."""
-        child_ended_fd = self._watch_children()
         poll = select.poll()
-        for fd in (child_ended_fd, self._listener.fileno(), self._standby.fileno()):
+        for fd in (self._watch.fileno(), self._listener.fileno(), self._standby.fileno()):
             poll.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll()}
-            if child_ended_fd in ready:
-                with suppress(BlockingIOError):
-                    os.read(child_ended_fd, 4096)
+            if self._watch.fileno() in ready:
                 self._reap()
             if self._standby.fileno() in ready:  # end of file
                 poll.unregister(self._standby.fileno())
@@ -132,16 +128,6 @@ class _Template:
                 os._exit(0)  # the end of the interpreter would free all modules, and some libraries report leaks
             if self._listener.fileno() in ready and (link := self._fork_for(self._accept_all())) is not None:
                 return link
-
-    def _watch_children(self) -> int:
-        """A descriptor that is readable once a forked process has ended."""
-        self._signal_fds = tuple(map(move_up, os.pipe()))
-        for fd in self._signal_fds:
-            os.set_blocking(fd, False)
-        read_fd, write_fd = self._signal_fds
-        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        return read_fd
 
     def _fork_for(self, connections: list[socket.socket]) -> FrontLink | None:
         """Forks a process for each of them; returns a link only in a forked process."""
@@ -175,10 +161,7 @@ class _Template:
             accepted.append(connection)
 
     def _become_server(self, connection: socket.socket, front_pid: int, others: Sequence[socket.socket]) -> FrontLink:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd in self._signal_fds:
-            os.close(fd)
+        self._watch.close()
         self._listener.close()
         for other in (*self._connections.values(), *others):
             other.close()
@@ -197,17 +180,12 @@ class _Template:
 
     def _reap(self) -> None:
         """Reports to each front process how its server has ended."""
-        for pid, connection in list(self._connections.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                code = os.waitstatus_to_exitcode(status)
-                with suppress(OSError):
-                    connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
-                connection.close()
-                del self._connections[pid]
-                self._report(ENDED + b" %d" % pid)
-                if (reason := self._imports.why_renew()) is not None:
-                    self._report(INCOMPLETE + b" " + os.fsencode(reason))
+        for pid, code in self._watch.reap(self._connections):
+            with self._connections.pop(pid) as connection, suppress(OSError):
+                connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
+            self._report(ENDED + b" %d" % pid)
+            if (reason := self._imports.why_renew()) is not None:
+                self._report(INCOMPLETE + b" " + os.fsencode(reason))
 
 
 def _listen(kind: str) -> socket.socket:
@@ -282,7 +260,7 @@ _EMBEDDED: Final = (
     "server.engine.pooling.core",
     "startup.probes.tls_channel",
     "startup.logs.json_lines",
-    "multiprocessing.popen_forkserver",
+    "startup.processes.forkserver",
     "torch._prims.rng_prims",
 )
 """Modules of the API process, and what an engine imports for its random numbers; its others are those of

@@ -1,6 +1,7 @@
 """The processes of a running server by their role."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,13 @@ def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
             if role in _roles(server, process):
                 return process
     return None
+
+
+def count_roles(server: ServerProcess) -> Counter[Role]:
+    """How many processes each role has, in a cold start."""
+    return Counter(
+        role for roles in for_each_process(server, lambda process: [*_roles(server, process)]) for role in roles
+    )
 
 
 def wait_process(server: ServerProcess, role: Role) -> psutil.Process:

@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.cli import run_cli
-from tests.e2e.process_tree import for_each_process
+from tests.e2e.process_tree import count_roles, for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
 from tests.standby_process import OFF
 from tests.waiting import wait_listening, wait_until
 
+_PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """
 import os, sys, threading
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy"}
@@ -153,8 +155,11 @@ def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_mai
         has_torch = "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
         family = server.family()
         assert server.complete(max_tokens=4) == 200
+        roles = count_roles(server)
         assert server.terminate() == 0
         assert_gone(family)
+    del roles["prefetch"]  # it may have ended
+    assert roles == Counter(["api", "engine", "responder", *_PROCESSES_OF_METHOD[method]])
     assert not (has_torch and method == "forkserver")
     audit = tmp_path / "audit"
     assert not audit.exists(), audit.read_text()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from startup.errors import StartupError
+from startup.processes import interpreter
 from vllm_cli.terminal import align
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def _describe_check(report: "HookReport") -> "Iterator[str]":
     """What is wrong with each hook, and what follows from it."""
     from startup.vllm.launch.hooks import hook_of
 
-    yield from (f"vLLM {report.vllm.version} in {report.vllm.folder}", "")
+    tested = "" if interpreter.is_tested() else ", which is not tested: a start tries a fork first"
+    yield from (f"vLLM {report.vllm.version} in {report.vllm.folder}", f"{interpreter.name()}{tested}", "")
     rows = [
         (finding.hook if index == 0 else "", finding.state if index == 0 else "", reason)
         for finding in report.findings

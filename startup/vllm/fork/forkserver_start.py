@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from multiprocessing import forkserver
 from typing import Final
 
 from envs import foreign
@@ -11,7 +10,7 @@ from envs.registry import OWN_PREFIX, env
 from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Text
 from startup.processes import new_program
-from startup.processes.new_program import ensure_forkserver
+from startup.processes.forkserver import ensure_forkserver
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
 from startup.vllm.installed import InstalledVllm
@@ -52,8 +51,7 @@ def start_forkserver(
         at_exec = foreign.snapshot()
         _discard_unsuitable_dormant({*environment, *READ_AT_EXEC})
         ensure_forkserver(PRELOAD_MODULE)
-    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    redirect_spawn(journal, record, server_pid=pid, environment=at_exec, pipes=pipes)
+    redirect_spawn(journal, record, environment=at_exec, pipes=pipes)
 
 
 def _discard_unsuitable_dormant(names: Iterable[str]) -> None:

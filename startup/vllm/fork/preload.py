@@ -5,7 +5,6 @@ forkserver accepts only names of modules to import, and its children inherit onl
 """
 
 import gc
-import os
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -28,7 +27,6 @@ from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
-from startup.vllm.fork.recorded_ends import record_forks  # noqa: E402
 from startup.vllm.imports import import_leniently, make_calls_cheap  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiled_models import tell_compiled_models  # noqa: E402
@@ -66,8 +64,7 @@ def _preload(plan: PreloadPlan) -> None:
             failed |= import_leniently(model_modules(Path(plan.model)))
     gc.freeze()
     gc.enable()
-    record_forks(record)
-    redirect_spawn(journal, record, server_pid=os.getpid(), environment=environment_at_exec())
+    redirect_spawn(journal, record, environment=environment_at_exec())
     journal.write(failed=failed, num_threads=threading.active_count())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())

@@ -10,33 +10,12 @@ from typing import Any, Final
 
 from startup.crash.output_record import OutputRecord, ProcessEnds
 
-_waitpid: Final = os.waitpid
 _FAILED: Final = 1
-
-
-def record_forks(record: OutputRecord) -> None:
-    """From now on, this process, the forkserver, records the ends of its children when it reaps them.
-
-    Nobody else learns them: a child's own parent may wait only for its connection to close.
-    """
-    ends = ProcessEnds(record, are_forks=True)
-
-    def wait_and_record(pid: int, options: int) -> tuple[int, int]:
-        ended, status = _waitpid(pid, options)
-        if ended:
-            ends.add(ended, os.waitstatus_to_exitcode(status))
-        return ended, status
-
-    os.waitpid = wait_and_record
-
-
-def stop_recording_forks() -> None:
-    """Undoes `record_forks`, in a child."""
-    os.waitpid = _waitpid
+_of_fork: OutputRecord | None = None
 
 
 def record_spawns(record: OutputRecord) -> None:
-    """From now on, the ends of processes are recorded that this process starts as new programs."""
+    """From now on, exceptions that end `spawn` processes are recorded, and signals that end new programs."""
     ends = ProcessEnds(record)
     poll = popen_fork.Popen.poll
 
@@ -48,40 +27,33 @@ def record_spawns(record: OutputRecord) -> None:
         return code
 
     def reduce(self: process.BaseProcess, protocol: Any) -> Any:
-        return reduce_spawned(object.__reduce_ex__(self, 2), self.name, record)
+        buffer = io.BytesIO()
+        ForkingPickler(buffer, 2).dump(object.__reduce_ex__(self, 2))
+        return _restore, (str(record.folder), self.name, buffer.getvalue())
 
     popen_fork.Popen.poll = poll_and_record  # type: ignore[method-assign]
     context.SpawnProcess.__reduce_ex__ = reduce  # type: ignore[method-assign,assignment]
 
 
-def reduce_spawned(reduced: Any, name: str, record: OutputRecord) -> Any:
-    """What is pickled of a process object, so that the new program records its end."""
-    return _restore_spawned, (str(record.folder), name, dump(reduced))
+def begin_fork(record: OutputRecord, name: str, parent_pid: int) -> None:
+    """Called in a fork of the forkserver, before the process object is unpickled."""
+    global _of_fork
+    record.begin_process(name, parent_pid=parent_pid)
+    _of_fork = record
 
 
-def dump(reduced: Any) -> bytes:
-    """Pickles what `__reduce_ex__` has returned, for a later part of the child's start."""
-    buffer = io.BytesIO()
-    ForkingPickler(buffer, 2).dump(reduced)
-    return buffer.getvalue()
-
-
-def restore(reduced: bytes, record: OutputRecord | None) -> process.BaseProcess:
+def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
     """Runs in the child: the process object, which records the exception that ends it."""
+    record = _of_fork
+    if record is None:  # a new program, which starts such programs itself
+        record = OutputRecord(Path(folder))
+        record.begin_process(name)
+        record_spawns(record)
     make, arguments, attributes, *_ = ForkingPickler.loads(reduced)
     restored: process.BaseProcess = make(*arguments)
     vars(restored).update(attributes)
-    if record is not None:
-        _record_exception(restored, record)
+    _record_exception(restored, record)
     return restored
-
-
-def _restore_spawned(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
-    """Runs in a child that is a new program, which starts such programs itself."""
-    record = OutputRecord(Path(folder))
-    record.begin_process(name)
-    record_spawns(record)
-    return restore(reduced, record)
 
 
 def _record_exception(child: process.BaseProcess, record: OutputRecord) -> None:

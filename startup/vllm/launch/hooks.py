@@ -21,7 +21,8 @@ from startup.caches import layers
 from startup.hooks.hook import Hook, Part, leave_out
 from startup.hooks.sources import Finding, Sources, check_hooks, installed_package, packages_beside
 from startup.imports import lean, scan_cache
-from startup.processes import library_state, new_program
+from startup.processes import forkserver as own_forkserver
+from startup.processes import interpreter, library_state
 from startup.vllm import command_line, imports
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.installed import InstalledVllm
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
-    spans, model_registry, compiler, compiled_models, json_logs, forkserver_start, new_program, scan_cache, lean,
+    spans, model_registry, compiler, compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean,
     library_state, temp_files, process_titles,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
@@ -134,7 +135,8 @@ class HookReport(NamedTuple):
             {**finding._asdict(), "is_essential": hook_of(finding).is_essential, "without": hook_of(finding).without}
             for finding in self.findings
         ]
-        return {"version": self.vllm.version, "folder": str(self.vllm.folder), "fits": self.all_fit, "hooks": hooks}
+        version = {"version": self.vllm.version, "folder": str(self.vllm.folder), "python": interpreter.name()}
+        return {**version, "fits": self.all_fit, "hooks": hooks}
 
 
 def report_hooks(vllm: InstalledVllm, *, is_installed: bool) -> HookReport:

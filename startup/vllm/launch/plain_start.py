@@ -14,7 +14,7 @@ from base.exit_codes import INTERRUPTED
 from base.machine.processes import is_alive
 from envs import foreign
 from envs.registry import env
-from startup.processes import group_signals
+from startup.processes import group_signals, interpreter
 from startup.systemd.service_manager import ServiceManager
 from startup.timeline import start_origin
 from startup.vllm.command_line import CommandLine, run_plain_vllm
@@ -57,6 +57,8 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason("--numa-bind needs new programs for its processes")
     if (failure := disabled_reason(vllm)) is not None:
         return PlainReason(f"{failure}; `vllm-cli caches prune --all` enables it again")
+    if interpreter.is_free_threaded():
+        return PlainReason(f"{interpreter.name()} is not supported")
     if (obstacle := find_obstacle(check_installed(vllm))) is not None:
         return PlainReason(obstacle)
     return None

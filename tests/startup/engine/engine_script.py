@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from multiprocessing import forkserver, util
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from startup.crash.output_record import OutputRecord
 from startup.engine import process as engine_process
 from startup.engine.process import use_start_method
 from startup.logs.options import LogOptions
+from startup.processes import forkserver
 
 
 def main(model: Path, method: str, mode: str | None) -> int:
@@ -52,7 +53,8 @@ def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
     statuses = []
     os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
     if context.get_start_method() == "forkserver":
-        statuses.append(_status(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
+        assert forkserver._server is not None
+        statuses.append(_status(forkserver._server.pid))
     engine = _start(context, files, EngineConfig())
     statuses += [_status(engine.pid), _status("thread-self")]
     print(json.dumps(statuses))

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from startup.hooks.hook import Hook, Name, Need, Reads, Text
 from startup.hooks.sources import Finding, Sources, check_hooks, installed_package, packages_beside
-from startup.vllm.fork import forkserver
-from startup.vllm.fork.forkserver import MULTIPROCESSING
+from startup.processes import forkserver, new_program
+from startup.processes.forkserver import FORKSERVER
 from startup.vllm.launch.hooks import HOOKS, names_that_cannot_be_left_out
 
 _MODULE = '''
@@ -173,17 +174,20 @@ def test_a_variable_leaves_hooks_out(monkeypatch):
     assert names_that_cannot_be_left_out({"spans", "port", "early", "import file"}) == ["early", "port"]
 
 
-def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared():
-    declared = {part for need in MULTIPROCESSING.needs if isinstance(need, Name) for part in need.path.split(".")}
-    tree = ast.parse(Path(forkserver.__file__).read_text())
+def test_the_internals_of_multiprocessing_that_are_used_are_declared():
+    """But for names that `__all__` of their module has."""
+    modules = {name: import_module(f"multiprocessing.{name}") for name in ("popen_spawn_posix", "popen_forkserver")}
+    modules |= {name: import_module(f"multiprocessing.{name}") for name in ("spawn", "util", "resource_tracker")}
+    declared = {part for need in FORKSERVER.needs if isinstance(need, Name) for part in need.path.split(".")}
     used = {
         node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in ("context", "forkserver", "popen_forkserver", "popen_spawn_posix", "server", "util")
+        for module in (forkserver, new_program)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+        if node.attr not in modules[node.value.id].__all__
     }
     assert used - declared == set()
+    assert len(FORKSERVER.needs) <= 5
 
 
 def test_every_declared_hook_is_in_the_table():

@@ -23,7 +23,7 @@ FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
 NO_HUB = "http://127.0.0.1:9"
 """Refuses connections: the models of these tests are nowhere, and the fake vLLM reads none."""
-_FORKSERVER = "multiprocessing.forkserver"
+_FORKSERVER = "processes.forkserver"
 
 
 def command(*words: str) -> list[str]:
@@ -92,6 +92,7 @@ class FakeStart(Server):
         env: Mapping[str, str] | None = None,
         host: str | None = "127.0.0.1",
         port: int | None = None,
+        cwd: Path = ROOT,
     ) -> None:
         """Without a host, the address comes from `words`."""
         self.port = free_port() if port is None else port
@@ -100,7 +101,7 @@ class FakeStart(Server):
             command(*words, *address),
             environment(folder) if env is None else env,
             log_path=folder / f"log-{self.port}",
-            cwd=ROOT,
+            cwd=cwd,
             process_group=0,
         )
 

@@ -3,13 +3,14 @@
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.plain_start import plain_start_reason
-from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant, without_forks
+from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, prepend, rewrite, variant, without_forks
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -17,8 +18,9 @@ pytestmark = pytest.mark.thorough
 _REFUSES_THE_FORKSERVER = """
 import os
 from pathlib import Path
+from typing import Final
 programs = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (os.getpid(), os.getppid())]
-if [b"multiprocessing.forkserver" in program for program in programs] == [True, False]:
+if [b"processes.forkserver" in program for program in programs] == [True, False]:
     raise RuntimeError("cannot be imported here")
 """
 
@@ -145,13 +147,31 @@ def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs
         assert start.lines_with("WARNING", "Traceback") == []
 
 
-def test_a_forkserver_that_cannot_be_started_is_replaced_by_spawn(folder):
-    """The forkserver's socket is in the folder for temporary files, whose path is too long here."""
-    too_deep = folder / ("x" * 100)
-    too_deep.mkdir()
-    with FakeStart(folder, env=environment(folder, TMPDIR=str(too_deep))) as start:
+_BREAKS: Final = {
+    "its execution": ("def main(", "def _main("),
+    "its imports": ("importlib.import_module(preload_module)", "raise ValueError(preload_module)"),
+    "its life during the imports": ("importlib.import_module(preload_module)", "os.kill(os.getpid(), 9)"),
+    "its fork": ("pid = os.fork()", "raise OSError"),
+    "the protocol of requests": ("(words, variables, numbers, texts), fds =", "(words, variables, numbers), fds ="),
+    "the protocol of answers": ("[_READY, str(os.getpid()).encode()]", "[_READY]"),
+    "what a fork does first": ("_begin(program._replace(fds=fds))", "_begin(None)"),
+}
+
+
+@pytest.mark.parametrize("part", _BREAKS)
+def test_vllm_starts_when_a_part_of_the_forkserver_is_broken(part, folder):
+    """Its processes are new programs then."""
+    root = folder / "ours"
+    for name in ("base", "envs", "startup", "vllm_cli", "server"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    old, new = _BREAKS[part]
+    rewrite(root / "startup" / "processes", old, new)
+    env = environment(folder, PYTHONPATH=f"{FAKE}:{root}")
+    with FakeStart(folder, env=env, cwd=root) as start:
         state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
-        assert "the forkserver cannot be started (AF_UNIX path too long)" in warning
+        assert "EngineCore is started as a new program instead of forked" in warning
+        assert start.terminate() == 0
+        start.wait_all_gone()

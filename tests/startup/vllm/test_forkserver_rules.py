@@ -105,6 +105,14 @@ def test_nested_children_come_from_the_same_forkserver(seen):
     assert seen.start.forkservers() == [seen.forkserver]
 
 
+def test_a_start_has_one_forkserver_and_one_resource_tracker(seen):
+    """Also where `forkserver` is the default method of multiprocessing, as it is since Python 3.14."""
+    words = [" ".join(process.cmdline()) for process in seen.start.family()]
+    assert sum("resource_tracker import" in line for line in words) == 1
+    ours = {seen.forkserver.pid, seen.server["pid"], *(process["pid"] for process in seen.children)}
+    assert len(words) == len(ours) + len(seen.start.responders()) + 1
+
+
 def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen):
     for process in seen.children:
         assert set(process["imported_in"].values()) == {seen.forkserver.pid}

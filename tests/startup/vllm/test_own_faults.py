@@ -36,6 +36,7 @@ def _environment(folder: Path, fault: str, **changes: str) -> dict[str, str]:
         "stopped in its imports",
         "raises in its imports",
         "crashes in its forks",
+        "state of children",
         "patch in engine",
         "patch in worker",
         "patch in API server",
@@ -107,7 +108,7 @@ def _environment_of(pid: int) -> dict[str, str]:
 
 def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
     given = _environment(folder, "patch in engine")
-    expected = (_PLAIN, "starts without preloading: an earlier start with preloading failed (TypeError: broken")
+    expected = (_PLAIN, "starts without preloading: an earlier start with preloading failed (KeyError")
     for words, text in zip(((), ("-tp", "2")), expected, strict=True):
         with FakeStart(folder, *words, env=given) as start:
             start.wait_ready()

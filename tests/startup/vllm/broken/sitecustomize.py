@@ -7,7 +7,9 @@ import errno
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from importlib.machinery import PathFinder
+from types import SimpleNamespace
 
 _FAULT = os.environ.get("BROKEN", "")
 _IS_FORKSERVER = any("forkserver" in word for word in sys.orig_argv)
@@ -81,15 +83,21 @@ def _cannot_be_executed():
     _posixsubprocess.fork_exec = execute_others
 
 
-def _breaks_worker(child_state):
-    update = child_state.update_openmp
+def _without_phases(*known):
+    """Our wrapper of vLLM's functions raises KeyError in forks, but for functions of these names."""
+    phases = dict.fromkeys(known, nullcontext())
+    record = SimpleNamespace(phase=phases.__getitem__)
 
-    def update_openmp():
-        if "GOMP_CPU_AFFINITY" in os.environ:  # vLLM sets it for its workers
-            child_state.no_such_name  # noqa: B018
-        update()
+    def change(spans):
+        begin = spans.record_spans
 
-    child_state.update_openmp = update_openmp
+        def record_spans(journal, _):
+            begin(journal, record)
+
+        spans.record_spans = record_spans
+
+    if _IS_FORKSERVER:
+        _after_import("startup.vllm.patches.spans", change)
 
 
 def _breaks_api_servers(serving_events):
@@ -157,10 +165,11 @@ _OF_FORKSERVER = {
 }
 _OF_ALL = {
     "execution": _cannot_be_executed,
-    "patch in engine": lambda: _after_import(
+    "state of children": lambda: _after_import(
         "startup.vllm.fork.child_state", lambda module: setattr(module, "update_openmp", _fail)
     ),
-    "patch in worker": lambda: _after_import("startup.vllm.fork.child_state", _breaks_worker),
+    "patch in engine": lambda: _without_phases(),
+    "patch in worker": lambda: _without_phases("executor_init"),
     "patch in API server process": lambda: _after_import("startup.vllm.probes.serving_events", _breaks_api_servers),
     "patch in API server": lambda: _after_import("startup.vllm.patches.early_engine", _without_early_start),
     "step of the launcher": lambda: _after_import(
