@@ -54,7 +54,7 @@ def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, fo
 
 
 def test_several_api_servers_are_started_again(folder):
-    with FakeStart(folder, "--api-server-count", "2", env=_environment(folder, "patch in API server process")) as start:
+    with FakeStart(folder, "--api-server-count", "2", env=_environment(folder, "patch in engine")) as start:
         start.wait_ready()
         assert start.complete("A text") == "A text was read by worker 0"
         (warning,) = start.lines_with("WARNING")
@@ -125,7 +125,7 @@ def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
 
 
 def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
-    given = _environment(folder, "patch in engine", FAKE_VLLM_CRASH="engine:no memory")
+    given = _environment(folder, "patch in API server", FAKE_VLLM_CRASH="engine:no memory")
     with FakeStart(folder, env=given) as start:
         assert start.process.wait(60) == 1
         assert len(start.lines_with(_PLAIN)) == 1
@@ -133,7 +133,7 @@ def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"
 
 
-@pytest.mark.parametrize("fault", ["patch in worker", "stopped with a request"])
+@pytest.mark.parametrize("fault", ["patch in engine", "patch in worker"])
 def test_a_signal_between_the_two_starts_ends_both(fault, folder):
     with FakeStart(folder, env=_environment(folder, fault)) as start:
         start.wait_logged(_PLAIN)
@@ -143,7 +143,7 @@ def test_a_signal_between_the_two_starts_ends_both(fault, folder):
 
 def test_a_warm_start_that_fails_is_repeated_plainly(folder):
     flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
-    given = _environment(folder, "patch in worker", **flags)
+    given = _environment(folder, "patch in API server", **flags)
     variables = {name: given[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT", "BROKEN")}
     with (
         StandbyProcess("--for", "vllm-eager", environment=variables) as standby,

@@ -100,16 +100,6 @@ def _without_phases(*known):
         _after_import("startup.vllm.patches.spans", change)
 
 
-def _breaks_api_servers(serving_events):
-    report = serving_events.report_serving
-
-    def report_serving(pipes):
-        serving_events.no_such_name  # noqa: B018
-        report(pipes)
-
-    serving_events.report_serving = report_serving
-
-
 def _without_early_start(early_engine):
     del early_engine._EarlyStart.processor
 
@@ -170,7 +160,6 @@ _OF_ALL = {
     ),
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
-    "patch in API server process": lambda: _after_import("startup.vllm.probes.serving_events", _breaks_api_servers),
     "patch in API server": lambda: _after_import("startup.vllm.patches.early_engine", _without_early_start),
     "step of the launcher": lambda: _after_import(
         "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
