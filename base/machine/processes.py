@@ -8,7 +8,8 @@ from pathlib import Path
 
 _NS = 1_000_000_000
 _READINGS = 5
-_KILL_S = 0.5
+KILL_S = 0.5
+"""How long killed processes may take to end; they free their memory first."""
 _KILL_POLL_S = 0.002
 _ENDED = ("Z", "X")
 """States of a process that has ended and was not reaped (proc(5))."""
@@ -124,10 +125,10 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def kill_descendants(*, spared: int | None = None) -> None:
-    """Kills the descendants of this process but one; returns once they have ended, or after half a second."""
+def kill_descendants(*, spared: int | None = None, timeout_s: float = KILL_S) -> None:
+    """Kills the descendants of this process but one; returns once they have ended, or after the timeout."""
     known: set[int] = set()
-    end_s = time.monotonic() + _KILL_S
+    end_s = time.monotonic() + timeout_s
     while True:
         known |= descendants(os.getpid()) - {spared}
         alive = list(filter(is_alive, known))

@@ -28,10 +28,10 @@ def write_digest(cause: Cause) -> list[str]:
         first = f"Line {cause.line} names a cause; nothing else in this log tells what failed"
     if cause.known is None:
         advice = f"read the log around line {cause.line}; search vLLM's issues for this text; try its newest release."
-        return [f"{first}.", f"Cause: {_shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
+        return [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     return [
         f"{first}.",
-        f"Cause: {cause.known.title}: {_shown(cause.text)}",
+        f"Cause: {cause.known.title}: {shown(cause.text)}",
         f"Do: {cause.known.advice}",
     ]
 
@@ -40,17 +40,17 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
     """The same for programs; `cause`, `title` and `advice` are None if the cause is not known."""
     known = cause.known
     return {
-        "process": _shown(cause.process) or None,
+        "process": shown(cause.process) or None,
         "phase": cause.phase.removeprefix("while it ") or None,
         "cause": known.name if known else None,
         "title": known.title if known else None,
-        "text": _shown(cause.text),
+        "text": shown(cause.text),
         "line": cause.line,
         "advice": known.advice if known else None,
     }
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text of a log without secrets and control characters."""
     return escape_controls(hide_in_command(text))
 
@@ -59,4 +59,4 @@ def _name(process: str) -> str:
     if process in _ROLES:
         return _ROLES[process]
     label = _LABEL.fullmatch(process)
-    return _shown(f"{label[1]} (pid {label[2]})" if label else process)
+    return shown(f"{label[1]} (pid {label[2]})" if label else process)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from startup.causes.log_line import LogLine
+from startup.causes.own_faults import TracebackOrigin
 
 Role = Literal["worker", "engine core", "API server", ""]
 
@@ -128,6 +129,10 @@ class Failure:
     """Whether the log says that it ended the process."""
     is_of_request: bool = False
     """Whether it concerns one request of a client."""
+    own_fault: str = ""
+    """The first of the exceptions, as in `texts`, that vllm-cli has caused; empty if there is none."""
+    is_of_library_import: bool = False
+    """Whether one of them was raised by an installed module while it was imported."""
     phase: str = ""
 
     def telling_texts(self) -> list[str]:
@@ -167,6 +172,8 @@ class _Reading:
     """An exception that is being read."""
 
     failure: Failure
+    origin: TracebackOrigin = field(default_factory=TracebackOrigin)
+    """Of the traceback that is being read."""
     state: Literal["frames", "message", "linked"] = "message"
     """Inside a traceback; behind the exception's first line; between two exceptions of a chain."""
     is_direct: bool = False
@@ -210,7 +217,7 @@ class FailureReader:
             if reading is None or reading.state != "linked":
                 self._end(key)
                 reading = self._open(line, number, phase)
-            reading.state, reading.lines = "frames", 0
+            reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
             reading.indent = len(text) - len(text.lstrip())
         elif reading is None:
             self._begin_without_traceback(line, number, phase)
@@ -255,6 +262,7 @@ class FailureReader:
         text = line.text
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
+            reading.origin.add_frame(found[1], found[2])
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
             # While such a file is imported, no request is being served.
@@ -296,6 +304,9 @@ class FailureReader:
             failure.texts.pop()
             failure.is_direct.pop()
         failure.texts.append(text.strip()[:_LONGEST_TEXT])
+        failure.is_of_library_import |= reading.origin.is_of_library_import
+        if not failure.own_fault and reading.origin.is_own(text.strip()):
+            failure.own_fault = failure.texts[-1]
         failure.functions.append("")
         failure.is_direct.append(reading.is_direct)
         reading.state, reading.is_direct, reading.lines = "message", False, 0

@@ -13,9 +13,10 @@ from startup.causes.known.model import MODEL
 from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
+from startup.causes.own_faults import OWN_FAULT
 from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
 
-KNOWN: Final = (*MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
+KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
@@ -139,6 +140,8 @@ class Cause:
     """Number of that line, from 1."""
     is_mention: bool = False
     """Whether only this line names the cause, and the log does not tell that it ended something."""
+    is_of_library_import: bool = False
+    """Whether an installed module raised an exception while it was imported."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
@@ -227,14 +230,22 @@ def _is_before(cause: Cause, end: Sign) -> bool:
 
 def _describe(failure: Failure, run: Run) -> Cause:
     texts = failure.telling_texts()
+    if failure.own_fault:
+        text = _quote(failure.own_fault, OWN_FAULT, failure)
+        return Cause(failure.process or failure.role, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
     special = [(text, known) for text in texts if (known := _known(text, failure, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, failure, is_general=True))]
     last_resort = ERROR_IN_CODE if ERROR_IN_CODE.matches(texts[0]) else None
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
-    phase = (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
-    return Cause(failure.process or failure.role, phase, _quote(text, known, failure), known, failure.line)
+    phase = _phase_of(failure, known)
+    quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
+    return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
+
+
+def _phase_of(failure: Failure, known: KnownCause | None) -> str:
+    return (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
 
 
 def _describe_sign(sign: Sign, run: Run) -> Cause:

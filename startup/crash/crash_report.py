@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -79,10 +80,10 @@ def write_termination_message(text: str) -> None:
             file.write(shown)
 
 
-def find_crash(record: OutputRecord) -> Cause | None:
-    """What ended the server, as its output tells it; `STOPPED` if it was stopped, None without a sign."""
+def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
+    """What ended the server, as its output and `more` tell; `STOPPED` if it was stopped, None if nothing."""
     with suppress(OSError), record.file.open("rb") as stream:
-        return find_cause(read_lines(stream))
+        return find_cause(chain(read_lines(stream), more.splitlines()))
     return None
 
 

@@ -21,6 +21,7 @@ from base.machine.descriptors import move_up
 from base.machine.memory import OomWatch
 from base.machine.processes import EndWatch, is_alive
 from base.wording import signal_name
+from startup.causes.own_faults import WITH_THREADS
 from startup.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
@@ -123,10 +124,12 @@ class OutputRecord:
 
     def add_exception(self, err: BaseException, name: str) -> None:
         """An exception ends this process: shows it unless this process has logged it."""
+        sys.stderr.write(self.describe_exception(err, name))
+
+    def describe_exception(self, err: BaseException, name: str) -> str:
+        """What `add_exception` shows; empty if this process has logged it, as vLLM does before it raises."""
         lines = "".join(traceback.format_exception(err)).splitlines()
-        if lines[-1] in self._last_traceback:  # as vLLM logs it before it raises it again
-            return
-        sys.stderr.write(_label([f"Process {name}:", *lines], name))
+        return "" if lines[-1] in self._last_traceback else _label([f"Process {name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
         """An exception makes this process end others; it comes before what these write then."""
@@ -147,6 +150,10 @@ class OutputRecord:
         phases = [line.removeprefix(_PHASE) for line in lines if line.startswith(_PHASE)]
         name, parent, *stack = lines if len(lines) > 1 else ("", "0")
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
+
+    def begun_pids(self) -> list[int]:
+        """The processes that have begun a record; some may have ended."""
+        return [int(path.stem) for path in self.folder.glob("*.state")]
 
     def _state_file(self, pid: int) -> Path:
         return self.folder / f"{pid}.state"
@@ -173,8 +180,10 @@ def _label(lines: Sequence[str], name: str) -> str:
 class ProcessEnds:
     """Lives in a process that learns how others end; created before they start."""
 
-    def __init__(self, record: OutputRecord) -> None:
+    def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
+        """With `are_forks`, this process has forked them after its imports."""
         self._record = record
+        self._are_forks = are_forks
         self._oom_watch = OomWatch()
 
     def add(self, pid: int, code: int) -> None:
@@ -185,6 +194,7 @@ class ProcessEnds:
 
     def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
         number = -code
+        threads = f"; {WITH_THREADS}" if self._are_forks and _num_threads() > 1 else ""
         if state.phase:
             yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
         if number in _POLITE:
@@ -197,9 +207,9 @@ class ProcessEnds:
             yield f"Process {state.name}:"
             yield "Traceback (most recent call last):"
             yield from frames
-            yield f"FatalSignal: the process crashed with {signal_name(number)} (exit code: {code})"
+            yield f"FatalSignal: the process crashed with {signal_name(number)} (exit code: {code}){threads}"
         elif number > 0:
-            yield _log_line("ERROR", f"the process crashed with {signal_name(number)} (exit code: {code})")
+            yield _log_line("ERROR", f"the process crashed with {signal_name(number)} (exit code: {code}){threads}")
         else:
             yield _log_line("ERROR", f"the process died unexpectedly with exit code {code}")
 
@@ -210,6 +220,13 @@ def _is_ending(pid: int) -> bool:
         return True
     with closing(EndWatch(pid)) as watch:
         return watch.is_exiting()
+
+
+def _num_threads() -> int:
+    """Of this process, with those of compiled code."""
+    with suppress(OSError):
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    return 1
 
 
 def _frames(stack: Sequence[str]) -> list[str]:

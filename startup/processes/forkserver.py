@@ -29,6 +29,7 @@ from envs import foreign
 from startup.hooks.hook import Hook, Name, Text
 from startup.processes import interpreter
 from startup.processes.child_watch import ChildWatch
+from startup.processes.forkserver_watch import ended_if_it_hangs
 from startup.processes.messages import MessageError, receive, send
 from startup.processes.new_program import (
     EXIT_FUNCTION,
@@ -248,7 +249,8 @@ def _fork(
         with theirs:
             socket.send_fds(_server.link, [_REQUEST], [theirs.fileno()])
         send_program(ours, words, fds, texts, [_server.link.fileno(), *other_fds])
-        (what, detail), *_ = receive(ours)[0]
+        with ended_if_it_hangs(_server.pid):
+            (what, detail), *_ = receive(ours)[0]
         if what == _READY:
             send(ours, [_GO])
             return int(detail), ours

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from base.exit_codes import INTERRUPTED
-from base.machine.processes import kill_descendants
+from base.machine.processes import KILL_S, kill_descendants
 from startup.processes.group_signals import GROUP_SIGNALS, set_handler
 from startup.processes.quick_end import end_like
 
@@ -75,15 +75,18 @@ class StopSignals:
         """Names a folder of this start that is removed when all processes have been killed."""
         self._leftovers.append(folder)
 
-    def kill_all(self) -> None:
+    def kill_all(self, timeout_s: float = KILL_S) -> None:
         """Kills all processes of this start but this one, and removes what they cannot remove any more.
+
+        Returns once they have ended, or after the timeout.
 
         multiprocessing's resource tracker stays: it removes shared memory and ends with this process.
         """
         import shutil  # noqa: PLC0415 - at the top, they would delay each start
         from multiprocessing import resource_tracker  # noqa: PLC0415
 
-        kill_descendants(spared=resource_tracker._resource_tracker._pid)  # type: ignore[attr-defined]
+        spared = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+        kill_descendants(spared=spared, timeout_s=timeout_s)
         for folder in (*map(str, self._leftovers), *_temp_folders()):
             shutil.rmtree(folder, ignore_errors=True)
 

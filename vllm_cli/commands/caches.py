@@ -254,6 +254,7 @@ def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
         "compiled_models": [model.to_fields() for found in models.values() for model in found],
         "unrecorded": {"keys": sorted(local.unrecorded_keys()), "num_bytes": _num_unrecorded_bytes(models[None])},
         "preload_profiles": [{"key": each.kind.key, **asdict(each)} for each in load_all_profiles()],
+        "preloading_disabled": _why_preloading_is_disabled(),
         "import_file": None if learned is None else {**learned._asdict(), "path": str(learned.path)},
     }
     return json.dumps(fields, indent=2)
@@ -278,8 +279,18 @@ def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
         yield [f"Preload profiles in {profiles_folder()}: {len(rows)}", *align([_HEAD_OF_PROFILES, *rows])]
     else:
         yield [f"No preload profile is in {profiles_folder()}; the first start uses the built-in list."]
+    if (reason := _why_preloading_is_disabled()) is not None:
+        yield [escape_controls(f"Preloading is disabled: {reason}; `vllm-cli caches prune --all` enables it again")]
     if (learned := read_learned()) is not None:
         yield [f"Import file {learned.path}: {learned.num_modules} modules, {format_bytes(learned.num_bytes)}"]
+
+
+def _why_preloading_is_disabled() -> str | None:
+    from startup.vllm.fork.preload_profile import disabled_reason
+    from startup.vllm.installed import find_vllm
+
+    vllm = find_vllm()
+    return None if vllm is None else disabled_reason(vllm)
 
 
 def _row(model: _Kept) -> tuple[str, ...]:
@@ -300,9 +311,7 @@ def _row(model: _Kept) -> tuple[str, ...]:
 def _profile_row(profile: "PreloadProfile") -> tuple[str, ...]:
     kind = profile.kind
     num_modules = len(profile.engine_modules) + len(profile.api_modules)
-    state = f"disabled: {profile.disabled_reason}" if profile.disabled_reason else "used"
-    if profile.failed:
-        state = f"{state}, without {len(profile.failed)} that cannot be imported"
+    state = f"used, without {len(profile.failed)} that cannot be imported" if profile.failed else "used"
     flags = " ".join(kind.flags) or "(none that matter)"
     return printable(
         (kind.version, kind.architecture or "any", str(num_modules), str(profile.num_starts), flags, state)

@@ -64,7 +64,7 @@ def redirect_spawn(
     _start.pipes = pipes
     _start.environment = environment
     record_spawns(record)
-    install(_ForkedPopen, _begin, ProcessEnds(record).add)
+    install(_ForkedPopen, _begin, ProcessEnds(record, are_forks=True).add)
 
 
 class _Start:

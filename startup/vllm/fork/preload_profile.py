@@ -20,6 +20,7 @@ from envs.redaction import hide_in_words
 from startup.caches import cache_folder, layers
 from startup.hooks.hook import Hook, Name, Text, left_out
 from startup.serve_words import is_eager, normalise, split
+from startup.timeline.history import installed_versions
 from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 5
 _FOLDER: Final = "preload"
+_DISABLED: Final = ".disabled"
+_DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", "ApiServer")
 _RELEVANT_FLAGS: Final = frozenset(
     {
@@ -116,8 +119,6 @@ class PreloadProfile:
     """The folder of the model that was started last; None for a model that was not on disk."""
     is_complete: bool = True
     """Whether the lists are whole: a warm start records only what its template had not imported."""
-    disabled_reason: str | None = None
-    """Why starts of this kind run vLLM without preloading: an earlier one failed in code of this package."""
 
     def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
         """The profile after one more start; its new modules come after the known ones."""
@@ -168,9 +169,9 @@ def load_all_profiles() -> list[PreloadProfile]:
 
 
 def delete_all_profiles() -> int:
-    """Removes all profiles but baked ones; returns their number."""
+    """Removes all profiles but baked ones; returns their number. Preloading is not disabled any more."""
     paths = list(profiles_folder().glob("*.json"))
-    for path in paths:
+    for path in (*paths, *profiles_folder().glob(f"*{_DISABLED}")):
         path.unlink(missing_ok=True)
     return len(paths)
 
@@ -178,6 +179,41 @@ def delete_all_profiles() -> int:
 def profiles_folder() -> Path:
     """The folder to which profiles are written."""
     return cache_folder() / _FOLDER
+
+
+def disabled_reason(vllm: InstalledVllm) -> str | None:
+    """Why this interpreter runs this vLLM without preloading; None unless `disable_preloading` was called.
+
+    Another version of Python, vLLM or this package preloads again.
+    """
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        disabled = json.loads(read_own(_disabling_file(vllm)))
+        if disabled["version"] == _own_version():
+            return str(disabled["reason"])
+    return None
+
+
+def disable_preloading(vllm: InstalledVllm, reason: str) -> None:
+    """A start has failed in code of this package; does nothing if the folder cannot be written to."""
+    with suppress(OSError):
+        profiles_folder().mkdir(parents=True, exist_ok=True)
+        disabled = {"reason": reason, "vllm": vllm.version, "python": sys.version, "version": _own_version()}
+        write_whole(_disabling_file(vllm), json.dumps(disabled, indent=1), mode=MODE)
+
+
+def enable_preloading(vllm: InstalledVllm) -> None:
+    """Preloads from the next start on; called if plain vLLM fails as well."""
+    with suppress(OSError):
+        _disabling_file(vllm).unlink(missing_ok=True)
+
+
+def _disabling_file(vllm: InstalledVllm) -> Path:
+    kind = (sys.version, sys.prefix, vllm.version)
+    return profiles_folder() / f"{sha256(repr(kind).encode()).hexdigest()[:16]}{_DISABLED}"
+
+
+def _own_version() -> str | None:
+    return installed_versions((_DISTRIBUTION,)).get(_DISTRIBUTION)
 
 
 def _saved_ns(path: Path) -> int:
@@ -197,6 +233,7 @@ def _read(path: Path) -> PreloadProfile:
             raise ValueError(path)
         content[name] = tuple(content[name])
     kind = content.pop("kind")
+    content.pop("disabled_reason", None)  # of an earlier version of this package
     return PreloadProfile(StartKind(**{**kind, "flags": tuple(kind["flags"])}), **content)
 
 

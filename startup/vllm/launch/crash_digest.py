@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from traceback import extract_tb
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from startup.causes.phase import phase_of_functions
@@ -12,6 +12,9 @@ from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError
 from startup.logs.options import LogFormat
 from startup.processes.quick_end import end_without_finalizing
+
+if TYPE_CHECKING:
+    from startup.causes.first_cause import Cause
 
 _API_SERVER: Final = "APIServer"
 """vLLM's name of this process."""
@@ -21,9 +24,25 @@ _NO_MESSAGE: Final = "the engine died, and left no message"
 class CrashDigest:
     """Of one start; used on the main thread of the launcher, which is vLLM's API server."""
 
-    def __init__(self, record: OutputRecord, log_format: LogFormat) -> None:
+    def __init__(
+        self,
+        record: OutputRecord,
+        log_format: LogFormat,
+        *,
+        is_ready: Callable[[], bool],
+        on_failed_start: Callable[["Cause"], None],
+    ) -> None:
+        """
+        Args:
+            record: of this start's output.
+            log_format: the form of the digest.
+            is_ready: whether vLLM has accepted requests.
+            on_failed_start: called with the cause before a failed start is shown; may start vLLM again.
+        """
         self._record = record
         self._log_format = log_format
+        self._is_ready = is_ready
+        self._on_failed_start = on_failed_start
         self._has_engine_died = False
         record.begin_process(_API_SERVER, is_watched=False)
 
@@ -31,12 +50,11 @@ class CrashDigest:
         """vLLM will return, with exit code 0, because its engine has died."""
         self._has_engine_died = True
 
-    def run(self, run_vllm: Callable[[], int], is_ready: Callable[[], bool], *, has_api_server: bool) -> int:
+    def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:
         """Returns vLLM's exit code if it was stopped or its command line is wrong.
 
         Args:
             run_vllm: returns only after the end of the engine if this node has no API server.
-            is_ready: whether vLLM has accepted requests.
             has_api_server: whether this node has one.
 
         Raises:
@@ -45,27 +63,27 @@ class CrashDigest:
         try:
             code = run_vllm()
         except SystemExit as err:
-            return self._exit(err.code, is_ready=is_ready())
+            return self._exit(err.code)
         except Exception as err:
+            self._report_failed_start(self._record.describe_exception(err, _API_SERVER))
             self._record.add_exception(err, _API_SERVER)
             phase = phase_of_functions(frame.name for frame in extract_tb(err.__traceback__))
-            text = f"{type(err).__name__}: {err}"
-            raise self._build_error(ENGINE_DIED, text, phase, is_ready=is_ready()) from err
+            raise self._build_error(ENGINE_DIED, f"{type(err).__name__}: {err}", phase) from err
         if self._has_engine_died:
-            raise self._build_error(code or ENGINE_DIED, _NO_MESSAGE, is_ready=is_ready())
+            raise self._build_error(code or ENGINE_DIED, _NO_MESSAGE)
         if not has_api_server and self._has_sign_of("crash"):
             raise self._build_error(ENGINE_DIED, _NO_MESSAGE, is_ready=True)  # its readiness is not known
         return code
 
-    def _exit(self, given: object, *, is_ready: bool) -> int:
+    def _exit(self, given: object) -> int:
         """vLLM exits by itself, with a code or a message, as `sys.exit` takes them."""
         if given is not None and not isinstance(given, int):
             sys.stderr.write(f"{given}\n")
             given = ENGINE_DIED
         code = given or 0
-        if code == 0 or (code == USAGE and not is_ready) or self._has_sign_of("stop"):
+        if code == 0 or (code == USAGE and not self._is_ready()) or self._has_sign_of("stop"):
             return code
-        raise self._build_error(code, f"vLLM ended with exit code {code} and no message", is_ready=is_ready)
+        raise self._build_error(code, f"vLLM ended with exit code {code} and no message")
 
     def _has_sign_of(self, kind: Literal["stop", "crash"]) -> bool:
         from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
@@ -73,11 +91,20 @@ class CrashDigest:
         cause = crash_report.find_crash(self._record)
         return cause is not None and crash_report.was_stopped(cause) == (kind == "stop")
 
-    def _build_error(self, code: int, message: str, phase: str = "", *, is_ready: bool) -> CrashError:
+    def _report_failed_start(self, more: str = "") -> None:
+        """Reports the cause if vLLM was not ready; `more` is output that is not in the record."""
+        from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
+
+        cause = None if self._is_ready() else crash_report.find_crash(self._record, more)
+        if cause is not None and not crash_report.was_stopped(cause):
+            self._on_failed_start(cause)
+
+    def _build_error(self, code: int, message: str, phase: str = "", *, is_ready: bool = False) -> CrashError:
         """The digest; `message` and `phase` are what this process tells itself."""
         from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
 
-        exit_code = code if is_ready else START_FAILED
+        self._report_failed_start()
+        exit_code = code if is_ready or self._is_ready() else START_FAILED
         cause = crash_report.describe_crash(self._record, f"{_API_SERVER} pid={os.getpid()}", phase, message)
         end_without_finalizing(exit_code)  # libraries would report leaks behind the digest
         return crash_report.build_error(cause, self._record, exit_code=exit_code, log_format=self._log_format)

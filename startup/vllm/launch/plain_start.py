@@ -4,16 +4,21 @@ import logging
 import os
 import signal
 import sys
-import traceback
-from contextlib import closing
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from multiprocessing import resource_tracker
 from typing import Final, NamedTuple, NoReturn
 
+from base.exit_codes import INTERRUPTED
+from base.machine.processes import is_alive
 from envs import foreign
 from envs.registry import env
-from startup.processes import interpreter
+from startup.processes import group_signals, interpreter
 from startup.systemd.service_manager import ServiceManager
 from startup.timeline import start_origin
-from startup.vllm.command_line import CommandLine
+from startup.vllm.command_line import CommandLine, run_plain_vllm
+from startup.vllm.fork.preload_profile import disabled_reason, enable_preloading
 from startup.vllm.installed import OLDEST, InstalledVllm
 from startup.vllm.launch.hooks import check_installed, find_obstacle
 
@@ -23,6 +28,11 @@ _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 """Variables that torchrun and mpirun set; they start one process per rank themselves."""
 _NUMA: Final = ("--numa-bind",)
 """vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
+END_S: Final = 10.0
+"""How long processes of a failed start may take to end: they may have to free memory of a GPU."""
+_POLL_S: Final = 0.005
+_NO_FAULTS: Final = (0, None, INTERRUPTED, 128 + signal.SIGTERM)
+"""Exit codes of a server that was stopped."""
 
 
 class PlainReason(NamedTuple):
@@ -45,6 +55,8 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"a launcher starts one process per rank ({launcher} is set)", is_requested=True)
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
+    if (failure := disabled_reason(vllm)) is not None:
+        return PlainReason(f"{failure}; `vllm-cli caches prune --all` enables it again")
     if interpreter.is_free_threaded():
         return PlainReason(f"{interpreter.name()} is not supported")
     if (obstacle := find_obstacle(check_installed(vllm))) is not None:
@@ -60,28 +72,65 @@ def report_plain_start(log_format: str) -> None:
         manager.notify_ready("vLLM was started; its readiness is not known")
 
 
-def exec_again(variable: str, value: str) -> NoReturn:
-    """Executes the same command in this process with a variable set, which discards all of its state.
+def run_plainly(vllm: InstalledVllm, words: Sequence[str]) -> int:
+    """Runs vLLM without preloading; if that fails as well, the next start preloads."""
+    try:
+        code = run_plain_vllm(words)
+    except SystemExit as err:
+        if err.code not in _NO_FAULTS:
+            enable_preloading(vllm)
+        raise
+    except Exception:
+        enable_preloading(vllm)
+        raise
+    if code not in _NO_FAULTS:
+        enable_preloading(vllm)
+    return code
+
+
+def end_children(pids: Iterable[int]) -> None:
+    """Kills these processes, as far as they run, and waits for their ends and for those of all children.
+
+    Processes that have lost their parent are no children. The resource tracker ends once its pipe is closed.
+    """
+    with suppress(OSError):
+        os.close(resource_tracker.getfd() or -1)
+    orphans = {pid for pid in pids if pid != os.getpid() and is_alive(pid)}
+    for pid in orphans:
+        with suppress(OSError):
+            if os.getpgid(pid) == os.getpgrp():  # no other process that has got its number
+                os.kill(pid, signal.SIGKILL)
+    end_s = time.monotonic() + END_S
+    while (_has_children() or any(map(is_alive, orphans))) and time.monotonic() < end_s:
+        time.sleep(_POLL_S)
+
+
+def _has_children() -> bool:
+    """Whether this process has any; reaps those that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
+
+
+def exec_again(variable: str, value: str, environment: Mapping[str, str]) -> NoReturn:
+    """Executes the same command in this process, which discards all of its state.
 
     The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A server that was forked
     from a standby has its front process execute the command.
+
+    Args:
+        variable: is set for the command.
+        value: the variable's value.
+        environment: the other variables of the command.
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value)
-    if callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would only record it, and `exec` forget that
-    os.environ[variable] = value
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, sys.orig_argv)
-
-
-def is_raised_in(err: BaseException, folder: str) -> bool:
-    """Whether the error or one of its causes was raised by code in the folder."""
-    chain: BaseException | None = err
-    while chain is not None:
-        frames = traceback.extract_tb(chain.__traceback__)
-        if frames and folder in frames[-1].filename:
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False
+    with group_signals.blocked():  # Python's handlers would only record a signal, and `exec` forget that
+        for number in group_signals.GROUP_SIGNALS:
+            if callable(signal.getsignal(number)):
+                group_signals.set_handler(number, signal.SIG_DFL)
+    os.execve(sys.executable, sys.orig_argv, {**environment, variable: value})

@@ -154,8 +154,6 @@ class SharedImports:
         if not may_defer_compiler(line, method) and self._compiler != "now":
             return "the model may run in the API server's process, which needs the compiler"
         profile = load_profile(StartKind.of(self._vllm, line.words, line.model_folder))
-        if profile.disabled_reason is not None:
-            return f"vLLM starts without preloading: {profile.disabled_reason}"
         if (
             self._compiler != "now"
             and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(line.words)) == "now"
@@ -179,7 +177,6 @@ class SharedImports:
             for profile in load_all_profiles()
             if (profile.kind.version, profile.kind.python, profile.kind.machine, profile.kind.prefix)
             == (this.version, this.python, this.machine, this.prefix)
-            and profile.disabled_reason is None
             and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(profile.kind.flags))
             == self._compiler
         ]

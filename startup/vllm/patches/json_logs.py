@@ -96,12 +96,6 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
     return None
 
 
-def undo_log_as_json(folder: Path) -> None:
-    """Unsets the variable of `log_as_json`, which the next start would take for the user's own setting."""
-    if env.VLLM_LOGGING_CONFIG_PATH.raw == str(folder / _FILE):
-        os.environ.pop(env.VLLM_LOGGING_CONFIG_PATH.name, None)
-
-
 def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
     """Why vLLM cannot log JSON; None if it can."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or any(name.startswith(_OWN_SETTINGS) for name in line.values):

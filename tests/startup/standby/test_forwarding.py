@@ -82,16 +82,18 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
         assert (_finish(front), front.returncode) == ("", -number)
 
 
-def test_ctrl_c_just_before_a_cold_start_is_executed_again(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_just_before_a_cold_start_is_executed_again(number, tmp_path):
     """A handler of Python's would record the signal, and the new program knows nothing of it."""
     stop = StopPoint(tmp_path, "os.exec", "")
-    code = "from startup.vllm.launch.plain_start import exec_again; exec_again('VCLI_PLAIN_VLLM', '1')"
+    code = "import os, signal; from startup.vllm.launch.plain_start import exec_again; "
+    code += f"signal.signal({int(number)}, lambda *_: None); exec_again('VCLI_PLAIN_VLLM', '1', os.environ)"
     with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **stop.environment}) as process:
         stopped = stop.wait_stopped()
-        is_caught = _catches(process.pid, signal.SIGINT)
-        process.send_signal(signal.SIGINT)
+        is_caught = _catches(process.pid, number)
+        process.send_signal(number)
         stopped.resume()
-        assert process.wait(60) == -signal.SIGINT
+        assert process.wait(60) == -number
     assert not is_caught
 
 

@@ -14,7 +14,7 @@ from startup.compile_cache.archive import write_archive
 from startup.compile_cache.location import open_location
 from startup.compile_cache.record import CompiledModel, FileFacts, Hardware
 from startup.imports import learned_imports
-from startup.vllm.fork.preload_profile import PreloadProfile, StartKind
+from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading
 from startup.vllm.installed import InstalledVllm
 
 DAY_S = 86_400
@@ -90,6 +90,7 @@ def test_nothing_is_kept(invoke, cache):
         "compiled_models": [],
         "unrecorded": {"keys": [], "num_bytes": 0},
         "preload_profiles": [],
+        "preloading_disabled": None,
         "import_file": None,
     }
     done = invoke("caches", "prune", "--all")
@@ -142,19 +143,22 @@ def test_a_location_is_listed(invoke, location, monkeypatch):
 
 def test_profiles_and_the_import_file_are_listed(invoke, cache):
     kind = StartKind.of(VLLM, ("-tp", "2"), None)
-    PreloadProfile(kind, ("a", "b"), ("c",), failed={"d": "no"}, num_starts=3, disabled_reason="it failed").save()
+    PreloadProfile(kind, ("a", "b"), ("c",), failed={"d": "no"}, num_starts=3).save()
+    disable_preloading(VLLM, "it failed")
     path = learned_imports.import_file_paths()[0]
     path.parent.mkdir(parents=True)
     learned_imports.write(path, ["json"])
     shown = invoke("caches").stdout
     assert f"Preload profiles in {cache}/vllm_cli/preload: 1" in shown
-    row = next(line for line in shown.splitlines() if "it failed" in line)
+    row = next(line for line in shown.splitlines() if line.startswith("0.32.0+cpu"))
     assert row.split()[:6] == ["0.32.0+cpu", "any", "3", "3", "-tp", "2"]
-    assert row.endswith("disabled: it failed, without 1 that cannot be imported")
+    assert row.endswith("used, without 1 that cannot be imported")
+    assert "Preloading is disabled: it failed; `vllm-cli caches prune --all` enables it again" in shown
     assert f"Import file {path}: 1 modules" in shown
     data = json.loads(invoke("caches", "--json").stdout)
     assert data["preload_profiles"][0]["engine_modules"] == ["a", "b"]
     assert data["import_file"]["num_modules"] == 1
+    assert data["preloading_disabled"] == "it failed"
 
 
 def test_what_is_older_is_removed(invoke):

@@ -1,0 +1,174 @@
+"""Breaks one thing that plain vLLM does not use, in every process whose environment names it in BROKEN.
+
+Python imports this when it starts, if its folder is on PYTHONPATH.
+"""
+
+import errno
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from importlib.machinery import PathFinder
+from types import SimpleNamespace
+
+_FAULT = os.environ.get("BROKEN", "")
+_IS_FORKSERVER = any("forkserver" in word for word in sys.orig_argv)
+_IN_IMPORTS = "vllm.v1.engine.core"
+
+
+class _Imports:
+    """A finder that calls `actions` for a module's name: before its import, or after it with the module."""
+
+    def __init__(self, before=None, after=None):
+        self._before = before or {}
+        self._after = after or {}
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self._before:
+            self._before.pop(name)()
+        if name not in self._after:
+            return None
+        change = self._after.pop(name)
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def run_and_change(module):
+            run(module)
+            change(module)
+
+        spec.loader.exec_module = run_and_change
+        return spec
+
+
+def _before_import(name, action):
+    sys.meta_path.insert(0, _Imports(before={name: action}))
+
+
+def _after_import(name, change):
+    sys.meta_path.insert(0, _Imports(after={name: change}))
+
+
+def _fail(*_args, **_options):
+    raise TypeError("broken")
+
+
+def _refuse(number):
+    def refuse(*_args, **_options):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def _on_request(action):
+    """The forkserver acts when it receives the first request of a process."""
+    import socket
+    from multiprocessing import reduction
+
+    socket.recv_fds = reduction.recvfds = lambda *_args, **_options: action()
+
+
+def _kill(number):
+    os.kill(os.getpid(), number)
+
+
+def _cannot_be_executed():
+    import _posixsubprocess
+
+    execute = _posixsubprocess.fork_exec
+
+    def execute_others(words, programs, *options):
+        is_forkserver = any(b"forkserver" in os.fsencode(word) for word in words)
+        return execute(words, [b"/nonexistent"] if is_forkserver else programs, *options)
+
+    _posixsubprocess.fork_exec = execute_others
+
+
+def _without_phases(*known):
+    """Our wrapper of vLLM's functions raises KeyError in forks, but for functions of these names."""
+    phases = dict.fromkeys(known, nullcontext())
+    record = SimpleNamespace(phase=phases.__getitem__)
+
+    def change(spans):
+        begin = spans.record_spans
+
+        def record_spans(journal, _):
+            begin(journal, record)
+
+        spans.record_spans = record_spans
+
+    if _IS_FORKSERVER:
+        _after_import("startup.vllm.patches.spans", change)
+
+
+def _without_early_start(early_engine):
+    del early_engine._EarlyStart.processor
+
+
+def _without_system_calls():
+    """As in a sandbox with a kernel older than they are."""
+    import fcntl
+
+    os.memfd_create = os.pidfd_open = signal.pidfd_send_signal = _refuse(errno.ENOSYS)
+    control = fcntl.fcntl
+
+    def refuse_new(fd, command, *values):
+        return _refuse(errno.EINVAL)() if command in (1033, 1034) else control(fd, command, *values)  # F_ADD_SEALS
+
+    fcntl.fcntl = refuse_new
+
+
+def _without_proc():
+    """Files in /proc that only vllm-cli reads: a sandbox hides them."""
+    import builtins
+
+    opened, opened_fd = builtins.open, os.open
+    hidden = ("/stat", "/statm", "/status", "/children", "/smaps_rollup", "/environ", "/cmdline", "/mountinfo")
+
+    def check(path):
+        name = "" if isinstance(path, int) else os.fsdecode(path)
+        if name.startswith("/proc/") and name.endswith(hidden):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    def open_visible(path, *args, **options):
+        check(path)
+        return opened(path, *args, **options)
+
+    def open_visible_fd(path, *args, **options):
+        check(path)
+        return opened_fd(path, *args, **options)
+
+    builtins.open, os.open = open_visible, open_visible_fd
+
+
+_OF_FORKSERVER = {
+    "fork": lambda: setattr(os, "fork", _refuse(errno.EAGAIN)),
+    "protocol": lambda: _on_request(_fail),
+    "killed with a request": lambda: _on_request(lambda: _kill(signal.SIGKILL)),
+    "stopped with a request": lambda: _on_request(lambda: _kill(signal.SIGSTOP)),
+    "killed in its imports": lambda: _before_import(_IN_IMPORTS, lambda: _kill(signal.SIGKILL)),
+    "exits in its imports": lambda: _before_import(_IN_IMPORTS, lambda: os._exit(7)),
+    "stopped in its imports": lambda: _before_import(_IN_IMPORTS, lambda: _kill(signal.SIGSTOP)),
+    "raises in its imports": lambda: _after_import(
+        "startup.vllm.fork.preload_profile", lambda module: setattr(module.PreloadPlan, "read", _fail)
+    ),
+    "crashes in its forks": lambda: os.register_at_fork(after_in_child=lambda: _kill(signal.SIGSEGV)),
+}
+_OF_ALL = {
+    "execution": _cannot_be_executed,
+    "state of children": lambda: _after_import(
+        "startup.vllm.fork.child_state", lambda module: setattr(module, "update_openmp", _fail)
+    ),
+    "patch in engine": lambda: _without_phases(),
+    "patch in worker": lambda: _without_phases("executor_init"),
+    "patch in API server": lambda: _after_import("startup.vllm.patches.early_engine", _without_early_start),
+    "step of the launcher": lambda: _after_import(
+        "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
+    ),
+    "system calls": _without_system_calls,
+    "proc": _without_proc,
+}
+
+if _FAULT in _OF_ALL:
+    _OF_ALL[_FAULT]()
+elif _FAULT in _OF_FORKSERVER and _IS_FORKSERVER:
+    _OF_FORKSERVER[_FAULT]()

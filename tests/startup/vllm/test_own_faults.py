@@ -1,0 +1,156 @@
+"""What plain vLLM starts is started, with one line, whatever breaks that plain vLLM does not use."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.standby_process import StandbyProcess
+from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
+
+pytestmark = pytest.mark.thorough
+
+_BROKEN = Path(__file__).with_name("broken")
+_PLAIN = "starts again without preloading"
+_SPAWNS = "as a new program instead of forked"
+
+
+def _environment(folder: Path, fault: str, **changes: str) -> dict[str, str]:
+    return environment(folder, PYTHONPATH=f"{_BROKEN}:{FAKE}:{ROOT}", BROKEN=fault, **changes)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "execution",
+        "fork",
+        "protocol",
+        "killed with a request",
+        "stopped with a request",
+        "killed in its imports",
+        "exits in its imports",
+        "stopped in its imports",
+        "raises in its imports",
+        "crashes in its forks",
+        "state of children",
+        "patch in engine",
+        "patch in worker",
+        "patch in API server",
+        "step of the launcher",
+    ],
+)
+def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, folder):
+    with FakeStart(folder, env=_environment(folder, fault)) as start:
+        state = start.wait_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert start.complete("A text") == "A text was read by worker 0"
+        (warning,) = start.lines_with("WARNING")
+        assert _PLAIN in warning or _SPAWNS in warning
+        assert start.terminate() == 0
+
+
+def test_several_api_servers_are_started_again(folder):
+    with FakeStart(folder, "--api-server-count", "2", env=_environment(folder, "patch in engine")) as start:
+        start.wait_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        (warning,) = start.lines_with("WARNING")
+        assert _PLAIN in warning
+
+
+def test_a_node_without_an_api_server_is_started_again(folder):
+    with FakeStart(folder, "--headless", env=_environment(folder, "patch in worker")) as start:
+        start.wait_logged(_PLAIN)
+        start.wait_logged("headless engine")
+        assert len(start.lines_with("WARNING")) == 1
+
+
+@pytest.mark.parametrize("fault", ["system calls", "proc"])
+def test_what_a_sandbox_lacks_costs_no_start(fault, folder):
+    with FakeStart(folder, env=_environment(folder, fault)) as start:
+        start.wait_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert len(start.lines_with("WARNING")) <= 1
+
+
+def test_a_library_that_can_be_imported_only_by_plain_vllm(folder):
+    """Stand-ins for its dependencies may be why."""
+    libraries = folder / "site-packages"
+    libraries.mkdir()
+    refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read(), 'metaclass conflict'"
+    (libraries / "library_of_worker.py").write_text(refuses)
+    given = environment(folder, PYTHONPATH=f"{libraries}:{FAKE}:{ROOT}")
+    with FakeStart(folder, "--worker-imports", "library_of_worker", env=given) as start:
+        start.wait_ready()
+        (warning,) = start.lines_with("WARNING")
+        assert "metaclass conflict" in warning
+        assert _PLAIN in warning
+
+
+def test_the_plain_start_is_what_the_user_has_started(folder):
+    given = _environment(folder, "patch in worker", HF_HUB_OFFLINE="0")
+    with FakeStart(folder, "-tp", "2", "--log-format", "json", env=given) as start:
+        server = start.wait_ready().state()["server"]
+        assert server["pid"] == start.process.pid
+        assert _environment_of(start.process.pid) == {**given, "VCLI_PLAIN_VLLM": "1"}
+        children = start.root.children()
+        assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
+        assert start.responders() == start.forkservers() == []
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(line.split("=", 1) for line in lines if line)
+
+
+def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
+    given = _environment(folder, "patch in engine")
+    expected = (_PLAIN, "starts without preloading: an earlier start with preloading failed (KeyError")
+    for words, text in zip(((), ("-tp", "2")), expected, strict=True):
+        with FakeStart(folder, *words, env=given) as start:
+            start.wait_ready()
+            (warning,) = start.lines_with("WARNING")
+            assert text in warning
+            assert start.terminate() == 0
+    shown = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "caches", "prune", "--all"], env=given, cwd=ROOT, capture_output=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    with FakeStart(folder, env={**given, "BROKEN": ""}) as start:
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"
+        assert start.lines_with("WARNING") == []
+
+
+def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
+    given = _environment(folder, "patch in API server", FAKE_VLLM_CRASH="engine:no memory")
+    with FakeStart(folder, env=given) as start:
+        assert start.process.wait(60) == 1
+        assert len(start.lines_with(_PLAIN)) == 1
+    with FakeStart(folder, env={**given, "BROKEN": "", "FAKE_VLLM_CRASH": ""}) as start:
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"
+
+
+@pytest.mark.parametrize("fault", ["patch in engine", "patch in worker"])
+def test_a_signal_between_the_two_starts_ends_both(fault, folder):
+    with FakeStart(folder, env=_environment(folder, fault)) as start:
+        start.wait_logged(_PLAIN)
+        assert start.terminate() in (0, -signal.SIGTERM)
+        start.wait_all_gone()
+
+
+def test_a_warm_start_that_fails_is_repeated_plainly(folder):
+    flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
+    given = _environment(folder, "patch in API server", **flags)
+    variables = {name: given[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT", "BROKEN")}
+    with (
+        StandbyProcess("--for", "vllm-eager", environment=variables) as standby,
+        FakeStart(folder, "--enforce-eager", env={**given, **standby.environment}) as start,
+    ):
+        state = start.wait_ready().state()
+        assert len(start.lines_with("warm start: forked from")) == 1
+        assert state["server"]["pid"] == start.process.pid
+        assert len(start.lines_with(_PLAIN)) == 1
+        assert start.terminate() == 0

@@ -1,0 +1,24 @@
+"""Real vLLM starts, with one line of ours, if something breaks that plain `vllm serve` does not use."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.vllm_engine.conftest import SMALL
+from tests.vllm_engine.vllm_server import VllmServer
+
+_BROKEN = Path(__file__).parents[1] / "startup" / "vllm" / "broken"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["execution", "fork", "protocol", "killed in its imports", "stopped with a request", "patch in engine"],
+)
+def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, small_model, expected_text, tmp_path):
+    variables = {"PYTHONPATH": str(_BROKEN), "BROKEN": fault}
+    with VllmServer("ours", small_model, *SMALL, folder=tmp_path, environment=variables) as server:
+        server.wait_ready()
+        assert server.generate() == expected_text
+        lines = [line for line in server.log.splitlines() if line.startswith("WARNING") and " startup." in line]
+        assert len(lines) == 1, lines
+        assert server.terminate() == 0
