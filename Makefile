@@ -11,6 +11,7 @@
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
+#   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
@@ -50,7 +51,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-swaps lint format size docs release-notes bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -104,6 +105,10 @@ test-vllm-versions: $(INSTALLED_DEV)
 test-vllm-suite: $(INSTALLED_DEV)
 	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/dev/changing.md" >&2; exit 2; }
 	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
+
+# Nothing of .venv is used: the machines install their own.
+test-machines:
+	@$(PYTHON) -m tools.machines check $(MACHINES) $(ARGS)
 
 test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -s tests/soak/test_soak.py --minutes 30 $(ARGS)
