@@ -1,14 +1,15 @@
 """Fresh Debian machines with Debian's own Python, in which an ordinary user works.
 
-    python3 -m tools.machines check [--if-possible] [NAME...]   the documentation's first commands; see `check`
+    python3 -m tools.machines check [--if-possible] [NAME...]   what `make test-machines` runs; see `check`
     python3 -m tools.machines make NAME                         a fresh machine: bookworm, trixie, or forky
     python3 -m tools.machines put NAME [FOLDER]                 clones a repository into the user's home
     python3 -m tools.machines run NAME [--root] COMMAND         a command of a shell, in the home folder
     python3 -m tools.machines remove NAME
 
-A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and process
-ids of their own. Of the host they see /dev, /sys, the network and pip's variables. debootstrap(8) fills an image
-from the host's mirror, once a week; each machine is a copy of it. Needs root, and nothing that `make` installs.
+A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
+process ids of their own. Of the host they see /dev, /sys, the network and pip's variables. debootstrap(8) fills
+an image from the host's mirror, once a week; each machine is a copy of it. Needs root, and nothing that `make`
+installs.
 """
 
 import argparse
