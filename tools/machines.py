@@ -7,14 +7,15 @@
     python3 -m tools.machines remove NAME
 
 A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
-process ids of their own. Of the host they see /dev, /sys, the network and pip's variables. debootstrap(8) fills
-an image from the host's mirror, once a week; each machine is a copy of it. Needs root, and nothing that `make`
-installs.
+process ids of their own. Of the host they see /dev, /sys and the network, and the variables of pip and uv.
+debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy of it. Needs root and
+ten gigabytes, but nothing that `make` installs.
 """
 
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -36,14 +37,20 @@ _PACKAGES: Final = "ca-certificates,git,make,procps,python3,python3-venv"
 _CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
 _KEPT_S: Final = 7 * 24 * 3600
 _READY_S: Final = 900
-_HANDED_ON: Final = ("PIP_", "UV_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_HANDED_ON: Final = re.compile(
+    r"PIP_(EXTRA_)?INDEX_URL|PIP_TRUSTED_HOST|PIP_DEFAULT_TIMEOUT|UV_(DEFAULT_)?INDEX(_URL)?|(http|https|no)_proxy",
+    re.IGNORECASE,
+)
+"""Variables without a path of the host."""
 _ENTER: Final = """
 mount -t proc proc "$0/proc"
 for folder in dev sys; do mount --rbind "/$folder" "$0/$folder"; done
 mount -t tmpfs -o mode=1777 tmpfs "$0/dev/shm"
 exec chroot --userspec="$1" "$0" env -i "${@:2}"
 """
-_MODEL: Final = "~/.cache/vllm/vllm_cli/models/SmolLM2-135M-Instruct"
+_SERVE_VLLM: Final = (
+    "VLLM_CPU_KVCACHE_SPACE=1 vllm/bin/vllm-cli serve --engine vllm --enforce-eager --max-model-len 512 --port {port}"
+)
 _INSTALL_VLLM: Final = r"""
 python3 -m venv vllm && vllm/bin/pip install --quiet uv
 install() { vllm/bin/uv pip install --quiet --python vllm/bin/python "$@"; }
@@ -134,14 +141,13 @@ def command(name: str, text: str, *, user: str = "user") -> list[str]:
     home = "/root" if user == "root" else f"/home/{user}"
     certificates = f"/{_CERTIFICATES}"
     variables = {
-        **{key: value for key, value in os.environ.items() if key.upper().startswith(_HANDED_ON)},
+        **{key: value for key, value in os.environ.items() if _HANDED_ON.fullmatch(key)},
         "PIP_CERT": certificates,
         "SSL_CERT_FILE": certificates,
         "HOME": home,
         "USER": user,
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
     }
-    variables.pop("PIP_FIND_LINKS", None)  # a folder of the host
     own = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
     given = [f"{key}={value}" for key, value in variables.items()]
     shell = ["bash", "-ec", f"cd\n{text}"]
@@ -167,23 +173,23 @@ def check(name: str) -> None:
     def report(what: str) -> None:
         print(f"{name}: {what} {time.monotonic() - begin_s:.0f} s after the beginning", flush=True)
 
+    def run_or_fail(text: str, user: str = "user") -> None:
+        if run(suite, text, user=user):
+            raise MachineError(f"this failed: {text}")
+
     make(suite)
     put(suite)
     report("the machine was ready")
-    with _serving(suite, "cd repository && make serve PORT={port}"):
-        report("`make serve` answered")
     if suite == name:
-        if run(suite, "cd repository && make test"):
-            raise MachineError("`make test` failed")
+        with _serving(suite, "cd repository && make serve PORT={port}"):
+            report("`make serve` answered")
+        run_or_fail("cd repository && make test")
         report("`make test` passed")
     else:
-        if run(suite, "apt-get update -qq && apt-get install -qq -y g++ libnuma1 >/dev/null", user="root"):
-            raise MachineError("vLLM's Debian packages could not be installed")
-        if run(suite, _INSTALL_VLLM):
-            raise MachineError("vLLM could not be installed")
+        run_or_fail("apt-get update -qq && apt-get install -qq -y g++ libnuma1 >/dev/null", "root")
+        run_or_fail(_INSTALL_VLLM)
         report("vLLM was installed")
-        serve = f"vllm/bin/vllm-cli serve {_MODEL} --engine vllm --enforce-eager --max-model-len 512 --port {{port}}"
-        with _serving(suite, f"HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 {serve}") as log:
+        with _serving(suite, _SERVE_VLLM) as log:
             if "without preloading" in log.read_text():
                 raise MachineError(f"vLLM started without preloading: {log}")
             report("vLLM answered")
@@ -219,9 +225,8 @@ def _complete(port: int) -> str:
         with urlopen(f"{url}/models", timeout=60) as answer:
             model = json.load(answer)["data"][0]["id"]
         body = {"model": model, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
-        with urlopen(
-            Request(f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        ) as answer:
+        request = Request(f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as answer:
             return str(json.load(answer)["choices"][0]["text"])
     except (URLError, OSError):
         return ""
