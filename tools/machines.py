@@ -8,8 +8,8 @@
 
 A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
 process ids of their own. Of the host they see /dev, /sys and the network, and the variables of pip and uv.
-debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy of it. Needs root and
-ten gigabytes, but nothing that `make` installs.
+debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy. Needs root and ten
+gigabytes, but nothing that `make` installs.
 """
 
 import argparse
