@@ -48,9 +48,11 @@ for folder in dev sys; do mount --rbind "/$folder" "$0/$folder"; done
 mount -t tmpfs -o mode=1777 tmpfs "$0/dev/shm"
 exec chroot --userspec="$1" "$0" env -i "${@:2}"
 """
-_SERVE_VLLM: Final = (
-    "VLLM_CPU_KVCACHE_SPACE=1 vllm/bin/vllm-cli serve --engine vllm --enforce-eager --max-model-len 512 --port {port}"
-)
+_SERVE_VLLM: Final = """
+model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's/^on disk: //p')
+export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
+vllm/bin/vllm-cli serve "$model" --engine vllm --enforce-eager --max-model-len 512 --port {port}
+"""
 _INSTALL_VLLM: Final = r"""
 python3 -m venv vllm && vllm/bin/pip install --quiet uv
 install() { vllm/bin/uv pip install --quiet --python vllm/bin/python "$@"; }
