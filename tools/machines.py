@@ -8,8 +8,8 @@
 
 A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
 process ids of their own. Of the host they see /dev, /sys and the network, and the variables of pip and uv.
-debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy. Needs root and ten
-gigabytes, but nothing that `make` installs.
+debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy. Needs root and 12
+GiB, but nothing that `make` installs.
 """
 
 import argparse
@@ -37,6 +37,7 @@ _PACKAGES: Final = "ca-certificates,git,make,procps,python3,python3-venv"
 _CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
 _KEPT_S: Final = 7 * 24 * 3600
 _READY_S: Final = 900
+_NEEDED_BYTES: Final = 12 << 30
 _HANDED_ON: Final = re.compile(
     r"PIP_(EXTRA_)?INDEX_URL|PIP_TRUSTED_HOST|PIP_DEFAULT_TIMEOUT|UV_(DEFAULT_)?INDEX(_URL)?|(http|https|no)_proxy",
     re.IGNORECASE,
@@ -94,9 +95,6 @@ def make(name: str) -> Path:
 
 
 def _fill(image: Path, suite: str) -> None:
-    if shutil.which("debootstrap") is None:
-        _call("apt-get", "update", "-qq")
-        _call("apt-get", "install", "-qq", "--yes", "debootstrap")
     script = Path("/usr/share/debootstrap/scripts", suite)
     if not script.exists():  # newer than the host: all suites share one script
         script = script.with_name("sid")
@@ -254,17 +252,20 @@ def _call(*words: object) -> None:
 
 
 def _why_impossible() -> str | None:
+    """Installs debootstrap if it can be."""
     if os.geteuid() != 0:
-        return "it needs root"
-    tools = ("unshare", "chroot", "debootstrap")
-    missing = [
-        tool for tool in tools if shutil.which(tool) is None and not (tool == tools[-1] and shutil.which("apt-get"))
-    ]
-    if missing:
-        return f"{missing[0]} is not installed"
-    if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
-        return "unshare(1) may not make namespaces here"
-    return None
+        return "they need root"
+    if (free := shutil.disk_usage(FOLDER.parent).free) < _NEEDED_BYTES:
+        return f"{FOLDER.parent} has {free >> 30} GiB free, and they need {_NEEDED_BYTES >> 30} GiB"
+    if shutil.which("debootstrap") is None:
+        try:
+            _call("apt-get", "update", "-qq")
+            _call("apt-get", "install", "-qq", "--yes", "debootstrap")
+        except (MachineError, FileNotFoundError) as err:
+            return f"debootstrap is not installed, and cannot be: {err}"
+    words = ["unshare", "--mount", "--pid", "--fork", "mount", "-t", "proc", "proc", "/proc"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return f"no namespaces can be made: {done.stderr.strip()}" if done.returncode else None
 
 
 def main() -> int:
