@@ -49,6 +49,11 @@ for folder in dev sys; do mount --rbind "/$folder" "$0/$folder"; done
 mount -t tmpfs -o mode=1777 tmpfs "$0/dev/shm"
 exec chroot --userspec="$1" "$0" env -i "${@:2}"
 """
+_DEBIAN_PACKAGES: Final = """
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1 >/dev/null
+"""
+"""What vLLM needs; the mirror may be a snapshot."""
 _SERVE_VLLM: Final = """
 model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's/^on disk: //p')
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
@@ -80,7 +85,7 @@ class MachineError(Exception):
     """What a machine lacks, or what failed in it."""
 
 
-def make(name: str) -> Path:
+def make(name: str) -> None:
     """A fresh machine; an older one of this name is removed."""
     image = FOLDER / f"{name}.image"
     done = image / "complete"
@@ -88,10 +93,8 @@ def make(name: str) -> Path:
         remove(image.name)
         _fill(image, name)
         done.touch()
-    machine = FOLDER / name
     remove(name)
-    _call("cp", "--archive", "--reflink=auto", image, machine)
-    return machine
+    _call("cp", "--archive", "--reflink=auto", image, FOLDER / name)
 
 
 def _fill(image: Path, suite: str) -> None:
@@ -100,16 +103,8 @@ def _fill(image: Path, suite: str) -> None:
         script = script.with_name("sid")
     image.parent.mkdir(parents=True, exist_ok=True)
     log = image.with_suffix(".log")
+    words = f"debootstrap --variant=minbase --include={_PACKAGES} {suite} {image} {_mirror()} {script}".split()
     with log.open("wb") as output:
-        words = [
-            "debootstrap",
-            "--variant=minbase",
-            f"--include={_PACKAGES}",
-            suite,
-            str(image),
-            _mirror(),
-            str(script),
-        ]
         if subprocess.run(words, stdout=output, stderr=output, check=False).returncode:
             raise MachineError(f"debootstrap failed for {suite}; its last lines in {log} say why")
     for path in ("etc/resolv.conf", "etc/hosts", _CERTIFICATES):
@@ -120,12 +115,10 @@ def _fill(image: Path, suite: str) -> None:
 
 def _mirror() -> str:
     """That of the host, if it is a Debian."""
-    for path in sorted(Path("/etc/apt").glob("sources.list*/*")) + [Path("/etc/apt/sources.list")]:
-        words = path.read_text().split() if path.is_file() else []
-        urls = [word for word in words if word.startswith("http") and word.rstrip("/").endswith("/debian")]
-        if urls:
-            return urls[0]
-    return "http://deb.debian.org/debian"
+    sources = [path for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
+    text = "\n".join(path.read_text() for path in [*sources, Path("/etc/apt/sources.list")] if path.exists())
+    found = re.search(r"https?://\S+/debian/?(?=\s)", text)
+    return found[0] if found else "http://deb.debian.org/debian"
 
 
 def put(name: str, folder: Path = ROOT) -> None:
@@ -186,7 +179,7 @@ def check(name: str) -> None:
         run_or_fail("cd repository && make test")
         report("`make test` passed")
     else:
-        run_or_fail("apt-get update -qq && apt-get install -qq -y g++ libnuma1 >/dev/null", "root")
+        run_or_fail(_DEBIAN_PACKAGES, "root")
         run_or_fail(_INSTALL_VLLM)
         report("vLLM was installed")
         with _serving(suite, _SERVE_VLLM) as log:
@@ -275,7 +268,7 @@ def main() -> int:
     parser.add_argument("--if-possible", action="store_true", help="exit code 0 where machines are not possible")
     parser.add_argument("--root", action="store_true", help="run as root")
     parser.add_argument("words", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if (reason := _why_impossible()) is not None:
         print(f"fresh machines: skipped, because {reason}", file=sys.stderr)
         return 0 if options.if_possible else 2
