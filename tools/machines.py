@@ -168,7 +168,7 @@ def check(name: str) -> None:
 
     def run_or_fail(text: str, user: str = "user") -> None:
         if run(suite, text, user=user):
-            raise MachineError(f"this failed: {text}")
+            raise MachineError(f"this failed: {text.strip()}")
 
     make(suite)
     put(suite)
@@ -204,7 +204,7 @@ def _serving(name: str, text: str) -> Iterator[Path]:
             while "Paris" not in _complete(port):
                 if server.poll() is not None or time.monotonic() > deadline_s:
                     print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
-                    raise MachineError(f"no answer by `{text}`: its output is in {log}")
+                    raise MachineError(f"the server has not answered: its output is in {log}")
                 time.sleep(0.2)
             yield log
         finally:
