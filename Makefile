@@ -11,6 +11,7 @@
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
+#   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
@@ -29,12 +30,12 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # The tests of the maintainers' tools lie outside of what `make test` collects. ARGS with paths take precedence.
 WITH_TOOLS = -o testpaths="tests tools"
 WITH_ALONE = -o testpaths="$(shell grep -rl --include='*.py' 'mark\.alone' tests)"
-# Runs the tests that an expression of marks selects; those marked `alone` follow, one after the other. Exit code 5:
-# none was selected.
-run = @failed=0; set -x; \
-  $(PYTEST) $(2) -m "$(1) and not alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
-  $(PYTEST) -n 0 $(WITH_ALONE) -m "$(1) and alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
-  exit $$failed
+# Runs the tests that an expression of marks selects; those marked `alone` follow, one after the other. Fails if both
+# parts have selected none (pytest's exit code 5).
+run = @codes=; set -x; \
+  $(PYTEST) $(2) -m "$(1) and not alone" $(ARGS) || codes=$$?; \
+  $(PYTEST) -n 0 $(WITH_ALONE) -m "$(1) and alone" $(ARGS) || codes=$$codes$$?; \
+  case $$codes in '' | 5) ;; *) exit 1 ;; esac
 VERSIONS ?= 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 
 VENV := .venv
@@ -52,7 +53,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-swaps lint format size docs release-notes bench audit lock install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -106,6 +107,10 @@ test-vllm-versions: $(INSTALLED_DEV)
 test-vllm-suite: $(INSTALLED_DEV)
 	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/dev/changing.md" >&2; exit 2; }
 	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
+
+# Nothing of .venv is used: the machines install their own.
+test-machines:
+	@$(PYTHON) -m tools.machines check $(MACHINES) $(ARGS)
 
 test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -s tests/soak/test_soak.py --minutes 30 $(ARGS)

@@ -40,10 +40,14 @@ class RawClient:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(_PATIENT_S)
-        self.socket.connect(("127.0.0.1", port))
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
         self._pending = b""
+        try:
+            self.socket.connect(("127.0.0.1", port))
+            if context is not None:
+                self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
+        except BaseException:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -93,13 +93,20 @@ class _SlowStart:
             os.close(self._fd)
 
     def wait_reading(self) -> None:
-        """Waits until the start reads the file; only then it can be opened for writing."""
-        wait_until(self._open)
+        """Waits until the start is in read(2): a signal that arrives just before it is not acted on."""
+        wait_until(self._open)  # possible only once the start has opened the file
+        wait_until(lambda: any(psutil.Process(pid).status() == psutil.STATUS_SLEEPING for pid in self._readers()))
 
     def _open(self) -> bool:
         with suppress(OSError):
             self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
         return self._fd >= 0
+
+    def _readers(self) -> Iterator[int]:
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):  # closed meanwhile, or of another user
+                if link.readlink() == self._path and link.parts[2] != str(os.getpid()):
+                    yield int(link.parts[2])
 
 
 @pytest.mark.parametrize("flags", slow_but_for(["", " --idle-stop 1h --idle-warm off"], ""))

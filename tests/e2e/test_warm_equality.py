@@ -32,9 +32,10 @@ _LAUNCHER: Final = (
     'umask 027; ulimit -n 512; ulimit -c 0; trap "" USR1; cd "$0"; exec "$@" 3</etc/hostname',
 )
 _STATUS: Final = (
-    "Name", "Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
+    "Name", "Umask", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
     "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "Mems_allowed_list", "THP_enabled",
 )  # fmt: skip
+"""Not SigBlk: a fork blocks all signals for a moment. The descriptions from inside have the `mask`."""
 _OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*|OPENBLAS_.*")
 _SESSIONS: Final = {
     "terminal": (

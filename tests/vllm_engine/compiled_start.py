@@ -59,10 +59,8 @@ def start_and_end(
     report.unlink(missing_ok=True)
     is_plain = launcher == "plain"
     reporting = () if is_plain else ("--startup-report", str(report))
-    server = VllmServer(
-        launcher, model, *FLAGS, *map(str, words), *reporting, folder=folder, environment=dict(environment or {})
-    )
-    server.variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    variables = {"PYTHONDONTWRITEBYTECODE": "", **(environment or {})}  # an empty one also hides that of the tests
+    server = VllmServer(launcher, model, *FLAGS, *map(str, words), *reporting, folder=folder, environment=variables)
     server.command = [word.replace(str(PEERS["0.32"]), str(PEERS[version])) for word in server.command]
     with server:
         server.wait(lambda: server.health() == 200 or server.process.poll() is not None)

@@ -32,11 +32,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def disk(folder: Path) -> Iterator[SmallDisk]:
-    with SmallDisk(folder, 256 << 10) as disk:
+def disk(folder: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
+    with SmallDisk(folder, getattr(request, "param", 256 << 10)) as disk:
         yield disk
 
 
+@pytest.mark.parametrize("disk", [64 << 20], ids=["room for bytecode"], indirect=True)
 @pytest.mark.parametrize(
     "bytecode", [{}, pytest.param({"PYTHONPYCACHEPREFIX": "bytecode"}, marks=pytest.mark.slow)], ids=["", "bytecode"]
 )

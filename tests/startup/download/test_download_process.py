@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(downloads, disk, tmp
 def test_a_read_only_cache_is_named_and_a_complete_model_in_it_is_used(downloads, disk, tmp_path):
     downloads.cache = disk.path_inside(tmp_path / "disk") / "hub"
     folder = downloads.run().folders
-    subprocess.run([*disk.launcher, "mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
+    subprocess.run([*disk.launcher, "mount", "-o", "remount,bind,ro", str(tmp_path / "disk")], check=True)
     assert downloads.run().folders == folder
     downloads.hub.add("org/other", MODEL)
     report = downloads.run("org/other")

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import psutil
@@ -29,6 +29,7 @@ class _Server:
     def __init__(self, listener: socket.socket, responder: StartupResponder, limits: LimitsConfig) -> None:
         self.is_ready = True
         self.paths: list[str] = []
+        self.clients = ExitStack()
         self._listener = listener
         self._responder = responder
         self.probes = EmbeddedProbes(responder, ServerConfig(served_model_names=("m",)), PROBE_PATHS)
@@ -59,7 +60,9 @@ class _Server:
         return psutil.Process(self._responder._pid)
 
     async def connect(self) -> "_Client":
-        return await asyncio.to_thread(_Client, self._listener.getsockname())
+        client = await asyncio.to_thread(_Client, self._listener.getsockname())
+        self.clients.enter_context(client.socket)
+        return client
 
     async def ask_lent(self, path: str = "/health") -> "_Client":
         """A client whose first probe was answered by the server, which then has lent the connection."""
@@ -78,6 +81,12 @@ def _ask_held(question: Callable[[], "_Response"]) -> "_Response":
     """The answer to a question, asked in a thread; the event loop is held until it is there."""
     with ThreadPoolExecutor() as pool:
         return pool.submit(question).result(60)
+
+
+def _ask_once(address: Any, path: str) -> "_Response":
+    client = _Client(address)
+    with client.socket:
+        return client.ask_now(path)
 
 
 class _Response:
@@ -128,6 +137,7 @@ async def _serving(
         yield server
     finally:
         await server.probes.end()
+        server.clients.close()
         server.http.should_exit = True
         await serving
 
@@ -136,7 +146,7 @@ async def _serving(
 def test_a_new_connection_is_accepted_and_answered_while_the_loop_is_held(path):
     async def test(server: _Server) -> None:
         address = server._listener.getsockname()
-        while (answer := _ask_held(lambda: _Client(address).ask_now(path))).status == 503:
+        while (answer := _ask_held(lambda: _ask_once(address, path))).status == 503:
             await asyncio.sleep(0.2)  # it was held for more than 2 s
         assert answer.status == 200
         assert answer.is_of_responder

@@ -19,13 +19,14 @@ import os, signal, socket, sys
 from startup.processes import messages
 from startup.standby.forwarding import follow_server
 ours, theirs = socket.socketpair()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # in the server, as if it ended just then
 pid = os.fork()
 if pid == 0:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if it ended just then
     ours.close()
     messages.send(theirs, [b"again", b"ASKED", b"cold"])
     sys.stdin.read()
     os._exit(0)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 theirs.close()
 sys.orig_argv[:] = [sys.executable, "-S", "-c", "import os; print(os.environ['ASKED'], flush=True)"]
 print(pid, flush=True)

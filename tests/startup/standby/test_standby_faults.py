@@ -25,7 +25,7 @@ from tests.ports import free_port
 from tests.processes import stopped
 from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_until
+from tests.waiting import is_gone, wait_until
 
 NOBODY: Final = 65534
 
@@ -119,6 +119,7 @@ def test_leftover_sockets_of_a_killed_standby(tiny_llama):
         killed.process.kill()
         template.kill()
         killed.process.wait()
+        wait_until(lambda: is_gone(template.pid))
         assert killed.socket_path().exists()
         assert "refused" in _why_cold(killed, tiny_llama)
         killed.start()

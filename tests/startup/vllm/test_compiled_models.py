@@ -23,14 +23,16 @@ class Starts:
     def write_config(self, **fields: int) -> None:
         (self.model / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"], **fields}))
 
-    def run(self, *words: object, cache: str = "cache", **variables: str) -> dict[str, Any]:
-        """One start until what it has compiled is recorded, or shared."""
+    def run(
+        self, *words: object, cache: str = "cache", logged: str = "ready after", **variables: str
+    ) -> dict[str, Any]:
+        """One start until what it has compiled is recorded, and the text is logged."""
         report = self.folder / "report.json"
         report.unlink(missing_ok=True)
         given = (str(self.model), "--startup-report", str(report), *map(str, words))
         with FakeStart(self.folder, *given, env=self._environment(cache, variables)) as start:
             start.wait_ready()
-            start.wait_logged("ready after")
+            start.wait_logged(logged)
             start.wait(report.exists)
             told: dict[str, Any] = json.loads(report.read_text())["compiled_model"]
             if told["state"] == "compiled":
@@ -117,19 +119,20 @@ def test_require_ends_a_start_that_would_compile(starts):
 @pytest.mark.smoke
 def test_a_machine_loads_what_another_one_has_added(starts):
     place = starts.folder / "shared"
-    starts.run("--compile-cache", place)
+    added = "compiled models: added 1"
+    starts.run("--compile-cache", place, logged=added)
     (archive,) = place.glob("*/*.zip")
-    added = archive.stat()
+    inode = archive.stat().st_ino
     assert starts.run("--compile-cache", f"{place},require", cache="second")["state"] == "loaded"
     assert "compiled models: fetched 1" in starts.log
     assert starts.run("--compile-cache", place, cache="second")["state"] == "loaded"
     assert "fetched" not in starts.log
-    assert archive.stat().st_ino == added.st_ino
+    assert archive.stat().st_ino == inode
 
     content = bytearray(archive.read_bytes())
     content[60] ^= 1
     archive.write_bytes(content)
-    assert starts.run("--compile-cache", place, cache="third")["state"] == "compiled"
+    assert starts.run("--compile-cache", place, cache="third", logged=added)["state"] == "compiled"
     assert "is removed, because it is damaged" in starts.log
     starts.run("--compile-cache", place, cache="fourth")
     assert "compiled models: fetched 1" in starts.log

@@ -86,6 +86,7 @@ class FakeEngine:
                 self._handle(self._decoder.decode(payload))
         except ChannelClosedError:
             self._channel.close()
+            self._channel._reader.close()
 
     def _handle(self, message: ToEngine) -> None:
         self.messages.append(message)

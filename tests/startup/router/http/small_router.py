@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class SmallChild:
 
     async def end_reason(self) -> str:
         return self.reason
+
+    async def close(self) -> None:
+        await self.connector.close()
 
 
 class SmallPool:
@@ -194,7 +197,12 @@ class SmallRouter:
     ) -> SmallChild:
         """Starts a server that writes bytes itself."""
         child, path = self._create_child()
-        server = await asyncio.start_unix_server(handler, path)
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with closing(writer):
+                await handler(reader, writer)
+
+        server = await asyncio.start_unix_server(handle, path)
         self._stack.callback(server.close)
         await self.pool.start(name, child)
         return child
@@ -203,13 +211,13 @@ class SmallRouter:
         """Its connections are closed after its server: aiohttp waits for what the server has not read."""
         path = self._folder / f"{time.monotonic_ns()}.sock"
         child = SmallChild(path)
-        self._stack.push_async_callback(child.connector.close)
+        self._stack.push_async_callback(child.close)
         return child, path
 
     async def connect(self, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A client that writes bytes itself."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **kwargs)
-        self._stack.callback(writer.transport.abort)
+        self._stack.callback(lambda: writer.transport.abort())  # holds the writer, not only its transport
         return reader, writer
 
 

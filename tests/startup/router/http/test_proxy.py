@@ -488,7 +488,6 @@ async def test_a_long_body_that_is_cut_is_cut_for_the_client(router):
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
-        writer.close()
 
     await router.serve("m")
     await router.start_raw_model("m", answer)
@@ -504,7 +503,6 @@ async def test_an_early_answer_to_a_long_body_arrives(router, client):
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
         await writer.drain()
         await asyncio.sleep(0.1)
-        writer.close()
 
     await router.serve("m")
     await router.start_raw_model("m", reject)

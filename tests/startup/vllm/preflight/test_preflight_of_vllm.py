@@ -24,6 +24,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(site: Path) -> Serve:
+    """Runs this vLLM as one for CPUs: the torch of the tests may be built for GPUs that are not here."""
+
     def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         with short_folder() as folder:
             return subprocess.run(
@@ -31,7 +33,7 @@ def serve(site: Path) -> Serve:
                 capture_output=True,
                 text=True,
                 cwd=folder,
-                env=environment(folder, site, **variables),
+                env=environment(folder, site, VLLM_TARGET_DEVICE="cpu", **variables),
                 timeout=120,
             )
 
