@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from base.json_depth import check_depth, read_json
 from startup.router.model_entry import BodyChanges
 
 _MODEL_PART: Final = re.compile(rb'content-disposition:[^\r\n]*[; ]name="?model"?\s*(;|\r|$)', re.IGNORECASE)
@@ -70,9 +71,10 @@ def _remove(members: _Members, key: str) -> None:
 def _members_of(text: bytes) -> _Members | None:
     """The members of an object; NaN, and halves of characters, are no JSON, but vLLM takes them."""
     with suppress(ValueError):
+        check_depth(text)
         return _DECODER.decode(text)
     with suppress(ValueError):
-        loaded = json.loads(text)
+        loaded = read_json(text)
         if isinstance(loaded, dict):
             return {key: msgspec.Raw(json.dumps(value).encode()) for key, value in loaded.items()}
     return None
