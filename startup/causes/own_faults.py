@@ -57,7 +57,8 @@ _INTENDED: Final = re.compile(
 """Begins exceptions with which we, or a signal, end a start on purpose."""
 
 _ROOT: Final = f"{Path(__file__).parents[2]}/"
-_OWN: Final = re.compile(r"(?:vllm_cli/)?((?:base|envs|server|startup|vllm_cli)/.*)")
+_OWN: Final = re.compile(r"(?:base|envs|server|startup|vllm_cli)/.*")
+_IN_WHEEL: Final = "vllm_cli/packages/"
 _LIBRARY: Final = re.compile(r".*/lib(?:32|64)?/python3\.\d{1,3}t?/(?!(?:site|dist)-packages/)(.*)")
 
 
@@ -78,7 +79,7 @@ class TracebackOrigin:
         library = _LIBRARY.fullmatch(file)
         own = None if library else _OWN.fullmatch(_in_root(file))
         if own:
-            self._add_own(own[1], function)
+            self._add_own(own[0], function)
         elif library is None and not file.startswith("<"):
             self._is_in_ours = False
         elif library and (library[1], function) in _BEGINS:
@@ -101,6 +102,8 @@ class TracebackOrigin:
 
 
 def _in_root(file: str) -> str:
-    """The path below site-packages, or below the folder from which this program runs."""
-    _, installed, path = file.rpartition("-packages/")
-    return path if installed else file.removeprefix(_ROOT)
+    """The path below the folder from which this program runs, or as in a checkout if it is in a wheel."""
+    _, is_installed, path = file.rpartition("-packages/")
+    if not is_installed:
+        return file.removeprefix(_ROOT)
+    return path.removeprefix(_IN_WHEEL) if path.startswith("vllm_cli/") else ""

@@ -101,9 +101,6 @@ class ForkError(OSError):
 class ForkedPopen(popen_spawn_posix.Popen):
     """Starts one process, and learns its end."""
 
-    falls_back_in_threads = False
-    """Whether a new program may be started on any thread, with which the kernel may end it."""
-
     def __init__(self, process_obj: process.BaseProcess) -> None:
         self.name = process_obj.name
         self._connection: socket.socket | None = None
@@ -117,6 +114,10 @@ class ForkedPopen(popen_spawn_posix.Popen):
         """Why the process must be a new program; empty if that was logged."""
         return None if is_running() else "the forkserver has exited" if _server else ""
 
+    def may_be_new_program(self) -> bool:
+        """Whether a new program can take the place of a fork; the kernel may end one with its thread."""
+        return threading.current_thread() is threading.main_thread()
+
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         """Texts and descriptors for `begin` (see `install`)."""
         return (), ()
@@ -128,7 +129,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
                 raise ForkError(reason)
             pid, self._connection = _fork([os.fsencode(word) for word in words], fds, *self.extras())
         except ForkError as err:
-            if not self.falls_back_in_threads and threading.current_thread() is not threading.main_thread():
+            if not self.may_be_new_program():
                 raise
             if str(err) not in _logged:
                 _logged.add(str(err))

@@ -73,6 +73,8 @@ _EXCLUDED: Final = ("__", "startup", "transformers_modules")
 """Prefixes of modules of this program and of code that comes with a model."""
 
 FORKSERVER: Final = "forkserver"
+API_SERVER: Final = "ApiServer"
+"""Begins the names of the processes that `--api-server-count` starts."""
 MAIN: Final = "MainProcess"
 """multiprocessing's name for a process that it did not start."""
 

@@ -23,7 +23,7 @@ from startup.processes.forkserver import ForkedPopen, install
 from startup.processes.new_program import Program, without_main_module
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
-from startup.vllm.journal import FORKSERVER, Journal
+from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
 from startup.vllm.probes.serving_events import ChildPipes, report_serving
 
 PROCESS_START: Final = Hook(
@@ -84,14 +84,16 @@ _start = _Start()
 
 
 class _ForkedPopen(ForkedPopen):
-    falls_back_in_threads = True
-
     def __init__(self, process_obj: process.BaseProcess) -> None:
         with without_main_module(), _recorded(process_obj.name):
             super().__init__(process_obj)
 
     def why_not_forked(self) -> str | None:
         return super().why_not_forked() or _why_not_forked()
+
+    def may_be_new_program(self) -> bool:
+        """On every thread; not as API server, which tells the launcher through pipes that it serves."""
+        return _start.pipes is None or not self.name.startswith(API_SERVER)
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         return (self.name, json.dumps(ChildState.of_this_process())), (_death_pipe(), *(_start.pipes or ()))

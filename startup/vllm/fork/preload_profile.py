@@ -23,7 +23,7 @@ from startup.serve_words import is_eager, normalise, split
 from startup.timeline.history import installed_versions
 from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.journal import StartRecordings
+from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
 
 RECORDED_PROCESSES: Final = Hook(
@@ -39,7 +39,7 @@ _FORMAT: Final = 5
 _FOLDER: Final = "preload"
 _DISABLED: Final = ".disabled"
 _DISTRIBUTION: Final = "vllm-cli-server"
-_API_PROCESSES: Final = ("MainProcess", "ApiServer")
+_API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _RELEVANT_FLAGS: Final = frozenset(
     {
         "--enforce-eager", "--quantization", "-q", "--runner", "--convert", "--task", "--enable-lora", "--dtype",

@@ -121,7 +121,7 @@ def _words_of_config(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _normalise(words: list[str]) -> Iterator[str]:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word.startswith("--"):
             name, is_attached, value = word.partition("=")
             yield _NAME.sub(lambda match: match[0].replace("_", "-"), name, count=1) + is_attached + value

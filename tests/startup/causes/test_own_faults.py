@@ -24,9 +24,10 @@ _FRAMES = {
     "main": f"{_ROOT}/startup/processes/forkserver.py",
     "wrapper": f"{_ROOT}/startup/vllm/patches/spans.py",
     "finder": f"{_ROOT}/startup/imports/finder.py",
-    "wheel": f"{_SITE}/vllm_cli/startup/vllm/patches/early_engine.py",
-    "late": f"{_SITE}/startup/vllm/patches/late_imports.py",
+    "wheel": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/early_engine.py",
+    "late": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/late_imports.py",
     "embedded": f"{_ROOT}/startup/engine/process.py",
+    "other": f"{_SITE}/startup/main.py",
     "user": "/home/user/startup/auth.py",
     "checkout": f"{_ROOT}/.venv/lib/python3.14/site-packages/vllm/v1/engine/core.py",
 }
@@ -75,6 +76,7 @@ def test_ours(frames, error):
         pytest.param("core wrapper", "RuntimeError: --compile-cache require: vLLM would compile", id="required"),
         pytest.param("embedded forkserver", "EOFError", id="embedded"),
         pytest.param("core user", "KeyError: 'x'", id="middleware"),
+        pytest.param("core other", "KeyError: 'x'", id="other-program"),
         pytest.param("run checkout", "KeyError: 'x'", id="environment-in-a-checkout"),
     ],
 )
