@@ -8,6 +8,7 @@ from multiprocessing import util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+import vllm_cli.own_packages  # noqa: F401 - finds the packages of the next lines
 from server.config import EngineConfig, ModelFiles
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import LENGTH

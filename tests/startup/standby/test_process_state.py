@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.thorough, pytest.mark.timeout(120)]
 
 _SNAPSHOT = """
 import json, os, sys
+import vllm_cli.own_packages
 from startup.standby import process_state
 
 VOLATILE = ("Name State Tgid Ngid Pid PPid FDSize NStgid NSpid NSpgid NSsid HugetlbPages Threads SigQ SigPnd ShdPnd "
