@@ -59,10 +59,13 @@ def _run() -> int:
 
 def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     """Runs a template process, which the standby starts; returns only in the servers forked from it."""
-    import vllm_cli.commands.serve  # noqa: F401 - what every server imports
-    from startup.logs.setup import configure_logging, log_options_of_environment
-    from startup.processes.quick_end import end_without_finalizing
-    from startup.standby.template import wait_for_start
+    from base.machine.descriptors import low_numbers_taken
+
+    with low_numbers_taken():  # front processes have files of these numbers
+        import vllm_cli.commands.serve  # noqa: F401 - what every server imports
+        from startup.logs.setup import configure_logging, log_options_of_environment
+        from startup.processes.quick_end import end_without_finalizing
+        from startup.standby.template import wait_for_start
 
     configure_logging(log_options_of_environment(), role="template")
     link = wait_for_start(kind, models, int(standby_fd))

@@ -132,6 +132,12 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; an error of the user is one line without a traceback."""
+    if exit_code := _run(args):
+        _discard_unwritten()
+    return exit_code
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
@@ -143,7 +149,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as err:
         if err.errno not in _DISK_FULL or err.filename is not None:
@@ -154,6 +159,17 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return exit_code
     return result if isinstance(result, int) else 0
+
+
+def _discard_unwritten() -> None:
+    """What is left of output that cannot be written: the interpreter would try again, and exit with 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except ValueError:  # it is closed
+            continue
 
 
 def _show(err: click.ClickException) -> int:

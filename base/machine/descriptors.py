@@ -4,9 +4,13 @@ import fcntl
 import os
 import resource
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _LOWEST: Final = 500
+_LOW_FDS: Final = 250
+"""Numbers below it are those of other processes' files."""
 
 
 def is_open(fd: int) -> bool:
@@ -30,3 +34,19 @@ def move_up(fd: int) -> int:
 def move_socket_up(connection: socket.socket) -> socket.socket:
     """Gives a socket a high number; returns it as a new object, and closes the given one."""
     return socket.socket(fileno=move_up(connection.detach()))
+
+
+@contextmanager
+def low_numbers_taken() -> Iterator[None]:
+    """Files that imports open in the block get high numbers.
+
+    Some stay open: since libffi 3.8, which ctypes loads, that library's own.
+    """
+    null = os.open(os.devnull, os.O_RDONLY)
+    num_taken = min(_LOW_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    taken = [null, *(os.dup(null) for _ in range(num_taken))]
+    try:
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)

@@ -11,7 +11,6 @@ forks at once; the fork receives its program there, and the forkserver sends the
 import importlib
 import logging
 import os
-import resource
 import select
 import signal
 import socket
@@ -23,7 +22,7 @@ from multiprocessing import get_context, popen_forkserver, popen_spawn_posix, pr
 from multiprocessing.connection import wait
 from typing import Any, Final, NamedTuple
 
-from base.machine.descriptors import move_socket_up, move_up
+from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.processes import is_alive
 from envs import foreign
 from startup.hooks.hook import Hook, Name, Text
@@ -74,8 +73,6 @@ _STATUS_S: Final = 1.0
 _TRIAL_S: Final = 10.0
 LOST: Final = 255
 """The exit code of a process whose forkserver does not answer."""
-_LOW_FDS: Final = 250
-"""Numbers that no file of the forkserver's imports gets: files of programs have them."""
 _start_program: Final = START_PROGRAM.get(util)
 
 
@@ -273,15 +270,13 @@ def main(fd: int, preload_module: str) -> None:
     link = move_socket_up(socket.socket(fileno=fd))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    num_taken = min(_LOW_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-    taken = [null, *(os.dup(null) for _ in range(num_taken))]
+    os.close(null)
     install()
     try:
-        importlib.import_module(preload_module)
+        with low_numbers_taken():
+            importlib.import_module(preload_module)
     except Exception as err:  # noqa: BLE001 - a module of any package; processes are new programs then
         sys.exit(f"vllm-cli: the forkserver's imports failed: {err!r}")
-    for number in taken:
-        os.close(number)
     be_own_main_module()
     server_pid = os.getpid()
     connection = _serve(link)

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from base.machine.command_line import replace_command_line
 from base.machine.descriptors import is_open, move_up
+from base.machine.libc import load_libc
 from envs import foreign
 from startup.hooks.hook import Name
 from startup.processes import death_pipe, group_signals
@@ -98,6 +99,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
         at_import: the environment of the imports.
     """
     global _dormant
+    load_libc()  # libffi 3.8 opens a file on import: the fork alone would have it, with the number of one of ours
     ours, theirs = socket.socketpair()
     parent_pid = os.getpid()
     with group_signals.blocked():  # as multiprocessing's new programs: blocked until they import their modules

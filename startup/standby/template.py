@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from base.machine.descriptors import move_socket_up, move_up
+from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.libc import load_libc
 from envs import foreign
 from startup.engine.torch_environment import set_torch_variables
@@ -62,15 +62,16 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
     Raises:
         StartupError: this process cannot fork servers.
     """
-    death_pipe.follow_parent(os.getppid())
-    imports = choose_imports(kind, models)
-    given = execute_with(imports.variables)
-    files = InstalledFiles()
-    before = foreign.snapshot()
-    begin_s = time.monotonic()
-    with recorded_reads() as read:
-        imports.run()
-    import_s = time.monotonic() - begin_s
+    with low_numbers_taken():
+        death_pipe.follow_parent(os.getppid())
+        imports = choose_imports(kind, models)
+        given = execute_with(imports.variables)
+        files = InstalledFiles()
+        before = foreign.snapshot()
+        begin_s = time.monotonic()
+        with recorded_reads() as read:
+            imports.run()
+        import_s = time.monotonic() - begin_s
     files.record_loaded()
     _check_can_fork()
     death_pipe.follow_no_parent()  # from now on, the end of the standby is an end of file

@@ -25,16 +25,16 @@ from tests.waiting import wait_until
 _INTERRUPT_DECODER = """
 import os, signal, sys, typing
 
-union = type(typing.Union[int, str])
-plain = union.__hash__
+alias = type(typing.Annotated[int, 1])
+plain = alias.__hash__
 
 def interrupted(self):
     if sys._getframe(1).f_code.co_filename.endswith("server/http_body/request_body.py"):
-        union.__hash__ = plain
+        alias.__hash__ = plain
         os.kill(os.getpid(), signal.SIGINT)
     return plain(self)
 
-union.__hash__ = interrupted
+alias.__hash__ = interrupted
 """
 _PIDFD_GETFD = 438
 """Number of the system call, the same on all architectures; the standard library has no function for it."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shlex
 import threading
 from collections.abc import Iterator, Sequence
@@ -271,8 +272,13 @@ def _writable_parts(pid: int, memory: RawIOBase) -> Iterator[bytes]:
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
         if found and "[v" not in line:
             begin, end = (int(text, 16) for text in found.groups())
-            memory.seek(begin)
-            yield memory.read(end - begin) or b""
+            while begin < end:
+                memory.seek(begin)
+                part = b""
+                with suppress(OSError):  # since glibc 2.42, a stack contains its thread's guard pages
+                    part = memory.read(end - begin) or b""
+                yield part
+                begin += max(len(part), resource.getpagesize())
 
 
 def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_path):

@@ -1,6 +1,7 @@
 """Makes every Python program with this folder on its path describe itself, while it reads a model's file.
 
-The API process and the engine process of a server write a JSON file each into the folder DESCRIBE_IN.
+The API process and the engine process of a server write a JSON file each into the folder DESCRIBE_IN. An
+import keeps a file open, as that of `ctypes` does with libffi 3.8.
 """
 
 import os
@@ -9,6 +10,7 @@ from typing import Any
 
 _READ_BY = {"engine": "generation_config.json", "api": "tokenizer.json"}
 _done: list[str] = []
+_kept: list[int] = []
 
 
 def _describe() -> dict[str, Any]:
@@ -73,6 +75,8 @@ def _describe() -> dict[str, Any]:
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "import" and arguments[0] == "ctypes" and not _kept:
+        _kept.append(os.open("/dev/null", os.O_RDONLY))
     if event != "open" or _done:
         return
     current_process = getattr(sys.modules.get("multiprocessing.process"), "current_process", None)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from psutil import _psutil_linux
 
 pytestmark = pytest.mark.thorough
 
@@ -144,11 +145,13 @@ def test_bytecode_is_no_change(folder):
         assert template.find_change() == "none"
 
 
-def test_a_replaced_library_is_a_change(folder):
-    import _json
+def _copied_library(folder: Path) -> Path:
+    """Not of the standard library, whose modules may be part of the interpreter's program."""
+    return Path(shutil.copy2(_psutil_linux.__file__, folder / "_copied.so"))
 
-    library = folder / Path(_json.__file__).name.replace("_json", "_copied")
-    shutil.copy2(_json.__file__, library)
+
+def test_a_replaced_library_is_a_change(folder):
+    library = _copied_library(folder)
     (folder / "loads.py").write_text(f"import ctypes\nctypes.CDLL({str(library)!r})\n")
     with running("loads", path=folder) as template:
         assert template.find_change() == "none"
@@ -159,10 +162,7 @@ def test_a_replaced_library_is_a_change(folder):
 
 
 def test_a_library_replaced_during_the_imports_is_a_change(folder):
-    import _json
-
-    library = folder / Path(_json.__file__).name.replace("_json", "_copied")
-    shutil.copy2(_json.__file__, library)
+    library = _copied_library(folder)
     (folder / "loads.py").write_text(
         "import ctypes, os, shutil\n"
         f"path = {str(library)!r}\n"
