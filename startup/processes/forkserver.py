@@ -87,12 +87,16 @@ _server: _Server | None = None
 _starting = threading.local()
 _begin: Callable[[Program], None] | None = None
 _on_end: Callable[[int, int], None] | None = None
-_logged: Final = {""}
+_logged: Final[set[object]] = {""}
 """Reasons why processes are new programs; each is logged once."""
 
 
 class ForkError(OSError):
     """The forkserver has not forked; the message is the reason."""
+
+
+class NoForkserverError(ForkError):
+    """The forkserver has exited or does not answer: logged once, whichever of them a process finds."""
 
 
 class ForkedPopen(popen_spawn_posix.Popen):
@@ -109,7 +113,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
 
     def why_not_forked(self) -> str | None:
         """Why the process must be a new program; empty if that was logged."""
-        return None if is_running() else "the forkserver has exited" if _server else ""
+        return None if _server else ""
 
     def may_be_new_program(self) -> bool:
         """Whether a new program can take the place of a fork; the kernel may end one with its thread."""
@@ -128,8 +132,9 @@ class ForkedPopen(popen_spawn_posix.Popen):
         except ForkError as err:
             if not self.may_be_new_program():
                 raise
-            if str(err) not in _logged:
-                _logged.add(str(err))
+            kind = NoForkserverError if isinstance(err, NoForkserverError) else str(err)
+            if kind not in _logged:
+                _logged.add(kind)
                 logger.warning("%s is started as a new program instead of forked: %s", self.name, err)
             return int(_start_program(path, words, fds))
         return pid
@@ -242,6 +247,8 @@ def _fork(
 ) -> tuple[int, socket.socket]:
     """Returns the pid, and the connection that gets the exit code; raises ForkError."""
     assert _server is not None
+    if not is_running():
+        raise NoForkserverError("the forkserver has exited")
     ours, theirs = socket.socketpair()
     try:
         with theirs:
@@ -254,7 +261,7 @@ def _fork(
             return int(detail), ours
     except (OSError, MessageError, ValueError) as err:
         ours.close()
-        raise ForkError(f"the forkserver does not answer ({err})") from err
+        raise NoForkserverError(f"the forkserver does not answer ({err})") from err
     ours.close()
     reason = detail.decode(errors="replace")
     raise ForkError(f"the fork ended with exit code {reason}" if what == _ENDED else reason)

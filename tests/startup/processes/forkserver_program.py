@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from startup.processes import forkserver, interpreter, new_program
+from startup.processes import forkserver, forkserver_watch, interpreter, new_program
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _IMPORT = "tests.startup.processes.imported_with_file"
@@ -189,6 +189,15 @@ def killed() -> Any:
     process.kill()
     process.join(60)
     return {"running": is_running, "later": [_end(os.getpid), _end(os.getpid)]}
+
+
+def does_not_answer() -> Any:
+    """Its first process finds it stopped, and the later one finds that it was killed."""
+    forkserver_watch._MOST_STOPPED_POLLS = 1  # type: ignore[misc]
+    forkserver.ensure_forkserver("decimal")
+    assert forkserver._server is not None
+    os.kill(forkserver._server.pid, signal.SIGSTOP)
+    return [_end(sys.exit, 7), _end(sys.exit, 7)]
 
 
 def alone() -> Any:

@@ -67,6 +67,12 @@ def test_processes_outlive_the_forkserver_and_later_ones_are_new_programs():
     assert errors.count("is started as a new program instead of forked: the forkserver has exited") == 1
 
 
+def test_a_forkserver_that_does_not_answer_is_named_once():
+    answer, errors = _run("does_not_answer")
+    assert answer == [7, 7]
+    assert errors.count("instead of forked") == errors.count("the forkserver was stopped, and was killed") == 1
+
+
 def test_the_forkserver_ends_when_no_process_can_ask_it():
     assert _run("alone") == ("ended", "")
 
