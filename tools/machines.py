@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -208,7 +209,17 @@ def _serving(name: str, text: str) -> Iterator[Path]:
                 time.sleep(0.2)
             yield log
         finally:
-            server.kill()
+            _kill_inside(server.pid)
+
+
+def _kill_inside(pid: int) -> None:
+    """Kills the machine's first process, and with it all others; `unshare`, which is `pid`, ends with it.
+
+    `--kill-child` does not reach a child that has changed its user.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
 
 
 def _complete(port: int) -> str:

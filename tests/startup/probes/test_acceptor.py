@@ -61,9 +61,8 @@ class _Responder:
                 held[report.connection_id] = connections[0]
             elif report.kind is Kind.TAKE:
                 connection = connections[0] if connections else held.pop(report.connection_id)
-                connection.settimeout(0)
-                with suppress(BlockingIOError):
-                    first.append(connection.recv(1 << 12))
+                connection.settimeout(60)  # one that was accepted before its client has sent anything
+                first.append(connection.recv(1 << 12))
         return first
 
     def connect(self, request: bytes) -> socket.socket:
