@@ -72,7 +72,7 @@ def test_an_engine_is_a_new_program_if_the_forkserver_is_killed_while_it_forks(s
         family = server.family()
         assert server.terminate() == 0
         assert_gone(family)
-        assert "is started as a new program instead of forked: the forkserver has exited" in server.log
+        assert "is started as a new program instead of forked: the forkserver " in server.log
         assert "Traceback" not in server.log
 
 
