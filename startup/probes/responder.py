@@ -68,10 +68,10 @@ class StartupResponder:
         read_fd, self._life_fd = os.pipe()
         with group_signals.blocked():
             pid = os.fork()
-        if pid == 0:
-            self._ours.close()
-            os.close(self._life_fd)
-            run_process(read_fd, self._theirs, self._listener, self._answers, self._prepare_channels)
+            if pid == 0:  # the signals stay blocked here until they are ignored
+                self._ours.close()
+                os.close(self._life_fd)
+                run_process(read_fd, self._theirs, self._listener, self._answers, self._prepare_channels)
         os.close(read_fd)
         self._theirs.close()
         self._ours.setblocking(False)

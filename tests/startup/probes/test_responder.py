@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import os
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ from startup.probes import responder as responder_module
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel
 from startup.probes.tls_channel import open_tls
+from startup.processes import group_signals
 from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.ports import free_port
 from tests.startup.probes.conftest import STARTING, Answers
@@ -210,6 +212,19 @@ def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
     wait_until(lambda: is_gone(responder.pid))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_a_signal_right_after_the_fork_does_not_end_the_responder(listener, monkeypatch):
+    """`ignore` finds it pending in the new process: nothing of it has run before."""
+    ignore = group_signals.ignore
+
+    def signal_then_ignore() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ignore()
+
+    monkeypatch.setattr(group_signals, "ignore", signal_then_ignore)
+    with StartupResponder(listener, Answers()):
+        assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
