@@ -89,7 +89,8 @@ class _ForkedPopen(ForkedPopen):
             super().__init__(process_obj)
 
     def why_not_forked(self) -> str | None:
-        return super().why_not_forked() or _why_not_forked()
+        reason = super().why_not_forked()
+        return _why_not_forked() if reason is None else reason
 
     def may_be_new_program(self) -> bool:
         """On every thread; not as API server, which tells the launcher through pipes that it serves."""

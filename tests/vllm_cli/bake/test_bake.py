@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE, OWN
+from startup.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.startup.vllm.fake_start import FakeStart, environment
@@ -119,6 +119,17 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
     own = tmp_path / "cache" / "vllm_cli" / "preload" / baked.name
     assert json.loads(own.read_bytes())["num_starts"] == 2
     assert json.loads(baked.read_bytes())["num_starts"] == 1
+
+
+@pytest.mark.thorough
+def test_without_a_start_the_model_is_inspected(tmp_path):
+    """In a new program: there is no forkserver that could fork the inspection."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["FakeForCausalLM"]}')
+    done = _bake_vllm(tmp_path, str(model), "--no-start")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "baked" / "cache" / INSPECTIONS).iterdir())
 
 
 @pytest.mark.thorough

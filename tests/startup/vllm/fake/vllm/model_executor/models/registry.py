@@ -1,11 +1,13 @@
 """Maps models to the modules of their classes, and inspects a class in another process, as vLLM does."""
 
+import json
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -19,6 +21,12 @@ class Inspected(NamedTuple):
 @dataclass(frozen=True)
 class _LazyRegisteredModel:
     module_name: str
+
+    def inspect_model_cls(self) -> None:
+        inspected = _run_in_subprocess(_Inspection(self.module_name))
+        folder = Path(os.environ["VLLM_CACHE_ROOT"], "modelinfos")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.module_name}.json").write_text(json.dumps(inspected._asdict()))
 
 
 class _ModelRegistry:
