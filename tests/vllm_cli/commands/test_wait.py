@@ -192,6 +192,18 @@ def test_https_works_with_the_servers_own_certificate_or_without_verification(se
     assert invoke("wait", f"127.0.0.1:{server.server_port}", "--ssl", *own).returncode == 0
 
 
+@needs_openssl
+def test_the_servers_own_certificate_or_its_authoritys_is_enough(serve, tmp_path, invoke):
+    """With each Python, also of an authority without the critical mark that RFC 5280 asks for."""
+    authority = make_certificate(tmp_path, "authority", "basicConstraints=CA:TRUE")
+    made = make_certificate(tmp_path, "server", "basicConstraints=critical,CA:FALSE", signer=authority)
+    server = serve((200, b""))
+    server.use_tls(made)
+    for trusted in (made, authority):
+        done = invoke("wait", server.url, "--ssl-certfile", str(trusted.certificate))
+        assert done.returncode == 0, done.stderr
+
+
 def test_on_a_terminal_one_line_is_rewritten(serve):
     server = serve((503, STARTING), (503, STARTING), (200, b""))
     ours, theirs = pty.openpty()
