@@ -41,15 +41,16 @@ def read(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.smoke
 def test_a_helper_downloads_and_reports(big):
-    big.hub.link.bytes_per_s = 16 << 20
+    big.hub.link.bytes_per_s = 1 << 20
     shown: list[str] = []
     with start(big, shown) as handle:
+        wait_until(lambda: any(text.startswith("downloading ") and "/s" in text for text in shown))
+        big.hub.link.bytes_per_s = None
         (folder,) = handle.result()
         assert handle.report is not None
         assert handle.report.fetched_bytes == BIG_BYTES
         assert {name for name, _, _ in handle.report.spans} == {"download_start", "download_list", "download_fetch"}
     assert read(folder) == BIG
-    assert any(text.startswith("downloading ") and "/s" in text for text in shown)
     assert shown[-1] == ""
 
 
