@@ -107,7 +107,8 @@ def _set_torch(record: Any) -> None:
     record["versions"]["torch"] = "2.12.0+cpu"
 
 
-SOURCE: Final = PEERS["0.32"] / "lib/python3.11/site-packages/vllm/model_executor/models/llama.py"
+SITE: Final = next(PEERS["0.32"].glob("lib/python3*/site-packages"), PEERS["0.32"])
+SOURCE: Final = SITE / "vllm/model_executor/models/llama.py"
 
 
 def _set_source(record: Any) -> None:
@@ -119,6 +120,12 @@ def _source() -> Any:
     now = sha256(SOURCE.read_bytes()).hexdigest() if SOURCE.exists() else ""
     values = f"SHA-256 {'0' * 12}", f"SHA-256 {now[:12]}"
     return pytest.param(Miss({("sources", str(SOURCE)): values}, record=_set_source), id="source")
+
+
+def _torch_version() -> str:
+    """That of vLLM's environment, with its build: `2.13.0+cpu`."""
+    file = SITE / "torch/version.py"
+    return file.read_text().partition("__version__ = '")[2].partition("'")[0] if file.exists() else ""
 
 
 BATCHED: Final = "SchedulerConfig.max_num_batched_tokens"
@@ -167,7 +174,7 @@ MISSES: Final = [
     pytest.param(Miss({("hardware", "gpus"): ('["NVIDIA H200"]', "[]")}, record=_set_gpu), id="gpu"),
     _source(),
     pytest.param(
-        Miss({("versions", "torch"): ("2.12.0+cpu", "2.13.0+cpu")}, record=_set_torch),
+        Miss({("versions", "torch"): ("2.12.0+cpu", _torch_version())}, record=_set_torch),
         id="torch",
     ),
 ]
