@@ -33,6 +33,13 @@ class MultiprocExecutor:
             theirs.close()
             self.connections.append(ours)
             self.processes.append(process)
+        try:
+            self._wait_until_ready()
+        except RuntimeError:
+            self._end_workers()
+            raise
+
+    def _wait_until_ready(self) -> None:
         for connection, process in zip(self.connections, self.processes, strict=True):
             wait([connection, process.sentinel])
             try:
@@ -40,6 +47,12 @@ class MultiprocExecutor:
             except EOFError:
                 text = "WorkerProc initialization failed due to an exception in a background process."
                 raise RuntimeError(text) from None
+
+    def _end_workers(self) -> None:
+        """As vLLM does: asks which have ended, and ends the others, before it ends itself."""
+        for process in self.processes:
+            if process.is_alive():
+                process.terminate()
 
     def ask_all(self, request: dict[str, str]) -> list[object]:
         with self._lock:
