@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ _SEPARATORS = "|&;<>()\n"
 _PROGRAM = "vllm-cli"
 _ROOT = Path(__file__).parents[1]
 _PAGE = _ROOT / "docs" / "first-steps.md"
+_END_JOBS = "trap 'jobs -p | xargs -r kill' EXIT"
+"""A command that fails leaves no server behind, which would hold the pipes."""
 _STOP = "vllm-cli stop 8000\n"
 _LIMIT_S = 300
 
@@ -123,11 +126,13 @@ def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
 def test_the_commands_of_a_section_work(title, tmp_path):
     request = _block(_ROOT / "README.md", "Use", "sh")
     commands = _block(_PAGE, title, "sh").replace(_STOP, request + _STOP)
+    if "curl " in commands and shutil.which("curl") is None:
+        pytest.skip("an example calls curl")
     port = free_port()
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     shell = subprocess.Popen(
-        ["bash", "-euxo", "pipefail", "-c", commands.replace("8000", str(port)) + "wait\n"],
+        ["bash", "-euxo", "pipefail", "-c", f"{_END_JOBS}\n{commands.replace('8000', str(port))}wait\n"],
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
