@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
+from startup.vllm.installed import NEWEST_TESTED
 from tests.generated_docs import DOCS, MAX_CHARS, walk_commands
 from tests.generated_docs import PAGES as GENERATED
 
@@ -87,6 +88,12 @@ def test_the_page_of_security_lists_the_paths_that_need_no_key():
     [status_paths] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", text, re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", open_paths)) == OPEN_PATHS
     assert set(re.findall(r"`([^`]+)`", status_paths)) == STATUS_PATHS
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/api.md", "docs/flags.md"])
+def test_the_specification_is_the_newest_tested_release_of_vllm(page):
+    named = re.findall(r"(?:vLLM|`vllm serve`) (\d+\.\d+)", (ROOT / page).read_text())
+    assert set(named) == {".".join(map(str, NEWEST_TESTED))}
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
