@@ -71,8 +71,8 @@ def build_flags_page() -> str:
         f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release} and further ones.\n"
         "Precedence: flag, variable, `--config` file, default. `_` and `-` are the same in a flag's name, and\n"
         "`--help=WORD` shows the flags that contain WORD. With `--engine vllm`, vLLM gets all flags but those of the\n"
-        "groups Start (without `--config`) and Several models, and `--log-format`. The last two sections have the flags\n"
-        "of vLLM that have no effect in the embedded engine, or that it rejects."
+        "groups Start (without `--config`) and Several models, and `--log-format`. The last two sections have the\n"
+        "flags of vLLM that have no effect in the embedded engine, or that it rejects."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
