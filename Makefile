@@ -169,13 +169,13 @@ $(CREATED):
 	@touch $@
 
 # Nothing is compiled here: it takes 25 seconds of processor time for 10,000 modules, of which a start imports a quarter.
-$(INSTALLED): pyproject.toml setup.py constraints.txt | $(CREATED)
+$(INSTALLED): pyproject.toml setup.py constraints.txt vllm_cli/version.py | $(CREATED)
 	@echo "Installing vllm-cli into $(VENV): up to some minutes the first time, most of them for PyTorch."
 	$(INSTALL) -e '.[embedded]'
 	@touch $@
 
 # The tests start hundreds of processes, also at once.
-$(INSTALLED_DEV): pyproject.toml setup.py constraints.txt | $(INSTALLED)
+$(INSTALLED_DEV): pyproject.toml setup.py constraints.txt vllm_cli/version.py | $(INSTALLED)
 	$(INSTALL) --compile-bytecode -e '.[embedded,dev]'
 	@touch $@
 

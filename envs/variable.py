@@ -100,9 +100,8 @@ class EnvVar(Generic[T]):
 
     def show(self, value: object) -> str:
         """The value for output: secrets and logins in URLs are masked, None is empty."""
-        if value is None:
-            return ""
-        return MASK if self.is_secret else without_login(str(value))
+        text = "" if value is None else ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+        return MASK if self.is_secret and text else without_login(text)
 
     @contextmanager
     def override(self, value: str | None) -> Iterator[None]:

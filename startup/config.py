@@ -92,7 +92,7 @@ class SeveralModelsConfig:
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request for a model without room waits for the others to become idle, before they get no more.",
+        "How long a request for a model without room waits for the others to become idle, before they get no new ones.",
         above=0,
     )
     max_waiting: int = setting(

@@ -19,24 +19,26 @@ _MAX_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
 
 
 def ensure_temp_folder() -> None:
-    """Sets TMPDIR if no usual folder is writable (then to /dev/shm), or if its path is too long for a socket.
+    """Sets TMPDIR if no usual folder is writable, or if its path is too long for a socket.
 
-    To be called before any child process exists. The folders are those of `tempfile`, which takes 10 ms to
-    import.
+    It becomes /dev/shm, or the working folder, with a warning; to be called before any child process exists.
+    The folders are those of `tempfile`, which takes 10 ms to import and chooses the working folder first:
+    a volume, or a folder of the user.
 
     Raises:
         StartupError: there is no writable folder, or none whose path is short enough.
     """
     named = [folder for variable in _VARIABLES if (folder := variable.get())]
-    found = next(filter(_is_usable, (*named, *_FOLDERS, os.curdir)), None)
-    if found is not None:
-        _ensure_short(found)
-        return
-    tried = ", ".join((*named, *_FOLDERS))
-    if not _is_usable(str(SHM)):
-        raise StartupError(f"no temporary file can be created in {tried}: mount a tmpfs on /tmp, or set TMPDIR")
-    logger.warning("no temporary file can be created in %s: using %s; mount a tmpfs on /tmp, or set TMPDIR", tried, SHM)
-    os.environ[env.TMPDIR.name] = str(SHM)
+    usual = (*named, *_FOLDERS)
+    found = next(filter(_is_usable, (*usual, str(SHM), os.curdir)), None)
+    problem, remedy = f"no temporary file can be created in {', '.join(usual)}", "mount a tmpfs on /tmp, or set TMPDIR"
+    if found is None:
+        raise StartupError(f"{problem}: {remedy}")
+    if found not in usual:
+        found = os.path.abspath(found)  # noqa: PTH100 - as the other paths here
+        logger.warning("%s: using %s; %s", problem, found, remedy)
+        os.environ[env.TMPDIR.name] = found
+    _ensure_short(found)
 
 
 def _ensure_short(folder: str) -> None:
@@ -47,12 +49,8 @@ def _ensure_short(folder: str) -> None:
     other = next(filter(_is_usable, (*_FOLDERS, str(SHM))), None)
     if other is None:
         raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to at most {_MAX_BYTES} bytes")
-    logger.warning(
-        "temporary files go to %s: the address of a socket in %s would be too long; set TMPDIR to at most %d bytes",
-        other,
-        folder,
-        _MAX_BYTES,
-    )
+    text = "temporary files go to %s: the address of a socket in %s would be too long; set TMPDIR to at most %d bytes"
+    logger.warning(text, other, folder, _MAX_BYTES)
     os.environ[env.TMPDIR.name] = other
 
 

@@ -17,6 +17,7 @@ from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.hooks.hook import Hook
+from startup.vllm.installed import NEWEST_TESTED
 from startup.vllm.launch.hooks import HOOKS
 from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.help import spell, spell_default
@@ -65,12 +66,13 @@ def build_cli_page() -> str:
 
 def build_flags_page() -> str:
     """The flags of `serve` that have an effect, by group; then those of vLLM that have none, by reason."""
+    release = ".".join(map(str, NEWEST_TESTED))
     introduction = (
-        "`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` 0.32 and further ones.\n"
+        f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release} and further ones.\n"
         "Precedence: flag, variable, `--config` file, default. `_` and `-` are the same in a flag's name, and\n"
         "`--help=WORD` shows the flags that contain WORD. With `--engine vllm`, vLLM gets all flags but those of the\n"
-        "group Start (without `--config`) and `--log-format`. The last two\n"
-        "sections have the flags of vLLM that have no effect in the embedded engine."
+        "groups Start (without `--config`) and Several models, and `--log-format`. The last two sections have the\n"
+        "flags of vLLM that have no effect in the embedded engine, or that it rejects."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():

@@ -1,5 +1,6 @@
 """The rules of the documentation: lengths of lines, links, figures; the generated pages are up to date."""
 
+import itertools
 import re
 import subprocess
 import tomllib
@@ -9,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
+from startup.logs.setup import PACKAGES
+from startup.vllm.installed import NEWEST_TESTED
 from tests.generated_docs import DOCS, MAX_CHARS, walk_commands
 from tests.generated_docs import PAGES as GENERATED
 
@@ -87,6 +90,21 @@ def test_the_page_of_security_lists_the_paths_that_need_no_key():
     [status_paths] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", text, re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", open_paths)) == OPEN_PATHS
     assert set(re.findall(r"`([^`]+)`", status_paths)) == STATUS_PATHS
+
+
+def test_the_page_of_logs_names_every_logger_and_role():
+    text = (ROOT / "docs" / "observability.md").read_text()
+    sources = "".join(Path(f"{ROOT}{module}").read_text() for module in _MODULES if not module.startswith("/tests"))
+    roles = re.findall(r"configure_logging\(.*, role=\"(\w+)\"|rename_process\(\"(\w+)\"", sources)
+    named = {*PACKAGES, *filter(None, itertools.chain(*roles))} - {"prefetch"}  # a command, without JSON
+    assert "router" in named
+    assert [name for name in sorted(named) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/api.md", "docs/flags.md"])
+def test_the_specification_is_the_newest_tested_release_of_vllm(page):
+    named = re.findall(r"(?:vLLM|`vllm serve`) (\d+\.\d+)", (ROOT / page).read_text())
+    assert set(named) == {".".join(map(str, NEWEST_TESTED))}
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)

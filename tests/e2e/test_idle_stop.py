@@ -17,7 +17,7 @@ from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.processes import assert_gone
-from tests.waiting import wait_until
+from tests.waiting import is_gone, wait_until
 
 _ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
 _BODY = {"prompt": "a", "max_tokens": 2}
@@ -89,6 +89,16 @@ def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
     assert find_process(server, "engine") is None
     (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
     assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "router")
+
+
+def test_a_model_whose_engine_dies_is_started_again_behind_the_same_port(tiny_llama):
+    with _Server(tiny_llama, "--idle-warm", "off", idle="1h") as server:
+        child = server.child()
+        (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
+        engine.kill()
+        wait_until(lambda: is_gone(child.pid))
+        wait_until(lambda: server.ask_model() == 200)
+        assert server.metric("vllm_cli:model_starts_total") == 2
 
 
 def test_requests_around_the_idle_limit_are_all_answered(server):

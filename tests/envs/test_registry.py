@@ -114,6 +114,8 @@ def test_secrets_are_masked_and_so_are_logins_in_urls():
     assert "hf_abc" not in env.HF_TOKEN.show("hf_abc")
     assert env.HF_ENDPOINT.show("https://me:word@mirror:8080/hub") == "https://********@mirror:8080/hub"
     assert env.VLLM_LOGGING_LEVEL.show("INFO") == "INFO"
+    assert env.HF_TOKEN.show(None) == ""
+    assert [env.VCLI_LEAVE_OUT.show(frozenset(names)) for names in ("", "ba")] == ["", "a,b"]
 
 
 def test_every_key_and_token_is_a_secret():

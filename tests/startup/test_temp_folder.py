@@ -18,7 +18,6 @@ def no_folder_is_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
     """The folders do not exist: root could write to a read-only one."""
     missing = tmp_path / "missing"
     monkeypatch.setattr(temp_folder, "_FOLDERS", (str(missing),))
-    monkeypatch.setattr(os, "curdir", str(missing))
     for name in ("TEMP", "TMP"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(missing))
@@ -48,14 +47,20 @@ def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(monkeypatch, ca
             listener.bind(tempfile.mktemp(prefix="listener-", dir=folder))
 
 
-def test_shared_memory_is_used_if_no_folder_is_writable(no_folder_is_writable, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr(temp_folder, "SHM", tmp_path)
-    ensure_temp_folder()
-    assert os.environ["TMPDIR"] == str(tmp_path)
-    assert str(no_folder_is_writable) in caplog.text
+@pytest.mark.parametrize("has_shared_memory", [True, False])
+def test_shared_memory_is_used_before_the_working_folder(no_folder_is_writable, caplog, monkeypatch, has_shared_memory):
+    with short_folder() as work, short_folder() as memory:
+        monkeypatch.chdir(work)
+        monkeypatch.setattr(temp_folder, "SHM", memory if has_shared_memory else no_folder_is_writable)
+        ensure_temp_folder()
+        used = str(memory if has_shared_memory else work)
+        assert os.environ["TMPDIR"] == used
+        assert f"no temporary file can be created in {no_folder_is_writable}" in caplog.text
+        assert f"using {used}; mount a tmpfs on /tmp, or set TMPDIR" in caplog.text
 
 
 def test_no_folder_at_all_ends_the_start(no_folder_is_writable, monkeypatch):
     monkeypatch.setattr(temp_folder, "SHM", no_folder_is_writable)
+    monkeypatch.setattr(os, "curdir", str(no_folder_is_writable))
     with pytest.raises(StartupError, match="mount a tmpfs on /tmp, or set TMPDIR"):
         ensure_temp_folder()

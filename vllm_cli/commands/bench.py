@@ -204,8 +204,8 @@ def startup(**options: Any) -> int:
     States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows
     what stayed; standby, with warm caches and a `vllm-cli standby` that the benchmark starts after the first
     start, with the command's variables and Python environment, and stops at its end. A start that cannot be
-    forked from it ends the run with exit code 3. Commands of other programs start as from warm. All other
-    states use no standby.
+    forked from it ends the run with exit code 3. Commands of other programs start as from warm. The
+    other states use no standby.
 
     \b
     Examples:

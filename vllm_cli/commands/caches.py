@@ -106,11 +106,11 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--compile-cache", "option", type=CompileCacheType(), metavar="LOCATION",
-    help="Apply --older and --keep to this folder or object store, too, by itself.",
+    help="Also prune this folder or object store; --older and --keep count for each of the two.",
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
-    help="Remove all that this machine keeps: compiled models, those without a record, profiles, import file.",
+    help="Remove all that this machine keeps: all compiled models, profiles, the import file.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")

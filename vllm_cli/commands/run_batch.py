@@ -31,7 +31,7 @@ killed, and repeats no request. At the end the answers are in the order of the r
 
 \b
 Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings,
-  /score, /rerank, /pooling, /classify, /tokenize
+  /score, /rerank, /pooling, /classify, /tokenize, /detokenize
 
 \b
 Examples:

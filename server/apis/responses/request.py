@@ -163,6 +163,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     enable_response_messages: Unsupported = False
     previous_input_messages: Unsupported = None
     conversation: Unsupported = None
+    spaces_between_special_tokens: Unsupported = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

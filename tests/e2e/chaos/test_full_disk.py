@@ -139,7 +139,7 @@ def test_start_uses_another_folder_if_those_for_temporary_files_are_full(model_p
     if any(str(path).startswith(("/tmp/", "/var/tmp/")) for path in (ROOT, model_path)):
         pytest.skip("the program or the model is in a folder that this test fills")
     disk.fill()
-    everywhere = ("sh", "-c", f'mount --bind {folder} /var/tmp && mount --bind {folder} /tmp && cd /tmp && exec "$@"')
+    everywhere = ("sh", "-c", f'mount --bind {folder} /var/tmp && mount --bind {folder} /tmp && exec "$@"')
     launcher = (*disk.launcher, "unshare", "--mount", *everywhere, "sh")
     settings = {"TMPDIR": str(folder)}
     with ServerProcess([str(model_path)], launcher=launcher, environment=settings) as server:

@@ -65,21 +65,30 @@ PAIRS = {
 
 IGNORED = frozenset(
     """
-    user metadata store service_tier session_id safety_identifier prompt_cache_key prompt_cache_retention
-    include_obfuscation stream_options cache_salt return_token_offsets mm_payload return_mm_kwargs watermarking
-    priority kv_transfer_params ec_transfer_params vllm_xargs repetition_detection stream_interval best_of
+    user metadata store service_tier session_id safety_identifier prompt_cache_key prompt_cache_options
+    prompt_cache_retention include_obfuscation stream_options cache_salt return_token_offsets mm_payload
+    return_mm_kwargs watermarking priority
+    kv_transfer_params ec_transfer_params vllm_xargs repetition_detection stream_interval best_of
     routed_experts_prompt_start return_documents max_chunks_per_doc rank_fields disable_additional_properties
-    is_error signature data
+    is_error signature data return_weight_versions
     """.split()  # noqa: SIM905
 )
 """Hints, and settings of what the embedded engine does not have: ignored wherever they are not declared."""
 
+_TAGS = dict.fromkeys(("format", "structures", "triggers"), "of structural tags, which need --engine vllm")
+_MESSAGES = dict.fromkeys(
+    ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
+    "for the messages of pooling requests, which need --engine vllm",
+)
 _BEAMS = {"length_penalty": "for beam search, which the embedded engine lacks"}
 WITHOUT = {
+    "AnyResponseFormat": _TAGS,
+    "EmbeddingRequest": _MESSAGES,
+    "ClassificationRequest": _MESSAGES,
     "AnthropicContentBlock": {"tool": "for changes of the tools within a conversation, which are a 400"},
     "ChatCompletionRequest": _BEAMS,
     "CompletionRequest": _BEAMS,
-    "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
+    "PoolingRequest": _MESSAGES | {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
 }
 """Fields that are ignored as unknown ones, and why."""
 

@@ -4,8 +4,10 @@ import asyncio
 import base64
 import json
 import logging
+import re
 import resource
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from base.access_log import ACCESS_LOGGER
+from base.security.open_paths import STATUS_PATHS
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port
@@ -516,6 +519,18 @@ async def test_keys_protect_the_same_paths_as_one_server(router, client, is_ever
         text = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
         error = {"message": text, "type": "Unauthorized", "param": None, "code": 401}
         assert await response.json() == {"error": error}
+
+
+@pytest.mark.parametrize("has_only_model", [False, True])
+async def test_the_router_opens_what_the_page_of_security_says(router, client, has_only_model):
+    page = (Path(__file__).parents[4] / "docs" / "security.md").read_text()
+    [closed] = re.findall(r"answers\s+itself: all but (.*?)\.\n", page, re.DOTALL)
+    await router.serve("m", running=echo, keys=("secret",), has_only_model=has_only_model)
+    refused = set()
+    for path in STATUS_PATHS:
+        async with client.get(router.url + path) as response:
+            refused |= {path} if response.status == 401 else set()
+    assert refused == set(re.findall(r"`([^`]+)`", closed))
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
