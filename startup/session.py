@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from envs.registry import env
 from server.types import EngineInfo
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SPAWN: Final = (
+    f"{env.VLLM_WORKER_MULTIPROC_METHOD.name}=spawn makes this start slower: each process of the engine is a new "
+    "program, which imports everything again; unset it to fork them"
+)
+
 
 class ListenAddress(NamedTuple):
     """Where a server listens."""
@@ -51,6 +56,8 @@ class ListenAddress(NamedTuple):
     port: int
     uds: str | None
     is_tls: bool = False
+    when_ready: bool = False
+    """Whether a port is only bound until the server is ready (--listen-when-ready)."""
 
 
 class StartSession:
@@ -83,6 +90,8 @@ class StartSession:
     def __enter__(self) -> Self:
         self.stack.enter_context(self.stop_signals)
         _log_origin()
+        if self.state.subject.start_method == "spawn":
+            logger.info("%s", _SPAWN)
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
         self._manager = self._connect_manager()
@@ -125,9 +134,12 @@ class StartSession:
         """
         with self.timeline.span("listen"):
             passed = _take_socket() if accepts_activation else None
-            bound = passed or listener.listen(host=address.host, port=address.port, uds=address.uds)
+            bound = passed or listener.listen(
+                host=address.host, port=address.port, uds=address.uds, is_listening=not address.when_ready
+            )
             listening = self.stack.enter_context(bound)
-        self.timeline.mark("listening")
+        if listener.is_listening(listening):
+            self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
         self.record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
