@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from envs.registry import env
 from server.types import EngineInfo
@@ -42,11 +42,6 @@ if TYPE_CHECKING:
     from startup.systemd.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
-
-_SPAWN: Final = (
-    f"{env.VLLM_WORKER_MULTIPROC_METHOD.name}=spawn makes this start slower: each process of the engine is a new "
-    "program, which imports everything again; unset it to fork them"
-)
 
 
 class ListenAddress(NamedTuple):
@@ -91,7 +86,8 @@ class StartSession:
         self.stack.enter_context(self.stop_signals)
         _log_origin()
         if self.state.subject.start_method == "spawn":
-            logger.info("%s", _SPAWN)
+            text = "%s=spawn makes this start slower: each process of the engine imports everything again; unset it"
+            logger.info(text, env.VLLM_WORKER_MULTIPROC_METHOD.name)
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
         self._manager = self._connect_manager()
