@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.home import expand_home
+from envs.replacements import LIMITS, REPLACEMENTS
 from envs.suggestion import did_you_mean
 from envs.variable import (
     EnvError,
@@ -16,6 +17,7 @@ from envs.variable import (
     boolean,
     choice,
     choice_in_capitals,
+    hub_boolean,
     integer,
     names,
     number,
@@ -58,6 +60,9 @@ class Environment:
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
+    VCLI_LISTEN_WHEN_READY = boolean(
+        False, "Refuse connections until the server is ready if --listen-when-ready is not given."
+    )
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model; see --models.")
     VCLI_ROUTER = text(
         "Socket of this process, which a router (`serve --idle-stop`, several models) has started; set by it."
@@ -113,8 +118,8 @@ class Environment:
     VLLM_FORCE_AOT_LOAD = boolean(False, "Whether vLLM fails instead of compiling; set with --compile-cache require.")
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
-    HF_HUB_OFFLINE = boolean(False, "Never contact the Hugging Face hub; take models from the cache only.")
-    TRANSFORMERS_OFFLINE = boolean(False, "Same as HF_HUB_OFFLINE.")
+    HF_HUB_OFFLINE = hub_boolean("Never contact the Hugging Face hub; take models from the cache only.")
+    TRANSFORMERS_OFFLINE = hub_boolean("Same as HF_HUB_OFFLINE, if that is not set.")
     HF_HOME = path(lambda: env.XDG_CACHE_HOME.get() / "huggingface", "Folder of Hugging Face's caches.")
     HF_HUB_CACHE = path(lambda: env.HF_HOME.get() / "hub", "Folder of models downloaded from the hub.")
     HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
@@ -155,15 +160,19 @@ def variables() -> Iterator[EnvVar[Any]]:
 
 
 def validate_all() -> list[EnvError]:
-    """The errors of all declared variables."""
-    return [error for variable in variables() if (error := _error_of(variable))]
+    """The errors of all declared variables, and of former ones for limits."""
+    former = ((name, os.environ.get(name), flag) for name, flag in LIMITS.items())
+    limits = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
+    return limits + [error for variable in variables() if (error := _error_of(variable))]
 
 
 def unknown_variables() -> list[str]:
-    """A line for each variable with our prefix that is not declared and most likely misspelt."""
+    """A line for each variable with our prefix that is not declared, and for former ones of vLLM."""
     declared = [variable.name for variable in variables()]
     unknown = undeclared_names(OWN_PREFIX)
-    return [f"{name} is not a variable of vllm-cli{did_you_mean(name, declared)}" for name in unknown]
+    lines = [f"{name} is not a variable of vllm-cli{did_you_mean(name, declared)}" for name in unknown]
+    former = [name for name in undeclared_names("VLLM_") if name in REPLACEMENTS]
+    return lines + [f"{name} is not a variable of vLLM{did_you_mean(name, ())}" for name in former]
 
 
 def undeclared_names(prefix: str) -> list[str]:

@@ -1,17 +1,27 @@
-"""Suggests the closest known word for a misspelt one; the only place that words such a suggestion."""
+"""Suggests what takes the place of an unknown word: a replacement, or the closest known word."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from envs.replacements import REPLACEMENTS
+
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`; empty if no choice is similar.
+    """` (did you mean 'x'?)`, or ` (removed: …)` for a known former word; empty if no choice is similar.
 
     Ignores case, and the dashes before a flag's name, which make any two flags similar.
     """
+    if word in REPLACEMENTS:
+        return f" (removed: {REPLACEMENTS[word]})"
     by_folded = {_fold(choice): choice for choice in choices}
     matches = get_close_matches(_fold(word), by_folded, n=1)
     return f" (did you mean {by_folded[matches[0]]!r}?)" if matches else ""
+
+
+def former_form(flag: str) -> str:
+    """`: …`, how a value is written today that this flag has taken before; empty for other flags."""
+    text = REPLACEMENTS.get(f"{flag} VALUE")
+    return f": {text}" if text else ""
 
 
 def _fold(word: str) -> str:

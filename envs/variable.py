@@ -140,6 +140,11 @@ def boolean(default: bool, description: str) -> EnvVar[bool]:
     return EnvVar("boolean", _parse_boolean, lambda: default, description, choices=_TRUE + _FALSE)
 
 
+def hub_boolean(description: str) -> EnvVar[bool]:
+    """As the Hugging Face hub's client reads it: any value but `1/true/yes/on` is no."""
+    return EnvVar("boolean", lambda raw: raw.lower() in _TRUE, lambda: False, description)
+
+
 def presence(description: str) -> EnvVar[bool]:
     """True if the variable has any value."""
     return EnvVar("presence", bool, lambda: False, description)

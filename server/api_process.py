@@ -44,6 +44,9 @@ class ServerRun:
         """Set by the first signal."""
         self._stopped_s = 0.0
         """When it came."""
+        self._may_accept = asyncio.Event()
+        if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._may_accept.set()
         self._closing = AsyncExitStack()
         with options.span("build_app"):
             self._server = build_server(renderer, config, options)
@@ -60,7 +63,7 @@ class ServerRun:
     async def _main(self) -> int:
         server = self._server
         await self._open()
-        serving = asyncio.create_task(server.http.serve(sockets=[self._options.listener]), name="http")
+        serving = asyncio.create_task(self._serve(), name="http")
         engine = asyncio.create_task(self._follow_engine(), name="engine")
         stopping = asyncio.create_task(self._is_stopped.wait(), name="stop")
         trimming = asyncio.create_task(_trim_heap_regularly(), name="trim-heap")
@@ -75,6 +78,7 @@ class ServerRun:
             task.cancel()
         await self._closing.aclose()
         server.http.should_exit = True
+        self._may_accept.set()
         ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
         await self._close()
         if isinstance(start_error := ends[0], Exception):
@@ -88,12 +92,19 @@ class ServerRun:
         self._server.telemetry.start()
         self._server.credentials.start()
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
+
+    async def _serve(self) -> None:
+        """Accepts connections: at once, or as soon as this server listens."""
+        await self._may_accept.wait()
+        if self._server.http.should_exit:
+            return
         probes = self._server.probes
         if probes is not None and await probes.start(self):
             self._lifecycle.subscribe(lambda _: probes.refresh())
             self._closing.push_async_callback(probes.end)
         else:
             self._options.on_serving()
+        await self._server.http.serve(sockets=[self._options.listener])
 
     def find_healthy_head(self) -> bytes | None:
         """Implements `ProbedServer`; None also before uvicorn has set the headers of all responses."""
@@ -140,10 +151,21 @@ class ServerRun:
         self._lifecycle.engine_ready()
         if is_draining:
             return
+        if not self._may_accept.is_set():
+            self._listen()
         gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
         self._options.on_ready(info)
         self._server.telemetry.start_stats()
         trim_heap()  # imports have freed 25 MiB, which takes 2 ms
+
+    def _listen(self) -> None:
+        listener = self._options.listener
+        try:
+            listener.listen(self._server.http.config.backlog)
+        except OSError as err:
+            host, port = listener.getsockname()[:2]
+            raise EngineStartError(f"cannot listen on {host}:{port}: {err.strerror}") from err
+        self._may_accept.set()
 
     def _on_signal(self) -> None:
         """Drains; a second signal ends the server without waiting for requests."""

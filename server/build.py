@@ -39,7 +39,7 @@ class RunOptions:
     """The launcher's objects and callbacks for the server."""
 
     listener: socket.socket
-    """Bound and listening."""
+    """Bound; the server listens when it is ready, unless the socket listens already."""
     limits: LimitsConfig
     engine: EngineHandle
     """The engine's process."""

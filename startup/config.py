@@ -150,6 +150,13 @@ class StartOptions:
         choices=PREFLIGHT_MODES,
         variable=env.VCLI_PREFLIGHT,
     )
+    listen_when_ready: bool = setting(
+        False,
+        "--listen-when-ready",
+        "Bind the port at once, but refuse connections until the server is ready, as `tcpSocket` probes need it; "
+        "without effect with --uds and with a socket that systemd passes.",
+        variable=env.VCLI_LISTEN_WHEN_READY,
+    )
     startup_timeout_s: float | None = setting(
         None,
         "--startup-timeout",

@@ -174,7 +174,8 @@ class _EmbeddedStart:
 
     def _listen(self) -> socket:
         network, has_tls = self._config.server.network, self._config.server.tls.ssl_certfile is not None
-        address = ListenAddress(network.host, network.port, network.uds, is_tls=has_tls)
+        when_ready = self._config.listen_when_ready
+        address = ListenAddress(network.host, network.port, network.uds, is_tls=has_tls, when_ready=when_ready)
         try:
             return self._session.listen(address, self._prepare_channels, accepts_activation=True)
         except PortInUseError as err:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 LAUNCHER_FLAGS = {
     "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
     "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--compile-cache": 1,
-    "--idle-stop": 1, "--idle-warm": 1, "--models": 1, "--memory-budget": 1, "--max-running": 1, "--max-wait": 1,
-    "--max-waiting": 1, "--prefetch": 1,
+    "--idle-stop": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1, "--memory-budget": 1,
+    "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
 }  # fmt: skip
 """The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's."""
 
+STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end of a line"
 _HELP = ("-h", "--help")
 _ENGINES = ("embedded", "vllm")
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
@@ -88,6 +89,11 @@ def is_flag_like(word: str) -> bool:
     return len(word) > 1 and word[0] == "-" and not word[1].isdigit()
 
 
+def is_stray(word: str) -> bool:
+    r"""Whether a word comes from a `\` that does not end its line: blank, `\`, or a flag behind a blank."""
+    return not word[:1].strip("\\ \t\r\n")
+
+
 def normalise(name: str) -> str:
     """`--max_model_len` is `--max-model-len`."""
     return name.replace("_", "-") if name.startswith("--") else name
@@ -109,7 +115,7 @@ def is_for_information(words: "Iterable[str]") -> bool:
 def has_several_models(words: "Sequence[str]") -> bool:
     """Whether a router starts: with two words before all flags, --models, or VCLI_MODELS and no model."""
     if len(words) > 1 and not is_flag_like(words[0]) and not is_flag_like(words[1]):
-        return True
+        return not is_stray(words[1])
     given = {each.flag for each in split(words, LAUNCHER_FLAGS.get)}
     if "--models" in given or not foreign.text_of("VCLI_MODELS"):
         return "--models" in given

@@ -51,6 +51,8 @@ class ListenAddress(NamedTuple):
     port: int
     uds: str | None
     is_tls: bool = False
+    when_ready: bool = False
+    """Whether a port is only bound until the server is ready (--listen-when-ready)."""
 
 
 class StartSession:
@@ -83,6 +85,9 @@ class StartSession:
     def __enter__(self) -> Self:
         self.stack.enter_context(self.stop_signals)
         _log_origin()
+        if self.state.subject.start_method == "spawn":
+            text = "%s=spawn makes this start slower: each process of the engine imports everything again; unset it"
+            logger.info(text, env.VLLM_WORKER_MULTIPROC_METHOD.name)
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
         self._manager = self._connect_manager()
@@ -125,9 +130,12 @@ class StartSession:
         """
         with self.timeline.span("listen"):
             passed = _take_socket() if accepts_activation else None
-            bound = passed or listener.listen(host=address.host, port=address.port, uds=address.uds)
+            bound = passed or listener.listen(
+                host=address.host, port=address.port, uds=address.uds, is_listening=not address.when_ready
+            )
             listening = self.stack.enter_context(bound)
-        self.timeline.mark("listening")
+        if listener.is_listening(listening):
+            self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
         self.record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)

@@ -3,6 +3,8 @@
 import click
 
 from base.exit_codes import USAGE
+from envs.replacements import REPLACEMENTS
+from envs.suggestion import did_you_mean
 
 
 class InputError(click.ClickException):
@@ -22,3 +24,18 @@ class ConnectionFailedError(click.ClickException):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class CommandGroup(click.Group):
+    """A group for which an unknown command is a usage error with a suggestion."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Ends with the error before click words its own."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            whole = f"{self.name} {args[0]}"
+            guess = did_you_mean(whole if whole in REPLACEMENTS else args[0], known)
+            ctx.fail(f"No such command {args[0]!r}{guess}.")
+        return super().resolve_command(ctx, args)

@@ -23,6 +23,7 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import CommandLineError, CrashError, StartupError
+from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,7 +66,7 @@ COMMANDS: Final = (
 )
 
 
-class LazyGroup(click.Group):
+class LazyGroup(CommandGroup):
     """Imports a command when it runs; `--help` imports none of them."""
 
     def __init__(self, **attributes: Any) -> None:
@@ -80,14 +81,6 @@ class LazyGroup(click.Group):
         """Imports the command."""
         entry = self._entries.get(cmd_name)
         return load_command(entry) if entry else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """An unknown command is a usage error with a suggestion."""
-        if args[0] not in self._entries and not args[0].startswith("-"):
-            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._entries)}.")
-        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names of the table, without importing the commands."""

@@ -110,13 +110,15 @@ class SamplingFields(RequestBody, kw_only=True):
     skip_special_tokens: bool = True
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
+    stream_interval: Unsupported = 1
     media_io_kwargs: Unsupported = None
     mm_processor_kwargs: Unsupported = None
 
-    guided_json: Ignored = None
-    guided_regex: Ignored = None
-    guided_choice: Ignored = None
-    guided_grammar: Ignored = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
+    guided_whitespace_pattern: Unsupported = None
 
     def __post_init__(self) -> None:
         check_unsupported(self)
@@ -148,6 +150,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
     response_format: ResponseFormat | None = None
 
     use_beam_search: Unsupported = False
+    kv_transfer_params: dict[str, Any] | None = None
 
     logprob_token_ids: Unsupported = None
     truncation_side: Unsupported = "left"
@@ -156,6 +159,9 @@ class GenerationRequest(SamplingFields, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_thinking_budget()
+        if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:
+            text = "`kv_transfer_params.prompt_token_ids` needs `--engine vllm`; leave it out for the embedded engine."
+            raise RequestError(text, param="kv_transfer_params")
         if sum(map(len, self.stop_strings)) > MAX_STOP_CHARS:
             raise RequestError(
                 f"The stop strings may have {MAX_STOP_CHARS} characters together; `--engine vllm` has no such limit.",

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 INT32_MAX = 2**31 - 1
 _EMPTY: tuple[Any, ...] = ([], {})
+_GUIDED = "guided_"
 
 Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
 """A field that vLLM ignores, too, but whose sender expects another answer: a value is logged once.
@@ -92,6 +93,9 @@ def check_unsupported(request: msgspec.Struct) -> None:
         value = getattr(request, name)
         if value is None or value == default or value in _EMPTY:
             continue
+        if name.startswith(_GUIDED):
+            text = f"vLLM has replaced `{name}` by `structured_outputs.{name.removeprefix(_GUIDED)}`."
+            raise RequestError(text, param=name)
         if not is_ignored:
             raise RequestError(f"`{name}` needs `--engine vllm`; leave it out for the embedded engine.", param=name)
         _warn(name)

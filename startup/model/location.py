@@ -165,8 +165,8 @@ def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def is_offline() -> bool:
-    """Whether the user forbids requests to the hub."""
-    return env.HF_HUB_OFFLINE.get() or env.TRANSFORMERS_OFFLINE.get()
+    """Whether the user forbids requests to the hub, by the rule of the hub's client."""
+    return (env.TRANSFORMERS_OFFLINE if env.HF_HUB_OFFLINE.raw is None else env.HF_HUB_OFFLINE).get()
 
 
 def is_hub_id(name: str) -> bool:

@@ -16,7 +16,7 @@ from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
 from server.model_files.tokenizer_files import mistral_problem
 from startup.config import StartupConfig
-from startup.model.checkpoint_folder import tokenizer_problem
+from startup.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, is_offline
@@ -101,6 +101,7 @@ class _Preflight:
         yield "checkpoint", self._check_checkpoint
         yield "tokenizer", self._check_tokenizer
         yield "generation_config", self._check_generation_config
+        yield "lora", self._check_adapters
         yield "memory", self._check_memory
         yield "limits", check_num_files
         yield "shm", lambda: check_shared_memory(self._options.shm)
@@ -159,6 +160,14 @@ class _Preflight:
         source = self._config.server.generation.generation_config
         if source not in ("auto", "vllm") and (problem := read_json_object(_generation_config(source)).problem):
             yield error("generation_config", f"--generation-config {source}: {problem}")
+
+    def _check_adapters(self) -> Iterator[Finding]:
+        """Without a folder, an adapter may be a name on the hub, which only vLLM downloads."""
+        for module in self._config.server.lora_modules:
+            folder = Path(self._config.server.lora_adapter_root or ".", expand_home(module.path))
+            problem = adapter_problem(folder) if folder.is_dir() else f"there is no folder {folder}"
+            if problem:
+                yield error("lora", f"--lora-modules {module.name}={module.path}: {problem}")
 
     def _check_memory(self) -> Iterable[Finding]:
         memory = self._options.memory or read_memory()

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from base.machine.memory import MemoryState
 from base.wording import format_bytes
+from envs.registry import env
 from server.config import EngineConfig
 from server.model_files.kind import read_model_kind
 from startup.engine.torch_environment import expects_gpu
@@ -111,12 +112,14 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
     if expects_gpu():  # it has its own memory, which the engine checks before it loads the model
         memory = None
     wanted, own = config.max_model_len, shape.own_max_len
-    if wanted is not None and own is not None and wanted > own:
+    if wanted is not None and own is not None and wanted > own and not config.allow_long_max_model_len:
         most = _longest(own, shape, config, memory)
         yield error(
             "max_model_len",
             f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): "
-            f"give at most {most}" + ("" if most == own else ", for which there is room"),
+            f"give at most {most}"
+            + ("" if most == own else ", for which there is room")
+            + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
         )
         config = replace(config, max_model_len=most)  # what else is wrong is reported as if this was given
     yield from _check_cache_size(shape, config)

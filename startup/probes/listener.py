@@ -10,11 +10,12 @@ from startup.errors import PortInUseError, StartupError
 BACKLOG = 2048
 
 
-def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
+def listen(*, host: str | None, port: int, uds: str | None, is_listening: bool = True) -> socket.socket:
     """A listening socket on `uds`, or on `host` and `port`.
 
     It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to
-    one port as long as neither listens (socket(7)).
+    one port as long as neither listens (socket(7)). A port without `is_listening` is only bound, so that
+    connections are refused; the second of two such servers fails when it listens.
 
     Raises:
         PortInUseError: another process listens there.
@@ -27,11 +28,17 @@ def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host or "0.0.0.0", port))
-        listener.listen(BACKLOG)
+        if is_listening:
+            listener.listen(BACKLOG)
     except OSError as err:
         listener.close()
         raise _explain(err, f"{host or '0.0.0.0'}:{port}", "choose another --port") from err
     return listener
+
+
+def is_listening(listener: socket.socket) -> bool:
+    """Whether the socket accepts connections."""
+    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def describe(listener: socket.socket, *, is_tls: bool = False) -> str:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from startup.probes import responder_process
+from startup.probes.listener import BACKLOG, is_listening
 from startup.probes.probe_http import Answers
 from startup.probes.responder_process import GIVEN_UP, HAND_OVER, OpenChannel, open_plain, run_process
 from startup.probes.serving_messages import ServingSettings
@@ -113,6 +114,8 @@ class StartupResponder:
         """
         self._is_handed_over = True
         try:
+            if not is_listening(self._listener):
+                self._listener.listen(BACKLOG)
             self._ours.send(settings.encode())
         except OSError:
             return None

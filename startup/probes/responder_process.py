@@ -17,6 +17,7 @@ from typing import NoReturn, Protocol
 from base.errors import ServerError
 from startup.logs.setup import rename_process
 from startup.probes.acceptor import Acceptor
+from startup.probes.listener import is_listening
 from startup.probes.probe_http import Answer, Answers
 from startup.probes.serving_messages import SERVE, ServingSettings
 from startup.processes import death_pipe, group_signals
@@ -104,7 +105,8 @@ class _Loop:
     def run(self) -> None:
         """Returns once the socket is handed over and all clients are answered, or the API process exits."""
         connections: list[ProbeConnection] = []
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        if is_listening(self._listener):
+            self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._api_process, selectors.EVENT_READ)
         while self._is_accepting or connections:
             for key, _ in self._selector.select(timeout=1.0):
@@ -125,6 +127,8 @@ class _Loop:
             connections = [c for c in connections if not c.is_done_by(time.monotonic())]
 
     def _accept_for_server(self, settings: ServingSettings, connections: "list[ProbeConnection]") -> None:
+        if self._listener not in self._selector.get_map():  # it has not listened before
+            self._selector.register(self._listener, selectors.EVENT_READ)
         acceptor = Acceptor(self._listener, self._api_process, self._selector, settings)
         acceptor.run(connections, HAND_OVER)
 
@@ -133,7 +137,8 @@ class _Loop:
             self._answers.follow(message)
         elif self._is_accepting:
             self._is_accepting = False
-            self._selector.unregister(self._listener)
+            if self._listener in self._selector.get_map():
+                self._selector.unregister(self._listener)
             self._listener.close()
             with suppress(OSError):  # the API process has exited: the next recv() returns nothing
                 self._api_process.send(GIVEN_UP)

@@ -78,9 +78,9 @@ def _update_inductor(changed: Mapping[str, str]) -> None:
 def update_hub(changed: Mapping[str, str]) -> None:
     """Applies offline mode and token, which the hub's client reads on import; it may not be imported."""
     constants: Any = sys.modules.get("huggingface_hub.constants")
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    if constants is not None and any(name in changed for name in names):
-        constants.HF_HUB_OFFLINE = any(foreign.text_of(name).upper() in ("1", "ON", "YES", "TRUE") for name in names)
+    if constants is not None and not changed.keys().isdisjoint(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+        offline = foreign.text_of("HF_HUB_OFFLINE") or foreign.text_of("TRANSFORMERS_OFFLINE")
+        constants.HF_HUB_OFFLINE = offline.upper() in ("1", "ON", "YES", "TRUE")
     if constants is not None and "HF_TOKEN" in changed and hasattr(constants, "HF_TOKEN"):
         constants.HF_TOKEN = changed["HF_TOKEN"] or None
 

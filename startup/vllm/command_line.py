@@ -41,8 +41,9 @@ _SWITCHES_OFF_LISTENING: Final = (
 )
 """With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
 
-_NAMES_OF_MODEL: Final = ("--model", "--config")
-"""With these flags, MODEL is no word of its own."""
+_CONFIG: Final = "--config"
+OMNI: Final = "--omni"
+"""With it, vLLM leaves the whole command line to the package vllm-omni."""
 
 _LEVEL: Final = re.compile(r"-O.")
 """`-O3` and `-O.mode=3` have their value attached."""
@@ -80,7 +81,7 @@ class CommandLine:
         flags = [given for given in split(words, lambda name: "+" if name in LISTS else "?") if given.flag]
         values = {given.name: given.values[0] if given.values else "" for given in flags}
         lists = {given.name: tuple(given.values) for given in flags if given.name in LISTS}
-        settings = _config_file(values.get("--config"))
+        settings = _config_file(words)
         in_file = {name: _as_list(settings[name]) for name in LISTS if name in settings}
         model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
         if words and not words[0].startswith("-"):
@@ -160,8 +161,8 @@ def _with_model_first(words: Sequence[str]) -> Sequence[str]:
 
     Behind a flag, only the flags of the installed vLLM tell MODEL from a value.
     """
-    names = {normalise(word.partition("=")[0]) for word in words if is_flag_like(word)}
-    if all(map(is_flag_like, words)) or not is_flag_like(words[0]) or not names.isdisjoint(_NAMES_OF_MODEL):
+    is_named_by_flag = _CONFIG in words or any(normalise(word.partition("=")[0]) == "--model" for word in words)
+    if all(map(is_flag_like, words)) or not is_flag_like(words[0]) or is_named_by_flag or OMNI in words:
         return words
     if (vllm := find_vllm()) is None:
         return words
@@ -185,8 +186,12 @@ def _numbers_of_values(flags: Iterable[FlagFact]) -> dict[str, int | str]:
     return numbers
 
 
-def _config_file(path: str | None) -> dict[str, str]:
-    """The settings of vLLM's YAML file as flags; empty for an unreadable file, which vLLM will reject."""
+def _config_file(words: Sequence[str]) -> dict[str, str]:
+    """The settings of vLLM's YAML file as flags; empty for an unreadable file, which vLLM will reject.
+
+    vLLM reads the file of `--config FILE`, and ignores that of `--config=FILE`.
+    """
+    path = words[words.index(_CONFIG) + 1] if _CONFIG in words[:-1] else ""
     if not path:
         return {}
     with suppress(OSError, ImportError, ValueError):

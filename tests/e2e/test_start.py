@@ -14,10 +14,11 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.cli import run_cli
-from tests.e2e.process_tree import count_roles, for_each_process
+from tests.e2e.process_tree import count_roles, for_each_process, wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
+from tests.program import READY_S
 from tests.standby_process import OFF
 from tests.waiting import wait_listening, wait_until
 
@@ -80,6 +81,32 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server):
         elapsed = [body["elapsed_s"] for body in prober.bodies]
         assert elapsed == sorted(elapsed)
     assert len({body["phase"] for prober in probers for body in prober.bodies}) >= 3
+
+
+def test_with_listen_when_ready_the_first_connection_finds_a_ready_server(start_tiny_server, cold_or_warm):
+    environment = cold_or_warm | {"VCLI_LISTEN_WHEN_READY": "1"}
+    with start_tiny_server(wait=False, environment=environment) as server:
+        prober = _Prober(server.port)
+        prober.start()
+        try:
+            server.wait_ready()
+            wait_until(lambda: prober.statuses.count(200) >= 5)
+        finally:
+            prober.stop()
+        assert set(prober.statuses) == {200}
+        assert not prober.num_failures
+        assert server.complete(max_tokens=1) == 200
+        assert server.terminate() == 0
+
+
+def test_with_listen_when_ready_a_port_that_another_server_takes_first_ends_the_start(start_tiny_server):
+    with start_tiny_server("--listen-when-ready", wait=False) as server, socket.socket() as other:
+        wait_process(server, "responder")  # the port is bound
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        assert server.process.wait(READY_S) == 3
+        assert f"cannot listen on 127.0.0.1:{server.port}: Address already in use" in server.log
 
 
 @pytest.mark.alone  # time without a processor between two phases belongs to no phase

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, validate_all, variables
+from envs.replacements import LIMITS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError, parse_duration
 
@@ -70,13 +71,40 @@ def test_a_logging_level_may_be_in_lower_case(monkeypatch, level):
 )
 def test_a_boolean_has_four_spellings(words, value):
     for word in words:
-        with env.HF_HUB_OFFLINE.override(word):
-            assert env.HF_HUB_OFFLINE.get() is value
+        with env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.override(word):
+            assert env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.get() is value
 
 
 def test_a_boolean_rejects_maybe():
-    with env.HF_HUB_OFFLINE.override("maybe"), pytest.raises(EnvError, match="one of 1, true, yes, on, 0, false"):
-        env.HF_HUB_OFFLINE.get()
+    with (
+        env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.override("maybe"),
+        pytest.raises(EnvError, match="one of 1, true, yes, on, 0, false"),
+    ):
+        env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.get()
+
+
+@pytest.mark.parametrize(("raw", "value"), [("On", True), ("y", False), ("enabled", False), (" 1", False)])
+def test_a_boolean_of_the_hubs_client_is_read_as_the_client_reads_it(raw, value):
+    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE):
+        with variable.override(raw):
+            assert variable.get() is value
+
+
+def test_a_former_variable_names_what_replaces_it(monkeypatch):
+    monkeypatch.setenv("VCLI_IDLE_WARM", "off")
+    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASHINFER")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    assert unknown_variables() == [
+        "VCLI_IDLE_WARM is not a variable of vllm-cli (removed: give --idle-warm)",
+        "VLLM_ATTENTION_BACKEND is not a variable of vLLM (removed: give --attention-backend)",
+    ]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_former_variable_for_a_limit_is_an_error(name, monkeypatch):
+    monkeypatch.setenv(name, "8")
+    (error,) = validate_all()
+    assert str(error) == f"{name} must be unset and replaced by {LIMITS[name]}, got '8'"
 
 
 @pytest.mark.parametrize("raw", ["soon", "-1", "1.5"])

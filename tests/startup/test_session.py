@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from startup.errors import StartupError
 from startup.prefetch.options import PrefetchOptions
 from startup.preflight.report import Finding, PreflightReport, error, warning
+from startup.probes.listener import is_listening
 from startup.session import ListenAddress, StartSession
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
@@ -59,6 +61,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
     assert f"READY=1\nSTATUS=ready: {url}" in manager.messages
     assert "STATUS=preflight" in manager.lines
     assert "little space" in caplog.messages
+    assert any("VLLM_WORKER_MULTIPROC_METHOD=spawn makes this start slower" in line for line in caplog.messages)
     assert caplog.messages[-1].endswith(f"s: {url}")
     assert "phases of this start:" in caplog.text
     report = json.loads((tmp_path / "report").read_text())
@@ -93,3 +96,13 @@ def test_no_status_follows_readiness(session, manager):
         "STATUS=ready, address unknown",
         "STATUS=exited",
     ]
+
+
+def test_with_listen_when_ready_a_port_is_only_bound_and_a_unix_socket_listens(session, tmp_path):
+    with session:
+        port = session.listen(ListenAddress("127.0.0.1", 0, None, when_ready=True))
+        assert not is_listening(port)
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(port.getsockname()):
+            pass
+        uds = session.listen(ListenAddress(None, 0, str(tmp_path / "socket"), when_ready=True))
+        assert is_listening(uds)

@@ -118,14 +118,41 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
     assert f" (did you mean '{suggested}'?)" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("probes", "No such command 'probes' (removed: docs/containers.md has the probes)."),
+        ("bench liveness", "No such command 'liveness' (removed: `vllm-cli bench serve` measures /health"),
+        ("preload show", "No such command 'show' (removed: `vllm-cli caches`)."),
+        ("preload chek", "No such command 'chek' (did you mean 'check'?)."),
+        ("bench nonsense", "No such command 'nonsense'."),
+        ("prefetch --list", "No such option: --list (removed: `hf cache ls` lists the models on disk)"),
+        ("bake --check m", "No such option: --check (removed: bake again"),
+        ("serve --engine embedded --engine-restarts 2", "--engine-restarts (removed: let a service manager restart"),
+        ("serve --engine embedded --limit-mm-per-prompt image=4", """JSON: write image=4 as '{"image": 4}'."""),
+        ("serve --engine embedded --omni", "requests models of the package vllm-omni. Use --engine vllm."),
+    ],
+)
+def test_former_commands_and_flags_name_what_replaces_them(words, message, capsys):
+    assert main(words.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_a_former_variable_for_a_limit_ends_the_start(engine, monkeypatch, capsys):
+    monkeypatch.setenv("VCLI_MEMORY_BUDGET", "8G")
+    assert main(["serve", "m", "--engine", engine]) == 2
+    assert "VCLI_MEMORY_BUDGET must be unset and replaced by --memory-budget, got '8G'" in capsys.readouterr().err
+
+
 def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "frok")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "maybe")
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "maybe")
     assert main(["serve"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["Error:", "VLLM_WORKER_MULTIPROC_METHOD"],
-        ["Error:", "HF_HUB_OFFLINE"],
+        ["Error:", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"],
     ]
     assert "did you mean 'fork'?" in lines[0]
 

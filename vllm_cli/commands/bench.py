@@ -12,6 +12,7 @@ import click
 from envs.registry import env
 from startup.download.obtain import resolve_model
 from startup.model.request import ModelRequest
+from vllm_cli.errors import CommandGroup
 
 if TYPE_CHECKING:
     from vllm_cli.bench.target import TargetSpec
@@ -23,7 +24,7 @@ _COUNT: Final = click.IntRange(1)
 _STATES: Final = ("warm", "cold-pages", "standby")
 
 
-@click.group("bench")
+@click.group("bench", cls=CommandGroup)
 def bench() -> None:
     """Measure servers: throughput, latency and /health under load, and starts up to the first token.
 

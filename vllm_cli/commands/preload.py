@@ -9,6 +9,7 @@ import click
 
 from startup.errors import StartupError
 from startup.processes import interpreter
+from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from startup.vllm.launch.hooks import HookReport
 
 
-@click.group("preload")
+@click.group("preload", cls=CommandGroup)
 def preload() -> None:
     """Check what `serve --engine vllm` relies on; `vllm-cli caches` shows what it has recorded."""
 

@@ -36,6 +36,7 @@ def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
         "--preflight": env.VCLI_PREFLIGHT.get(),
         "--idle-stop": env.VCLI_IDLE_STOP.raw,
         "--compile-cache": env.VCLI_COMPILE_CACHE.get(),
+        "--listen-when-ready": env.VCLI_LISTEN_WHEN_READY.get() and "true",
     }
     given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items() if value}}
     flags = [flag for flag in _FLAGS if flag.name in given]

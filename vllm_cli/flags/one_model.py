@@ -79,6 +79,8 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
         name = given.flag if flag is None else flag.name
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with --idle-stop: all its processes are on this machine.")
+        if name == "--listen-when-ready":
+            raise InputError(f"{name} does not go with --idle-stop, whose port is always open: leave one of them out.")
         if name not in OF_ROUTER_ALONE:
             kept += given.words[1:] if given.words[0] == "--" else given.words
     kept, variables = secrets_as_variables(kept)

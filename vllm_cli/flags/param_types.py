@@ -10,7 +10,7 @@ import click
 from base.errors import ConfigError
 from base.json_depth import read_json
 from envs.home import expand_home
-from envs.suggestion import did_you_mean
+from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.config import LoraModule, PoolerConfig
 from startup.config import CompileCacheOption
@@ -111,7 +111,8 @@ def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None
     try:
         return read_json(value)
     except ValueError as err:
-        type_.fail(f"{value!r} is not JSON: {err}.", param, ctx)
+        hint = former_form(param.opts[0]) if param is not None else ""
+        type_.fail(f"{value!r} is not JSON{hint or f': {err}'}.", param, ctx)
 
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)")

@@ -12,7 +12,15 @@ from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.model.request import ModelRequest
-from startup.serve_words import LAUNCHER_FLAGS, has_several_models, help_topic, is_flag_like, split
+from startup.serve_words import (
+    LAUNCHER_FLAGS,
+    STRAY_REMEDY,
+    has_several_models,
+    help_topic,
+    is_flag_like,
+    is_stray,
+    split,
+)
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, read_config_file
 from vllm_cli.flags.engine_choice import choose_engine, vllm_options
@@ -37,7 +45,7 @@ _IS_QUIET: Final = "vllm_cli.is_quiet"
 WORDS: Final = "vllm_cli.words"
 """Key of the words after `serve`."""
 
-_READ_FOR_VLLM: Final = ("VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 class SeveralModels(NamedTuple):
@@ -105,6 +113,8 @@ class ServeCommand(click.Command):
 
     def _settings(self, ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
         """The values of flags, variables and file, converted; those that are not given are left out."""
+        if (stray := next(filter(is_stray, given.positionals[1:]), None)) is not None:
+            raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
         if len(given.positionals) > 1:
             raise click.UsageError(f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})", ctx)
         settings = {}
@@ -173,7 +183,7 @@ def _raise_all(errors: Iterable[EnvError]) -> None:
 
 def _is_read_for_vllm(name: str) -> bool:
     """Whether the launcher reads the variable; of others vLLM may accept more values than we do."""
-    return name.startswith(OWN_PREFIX) or name in _READ_FOR_VLLM
+    return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
 
 
 def _unknown_variables() -> Iterator[str]:
@@ -185,7 +195,8 @@ def _reject_flags_of_several(words: Sequence[str]) -> None:
     for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in SEVERAL):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
     given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
-    models = [each.words[0] for _, each in given if not each.flag and each.words[0] != "--"]
+    others = [each.words[0] for _, each in given if not each.flag]
+    models = [word for word in others if word != "--" and not is_stray(word)]
     has_unknown = any(each.flag and flag is None for flag, each in given)  # the word behind may be its value
     if len(models) > 1 and not has_unknown:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")

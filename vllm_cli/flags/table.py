@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple
 
+from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.serve_words import normalise
 from vllm_cli.errors import InputError
@@ -52,9 +53,11 @@ def find_flag(name: str) -> Spelling:
 
 def _complete(name: str) -> Spelling:
     """Completes a name as argparse does."""
-    names = [known for known in _BY_NAME if known.startswith(normalise(name))] if name.startswith("--") else []
+    whole = normalise(name)
+    may_complete = name.startswith("--") and whole not in REPLACEMENTS
+    names = [known for known in _BY_NAME if known.startswith(whole)] if may_complete else []
     if not names:
-        raise InputError(f"No such option: {name}{did_you_mean(normalise(name), _BY_NAME)}")
+        raise InputError(f"No such option: {name}{did_you_mean(whole, _BY_NAME)}")
     meanings = [_BY_NAME[known] for known in names]
     if any(meaning != meanings[0] for meaning in meanings):
         shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")

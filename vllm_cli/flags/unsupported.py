@@ -212,6 +212,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--kv-cache-dtype", neutral=("auto",)),
         values("--kv-cache-dtype-skip-layers"),
     ),
+    "models of the package vllm-omni": (switch("--omni"),),
     "chat templates in requests": (switch("--trust-request-chat-template"),),
     "settings of images in requests": (switch("--trust-request-mm-kwargs"),),
     "other roles of answers": (value("--response-role", neutral=("assistant",)),),

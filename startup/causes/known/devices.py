@@ -81,6 +81,13 @@ DEVICES: Final = (
         "(CUDA_VISIBLE_DEVICES, the container's limits).",
     ),
     KnownCause(
+        "ranks-without-processors",
+        "on a CPU, each rank needs processors of its own",
+        ("Not enough allowed NUMA nodes to bind threads of", "doesn't match local world size"),
+        "Set VLLM_CPU_OMP_THREADS_BIND to the processors of each rank, such as '0-3|4-7' for two, or lower "
+        "--tensor-parallel-size, --pipeline-parallel-size and --data-parallel-size.",
+    ),
+    KnownCause(
         "no-kernel-for-this-gpu",
         "this build has no code for this GPU",
         (

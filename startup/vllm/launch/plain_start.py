@@ -17,7 +17,7 @@ from envs.registry import env
 from startup.processes import group_signals, interpreter
 from startup.systemd.service_manager import ServiceManager
 from startup.timeline import start_origin
-from startup.vllm.command_line import CommandLine, run_plain_vllm
+from startup.vllm.command_line import OMNI, CommandLine, run_plain_vllm
 from startup.vllm.fork.preload_profile import disabled_reason, enable_preloading
 from startup.vllm.installed import OLDEST, InstalledVllm
 from startup.vllm.launch.hooks import check_installed, find_obstacle
@@ -49,6 +49,8 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"{env.VCLI_PLAIN_VLLM.name} is set", is_requested=True)
     if line.is_for_help:
         return PlainReason("only help is requested", is_requested=True)
+    if OMNI in line.words:
+        return PlainReason("vllm-omni runs this command", is_requested=True)
     if not vllm.is_new_enough:
         return PlainReason(f"it is older than {'.'.join(map(str, OLDEST))}")
     if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:

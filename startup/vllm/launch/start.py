@@ -222,7 +222,8 @@ class _VllmStart:
         """Listens on the port that vLLM will bind; vLLM then gets this socket."""
         line = self._line
         if line.listens:
-            address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
+            has_tls, when_ready = line.has("--ssl-certfile"), self._options.listen_when_ready
+            address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=has_tls, when_ready=when_ready)
             listening = self._session.listen(address)
             self._session.stack.enter_context(port.reuse_listener(listening))
         else:

@@ -3,7 +3,7 @@
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
 may change is a warning. The flags are those of the installed vLLM (`startup.vllm.facts`). What vLLM checks in
 its first seconds is left to it: rules between flags, ranges, names of parsers, methods and architectures,
-lengths, variables. `startup.causes` explains those.
+lengths, variables. `startup.causes` explains those. Flags and models of vllm-omni (--omni) are not known.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from startup.preflight.all_checks import PreflightOptions, download_checks
 from startup.preflight.network import check_address
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
 from startup.preflight.resources import check_cache_folder
-from startup.vllm.command_line import CommandLine
+from startup.vllm.command_line import OMNI, CommandLine
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, argument_findings, read_arguments
@@ -30,6 +30,8 @@ def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOpti
 
 def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
     """Groups of checks in their order."""
+    if OMNI in line.words:
+        return
     starts: list[CheckedStart] = []
 
     def read_words() -> tuple[Finding, ...]:

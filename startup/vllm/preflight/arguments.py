@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 from base.wording import list_some
+from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.model.file_plan import FilePlan
 from startup.preflight.report import USAGE, Finding, error, warning
+from startup.serve_words import STRAY_REMEDY, is_stray
 from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -160,6 +162,8 @@ def describe_unknown(words: Iterable[str], facts: VllmFacts) -> Iterator[str]:
         name = word.partition("=")[0]
         if name.startswith("-"):
             yield f"vLLM has no flag {name}{did_you_mean(name, names)}"
+        elif is_stray(word):
+            yield f"unexpected word {word!r}: {STRAY_REMEDY}"
         elif all(not other.startswith("-") for other in words):
             yield f"unexpected word {word!r}: MODEL is one word, given first"
 
@@ -222,6 +226,8 @@ def _in_our_words(message: str) -> str:
     names, found, reason = message.partition(": ")
     if names == "ambiguous option":
         option, _, matches = reason.partition(" could match ")
+        if option in REPLACEMENTS:
+            return f"vLLM has no flag {option}{did_you_mean(option, ())}"
         return f"{option} may stand for {list_some(matches.split(', '), _MAX_MATCHES)}: write the whole name"
     if not found or not names.startswith("argument "):
         return message

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from base.json_depth import JsonDepthError, read_json
 from base.wording import list_some
-from envs.suggestion import did_you_mean
+from envs.suggestion import did_you_mean, former_form
 from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.preflight.words import expand_sizes, parse_size
 
@@ -36,17 +36,20 @@ def _convert(fact: FlagFact, text: str) -> Any:
     except FlagValueError:
         raise
     except ValueError as err:
-        raise FlagValueError(f"{fact.name} {text!r} {_WANTED.get(fact.kind, 'is not valid')}{_reason(err)}") from err
+        wanted = _WANTED.get(fact.kind, "is not valid")
+        raise FlagValueError(f"{fact.name} {text!r} {wanted}{_reason(err, fact)}") from err
 
 
-def _reason(err: ValueError) -> str:
-    return f": {err}" if isinstance(err, json.JSONDecodeError | JsonDepthError) else ""
+def _reason(err: ValueError, fact: FlagFact) -> str:
+    if not isinstance(err, json.JSONDecodeError | JsonDepthError):
+        return ""
+    return former_form(fact.name) or f": {err}"
 
 
 def _parse_object(text: str, fact: FlagFact) -> Any:
     content = read_json(expand_sizes(text))
     if not isinstance(content, dict):
-        raise FlagValueError(f"{fact.name} {text!r} is not a JSON object")
+        raise FlagValueError(f"{fact.name} {text!r} is not a JSON object{former_form(fact.name)}")
     return content
 
 

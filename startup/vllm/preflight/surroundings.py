@@ -34,6 +34,7 @@ _SHM_PER_RANK: Final = 1 << 30
 def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
+    yield from _check_port_variable()
     yield from _check_compiler(start, words)
     yield from _check_shm(start)
     yield from _check_caches(start)
@@ -45,6 +46,16 @@ def _check_packages(start: CheckedStart) -> Iterator[Finding]:
     for flag, value, module, package in _PACKAGES:
         if start.value(flag) == value and not start.facts.plugins and find_spec(module) is None:
             yield error("package", f"{flag} {value} needs the package {package}: pip install {package}")
+
+
+def _check_port_variable() -> Iterator[Finding]:
+    """Kubernetes sets `NAME_PORT` for each Service of the namespace."""
+    if "://" in (port := foreign.text_of("VLLM_PORT")):
+        yield error(
+            "port_variable",
+            f"VLLM_PORT={port} is what Kubernetes sets for a Service named vllm, and no port for vLLM's processes: set "
+            "`enableServiceLinks: false` in the pod, or rename the Service",
+        )
 
 
 def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:

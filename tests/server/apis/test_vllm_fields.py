@@ -26,8 +26,10 @@ from server.generation.request import (
     JsonSchemaFormat,
     ResponseFormat,
     StreamOptions,
+    StructuredOutputs,
     Tool,
 )
+from server.http_body.request_body import _marked_fields
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_fields.py")
@@ -68,7 +70,7 @@ IGNORED = frozenset(
     user metadata store service_tier session_id safety_identifier prompt_cache_key prompt_cache_options
     prompt_cache_retention include_obfuscation stream_options cache_salt return_token_offsets mm_payload
     return_mm_kwargs watermarking priority
-    kv_transfer_params ec_transfer_params vllm_xargs repetition_detection stream_interval best_of
+    kv_transfer_params ec_transfer_params vllm_xargs repetition_detection best_of
     routed_experts_prompt_start return_documents max_chunks_per_doc rank_fields disable_additional_properties
     is_error signature data return_weight_versions
     """.split()  # noqa: SIM905
@@ -104,3 +106,11 @@ def test_every_field_of_vllm_s_requests_is_declared(tmp_path):
         if lacking := set(theirs[name]) - declared - IGNORED:
             missing[name] = lacking
     assert missing == {}
+
+
+def test_every_refused_field_of_a_request_is_in_the_documentation():
+    text = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    refused = {name for kind in PAIRS.values() for name, _, is_ignored in _marked_fields(kind) if not is_ignored}
+    refused |= {name for name, _, _ in _marked_fields(StructuredOutputs)}
+    assert {"echo", "return_prompt_text", "whitespace_pattern"} < refused
+    assert [name for name in sorted(refused) if f"`{name}`" not in text and not name.startswith("guided_")] == []

@@ -40,15 +40,15 @@ BAD_VALUES: dict[str, list[Any]] = {
     "truncation_side": ["right"],
     "logprob_token_ids": [[1]],
     "use_beam_search": [True],
+    "stream_interval": [2],
+    "kv_transfer_params": [{"prompt_token_ids": [1]}],
+    "guided_json": [{"type": "object"}],
+    "guided_choice": [["a"]],
+    "guided_whitespace_pattern": [" "],
     "thinking_token_budget": [-2, 1.0, True, "10"],
     "cache_salt": ["", "a" * 129, "a/b", "a@b", "a\\b", "a\x00"],
 }
 """The id is logged: it must not forge a line of the log."""
-
-IGNORED = [
-    ("guided_json", {"type": "object"}),
-    ("guided_choice", ["a"]),
-]
 
 IGNORED_IN_CHAT = [
     ("audio", {"voice": "alloy"}),
@@ -72,16 +72,18 @@ def test_bad_value_is_rejected_with_the_name_of_its_field(model, name):
         assert_rejects(model, name, **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("model", "name", "value"),
-    [(kind, *field) for kind in (CompletionRequest, ChatRequest) for field in IGNORED]
-    + [(ChatRequest, *field) for field in IGNORED_IN_CHAT],
-)
-def test_field_that_vllm_ignores_too_is_logged_once(model, name, value, caplog):
+@pytest.mark.parametrize(("name", "value"), IGNORED_IN_CHAT)
+def test_field_that_vllm_ignores_too_is_logged_once(name, value, caplog):
     _warn.cache_clear()
     for _ in range(2):
-        decode(model, **{name: value})
+        decode(ChatRequest, **{name: value})
     assert [record.args for record in caplog.records] == [(name,)]
+
+
+@pytest.mark.parametrize("kind", ["json", "regex", "choice", "grammar", "whitespace_pattern"])
+def test_a_field_of_former_versions_is_rejected_with_the_one_that_replaces_it(model, kind):
+    with pytest.raises(RequestError, match=f"vLLM has replaced `guided_{kind}` by `structured_outputs.{kind}`"):
+        decode(model, **{f"guided_{kind}": "a"})
 
 
 @pytest.mark.parametrize(("name", "value"), [("suffix", " end"), ("use_beam_search", True)])

@@ -179,6 +179,16 @@ def test_pydantics_message_is_in_its_second_line():
     assert cause.phase == "while it read its configuration"
 
 
+def test_ranks_on_a_cpu_without_processors_of_their_own_get_the_variable_that_gives_them_some():
+    error = (
+        "AssertionError: Not enough allowed NUMA nodes to bind threads of 3 local CPUWorkers. "
+        "Allowed NUMA nodes are [0]. Please try to bind threads manually or decrease DP/TP/PP."
+    )
+    cause = _find(_VERSION, _log(_CORE, _traceback("_get_autobind_cpu_ids", error=error)), _API + _SEE_ABOVE)
+    assert _name(cause) == "ranks-without-processors"
+    assert "VLLM_CPU_OMP_THREADS_BIND" in "".join(write_digest(cause))
+
+
 @pytest.mark.parametrize("kind", ["", "Value error, "])
 def test_pydantics_message_about_a_field_names_the_field(kind):
     message = f"  {kind}Input should be less than or equal to 1 [type=less_than_equal, input_value=1.5]"

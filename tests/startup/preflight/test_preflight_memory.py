@@ -81,6 +81,15 @@ def test_a_length_beyond_the_models_own_is_an_error(model_path, preflight):
     assert "--max-model-len 100000 is more than the model's own limit of 8192 tokens" in message
 
 
+def test_a_length_beyond_the_models_own_that_is_allowed_is_left_to_the_engine(model_path, preflight):
+    memory = MemoryState(8 << 30, 16 << 30)
+    report = preflight(model_path, max_model_len=9000, allow_long_max_model_len=True, memory=memory)
+    assert report.findings == ()
+    memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
+    report = preflight(model_path, max_model_len=9000, allow_long_max_model_len=True, memory=memory)
+    assert "KV cache of one sequence of 9000 tokens" in message_of(report, "memory")[1]
+
+
 @pytest.mark.parametrize(
     ("memory", "size", "most"),
     [

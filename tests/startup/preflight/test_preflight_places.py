@@ -9,7 +9,7 @@ from shutil import copyfile
 import pytest
 from huggingface_hub import constants
 
-from server.config import ModelFiles
+from server.config import LoraConfig, LoraModule, ModelFiles
 from startup.config import StartupConfig
 from startup.download.obtain import resolve_model
 from startup.model.file_plan import FilePlan, plan_files
@@ -172,3 +172,19 @@ def test_offline_mode_sends_no_request(hub, check, monkeypatch):
     (finding,) = check("team/model").errors
     assert "HF_HUB_OFFLINE forbids the download" in finding.message
     assert hub.requests == []
+
+
+def test_an_adapter_that_is_no_folder_or_incomplete_is_an_error(folder, tmp_path, preflight):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    paths = {"a": f"{tmp_path}/nowhere", "b": "org/name", "c": "adapter"}
+    modules = tuple(LoraModule(name=name, path=path) for name, path in paths.items())
+    given = {"lora": LoraConfig(enable_lora=True), "lora_modules": modules, "lora_adapter_root": str(tmp_path)}
+    assert [f.message for f in preflight(folder.path, **given).errors] == [
+        f"--lora-modules a={tmp_path}/nowhere: there is no folder {tmp_path}/nowhere",
+        f"--lora-modules b=org/name: there is no folder {tmp_path}/org/name",
+        f"--lora-modules c=adapter: {adapter} has no adapter_config.json, so it is not an adapter",
+    ]
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").touch()
+    assert preflight(folder.path, **given | {"lora_modules": modules[2:]}).errors == ()

@@ -10,7 +10,17 @@ import pytest
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.plain_start import plain_start_reason
-from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, prepend, rewrite, variant, without_forks
+from tests.startup.vllm.fake_start import (
+    FAKE,
+    ROOT,
+    FakeStart,
+    environment,
+    prepend,
+    rewrite,
+    run_fake,
+    variant,
+    without_forks,
+)
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -42,13 +52,22 @@ def _serves(start: FakeStart) -> bool:
             ("a launcher starts one process per rank (TORCHELASTIC_RUN_ID is set)", True),
         ),
         ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), ("VCLI_PLAIN_VLLM is set", True)),
+        ("0.32.0", {}, ("--omni",), ("vllm-omni runs this command", True)),
     ],
-    ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for"],
+    ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for", "omni"],
 )
 def test_the_reason_of_a_plain_start(version, variables, words, reason, folder, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert plain_start_reason(InstalledVllm(version, folder), CommandLine.of(["model", *words])) == reason
+
+
+@pytest.mark.parametrize("words", [("org/image", "--omni", "--own-flag", "1"), ("--omni", "org/image")], ids=" ".join)
+def test_a_command_of_vllm_omni_reaches_it_unchanged_and_without_a_preflight(words, folder):
+    delegates = 'def main() -> None:\n    if "--omni" in sys.argv:\n        return print("omni:", sys.argv[1:])\n'
+    fake = rewrite(variant(folder), "def main() -> None:\n", delegates)
+    done = run_fake(folder, *words, env=environment(folder, fake))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"omni: {['serve', *words]}\n", "")
 
 
 @pytest.mark.parametrize(("version", "is_asked_for"), [("0.27.1+cpu", False), ("0.32.0", True)])

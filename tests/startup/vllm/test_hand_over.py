@@ -49,6 +49,26 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
         assert start.ask("/livez")[0] == 404  # only vLLM's own routes are left
 
 
+@pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])
+def test_with_listen_when_ready_connections_are_refused_until_vllm_serves(num_servers, folder):
+    gate = folder / "gate"
+    port = free_port()
+    words = ("--gate", str(gate), "--api-server-count", str(num_servers), "--listen-when-ready")
+    with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 4) as clients:
+        start.wait_logged("EngineCore prints a line")
+        clients.wait_for_more(200, 0)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        gate.touch()
+        start.wait_ready()
+        clients.wait_for_more(200, 200)
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert len(start.responders()) == (num_servers == 1)  # it answers /health, as without the flag
+    assert not clients.lost
+    for statuses in clients.statuses:
+        assert statuses == sorted(statuses, key=(0, 200).index)
+
+
 def test_unix_socket_is_handed_over(folder):
     gate = folder / "gate"
     path = folder / "socket"

@@ -44,6 +44,14 @@ def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, tmp_p
     assert " ".join(_line(words).words) == expected
 
 
+def test_a_config_file_is_read_only_where_vllm_reads_it(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("port: 9000\nmodel: of-file\n")
+    as_two_words, as_one = _line(f"--config {file}"), _line(f"m --config={file}")
+    assert (as_two_words.model, as_two_words.port) == ("of-file", 9000)
+    assert (as_one.model, as_one.port) == ("m", 8000)
+
+
 def test_the_last_value_of_a_flag_counts_in_every_spelling():
     line = _line("m --port 1 --host=h --uds /a --uds=/b --port=2 --served_model_name one two")
     assert (line.host, line.port, line.uds, line.served_name) == ("h", 2, "/b", "one")

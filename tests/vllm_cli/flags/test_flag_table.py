@@ -8,7 +8,8 @@ from typing import get_args, get_type_hints
 import click
 import pytest
 
-from envs.registry import LOGGING_LEVELS
+from envs.registry import LOGGING_LEVELS, variables
+from envs.replacements import REPLACEMENTS
 from server.config import DTypeName, RendererConfig
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
@@ -16,7 +17,8 @@ from vllm_cli.flags.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from vllm_cli.flags.table import FLAGS, find_flag, spellings
 from vllm_cli.flags.unsupported import IGNORED, REJECTED
 
-VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_flags.txt").read_text().split())
+VLLM_NAMES = {*(Path(__file__).parents[1] / "vllm_flags.txt").read_text().split(), "--omni"}
+"""vLLM looks for --omni before it parses."""
 HELP = {"-h", "--help"}
 INTERNAL = {f"prefetch.{name}" for name in ("num_threads", "block_bytes", "memory_bytes", "progress_interval_s")}
 OWN_PREFIXES = (
@@ -27,6 +29,7 @@ OWN_PREFIXES = (
     "--idle-",
     *("--models", "--memory-budget", "--max-running", "--max-wait"),
     "--lora-adapter-root",
+    "--listen-when-ready",
 )
 """Beginnings of the names of flags that vLLM does not have."""
 
@@ -47,6 +50,7 @@ def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it():
         "--disable-log-stats",
         "--aggregate-engine-logging",
         "--data-parallel-multi-port-external-lb",
+        "--omni",
     }
     switches = {flag.name for flag in FLAGS if flag.shape is Shape.SWITCH and not _is_own(flag)}
     negatable = {f"--{name.removeprefix('--no-')}" for name in VLLM_NAMES if name.startswith("--no-")}
@@ -144,3 +148,20 @@ def _is_own(flag: Flag) -> bool:
 )
 def test_opposites_as_vllm_writes_them_from_0_33_on(name, flag):
     assert find_flag(name) == (find_flag(flag).flag, True)
+
+
+def test_a_former_flag_is_refused_with_what_replaces_it_even_if_it_begins_another_one():
+    assert "--device-ids" in VLLM_NAMES
+    with pytest.raises(InputError, match=r"--device \(removed: leave it out, vLLM runs on"):
+        find_flag("--device")
+    with pytest.raises(InputError, match=r"No such option: --max_num_partial_prefills \(removed: leave it out\)"):
+        find_flag("--max_num_partial_prefills")
+
+
+def test_what_replaces_former_names_exists():
+    names = {name for flag in FLAGS for name in spellings(flag)} - {"--disable-log-requests"}  # again since 0.33
+    of_other_commands = {"--vs", "--vs-url", "--all"}
+    for former, text in REPLACEMENTS.items():
+        assert former not in names | {variable.name for variable in variables()}
+        assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= names | of_other_commands
+        assert set(re.findall(r"[A-Z]+_[A-Z_]+", text)) <= {variable.name for variable in variables()}

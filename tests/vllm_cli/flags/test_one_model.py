@@ -68,8 +68,12 @@ def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
         _vllm("--config", str(file))
 
 
-@pytest.mark.parametrize("words", [["--headless"], ["--nnodes=2"], ["--grpc"], ["--node-rank", "0"]], ids=" ".join)
-def test_a_server_of_several_machines_is_refused(words):
+@pytest.mark.parametrize(
+    "words",
+    [["--headless"], ["--nnodes=2"], ["--grpc"], ["--node-rank", "0"], ["--listen-when-ready"]],
+    ids=" ".join,
+)
+def test_what_a_router_of_one_model_cannot_have_is_refused(words):
     with pytest.raises(InputError, match="does not go with --idle-stop"):
         _vllm(*words)
 

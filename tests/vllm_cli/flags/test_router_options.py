@@ -79,6 +79,14 @@ def test_two_words_before_all_flags_or_a_file_are_several_models(words, is_route
     assert has_several_models(words.split()) is is_router
 
 
+@pytest.mark.parametrize("word", [" ", "\\", "", "\n", " --port"], ids=repr)
+def test_what_a_backslash_leaves_behind_model_is_no_second_model(word, invoke):
+    assert has_several_models(["m", word, "--seed", "1"]) is False
+    done = invoke("serve", "--engine", "embedded", "m", word, "--seed", "1")
+    assert done.returncode == 2
+    assert f"Error: unexpected word {word!r}: remove the empty word, or what stands behind a `\\`" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "is_router"), [("", True), ("--port 1", True), ("a", False), ("--model a", False), ("--config c", False)]
 )
@@ -117,6 +125,7 @@ REJECTED = {
     "--models f --model x": "--model does not go with several models: name the models in the file",
     "a b --lora-modules x=y": "--lora-modules does not go with several models",
     "a b --startup-report r": "--startup-report does not go with several models",
+    "a b --listen-when-ready": "--listen-when-ready does not go with several models: their port is open at once",
     "a b --headless": "--headless does not go with several models",
     "a b --nnodes 2": "--nnodes does not go with several models",
     "a b --standby require": "--standby require does not go with several models",

@@ -107,9 +107,8 @@ def _index_of_one(path: Path) -> None:
     _copy(path, without=(_WEIGHTS,))
     shard = "model-00001-of-00001.safetensors"
     (path / shard).symlink_to((MODEL / _WEIGHTS).resolve())
-    header = (MODEL / _WEIGHTS).open("rb").read(8)
     with (MODEL / _WEIGHTS).open("rb") as file:
-        names = json.loads(file.read(8 + int.from_bytes(header, "little"))[8:])
+        names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     names.pop("__metadata__", None)
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, shard)}))
     (path / _WEIGHTS).symlink_to((MODEL / _WEIGHTS).resolve())

@@ -58,6 +58,7 @@ VALID_STARTS: Final[dict[str, ValidStart]] = {
     "tokenizer in another folder": _start("{no_tokenizer} --tokenizer {model}"),
     "configuration in another folder": _start("{no_config} --hf-config-path {model}"),
     "remote code": _start("{remote_code} --trust-remote-code"),
+    "other values of the hub's variables": _start("{model}", HF_HUB_OFFLINE="enabled", TRANSFORMERS_OFFLINE="y"),
     "cached, offline": _start("someone/tiny", HF_HOME="{cached}", HF_HUB_OFFLINE="1"),
     "cached, with revision": _start("someone/tiny --revision main", HF_HOME="{cached}", HF_HUB_OFFLINE="1"),
     "revision of a folder": _start("{model} --revision main"),

@@ -163,6 +163,12 @@ def test_unknown_flags_are_all_named(facts):
     ]
 
 
+@pytest.mark.parametrize("word", [" ", "\\", "", "\n", " --port"], ids=repr)
+def test_what_a_backslash_leaves_behind_model_is_named(facts, word):
+    (text,) = describe_unknown(read_arguments(["m", word], facts).unknown, facts)
+    assert text.startswith(f"unexpected word {word!r}: remove the empty word, or what stands behind a `\\`")
+
+
 def test_a_second_model_is_named(facts):
     arguments = read_arguments(["m", "n"], facts)
     assert list(describe_unknown(arguments.unknown, facts)) == ["unexpected word 'n': MODEL is one word, given first"]
@@ -233,6 +239,21 @@ def _found(start: CheckStart, words: str, **options: bool) -> list[tuple[str, st
 @pytest.mark.parametrize("words", ["m --new-flag 1", "m --dtype new"])
 def test_what_a_plugin_may_know_is_no_error(start, words):
     assert all(severity == "warning" for _, severity, _ in _found(start, words, has_plugin=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--swap_space 4", "vLLM has no flag --swap-space (removed: leave it out, or give --kv-offloading-size"),
+        ("--rope-scaling {}", """vLLM has no flag --rope-scaling (removed: give --hf-overrides '{"rope_parameters"""),
+        ("--device cpu", "vLLM has no flag --device (removed: leave it out, vLLM runs on the device"),
+        ("-cc 3", "'3' is not a JSON object: write a level as -O3 or leave it out"),
+    ],
+)
+def test_a_former_flag_and_a_former_value_name_what_replaces_them(start, words, message):
+    (severity, text), *_ = [(severity, text) for _, severity, text in _found(start, f"m {words}")]
+    assert severity == "error"
+    assert message in text
 
 
 def test_all_faults_are_told_at_once(start):

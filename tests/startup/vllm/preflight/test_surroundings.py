@@ -49,6 +49,14 @@ def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
     assert _found(start) == []
 
 
+def test_the_port_of_a_service_named_vllm_is_none_of_vllms(start, has_programs, monkeypatch):
+    has_programs("g++")
+    monkeypatch.setenv("VLLM_PORT", "tcp://10.0.0.1:8000")
+    assert _found(start) == [("port_variable", "error")]
+    monkeypatch.setenv("VLLM_PORT", "29500")
+    assert _found(start) == []
+
+
 def test_ranks_need_shared_memory(start, monkeypatch):
     monkeypatch.setattr(surroundings, "free_bytes", lambda _: 64 << 20)
     (finding,) = [f for f in surroundings_findings(start("m", "-tp", "2"), ()) if f.check == "shm"]

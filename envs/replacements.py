@@ -1,0 +1,86 @@
+"""What takes the place of flags, commands and variables that vLLM or this program has had before.
+
+Errors and notices get it from `envs.suggestion`. A name is looked up only where it is unknown: an older vLLM
+still has some of the flags. `FLAG VALUE` is a former form of the values of a flag that still exists.
+"""
+
+from typing import Final
+
+LIMITS: Final = {
+    "VCLI_MAX_RUNNING": "--max-running", "VCLI_MAX_WAIT": "--max-wait", "VCLI_MAX_WAITING": "--max-waiting",
+    "VCLI_MEMORY_BUDGET": "--memory-budget",
+}  # fmt: skip
+"""Former variables for limits: a server must not start without a limit that was given."""
+
+_USELESS: Final = (
+    "--calculate-kv-scales", "--disable-async-output-proc", "--disable-frontend-multiprocessing",
+    "--disable-logprobs-during-spec-decoding", "--enable-lora-bias", "--enable-prompt-adapter", "--engine-use-ray",
+    "--long-lora-scaling-factors", "--lora-extra-vocab-size", "--max-long-partial-prefills",
+    "--max-num-partial-prefills", "--max-prompt-adapter-token", "--max-prompt-adapters", "--multi-step-stream-outputs",
+    "--num-lookahead-slots", "--num-scheduler-steps", "--preemption-mode", "--quantization-param-path",
+    "--scheduler-delay-factor", "--speculative-disable-by-batch-size", "--tokenizer-pool-extra-config",
+    "--tokenizer-pool-type", "--use-v2-block-manager", "--prefetch-block-size", "--prefetch-threads",
+)  # fmt: skip
+_RENAMED: Final = {
+    **LIMITS, "VCLI_IDLE_WARM": "--idle-warm", "VLLM_ATTENTION_BACKEND": "--attention-backend",
+    "--chat-template-text-format": "--chat-template-content-format",
+    "--cuda-graph-sizes": "--cudagraph-capture-sizes", "--override-neuron-config": "--additional-config",
+    "--disable-mm-preprocessor-cache": "--mm-processor-cache-gb 0", "--override-pooler-config": "--pooler-config",
+    "--enable-multimodal-encoder-data-parallel": "--mm-encoder-tp-mode data",
+    "--eplb-log-balancedness": "--eplb-config.log_balancedness true",
+    "--eplb-step-interval": "--eplb-config.step_interval", "--eplb-window-size": "--eplb-config.window_size",
+    "--num-redundant-experts": "--eplb-config.num_redundant_experts",
+    "--full-cuda-graph": "--compilation-config.cudagraph_mode FULL",
+    "--guided-decoding-backend": "--structured-outputs-config.backend",
+    "--guided-decoding-disable-additional-properties": "--structured-outputs-config.disable_additional_properties",
+    "--guided-decoding-disable-any-whitespace": "--structured-outputs-config.disable_any_whitespace",
+    "--ngram-prompt-lookup-max": "--speculative-config.prompt_lookup_max",
+    "--ngram-prompt-lookup-min": "--speculative-config.prompt_lookup_min",
+    "--num-speculative-tokens": "--speculative-config.num_speculative_tokens",
+    "--speculative-draft-tensor-parallel-size": "--speculative-config.draft_tensor_parallel_size",
+    "--speculative-max-model-len": "--speculative-config.max_model_len",
+    "--speculative-model": "--speculative-config.model", "--qlora-adapter-name-or-path": "--lora-modules",
+    "--rope-scaling": """--hf-overrides '{"rope_parameters": {"rope_type": "yarn", ...}}'""",
+    "--rope-theta": """--hf-overrides '{"rope_parameters": {"rope_theta": ...}}'""",
+    "--tokenizer-pool-size": "--renderer-num-workers", "--worker-use-ray": "--distributed-executor-backend ray",
+}  # fmt: skip
+_PARTS: Final = {
+    "VCLI_HUB_OFFLINE": "offline hub", "VCLI_IMPORT_FILE": "import file", "VCLI_LEAN_IMPORTS": "lean imports",
+    "VCLI_PROBE_REALTIME": "real-time probes",
+}  # fmt: skip
+
+REPLACEMENTS: Final[dict[str, str]] = {
+    **dict.fromkeys(_USELESS, "leave it out"),
+    **{old: f"give {new}" for old, new in _RENAMED.items()},
+    **{variable: f'set VCLI_LEAVE_OUT="{part}" instead of 0' for variable, part in _PARTS.items()},
+    **dict.fromkeys(
+        ("--http-max-json-depth", "--http-max-messages", "--http-max-tools"),
+        "leave it out, --http-max-json-values limits a body",
+    ),
+    **dict.fromkeys(("--http-request-timeout", "--request-timeout"), "leave it out, an answer may take any time"),
+    "--baseline": "compare servers with --vs and --vs-url",
+    "--check": "bake again, what no longer applies is not used",
+    "--compilation-config VALUE": "write a level as -O3 or leave it out",
+    "--device": "leave it out, vLLM runs on the device that it was built for",
+    "--disable-log-requests": "leave it out, requests are logged only with --enable-log-requests",
+    "--enable-reasoning": "leave it out, --reasoning-parser is enough",
+    "--engine-restarts": "let a service manager restart the server, or give --idle-stop",
+    "--fail-over": "judge the `ratios` of --json",
+    "--html": "the server's status page draws its start",
+    "--limit-mm-per-prompt VALUE": """write image=4 as '{"image": 4}'""",
+    "--list": "`hf cache ls` lists the models on disk",
+    "--max-seq-len-to-capture": "leave it out, or give --max-cudagraph-capture-size, which counts the tokens of a step",
+    "--reject-unknown-fields": "leave it out, unknown fields are ignored, as by vLLM",
+    "--request-rate": "use `vllm bench serve`",
+    "--responses-store-file": "leave it out, responses are kept in memory, up to --http-max-stored-size",
+    "--retry-failed": "delete the failed lines of the output and run the command again",
+    "--startup-trace": "give --startup-report, which `vllm-cli timeline` shows",
+    "--swap-space": "leave it out, or give --kv-offloading-size, GiB of memory for blocks of the KV cache",
+    "--task": "leave out `generate`, write others as --runner pooling, and for a model that generates with --convert",
+    "VCLI_FRONT": "unset it",
+    "VLLM_USE_V1": "unset it, vLLM has no other engine",
+    "bench liveness": "`vllm-cli bench serve` measures /health beside its load",
+    "preload reset": "`vllm-cli caches prune --all`",
+    "preload show": "`vllm-cli caches`",
+    "probes": "docs/containers.md has the probes",
+}
