@@ -26,6 +26,7 @@ LAUNCHER: Final = (
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
+_END_CLIENT: Final = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",))
 SERVING: Final = Hook(
     "serving",
     does="reports when vLLM's HTTP server accepts and stops",
@@ -64,7 +65,7 @@ DRAIN: Final = Hook(
     without="SIGTERM breaks running requests off, and vLLM waits for their connections without end",
     needs=(
         Name("uvicorn.config", "Config.loaded_app"),
-        Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",)),
+        _END_CLIENT,
         Text(LAUNCHER, r"partial\(engine_client\.shutdown, timeout=", "a signal calls engine_client.shutdown(timeout)"),
     ),
 )
@@ -195,6 +196,21 @@ def _hook_uvicorn(
 
     wrap_after_import(_STARTUP, wrap_startup)
     wrap_after_import(_SHUTDOWN, wrap_shutdown)
+    if DRAIN.applies:
+        wrap_after_import(_END_CLIENT, _end_handler_first)
+
+
+def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
+    """vLLM ends the task that waits for outputs last, often after it has logged that the engine is dead."""
+
+    def end(self: Any, timeout: float | None = None) -> None:
+        handler = getattr(self, "output_handler", None)
+        if handler is not None and not handler.done():
+            handler.get_loop().call_soon_threadsafe(handler.cancel)
+            self.output_handler = None  # to vLLM, a task that has ended is a dead engine
+        shutdown(self, timeout=timeout)
+
+    return end
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
