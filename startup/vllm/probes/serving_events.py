@@ -6,16 +6,20 @@ report over a pipe.
 
 import os
 import select
+import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
 from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from startup.vllm.probes.serving_probes import ServingProbes
 
 LAUNCHER: Final = (
     "vllm.entrypoints.launchers.launcher",
@@ -167,13 +171,12 @@ def _hook_uvicorn(
 
     def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
-        from startup.vllm.probes.serving_probes import ServingProbes
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
+            probes = _create_probes(self, sockets, responder)
             if DRAIN.applies:
-                drain_before_shutdown(self, stopping, signals)
-            probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
-            if probes is not None and probes.can_serve(self, sockets):
+                drain_before_shutdown(self, sockets, probes, stopping, signals)
+            if probes is not None:
                 await probes.start(self, lambda: startup(self, sockets), on_serving)
             else:
                 on_serving()
@@ -198,6 +201,16 @@ def _hook_uvicorn(
     wrap_after_import(_SHUTDOWN, wrap_shutdown)
     if DRAIN.applies:
         wrap_after_import(_END_CLIENT, _end_handler_first)
+
+
+def _create_probes(
+    server: Any, listeners: Sequence[socket.socket] | None, responder: StartupResponder | None
+) -> "ServingProbes | None":
+    """None if uvicorn accepts itself."""
+    from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
+
+    probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
+    return probes if probes is not None and probes.can_serve(server, listeners) else None
 
 
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
