@@ -57,12 +57,13 @@ def own_folder(parent: str | None = None) -> Iterator[Path]:
     remove_left_behind(parent)
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-        fd = os.open(folder, _OPEN)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.path.exists(folder):  # noqa: PTH110
-            break
-        os.close(fd)  # another process has taken it for one left behind, in the moment before it was locked
+        with suppress(FileNotFoundError):  # another process has taken it for one left behind, before it was locked
+            fd = os.open(folder, _OPEN)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(folder):  # noqa: PTH110
+                break
+            os.close(fd)
     try:
         yield Path(folder)
     finally:

@@ -218,10 +218,16 @@ def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
 
     def end(self: Any, timeout: float | None = None) -> None:
         handler = getattr(self, "output_handler", None)
-        if handler is not None and not handler.done():
-            handler.get_loop().call_soon_threadsafe(handler.cancel)
-            self.output_handler = None  # to vLLM, a task that has ended is a dead engine
-        shutdown(self, timeout=timeout)
+        if handler is None or handler.done():
+            shutdown(self, timeout=timeout)
+            return
+        handler.get_loop().call_soon_threadsafe(handler.cancel)
+        self.output_handler = None  # to vLLM, a task that has ended is a dead engine
+        try:
+            shutdown(self, timeout=timeout)
+        except Exception:
+            self.output_handler = handler  # then vLLM ends this process
+            raise
 
     return end
 
