@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
-from multiprocessing import util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from socket import socket
@@ -195,7 +194,7 @@ class _EmbeddedStart:
         """Sets the variables of the processes to come, and starts the forkserver if there is to be one."""
         with self._span("prepare_start_method"):
             ensure_temp_folder()
-            self._record = OutputRecord(Path(util.get_temp_dir()))
+            self._record = OutputRecord(self._session.create_folder())
             self._record.begin_process("api", is_watched=False)
             os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)

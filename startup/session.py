@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from multiprocessing.process import current_process
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -32,6 +33,7 @@ from startup.probes.start_state import ProbeAnswers, StartState
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
 from startup.run_record import RunRecord, recorded
+from startup.temp_folder import own_folder
 from startup.timeline import start_origin
 from startup.timeline.history import StartSubject
 from startup.timeline.progress import LiveProgress
@@ -146,6 +148,12 @@ class StartSession:
         """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
         subject = self.state.subject
         self.stack.enter_context(recorded(RunRecord(engine=subject.engine, model=subject.model, address=address)))
+
+    def create_folder(self) -> Path:
+        """Creates a folder for the files of all processes of this start, multiprocessing's among them."""
+        folder = self.stack.enter_context(own_folder())
+        current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
+        return folder
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""

@@ -1,7 +1,10 @@
-"""Ensures that there is a folder for temporary files: multiprocessing creates sockets in it."""
+"""The folder for temporary files, and a start's own one in it: multiprocessing creates sockets there."""
 
+import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +17,11 @@ logger = logging.getLogger(__name__)
 _VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
 _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
-_MAX_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
+_PREFIX: Final = "vcli-"
+_MAX_BYTES: Final = 107 - len(f"/{_PREFIX}12345678/listener-12345678")
 """Longest usable path: a socket's address (unix(7), `sun_path`) less the suffix of multiprocessing."""
+
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def ensure_temp_folder() -> None:
@@ -39,6 +45,52 @@ def ensure_temp_folder() -> None:
         logger.warning("%s: using %s; %s", problem, found, remedy)
         os.environ[env.TMPDIR.name] = found
     _ensure_short(found)
+
+
+@contextmanager
+def own_folder(parent: str | None = None) -> Iterator[Path]:
+    """A new folder, removed after the block; those that killed processes have left are removed before.
+
+    This process and those that it forks hold a lock on it, which the kernel releases with the last of them.
+    """
+    import shutil  # noqa: PLC0415 - at the top, they would delay each command
+    import tempfile  # noqa: PLC0415
+
+    remove_left_behind(parent)
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        with suppress(FileNotFoundError):  # another process has taken it for one left behind, before it was locked
+            fd = os.open(folder, _OPEN)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(folder):  # noqa: PTH110
+                break
+            os.close(fd)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def remove_left_behind(parent: str | None = None) -> None:
+    """Removes this user's folders of `own_folder` that no living process has locked."""
+    import shutil  # noqa: PLC0415 - as above
+    import tempfile  # noqa: PLC0415
+
+    with suppress(OSError):  # the parent cannot be listed
+        for entry in [entry for entry in os.scandir(parent or tempfile.gettempdir()) if _is_own(entry)]:
+            with suppress(OSError):  # it is locked, or gone
+                fd = os.open(entry.path, _OPEN)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                finally:
+                    os.close(fd)
+
+
+def _is_own(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.startswith(_PREFIX) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
 
 
 def _ensure_short(folder: str) -> None:

@@ -3,8 +3,7 @@
     python -m tools.random_stops [--seed N] [--most-ms MS] [--every-ms MS] -- COMMAND...
 
 A test that fails under it fails by chance elsewhere: one side of a race is late, a time-out is too short, a
-process has exited between two reads. Processes that are stopped already stay stopped: a test has stopped
-them.
+process has exited between two reads. Processes that a test stops stay stopped.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -43,7 +43,7 @@ def main() -> int:
 
 def _stop_one(root_pid: int, choice: random.Random, stop_s: float) -> bool:
     """Stops one process and continues it; returns whether there was one to stop."""
-    with suppress(psutil.Error, ProcessLookupError):
+    with suppress(psutil.Error, ProcessLookupError, FileNotFoundError):
         root = psutil.Process(root_pid)
         victim = choice.choice([root, *root.children(recursive=True)])
         if victim.status() in _AT_REST:
@@ -52,9 +52,17 @@ def _stop_one(root_pid: int, choice: random.Random, stop_s: float) -> bool:
         try:
             time.sleep(stop_s)
         finally:
-            os.kill(victim.pid, signal.SIGCONT)
+            if not _has_second_stop(victim.pid):
+                os.kill(victim.pid, signal.SIGCONT)
         return True
     return False
+
+
+def _has_second_stop(pid: int) -> bool:
+    """Whether a test has stopped it, too: that signal is pending, because a stopped process takes none."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return fields["State"][0] == "T" and bool(int(fields["ShdPnd"][0], 16) >> (signal.SIGSTOP - 1) & 1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """tools/random_stops.py stops all processes of a tree and keeps the command's exit code."""
 
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 
+import psutil
 import pytest
+
+from tests.waiting import wait_until
+from tools.random_stops import _stop_one
 
 _PROGRAM = """
 import signal, subprocess, sys, time
@@ -40,6 +46,17 @@ def test_running_processes_are_stopped_and_continued_and_stopped_ones_stay_stopp
     done = _run_with_stops(sys.executable, "-c", _PROGRAM)
     assert done.stdout == "T\n", done.stderr
     assert int(re.findall(r"random_stops: (\d+) stops", done.stderr)[0]) >= 3
+
+
+def test_a_process_that_a_test_stops_during_a_stop_stays_stopped():
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1000)"]) as process:
+        stop = threading.Thread(target=_stop_one, args=(process.pid, random.Random(0), 2.0))
+        stop.start()
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        process.send_signal(signal.SIGSTOP)
+        stop.join()
+        assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+        process.kill()
 
 
 @pytest.mark.parametrize(

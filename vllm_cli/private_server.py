@@ -1,15 +1,13 @@
 """`vllm-cli serve` on a private socket, for a batch and for a build: without keys, TLS or an address."""
 
 import contextlib
-import errno
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Final
 
 from envs.registry import env
+from startup.temp_folder import own_folder
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
@@ -21,7 +19,6 @@ from vllm_cli.supervised_command import SupervisedCommand
 _POLL_S: Final = 0.05
 _MAX_PATH_BYTES: Final = 100
 """A little below the longest address of a Unix socket (unix(7))."""
-_PREFIX: Final = "vllm-cli-server-"
 _SOCKET: Final = "server.sock"
 
 
@@ -52,15 +49,13 @@ def start_private_server(
         flags: defaults, which the words override.
         keeps_log: whether the server's output is kept instead of shown.
     """
-    parent = _socket_folder()
-    _remove_stale_sockets(Path(parent))
     given, secrets = secrets_as_variables(without_flags(words, TLS))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
-        TemporaryDirectory(prefix=_PREFIX, dir=parent) as folder,
+        own_folder(_socket_folder()) as folder,
         contextlib.closing(SupervisedCommand(variables, keeps_log=keeps_log)) as command,
     ):
-        path = str(Path(folder, _SOCKET))
+        path = str(folder / _SOCKET)
         model = given[:1] if given and not given[0].startswith("-") else []  # vLLM's first word
         # Then the flags: a list flag among the user's takes every word that follows.
         own = ["--uds", path, *flags, *_overrides(words)]
@@ -80,15 +75,6 @@ def _overrides(words: Sequence[str]) -> Iterator[str]:
 
 def _socket_folder() -> str:
     for folder in (gettempdir(), "/tmp"):
-        if len(f"{folder}/{_PREFIX}12345678/{_SOCKET}".encode()) <= _MAX_PATH_BYTES:
+        if len(f"{folder}/vcli-12345678/{_SOCKET}".encode()) <= _MAX_PATH_BYTES:
             return folder
     raise InputError(f"The path of TMPDIR, {gettempdir()}, is too long for a socket in it.")
-
-
-def _remove_stale_sockets(parent: Path) -> None:
-    """Removes the sockets of killed processes, on which no server listens."""
-    for path in parent.glob(f"{_PREFIX}*/{_SOCKET}"):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
-                path.unlink()
-                path.parent.rmdir()

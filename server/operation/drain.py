@@ -22,7 +22,8 @@ SAME_SIGNAL_S = 0.5
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
 A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""
-_LONGEST_WAIT_FOR_QUIET_S = 5.0
+_LONGEST_WAIT_FOR_QUIET_S = 0.3
+"""A client that is refused again and again must not keep the port from the next server."""
 _POLL_S = 0.02
 
 

@@ -105,6 +105,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
     def __init__(self, process_obj: process.BaseProcess) -> None:
         self.name = process_obj.name
         self._connection: socket.socket | None = None
+        self._reading = threading.Lock()
         _starting.popen = self
         try:
             super().__init__(process_obj)
@@ -143,7 +144,9 @@ class ForkedPopen(popen_spawn_posix.Popen):
         if self._connection is None:
             return super().poll(flag)
         if self.returncode is None and wait([self.sentinel], timeout=0 if flag == os.WNOHANG else None):
-            self.returncode = self._exit_code(self._connection)
+            with self._reading:  # another thread may have read it
+                if self.returncode is None:
+                    self.returncode = self._exit_code(self._connection)
         return self.returncode
 
     def _exit_code(self, connection: socket.socket) -> int:

@@ -1,4 +1,4 @@
-"""Signals that are sent to whole process groups: Ctrl-C, a service manager's stop, a closed terminal.
+"""Signals that whole process groups get: Ctrl-C, Ctrl-\\, a service manager's stop, a closed terminal.
 
 The API process acts on them, all others ignore them. Standard library only.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 set_handler: Final = signal.signal
 """Also while `startup.processes.stop_signals` replaces it."""
 

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -27,7 +26,7 @@ _LAST_ANSWERS_S: Final = 0.4
 
 
 class StopSignals:
-    """Owns SIGINT, SIGTERM and SIGHUP of the API process from `__enter__` until `release`.
+    """Owns the group signals of the API process from `__enter__` until `release`.
 
     Handlers that other code sets meanwhile (vLLM, asyncio) count from `release` on. Signals that are ignored
     stay ignored. Entered on the main thread.
@@ -39,7 +38,6 @@ class StopSignals:
         self._owner_pid = os.getpid()
         self._others: dict[int, Any] = {}
         """The handlers of other code."""
-        self._leftovers: list[Path] = []
         self._is_released = False
         self._first_s: float | None = None
         """When the first signal after the release came."""
@@ -71,10 +69,6 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._give_back()
 
-    def remove_at_end(self, folder: Path) -> None:
-        """Names a folder of this start that is removed when all processes have been killed."""
-        self._leftovers.append(folder)
-
     def kill_all(self, timeout_s: float = KILL_S) -> None:
         """Kills all processes of this start but this one, and removes what they cannot remove any more.
 
@@ -87,7 +81,7 @@ class StopSignals:
 
         spared = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
         kill_descendants(spared=spared, timeout_s=timeout_s)
-        for folder in (*map(str, self._leftovers), *_temp_folders()):
+        for folder in _temp_folders():
             shutil.rmtree(folder, ignore_errors=True)
 
     def end_soon(self) -> None:

@@ -16,11 +16,12 @@ import aiohttp
 
 from base.machine.processes import descendants
 from startup.router.child_log import ChildLog, LogRelay
-from startup.router.child_place import find_marked, remove_temp_folders
+from startup.router.child_place import find_marked
 from startup.router.child_process import ChildProcess, describe_end
 from startup.router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
 from startup.router.model_entry import ModelEntry
 from startup.router.process_watch import ProcessWatch
+from startup.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class Child:
             await self._log.close(_OUTPUT_S)
             code = self.process.poll()
             if code != 0 and not self._server.is_foreign:
-                await asyncio.to_thread(remove_temp_folders, self._watch.known)
+                await asyncio.to_thread(remove_left_behind)
         await self.connector.close()
         self._watch.close()
         Path(self.place.socket_path).unlink(missing_ok=True)

@@ -5,14 +5,12 @@ command has started itself is found by a variable that it has inherited: VCLI_RO
 router that was killed.
 """
 
-import fcntl
 import os
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
@@ -20,8 +18,8 @@ from base.machine.command_line import replace_command_line
 from envs.registry import env
 from startup.logs.options import LogOptions
 from startup.router.child_process import inherited_environment
+from startup.temp_folder import own_folder
 
-_PREFIX: Final = "vllm-cli-router-"
 _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02
 _FIRST_FD: Final = 3
@@ -31,12 +29,11 @@ _TITLE: Final = b"vllm-cli router's guard"
 
 
 class ChildPlaces:
-    """Belongs to one router; the folder is locked for as long as its process lives."""
+    """Belongs to one router."""
 
     def __init__(self, logs: LogOptions) -> None:
-        """Removes the folders of routers that were killed."""
-        _remove_stale()
-        self._folder, self._lock_fd = _create_locked()
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(own_folder())
         self._base = inherited_environment()
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
@@ -56,36 +53,7 @@ class ChildPlaces:
 
     def close(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock_fd)
-
-
-def _create_locked() -> tuple[Path, int]:
-    """A new folder, and the descriptor that keeps it locked."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder, fd
-        os.close(fd)  # another router has taken it for a stale one, in the moment before it was locked
-
-
-def _remove_stale() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if folder.lstat().st_uid == os.geteuid():
-                _remove_if_free(folder)
-
-
-def _remove_if_free(folder: Path) -> None:
-    """Removes it unless its router lives; raises OSError if it cannot be read or is locked."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(fd)
+        self._stack.close()
 
 
 def find_marked(place: str) -> list[int]:
@@ -99,18 +67,6 @@ def find_marked(place: str) -> list[int]:
                 if itself in variables or within in variables:
                     found.append(int(folder.name))
     return found
-
-
-def remove_temp_folders(pids: Collection[int]) -> None:
-    """Removes multiprocessing's folders of processes that were killed, and could not remove them.
-
-    The record of their output (`startup.crash.output_record`) tells whose they are.
-    """
-    for folder in Path(tempfile.gettempdir()).glob("pymp-*"):
-        with suppress(OSError):
-            is_theirs = any((folder / f"{pid}.state").exists() for pid in pids)
-            if is_theirs and folder.lstat().st_uid == os.geteuid():
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Guard:

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.router.child_process import execute_serve
 from startup.router.model_entry import ForeignCommand
 from startup.serve_words import split
 from startup.standby.places import peer_of
 
-STOP_S: Final = 30.0
+STOP_S: Final = SHUTDOWN_TIMEOUT_S
 """How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
 ERRORS_S: Final = 5.0
 """How long a server may take to end after its requests' time to finish."""

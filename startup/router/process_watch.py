@@ -14,17 +14,17 @@ class ProcessWatch:
         self._loop = asyncio.get_running_loop()
         self._fds: dict[int, int] = {}
         """Of each process that was added: its pidfd, until it has ended."""
-        self.known: set[int] = set()
+        self._known: set[int] = set()
         """All that were added, also those that have ended."""
         self._change = asyncio.Event()
 
     def add(self, pids: Iterable[int]) -> None:
         """Adds processes; those that have ended already are ignored."""
         for pid in pids:
-            if pid not in self.known:
+            if pid not in self._known:
                 with suppress(OSError):
                     self._fds[pid] = os.pidfd_open(pid)
-                    self.known.add(pid)
+                    self._known.add(pid)
                     self._loop.add_reader(self._fds[pid], self._end, pid)
 
     def is_running(self, pid: int) -> bool:

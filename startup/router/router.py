@@ -108,7 +108,7 @@ def run_router(options: RouterOptions) -> int:
         address = listener.describe(listening, is_tls=options.tls.ssl_certfile is not None)
         stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
         secrets = _Secrets.of(options)
-        standbys = stack.enter_context(closing(Standbys(options.find_model)))
+        standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_Router(options, listening, secrets, places, standbys).run())

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
@@ -32,12 +31,14 @@ _END_S: Final = 5.0
 class Standbys:
     """Used on the main thread."""
 
-    def __init__(self, find_model: Callable[[str], str | None]) -> None:
+    def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
         """
         Args:
             find_model: the folder of a model that is on disk, by its entry's name.
+            folder: of the router.
         """
         self._find_model = find_model
+        self._folder = Path(folder)
         self._standbys: dict[str, OwnStandby] = {}
 
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
@@ -52,7 +53,8 @@ class Standbys:
         unneeded = [self._standbys.pop(kind) for kind in self._standbys.keys() - kinds]
         for kind in kinds:
             if kind not in self._standbys:
-                self._standbys[kind] = OwnStandby(kind, partial(self._find_model, names.get(kind, "")))
+                find_model = partial(self._find_model, names.get(kind, ""))
+                self._standbys[kind] = OwnStandby(kind, find_model, self._folder / f"standby-{kind}")
         return unneeded
 
     def tend(self) -> None:
@@ -78,15 +80,16 @@ class Standbys:
 class OwnStandby:
     """`vllm-cli standby` for one kind of server, in a folder of its own; it ends with the router."""
 
-    def __init__(self, kind: str, find_model: Callable[[], str | None]) -> None:
+    def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
         """
         Args:
             kind: of the template process (`startup.standby.places`).
             find_model: the folder of the model whose class and tokenizer it keeps, too.
+            folder: of its sockets, which it creates.
         """
         self._kind = kind
         self._find_model = find_model
-        self._folder: Path | None = None
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._back_off = BackOff()
         self._due_s = 0.0
@@ -95,9 +98,7 @@ class OwnStandby:
     @property
     def variables(self) -> dict[str, str]:
         """With these, a start uses it; empty if it does not run."""
-        if self._process is None or self._folder is None:
-            return {}
-        return {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
+        return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
 
     def tend(self) -> None:
         """Starts it if it is due, unless the user's own standby has this kind; called regularly."""
@@ -124,8 +125,7 @@ class OwnStandby:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _try_start(self, kind: str, now: float) -> None:
         try:
@@ -135,7 +135,6 @@ class OwnStandby:
 
     def _start(self, kind: str, now: float) -> None:
         """It ends by SIGTERM if the router is killed, so that it removes its folder."""
-        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="vllm-cli-standby-"))
         folder = self._find_model()
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()

@@ -19,6 +19,7 @@ from startup.errors import StartupError
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.prefetch.process import PrefetchHandle, start_prefetch
+from startup.processes.group_signals import GROUP_SIGNALS
 from startup.run_record import STANDBY, RunRecord, recorded
 from startup.standby import places
 from startup.standby.places import peer_of
@@ -145,7 +146,7 @@ class _Standby:
         os.set_blocking(write_fd, False)
         signal.set_wakeup_fd(write_fd)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in GROUP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
         return read_fd

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from base.exit_codes import INTERRUPTED, USAGE
 from base.json_depth import read_json
+from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
@@ -51,8 +52,6 @@ _LEVEL: Final = re.compile(r"-O.")
 _DEFAULT_PORT: Final = 8000
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _SERVED_NAME: Final = "--served-model-name"
-_DEFAULT_SHUTDOWN_TIMEOUT_S: Final = 30
-"""vLLM's own default, 0, breaks running requests off."""
 
 LISTS: Final[tuple[str, ...]] = ("--lora-modules", "--ignore-patterns")
 """Flags that take several values."""
@@ -136,8 +135,8 @@ class CommandLine:
 
     @property
     def words_with_drain(self) -> tuple[str, ...]:
-        """With a default of `--shutdown-timeout`, in front of all flags, so that one that is given wins."""
-        return self._words_with(_SHUTDOWN_TIMEOUT, str(_DEFAULT_SHUTDOWN_TIMEOUT_S))
+        """With our default of `--shutdown-timeout`: vLLM's own, 0, breaks running requests off."""
+        return self._words_with(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
         """With the model's name as --served-model-name: offline, vLLM would name it by its folder."""
@@ -145,6 +144,7 @@ class CommandLine:
         return replace(self, words=self._words_with(_SERVED_NAME, self.model))
 
     def _words_with(self, flag: str, default: str) -> tuple[str, ...]:
+        """With the flag in front of all others, so that one that is given wins."""
         if flag in self.values:
             return self.words
         num_positional = int(bool(self.words) and not self.words[0].startswith("-"))

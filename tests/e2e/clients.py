@@ -5,14 +5,31 @@ import json
 import socket
 import ssl
 import threading
+import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
+
+from tests.http_answer import ask
 
 _PATIENT_S = 120.0
 _STREAM_S = 200.0
 _BODY = {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
 _ANSWER_S = 120.0
+SOON_REFUSALS = 30
+"""Of `count_refusals`: ten in half a second, 100 in five."""
+
+
+def count_refusals(url: str, stop: Callable[[], object]) -> int:
+    """The number of 503s that a client gets which asks twenty times a second until the port is closed."""
+    num_refusals = 0
+    ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 1})
+    stop()
+    while status := ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 1}).status:
+        num_refusals += status == 503
+        time.sleep(0.05)
+    return num_refusals
 
 
 class RawAnswer(NamedTuple):

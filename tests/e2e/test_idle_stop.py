@@ -138,7 +138,7 @@ def _own_folders(folder: Path) -> dict[str, str]:
 
 def _own_sockets(folder: Path) -> list[Path]:
     """Exist once the imports of the standby are done."""
-    return list(folder.glob("vllm-cli-standby-*/*-embedded.sock"))
+    return list(folder.glob("vcli-*/standby-*/*-embedded.sock"))
 
 
 def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, tmp_path):
@@ -163,4 +163,4 @@ def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_th
         family = server.family()
         server.terminate(signal.SIGKILL)
         assert_gone(family)
-    wait_until(lambda: not list(tmp_path.glob("vllm-cli-standby-*")))
+    wait_until(lambda: not list(tmp_path.glob("vcli-*/standby-*")))

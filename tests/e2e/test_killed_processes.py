@@ -19,6 +19,7 @@ from tests.e2e.process_tree import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
 from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
+from tests.startup.vllm.fake_start import short_folder
 from tests.tiers import slow_but_for
 from tests.waiting import wait_until
 
@@ -61,6 +62,22 @@ def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(star
         assert len(family) > 1
         server.process.kill()
         assert_gone(family)
+
+
+@pytest.mark.parametrize("words", [(), ("--idle-stop", "1h")], ids=["server", "router"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
+def test_the_next_start_removes_what_a_killed_one_has_left(start_tiny_server, words, number):
+    with short_folder() as temp:
+        environment = {"TMPDIR": str(temp)}
+        with start_tiny_server(*words, environment=environment) as server:
+            family = server.family()
+            server.process.send_signal(number)
+            assert server.process.wait(GONE_S) == -number
+            assert_gone(family)
+        with start_tiny_server(*words, environment=environment) as server:
+            assert len(list(temp.iterdir())) == 1 + len(words) // 2
+            server.terminate()
+        assert list(temp.iterdir()) == []
 
 
 def test_an_engine_is_a_new_program_if_the_forkserver_is_killed_while_it_forks(start_tiny_server, tmp_path):

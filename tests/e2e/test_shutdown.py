@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.e2e.clients import StreamReader
+from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.processes import GONE_S, assert_gone
@@ -56,8 +56,9 @@ def test_second_signal_ends_the_drain_at_once(start_server):
     [
         (FORKSERVER_IMPORTS, signal.SIGTERM, -signal.SIGTERM, "process"),
         (ENGINE_LOADS, signal.SIGINT, 130, "group"),
+        (ENGINE_LOADS, signal.SIGQUIT, -signal.SIGQUIT, "group"),
     ],
-    ids=["imports SIGTERM", "load SIGINT group"],
+    ids=["imports SIGTERM", "load SIGINT group", "load SIGQUIT group"],
 )
 def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server, tmp_path, point, number, code, to):
     waiting = StopPoint(tmp_path, *point)
@@ -113,6 +114,12 @@ def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_ti
         live = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         assert _exchange(live, "GET", "/livez").status == 200
         assert server.terminate() == 0  # the second signal ends the drain
+
+
+def test_an_idle_server_closes_its_port_although_a_client_goes_on_asking(start_tiny_server):
+    with start_tiny_server() as server:
+        assert count_refusals(server.url, server.process.terminate) <= SOON_REFUSALS
+        assert server.process.wait(GONE_S) == 0
 
 
 def _begin_request(port: int) -> http.client.HTTPConnection:

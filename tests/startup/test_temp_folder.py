@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from startup import temp_folder
 from startup.errors import StartupError
-from startup.temp_folder import ensure_temp_folder
+from startup.temp_folder import ensure_temp_folder, own_folder, remove_left_behind
 from tests.startup.vllm.fake_start import short_folder
 
 
@@ -42,7 +44,7 @@ def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(monkeypatch, ca
         assert os.environ["TMPDIR"] == str(short if is_too_long else long)
         assert (str(long) in caplog.text) == is_too_long
         monkeypatch.setattr(tempfile, "tempdir", None)
-        folder = tempfile.mkdtemp(prefix="pymp-")  # as multiprocessing does
+        folder = tempfile.mkdtemp(prefix="vcli-")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(tempfile.mktemp(prefix="listener-", dir=folder))
 
@@ -64,3 +66,42 @@ def test_no_folder_at_all_ends_the_start(no_folder_is_writable, monkeypatch):
     monkeypatch.setattr(os, "curdir", str(no_folder_is_writable))
     with pytest.raises(StartupError, match="mount a tmpfs on /tmp, or set TMPDIR"):
         ensure_temp_folder()
+
+
+def test_folders_that_no_process_has_locked_are_removed_and_no_others(tmp_path):
+    """A link, a file and other programs' folders stay."""
+    stale, other, outside = (tmp_path / name for name in ("vcli-stale", "pymp-other", "outside"))
+    for folder in (stale, other, outside):
+        folder.mkdir()
+        (folder / "listener").touch()
+    (tmp_path / "vcli-link").symlink_to(outside)
+    (tmp_path / "vcli-file").touch()
+    kept = {other, outside, tmp_path / "vcli-link", tmp_path / "vcli-file"}
+    with own_folder(str(tmp_path)) as first, own_folder(str(tmp_path)) as second:
+        (first / "a").touch()
+        assert set(tmp_path.iterdir()) == {*kept, first, second}
+    assert set(tmp_path.iterdir()) == kept
+    assert (outside / "listener").exists()
+
+
+_FORKS = """
+import os, sys
+from startup.temp_folder import own_folder
+
+folder = own_folder(sys.argv[1])
+folder.__enter__()
+if os.fork() == 0:
+    os.read(0, 1)
+os._exit(0)
+"""
+
+
+def test_a_folder_stays_until_the_last_process_that_its_own_has_forked_ends(tmp_path):
+    words = [sys.executable, "-c", _FORKS, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(60) == 0
+        remove_left_behind(str(tmp_path))
+        assert len(list(tmp_path.iterdir())) == 1
+        process.communicate()
+    remove_left_behind(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -65,10 +65,9 @@ class CrashDigest:
         except SystemExit as err:
             return self._exit(err.code)
         except Exception as err:
-            self._report_failed_start(self._record.describe_exception(err, _API_SERVER))
-            self._record.add_exception(err, _API_SERVER)
             phase = phase_of_functions(frame.name for frame in extract_tb(err.__traceback__))
-            raise self._build_error(ENGINE_DIED, f"{type(err).__name__}: {err}", phase) from err
+            shown = self._record.describe_exception(err, _API_SERVER)
+            raise self._build_error(ENGINE_DIED, f"{type(err).__name__}: {err}", phase, shown=shown) from err
         if self._has_engine_died:
             raise self._build_error(code or ENGINE_DIED, _NO_MESSAGE)
         if not has_api_server and self._has_sign_of("crash"):
@@ -91,19 +90,24 @@ class CrashDigest:
         cause = crash_report.find_crash(self._record)
         return cause is not None and crash_report.was_stopped(cause) == (kind == "stop")
 
-    def _report_failed_start(self, more: str = "") -> None:
-        """Reports the cause if vLLM was not ready; `more` is output that is not in the record."""
+    def _build_error(
+        self, code: int, message: str, phase: str = "", *, shown: str = "", is_ready: bool = False
+    ) -> CrashError:
+        """The digest, unless `on_failed_start` starts vLLM again.
+
+        Args:
+            code: the exit code of a server that was ready.
+            message: what this process tells itself, as `phase` is.
+            phase: of this process.
+            shown: what it has yet to show of its failure.
+            is_ready: whether vLLM was ready in any case.
+        """
         from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
 
-        cause = None if self._is_ready() else crash_report.find_crash(self._record, more)
+        cause = None if self._is_ready() else crash_report.find_crash(self._record, shown)
         if cause is not None and not crash_report.was_stopped(cause):
             self._on_failed_start(cause)
-
-    def _build_error(self, code: int, message: str, phase: str = "", *, is_ready: bool = False) -> CrashError:
-        """The digest; `message` and `phase` are what this process tells itself."""
-        from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
-
-        self._report_failed_start()
+        sys.stderr.write(shown)
         exit_code = code if is_ready or self._is_ready() else START_FAILED
         cause = crash_report.describe_crash(self._record, f"{_API_SERVER} pid={os.getpid()}", phase, message)
         end_without_finalizing(exit_code)  # libraries would report leaks behind the digest

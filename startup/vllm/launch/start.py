@@ -10,9 +10,7 @@ import functools
 import gc
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -260,10 +258,8 @@ class _VllmStart:
             raise failure
 
     def _create_folder(self, session: StartSession) -> None:
-        """Creates the folder of journal and record, which is removed with the session."""
-        folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
-        session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        session.stop_signals.remove_at_end(folder)
+        """Creates the folder of journal and record."""
+        folder = session.create_folder()
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
 

@@ -7,9 +7,12 @@ client, vLLM's next step after a signal, waits for the same drain that ends the 
 
 import asyncio
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,18 +25,32 @@ from server.http_body.response_body import UnavailableInfo, UnavailableResponse,
 from server.operation.admission import RunningRequests
 from server.operation.drain import ERROR_DELIVERY_S, SAME_SIGNAL_S, Drain
 from startup.processes.stop_signals import StopSignals
+from startup.vllm.probes.serving_probes import ServingProbes
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
 """Other GETs are answered until the end; by these, load balancers learn that they may send no more."""
 _CLOSE: Final = (b"connection", b"close")
+_LAST_ACCEPTS_S: Final = 0.02
+"""From the responder's end to that of accepting."""
 _ABORT_AFTER_S: Final = 0.25
 """From uvicorn's shutdown to the end of connections whose clients do not read."""
 
 
-def drain_before_shutdown(server: Any, on_draining: Callable[[], None], signals: StopSignals | None) -> None:
-    """Called on the event loop before uvicorn's `server` accepts; `on_draining` is called there, too.
+def drain_before_shutdown(
+    server: Any,
+    listeners: Sequence[socket.socket] | None,
+    probes: ServingProbes | None,
+    on_draining: Callable[[], None],
+    signals: StopSignals | None,
+) -> None:
+    """Called on the event loop before uvicorn's `server` accepts from the listeners.
 
-    `signals` are those of the launcher; None in an API server that it has started.
+    Args:
+        server: uvicorn's.
+        listeners: of this process, unless several API servers share them.
+        probes: accepts for uvicorn, if not None.
+        on_draining: called on the event loop.
+        signals: of the launcher; None in an API server that it has started.
     """
     if signals is not None:
         signals.take()  # vLLM's event loop has them by now
@@ -42,7 +59,26 @@ def drain_before_shutdown(server: Any, on_draining: Callable[[], None], signals:
     if client is not None:
         app = server.config.loaded_app = DrainedApp(server.config.loaded_app)
         is_one_of_many = getattr(server, "peer_loads", None) is not None
-        _Shutdown(client, app, on_draining, signals, is_one_of_many=is_one_of_many)
+        close_port = partial(_close_port, server, () if is_one_of_many else listeners or (), probes)
+        timeout_s = float(client.vllm_config.shutdown_timeout)
+        if is_one_of_many:  # the parent kills this process after the same time
+            timeout_s = max(0.0, timeout_s - 2 * ERROR_DELIVERY_S)
+        config = LifecycleConfig(shutdown_timeout_s=timeout_s)
+        drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
+        _Shutdown(client, app.lifecycle, drain, close_port, signals)
+
+
+async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
+    """The next server can have it while vLLM stops its engine; connections that wait are accepted before."""
+    if probes is not None and server.started:
+        await probes.end()
+        await asyncio.sleep(_LAST_ACCEPTS_S)
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX and server.started:
+            with listener.dup() as last, suppress(OSError):
+                for each in server.servers:
+                    each.close()
+                last.shutdown(socket.SHUT_RDWR)  # also for the launcher, which has a duplicate
 
 
 def abort_connections(server: Any) -> None:
@@ -140,27 +176,23 @@ class _Shutdown:
     def __init__(
         self,
         client: Any,
-        app: DrainedApp,
-        on_draining: Callable[[], None],
+        lifecycle: Lifecycle,
+        drain: Drain,
+        close_port: Callable[[], Awaitable[None]],
         signals: StopSignals | None,
-        *,
-        is_one_of_many: bool,
     ) -> None:
         self._shutdown = client.shutdown
-        self._app = app
+        self._lifecycle = lifecycle
+        self._drain = drain
+        self._close_port = close_port
         self._signals = signals
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        timeout_s = float(client.vllm_config.shutdown_timeout)
-        if is_one_of_many:  # the parent kills this process after the same time
-            timeout_s = max(0.0, timeout_s - 2 * ERROR_DELIVERY_S)
-        config = LifecycleConfig(shutdown_timeout_s=timeout_s)
-        self._drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
         client.shutdown = self
 
     def __call__(self, timeout: float | None = None) -> None:
         """Called by vLLM on a thread after the first signal; on the event loop at the end of the process."""
-        if threading.get_ident() != self._loop_thread and self._app.lifecycle.state == "ready":
+        if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
         self._shutdown(timeout=timeout)
 
@@ -176,6 +208,7 @@ class _Shutdown:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop_waiting)
         await self._drain.run()
+        await self._close_port()
 
 
 def _is_rejected(scope: Scope) -> bool:

@@ -6,16 +6,20 @@ report over a pipe.
 
 import os
 import select
+import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
 from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from startup.vllm.probes.serving_probes import ServingProbes
 
 LAUNCHER: Final = (
     "vllm.entrypoints.launchers.launcher",
@@ -26,6 +30,7 @@ LAUNCHER: Final = (
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
+_END_CLIENT: Final = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",))
 SERVING: Final = Hook(
     "serving",
     does="reports when vLLM's HTTP server accepts and stops",
@@ -64,7 +69,7 @@ DRAIN: Final = Hook(
     without="SIGTERM breaks running requests off, and vLLM waits for their connections without end",
     needs=(
         Name("uvicorn.config", "Config.loaded_app"),
-        Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",)),
+        _END_CLIENT,
         Text(LAUNCHER, r"partial\(engine_client\.shutdown, timeout=", "a signal calls engine_client.shutdown(timeout)"),
     ),
 )
@@ -166,13 +171,12 @@ def _hook_uvicorn(
 
     def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
-        from startup.vllm.probes.serving_probes import ServingProbes
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
+            probes = _create_probes(self, sockets, responder)
             if DRAIN.applies:
-                drain_before_shutdown(self, stopping, signals)
-            probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
-            if probes is not None and probes.can_serve(self, sockets):
+                drain_before_shutdown(self, sockets, probes, stopping, signals)
+            if probes is not None:
                 await probes.start(self, lambda: startup(self, sockets), on_serving)
             else:
                 on_serving()
@@ -195,6 +199,37 @@ def _hook_uvicorn(
 
     wrap_after_import(_STARTUP, wrap_startup)
     wrap_after_import(_SHUTDOWN, wrap_shutdown)
+    if DRAIN.applies:
+        wrap_after_import(_END_CLIENT, _end_handler_first)
+
+
+def _create_probes(
+    server: Any, listeners: Sequence[socket.socket] | None, responder: StartupResponder | None
+) -> "ServingProbes | None":
+    """None if uvicorn accepts itself."""
+    from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
+
+    probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
+    return probes if probes is not None and probes.can_serve(server, listeners) else None
+
+
+def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
+    """vLLM ends the task that waits for outputs last, often after it has logged that the engine is dead."""
+
+    def end(self: Any, timeout: float | None = None) -> None:
+        handler = getattr(self, "output_handler", None)
+        if handler is None or handler.done():
+            shutdown(self, timeout=timeout)
+            return
+        handler.get_loop().call_soon_threadsafe(handler.cancel)
+        self.output_handler = None  # to vLLM, a task that has ended is a dead engine
+        try:
+            shutdown(self, timeout=timeout)
+        except Exception:
+            self.output_handler = handler  # then vLLM ends this process
+            raise
+
+    return end
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import responses
 from typing import Any, Final, NamedTuple
@@ -58,7 +58,7 @@ class ServingProbes(ProbeLink):
         self._created: CreatedServer
         self._sampler: HealthSampler
 
-    def can_serve(self, server: Any, sockets: list[socket.socket] | None) -> bool:
+    def can_serve(self, server: Any, sockets: Sequence[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
         Not with TLS or several API servers, and not if vLLM must see each probe.
@@ -83,22 +83,20 @@ class ServingProbes(ProbeLink):
         loop = asyncio.get_running_loop()
         with _created_by(loop) as created:
             await startup()
-        if not server.started or len(created) != 1:
-            accept_without()
-            await _start_serving(created)
-            return
-        self._created = created[0]
-        self._sampler = HealthSampler(server)
-        settings = ServingSettings(
-            keep_alive_s=server.config.timeout_keep_alive,
-            reports_probes=_has_access_log(),
-            wants_realtime=uses("real-time probes"),
-        )
-        if not await self._open(settings):
-            accept_without()
-            await _start_serving(created)
-            return
-        server.main_loop = self._ending_after(server.main_loop)
+        if server.started and len(created) == 1:
+            self._created = created[0]
+            self._sampler = HealthSampler(server)
+            settings = ServingSettings(
+                keep_alive_s=server.config.timeout_keep_alive,
+                reports_probes=_has_access_log(),
+                wants_realtime=uses("real-time probes"),
+            )
+            if await self._open(settings):
+                server.main_loop = self._ending_after(server.main_loop)
+                return
+        self._has_ended.set()
+        accept_without()
+        await _start_serving(created)
 
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """uvicorn's main loop; after it, uvicorn accepts itself until it shuts down."""

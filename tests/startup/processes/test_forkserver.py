@@ -3,10 +3,16 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from startup.processes.forkserver import ForkedPopen
+from startup.processes.messages import send
 
 ROOT = Path(__file__).parents[3]
 _PROGRAM = "tests.startup.processes.forkserver_program"
@@ -89,3 +95,45 @@ def test_an_untested_python_whose_trial_fails_has_no_forkserver():
     (error, code, num_children), errors = _run("untested_and_broken")
     assert "is not tested, and a trial process fails: TypeError(" in error
     assert (code, num_children, errors) == (7, 1, "")
+
+
+class _EndedPopen(ForkedPopen):
+    """Of a process that the forkserver has forked."""
+
+    def __init__(self, sentinel: int, connection: socket.socket) -> None:
+        self.pid = os.getpid()
+        self.returncode = None
+        self.sentinel = sentinel
+        self._connection = connection
+        self._reading = threading.Lock()
+
+
+def test_threads_that_ask_at_once_learn_the_same_exit_code():
+    """vLLM's shutdown joins its engine while its monitor looks at the same process."""
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(300):
+                assert _poll_in(threads) == [7, 7]
+    finally:
+        sys.setswitchinterval(switch_s)
+
+
+def _poll_in(threads: ThreadPoolExecutor) -> list[int | None]:
+    """What both threads get; the process has ended."""
+    ended, other_end = os.pipe()
+    os.close(other_end)
+    connection, forkserver = socket.socketpair()
+    popen = _EndedPopen(ended, connection)
+    meeting = threading.Barrier(2)
+
+    def poll(_: int) -> int | None:
+        meeting.wait()
+        return popen.poll()
+
+    with forkserver:
+        send(forkserver, [b"ended", b"7"])
+        codes = list(threads.map(poll, range(2)))
+    os.close(ended)
+    return codes

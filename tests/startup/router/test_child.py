@@ -105,18 +105,7 @@ async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(runni
     assert all(map(is_gone, marked))
 
 
-def test_a_folder_of_a_killed_router_is_removed_and_that_of_a_running_one_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    stale = tmp_path / "vllm-cli-router-stale"
-    stale.mkdir()
-    first, second = ChildPlaces(LogOptions(level="INFO")), ChildPlaces(LogOptions(level="INFO"))
-    assert {str(folder) for folder in tmp_path.iterdir()} == {first.folder, second.folder}
-    for places in (first, second):
-        places.close()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch):
+def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
     given: dict[str, str] = {}
 
     class Process:
@@ -132,7 +121,7 @@ def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
     monkeypatch.setattr(standbys.subprocess, "Popen", Process)
     monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
-    standby = standbys.OwnStandby("embedded", lambda: None)
+    standby = standbys.OwnStandby("embedded", lambda: None, tmp_path)
     standby.tend()
     standby.close()
     assert "standby --for embedded" in given["words"]

@@ -1,7 +1,9 @@
 """A start of vLLM that fails ends with the digest of the crash, in each way in which a process can end."""
 
 import json
+import os
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +66,33 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
         assert first.startswith("Error: EngineCore (pid ")
         assert first.endswith("failed while it served.")
         assert cause in second
+
+
+_RAISES = """
+import sys
+from pathlib import Path
+from startup.crash.output_record import OutputRecord
+from startup.errors import CrashError
+from startup.vllm.launch.crash_digest import CrashDigest
+
+causes = []
+record = OutputRecord(Path(sys.argv[1]))
+digest = CrashDigest(record, "text", is_ready=lambda: False, on_failed_start=causes.append)
+try:
+    digest.run(lambda: int("no number"), has_api_server=True)
+except CrashError as err:
+    print(*(cause.text for cause in causes), str(err), sep="|")
+"""
+
+
+def test_the_cause_of_an_exception_in_the_api_server_is_reported_once(folder):
+    words = [sys.executable, "-c", _RAISES, str(folder)]
+    given = {**os.environ, "VLLM_CACHE_ROOT": str(folder)}
+    done = subprocess.run(words, env=given, capture_output=True, text=True, timeout=60)
+    cause, digest = done.stdout.split("|")
+    assert "no number" in cause
+    assert "no number" in digest
+    assert done.stderr.count("Traceback") == 1
 
 
 def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder):

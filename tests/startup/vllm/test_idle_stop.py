@@ -28,7 +28,7 @@ def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s
     runtime.mkdir(mode=0o700)
     with FakeStart(folder, "--idle-stop", "1s", env=environment(folder, XDG_RUNTIME_DIR=str(runtime))) as start:
         start.wait_ready()
-        start.wait(lambda: list(folder.glob("vllm-cli-standby-*/*-vllm-compiled.sock")))
+        start.wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-compiled.sock")))
         _wait_stopped(start)
         wait_until(lambda: not _vllm(start))
         assert start.ask("/readyz?model")[0] == 503
@@ -38,5 +38,5 @@ def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s
         standbys = [each for each in start.root.children() if "standby" in each.cmdline()]
         assert len(standbys) == 1
         assert start.terminate() == 0
-    assert not list(folder.glob("vllm-cli-standby-*"))
+    assert not list(folder.glob("vcli-*"))
     assert not [each for each in standbys if psutil.pid_exists(each.pid) and not is_gone(each.pid)]

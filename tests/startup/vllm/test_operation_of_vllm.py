@@ -50,7 +50,7 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method, folder):
         server = start.wait_ready().state()["server"]
         assert "sesame" not in _shown(start)
         assert "--api-key\0**********\0**********\0--hf-token=************\0" in _shown(start)
-        drained = (_WORDS[0], "--shutdown-timeout", "30", *_WORDS[1:])
+        drained = (_WORDS[0], "--shutdown-timeout", "25", *_WORDS[1:])
         assert server["argv"][2 : 2 + len(drained)] == list(drained)
         notices = start.lines_with("Notice:")
         assert [notice.partition(" on the command line")[0] for notice in notices] == [
@@ -72,7 +72,23 @@ def test_a_second_attempt_has_the_unmasked_words_and_no_log_configuration_of_the
         lines = [json.loads(line) for line in start.lines_with("starts again without preloading", "own lines")]
         assert [line["role"] for line in lines] == ["launcher"] * 2
         assert lines[1]["message"].endswith("vLLM starts without preloading")
-        assert list(folder.glob("vllm-cli-*")) == []
+        assert list(folder.glob("vcli-*")) == []
+
+
+def _left_in(folder: Path) -> list[Path]:
+    return [*folder.glob("v*cli-*"), *folder.glob("pymp-*")]
+
+
+def test_the_next_start_removes_what_a_killed_one_has_left(folder):
+    with FakeStart(folder) as start:
+        start.wait_ready().process.kill()
+        start.wait_all_gone()
+    assert _left_in(folder)
+    with FakeStart(folder) as start:
+        start.wait_ready()
+        assert len(_left_in(folder)) == 1
+        assert start.terminate() == 0
+    assert _left_in(folder) == []
 
 
 _PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with")

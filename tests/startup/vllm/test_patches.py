@@ -18,6 +18,7 @@ from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
+from startup.vllm.probes.serving_events import _end_handler_first
 from startup.vllm.probes.serving_probes import HealthSampler
 from tests.startup.conftest import ToyPackages
 
@@ -249,3 +250,23 @@ def _server_answering(status: int) -> Any:
 def test_only_200_and_503_are_repeated(status, is_repeated):
     answer = asyncio.run(HealthSampler(_server_answering(status)).current())
     assert (answer is not None and answer.status == status) == is_repeated
+
+
+async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_engine_is_stopped():
+    outputs: asyncio.Queue[str] = asyncio.Queue()
+    seen: list[str] = []
+
+    async def handle() -> None:
+        seen.append(await outputs.get())
+
+    loop, handler = asyncio.get_running_loop(), asyncio.create_task(handle())
+    await asyncio.sleep(0)
+    client = SimpleNamespace(output_handler=handler)
+
+    def shutdown(self: object, timeout: float | None) -> None:
+        loop.call_soon_threadsafe(outputs.put_nowait, "the engine is dead")
+
+    await asyncio.to_thread(_end_handler_first(shutdown), client, timeout=1)
+    await asyncio.wait([handler])
+    assert handler.cancelled()
+    assert (seen, client.output_handler) == ([], None)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.e2e.clients import StreamReader
+from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
 from tests.http_answer import ask
 from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
@@ -216,7 +216,13 @@ def test_a_running_stream_finishes(start):
     assert (len(tokens), end) == (150, None)
     assert start.process.wait(60) == 0
     start.wait_all_gone()
-    assert "1 requests may run for 30 s more" in start.log
+    assert "1 requests may run for 25 s more" in start.log
+
+
+@pytest.mark.parametrize("start", [None], indirect=True)
+def test_an_idle_server_closes_its_port_although_a_client_goes_on_asking(start):
+    assert count_refusals(_url(start), start.process.terminate) <= SOON_REFUSALS
+    assert start.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("start", [1], indirect=True)

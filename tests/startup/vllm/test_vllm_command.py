@@ -63,7 +63,7 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
         server = start.wait_ready().state()["server"]
     address = ["--host", "127.0.0.1", "--port", str(start.port)]
     assert Path(server["argv"][0]).name == "vllm"
-    drain = ("--shutdown-timeout", "30")
+    drain = ("--shutdown-timeout", "25")
     assert server["argv"][1:] == [
         "serve", "model", *drain, "--served-model-name", "a", "b", "--enforce-eager", "-tp", "1", *address
     ]  # fmt: skip

@@ -1,16 +1,12 @@
 """Parts of `run-batch`: files that it rejects or repairs, pauses before retries, its own server."""
 
 import json
-import socket
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 
 import pytest
 
 from envs.registry import env
-from tests.startup.vllm.fake_start import short_folder
 from tests.vllm_cli.batch.conftest import request_line, write_lines
 from vllm_cli.batch.requests import LinePlace, open_input
 from vllm_cli.batch.results import BEGINNING, OutputFile, answered
@@ -18,7 +14,6 @@ from vllm_cli.batch.run_batch import default_flags
 from vllm_cli.batch.sender import pause_s
 from vllm_cli.errors import InputError
 from vllm_cli.main import main
-from vllm_cli.private_server import _remove_stale_sockets
 
 
 @pytest.mark.parametrize(
@@ -141,13 +136,6 @@ def test_retry_after_may_be_a_date():
     assert 0 < pause_s(0, later) <= 500
 
 
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A folder with a path short enough for a Unix socket in it."""
-    with short_folder() as folder:
-        yield folder
-
-
 @pytest.mark.parametrize(
     ("words", "variable", "is_quiet"),
     [
@@ -163,16 +151,3 @@ def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(words, va
         flags = default_flags(words)
     assert bool(flags) == is_quiet
     assert ("embedded" in flags) == is_quiet
-
-
-def test_sockets_of_killed_processes_are_removed_and_no_others(short_path):
-    stale, alive, starting = (short_path / f"vllm-cli-server-{name}" for name in ("stale", "alive", "starting"))
-    for folder in (stale, alive, starting):
-        folder.mkdir()
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(stale / "server.sock"))
-        dead.close()
-        listener.bind(str(alive / "server.sock"))
-        listener.listen()
-        _remove_stale_sockets(short_path)
-    assert sorted(short_path.iterdir()) == [alive, starting]
