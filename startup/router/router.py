@@ -199,7 +199,8 @@ class _Router:
         if tls is not None and options.tls.enable_ssl_refresh:
             self._watch(stack, tls_files(options.tls), tls.reload)
         if options.path is not None:
-            self._watch(stack, [options.path], self._request_reload)
+            loop = asyncio.get_running_loop()
+            self._watch(stack, [options.path], lambda: loop.call_soon_threadsafe(self._request_reload))
         logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
 
     @property
@@ -207,7 +208,7 @@ class _Router:
         return listener.describe(self._listener, is_tls=self._secrets.tls is not None)
 
     def _watch(
-        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], None]
+        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], object]
     ) -> None:
         watch = FileWatch(paths, on_change)
         watch.start()
@@ -226,7 +227,7 @@ class _Router:
         await asyncio.gather(*(self._preload(entry.name) for entry in entries if entry.preload))
         if not self._stopped.is_set():
             self._is_ready = True
-            self._standbys.tend()
+            await self._standbys.tend()
             self._manager.notify_ready(f"ready: {self._address}")
 
     async def _preload(self, name: str) -> None:
@@ -245,7 +246,7 @@ class _Router:
         while True:
             await asyncio.sleep(_TEND_S)
             if self._is_ready:
-                self._standbys.tend()
+                await self._standbys.tend()
             states = [status.state for status in self._pool.view()]
             status = f"{sum(state == 'ready' for state in states)} of {len(states)} models run"
             if status != self._status:
