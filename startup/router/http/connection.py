@@ -96,6 +96,8 @@ class ClientRequest(web.Request):
         length = len(self.raw_path) + sum(len(name) + len(value) for name, value in self.raw_headers)
         if length > limits.max_head_bytes:
             raise _failed(head_too_large(limits.max_head_bytes))
+        if len(self.raw_headers) > limits.max_headers:
+            raise FailedRequestError(431, _too_many_headers(limits), closes=True)
         is_old_and_chunked = self._version == HttpVersion10 and self._message.chunked
         if is_old_and_chunked or self._version not in (HttpVersion10, HttpVersion11):
             raise FailedRequestError(400, _MALFORMED, closes=True)
@@ -110,7 +112,17 @@ class ClientRequest(web.Request):
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_client", "_is_refused", "_num_head_bytes", "_payload", "_stall", "_timer", "has_room", "server")
+    __slots__ = (
+        "_client",
+        "_is_refused",
+        "_is_upgraded",
+        "_num_head_bytes",
+        "_payload",
+        "_stall",
+        "_timer",
+        "has_room",
+        "server",
+    )
 
     def __init__(self, server: ClientServer, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
@@ -123,6 +135,8 @@ class Connection(web.RequestHandler):
         self._num_head_bytes = 0
         """Of the part of a head that has arrived."""
         self._is_refused = False
+        self._is_upgraded = False
+        """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
         self._timer: asyncio.TimerHandle | None = None
         """Ends when a head is complete."""
         self._stall: asyncio.TimerHandle | None = None
@@ -147,11 +161,12 @@ class Connection(web.RequestHandler):
         num_messages, is_in_body = len(self._messages), not self._payload.is_eof()
         super().data_received(data)
         if len(self._messages) > num_messages:
-            self._payload = self._messages[-1][1]
+            message, self._payload = self._messages[-1]
+            self._is_upgraded = isinstance(message, RawRequestMessage) and bool(message.upgrade)
             self._num_head_bytes = 0
             self._stop_timer()
             self.server.table.note_busy(self)
-        elif data and not is_in_body and not self._upgraded:
+        elif data and not is_in_body and not self._is_upgraded:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > self.server.limits.max_head_bytes:
                 self._refuse(head_too_large(self.server.limits.max_head_bytes))
@@ -181,8 +196,7 @@ class Connection(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             failed = _failed(head_too_large(limits.max_head_bytes))
         elif message == _TOO_MANY_HEADERS:
-            text = f"The request has more than {limits.max_headers} headers ({flag_of('max_headers')})."
-            failed = FailedRequestError(431, text)
+            failed = FailedRequestError(431, _too_many_headers(limits))
         else:
             failed = FailedRequestError(status, _MALFORMED if status == 400 else "Internal server error")
         self._is_refused = True
@@ -248,3 +262,7 @@ class Connection(web.RequestHandler):
 
 def _failed(rejection: Rejection) -> FailedRequestError:
     return FailedRequestError(rejection.status, rejection.message, closes=True)
+
+
+def _too_many_headers(limits: LimitsConfig) -> str:
+    return f"The request has more than {limits.max_headers} headers ({flag_of('max_headers')})."
