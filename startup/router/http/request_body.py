@@ -46,7 +46,7 @@ class BodyRoom:
         self.limits = limits
         self.num_bytes = 0
         self.searching = asyncio.Semaphore(2)
-        """Of bodies in files: the costliest take seconds, in which more threads would delay the event loop."""
+        """Of bodies in files: the costliest take seconds, and more threads would delay the event loop."""
 
 
 def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
