@@ -1,6 +1,6 @@
 """The credentials of the server: TLS and API keys, and their renewal when their files change."""
 
-import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     import ssl
 
 _INTERVAL_S = 1.0
+_END_S = 0.1
+"""How long the end waits for a poll."""
 
 
 class Credentials:
-    """Holds the listening socket's TLS, and watches the TLS and key files for changes, on the event loop."""
+    """Holds the listening socket's TLS, and watches the TLS and key files for changes."""
 
     def __init__(self, network: NetworkConfig, tls: TlsConfig, api_keys: ApiKeys) -> None:
         """Raises TlsError if the TLS files cannot be used."""
@@ -44,35 +46,39 @@ class Credentials:
 
 
 class FileWatch:
-    """Polls files once a second on the event loop; reports a change when two polls in a row agree.
+    """Polls files once a second, by a thread of its own: a file system that hangs stops nothing else.
 
-    It detects files that are replaced in place, by a rename, or behind a symbolic link.
+    A change is reported when two polls in a row agree: of files that are replaced in place, by a rename, or
+    behind a symbolic link.
     """
 
     def __init__(
-        self, paths: Iterable[str | Path], on_change: Callable[[], None], *, interval_s: float = _INTERVAL_S
+        self, paths: Iterable[str | Path], on_change: Callable[[], object], *, interval_s: float = _INTERVAL_S
     ) -> None:
+        """`on_change` is called by the thread."""
         self._interval_s = interval_s
         self._paths = [Path(path) for path in paths]
         self._on_change = on_change
         self._reported = self._polled = self._read_stamps()
-        self._timer: asyncio.TimerHandle | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="watch files", daemon=True)
 
     def start(self) -> None:
         """Starts polling; changes since this object was created count."""
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._compare)
+        self._thread.start()
 
     def close(self) -> None:
         """Stops polling."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_S)
 
-    def _compare(self) -> None:
-        before, self._polled = self._polled, self._read_stamps()
-        if self._polled == before and self._polled != self._reported:
-            self._reported = self._polled
-            self._on_change()
-        self.start()
+    def _poll(self) -> None:
+        while not self._closed.wait(self._interval_s):
+            before, self._polled = self._polled, self._read_stamps()
+            if self._polled == before and self._polled != self._reported:
+                self._reported = self._polled
+                self._on_change()
 
     def _read_stamps(self) -> list[FileStamp]:
         return [read_stamp(path) for path in self._paths]

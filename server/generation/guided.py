@@ -176,7 +176,10 @@ def _array_schema(functions: list[FunctionDefinition], *, is_single: bool) -> di
 def _call_schema(function: FunctionDefinition, definitions: dict[str, Any]) -> dict[str, Any]:
     """The schema of one call; its parameters' definitions move to the root, where their references point."""
     parameters = _parameters(function)
-    for name, definition in parameters.pop("$defs", {}).items():
+    own = parameters.pop("$defs", {})
+    if not isinstance(own, dict):
+        raise RequestError(f"The $defs of tool '{function.name}' must be an object.", param="tools")
+    for name, definition in own.items():
         if definitions.setdefault(name, definition) != definition:
             raise RequestError(f"Tool definition '{name}' has multiple schemas, which is not supported.", param="tools")
     return {

@@ -246,7 +246,7 @@ def _text_of(part: Any, image_token: str | None) -> str:
         served_for = "text only" if image_token is None else "text and images only"
         kinds = ", ".join((*_TEXT_KEYS, *(_IMAGE_TYPES if image_token is not None else ())))
         raise RequestError(
-            f"message content of type {kind!r} is not supported: this model is served for {served_for} ({kinds}); "
+            f"message content of type `{kind}` is not supported: this model is served for {served_for} ({kinds}); "
             "`--engine vllm` may support others",
             param="messages",
         )

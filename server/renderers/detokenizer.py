@@ -24,8 +24,33 @@ _MAX_CONTEXT_TOKENS = 256
 """Longer ends of prompts that decode to nothing, such as a row of special tokens, are not searched."""
 
 
+_PIECE_TOKENS = 2048
+"""Decoded at once: other threads wait meanwhile, up to 2 ms."""
+
+
 MAX_STOP_CHARS = 1024
 """Of all stop strings of a request: what a piece of text costs at most grows with them."""
+
+
+def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
+    """The text of any number of tokens, in pieces of whole characters, each decoded with tokens before it."""
+    texts: list[str] = []
+    begin = 0
+    while begin < len(token_ids):
+        end = _whole_end(decode, token_ids, begin + _PIECE_TOKENS)
+        context = _tail(decode, token_ids[max(0, begin - _MAX_CONTEXT_TOKENS) : begin])
+        shown = decode(context) if context else ""
+        text = decode([*context, *token_ids[begin:end]])
+        texts.append(text[len(shown) :] if text.startswith(shown) else decode(token_ids[begin:end]))
+        begin = end
+    return "".join(texts)
+
+
+def _whole_end(decode: Decode, token_ids: Sequence[int], end: int) -> int:
+    """The next end of a piece at which no character is unfinished."""
+    last = min(end + MAX_HELD_TOKENS, len(token_ids))
+    wholes = (n for n in range(end, last) if not decode(token_ids[n - _CONTEXT_TOKENS : n]).endswith(UNFINISHED))
+    return next(wholes, last)
 
 
 class TextDelta(NamedTuple):

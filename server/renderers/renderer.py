@@ -17,7 +17,7 @@ from server.renderers.chat_template import (
     safe_apply_chat_template,
     to_conversation,
 )
-from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner
+from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner, decode_in_pieces
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, HeldBytes, Prompt, RenderedPrompt, TextOptions
@@ -184,7 +184,8 @@ class Renderer:
             RequestError: an id is outside the vocabulary.
         """
         check_token_ids(token_ids, vocab_size=self.vocab_size, param="tokens")
-        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        decode = partial(self.tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        return decode_in_pieces(decode, token_ids)
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for log-probabilities; an incomplete character becomes U+FFFD."""
@@ -325,6 +326,6 @@ def check_unicode(text: str, param: str) -> None:
 
 def check_token_ids(token_ids: Collection[int], *, vocab_size: int, param: str) -> None:
     """Raises RequestError if an id is outside the vocabulary."""
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
-        bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    bad = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+    if bad is not None:
         raise RequestError(f"Token id {bad} is out of vocabulary range [0, {vocab_size}) (`{param}`).", param=param)

@@ -243,7 +243,7 @@ class BoundedConnection(HttpToolsProtocol):
         if cycle.scope["path"] not in PROBE_PATHS:
             self._probes = None
         self._table.note_busy(self)
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, _without_chunks(cycle, app) if cycle.scope["http_version"] == "1.0" else app)
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parses the request again without its upgrade headers.
@@ -359,6 +359,20 @@ class BoundedConnection(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
+    """The application for a client of HTTP/1.0, which knows no chunks: a stream ends with the connection."""
+    cycle.chunked_encoding = False
+
+    async def run(scope: Any, receive: Any, send: Any) -> None:
+        async def send_plainly(message: Any) -> None:
+            cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plainly)
+
+    return run
 
 
 def _shut_down(fd: int) -> None:

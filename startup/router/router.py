@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +26,8 @@ from base.exit_codes import OK
 from base.security.api_keys import ApiKeys
 from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
-from base.server_settings import NetworkConfig, TlsConfig
+from base.server_settings import LoggingConfig, NetworkConfig, TlsConfig
+from server.limits import LimitsConfig
 from server.transport.connection_table import raise_file_limit
 from startup.errors import StartupError
 from startup.logs.options import LogOptions
@@ -37,7 +37,7 @@ from startup.processes.quick_end import end_like
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces, Guard
-from startup.router.http.app import AppOptions, create_app, create_runner
+from startup.router.http.app import AppOptions, create_runner
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
@@ -68,8 +68,9 @@ class RouterOptions:
     tls: TlsConfig
     network: NetworkConfig
     """Address, keys and CORS; the keys of the file of models are among its keys."""
+    http_limits: LimitsConfig
+    logging: LoggingConfig
     logs: LogOptions
-    is_access_logged: bool
     entries: Mapping[str, ModelEntry]
     """By name, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
@@ -182,22 +183,24 @@ class _Router:
         options, (api_keys, tls) = self._options, self._secrets
         app_options = AppOptions(
             network=options.network,
+            limits=options.http_limits,
+            logging=options.logging,
             api_keys=api_keys,
+            tls=tls,
             version=options.version,
-            is_access_logged=options.is_access_logged,
             has_only_model=options.only is not None,
         )
-        runner = create_runner(create_app(self._pool, app_options), app_options)
+        runner = create_runner(self._pool, app_options)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = _Site(runner, self._listener, tls)
-        await site.open()
+        await web.SockSite(runner, self._listener, backlog=listener.BACKLOG).start()
         if options.network.api_key_file:
             self._watch(stack, [options.network.api_key_file], api_keys.reload)
         if tls is not None and options.tls.enable_ssl_refresh:
-            self._watch(stack, tls_files(options.tls), site.renew)
+            self._watch(stack, tls_files(options.tls), tls.reload)
         if options.path is not None:
-            self._watch(stack, [options.path], self._request_reload)
+            loop = asyncio.get_running_loop()
+            self._watch(stack, [options.path], lambda: loop.call_soon_threadsafe(self._request_reload))
         logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
 
     @property
@@ -205,7 +208,7 @@ class _Router:
         return listener.describe(self._listener, is_tls=self._secrets.tls is not None)
 
     def _watch(
-        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], None]
+        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], object]
     ) -> None:
         watch = FileWatch(paths, on_change)
         watch.start()
@@ -224,7 +227,7 @@ class _Router:
         await asyncio.gather(*(self._preload(entry.name) for entry in entries if entry.preload))
         if not self._stopped.is_set():
             self._is_ready = True
-            self._standbys.tend()
+            await self._standbys.tend()
             self._manager.notify_ready(f"ready: {self._address}")
 
     async def _preload(self, name: str) -> None:
@@ -243,7 +246,7 @@ class _Router:
         while True:
             await asyncio.sleep(_TEND_S)
             if self._is_ready:
-                self._standbys.tend()
+                await self._standbys.tend()
             states = [status.state for status in self._pool.view()]
             status = f"{sum(state == 'ready' for state in states)} of {len(states)} models run"
             if status != self._status:
@@ -318,36 +321,3 @@ class _Router:
                 if not self._pool.is_draining:
                     await self._follow(entries)
                     logger.info("the file of models was read again: %d models", len(entries))
-
-
-class _Site:
-    """Accepts connections on the listening socket, with TLS that can be renewed."""
-
-    def __init__(self, runner: web.AppRunner, listening: socket.socket, tls: RenewableTls | None) -> None:
-        self._runner = runner
-        self._listener = listening
-        self._tls = tls
-        self._site: web.SockSite | None = None
-        self._renewals: set[asyncio.Task[None]] = set()
-
-    async def open(self) -> None:
-        """Accepts from now on."""
-        before, context = self._site, self._context
-        self._site = web.SockSite(self._runner, self._listener.dup(), ssl_context=context, backlog=listener.BACKLOG)
-        await self._site.start()
-        if before is not None:
-            await before.stop()
-
-    def renew(self) -> None:
-        """The files of TLS have changed: new connections get the new certificate, others stay."""
-        assert self._tls is not None
-        before = self._context
-        self._tls.reload()
-        if self._context is not before:
-            task = asyncio.create_task(self.open(), name="renew TLS")
-            self._renewals.add(task)
-            task.add_done_callback(self._renewals.discard)
-
-    @property
-    def _context(self) -> ssl.SSLContext | None:
-        return None if self._tls is None else self._tls.context

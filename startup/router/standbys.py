@@ -1,5 +1,6 @@
 """The router's own standbys, one for each kind of server among its models: they make its starts warm."""
 
+import asyncio
 import logging
 import os
 import shutil
@@ -57,10 +58,10 @@ class Standbys:
                 self._standbys[kind] = OwnStandby(kind, find_model, self._folder / f"standby-{kind}")
         return unneeded
 
-    def tend(self) -> None:
+    async def tend(self) -> None:
         """Starts those that are due; called regularly."""
-        for standby in self._standbys.values():
-            standby.tend()
+        for standby in [*self._standbys.values()]:
+            await standby.tend()
 
     def variables_for(self, entry: ModelEntry) -> dict[str, str]:
         """With these, the model's start is warm."""
@@ -94,13 +95,14 @@ class OwnStandby:
         self._back_off = BackOff()
         self._due_s = 0.0
         self._started_s = 0.0
+        self._is_closed = False
 
     @property
     def variables(self) -> dict[str, str]:
         """With these, a start uses it; empty if it does not run."""
         return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
 
-    def tend(self) -> None:
+    async def tend(self) -> None:
         """Starts it if it is due, unless the user's own standby has this kind; called regularly."""
         now = time.monotonic()
         if self._process is not None:
@@ -108,8 +110,9 @@ class OwnStandby:
                 self._note_end(code, now)
         elif now >= self._due_s:
             self._due_s = now + LONGEST_S  # looks again for the user's own
-            if not _is_served(self._kind):
-                self._try_start(self._kind, now)
+            folder, is_served = await asyncio.to_thread(lambda: (self._find_model(), _is_served(self._kind)))
+            if not is_served and not self._is_closed:
+                self._try_start(folder, now)  # by this thread, with which the kernel ends it
 
     def memory_bytes(self) -> int:
         """Its PSS and that of its template process."""
@@ -118,6 +121,7 @@ class OwnStandby:
 
     def close(self) -> None:
         """Ends it; its folder is gone afterwards."""
+        self._is_closed = True
         if self._process is not None:
             self._process.terminate()
             try:
@@ -127,22 +131,21 @@ class OwnStandby:
                 self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _try_start(self, kind: str, now: float) -> None:
+    def _try_start(self, folder: str | None, now: float) -> None:
         try:
-            self._start(kind, now)
+            self._start(folder, now)
         except OSError as err:
             logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
 
-    def _start(self, kind: str, now: float) -> None:
+    def _start(self, folder: str | None, now: float) -> None:
         """It ends by SIGTERM if the router is killed, so that it removes its folder."""
-        folder = self._find_model()
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()
         environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
         if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would be among those of the server
             environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vllm_cli", "standby", "--for", kind, *model],
+            [sys.executable, "-m", "vllm_cli", "standby", "--for", self._kind, *model],
             cwd=places.module_folder(),
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
 from vllm_cli.flags.flag import Shape
-from vllm_cli.flags.router_words import ADDRESS, OF_ROUTER_ALONE, OWN, QUIET_FLAG, TLS, is_elsewhere
+from vllm_cli.flags.router_words import ADDRESS, FOR_BOTH, OF_ROUTER_ALONE, OWN, PORT, QUIET_FLAG, TLS, is_elsewhere
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, parsed_quietly
 from vllm_cli.flags.supported import CONFIG
@@ -40,8 +40,8 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     line = CommandLine.of(options.words)
     if (name := next(filter(line.has, sorted(TLS)), None)) is not None and not find_values(words, name):
         raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
-    in_file = [f"{name}={line.values[name]}" for name in sorted(ADDRESS) if name in line.values]
-    own = [word for flag, given in split_flags(words) if flag and flag.name in OWN for word in given.words]
+    in_file = [f"{name}={line.values[name]}" for name in sorted(ADDRESS | PORT | FOR_BOTH) if name in line.values]
+    own = [word for flag, given in split_flags(words) if flag and flag.name in OWN | FOR_BOTH for word in given.words]
     config = _parse([line.served_name, *in_file, *own, "--engine", "embedded"])
     names = line.lists.get("--served-model-name") or (line.served_name,)
     entry = _entry(options, words, "vllm", names)
@@ -108,14 +108,14 @@ def _router(
         config: what the router's own flags say.
         options: how the model is started.
     """
-    network, logging = config.server.network, config.server.logging
     is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
     kinds = (kind_for(entry.engine, ServeWords(entry.words)),) if is_warm else ()
     return RouterOptions(
         tls=config.server.tls,
-        network=network,
+        network=config.server.network,
         logs=config.logs,
-        is_access_logged=not logging.disable_access_log,
+        http_limits=config.limits,
+        logging=config.server.logging,
         entries={entry.name: entry},
         reload=None,
         path=None,

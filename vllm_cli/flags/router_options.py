@@ -1,6 +1,7 @@
 """The settings of a router (`serve --models FILE`, `serve A B`), and all faults of its models at once."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -184,7 +185,8 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         tls=config.server.tls,
         network=replace(network, api_keys=(*network.api_keys, *checked.api_keys)),
         logs=logs,
-        is_access_logged=not config.server.logging.disable_access_log,
+        http_limits=config.limits,
+        logging=config.server.logging,
         entries=checked.entries,
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
@@ -215,17 +217,23 @@ def _folder_of(request: ModelRequest | None) -> str | None:
 
 
 def _name_of(word: str) -> str:
-    """The last part of a folder's path or of an address; a hub id as it is."""
+    """The last part of a folder's path, also if that is a link, or of an address; a hub id as it is."""
     if "://" in word:
         return urlsplit(word).path.strip("/").rpartition("/")[2] or word
     path = Path(word).expanduser()
-    return path.resolve().name if path.is_dir() or word.startswith(("/", "./", "../", "~")) else word
+    is_path = path.is_dir() or word.startswith(("/", "./", "../", "~"))
+    return os.path.basename(os.path.abspath(path)) if is_path else word  # noqa: PTH100, PTH119 - follows no link
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:
-    """Faults of the machine are not repeated for each model."""
-    general = (replace(f, line=None, key="") if f.check in _OF_MACHINE else f for f in faults)
-    return list(dict.fromkeys(general))
+    """Faults of the machine are not repeated for each model, nor is a program that several models lack."""
+    faults = [replace(f, line=None, key="") if f.check in _OF_MACHINE else f for f in faults]
+    lacking: dict[str, list[str]] = {}
+    for fault in faults:
+        if fault.check == "program":
+            lacking.setdefault(fault.text, []).append(fault.key)
+    several = {text: list_some(keys) for text, keys in lacking.items() if len(keys) > 1}
+    return list(dict.fromkeys(replace(f, line=None, key=several[f.text]) if f.text in several else f for f in faults))
 
 
 def _double_names(models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:

@@ -24,15 +24,28 @@ _LOGS: Final = frozenset(
 )
 _IDLE: Final = frozenset(("--idle-stop", "--idle-warm"))
 _START: Final = frozenset(("--engine", "--startup-timeout", "--preflight-only", "--json"))
+PORT: Final = frozenset(
+    (
+        "--http-max-connections", "--http-header-timeout", "--http-body-timeout", "--http-min-body-rate",
+        "--disable-access-log-for-endpoints",
+    )
+)  # fmt: skip
+"""Of the port alone: what clients send reaches a model when it is complete."""
+FOR_BOTH: Final = frozenset(
+    (
+        "--h11-max-header-count", "--h11-max-incomplete-event-size", "--http-send-timeout", "--http-send-buffer-size",
+        "--preflight",
+    )
+)  # fmt: skip
+"""The models' servers have them, too."""
 
-OWN: Final = SEVERAL | _flags_of("server.network") | TLS | _LOGS | _IDLE | _START
+OWN: Final = SEVERAL | _flags_of("server.network") | TLS | _LOGS | _IDLE | _START | PORT
 """The router's flags; a model does not get them."""
 OF_ROUTER_ALONE: Final = OWN - {"--engine", "--startup-timeout", *_LOGS}
 """Those that a model cannot have, either."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """For each model: the router logs the requests, and knows the client."""
 
-_FOR_BOTH: Final = ("--preflight",)
 _ELSEWHERE: Final = frozenset(
     (
         "--headless", "--grpc", "--nnodes", "--node-rank", "--data-parallel-rank", "--data-parallel-external-lb",
@@ -71,7 +84,7 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
             raise InputError("several models do not go with the word --: leave it out.")
         name = flag.name if flag is not None else given.flag
         _reject(name, given.values)
-        if name in OWN or name in _FOR_BOTH:
+        if name in OWN or name in FOR_BOTH:
             own += given.words
         if name not in OWN:
             defaults += given.words
@@ -86,6 +99,8 @@ def fault_of_model(flag: Flag) -> str | None:
         return "requests for all models come to the port of the command line"
     if flag.name in KEYS:
         return "give it on the command line, for all models, or use apiKeys"
+    if flag.name in PORT:
+        return "it is of the port, which all models have together: give it on the command line"
     if flag.name in OF_ROUTER_ALONE:
         return "ttl is its time without requests" if flag.name == "--idle-stop" else "it is a flag of the command line"
     return _ONE_SERVER if flag.name in _ELSEWHERE else None

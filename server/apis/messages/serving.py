@@ -19,7 +19,7 @@ from server.parsers.base import Content, Reasoning
 from server.renderers.prompts import ChatOptions
 
 logger = logging.getLogger(__name__)
-_FIELDS: Final = {"thinking_token_budget": "thinking", "stop": "stop_sequences"}
+_FIELDS: Final = {"thinking_token_budget": "thinking", "stop": "stop_sequences", "image_url": "image"}
 """Field of a chat request -> field of a request to /v1/messages."""
 _HI: Final = [{"role": "user", "content": "Hi"}]
 _TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {}}}}
@@ -54,7 +54,7 @@ class MessagesServing:
             RequestError: the request is invalid, or the model does not generate.
         """
         chat = await self._convert(request, context)
-        with context.times.rendering():
+        with field_names(_FIELDS), context.times.rendering():
             prompt = await render_chat_request(self._inference, chat, context)
         num_tokens = len(prompt.token_ids)
         return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}

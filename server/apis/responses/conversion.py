@@ -19,6 +19,7 @@ _FIELDS = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "logprobs": "top_logprobs",
+    "image_url": "input_image",
 }
 """Field of a chat request -> field of a request to /v1/responses."""
 

@@ -104,7 +104,7 @@ def _restrict_names(node: Schema) -> None:
     pattern, listed = names.get("pattern"), names.get("enum")
     if isinstance(listed, list):
         pattern = f"^(?:{'|'.join(re.escape(str(name)) for name in listed)})$"
-    if pattern is not None:
+    if isinstance(pattern, str):  # what else there is, llguidance refuses
         del node["propertyNames"]
         node["patternProperties"] = {pattern: node.pop("additionalProperties", True)}
         node["additionalProperties"] = False

@@ -19,15 +19,16 @@ from server.http_body.response_body import (
 from startup.router.model_pool import ModelRefused
 
 _TYPES: Final = {
-    400: "BadRequestError",
+    401: "Unauthorized",
     403: "ForbiddenError",
     404: "NotFoundError",
     408: "RequestTimeoutError",
     409: "ConflictError",
     405: "Method Not Allowed",
     413: "RequestEntityTooLargeError",
+    415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
-    500: "InternalServerError",
+    431: "Request Header Fields Too Large",
     503: "ServiceUnavailableError",
 }
 _MOST_SHOWN: Final = 200
@@ -39,11 +40,19 @@ class FailedRequestError(Exception):
     """A request that the router answers with an error itself."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        closes: bool = False,
     ) -> None:
+        """`closes` tells that the connection ends with the answer."""
         super().__init__(message)
-        kind = "Unauthorized" if status == 401 else _TYPES.get(status, "InternalServerError")
+        kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
         self.status = status
+        self.closes = closes
         self.body = error_response(message, type=kind, code=status, param=param)
         self.headers = dict(headers or {})
 
@@ -64,7 +73,10 @@ def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | No
 def error_answer(failed: FailedRequestError, path: str) -> web.Response:
     """An error, in the format of the path's API."""
     body = failure_format(path).to_body(failed.body)
-    return json_answer(body, status=failed.status, headers=failed.headers)
+    answer = json_answer(body, status=failed.status, headers=failed.headers)
+    if failed.closes:
+        answer.force_close()
+    return answer
 
 
 def error_events(body: ErrorResponse, path: str) -> bytes:

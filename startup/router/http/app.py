@@ -1,8 +1,6 @@
-"""The router's aiohttp application: which requests it answers itself, and to which model all others go."""
+"""The router's HTTP server: which requests it answers itself, and to which model all others go."""
 
-import asyncio
 import logging
-import resource
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -15,9 +13,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from base.access_log import ACCESS_LOGGER, set_up_access_log
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
-from base.server_settings import NetworkConfig
+from base.security.open_paths import PROBE_PATHS
+from base.security.tls import RenewableTls
+from base.server_settings import LoggingConfig, NetworkConfig
+from server.limits import LimitsConfig, flag_of
 from startup.router.http.access import Access, CorsPolicy
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
+from startup.router.http.connection import ClientRequest, ClientServer
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.only_model import OnlyModelAnswers
 from startup.router.http.own_answers import OwnAnswers
@@ -48,10 +50,6 @@ _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """Methods that models' servers may have."""
 _CLIENT_GONE: Final = 499
-_MOST_HEADER_BYTES: Final = 64 << 10
-_MOST_HEADERS: Final = 256
-_IDLE_S: Final = 75.0
-_READ_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,78 +57,29 @@ class AppOptions:
     """The settings of the application."""
 
     network: NetworkConfig
+    limits: LimitsConfig
+    logging: LoggingConfig
     api_keys: ApiKeys
+    tls: RenewableTls | None
     version: str
-    is_access_logged: bool
     has_only_model: bool = False
     """Whether there will never be another model: it gets all requests, whatever they name."""
 
 
-def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
-    """The application; needs the arguments that `create_runner` passes to aiohttp's server."""
-    app = web.Application()
-    handler = _Handler(pool, options)
-    # one route: aiohttp's table is slower than a dictionary, and decodes paths before it matches
-    app.router.add_route("*", "/{path:.*}", handler.handle, expect_handler=_expect_later)
-    app.on_response_prepare.append(handler.complete_headers)
-    return app
-
-
-def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
+def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
     """Runs the application."""
-    set_up_access_log()
-    return _Runner(
-        app,
+    set_up_access_log(options.logging.disable_access_log_for_endpoints)
+    handler = _Handler(pool, options)
+    server = ClientServer(
+        handler.handle,
+        handler.complete_headers,
+        options.limits,
+        options.tls,
         access_log_class=AccessLog,
-        access_log=logging.getLogger(ACCESS_LOGGER) if options.is_access_logged else None,
+        access_log=None if options.logging.disable_access_log else logging.getLogger(ACCESS_LOGGER),
         logger=_quiet_logger(),
-        handler_cancellation=True,
-        auto_decompress=False,
-        keepalive_timeout=_IDLE_S,
-        max_line_size=_MOST_HEADER_BYTES,
-        max_field_size=_MOST_HEADER_BYTES,
-        max_headers=_MOST_HEADERS,
-        read_bufsize=_READ_BYTES,
-        shutdown_timeout=1.0,
     )
-
-
-class _Runner(web.AppRunner):
-    """Its connections answer what is not HTTP as the router does: JSON, and not the library's version."""
-
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        server.__class__ = _Server
-        return server
-
-
-class _Server(web.Server):
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Clients get half of the descriptors: the others are for models' servers and for starts."""
-        super().connection_made(handler, transport)
-        num_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if 0 < num_files // 2 < len(self.connections):
-            transport.abort()
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-class _Connection(web.RequestHandler):
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        super().handle_error(request, status, exc, message)
-        answer = error_answer(FailedRequestError(status, (message or "Bad request").strip()), "")
-        answer.headers[hdrs.SERVER] = SERVER
-        answer.force_close()
-        return answer
+    return web.ServerRunner(server, shutdown_timeout=1.0)
 
 
 def _quiet_logger() -> logging.Logger:
@@ -168,13 +117,13 @@ class _Handler:
         self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool)
-        self._bodies = BodyRoom()
+        self._bodies = BodyRoom(options.limits)
         self._has_only_model = options.has_only_model
         create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
         needs_key = self._access.needs_key
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: ClientRequest) -> web.StreamResponse:
         """The response to any request."""
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
@@ -182,6 +131,10 @@ class _Handler:
         if request_id is not None and is_valid(request_id):
             REQUEST_ID.set(request_id)
         try:
+            request.check_head()
+            if not request.protocol.has_room and path not in PROBE_PATHS:
+                text = f"The server has reached its limit of connections ({flag_of('max_connections')})."
+                raise FailedRequestError(503, text, headers={"Retry-After": "1"}, closes=True)
             return await self._answer(request, path, raw_path)
         except FailedRequestError as err:
             failed = err
@@ -200,7 +153,7 @@ class _Handler:
             request.transport.abort()  # a response that has begun cannot become an error
         return error_answer(failed, path)
 
-    async def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Called before the head of a response is sent."""
         if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's nor that of a model's server
             response.headers[hdrs.SERVER] = SERVER
@@ -265,6 +218,8 @@ class _Handler:
                 dropped=dropped,
             )
             return await self._proxy.relay(call)
+        except BodyError as err:
+            raise FailedRequestError(err.status, str(err)) from err
         finally:
             body.close()
 
@@ -283,17 +238,10 @@ class _Handler:
 
 
 async def _read(request: web.Request, body: RequestBody) -> RequestedModel:
-    """Reads the body, and which model it names."""
-    try:
-        body.check_length(request.content_length or 0)
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
-        await body.read(request.content)
-    except BodyError as err:
-        raise FailedRequestError(err.status, str(err)) from err
+    """Reads the body, and which model it names; raises BodyError."""
+    body.check_length(request.content_length or 0)
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
+    await body.read(request.content)
     return await body.find_model(request.headers.get(hdrs.CONTENT_TYPE, ""))
-
-
-async def _expect_later(request: web.Request) -> None:
-    """The client is asked for the body once it is read."""

@@ -1,80 +1,114 @@
 """Changes of a body that was read, before its model gets it: the name of the model, and keys of JSON."""
 
-import codecs
-import json
-import re
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from base.json_depth import check_depth, read_json
+from startup.router.http.body_members import BodyFaultError, Member, Members, json_members
 from startup.router.model_entry import BodyChanges
 
-_MODEL_PART: Final = re.compile(rb'content-disposition:[^\r\n]*[; ]name="?model"?\s*(;|\r|$)', re.IGNORECASE)
-_Members = dict[str, msgspec.Raw]
-_DECODER: Final = msgspec.json.Decoder(_Members)
+if TYPE_CHECKING:
+    from mmap import mmap
+
+_MOST_NESTED_BYTES: Final = 1 << 20
+"""Of a member of which a member changes."""
+_REMOVED: Final = object()
+_Steps = Sequence[tuple[str, Any]]
+"""In their order: the rest of a key, such as b of `a.b`, and the new value or _REMOVED."""
 
 
-def change_json(body: bytes, changes: BodyChanges, requested: str | None) -> bytes:
-    """The changed body; values that are not changed stay as they are written.
+class Edit(NamedTuple):
+    """Replaces a part of the body; edits are in the order of their places."""
 
-    What is no JSON object is not changed: the model's server refuses it.
+    begin: int
+    end: int
+    text: bytes
+
+
+def json_edits(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> list[Edit]:
+    """The edits of a JSON object; members that are not changed stay as they are written.
 
     Args:
         requested: the name of the model in the request.
+
+    Raises:
+        BodyFaultError: a member in which a key is to be changed is too large.
     """
-    members = _members_of(body.removeprefix(codecs.BOM_UTF8))
-    if members is None:
-        return body
-    if changes.model is not None and "model" in members:
-        _set(members, "model", changes.model)
-    for key in changes.strip:
-        _remove(members, key)
-    for values in (changes.set, changes.set_by_name.get(requested or "", {})):
-        for key, value in values.items():
-            _set(members, key, value)
-    return msgspec.json.encode(members)
+    steps: list[tuple[str, Any]] = []
+    if changes.model is not None and members.last("model") is not None:
+        steps.append(("model", changes.model))
+    steps += [(key, _REMOVED) for key in changes.strip]
+    steps += [*changes.set.items(), *changes.set_by_name.get(requested or "", {}).items()]
+    return _edits(body, members, steps)
 
 
-def change_form(body: bytes, changes: BodyChanges, boundary: bytes) -> bytes:
-    """The changed body of a multipart form, of which only the name of the model changes."""
+def form_edits(members: Members, changes: BodyChanges) -> list[Edit]:
+    """The edits of a multipart form, of which only the name of the model changes."""
     if changes.model is None:
-        return body
-    parts = body.split(b"--" + boundary)
-    for number, part in enumerate(parts):
-        head, blank, value = part.partition(b"\r\n\r\n")
-        if blank and value.endswith(b"\r\n") and _MODEL_PART.search(head):
-            parts[number] = head + blank + changes.model.encode() + b"\r\n"
-    return (b"--" + boundary).join(parts)
+        return []
+    return [Edit(field.value, field.end, changes.model.encode()) for field in members.all if field.key == "model"]
 
 
-def _set(members: _Members, key: str, value: Any) -> None:
-    """Sets `a`, or b in `a` if the key is `a.b`; an `a` that is no object is replaced."""
-    head, _, rest = key.partition(".")
-    if rest:
-        inner = _members_of(bytes(members.get(head, b""))) or {}
-        _set(inner, rest, value)
-        value = inner
-    members[head] = msgspec.Raw(msgspec.json.encode(value))
+def _edits(body: "bytes | mmap", members: Members, steps: _Steps) -> list[Edit]:
+    by_head: dict[str, list[tuple[str, Any]]] = {}
+    for key, value in steps:
+        head, _, rest = key.partition(".")
+        by_head.setdefault(head, []).append((rest, value))
+    new = {head: _changed(body, members.last(head), own) for head, own in by_head.items()}
+    edits = _removals(members.all, new)
+    for member in members.all:
+        if (text := new.get(member.key)) is not None:
+            edits.append(Edit(member.value, member.end, text))
+    known = {member.key for member in members.all}
+    added = [
+        msgspec.json.encode(key) + b":" + text for key, text in new.items() if text is not None and key not in known
+    ]
+    if added:
+        has_others = any(new.get(key, b"") is not None for key in known)
+        edits.append(Edit(members.end, members.end, b"," * has_others + b",".join(added)))
+    return sorted(edits)
 
 
-def _remove(members: _Members, key: str) -> None:
-    head, _, rest = key.partition(".")
-    if not rest:
-        members.pop(head, None)
-    elif (inner := _members_of(bytes(members.get(head, b"")))) is not None:
-        _remove(inner, rest)
-        members[head] = msgspec.Raw(msgspec.json.encode(inner))
+def _removals(members: Sequence[Member], new: Mapping[str, bytes | None]) -> list[Edit]:
+    """Removes members, each with the comma behind it; the last ones with the comma before them."""
+    kept = [number for number, member in enumerate(members) if new.get(member.key, b"") is not None]
+    last = kept[-1] if kept else -1
+    edits = [
+        Edit(member.begin, members[number + 1].begin, b"")
+        for number, member in enumerate(members[: last + 1])
+        if new.get(member.key, b"") is None
+    ]
+    if last + 1 < len(members):
+        edits.append(Edit(members[last].end if kept else members[0].begin, members[-1].end, b""))
+    return edits
 
 
-def _members_of(text: bytes) -> _Members | None:
-    """The members of an object; NaN, and halves of characters, are no JSON, but vLLM takes them."""
-    with suppress(ValueError):
-        check_depth(text)
-        return _DECODER.decode(text)
-    with suppress(ValueError):
-        loaded = read_json(text)
-        if isinstance(loaded, dict):
-            return {key: msgspec.Raw(json.dumps(value).encode()) for key, value in loaded.items()}
-    return None
+def _changed(body: "bytes | mmap", member: Member | None, steps: _Steps) -> bytes | None:
+    """The new value of a member; None if there is none."""
+    text: bytes | None = None
+    if member is not None and any(rest for rest, _ in steps):
+        if member.end - member.value > _MOST_NESTED_BYTES:
+            limit = f"{_MOST_NESTED_BYTES >> 20} MiB"
+            raise BodyFaultError(f"has more than {limit} in {member.key!r}, of which the router has to change a key")
+        text = body[member.value : member.end]
+    for rest, value in steps:
+        whole = None if value is _REMOVED else msgspec.json.encode(value)
+        text = _changed_inside(text, rest, value) if rest else whole
+    return text
+
+
+def _changed_inside(text: bytes | None, key: str, value: Any) -> bytes | None:
+    """Of what is no object, nothing is removed, and setting a key replaces it."""
+    try:
+        members = json_members(text or b"")
+    except BodyFaultError:
+        if value is _REMOVED:
+            return text
+        text, members = b"{}", Members((), 1)
+    assert text is not None
+    at, parts = 0, []
+    for begin, end, new in _edits(text, members, [(key, value)]):
+        parts += [text[at:begin], new]
+        at = end
+    return b"".join([*parts, text[at:]])

@@ -78,8 +78,8 @@ class ModelChoice:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
         if requested.name:  # an empty name is none, as in vLLM
             return self.by_name(requested.name)
-        if requested.is_invalid and len(self._pool.entries) > 1 and not request.query.get("model"):
-            raise FailedRequestError(400, "The request body is not valid JSON, or not an object.")
+        if requested.fault and len(self._pool.entries) > 1 and not request.query.get("model"):
+            raise FailedRequestError(400, f"The request body {requested.fault}.")
         return self.by_query(request, path)
 
     def _only(self, request: web.Request, path: str) -> ModelEntry:
@@ -91,7 +91,7 @@ class ModelChoice:
         entries = self._pool.entries
         if len(entries) == 1:
             return next(iter(entries.values()))
-        if not is_read and path not in _POSTED:
+        if path not in _POSTED and path not in _WITHOUT_NAME:
             raise FailedRequestError(404, "Not Found: a path that the router does not know needs `model`.")
         where = "the query" if is_read else "the request" if request.body_exists else "the body, which is empty"
         raise FailedRequestError(400, f"Missing required field `model` in {where}. {self._offer()}.", param="model")

@@ -71,15 +71,24 @@ _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
     """The headers of a request, in lower case: aiohttp's client keeps duplicates that are spelled alike."""
     dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
-    names = ((name.lower(), value) for name, value in headers.items())
+    names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, value in names if name not in dropped)
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """The headers of a response; which pages may read it, only the router says (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
-    names = ((name, name.lower(), value) for name, value in headers.items())
+    names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
+
+
+def _in_utf8(value: str) -> str:
+    """aiohttp does not send bytes that it has not read as UTF-8: they are taken for Latin-1."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:

@@ -1,12 +1,16 @@
 """The body of a request, which is read whole before its model is known."""
 
 import asyncio
-import mmap
+import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Final
 
-from startup.router.http.body_changes import change_form, change_json
+from server.limits import LimitsConfig, flag_of
+from startup.router.http.body_changes import Edit, form_edits, json_edits
+from startup.router.http.body_members import BodyFaultError
 from startup.router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
 from startup.router.model_entry import BodyChanges
 
@@ -14,14 +18,16 @@ if TYPE_CHECKING:
     from aiohttp import StreamReader
 
 MOST_BYTES: Final = 256 << 20
-"""Of a body. JSON is decoded without a pause: 4 GiB of base64 a second, 0.2 GiB of the costliest text."""
+"""Of a body."""
 MOST_BYTES_TOGETHER: Final = 4 << 30
 """Of all bodies that are kept at a time."""
-_PAUSE_S: Final = 60.0
-"""How long a client may send nothing of its body."""
 _MOST_IN_MEMORY: Final = 1 << 20
 """A longer body lies in an unlinked temporary file, and is read by threads."""
 _READ_BACK_BYTES: Final = 256 << 10
+_MOST_ON_LOOP: Final = 4 << 10
+"""A longer body is searched by a thread: this much takes up to 2 ms."""
+_LOOSE_BYTES: Final = 256 << 10
+"""Of a body that is not UTF-8: vLLM takes all encodings of JSON."""
 
 
 class BodyError(Exception):
@@ -36,8 +42,15 @@ class BodyError(Exception):
 class BodyRoom:
     """What all bodies take together."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: LimitsConfig) -> None:
+        self.limits = limits
         self.num_bytes = 0
+        self.searching = asyncio.Semaphore(2)
+        """Of bodies in files: the costliest take seconds, and more threads would delay the event loop."""
+
+
+def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
+    return tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY, prefix="vllm-cli-body-")
 
 
 class RequestBody:
@@ -45,9 +58,7 @@ class RequestBody:
 
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
-        self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
-            max_size=_MOST_IN_MEMORY, prefix="vllm-cli-body-"
-        )
+        self._file = _create_file()
         self.num_bytes = 0
 
     def check_length(self, announced: int) -> None:
@@ -57,54 +68,66 @@ class RequestBody:
 
     async def read(self, content: "StreamReader") -> None:
         """Reads all of it; raises BodyError."""
+        limits, loop = self._room.limits, asyncio.get_running_loop()
+        left_s = limits.body_timeout_s
         try:
-            while part := await self._read_part(content):
-                self.num_bytes += len(part)
-                self._room.num_bytes += len(part)
-                self.check_length(self.num_bytes)
-                if self._room.num_bytes > MOST_BYTES_TOGETHER:
-                    raise BodyError(503, "The bodies of other requests take all room: try it again later.")
-                if self._is_in_memory:
-                    self._file.write(part)
-                else:
-                    await asyncio.to_thread(self._file.write, part)
+            while True:
+                begin_s = loop.time()
+                async with asyncio.timeout(left_s):
+                    part = await content.readany()
+                if not part:
+                    return
+                left_s -= loop.time() - begin_s  # what the disk takes is not the client's time
+                if limits.min_body_rate:
+                    left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
+                await self._keep(part)
         except TimeoutError:
-            raise BodyError(408, f"Nothing of the request's body came for {_PAUSE_S:g} s.") from None
+            message = f"The body arrives too slowly ({flag_of('body_timeout_s')}, {flag_of('min_body_rate')})."
+            raise BodyError(408, message) from None
         except ConnectionError:
             raise
         except OSError as err:
-            raise BodyError(503, f"The request's body cannot be kept: {err.strerror}.") from err
+            raise _not_kept(err) from err
 
-    async def _read_part(self, content: "StreamReader") -> bytes:
-        async with asyncio.timeout(_PAUSE_S):
-            return await content.readany()
+    async def _keep(self, part: bytes) -> None:
+        self.num_bytes += len(part)
+        self._room.num_bytes += len(part)
+        self.check_length(self.num_bytes)
+        if self._room.num_bytes > MOST_BYTES_TOGETHER:
+            raise BodyError(503, "The bodies of other requests take all room: try it again later.")
+        if self._is_in_memory:
+            self._file.write(part)
+        else:
+            await asyncio.to_thread(self._file.write, part)
 
     async def find_model(self, media_type: str) -> RequestedModel:
         """What the body requests."""
         boundary = boundary_of(media_type)
-        if boundary is not None:
-            return await asyncio.to_thread(self._find_in_form, boundary)
-        if self._is_in_memory:
-            return find_in_json(self._bytes())
-        return await asyncio.to_thread(self._find_in_file)
+        if self.num_bytes <= _MOST_ON_LOOP:
+            return self._find(boundary)
+        async with nullcontext() if self._is_in_memory else self._room.searching:
+            return await asyncio.to_thread(self._find, boundary)
 
     async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:
-        """Changes it before the model gets it."""
-        boundary = boundary_of(media_type)
+        """Changes it before the model gets it; raises BodyError."""
+        is_form = boundary_of(media_type) is not None
 
         def run() -> None:
-            content = self._bytes()
-            if boundary is not None:
-                content = change_form(content, changes, boundary)
-            else:
-                content = change_json(content, changes, requested.name)
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(content)
-            self._room.num_bytes += len(content) - self.num_bytes
-            self.num_bytes = len(content)
+            with self._content() as content:
+                if is_form:
+                    edits = form_edits(requested.members, changes)
+                else:
+                    edits = json_edits(content, requested.members, changes, requested.name)
+            self._apply(edits)
 
-        await asyncio.to_thread(run)
+        if requested.fault:
+            return
+        try:
+            await asyncio.to_thread(run)
+        except BodyFaultError as err:
+            raise BodyError(400, f"The request body {err}.") from err
+        except OSError as err:
+            raise _not_kept(err) from err
 
     def close(self) -> None:
         """Gives up what is kept."""
@@ -126,16 +149,48 @@ class RequestBody:
         self._file.seek(0)
         return self._file.read()
 
-    def _find_in_file(self) -> RequestedModel:
+    @contextmanager
+    def _content(self) -> Iterator[bytes | mmap]:
+        if self._is_in_memory:
+            yield self._bytes()
+            return
         self._file.flush()
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as body:
-            return find_in_json(body)
+        with mmap(self._file.fileno(), 0, access=ACCESS_READ) as content:
+            yield content
 
-    def _find_in_form(self, boundary: bytes) -> RequestedModel:
-        self._file.seek(0)
-        return find_in_form(self._file, boundary)
+    def _find(self, boundary: bytes | None) -> RequestedModel:
+        if boundary is None and self.num_bytes <= _LOOSE_BYTES:
+            self._make_utf8()
+        with self._content() as content:
+            return find_in_json(content) if boundary is None else find_in_form(content, boundary)
+
+    def _make_utf8(self) -> None:
+        content = self._bytes()
+        encoding = json.detect_encoding(content)
+        if not encoding.startswith("utf-8"):
+            with suppress(UnicodeError):
+                self._apply([Edit(0, len(content), content.decode(encoding).encode())])
+
+    def _apply(self, edits: Sequence[Edit]) -> None:
+        """Copies all but what is replaced."""
+        changed, at = _create_file(), 0
+        for begin, end, text in [*edits, Edit(self.num_bytes, self.num_bytes, b"")]:
+            self._file.seek(at)
+            while part := self._file.read(min(begin - at, _READ_BACK_BYTES)):
+                changed.write(part)
+                at += len(part)
+            changed.write(text)
+            at = end
+        self._file.close()
+        self._file = changed
+        self._room.num_bytes += changed.tell() - self.num_bytes
+        self.num_bytes = changed.tell()
 
     async def _stream(self) -> AsyncIterator[bytes]:
         await asyncio.to_thread(self._file.seek, 0)
         while part := await asyncio.to_thread(self._file.read, _READ_BACK_BYTES):
             yield part
+
+
+def _not_kept(err: OSError) -> BodyError:
+    return BodyError(503, f"The request's body cannot be kept: {err.strerror}.")

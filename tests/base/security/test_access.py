@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from base.security import credentials
 from base.security.api_keys import ApiKeys, KeyFileError
 from base.security.credentials import FileWatch
 
@@ -60,6 +63,22 @@ def test_no_key_is_logged(file, caplog):
 TIMEOUT_S = 60.0
 
 
+async def test_a_file_system_that_hangs_does_not_hold_the_event_loop(tmp_path, monkeypatch):
+    polls, may_go_on = asyncio.Event(), threading.Event()
+    watch = FileWatch([tmp_path / "file"], lambda: None, interval_s=0.02)
+    loop = asyncio.get_running_loop()
+
+    def hang(path: Path) -> None:
+        loop.call_soon_threadsafe(polls.set)
+        may_go_on.wait()
+
+    monkeypatch.setattr(credentials, "read_stamp", hang)
+    watch.start()
+    await asyncio.wait_for(polls.wait(), TIMEOUT_S)
+    watch.close()
+    may_go_on.set()
+
+
 @pytest.mark.parametrize("way", ["in place", "by a rename", "behind a link", "away and back"])
 async def test_every_way_to_change_a_file_is_detected(tmp_path, way):
     file, changed = tmp_path / "file", asyncio.Event()
@@ -68,7 +87,9 @@ async def test_every_way_to_change_a_file_is_detected(tmp_path, way):
         file.symlink_to("1")
     else:
         file.write_text("old")
-    watch = FileWatch([tmp_path / "other", file], changed.set, interval_s=0.02)
+    loop = asyncio.get_running_loop()
+    report = partial(loop.call_soon_threadsafe, changed.set)
+    watch = FileWatch([tmp_path / "other", file], report, interval_s=0.02)
     watch.start()
     try:
         if way == "in place":

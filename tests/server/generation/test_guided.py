@@ -209,6 +209,13 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts):
             },
             "multiple schemas",
         ),
+        *(
+            (
+                {"tools": [{"function": {"name": "f", "parameters": {"$defs": value}}}], "tool_choice": "required"},
+                "The $defs of tool 'f' must be an object",
+            )
+            for value in ([1], None, "x")
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -217,3 +224,10 @@ def test_a_tool_choice_that_cannot_be_forced_is_rejected(fields, part):
         find_constraint(decode(ChatRequest, **fields))
     assert caught.value.status == 400
     assert part in caught.value.message
+
+
+@pytest.mark.parametrize("pattern", [5, {}, None])
+def test_a_pattern_of_names_that_is_no_text_is_left_to_the_grammars_compiler(pattern, accepts):
+    names = {"type": "object", "propertyNames": {"pattern": pattern}}
+    constraint = strict_constraint({"function": {"name": "f", "parameters": names}})
+    assert constraint is not None

@@ -1,5 +1,6 @@
 """Keys, origins, request ids, paths and bodies: everything before a request is decoded."""
 
+import json
 import logging
 import re
 import socket
@@ -216,6 +217,18 @@ def test_a_query_with_other_bytes_than_ascii_is_rejected(server):
     with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
         connection.sendall(b"GET /v1/models?key=\xc3\xbc HTTP/1.1\r\nhost: x\r\n\r\n")
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(server):
+    body = json.dumps({"prompt": "a", "stream": True, "max_tokens": 3}).encode()
+    head = b"POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
+        connection.sendall(head + body)
+        with connection.makefile("rb") as answer:
+            head, _, events = answer.read().partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
 
 
 def test_no_key_is_logged(serve, caplog):

@@ -220,6 +220,15 @@ def test_a_key_may_be_in_the_header_of_anthropics_api(serve, path, headers, stat
         assert error["type"] == ("Unauthorized" if "chat" in path else "authentication_error")
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_an_image_has_its_own_name_in_the_error(server, path):
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    body = {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": [image]}]}
+    response = server.post(path, body)
+    assert response.status_code == 400
+    assert "message content of type `image` is not supported" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("prefix", ["", "/api"])
 def test_errors_outside_of_the_route_have_anthropics_format(serve, prefix):
     """415: before the body is decoded; 405: the method."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner
+from server.renderers import detokenizer
+from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner, decode_in_pieces
 from server.renderers.renderer import Renderer
 from tests.server.renderers.conftest import TEXTS, encode, feed
 
@@ -31,6 +32,27 @@ def test_random_tokens_give_the_full_decode(renderer, skip_special_tokens):
         detokenizer = renderer.create_detokenizer(skip_special_tokens=skip_special_tokens)
         expected = full_decode(renderer, token_ids, skip_special_tokens=skip_special_tokens)
         assert feed(detokenizer, token_ids) == expected, f"seed {seed}"
+
+
+def test_pieces_give_the_full_decode(renderer, monkeypatch):
+    monkeypatch.setattr(detokenizer, "_PIECE_TOKENS", 16)
+    for text in TEXTS:
+        token_ids = encode(renderer, text) * 20
+        decode = renderer.tokenizer.loop_decoder(skip_special_tokens=True)
+        assert decode_in_pieces(decode, token_ids) == decode(token_ids), text
+
+
+def test_no_call_of_the_tokenizer_decodes_many_tokens(renderer, monkeypatch):
+    """It keeps the interpreter, and the event loop waiting."""
+    lengths = []
+
+    def decode(token_ids: list[int], **_: object) -> str:
+        lengths.append(len(token_ids))
+        return "a" * len(token_ids)
+
+    monkeypatch.setattr(renderer.tokenizer, "decode", decode)
+    assert renderer.detokenize([5] * 900_000) == "a" * 900_000
+    assert max(lengths) < 2400
 
 
 def test_random_tokens_after_a_prompt_give_the_full_decode(renderer):

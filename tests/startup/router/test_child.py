@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -122,10 +123,23 @@ def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
     monkeypatch.setattr(standbys.subprocess, "Popen", Process)
     monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
     standby = standbys.OwnStandby("embedded", lambda: None, tmp_path)
-    standby.tend()
+    asyncio.run(standby.tend())
     standby.close()
     assert "standby --for embedded" in given["words"]
     assert env.VLLM_API_KEY.name not in given
+
+
+async def test_a_model_on_a_file_system_that_hangs_does_not_hold_the_event_loop(monkeypatch):
+    monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
+    may_go_on = threading.Event()
+    standby = standbys.OwnStandby("embedded", lambda: str(may_go_on.wait()))
+    tending = asyncio.create_task(standby.tend())
+    await asyncio.sleep(0.01)
+    assert not tending.done()
+    standby.close()
+    may_go_on.set()
+    await tending
+    assert standby.variables == {}, "it is not needed any more"
 
 
 async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running):

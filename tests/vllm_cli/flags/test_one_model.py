@@ -42,6 +42,17 @@ def test_address_tls_and_keys_are_the_router_s(run):
     assert "--port" not in " ".join(_only(options).words)
 
 
+@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
+def test_limits_of_clients_apply_at_the_port(run):
+    words = ["--http-header-timeout", "5", "--http-max-connections", "7", "--disable-access-log-for-endpoints", "/a,/b"]
+    words += ["--h11-max-header-count", "300"]
+    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
+    limits = options.http_limits
+    assert (limits.header_timeout_s, limits.max_connections, limits.max_headers) == (5, 7, 300)
+    assert options.logging.disable_access_log_for_endpoints == ("/a", "/b")
+    assert _only(options).words[:3] == ("m", "--h11-max-header-count", "300"), "the model takes as many"
+
+
 def test_the_model_gets_all_other_words_without_secrets():
     words = ("m", "--served-model-name", "a", "b", "--startup-timeout", "30", "--hf-token", "secret")
     entry = _only(_embedded(*words, "--log-level", "DEBUG"))
@@ -59,9 +70,9 @@ def test_a_config_file_is_split_as_the_words_are(tmp_path):
 
 def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
     file = tmp_path / "serve.yaml"
-    file.write_text("port: 1\nmax-model-len: 8\n")
+    file.write_text("port: 1\nmax-model-len: 8\nh11-max-header-count: 9\n")
     options = _vllm("--config", str(file))
-    assert options.network.port == 1
+    assert (options.network.port, options.http_limits.max_headers) == (1, 9)
     assert _only(options).words[:3] == ("m", "--config", str(file))
     file.write_text("ssl-certfile: a\n")
     with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):

@@ -104,16 +104,18 @@ def test_a_router_is_not_forked_from_a_standby(words, monkeypatch):
 def test_the_routers_flags_are_its_own_and_all_others_are_defaults():
     words = (
         "a b --host h --port=1 --max_model_len 8k --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm "
-        "--enforce-eager --preflight warn --unknown-flag 5 --max-running 2 --ssl-keyf k -tp 2 --hf-token t"
+        "--enforce-eager --preflight warn --unknown-flag 5 --max-running 2 --ssl-keyf k -tp 2 --hf-token t "
+        "--http-body-timeout 5 --h11-max-header-count 9"
     )
     given = split_router_words(words.split())
     assert given.models == ("a", "b")
     assert " ".join(given.own) == (
         "--host h --port=1 --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm --preflight warn "
-        "--max-running 2 --ssl-keyf k"
+        "--max-running 2 --ssl-keyf k --http-body-timeout 5 --h11-max-header-count 9"
     )
     assert " ".join(given.defaults) == (
-        "--max_model_len 8k --enforce-eager --preflight warn --unknown-flag 5 -tp 2 --hf-token t"
+        "--max_model_len 8k --enforce-eager --preflight warn --unknown-flag 5 -tp 2 --hf-token t "
+        "--h11-max-header-count 9"
     )
 
 
@@ -163,7 +165,7 @@ def test_flags_become_options(write, tiny_llama):
     assert options.network.api_keys == ("own", "of-file")
     limits = options.limits
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
-    assert (options.is_access_logged, options.logs.level, options.path) == (False, "ERROR", file)
+    assert (options.logging.disable_access_log, options.logs.level, options.path) == (True, "ERROR", file)
     assert options.entries["m"].start_timeout_s == 30
     assert options.find_standby_kinds() == ("embedded",)
     assert options.find_model("m") == str(tiny_llama)
@@ -232,6 +234,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "port": ({"args": {"port": 1}}, "must not have --port: requests for all models come to the port"),
     "key of a command": ({"model": None, "cmd": "vllm serve x --api_key k"}, "must not have --api-key: give it on"),
     "TLS of a command": ({"model": None, "cmd": "vllm serve x --ssl-keyfile k"}, "must not have --ssl-keyfile: it is"),
+    "limit": ({"args": "--http-header-timeout 5"}, "must not have --http-header-timeout: it is of the port"),
     "help": ({"args": "--help"}, "must not have --help or --version"),
     "config": ({"args": "--config nowhere.yaml"}, "cannot be read"),
     "program": ({"model": None, "cmd": "no-program --port ${PORT}"}, "the program 'no-program' of cmd is not found"),
@@ -375,6 +378,22 @@ def test_names_of_words_are_the_last_part_of_a_folder(tiny_llama, tmp_path):
     assert [entry.ttl_s for entry in options.entries.values()] == [90, 90]
     assert (options.reload, options.path) == (None, None)
     assert options.entries["other"].words[0] == f"{other}/"
+
+
+def test_links_to_one_folder_have_names_of_their_own(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in "ab":
+        (tmp_path / "models" / name).symlink_to(tiny_llama)
+    assert list(options_of("models/a", "models/b", *COMMON).entries) == ["a", "b"]
+
+
+def test_a_program_that_many_models_lack_is_one_fault(read):
+    checked = read({f"m{n}": {"cmd": "no-program --port ${PORT}"} for n in range(16)})
+    (fault,) = checked.faults
+    assert fault.key.startswith("models.m0, models.m1, ")
+    assert fault.key.endswith(" and 8 more")
+    assert "'no-program' of cmd is not found" in fault.text
 
 
 def test_hub_ids_stay_as_they_are():

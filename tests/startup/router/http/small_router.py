@@ -12,9 +12,11 @@ import aiohttp
 from aiohttp import web
 
 from base.security.api_keys import ApiKeys
-from base.server_settings import NetworkConfig
+from base.security.tls import RenewableTls
+from base.server_settings import LoggingConfig, NetworkConfig
+from server.limits import LimitsConfig
 from startup.router.child import ChildProgress
-from startup.router.http.app import AppOptions, create_app, create_runner
+from startup.router.http.app import AppOptions, create_runner
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelRefused, ModelStatus
 from startup.router.scheduler_terms import NOTHING
@@ -160,19 +162,23 @@ class SmallRouter:
         entries: Sequence[ModelEntry] = (),
         keys: Sequence[str] = (),
         has_only_model: bool = False,
+        limits: LimitsConfig | None = None,
+        tls: RenewableTls | None = None,
+        unlogged: Sequence[str] = (),
         **network: Any,
     ) -> None:
         """Serves models of these names; none of them runs, or only the first one, with this handler."""
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         options = AppOptions(
             network=NetworkConfig(**network),
+            limits=limits or LimitsConfig(),
+            logging=LoggingConfig(disable_access_log_for_endpoints=tuple(unlogged)),
             api_keys=ApiKeys(tuple(keys)),
+            tls=tls,
             version="9.9",
-            is_access_logged=True,
             has_only_model=has_only_model,
         )
-        app = create_app(self.pool, options)  # type: ignore[arg-type]
-        runner = create_runner(app, options)
+        runner = create_runner(self.pool, options)  # type: ignore[arg-type]
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)

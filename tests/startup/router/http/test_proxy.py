@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from server.limits import LimitsConfig
 from startup.router.http import proxy, request_body, waiting
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port
@@ -162,12 +163,20 @@ async def test_all_bodies_together_are_limited(router, client, monkeypatch):
         assert response.status == 200
 
 
-async def test_a_body_that_stops_is_a_408_and_one_without_room_a_503(router, client, monkeypatch):
-    await router.serve("m", "n")
-    monkeypatch.setattr(request_body, "_PAUSE_S", 0.1)
+@pytest.mark.parametrize("trickles", [False, True])
+async def test_a_body_that_comes_too_slowly_is_a_408(router, trickles):
+    await router.serve("m", "n", limits=LimitsConfig(body_timeout_s=0.2, min_body_rate=MB))
     reader, writer = await router.connect()
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
-    assert b" 408 " in await reader.readline()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n{")
+    answer = asyncio.create_task(reader.readline())
+    while trickles and not answer.done():
+        writer.write(b" ")
+        await asyncio.sleep(0.01)
+    assert b" 408 " in await answer
+
+
+async def test_a_body_without_room_is_a_503(router, client, monkeypatch):
+    await router.serve("m", "n")
 
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

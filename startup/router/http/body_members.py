@@ -1,0 +1,216 @@
+"""Where the members of a JSON object, or the fields of a form, are in a body.
+
+A body is read in pieces: other threads run in between, and nothing of it is decoded but keys.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from python_multipart.multipart import parse_options_header
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+MOST_MEMBERS: Final = 1000
+"""Of an object, and parts of a form: as many as in Starlette."""
+_LONGEST_KEY: Final = 4096
+"""Bytes; a longer key is none that is looked for."""
+_LONGEST_HEAD: Final = 16 << 10
+"""Bytes of the headers of a form's part, and of a field's value that is read."""
+_LONGEST_OPTIONS: Final = 1024
+"""Characters of a header with parameters: parsing is quadratic."""
+_PIECE_BYTES: Final = 8 << 10
+NOT_JSON: Final = "is not valid JSON, or not an object"
+_MARK: Final = re.compile(rb"[\[\]{}:,]|[^ \t\r\n\[\]{}:,]+")
+_OTHER: Final = "other"
+"""The kind of a number, true, false, null, and what JSON does not have."""
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NEXT: Final = {
+    ("object", "{"): "first key",
+    ("first key", '"'): "colon",
+    ("first key", "}"): "end",
+    ("key", '"'): "colon",
+    ("colon", ":"): "value",
+    **{("value", kind): "comma" for kind in ('"', "[", _OTHER)},
+    ("comma", ","): "key",
+    ("comma", "}"): "end",
+}
+"""What follows, by what was expected and what was found."""
+
+
+class BodyFaultError(ValueError):
+    """The body cannot be read; the message continues "The request body"."""
+
+
+class Member(NamedTuple):
+    """A member of an object, or a field of a form; places in the body."""
+
+    key: str
+    begin: int
+    """Of the key, or of the part's headers."""
+    value: int
+    end: int
+
+
+class Members(NamedTuple):
+    """All members in their order; keys may be equal."""
+
+    all: tuple[Member, ...] = ()
+    end: int = 0
+    """The place of the object's closing brace."""
+
+    def last(self, key: str) -> Member | None:
+        """Of equal keys, the last one counts."""
+        return next((member for member in reversed(self.all) if member.key == key), None)
+
+
+def json_members(body: "bytes | mmap") -> Members:
+    """The members of the outermost object; what is nested in them is not checked. Raises BodyFaultError."""
+    members: list[Member] = []
+    expected, key, begin, last_end = "object", "", 0, 0
+    for kind, at, end in _Scan().tokens(body):
+        if kind == _OTHER and expected == "comma" and at == last_end:  # a piece has ended in a number
+            members[-1] = members[-1]._replace(end=end)
+        elif (following := _NEXT.get((expected, kind))) is None:
+            raise BodyFaultError(NOT_JSON)
+        else:
+            if following == "colon":
+                key, begin = _key(body, at, end), at
+            elif following == "comma":
+                members.append(Member(key, begin, at, end))
+                if len(members) > MOST_MEMBERS:
+                    raise BodyFaultError(f"has more than {MOST_MEMBERS} members")
+            expected = following
+        last_end = end
+    if expected != "end":
+        raise BodyFaultError(NOT_JSON)
+    return Members(tuple(members), last_end - 1)
+
+
+def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
+    """The fields of a multipart form, without its files; a long value is cut. Raises BodyFaultError."""
+    fields: list[Member] = []
+    delimiter = b"\r\n--" + boundary
+    is_first = body[: len(delimiter)] == delimiter[2:] + b"\r\n"
+    begin, num_parts = len(delimiter) if is_first else _find(body, delimiter + b"\r\n", 0), 0
+    while begin >= 0:
+        num_parts += 1
+        head = body[begin - 2 : begin + _LONGEST_HEAD]
+        if num_parts > MOST_MEMBERS or (length := head.find(b"\r\n\r\n")) < 0:
+            raise BodyFaultError(f"is not a valid form, or has more than {MOST_MEMBERS} parts")
+        value = begin + length + 2
+        if (name := _field_name(head[:length])) is not None:
+            length = body[value : value + _LONGEST_HEAD].find(delimiter)
+            fields.append(Member(name, begin, value, value + (length if length >= 0 else _LONGEST_HEAD)))
+        begin = _find(body, delimiter + b"\r\n", value - 2)
+    if not num_parts:
+        raise BodyFaultError("is not a valid form")
+    return Members(tuple(fields))
+
+
+def parse_options(header: str | bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """The value and the parameters of a header; nothing of one that is too long, or not ASCII."""
+    if len(header) > _LONGEST_OPTIONS or not header.isascii():
+        return b"", {}
+    return parse_options_header(header)
+
+
+class _Scan:
+    """One pass over the outermost object of a body."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_in_text = False
+        self._value = 0
+        """Where the text, list or object begins that is being read."""
+
+    def tokens(self, body: "bytes | mmap") -> Iterator[tuple[str, int, int]]:
+        """What the object consists of, with begin and end.
+
+        The kinds are its punctuation, `"` for a text, `[` for a whole list or object, and others.
+        """
+        begin = len(codecs.BOM_UTF8) if body[:3] == codecs.BOM_UTF8 else 0
+        while begin < len(body):
+            piece = body[begin : begin + _PIECE_BYTES]
+            num_backslashes = len(piece) - len(piece.rstrip(b"\\"))
+            if num_backslashes % 2 and begin + len(piece) < len(body):
+                piece = piece[:-1]  # the escaped character is in the next piece
+            at, begin = begin, begin + len(piece)
+            if self._is_in_text and b'"' not in piece:
+                continue
+            if b"\\" in piece:
+                piece = piece.replace(b"\\\\", b"..").replace(b'\\"', b"..")
+            parts = piece.split(b'"')
+            if not self._skips(parts):
+                yield from self._split(parts, at)
+
+    def _skips(self, parts: list[bytes]) -> bool:
+        """Whether all of a piece, which was split at its quotes, is nested."""
+        if self._depth < 2:
+            return False
+        steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")
+        if min(accumulate(steps, initial=self._depth)) < 2:
+            return False
+        self._depth += sum(steps)
+        self._is_in_text ^= len(parts) % 2 == 0
+        return True
+
+    def _split(self, parts: list[bytes], at: int) -> Iterator[tuple[str, int, int]]:
+        for number, part in enumerate(parts):
+            if number:
+                self._is_in_text = not self._is_in_text
+                at += 1
+                if self._depth < 2 and not self._is_in_text:
+                    yield '"', self._value, at
+                elif self._depth < 2:
+                    self._value = at - 1
+            if not self._is_in_text:
+                for mark in _MARK.finditer(part):
+                    if (token := self._read(chr(part[mark.start()]), at + mark.start(), at + mark.end())) is not None:
+                        yield token
+            at += len(part)
+
+    def _read(self, mark: str, begin: int, end: int) -> tuple[str, int, int] | None:
+        if mark in "[{":
+            self._depth += 1
+            if self._depth == 2:
+                self._value = begin
+            return (mark, begin, end) if self._depth == 1 else None
+        if mark in "]}":
+            self._depth -= 1
+            return ("[", self._value, end) if self._depth == 1 else (mark, begin, end) if self._depth < 1 else None
+        return (mark if mark in ":," else _OTHER, begin, end) if self._depth < 2 else None
+
+
+def _key(body: "bytes | mmap", begin: int, end: int) -> str:
+    if end - begin > _LONGEST_KEY:
+        return ""
+    try:
+        return str(json.loads(body[begin:end]))
+    except ValueError as err:
+        raise BodyFaultError(NOT_JSON) from err
+
+
+def _field_name(head: bytes) -> str | None:
+    """The name of a form's field; None of a file."""
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-disposition":
+            _, options = parse_options(value.strip())
+            if b"name" in options and b"filename" not in options:
+                return options[b"name"].decode("utf-8", "replace")
+    return None
+
+
+def _find(body: "bytes | mmap", text: bytes, begin: int) -> int:
+    """The place behind the next occurrence; -1 if there is none."""
+    for at in range(begin, len(body), _PIECE_BYTES):
+        found = body[at : at + _PIECE_BYTES + len(text) - 1].find(text)
+        if found >= 0:
+            return at + found + len(text)
+    return -1
