@@ -139,7 +139,7 @@ class Program:
         return self.process.wait(timeout_s)
 
     def signal_again(self, signal_number: int = signal.SIGTERM) -> None:
-        """Sends a second signal to a server that drains; what comes sooner is taken for the first one, sent twice."""
+        """Sends a second signal to a server that drains. Sooner, it would be taken for the first one."""
         time.sleep(SAME_SIGNAL_S + 0.05)
         os.kill(self.process.pid, signal_number)
 
