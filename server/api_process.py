@@ -14,7 +14,6 @@ import uvloop
 from base import exit_codes
 from base.errors import EngineStartError
 from base.machine.libc import trim_heap
-from envs.registry import env
 from server.build import RunOptions, build_server
 from server.operation.drain import SAME_SIGNAL_S
 from server.renderers.renderer import Renderer
@@ -170,8 +169,7 @@ class ServerRun:
     def _on_signal(self) -> None:
         """Drains; a second signal ends the server without waiting for requests."""
         now = time.monotonic()
-        is_same = bool(env.VCLI_ROUTER.get()) and now - self._stopped_s < SAME_SIGNAL_S
-        if self._is_stopped.is_set() and not is_same:
+        if self._is_stopped.is_set() and now - self._stopped_s >= SAME_SIGNAL_S:
             self._server.http.force_exit = True
             self._server.drain.stop_waiting()
         if not self._is_stopped.is_set():

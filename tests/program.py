@@ -12,6 +12,7 @@ from typing import IO, Any, Final, Self
 
 import psutil
 
+from server.operation.drain import SAME_SIGNAL_S
 from tests.http_answer import Answer, ask
 from tests.processes import GONE_S, end_server, running
 
@@ -136,6 +137,17 @@ class Program:
         self.family()
         os.kill(self.process.pid, signal_number)
         return self.process.wait(timeout_s)
+
+    def signal_again(self, signal_number: int = signal.SIGTERM) -> None:
+        """Sends a second signal to a server that drains. Sooner, it would be taken for the first one."""
+        time.sleep(SAME_SIGNAL_S + 0.05)
+        os.kill(self.process.pid, signal_number)
+
+    def stop_unit(self) -> None:
+        """Sends SIGTERM as systemd does by default: to the main process, then to all others."""
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
 
     def stop(self) -> list[psutil.Process]:
         """Ends it with all its processes; returns those that had to be killed."""

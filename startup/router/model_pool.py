@@ -6,8 +6,8 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -162,6 +162,16 @@ class ModelPool:
             yield outcome
         finally:
             self._waiters.pop(ticket, None)
+            self._apply(self._scheduler.leave(ticket, time.monotonic()))
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Its process, on which there is a lease, is not stopped until the block is left."""
+        ticket = next(self._numbers)
+        self._scheduler.hold(ticket, name)
+        try:
+            yield
+        finally:
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     def is_ready(self, name: str) -> bool:

@@ -20,6 +20,8 @@ class ModelRecord:
         self.since_s = now
         """When the state began."""
         self.leases: set[int] = set()
+        self.holds: set[int] = set()
+        """Those of the leases that belong to no request."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
         """Tickets of requests in the order of their arrival, with its time."""
         self.loads: OrderedDict[int, float] = OrderedDict()
@@ -56,6 +58,10 @@ class ModelRecord:
         return self.state in ("starting", "ready", "draining")
 
     @property
+    def num_requests(self) -> int:
+        return len(self.leases) - len(self.holds)
+
+    @property
     def num_waiting(self) -> int:
         return len(self.waiting) + len(self.loads)
 
@@ -78,7 +84,7 @@ class ModelRecord:
     def has_free_lease(self) -> bool:
         """Whether it can admit one more request."""
         limit = self.rules.concurrency
-        return self.is_admitting and (limit is None or len(self.leases) < limit)
+        return self.is_admitting and (limit is None or self.num_requests < limit)
 
     @property
     def is_admitting(self) -> bool:
@@ -88,7 +94,7 @@ class ModelRecord:
     def is_full(self) -> bool:
         """Whether it refuses one more request."""
         limit = self.rules.concurrency if self.rules.refuses_excess else None
-        return limit is not None and len(self.leases) + len(self.waiting) >= limit
+        return limit is not None and self.num_requests + len(self.waiting) >= limit
 
     def is_backing_off(self, now: float) -> bool:
         return self.state == "failed" and now < self.retry_s
@@ -165,6 +171,7 @@ class ModelRecord:
         """Its process is gone; a process that was not asked to end has failed."""
         was, since_s = self.state, self.since_s
         self.leases.clear()
+        self.holds.clear()
         self.has_crashed = False
         self.is_stopping = False
         self._old_need = None

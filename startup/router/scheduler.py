@@ -154,6 +154,14 @@ class Scheduler:
         record.retry_s = min(record.retry_s, now)
         return self._enqueue(ticket, record, record.loads, now)
 
+    def hold(self, ticket: int, model: str) -> None:
+        """A lease without a request, which counts for no limit of requests; none if the process has ended."""
+        record = self._models.get(model)
+        if record is not None and record.has_process:
+            record.leases.add(ticket)
+            record.holds.add(ticket)
+            self._tickets[ticket] = record
+
     def leave(self, ticket: int, now: float) -> list[Action]:
         """A lease or a place in the queue ends; unknown tickets are ignored."""
         record = self._tickets.pop(ticket, None)
@@ -236,6 +244,7 @@ class Scheduler:
 
     def _end_lease(self, ticket: int, record: ModelRecord, now: float) -> list[Action]:
         record.leases.remove(ticket)
+        record.holds.discard(ticket)
         record.idle_since_s = now
         self._admit_waiting(record)
         if record.leases:

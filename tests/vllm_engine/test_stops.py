@@ -144,7 +144,8 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
         server.wait_ready()
         streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
         family = server.family()
-        server.process.send_signal(signal.SIGTERM)
+        for process in server.roots():  # as a service manager does; the front process forwards it to the server
+            process.send_signal(signal.SIGTERM)
         wait_until(lambda: ask(f"{server.url}/health").status == 503)
         rejected = ask(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1})
         assert rejected.status == 503

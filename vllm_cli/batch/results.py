@@ -1,11 +1,13 @@
 """The results of a batch: each is appended at once, so that a second run continues where the first ended."""
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from base.json_depth import read_json
 from base.wording import list_some
@@ -93,7 +95,7 @@ class OutputFile:
         """Opens or creates the file, and removes a last line that a killed run left incomplete.
 
         Raises:
-            InputError: the file cannot be used, or is not an output file.
+            InputError: the file cannot be used, is not an output file, or is being written by another run.
         """
         self.path = Path(os.path.realpath(path))
         self.recorded: dict[str, RecordedResult] = {}
@@ -101,10 +103,7 @@ class OutputFile:
         self._ranges: dict[str, tuple[int, int]] = {}
         """Offset and length of each line."""
         self._num_bytes = 0
-        try:
-            self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115, PTH123 - a run's `with` closes it
-        except OSError as err:
-            raise InputError(f"--output-file {self.path} cannot be written: {err.strerror}.") from err
+        self._file = _open_alone(self.path)
         try:
             if is_overwriting:
                 self._file.truncate(0)
@@ -179,7 +178,26 @@ class OutputFile:
         self._file.truncate(self._num_bytes)
 
 
-def _write(file: BinaryIO, content: bytes) -> None:
+def _write(file: FileIO, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
+
+
+def _open_alone(path: Path) -> FileIO:
+    """Opens and locks the file; once more if the run that had the lock has replaced it meanwhile."""
+    try:
+        while True:
+            file = FileIO(path, "a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            except OSError:
+                file.close()
+                raise
+            file.close()
+    except BlockingIOError:
+        raise InputError(f"--output-file {path} is being written by another run: wait for its end.") from None
+    except OSError as err:
+        raise InputError(f"--output-file {path} cannot be written: {err.strerror}.") from err

@@ -19,6 +19,7 @@ from base.server_settings import LoggingConfig, NetworkConfig
 from server.limits import LimitsConfig, flag_of
 from startup.router.http.access import Access, CorsPolicy
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
+from startup.router.http.background import RESPONSES
 from startup.router.http.connection import ClientRequest, ClientServer
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.only_model import OnlyModelAnswers
@@ -42,8 +43,7 @@ _STREAM_PATHS: Final = frozenset(
     }
 )
 """Endpoints whose `stream` asks for events."""
-_RESPONSES: Final = "/v1/responses/"
-_STORED: Final = f"{_RESPONSES}resp_"
+_STORED: Final = f"{RESPONSES}resp_"
 """Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
 _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
@@ -214,7 +214,7 @@ class _Handler:
                 path=path,
                 body=body,
                 may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
-                is_background=requested.is_background and path == _RESPONSES.rstrip("/"),
+                is_background=requested.is_background and path == RESPONSES.rstrip("/"),
                 dropped=dropped,
             )
             return await self._proxy.relay(call)
@@ -225,10 +225,12 @@ class _Handler:
 
     async def _model_of_response(self, path: str) -> ModelEntry:
         """The running model that has stored a response: only that one knows it."""
-        response_id = path.removeprefix(_RESPONSES).partition("/")[0]
+        if (made := self._proxy.background.find(path)) is not None:
+            return made.entry
+        response_id = path.removeprefix(RESPONSES).partition("/")[0]
         for name, entry in self._pool.entries.items():
             child = self._pool.child_of(name)
-            if child is not None and await self._proxy.ask(child, _RESPONSES + response_id) is not None:
+            if child is not None and await self._proxy.ask(child, RESPONSES + response_id) is not None:
                 return entry
         raise FailedRequestError(404, f"Response with id '{shown(unquote(response_id))}' not found.")
 

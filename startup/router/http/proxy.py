@@ -5,11 +5,11 @@ import logging
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -21,6 +21,7 @@ from yarl import URL
 from base.json_depth import check_depth
 from startup.router.child import Child
 from startup.router.http.answers import FailedRequestError, error_events, relayed_error_events
+from startup.router.http.background import BackgroundResponses
 from startup.router.http.request_body import RequestBody
 from startup.router.http.waiting import WaitingComments
 from startup.router.model_entry import ModelEntry
@@ -56,10 +57,10 @@ _MOST_MESSAGE_BYTES: Final = 64 << 20
 """Of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """How long a server may take to answer the router itself."""
-_FOLLOW_S: Final = 1.0
-"""Between two questions whether a response in the background has ended."""
 _STALL_S: Final = 30.0
-"""How long a client may read nothing while others wait for the model's memory."""
+"""How long a client may read nothing, and a WebSocket be silent, while others wait for the model's memory."""
+_MOST_TRIES: Final = 3
+"""To send a request: over a connection that was just closed, to a process that has ended, to the next one."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _CLOSE_S: Final = 2.0
 """How long the end of a WebSocket may take."""
@@ -133,8 +134,8 @@ class Proxy:
     """Passes requests on; on the event loop."""
 
     def __init__(self, pool: ModelPool) -> None:
+        self.background = BackgroundResponses(pool, self._goes_on)
         self._pool = pool
-        self._followers: set[asyncio.Task[None]] = set()
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def relay(self, call: Call) -> web.StreamResponse:
@@ -189,7 +190,9 @@ class Proxy:
                     max_msg_size=_MOST_MESSAGE_BYTES,
                 )
                 await downstream.prepare(request)
-                await exchange(downstream, upstream)
+                is_closed = await exchange(downstream, upstream, lambda: not self._pool.is_ready(entry.name))
+                if not is_closed and request.transport is not None:
+                    request.transport.abort()
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
@@ -211,20 +214,26 @@ class Proxy:
             return None
 
     async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """Sends the request; if the model's process has ended unnoticed, once more to the next one."""
-        try:
-            return await self._send(call, comments)
-        except _NotSentError as err:
-            logger.info("%s is requested again: %s", call.entry.name, err)
-        try:
-            return await self._send(call, comments)
-        except _NotSentError as err:
-            raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {err}", 1.0) from err
+        """Sends the request; again if the model's process has closed the connection or ended unnoticed."""
+        reason = ""
+        for _ in range(_MOST_TRIES):
+            try:
+                return await self._send(call, comments)
+            except _NotSentError as err:
+                reason = str(err)
+                logger.info("%s is requested again: %s", call.entry.name, reason)
+        raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
         request = call.request
+        made = self.background.find(call.path)
         async with AsyncExitStack() as stack:
-            child = await stack.enter_async_context(self._pool.lease(call.entry.name))
+            if made is not None and made.entry.name == call.entry.name:  # also while it admits no other request
+                child = made.child
+                is_read = await self.background.is_last_use(made, request.method, call.path)
+            else:
+                child = await stack.enter_async_context(self._pool.lease(call.entry.name))
+                made, is_read = None, False
             begun = await comments.end()
             headers = headers_to_server(request.headers, call.dropped)
             if begun is not None:
@@ -232,6 +241,7 @@ class Proxy:
             data = call.body.data()
             if data is not None:
                 headers[hdrs.CONTENT_LENGTH.lower()] = str(call.body.num_bytes)
+            reuses: list[object] = []
             try:
                 upstream = await self._session_of(child).request(
                     request.method,
@@ -239,34 +249,39 @@ class Proxy:
                     headers=headers,
                     data=data,
                     allow_redirects=False,
+                    trace_request_ctx=reuses,
                 )
             except aiohttp.ClientConnectorError as err:
                 await child.end_reason()
                 raise _NotSentError(str(err)) from err
             except (aiohttp.ClientError, ConnectionError) as err:
+                # An idle connection may be closed: a reset tells that not all of the request was read; an end
+                # over TCP, looks like that of a server that has died of it.
+                is_end = isinstance(err, aiohttp.ServerDisconnectedError)
+                if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
+                    raise _NotSentError(str(err)) from err
                 raise await _ended(child, err) from err
             copy = _Copy(upstream, request, is_needed=lambda: not self._pool.is_ready(call.entry.name))
             try:
                 with _closing(upstream):
                     if begun is not None:
-                        return await _continue(begun, upstream, call, copy)
-                    return await _answer(request, upstream, child, copy)
+                        response = await _continue(begun, upstream, call, copy)
+                    else:
+                        response = await _answer(request, upstream, child, copy)
+                    is_read |= upstream.content_type == "text/event-stream"
+                    is_read &= upstream.status == 200 and upstream.content.is_eof()
+                    if made is not None:
+                        made.is_read |= is_read
+                    return response
             finally:
                 copy.close()
                 if call.is_background and (response_id := copy.response_id) is not None:
-                    following = self._follow(call.entry.name, child, response_id, stack.pop_all())
-                    task = asyncio.create_task(following, name=f"follow {response_id}")
-                    self._followers.add(task)
-                    task.add_done_callback(self._followers.discard)
+                    self.background.keep(response_id, call.entry, child, stack.pop_all(), is_read=is_read)
 
-    async def _follow(self, name: str, child: Child, response_id: str, lease: AsyncExitStack) -> None:
-        """Keeps the lease until the model has ended a response that it makes in the background."""
-        async with lease:
-            while self._pool.process_of(name) is child:
-                await asyncio.sleep(_FOLLOW_S)
-                answer = await self.fetch(child, f"/v1/responses/{response_id}")
-                if answer is not None and not _goes_on(answer.body):
-                    return
+    async def _goes_on(self, child: Child, path: str) -> bool:
+        """Whether a stored response is not complete, as far as is known."""
+        answer = await self.fetch(child, path)
+        return answer is None or _goes_on(answer.body)
 
     def _session_of(self, child: Child) -> aiohttp.ClientSession:
         session = self._sessions.get(child)
@@ -280,13 +295,26 @@ class Proxy:
                 timeout=_NO_LIMIT,
                 max_line_size=_MOST_HEADER_BYTES,
                 max_field_size=_MOST_HEADER_BYTES,
+                trace_configs=[_noting_reuse()],
             )
             self._sessions[child] = session
         return session
 
 
 class _NotSentError(Exception):
-    """The model's server was not reached: nothing of the request was sent."""
+    """The model's server has not read the request."""
+
+
+def _noting_reuse() -> aiohttp.TraceConfig:
+    """Appends to the list of a request when it gets the connection of an earlier one."""
+
+    async def note(_: aiohttp.ClientSession, context: Any, parameters: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.append(parameters)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
 
 
 @contextmanager
@@ -434,26 +462,54 @@ def _target(child: Child, path: str, query: str) -> URL:
     )
 
 
-async def exchange(client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse) -> None:
-    """Passes messages on until one side closes the WebSocket, which then closes the other one."""
-    tasks = {asyncio.create_task(_pump(client, server)), asyncio.create_task(_pump(server, client))}
+async def exchange(
+    client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse, is_needed: Callable[[], bool]
+) -> bool:
+    """Passes messages on until one side closes the WebSocket, which then closes the other one.
+
+    A silent one is closed once `is_needed` tells that others wait for the model to be stopped.
+    Returns whether both sides have closed it in time.
+    """
+    time = asyncio.get_running_loop().time
+    last_s = time()
+
+    def note_content() -> None:
+        nonlocal last_s
+        last_s = time()
+
+    pumps = (_pump(client, server, note_content), _pump(server, client, note_content))
+    tasks = {asyncio.create_task(pump) for pump in pumps}
+    code, reason = aiohttp.WSCloseCode.OK, b""
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        while not (await asyncio.wait(tasks, timeout=_STALL_S / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if time() - last_s >= _STALL_S and is_needed():
+                code, reason = aiohttp.WSCloseCode.SERVICE_RESTART, b"Others wait for this model's memory"
+                break
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    await client.close()
+        await _cancel(tasks)
+    ends = {asyncio.create_task(client.close(code=code, message=reason)), asyncio.create_task(server.close())}
+    try:
+        return not (await asyncio.wait(ends, timeout=_CLOSE_S))[1]
+    finally:
+        await _cancel(ends)
 
 
-async def _pump(source: _WebSocket, drain: _WebSocket) -> None:
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[], None]) -> None:
     """Passes the messages of one direction on, the last one included."""
     while True:
         message = await source.receive()
         match message.type:
             case aiohttp.WSMsgType.TEXT:
+                note_content()
                 await drain.send_str(message.data)
             case aiohttp.WSMsgType.BINARY:
+                note_content()
                 await drain.send_bytes(message.data)
             case aiohttp.WSMsgType.PING:
                 await drain.ping(message.data)

@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from base.errors import EngineError
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
-from envs.registry import env
 from server.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from server.operation.admission import RunningRequests
 from server.operation.drain import ERROR_DELIVERY_S, SAME_SIGNAL_S, Drain
@@ -200,7 +199,7 @@ class _Shutdown:
         begin_s = time.monotonic()
 
         def stop_waiting() -> None:
-            if not env.VCLI_ROUTER.get() or time.monotonic() - begin_s >= SAME_SIGNAL_S:
+            if time.monotonic() - begin_s >= SAME_SIGNAL_S:
                 self._drain.stop_waiting()
                 if self._signals is not None:
                     self._signals.end_soon()

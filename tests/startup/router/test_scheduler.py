@@ -63,6 +63,10 @@ class Story:
     def leave(self, ticket: int) -> list[Action]:
         return self._act(self.scheduler.leave(ticket, self.now))
 
+    def hold(self, ticket: int, model: str) -> list[Action]:
+        self.scheduler.hold(ticket, model)
+        return []
+
     def ready(self, model: str, after_s: float = 0.0) -> list[Action]:
         self.now += after_s
         return self._act(self.scheduler.became_ready(model, self.now))
@@ -140,6 +144,12 @@ run a 1; leave 1; leave 1 > nothing; leave 77 > nothing
 requests beyond the concurrency wait in order
 | a concurrency=2
 arrive 1 a; arrive 2 a; arrive 3 a; arrive 4 a; ready a > admit 1, admit 2; leave 3 > nothing; leave 1 > admit 4
+
+a hold keeps the process from its end and counts for no limit of requests
+max_running=1 | a concurrency=1 ttl_s=10 | b
+run a 1; arrive 2 a; hold 3 a; leave 1 > admit 2; leave 2; wait 60 > nothing; arrive 4 b > nothing; wait 60 > nothing
+arrive 5 a > nothing; leave 3 > stop a; hold 6 a; ended a > start b; hold 7 a; ready b > admit 4; leave 4 > nothing
+leave 6 > nothing; leave 7 > nothing; wait 2 > stop b
 
 requests beyond a concurrency that refuses get no place
 | a concurrency=2 refuses_excess=1

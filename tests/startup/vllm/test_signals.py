@@ -237,7 +237,7 @@ def test_a_client_that_does_not_read_holds_nothing_up(start):
 def test_a_second_signal_ends_what_runs(start):
     stream = StreamReader(_url(start), _ENDLESS)
     _stop(start)
-    start.process.send_signal(signal.SIGTERM)
+    start.signal_again()
     *_, last, end = stream.finish()
     assert ("the server was stopped" in json.dumps(last), end) == (True, None)
     assert start.process.wait(60) == 0

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from startup.standby.places import VLLM_EAGER, kind_of
+from tests.e2e.clients import StreamReader
 from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.waiting import wait_until
@@ -100,6 +101,18 @@ def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby, folder):
         code = cold.wait_ready().terminate(signal.SIGINT)
     with WarmStart(standby, folder, "--enforce-eager") as start:
         assert start.wait_ready().terminate(signal.SIGINT) == code
+
+
+@pytest.mark.thorough
+def test_a_signal_to_front_process_and_server_cuts_no_stream(standby, folder):
+    """The front process forwards it, so that the server gets it twice."""
+    with WarmStart(standby, folder, "--enforce-eager") as start:
+        stream = StreamReader(start.wait_ready().url, 150)
+        for process in start.roots():
+            process.send_signal(signal.SIGTERM)
+        *tokens, end = stream.finish()
+        assert (len(tokens), end) == (150, None)
+        assert start.process.wait(60) == 0
 
 
 @pytest.mark.thorough

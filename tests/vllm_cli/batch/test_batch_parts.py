@@ -3,11 +3,13 @@
 import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
 from envs.registry import env
 from tests.vllm_cli.batch.conftest import request_line, write_lines
+from vllm_cli.batch import results
 from vllm_cli.batch.requests import LinePlace, open_input
 from vllm_cli.batch.results import BEGINNING, OutputFile, answered
 from vllm_cli.batch.run_batch import default_flags
@@ -78,6 +80,25 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path):
             output.check_same_batch({})
         with pytest.raises(InputError, match="1 requests that have changed since: request-0"):
             output.check_same_batch({place.custom_id: "vllm-other"})
+
+
+def test_a_run_that_waited_for_a_sorted_file_opens_the_new_one(tmp_path, monkeypatch):
+    """The run that has sorted it ends between the other one's `open` and its lock."""
+    path = tmp_path / "out.jsonl"
+    lock = results.fcntl.flock
+
+    def replace_first(*arguments: Any) -> None:
+        monkeypatch.setattr(results.fcntl, "flock", lock)
+        (tmp_path / "sorted").write_bytes(answered(LinePlace("a", "vllm-a", 0, 0), 200, b"{}").line)
+        (tmp_path / "sorted").replace(path)
+        lock(*arguments)
+
+    monkeypatch.setattr(results.fcntl, "flock", replace_first)
+    with OutputFile(path) as output:
+        assert list(output.recorded) == ["a"]
+        with pytest.raises(InputError, match="is being written by another run"):
+            OutputFile(path, is_overwriting=True)
+    assert path.read_bytes()
 
 
 def test_an_incomplete_last_line_is_removed_wherever_it_ends(tmp_path):

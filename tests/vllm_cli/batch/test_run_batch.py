@@ -133,6 +133,30 @@ def test_kills_lose_no_result_and_repeat_none_in_the_file(server, start_batch, t
     assert [line["custom_id"] for line in read_lines(out)] == [f"request-{n}" for n in range(num_requests)]
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_of_two_runs_at_once_one_writes_and_the_other_is_rejected(server, start_batch, tmp_path, is_killed):
+    """The next run continues a killed one, although the file was locked."""
+    num_requests, out = 40, tmp_path / "out.jsonl"
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(num_requests)])
+    goes_on = threading.Event()
+    server.decide_body = lambda body: ok(body) if body["prompt"] == "request-0" or goes_on.wait(60) else ok(body)
+    runs = [start_batch("--url", server.url, "--max-concurrency", "2", "--retry-timeout", "0") for _ in range(2)]
+    wait_until(lambda: any(run.poll() is not None for run in runs) and out.stat().st_size)
+    (rejected,), (writing,) = ([run for run in runs if (run.poll() is None) == runs_on] for runs_on in (False, True))
+    assert f"{out} is being written by another run" in rejected.communicate()[1]
+    assert rejected.returncode == 2
+    if is_killed:
+        writing.kill()
+        writing.communicate()
+        goes_on.set()
+        wait_until(lambda: server.num_running == 0)
+        writing = start_batch("--url", server.url)
+    goes_on.set()
+    assert writing.wait(200) == 0
+    assert [line["custom_id"] for line in read_lines(out)] == [f"request-{n}" for n in range(num_requests)]
+    assert server.asked["request-0"] == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_and_keeps_its_results(server, start_batch, run_batch, tmp_path, number):
     blocks = threading.Event()

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class SmallPool:
         self.children: dict[str, SmallChild] = {}
         self.refused: ModelRefused | None = None
         self.is_draining = False
+        self.is_claimed = False
+        """Whether others wait for the room of all models, so that none admits a request."""
         self.before_stop: Callable[[SmallChild], Awaitable[None]] | None = None
         self.starts: deque[dict[str, Any]] = deque()
         self.num_leases = 0
@@ -64,12 +66,13 @@ class SmallPool:
         return [name for name in self.entries if name[:3] == requested[:3]]
 
     def is_ready(self, name: str) -> bool:
-        return name in self.children
+        return name in self.children and not self.is_claimed
 
     def child_of(self, name: str) -> SmallChild | None:
-        return self.children.get(name)
+        return self.children[name] if self.is_ready(name) else None
 
-    process_of = child_of
+    def process_of(self, name: str) -> SmallChild | None:
+        return self.children.get(name)
 
     def progress(self, name: str) -> str:
         return "starting, load_weights 42 %,\n1.3 s left"
@@ -80,7 +83,7 @@ class SmallPool:
             self.num_waiting += 1
             self.changed.notify_all()
             try:
-                await self.changed.wait_for(lambda: self.refused is not None or name in self.children)
+                await self.changed.wait_for(lambda: self.refused is not None or self.is_ready(name))
             finally:
                 self.num_waiting -= 1
         if self.refused is not None:
@@ -88,6 +91,14 @@ class SmallPool:
         self.num_leases += 1
         try:
             yield self.children[name]
+        finally:
+            self.num_leases -= 1
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        self.num_leases += 1
+        try:
+            yield
         finally:
             self.num_leases -= 1
 
@@ -189,12 +200,12 @@ class SmallRouter:
 
     async def start_model(self, name: str, handler: Handler) -> SmallChild:
         """Starts the model's server on a UNIX socket."""
-        child, path = self._create_child()
+        child = self.create_child()
         server = web.Server(handler, handler_cancellation=True, max_line_size=1 << 17)  # type: ignore[arg-type]
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.UnixSite(runner, str(path)).start()
+        await web.UnixSite(runner, child.connector.path).start()
         await self.pool.start(name, child)
         return child
 
@@ -202,23 +213,22 @@ class SmallRouter:
         self, name: str, handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
     ) -> SmallChild:
         """Starts a server that writes bytes itself."""
-        child, path = self._create_child()
+        child = self.create_child()
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with closing(writer):
                 await handler(reader, writer)
 
-        server = await asyncio.start_unix_server(handle, path)
+        server = await asyncio.start_unix_server(handle, child.connector.path)
         self._stack.callback(server.close)
         await self.pool.start(name, child)
         return child
 
-    def _create_child(self) -> tuple[SmallChild, Path]:
+    def create_child(self) -> SmallChild:
         """Its connections are closed after its server: aiohttp waits for what the server has not read."""
-        path = self._folder / f"{time.monotonic_ns()}.sock"
-        child = SmallChild(path)
+        child = SmallChild(self._folder / f"{time.monotonic_ns()}.sock")
         self._stack.push_async_callback(child.close)
-        return child, path
+        return child
 
     async def connect(self, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A client that writes bytes itself."""

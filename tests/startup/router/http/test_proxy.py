@@ -5,7 +5,9 @@ import errno
 import gzip
 import json
 import os
+import socket
 import tempfile
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from server.limits import LimitsConfig
-from startup.router.http import proxy, request_body, waiting
+from startup.router.http import background, proxy, request_body, waiting
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, eventually, post
@@ -365,27 +367,65 @@ async def test_a_client_that_does_not_read_holds_no_model_that_others_need(route
     await child.connector.close()
 
 
-@pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_response_in_the_background_keeps_its_model(router, client, monkeypatch, is_stream):
-    status = "queued"
+class BackgroundModel:
+    """A server with one response, whose status a test changes."""
 
-    async def respond(request: web.BaseRequest) -> web.StreamResponse:
-        text = json.dumps({"id": "resp_1", "status": status, "metadata": {"status": "queued"}})
-        if request.method == "POST" and is_stream:
+    def __init__(self) -> None:
+        self.status = "queued"
+
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        text = json.dumps({"id": "resp_1", "status": self.status, "metadata": {"status": "queued"}})
+        if request.method == "POST" and (await request.json())["stream"]:
             return web.Response(text=f'data: {{"response": {text}}}\n\n', content_type="text/event-stream")
         return web.Response(text=text, content_type="application/json")
 
-    monkeypatch.setattr(proxy, "_FOLLOW_S", 0.02)
-    await router.serve("m", running=respond)
+
+@pytest.fixture
+async def background_model(router: SmallRouter, monkeypatch: pytest.MonkeyPatch) -> BackgroundModel:
+    monkeypatch.setattr(background, "_FOLLOW_S", 0.02)
+    model = BackgroundModel()
+    await router.serve("m", "n", running=model.respond)
+    return model
+
+
+async def respond(router: SmallRouter, client: aiohttp.ClientSession, *, is_stream: bool = False) -> None:
     body = body_of(background=True, stream=is_stream)
     async with client.post(router.url + "/v1/responses", data=body) as response:
         assert "resp_1" in await response.text()
+
+
+async def read_response(router: SmallRouter, client: aiohttp.ClientSession, method: str = "GET") -> str:
+    """Its status; it must be answered at once, whatever the router waits for."""
+    async with asyncio.timeout(30), client.request(method, f"{router.url}/v1/responses/resp_1") as response:
+        return str((await response.json())["status"])
+
+
+async def test_a_response_in_the_background_keeps_its_model_until_it_was_read(router, client, background_model):
+    """Also while the model admits no other request, because another one waits for its room."""
+    await respond(router, client)
+    router.pool.is_claimed = True
+    for background_model.status in ("queued", "in_progress"):
+        assert await read_response(router, client) == background_model.status
+    background_model.status = "completed"
     await asyncio.sleep(0.2)
     assert router.pool.num_leases == 1
-    status = "in_progress"
-    await asyncio.sleep(0.1)
+    assert await read_response(router, client) == "completed"
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+@pytest.mark.parametrize("way", ["streamed", "deleted", "never read", "router ends"])
+async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(
+    router, client, background_model, monkeypatch, way
+):
+    if way == "never read":
+        monkeypatch.setattr(background, "_UNREAD_S", 0.1)
+    await respond(router, client, is_stream=way == "streamed")
+    await asyncio.sleep(0.2)
     assert router.pool.num_leases == 1
-    status = "completed"
+    background_model.status = "completed"
+    if way == "deleted":
+        await read_response(router, client, "DELETE")
+    router.pool.is_draining = way == "router ends"
     await eventually(lambda: router.pool.num_leases == 0)
 
 
@@ -393,7 +433,7 @@ async def test_a_response_in_the_background_ends_with_its_model(router, client, 
     async def respond(request: web.BaseRequest) -> web.StreamResponse:
         return web.json_response({"id": "resp_1", "status": "queued"})
 
-    monkeypatch.setattr(proxy, "_FOLLOW_S", 0.02)
+    monkeypatch.setattr(background, "_FOLLOW_S", 0.02)
     await router.serve("m")
     child = await router.start_model("m", respond)
     async with client.post(router.url + "/v1/responses", data=body_of(background=True)) as response:
@@ -521,6 +561,45 @@ async def test_an_early_answer_to_a_long_body_arrives(router, client):
 
 
 @pytest.mark.parametrize("size", [0, 3 * MB])
+@pytest.mark.parametrize("way", ["unread", "unanswered", "dead"])
+async def test_a_request_over_a_connection_that_has_just_been_closed_is_sent_again(router, client, tmp_path, size, way):
+    """Not if the model has died of it."""
+    await router.serve("m")
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+    def serve_two_connections() -> None:
+        with listener.accept()[0] as connection:
+            read_request(connection)
+            connection.sendall(answer)
+            connection.recv(1, socket.MSG_PEEK)  # the next request has come
+            if way != "unread":
+                read_request(connection)
+        with suppress(TimeoutError), listener.accept()[0] as connection:
+            read_request(connection)
+            connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        child = router.create_child()
+        listener.bind(child.connector.path)
+        listener.listen()
+        listener.settimeout(1.0 if way == "dead" else 30.0)
+        child.reason = "killed by SIGSEGV" if way == "dead" else ""
+        await router.pool.start("m", child)
+        serving = asyncio.create_task(asyncio.to_thread(serve_two_connections))
+        for expected in (200, 503 if way == "dead" else 200):
+            async with client.post(router.url + CHAT, data=body_of(size=size)) as response:
+                assert response.status == expected
+        await serving
+
+
+def read_request(connection: socket.socket) -> None:
+    """Reads all of a request of `body_of`."""
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(1 << 20)
+
+
+@pytest.mark.parametrize("size", [0, 3 * MB])
 async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(router, client, size):
     await router.serve("m")
     pool = router.pool
@@ -620,6 +699,9 @@ async def talk(request: web.BaseRequest) -> web.StreamResponse:
     async for message in socket:
         if message.type == aiohttp.WSMsgType.TEXT and message.data == "end":
             await socket.close(code=4001, message=b"enough")
+        elif message.type == aiohttp.WSMsgType.TEXT and message.data == "flood":
+            while True:
+                await socket.send_bytes(b"x" * MB)
         elif message.type == aiohttp.WSMsgType.TEXT:
             await socket.send_str(message.data)
         elif message.type == aiohttp.WSMsgType.BINARY:
@@ -668,6 +750,27 @@ async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, r
     socket._response.connection.transport.abort()
     await eventually(lambda: len(codes) == 1)
     await eventually(lambda: router.pool.num_leases == 0)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_silent_websocket_is_closed_once_others_need_the_model(router, client, realtime, monkeypatch, reads):
+    """PINGs, which clients send by themselves, are no content; a client that reads nothing is silent, too."""
+    monkeypatch.setattr(proxy, "_STALL_S", 0.3)
+    monkeypatch.setattr(proxy, "_CLOSE_S", 0.2)
+    async with client.ws_connect(realtime, heartbeat=0.1 if reads else None) as ws:
+        transport = ws._response.connection.transport
+        await ws.receive_str()
+        if not reads:
+            transport.pause_reading()
+            await ws.send_str("flood")
+        await asyncio.sleep(1.0)
+        assert router.pool.num_leases == 1
+        router.pool.is_claimed = True
+        if reads:
+            message = await ws.receive()
+            assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.SERVICE_RESTART)
+        await eventually(lambda: router.pool.num_leases == 0)
+        transport.abort()
 
 
 @pytest.mark.parametrize(("status", "passed"), [(403, 403), (200, 502)])
