@@ -26,7 +26,7 @@ _Key = tuple[str, str]
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
-_FRAME: Final = re.compile(r'\s{0,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
+_FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
 _ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
@@ -195,6 +195,8 @@ class FailureReader:
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
         """The first exception that only refers to another one."""
+        self.cut: Failure | None = None
+        """The first traceback of the start whose exception is missing."""
 
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""
@@ -220,7 +222,7 @@ class FailureReader:
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
             reading.indent = len(text) - len(text.lstrip())
         elif reading is None:
-            self._begin_without_traceback(line, number, phase)
+            self._begin_inside(line, number, phase)
         elif reading.state == "frames":
             self._read_frame(reading, _outdent(line, reading.indent), number)
         else:
@@ -237,7 +239,11 @@ class FailureReader:
 
     def _end(self, key: _Key) -> None:
         reading = self._readings.pop(key, None)
-        if reading is None or not reading.failure.texts:
+        if reading is None:
+            return
+        if not reading.failure.texts:
+            if not reading.failure.is_of_request:
+                self.cut = self.cut or reading.failure
             return
         if not reading.failure.telling_texts():
             self.reference = self.reference or reading.failure
@@ -253,10 +259,16 @@ class FailureReader:
         else:
             kept[:] = [reading.failure]
 
-    def _begin_without_traceback(self, line: LogLine, number: int, phase: str) -> None:
+    def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
         """A log can begin inside a traceback, and some programs print only the exception."""
-        if line.level not in HARMLESS_LEVELS and _ERROR_NAME.match(line.text):
+        if line.level in HARMLESS_LEVELS:
+            return
+        if _ERROR_NAME.match(line.text):
             self._add(self._open(line, number, phase), line.text, number)
+        elif _FRAME.match(line.text):
+            reading = self._open(line, number, phase)
+            reading.state = "frames"
+            self._read_frame(reading, line, number)
 
     def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
         text = line.text
@@ -289,7 +301,7 @@ class FailureReader:
             or (_ERROR_NAME.match(text) and not _is_quoted(reading))
         ):
             self._end((line.process, line.place))
-            self._begin_without_traceback(line, number, phase)
+            self._begin_inside(line, number, phase)
         elif not (_is_quoted(reading) and text.startswith((" ", "Traceback of TorchScript"))):
             reading.lines += 1
             texts = reading.failure.texts

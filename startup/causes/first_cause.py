@@ -8,7 +8,8 @@ from typing import Final
 from startup.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.causes.known.devices import DEVICES, MEMORY
 from startup.causes.known.files import FILES
-from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION
+from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK
+from startup.causes.known.llama_cpp import LLAMA_CPP
 from startup.causes.known.model import MODEL
 from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
@@ -16,7 +17,7 @@ from startup.causes.log_line import LogLine, read_line
 from startup.causes.own_faults import OWN_FAULT
 from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
 
-KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
+KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
@@ -38,6 +39,10 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
 """Lines of a pasted excerpt, in which any line may name the cause; a longer log has the forms of vLLM."""
+_CODE: Final = re.compile(r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@")
+"""Source code, in tracebacks that have lost their indentation: what it names has not happened."""
+_COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
+"""The message of an error, of any program."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
 """Begins the last line of `vllm-cli` when a start fails."""
@@ -45,6 +50,7 @@ _OWN_ERROR: Final = "Error: "
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
 _SPECIAL: Final = tuple(known for known in KNOWN if not known.is_general)
+_NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,16 @@ class Run:
     """The message of an error whose cause is known; it need not have ended anything."""
     mention: Sign | None = None
     """A line of whatever form that names a known cause; it may be all that was pasted of a log."""
+    complaint: Sign | None = None
+    """A line that looks like the message of an error."""
     own_error: Sign | None = None
     """The last message of `vllm-cli` itself."""
     was_ready: bool = False
     """Whether the server accepted requests."""
     is_engine_dead: bool = False
     """Whether the API server has noticed that its engine is gone."""
+    is_loaded_from_disk: bool = False
+    """Whether vLLM has loaded a model that was compiled before."""
     _phases: dict[str, str] = field(default_factory=dict)
     """Label of a process -> its latest phase; the empty label stands for the latest of all."""
 
@@ -83,7 +93,10 @@ class Run:
         """Takes the next line, which has this number."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
+        self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
         self.exceptions.read(line, number, phase)
+        if _CODE.match(line.text):
+            return
         if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text:
             self._look_for_signs(line, number, phase)
 
@@ -111,8 +124,10 @@ class Run:
             and line.level not in HARMLESS_LEVELS
             and not is_place_of_requests(line.place)
         ):
-            known = _match(line, _SPECIAL) or (None if named else _match(line, KNOWN))
+            known = _match(line, _SPECIAL) or (None if named else _match(line, _NAMED))
             self.mention = Sign(line, number, phase, known) if known else self.mention
+            if self.complaint is None and (line.level or _COMPLAINT.match(line.text)):
+                self.complaint = Sign(line, number, phase, None)
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
 
@@ -192,16 +207,21 @@ def _cause_of(run: Run) -> Cause | None:
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     if run.end is None and run.was_ready and not run.is_engine_dead:
         return None
-    if sign := run.end or run.error or run.own_error:
+    sign = run.end or run.error or run.own_error
+    if sign and sign.known is NOT_IN_LOG:
+        sign = run.error or run.mention or sign
+    if sign:
         return _describe_sign(sign, run)
-    if mention := run.mention:
-        return Cause(
-            mention.line.process, "", _shorten(mention.line.text), mention.known, mention.number, is_mention=True
-        )
+    if run.mention:
+        return _describe_mention(run.mention)
     if (reference := run.exceptions.reference) and (run.is_engine_dead or not reference.is_of_request):
         text = _shorten(reference.texts[-1])
         return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
-    return None
+    if cut := run.exceptions.cut:
+        phase = phase_of_functions(cut.functions) or cut.phase
+        text = f"a traceback without its exception, up to {''.join(cut.functions[-1:]) or 'its first line'}"
+        return Cause(cut.process or cut.role, phase, text, NOT_IN_LOG, cut.line)
+    return _describe_mention(run.complaint) if run.complaint else None
 
 
 def _counts(failure: Failure, run: Run) -> bool:
@@ -229,12 +249,13 @@ def _is_before(cause: Cause, end: Sign) -> bool:
 
 
 def _describe(failure: Failure, run: Run) -> Cause:
-    texts = failure.telling_texts()
+    texts = [each for text in failure.telling_texts() for each in _inner_first(text)]
     if failure.own_fault:
         text = _quote(failure.own_fault, OWN_FAULT, failure)
         return Cause(failure.process or failure.role, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
-    special = [(text, known) for text in texts if (known := _known(text, failure, is_general=False))]
-    general = [(text, known) for text in texts if (known := _known(text, failure, is_general=True))]
+    before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
+    special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
+    general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
     last_resort = ERROR_IN_CODE if ERROR_IN_CODE.matches(texts[0]) else None
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
@@ -242,6 +263,12 @@ def _describe(failure: Failure, run: Run) -> Cause:
     phase = _phase_of(failure, known)
     quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
     return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
+
+
+def _inner_first(text: str) -> list[str]:
+    """torch's compiler quotes the exception that it met behind its own name; that one says more."""
+    first, _, inner = text.partition("\n")
+    return [inner, text] if inner and first.endswith("raised:") else [text]
 
 
 def _phase_of(failure: Failure, known: KnownCause | None) -> str:
@@ -255,8 +282,14 @@ def _describe_sign(sign: Sign, run: Run) -> Cause:
     return Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
 
 
-def _known(text: str, failure: Failure, *, is_general: bool) -> KnownCause | None:
+def _describe_mention(sign: Sign) -> Cause:
+    return Cause(sign.line.process, "", _shorten(sign.line.text), sign.known, sign.number, is_mention=True)
+
+
+def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
     """What is known of an exception; one without a message may be known by the function that raised it."""
+    if before and (found := _known_text(before + text, is_general=is_general)):
+        return found
     if ": " not in text and (function := failure.raised_in(text)):
         found = _known_text(f"{text} in {function}()", is_general=is_general)
         if found is not None:

@@ -4,6 +4,7 @@ Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes be
 one the indentation is kept, because it tells the frames of a traceback from its exception.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -155,13 +156,26 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
     tell the number of a line.
     """
     rest = b""
-    while chunk := stream.read(_CHUNK):
+    for chunk in _utf8_chunks(stream):
         lines = (rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\r\n").split(b"\n")
         rest = lines.pop()[:LONGEST_LINE]
         for line in lines:
             yield _decode(line)
     if rest:
         yield _decode(rest)
+
+
+def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """The stream in UTF-8; PowerShell writes UTF-16."""
+    chunk = stream.read(_CHUNK)
+    if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield chunk.removeprefix(codecs.BOM_UTF8)
+        yield from iter(lambda: stream.read(_CHUNK), b"")
+        return
+    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    while chunk:
+        yield decoder.decode(chunk).encode()
+        chunk = stream.read(_CHUNK)
 
 
 def _decode(line: bytes) -> str:

@@ -52,6 +52,7 @@ _MESSAGES: Final = (
     ("Capturing CUDA graph", GRAPHS),
     ("Application startup complete", SERVING),
     ("Uvicorn running on", SERVING),
+    ("server is listening on", SERVING),
 )
 """Text of a message -> what the process did from then on."""
 

@@ -138,6 +138,17 @@ DEVICES: Final = (
         "which may need a newer vLLM; other words are flags: leave them out.",
     ),
     KnownCause(
+        "nvcc-too-old",
+        "nvcc compiles kernels, and is older than this GPU",
+        (
+            "FlashInfer requires GPUs with sm75 or higher",
+            "No supported CUDA architectures",
+            "Unsupported gpu architecture",
+        ),
+        "Install the CUDA toolkit that this torch was built for (12.8 or newer for Blackwell) and set CUDA_HOME to it. "
+        "Or, also for GPUs before Turing: VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+    ),
+    KnownCause(
         "gpu-too-old",
         "this GPU is too old for what the flags ask for",
         (
@@ -178,7 +189,6 @@ DEVICES: Final = (
         (
             "BatchPrefillWithPagedKVCache failed",
             "BatchDecodeWithPagedKVCache failed",
-            "No supported CUDA architectures",
         ),
         "Another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
         "or the version of FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
@@ -368,6 +378,7 @@ MEMORY: Final = (
             "exit code: -9",
             "Failed core proc(s): …: -9",
             "died with exit code -9",
+            "died with <Signals.SIGKILL",
             "exit code 137",
             "exited with code 137",
             "exitcode=-9",
@@ -386,6 +397,9 @@ MEMORY: Final = (
             "Bus error",
             "unable to mmap … /dev/shm",
             "exit code: -7",
+            "[Errno 14]…/dev/shm",
+            "/dev/shm…[Errno 14]",
+            "died with <Signals.SIGBUS",
         ),
         "docker run --ipc=host or --shm-size 8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm.",
         where="hint",

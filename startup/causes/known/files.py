@@ -156,6 +156,7 @@ FILES: Final = (
             "The server socket has failed to listen on any local network address",
             "ZMQError: Address already in use",
             "EADDRINUSE",
+            "couldn't bind HTTP server socket",
         ),
         "`ss -ltnp` shows who: stop it (`vllm-cli stop PORT`), or choose another --port, --master-port or VLLM_PORT.",
         where="end",

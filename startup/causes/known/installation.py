@@ -33,6 +33,9 @@ ERROR_IN_CODE: Final = KnownCause(
 )
 """If nothing else is known of an exception."""
 
+LOADED_FROM_DISK: Final = "Directly load AOT compilation"
+"""vLLM has loaded a model that was compiled before; stands before an exception that followed."""
+
 INSTALLATION: Final = (
     KnownCause(
         "libraries-do-not-fit",
@@ -131,6 +134,7 @@ INSTALLATION: Final = (
             "corrupted compilation artifact",
             "failed to get the hash of the compiled graph",
             "Expected tensors only, but got",
+            f"{LOADED_FROM_DISK}…'_OpNamespace'",
             "No such file or directory: …/.triton/cache/",
             "No such file or directory: …/torchinductor_",
         ),
@@ -185,6 +189,39 @@ INSTALLATION: Final = (
         "Kubernetes has set VLLM_PORT, because a Service is called vllm",
         ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
         "Rename the Service, or set enableServiceLinks: false in the pod.",
+    ),
+    KnownCause(
+        "setting-refused",
+        "vLLM does not work with these settings, and says which to change",
+        (
+            "lease set",
+            "lease use",
+            "lease specify",
+            "lease disable",
+            "lease enable",
+            "lease pass",
+            "lease increase",
+            "lease reduce",
+            "lease decrease",
+            "onsider using",
+            "onsider increasing",
+            "onsider reducing",
+            "onsider decreasing",
+            "ry setting",
+            "ry increasing",
+            "ry decreasing",
+            "ry reducing",
+            "se --",
+            "se `--",
+            "et --",
+            "et `--",
+            "ass --",
+            "ass `--",
+            "et VLLM_",
+            "et `VLLM_",
+        ),
+        "Do what the text says: it names the flag, variable or value.",
+        is_general=True,
     ),
     ERROR_IN_CODE,
 )

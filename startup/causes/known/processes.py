@@ -175,6 +175,7 @@ PROCESSES: Final = (
             "exit code: -11",
             "Segfault encountered",
             "died with exit code -11",
+            "died with <Signals.SIGABRT",
             "Failed core proc(s): …: -11",
             "Failed core proc(s): …: -6",
             "exit code: -6",
@@ -196,7 +197,7 @@ PROCESSES: Final = (
     KnownCause(
         "worker-terminated",
         "a worker was ended",
-        ("died, exit code: -15", "died, exit code: "),
+        ("died, exit code: -15", "died, exit code: ", "died with <Signals."),
         "Exit code -15 is SIGTERM: somebody ended the server or its container; else see the lines above it.",
         where="end",
         is_general=True,

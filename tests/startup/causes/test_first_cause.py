@@ -618,3 +618,92 @@ def test_a_gated_repository_says_more_than_the_status_of_its_answer():
     assert _name(_find(answer)) == "hub-unauthorized"
     refused = _traceback("load", error="OSError: You are trying to access a gated repo.")
     assert _name(_find(answer, "", cause, "", refused)) == "gated-repo"
+
+
+_COMPILER = "torch._dynamo.exc.BackendCompilerFailed: backend='<vllm.compilation.backends.VllmBackend>' raised:\n"
+_AOT = "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [decorators.py:320] Directly load AOT compilation from path /a/b"
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        ("RuntimeError: FlashInfer requires GPUs with sm75 or higher", "nvcc-too-old"),
+        ("OSError: [Errno 14] Bad address: '/dev/shm/psm_1'", "shm-too-small"),
+        ("AssertionError: Please set VLLM_X=0 with this model", "setting-refused"),
+        ("NotImplementedError: x is not possible. Use --no-y.", "setting-refused"),
+        ("ValueError: x needs y. Please disable prefix caching.", "setting-refused"),
+        ("AssertionError: x", "error-in-code"),
+        (f"{_COMPILER}AssertionError: please set x", "setting-refused"),
+        (f"{_COMPILER}AssertionError: x", "compilation-failed"),
+        ("subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGKILL: 9>.", "process-killed"),
+        ("subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGTERM: 15>.", "worker-terminated"),
+    ],
+)
+def test_causes_that_were_vague_or_wrong(error, name):
+    assert _name(_find(_log(_CORE, _traceback("load", error=error)))) == name
+
+
+def test_an_operator_that_a_loaded_compiled_model_lacks_is_a_matter_of_the_cache():
+    lacks = _log(
+        _CORE, _traceback("forward", error="AttributeError: '_OpNamespace' 'vllm' object has no attribute 'x'")
+    )
+    assert _name(_find(_AOT, lacks)) == "compile-cache-damaged"
+    assert _name(_find(lacks)) == "error-in-code"
+    assert _name(_find(_AOT, _log(_CORE, _traceback("forward", error="AssertionError: x")))) == "error-in-code"
+
+
+def test_the_tools_for_hip_errors_are_those_of_amd():
+    cause = _find(_log(_CORE, _traceback("load", error="torch.AcceleratorError: HIP error: invalid argument")))
+    assert "rocm-smi" in write_digest(cause)[2]
+    assert "AMD_SERIALIZE_KERNEL=3" in digest_to_dict(cause)["advice"]
+
+
+def test_a_line_that_names_a_cause_says_more_than_that_the_cause_is_elsewhere():
+    cause = _find("The NVIDIA driver on your system is too old", _log(_API, _traceback("main", error=_SEE_ABOVE)))
+    assert _name(cause) == "driver-too-old"
+
+
+def test_source_code_without_indentation_names_no_cause():
+    assert find_cause(["class RepositoryNotFoundError(HubError):", "raise GatedRepoError("]) is None
+    cause = _find("Traceback (most recent call last):", 'File "/x/y.py", line 7, in f', "class OutOfMemoryError(E):")
+    assert _name(cause) == "cause-not-in-log"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(_log(_CORE, _traceback("load_model", error="x")[:-1]), id="end"),
+        pytest.param(_traceback("run", "load_model", error="x")[3:-1], id="both ends"),
+    ],
+)
+def test_of_a_traceback_that_is_cut_the_phase_is_known(lines):
+    cause = _find(_VERSION, lines)
+    assert (_name(cause), cause.phase) == ("cause-not-in-log", "while it loaded the model")
+    assert "load_model" in cause.text
+    assert find_cause([_VERSION, *lines, _READY]) is None
+
+
+_LLAMA_FAILED = ("llama_model_load_from_file_impl: failed to load model", "main: exiting due to model loading error")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", "llama-out-of-memory"),
+        ("llama_model_load: error loading model: unknown model architecture: 'x'", "llama-model-unknown"),
+        ("gguf_init_from_file: failed to open GGUF file 'x.gguf'", "llama-model-damaged"),
+        ("error: invalid argument: --x", "llama-bad-argument"),
+        ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", "port-in-use"),
+        ("", "llama-failed"),
+    ],
+)
+def test_the_errors_of_llama_server(line, name):
+    cause = _find("main: loading model", line, *_LLAMA_FAILED)
+    assert _name(cause) == name
+    assert write_digest(cause)[0] == "The server failed."
+
+
+def test_a_message_of_an_error_that_nobody_knows_is_shown():
+    cause = _find("srv   init: starting", "srv   init: failed to do what nobody knows", "bye")
+    assert (cause.line, cause.known, cause.is_mention) == (2, None, True)
+    assert write_digest(cause)[0].startswith("Line 2 is the message of an error")
