@@ -8,14 +8,23 @@ from typing import Final
 from startup.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.causes.known.devices import DEVICES, MEMORY
 from startup.causes.known.files import FILES
-from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK
+from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
 from startup.causes.known.llama_cpp import LLAMA_CPP
-from startup.causes.known.model import MODEL
+from startup.causes.known.model import CONFIGURATION_REFUSED, MODEL, TOKENIZER_MISSING
 from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
 from startup.causes.own_faults import OWN_FAULT
-from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
+from startup.causes.phase import (
+    BANNER,
+    COMMAND_LINE,
+    CONFIGURATION,
+    OLD_BANNER,
+    SERVING,
+    TOKENIZER,
+    phase_of_functions,
+    phase_of_message,
+)
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
@@ -26,7 +35,11 @@ _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
 """Behind the message of an error of pydantic."""
 _OF_PYDANTIC: Final = "Value error, "
-_GOES_ON: Final = ("raised:", "output:", "TorchScript interpreter.")
+_OUTPUT: Final = "output:"
+_OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
+_OF_CPP: Final = "  what():"
+"""Begins the message of an exception of C++."""
+_GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
 """The end of a first line that says less than the next one."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
@@ -43,6 +56,13 @@ _CODE: Final = re.compile(r"(?:class|def|raise|return|from|except|elif|if|for|wi
 """Source code, in tracebacks that have lost their indentation: what it names has not happened."""
 _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
 """The message of an error, of any program."""
+_RECOMMENDS: Final = re.compile(
+    r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
+    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_))"
+)
+_QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
+_MOST_LINES_OF_AN_END: Final = 5
+"""Lines behind the first one of an end without an exception that can still belong to it."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
 """Begins the last line of `vllm-cli` when a start fails."""
@@ -97,7 +117,7 @@ class Run:
         self.exceptions.read(line, number, phase)
         if _CODE.match(line.text):
             return
-        if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text:
+        if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
             self._look_for_signs(line, number, phase)
 
     def _follow_phase(self, line: LogLine) -> str:
@@ -126,10 +146,17 @@ class Run:
         ):
             known = _match(line, _SPECIAL) or (None if named else _match(line, _NAMED))
             self.mention = Sign(line, number, phase, known) if known else self.mention
-            if self.complaint is None and (line.level or _COMPLAINT.match(line.text)):
-                self.complaint = Sign(line, number, phase, None)
+            self._look_for_complaint(line, number, phase)
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
+
+    def _look_for_complaint(self, line: LogLine, number: int, phase: str) -> None:
+        """One that quotes an exception tells more than others."""
+        if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
+            found = _QUOTED_ERROR.search(line.text)
+            if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
+                is_of_code = found is not None and ERROR_IN_CODE.matches(found[0])
+                self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
 
     def _may_end_better(self) -> bool:
         """Whether a later line can tell more of the end: none was found, or one that fits to many causes."""
@@ -207,10 +234,7 @@ def _cause_of(run: Run) -> Cause | None:
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     if run.end is None and run.was_ready and not run.is_engine_dead:
         return None
-    sign = run.end or run.error or run.own_error
-    if sign and sign.known is NOT_IN_LOG:
-        sign = run.error or run.mention or sign
-    if sign:
+    if sign := _telling_sign(run):
         return _describe_sign(sign, run)
     if run.mention:
         return _describe_mention(run.mention)
@@ -222,6 +246,18 @@ def _cause_of(run: Run) -> Cause | None:
         text = f"a traceback without its exception, up to {''.join(cut.functions[-1:]) or 'its first line'}"
         return Cause(cut.process or cut.role, phase, text, NOT_IN_LOG, cut.line)
     return _describe_mention(run.complaint) if run.complaint else None
+
+
+def _telling_sign(run: Run) -> Sign | None:
+    """The line that tells an end without an exception, or one that names its cause."""
+    sign = run.end or run.error or run.own_error
+    if sign is None or sign.known is None or not sign.known.is_general:
+        return sign
+    named = [each for each in (run.error, run.mention) if each and each.known]
+    if sign.known is NOT_IN_LOG:
+        return named[0] if named else sign
+    last = sign.number + _MOST_LINES_OF_AN_END
+    return next((each for each in named if each.known in _SPECIAL and each.number <= last), sign)
 
 
 def _counts(failure: Failure, run: Run) -> bool:
@@ -256,13 +292,24 @@ def _describe(failure: Failure, run: Run) -> Cause:
     before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
     special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
-    last_resort = ERROR_IN_CODE if ERROR_IN_CODE.matches(texts[0]) else None
+    last_resort = _last_resort(texts[0], _phase_of(failure, None))
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
     phase = _phase_of(failure, known)
     quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
     return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
+
+
+def _last_resort(text: str, phase: str) -> KnownCause | None:
+    """What an exception without a known text means, by its form and by what the process did."""
+    if phase == TOKENIZER and ERROR_IN_CODE.matches(text):
+        return TOKENIZER_MISSING
+    if phase in (COMMAND_LINE, CONFIGURATION) and text.startswith(("ValueError: ", "NotImplementedError: ")):
+        return CONFIGURATION_REFUSED
+    if _RECOMMENDS.search(text):
+        return SETTING_REFUSED
+    return ERROR_IN_CODE if ERROR_IN_CODE.matches(text) else None
 
 
 def _inner_first(text: str) -> list[str]:
@@ -287,10 +334,10 @@ def _describe_mention(sign: Sign) -> Cause:
 
 
 def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
-    """What is known of an exception; one without a message may be known by the function that raised it."""
+    """What is known of an exception, and of the function that raised it."""
     if before and (found := _known_text(before + text, is_general=is_general)):
         return found
-    if ": " not in text and (function := failure.raised_in(text)):
+    if function := failure.raised_in(text):
         found = _known_text(f"{text} in {function}()", is_general=is_general)
         if found is not None:
             return found
@@ -317,6 +364,8 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
     is_of_pydantic = _PYDANTIC.search(lines[0]) is not None
     if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or is_of_pydantic):
         del lines[0]
+        if text.partition("\n")[0].endswith(_OUTPUT):  # of a compiler
+            lines = [next((line for line in lines if _OF_COMPILER.search(line)), lines[0])]
     if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
         lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
     line = next((line for line in reversed(lines) if known and known.matches(line)), lines[0])

@@ -90,6 +90,8 @@ DEVICES: Final = (
             "is not compatible with the current PyTorch installation",
             "is not implemented for Blackwell",
             "Failed to initialize cutlass",
+            "No compiled …capability",
+            "No compiled …kernel",
         ),
         "Use a newer vLLM and torch for a new GPU, an older one for an old GPU, or build vLLM from source for it "
         "(TORCH_CUDA_ARCH_LIST).",
@@ -180,7 +182,7 @@ DEVICES: Final = (
     KnownCause(
         "deep-gemm-failed",
         "DeepGEMM cannot compute this model on this GPU",
-        ("Unknown SF transformation",),
+        ("Unknown SF transformation", "Assertion error (…gemm"),
         "VLLM_USE_DEEP_GEMM=0, or a newer vLLM.",
     ),
     KnownCause(
@@ -194,11 +196,11 @@ DEVICES: Final = (
         "or the version of FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
     ),
     KnownCause(
-        "xpu-device-lost",
-        "the driver has lost the Intel GPU",
-        ("UR_RESULT_ERROR_DEVICE_LOST",),
-        "Lower --gpu-memory-utilization and --max-num-batched-tokens; update the kernel and the driver (Level Zero); "
-        "with several GPUs try one, or --tensor-parallel-size 1.",
+        "gpu-device-lost",
+        "the driver has lost the GPU",
+        ("UR_RESULT_ERROR_DEVICE_LOST", "ErrorDeviceLost"),
+        "`dmesg` has the driver's reason. Use less memory and smaller batches (--gpu-memory-utilization, "
+        "--max-num-batched-tokens); update kernel and driver; of several GPUs try one.",
     ),
     KnownCause(
         "no-pinned-memory",
@@ -218,6 +220,8 @@ DEVICES: Final = (
         (
             "an illegal memory access was encountered",
             "device-side assert triggered",
+            "`cudaErrorAssert'",
+            "`cudaErrorIllegalAddress'",
             "unspecified launch failure",
             "misaligned address",
             "HSA_STATUS_ERROR_EXCEPTION",
@@ -321,6 +325,13 @@ MEMORY: Final = (
         ),
         "Lower --gpu-memory-utilization if it happens in graphs, compilation or requests; else --max-model-len, "
         "--max-num-seqs or --max-num-batched-tokens; or use a quantized model or --tensor-parallel-size.",
+    ),
+    KnownCause(
+        "nccl-out-of-memory",
+        "the GPU has no memory left for NCCL",
+        ("Cuda failure … 'out of memory'", "HIP failure… 'out of memory'"),
+        "`nvidia-smi` shows who holds the memory: end it, or lower --gpu-memory-utilization.",
+        where="hint",
     ),
     KnownCause(
         "gpu-memory-query-failed",

@@ -33,6 +33,15 @@ ERROR_IN_CODE: Final = KnownCause(
 )
 """If nothing else is known of an exception."""
 
+SETTING_REFUSED: Final = KnownCause(
+    "setting-refused",
+    "vLLM does not work with these settings, and says which to change",
+    (),
+    "Do what the text says: it names the flag, variable or value.",
+    is_general=True,
+)
+"""Has no texts: an exception whose message recommends something."""
+
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 """vLLM has loaded a model that was compiled before; stands before an exception that followed."""
 
@@ -44,7 +53,7 @@ INSTALLATION: Final = (
             "undefined symbol",
             "Tried to instantiate class '_core_C",
             "has no attribute '_C'",
-            "'_OpNamespace' '_C' object has no attribute",
+            "'_OpNamespace' '_",
             "Could not run '_C::",
             "version `GLIBC",
             "A module that was compiled using NumPy 1",
@@ -69,6 +78,8 @@ INSTALLATION: Final = (
             "packaging.version.InvalidVersion",
             "VersionConflict",
             "'array.array' is not subscriptable",
+            "got an unexpected keyword argument",
+            "got multiple values for argument",
         ),
         "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer.",
     ),
@@ -91,6 +102,7 @@ INSTALLATION: Final = (
         (
             "Could not find nvcc",
             "No such file or directory: 'nvcc'",
+            "nvcc: not found",
             "No such file or directory: '/usr/local/cuda/bin/nvcc'",
             "No such file or directory: 'ninja'",
             "CUDA_HOME environment variable is not set",
@@ -167,20 +179,29 @@ INSTALLATION: Final = (
     ),
     KnownCause(
         "parser-unknown",
-        "there is no parser of this name",
+        "this vLLM has no parser, tokenizer mode or connector of this name",
         (
             "invalid tool call parser",
             "invalid reasoning parser",
             "--enable-auto-tool-choice requires --tool-call-parser",
+            "No tokenizer registered for",
+            "Unsupported connector type",
         ),
-        "Choose one of the names in the text with --tool-call-parser or --reasoning-parser.",
+        "Choose one of the names in the text, or those of `vllm serve --help`; a newer vLLM may have it.",
         phase=CONFIGURATION,
     ),
     KnownCause(
         "bad-argument",
         "a flag has a value that is not possible",
-        (": error: argument ", ": error: the following arguments are required", "TypeError: Error: --"),
-        "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
+        (
+            ": error: argument ",
+            ": error: the following arguments are required",
+            "TypeError: Error: --",
+            "error: invalid argument: ",
+            "error while handling argument ",
+        ),
+        "The text names flag and choices; values with JSON need quotes of the shell or of YAML; another version may "
+        "have other flags.",
         where="end",
         phase=COMMAND_LINE,
     ),
@@ -190,38 +211,6 @@ INSTALLATION: Final = (
         ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
         "Rename the Service, or set enableServiceLinks: false in the pod.",
     ),
-    KnownCause(
-        "setting-refused",
-        "vLLM does not work with these settings, and says which to change",
-        (
-            "lease set",
-            "lease use",
-            "lease specify",
-            "lease disable",
-            "lease enable",
-            "lease pass",
-            "lease increase",
-            "lease reduce",
-            "lease decrease",
-            "onsider using",
-            "onsider increasing",
-            "onsider reducing",
-            "onsider decreasing",
-            "ry setting",
-            "ry increasing",
-            "ry decreasing",
-            "ry reducing",
-            "se --",
-            "se `--",
-            "et --",
-            "et `--",
-            "ass --",
-            "ass `--",
-            "et VLLM_",
-            "et `VLLM_",
-        ),
-        "Do what the text says: it names the flag, variable or value.",
-        is_general=True,
-    ),
+    SETTING_REFUSED,
     ERROR_IN_CODE,
 )

@@ -50,10 +50,10 @@ LLAMA_CPP: Final = (
         where="end",
     ),
     KnownCause(
-        "llama-bad-argument",
-        "llama.cpp does not know a flag or its value",
-        ("error: invalid argument: ", "error while handling argument ", "error: unknown argument"),
-        "`llama-server --help` of this version lists the flags.",
+        "llama-download-failed",
+        "llama.cpp cannot download the model",
+        ("get_repo_commit: error", "failed to download model from Hugging Face", "error from HF API"),
+        "Check the name (-hf OWNER/MODEL:QUANTIZATION), HF_TOKEN, HF_ENDPOINT and the network, or name a file with -m.",
         where="end",
     ),
     KnownCause(

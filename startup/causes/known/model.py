@@ -5,6 +5,31 @@ from typing import Final
 from startup.causes.known_cause import KnownCause
 from startup.causes.phase import CONFIGURATION
 
+TOKENIZER_MISSING: Final = KnownCause(
+    "tokenizer-missing",
+    "the tokenizer cannot be loaded",
+    (
+        "Can't load tokenizer for",
+        "TypeError: not a string",
+        "Tokenizer class … does not exist",
+        "Couldn't instantiate the backend tokenizer",
+        "data did not match any variant of untagged enum",
+        "not recognize the tokenizer",
+    ),
+    "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
+    "--tokenizer; Mistral's own format needs --engine vllm --tokenizer-mode mistral; a new one a new transformers.",
+)
+"""Also what fails in transformers' code while it loads the tokenizer."""
+
+CONFIGURATION_REFUSED: Final = KnownCause(
+    "configuration-refused",
+    "vLLM refuses the configuration",
+    ("validation error for", "validation errors for"),
+    "The text says what does not go together: correct those flags, or the model's config.json.",
+    is_general=True,
+)
+"""Also other errors while it makes its configuration."""
+
 MODEL: Final = (
     KnownCause(
         "max-model-len-too-long",
@@ -140,6 +165,9 @@ MODEL: Final = (
             "KeyError: 'language_model.",
             "Attempted to load weight",
             "size mismatch for",
+            "KeyError: '…in load_weights()",
+            " in …weight_loader()",
+            " in load_…_weight()",
         ),
         "Use a newer vLLM for a new model. For a model that was quantized or fine-tuned: check config.json "
         "(architectures, quantization_config, tie_word_embeddings) against the files.",
@@ -164,20 +192,7 @@ MODEL: Final = (
         ),
         "Leave --quantization out: vLLM reads the method from config.json.",
     ),
-    KnownCause(
-        "tokenizer-missing",
-        "the tokenizer cannot be loaded",
-        (
-            "Can't load tokenizer for",
-            "TypeError: not a string",
-            "Tokenizer class … does not exist",
-            "Couldn't instantiate the backend tokenizer",
-            "data did not match any variant of untagged enum",
-            "not recognize the tokenizer",
-        ),
-        "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
-        "--tokenizer; Mistral's own format needs --engine vllm --tokenizer-mode mistral; a new one a new transformers.",
-    ),
+    TOKENIZER_MISSING,
     KnownCause(
         "processor-missing",
         "the processor of images, video or audio cannot be loaded",
@@ -235,11 +250,5 @@ MODEL: Final = (
         ("No adapter found for", "Loading lora … failed"),
         "Give --lora-modules a folder with adapter_config.json, or a repository that you may read.",
     ),
-    KnownCause(
-        "configuration-refused",
-        "vLLM refuses the configuration",
-        ("validation error for", "validation errors for"),
-        "The text says what does not go together: correct those flags, or the model's config.json.",
-        is_general=True,
-    ),
+    CONFIGURATION_REFUSED,
 )

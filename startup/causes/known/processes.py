@@ -159,7 +159,7 @@ PROCESSES: Final = (
     KnownCause(
         "illegal-instruction",
         "this processor lacks instructions that the build needs",
-        ("Illegal instruction", "SIGILL", "exit code: -4"),
+        ("Illegal instruction", "SIGILL", "exit code: -4", "exit code 132"),
         "Use a build for this processor (vLLM's CPU wheels need AVX2 or AVX512), or build from source on it.",
         where="end",
     ),
@@ -180,6 +180,8 @@ PROCESSES: Final = (
             "Failed core proc(s): …: -6",
             "exit code: -6",
             "exit code 139",
+            "exit code 134",
+            "exit code 136",
             "exited with code 139",
         ),
         "PYTHONFAULTHANDLER=1 shows where; often libraries of different versions in one environment: try vLLM's "
