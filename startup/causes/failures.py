@@ -68,6 +68,7 @@ _REFERENCES: Final = (
     "operation failed due to a previous error during capture",
     "ZMQError: Operation not supported",
     "ChildProcessError: worker died",
+    "RuntimeError: cancelled",
 )
 """Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
@@ -125,6 +126,8 @@ class Failure:
     """For each exception whether the one before caused it; else it happened while that one was handled."""
     functions: list[str] = field(default_factory=list)
     """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
+    files: list[str] = field(default_factory=list)
+    """For each exception the file that raised it; empty if unknown."""
     is_ending: bool = False
     """Whether the log says that it ended the process."""
     is_of_request: bool = False
@@ -155,6 +158,12 @@ class Failure:
         end = dict(zip(self.texts, ends, strict=False)).get(text, 0)
         return self.functions[end - 1] if end else ""
 
+    def raised_at(self, text: str) -> str:
+        """The function and the file that raised this exception, as the texts of known causes name them."""
+        function = self.raised_in(text)
+        file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
+        return f" in {function}() of {file}" if function else ""
+
     @property
     def role(self) -> Role:
         """Which kind of process it was."""
@@ -182,6 +191,8 @@ class _Reading:
     """Lines in this state that were not expected, or that belong to the message."""
     indent: int = 0
     """Columns by which the whole traceback is moved, as in messages of several lines."""
+    file: str = ""
+    """Of the innermost frame."""
     is_source_next: bool = False
     """Whether the next line is the source code of a frame, in a log that has lost its indentation."""
 
@@ -275,6 +286,7 @@ class FailureReader:
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             reading.origin.add_frame(found[1], found[2])
+            reading.file = found[1]
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
             # While such a file is imported, no request is being served.
@@ -314,8 +326,10 @@ class FailureReader:
             failure.line = number
         if len(failure.texts) == _MOST_IN_CHAIN:
             failure.texts.pop()
+            failure.files.pop()
             failure.is_direct.pop()
         failure.texts.append(text.strip()[:_LONGEST_TEXT])
+        failure.files.append(reading.file)
         failure.is_of_library_import |= reading.origin.is_of_library_import
         if not failure.own_fault and reading.origin.is_own(text.strip()):
             failure.own_fault = failure.texts[-1]

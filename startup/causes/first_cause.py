@@ -10,23 +10,15 @@ from startup.causes.known.devices import DEVICES, MEMORY
 from startup.causes.known.files import FILES
 from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
 from startup.causes.known.llama_cpp import LLAMA_CPP
-from startup.causes.known.model import CONFIGURATION_REFUSED, MODEL, TOKENIZER_MISSING
+from startup.causes.known.model import MODEL
+from startup.causes.known.places import PLACES
 from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
 from startup.causes.own_faults import OWN_FAULT
-from startup.causes.phase import (
-    BANNER,
-    COMMAND_LINE,
-    CONFIGURATION,
-    OLD_BANNER,
-    SERVING,
-    TOKENIZER,
-    phase_of_functions,
-    phase_of_message,
-)
+from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
 
-KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PROCESSES)
+KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
@@ -232,7 +224,9 @@ def _cause_of(run: Run) -> Cause | None:
     if failure is not None:
         cause = _describe(failure, run)
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
-    if run.end is None and run.was_ready and not run.is_engine_dead:
+    cut = run.exceptions.cut
+    is_engine_cut = cut is not None and cut.phase == SERVING and cut.role in _INNER
+    if run.end is None and run.was_ready and not run.is_engine_dead and not is_engine_cut:
         return None
     if sign := _telling_sign(run):
         return _describe_sign(sign, run)
@@ -241,7 +235,7 @@ def _cause_of(run: Run) -> Cause | None:
     if (reference := run.exceptions.reference) and (run.is_engine_dead or not reference.is_of_request):
         text = _shorten(reference.texts[-1])
         return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
-    if cut := run.exceptions.cut:
+    if cut:
         phase = phase_of_functions(cut.functions) or cut.phase
         text = f"a traceback without its exception, up to {''.join(cut.functions[-1:]) or 'its first line'}"
         return Cause(cut.process or cut.role, phase, text, NOT_IN_LOG, cut.line)
@@ -292,7 +286,7 @@ def _describe(failure: Failure, run: Run) -> Cause:
     before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
     special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
-    last_resort = _last_resort(texts[0], _phase_of(failure, None))
+    last_resort = _last_resort(texts[0], failure)
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
@@ -301,15 +295,11 @@ def _describe(failure: Failure, run: Run) -> Cause:
     return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
 
 
-def _last_resort(text: str, phase: str) -> KnownCause | None:
-    """What an exception without a known text means, by its form and by what the process did."""
-    if phase == TOKENIZER and ERROR_IN_CODE.matches(text):
-        return TOKENIZER_MISSING
-    if phase in (COMMAND_LINE, CONFIGURATION) and text.startswith(("ValueError: ", "NotImplementedError: ")):
-        return CONFIGURATION_REFUSED
+def _last_resort(text: str, failure: Failure) -> KnownCause | None:
+    """What an exception without a known text means; no request may end an engine."""
     if _RECOMMENDS.search(text):
         return SETTING_REFUSED
-    return ERROR_IN_CODE if ERROR_IN_CODE.matches(text) else None
+    return ERROR_IN_CODE if ERROR_IN_CODE.matches(text) or failure.phase == SERVING else None
 
 
 def _inner_first(text: str) -> list[str]:
@@ -334,13 +324,11 @@ def _describe_mention(sign: Sign) -> Cause:
 
 
 def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
-    """What is known of an exception, and of the function that raised it."""
+    """What is known of an exception, and of the place that raised it."""
     if before and (found := _known_text(before + text, is_general=is_general)):
         return found
-    if function := failure.raised_in(text):
-        found = _known_text(f"{text} in {function}()", is_general=is_general)
-        if found is not None:
-            return found
+    if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
+        return found
     return _known_text(text, is_general=is_general)
 
 

@@ -53,6 +53,7 @@ _MESSAGES: Final = (
     ("Application startup complete", SERVING),
     ("Uvicorn running on", SERVING),
     ("server is listening on", SERVING),
+    ("EngineCore encountered a fatal error", SERVING),
 )
 """Text of a message -> what the process did from then on."""
 

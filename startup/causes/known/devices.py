@@ -61,22 +61,14 @@ DEVICES: Final = (
     KnownCause(
         "container-without-gpus",
         "the container's runtime gives no GPUs to containers",
-        (
-            "could not select device driver",
-            "nvidia-container-cli: ",
-            "unknown or invalid runtime name: nvidia",
-        ),
+        ("could not select device driver", "nvidia-container-cli: ", "unknown or invalid runtime name: nvidia"),
         "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker.",
         where="end",
     ),
     KnownCause(
         "too-few-gpus",
         "the flags ask for more GPUs than are visible",
-        (
-            "is larger than the number of available GPUs",
-            "invalid device ordinal",
-            "local_rank … is out of bounds for",
-        ),
+        ("is larger than the number of available GPUs", "invalid device ordinal", "local_rank … is out of bounds for"),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or make more GPUs visible "
         "(CUDA_VISIBLE_DEVICES, the container's limits).",
     ),
@@ -153,11 +145,7 @@ DEVICES: Final = (
     KnownCause(
         "gpu-too-old",
         "this GPU is too old for what the flags ask for",
-        (
-            "GPUs with compute capability below",
-            "requires GPUs with sm",
-            "only supports Ampere GPUs or newer",
-        ),
+        ("GPUs with compute capability below", "requires GPUs with sm", "only supports Ampere GPUs or newer"),
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
     ),
     KnownCause(
@@ -188,10 +176,7 @@ DEVICES: Final = (
     KnownCause(
         "flashinfer-failed",
         "FlashInfer cannot compute this model on this GPU",
-        (
-            "BatchPrefillWithPagedKVCache failed",
-            "BatchDecodeWithPagedKVCache failed",
-        ),
+        ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
         "Another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
         "or the version of FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
     ),

@@ -5,31 +5,6 @@ from typing import Final
 from startup.causes.known_cause import KnownCause
 from startup.causes.phase import CONFIGURATION
 
-TOKENIZER_MISSING: Final = KnownCause(
-    "tokenizer-missing",
-    "the tokenizer cannot be loaded",
-    (
-        "Can't load tokenizer for",
-        "TypeError: not a string",
-        "Tokenizer class … does not exist",
-        "Couldn't instantiate the backend tokenizer",
-        "data did not match any variant of untagged enum",
-        "not recognize the tokenizer",
-    ),
-    "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
-    "--tokenizer; Mistral's own format needs --engine vllm --tokenizer-mode mistral; a new one a new transformers.",
-)
-"""Also what fails in transformers' code while it loads the tokenizer."""
-
-CONFIGURATION_REFUSED: Final = KnownCause(
-    "configuration-refused",
-    "vLLM refuses the configuration",
-    ("validation error for", "validation errors for"),
-    "The text says what does not go together: correct those flags, or the model's config.json.",
-    is_general=True,
-)
-"""Also other errors while it makes its configuration."""
-
 MODEL: Final = (
     KnownCause(
         "max-model-len-too-long",
@@ -165,7 +140,7 @@ MODEL: Final = (
             "KeyError: 'language_model.",
             "Attempted to load weight",
             "size mismatch for",
-            "KeyError: '…in load_weights()",
+            " in load_weights()",
             " in …weight_loader()",
             " in load_…_weight()",
         ),
@@ -175,11 +150,7 @@ MODEL: Final = (
     KnownCause(
         "gguf-unsupported",
         "this vLLM does not know the model of the GGUF file",
-        (
-            "GGUF model with architecture … is not supported",
-            "Unknown gguf model_type",
-            "ailed to map GGUF parameters",
-        ),
+        ("GGUF model with architecture … is not supported", "Unknown gguf model_type", "ailed to map GGUF parameters"),
         "Use a newer vLLM or its GGUF plugin, --hf-config-path with the original model, or its safetensors.",
     ),
     KnownCause(
@@ -192,7 +163,20 @@ MODEL: Final = (
         ),
         "Leave --quantization out: vLLM reads the method from config.json.",
     ),
-    TOKENIZER_MISSING,
+    KnownCause(
+        "tokenizer-missing",
+        "the tokenizer cannot be loaded",
+        (
+            "Can't load tokenizer for",
+            "TypeError: not a string",
+            "Tokenizer class … does not exist",
+            "Couldn't instantiate the backend tokenizer",
+            "data did not match any variant of untagged enum",
+            "not recognize the tokenizer",
+        ),
+        "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
+        "--tokenizer; Mistral's own format needs --engine vllm --tokenizer-mode mistral; a new one a new transformers.",
+    ),
     KnownCause(
         "processor-missing",
         "the processor of images, video or audio cannot be loaded",
@@ -241,7 +225,12 @@ MODEL: Final = (
     KnownCause(
         "lora-unsupported",
         "the adapter changes parts of the model that vLLM does not serve",
-        ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
+        (
+            "is unsupported LoRA weight",
+            "vLLM only supports modules_to_save being None",
+            "expected target modules in",
+            "() of …/vllm/lora/",
+        ),
         "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
@@ -250,5 +239,17 @@ MODEL: Final = (
         ("No adapter found for", "Loading lora … failed"),
         "Give --lora-modules a folder with adapter_config.json, or a repository that you may read.",
     ),
-    CONFIGURATION_REFUSED,
+    KnownCause(
+        "configuration-refused",
+        "vLLM refuses the configuration",
+        (
+            "validation error for",
+            "validation errors for",
+            "() of …/vllm/config/",
+            "() of …/arg_utils.py",
+            "() of …/vllm/platforms/",
+        ),
+        "The text says what does not go together: correct those flags, or the model's config.json.",
+        is_general=True,
+    ),
 )

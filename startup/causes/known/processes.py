@@ -57,6 +57,7 @@ PROCESSES: Final = (
             "NCCL error",
             "NCCL Error",
             "DistBackendError",
+            "() of …/device_communicators/",
         ),
         "NCCL_DEBUG=INFO shows why. Often: /dev/shm too small (--ipc=host), the wrong interface "
         "(NCCL_SOCKET_IFNAME), no P2P between the GPUs (NCCL_P2P_DISABLE=1).",

@@ -715,8 +715,17 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("load_model load_weights", "KeyError: 'blocks.0.qkv.weight'", "weights-do-not-match"),
         ("load_model weight_loader", "AssertionError", "weights-do-not-match"),
         ("load_model forward", "KeyError: 'blocks'", "error-in-code"),
-        ("get_tokenizer set_tokens", "AttributeError: 'list' object has no attribute 'keys'", "tokenizer-missing"),
-        ("create_engine_config check", "ValueError: x and y do not go together", "configuration-refused"),
+        ("vllm/config/model", "ValueError: x and y do not go together", "configuration-refused"),
+        ("vllm/lora/model", "ValueError: x", "lora-unsupported"),
+        ("transformers/tokens", "AttributeError: 'list' object has no attribute 'keys'", "transformers-failed"),
+        ("vllm/v1/attention/backends/x", "AssertionError", "attention-failed"),
+        ("x/kv_transfer/y", "AssertionError: x", "kv-connector-failed"),
+        ("x/kv_transfer/y", "RuntimeError: CUDA error: x", "gpu-error"),
+        ("x/quantization/y", "ValueError: x", "quantization-failed"),
+        ("vllm/model_executor/models/x", "ValueError: x", "model-failed"),
+        ("x/spec_decode/y", "KeyError: 1", "speculative-decoding-failed"),
+        ("x/structured_output/y", "ValueError: x", "structured-outputs-failed"),
+        ("flashinfer/jit", "RuntimeError: Ninja build failed. Ninja output:", "kernel-build-failed"),
         ("forward", "AttributeError: '_OpNamespace' '_C_x' object has no attribute 'y'", "libraries-do-not-fit"),
         ("f", "TypeError: f() got an unexpected keyword argument 'x'", "versions-do-not-fit"),
         ("f", "NotImplementedError: No compiled x for CUDA device capability: 120.", "no-kernel-for-this-gpu"),
@@ -724,7 +733,7 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("f", "ValueError: No tokenizer registered for tokenizer_mode='x'.", "parser-unknown"),
     ],
 )
-def test_the_function_and_the_phase_of_an_exception_tell_its_cause(functions, error, name):
+def test_the_function_and_the_file_that_raised_an_exception_tell_its_cause(functions, error, name):
     assert _name(_find(_log(_CORE, _traceback(*functions.split(), error=error)))) == name
 
 
@@ -751,3 +760,12 @@ def test_lines_around_an_end_tell_its_cause(lines, name):
 def test_of_a_compilers_output_the_error_is_quoted():
     error = "RuntimeError: Ninja build failed. Ninja output:\n[1/2] nvcc x.cu\nx.cu(7): error: no y\nninja: stopped"
     assert _find(_log(_CORE, _traceback("f", error=error))).text == "x.cu(7): error: no y"
+
+
+def test_what_ends_an_engine_that_serves_is_a_fault_of_its_code():
+    failed = _log(_CORE, _traceback("schedule", error="ValueError: x"))
+    assert _name(_find(_CORE + "EngineCore failed to start.", failed)) is None
+    assert _name(_find(_CORE + "EngineCore encountered a fatal error.", failed)) == "error-in-code"
+    assert (
+        _name(_find(_READY, _log(_CORE, _traceback("run_engine_core", "step", error="x")[:-1]))) == "cause-not-in-log"
+    )
