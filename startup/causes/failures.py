@@ -27,7 +27,7 @@ _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
 _FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
-_ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
+_ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
@@ -253,7 +253,7 @@ class FailureReader:
         if reading is None:
             return
         if not reading.failure.texts:
-            if not reading.failure.is_of_request:
+            if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
                 self.cut = self.cut or reading.failure
             return
         if not reading.failure.telling_texts():

@@ -7,6 +7,7 @@ one the indentation is kept, because it tells the frames of a traceback from its
 import codecs
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.json_depth import read_json
@@ -31,6 +32,10 @@ _RECORD: Final = re.compile(
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
 """`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
+_GLUED: Final = re.compile(
+    r"(?:\([^()]{1,80}\) ){0,2}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]{1,80}:\d"
+)
+"""The beginning of a record, which is in the middle of a line if a log has lost its line ends."""
 _OWN_RECORD: Final = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \(([\w -]{1,40})\) [\w.-]{1,120}: "
 )
@@ -78,8 +83,10 @@ def read_line(raw: str) -> Iterator[LogLine]:
         raw = _COLOUR.sub("", raw)
     if raw.startswith("{"):
         yield from _read_json(raw)
-    else:
-        yield from _read_text(raw)
+        return
+    starts = [found.start() for found in _GLUED.finditer(raw)] if len(raw) > _HEAD else []
+    for start, end in pairwise([0, *starts[1:], len(raw)]):
+        yield from _read_text(raw[start:end])
 
 
 def _read_text(raw: str) -> Iterator[LogLine]:

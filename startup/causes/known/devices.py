@@ -189,9 +189,10 @@ DEVICES: Final = (
     ),
     KnownCause(
         "no-pinned-memory",
-        "vLLM needs pinned memory, which WSL does not always have",
-        ("UVA is not available",),
-        "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it.",
+        "the system gives vLLM no pinned memory, as in WSL or below a limit",
+        ("UVA is not available", "OS call failed or operation not supported on this OS"),
+        "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it; else "
+        "`ulimit -l unlimited` and more free memory.",
     ),
     KnownCause(
         "cuda-fork",

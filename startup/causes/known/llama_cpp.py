@@ -65,6 +65,7 @@ LLAMA_CPP: Final = (
             "exiting due to",
             "GGML_ASSERT(",
             "ggml_abort",
+            "ggml…: fatal error",
             "ggml_uncaught_exception",
             "ggml-cuda.cu…CUDA error",
         ),

@@ -745,6 +745,8 @@ def test_the_function_and_the_file_that_raised_an_exception_tell_its_cause(funct
         ("No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x", "driver-too-old"),
         ("2.0.1 E get_repo_commit: error: GET failed (404)|srv: failed to load model", "llama-download-failed"),
         ("worker exited with exit code 136", "native-crash"),
+        ("common: init|/x/ggml/src/ggml-impl.h:319: fatal error", "llama-failed"),
+        ("RuntimeError: CUDA error: OS call failed or operation not supported on this OS", "no-pinned-memory"),
         ("HIP failure: 'out of memory'|RuntimeError: NCCL error: unhandled cuda error", "nccl-out-of-memory"),
         (
             f"{_CORE}Search for `cudaErrorAssert' in https://x|{_API}Traceback (most recent call last):",
@@ -769,3 +771,17 @@ def test_what_ends_an_engine_that_serves_is_a_fault_of_its_code():
     assert (
         _name(_find(_READY, _log(_CORE, _traceback("run_engine_core", "step", error="x")[:-1]))) == "cause-not-in-log"
     )
+
+
+def test_a_request_whose_traceback_is_cut_is_all_that_this_log_has():
+    request = _log(_REQUEST.replace("251", "997"), _traceback("get", "create", error="x")[1:-1])
+    assert _name(_find(request)) == "cause-not-in-log"
+    assert find_cause([_READY, *request]) is None
+    assert find_cause(_log(_WARNING, _traceback("write", error="x")[:-1])) is None
+
+
+def test_a_log_without_line_ends():
+    lines = _log(_CORE, _traceback("run_engine_core", "load_model", error=_FREE_MEMORY))
+    cause = _find(" ".join([_CORE + "EngineCore failed to start.", *lines]))
+    assert (_name(cause), cause.process) == ("gpu-memory-taken", "EngineCore_DP0 pid=40")
+    assert cause.phase == "while it loaded the model"
