@@ -50,7 +50,9 @@ _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]
 """The message of an error, of any program."""
 _RECOMMENDS: Final = re.compile(
     r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
-    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_))"
+    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)"
+    r"|not (?:yet )?supported|unsupported|not support |only supports?\b|incompatible|not compatible|mutually exclusive"
+    r"|cannot be (?:used|combined|set|enabled)|\bmust be (?:set|used|one of|greater|less|at least|a |an )|\brequires? )"
 )
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _MOST_LINES_OF_AN_END: Final = 5

@@ -201,6 +201,12 @@ DEVICES: Final = (
         "VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
     ),
     KnownCause(
+        "not-spawnable",
+        "a process cannot be spawned from this Python program",
+        ("No such file or directory: '…<stdin>'", "finished its bootstrapping phase"),
+        "Put the program into a file, with the start of vLLM below if __name__ == '__main__'.",
+    ),
+    KnownCause(
         "illegal-memory-access",
         "a kernel accessed memory that is not its own",
         (

@@ -35,12 +35,12 @@ ERROR_IN_CODE: Final = KnownCause(
 
 SETTING_REFUSED: Final = KnownCause(
     "setting-refused",
-    "vLLM does not work with these settings, and says which to change",
+    "vLLM refuses these settings or this model, and says why",
     (),
-    "Do what the text says: it names the flag, variable or value.",
+    "Do what the text says: it names the flag, variable or value; a newer vLLM may take it.",
     is_general=True,
 )
-"""Has no texts: an exception whose message recommends something."""
+"""Has no texts: an exception whose message recommends or refuses something."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 """vLLM has loaded a model that was compiled before; stands before an exception that followed."""
@@ -163,6 +163,8 @@ INSTALLATION: Final = (
             "TritonError",
             "Triton Error",
             "torch._dynamo.exc.",
+            "Constraints violated (",
+            "ConstraintViolationError",
         ),
         "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
         "that the GPU is not older than this vLLM supports.",

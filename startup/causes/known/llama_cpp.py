@@ -29,6 +29,7 @@ LLAMA_CPP: Final = (
             "wrong number of tensors",
             "error loading model: missing tensor",
             "key not found in model",
+            "error loading model vocabulary",
             "has invalid ggml type",
             "error loading model: check_tensor_dims",
         ),
@@ -57,12 +58,18 @@ LLAMA_CPP: Final = (
         where="end",
     ),
     KnownCause(
+        "llama-load-failed",
+        "llama.cpp cannot load the model's file",
+        ("error loading model", "failed to load model", "exiting due to"),
+        "The text or the lines before it name what it does not read. Use the newest llama.cpp; download or convert the "
+        "file again, to a local disk and a path of plain letters; draft model and mmproj must belong to the model.",
+        where="end",
+        is_general=True,
+    ),
+    KnownCause(
         "llama-failed",
         "llama.cpp failed",
         (
-            "error loading model",
-            "failed to load model",
-            "exiting due to",
             "GGML_ASSERT(",
             "ggml_abort",
             "ggml…: fatal error",

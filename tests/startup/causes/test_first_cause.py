@@ -632,6 +632,8 @@ _AOT = "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [decorators.py:320] Directly
         ("AssertionError: Please set VLLM_X=0 with this model", "setting-refused"),
         ("NotImplementedError: x is not possible. Use --no-y.", "setting-refused"),
         ("ValueError: x needs y. Please disable prefix caching.", "setting-refused"),
+        ("ValueError: x is not supported with y.", "setting-refused"),
+        ("RuntimeError: x requires y", "setting-refused"),
         ("AssertionError: x", "error-in-code"),
         (f"{_COMPILER}DistBackendError: NCCL error: x", "nccl-failed"),
         (f"{_COMPILER}AssertionError: x", "compilation-failed"),
@@ -694,7 +696,9 @@ _LLAMA_FAILED = ("llama_model_load_from_file_impl: failed to load model", "main:
         ("gguf_init_from_file: failed to open GGUF file 'x.gguf'", "llama-model-damaged"),
         ("error: invalid argument: --x", "bad-argument"),
         ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", "port-in-use"),
-        ("", "llama-failed"),
+        ("llama_model_load: error loading model: error loading model vocabulary: x", "llama-model-unknown"),
+        ("", "llama-load-failed"),
+        ("x.cpp:7: GGML_ASSERT(x) failed", "llama-failed"),
     ],
 )
 def test_the_errors_of_llama_server(line, name):
@@ -730,6 +734,8 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("f", "TypeError: f() got an unexpected keyword argument 'x'", "versions-do-not-fit"),
         ("f", "NotImplementedError: No compiled x for CUDA device capability: 120.", "no-kernel-for-this-gpu"),
         ("f", "RuntimeError: Assertion error (deepgemm-src/csrc/x.hpp:60):", "deep-gemm-failed"),
+        ("f", "x.ConstraintViolationError: Constraints violated (L['x'])!", "compilation-failed"),
+        ("f", "FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'", "not-spawnable"),
         ("f", "ValueError: No tokenizer registered for tokenizer_mode='x'.", "parser-unknown"),
     ],
 )
