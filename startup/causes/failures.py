@@ -69,6 +69,7 @@ _REFERENCES: Final = (
     "ZMQError: Operation not supported",
     "ChildProcessError: worker died",
     "RuntimeError: cancelled",
+    "Worker failed with error ''",
 )
 """Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from startup.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
@@ -16,7 +16,7 @@ from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
 from startup.causes.own_faults import OWN_FAULT
-from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
+from startup.causes.phase import BANNER, FATAL_ERROR, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
@@ -119,14 +119,14 @@ class Run:
             if line.process in self._phases or len(self._phases) < _MOST_PHASES:
                 self._phases[line.process] = begun
             self._phases[""] = begun
-            self.was_ready |= begun == SERVING
+            self.was_ready |= begun == SERVING and FATAL_ERROR not in line.text
         return SERVING if self.was_ready else self._phases.get(line.process) or self._phases.get("", "")
 
     def _look_for_signs(self, line: LogLine, number: int, phase: str) -> None:
         if self.hint is None and (known := _match(line, _HINTS)):
             self.hint = Sign(line, number, phase, known)
         if self._may_end_better() and (known := _match(line, _ENDS)):
-            if self.end is None or not known.is_general:
+            if self.end is None or self.end.known is NOT_IN_LOG or not known.is_general:
                 self.end = Sign(line, number, phase, known)
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
@@ -225,6 +225,8 @@ def _cause_of(run: Run) -> Cause | None:
     failure = _first([each for each in run.exceptions.failures() if _counts(each, run)])
     if failure is not None:
         cause = _describe(failure, run)
+        if cause.known is None and (sign := _named_line(run, cause.line)):
+            cause = replace(cause, known=sign.known, text=_shorten(sign.line.text))
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     cut = run.exceptions.cut
     is_engine_cut = cut is not None and cut.phase == SERVING and cut.role in _INNER
@@ -249,11 +251,16 @@ def _telling_sign(run: Run) -> Sign | None:
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
         return sign
-    named = [each for each in (run.error, run.mention) if each and each.known]
     if sign.known is NOT_IN_LOG:
-        return named[0] if named else sign
-    last = sign.number + _MOST_LINES_OF_AN_END
-    return next((each for each in named if each.known in _SPECIAL and each.number <= last), sign)
+        return run.error or run.mention or sign
+    return _named_line(run, 0, sign.number) or sign
+
+
+def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
+    """A line that names a special cause, from this one on, at most some lines behind the last one."""
+    last = (last or first) + _MOST_LINES_OF_AN_END
+    named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
+    return next((each for each in named if first <= each.number <= last), None)
 
 
 def _counts(failure: Failure, run: Run) -> bool:

@@ -24,6 +24,8 @@ ERROR_IN_CODE: Final = KnownCause(
         "shape mismatch:",
         "is invalid for input of size",
         "shapes cannot be multiplied",
+        "have the same dtype",
+        "expected scalar type",
         "values to unpack",
         "Failed to apply … on data=",
     ),

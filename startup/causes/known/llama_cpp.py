@@ -12,6 +12,7 @@ LLAMA_CPP: Final = (
             "cudaMalloc failed: out of memory",
             "ErrorOutOfDeviceMemory",
             "failed to allocate compute",
+            "failed to allocate buffer, size",
             "failed to allocate buffer for kv cache",
             ": failed to allocate … buffer of size",
             "error loading model: unable to allocate … buffer",

@@ -17,7 +17,13 @@ STOPPED: Final = KnownCause(
 NOT_IN_LOG: Final = KnownCause(
     "cause-not-in-log",
     "the cause is not in this log",
-    ("Engine core initialization failed. See root cause above",),
+    (
+        "Engine core initialization failed. See root cause above",
+        "EngineCore failed to start",
+        "EngineCore encountered a fatal error",
+        "WorkerProc failed to start",
+        "WorkerProc hit an exception",
+    ),
     "Its processes write the cause before this line: give the complete log, with standard error and from the start "
     "on (`kubectl logs --previous`). If it is complete, the process was killed: look into `dmesg`.",
     where="end",

@@ -693,6 +693,7 @@ _LLAMA_FAILED = ("llama_model_load_from_file_impl: failed to load model", "main:
     [
         ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", "llama-out-of-memory"),
         ("llama_model_load: error loading model: unknown model architecture: 'x'", "llama-model-unknown"),
+        ("ggml_metal_buffer_init: error: failed to allocate buffer, size = 2 MiB", "llama-out-of-memory"),
         ("gguf_init_from_file: failed to open GGUF file 'x.gguf'", "llama-model-damaged"),
         ("error: invalid argument: --x", "bad-argument"),
         ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", "port-in-use"),
@@ -734,6 +735,7 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("f", "TypeError: f() got an unexpected keyword argument 'x'", "versions-do-not-fit"),
         ("f", "NotImplementedError: No compiled x for CUDA device capability: 120.", "no-kernel-for-this-gpu"),
         ("f", "RuntimeError: Assertion error (deepgemm-src/csrc/x.hpp:60):", "deep-gemm-failed"),
+        ("f", "RuntimeError: expected mat1 and mat2 to have the same dtype", "error-in-code"),
         ("f", "x.ConstraintViolationError: Constraints violated (L['x'])!", "compilation-failed"),
         ("f", "FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'", "not-spawnable"),
         ("f", "ValueError: No tokenizer registered for tokenizer_mode='x'.", "parser-unknown"),
@@ -791,3 +793,20 @@ def test_a_log_without_line_ends():
     cause = _find(" ".join([_CORE + "EngineCore failed to start.", *lines]))
     assert (_name(cause), cause.process) == ("gpu-memory-taken", "EngineCore_DP0 pid=40")
     assert cause.phase == "while it loaded the model"
+
+
+def test_the_line_that_a_message_continues_in_names_its_cause():
+    cause = _find(
+        f"{_API}ValueError: The prompt contains an image with",
+        "length 6105, which exceeds the pre-allocated encoder cache size 6084.",
+        f"{_CORE}EngineCore encountered a fatal error.",
+    )
+    assert _name(cause) == "encoder-cache-too-small"
+
+
+def test_that_an_engine_failed_is_said_if_nothing_else_is_known():
+    assert _name(_find("ERROR EngineCore encountered a fatal error. ERROR Traceback (most recent call last): x")) == (
+        "cause-not-in-log"
+    )
+    vanished = _log(_CORE, ["EngineCore failed to start.", _DIED])
+    assert _name(_find(vanished, _log(_CORE, _traceback("f", error=_quoted(""))))) == "process-vanished"
