@@ -29,6 +29,8 @@ _TYPE: Final = " [type="
 _OF_PYDANTIC: Final = "Value error, "
 _OUTPUT: Final = "output:"
 _OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
+_POINTER: Final = "Search for `cuda"
+"""Begins torch's line that points to CUDA's documentation."""
 _OF_CPP: Final = "  what():"
 """Begins the message of an exception of C++."""
 _GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
@@ -50,9 +52,14 @@ _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]
 """The message of an error, of any program."""
 _RECOMMENDS: Final = re.compile(
     r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
-    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)"
-    r"|not (?:yet )?supported|unsupported|not support |only supports?\b|incompatible|not compatible|mutually exclusive"
-    r"|cannot be (?:used|combined|set|enabled)|\bmust be (?:set|used|one of|greater|less|at least|a |an )|\brequires? )"
+    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_))"
+)
+_REFUSES: Final = re.compile(
+    r"(?!Assertion|Attribute|Index|Key|Name|Type).{0,2000}?"
+    r"(?:not (?:yet )?supported|unsupported|not support |only supports?\b|incompatible|not compatible"
+    r"|mutually exclusive|cannot be (?:used|combined|set|enabled)|\brequires? "
+    r"|\bmust be (?:set|used|one of|greater|less|at least|a |an ))",
+    re.DOTALL | re.IGNORECASE,
 )
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _MOST_LINES_OF_AN_END: Final = 5
@@ -306,7 +313,7 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
     """What an exception without a known text means; no request may end an engine."""
-    if _RECOMMENDS.search(text):
+    if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
     return ERROR_IN_CODE if ERROR_IN_CODE.matches(text) or failure.phase == SERVING else None
 
@@ -365,7 +372,8 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
             lines = [next((line for line in lines if _OF_COMPILER.search(line)), lines[0])]
     if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
         lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
-    line = next((line for line in reversed(lines) if known and known.matches(line)), lines[0])
+    told = (line for line in reversed(lines) if known and known.matches(line) and not line.startswith(_POINTER))
+    line = next(told, lines[0])
     if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
         line = f"{line.rstrip(':')} in {function}()"
     return _shorten(line.removeprefix(_OF_PYDANTIC))

@@ -89,10 +89,17 @@ DEVICES: Final = (
         "(TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
+        "kernel-too-large",
+        "a Triton kernel needs more shared memory than this GPU has",
+        ("out of resource: shared memory",),
+        "Another --attention-backend, --kv-cache-dtype auto or a newer vLLM: the kernel is tuned for another GPU.",
+    ),
+    KnownCause(
         "kernel-image-invalid",
-        "Triton's compiler writes code that this driver does not read",
+        "the GPU does not read the compiled code: it is for another GPU or a newer driver",
         ("device kernel image is invalid",),
-        "Update the driver, or set TRITON_PTXAS_PATH to the ptxas of the CUDA version that the driver supports.",
+        "Use a build for this GPU (on AMD for its gfx number); else update the driver, or set TRITON_PTXAS_PATH to the "
+        "ptxas of the CUDA version that the driver supports.",
     ),
     KnownCause(
         "bfloat16-unsupported",

@@ -141,6 +141,7 @@ MODEL: Final = (
             "Attempted to load weight",
             "size mismatch for",
             " in load_weights()",
+            "KeyError: '….weight",
             " in …weight_loader()",
             " in load_…_weight()",
         ),
@@ -212,7 +213,7 @@ MODEL: Final = (
     KnownCause(
         "placeholders-do-not-match",
         "a prompt holds another number of image tokens than the model made for its images",
-        ("Attempted to assign … placeholders",),
+        ("Attempted to assign",),
         "The prompt was cut, or the model's processor does not fit: raise --max-model-len above the longest prompt "
         "with its images, and use the versions of vLLM and transformers that the model's page names.",
     ),

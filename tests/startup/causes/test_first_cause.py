@@ -634,7 +634,10 @@ _AOT = "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [decorators.py:320] Directly
         ("ValueError: x needs y. Please disable prefix caching.", "setting-refused"),
         ("ValueError: x is not supported with y.", "setting-refused"),
         ("RuntimeError: x requires y", "setting-refused"),
-        ("AssertionError: x", "error-in-code"),
+        ("AssertionError: x requires y", "error-in-code"),
+        ("NotImplementedError: x is not supported", "setting-refused"),
+        ("triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 66560", "kernel-too-large"),
+        ("KeyError: 'mtp.0.head.weight'", "weights-do-not-match"),
         (f"{_COMPILER}DistBackendError: NCCL error: x", "nccl-failed"),
         (f"{_COMPILER}AssertionError: x", "compilation-failed"),
         ("subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGKILL: 9>.", "process-killed"),
@@ -810,3 +813,8 @@ def test_that_an_engine_failed_is_said_if_nothing_else_is_known():
     )
     vanished = _log(_CORE, ["EngineCore failed to start.", _DIED])
     assert _name(_find(vanished, _log(_CORE, _traceback("f", error=_quoted(""))))) == "process-vanished"
+
+
+def test_the_line_that_points_to_documentation_is_not_quoted():
+    error = f"torch.AcceleratorError: {_ILLEGAL_ACCESS}\nSearch for `cudaErrorIllegalAddress' in https://x"
+    assert _find(_log(_CORE, _traceback("f", error=error))).text == f"torch.AcceleratorError: {_ILLEGAL_ACCESS}"
