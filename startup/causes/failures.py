@@ -26,8 +26,8 @@ _Key = tuple[str, str]
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
-_FRAME: Final = re.compile(r'\s{0,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
-_ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
+_FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
+_ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
@@ -68,6 +68,8 @@ _REFERENCES: Final = (
     "operation failed due to a previous error during capture",
     "ZMQError: Operation not supported",
     "ChildProcessError: worker died",
+    "RuntimeError: cancelled",
+    "Worker failed with error ''",
 )
 """Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
@@ -125,6 +127,8 @@ class Failure:
     """For each exception whether the one before caused it; else it happened while that one was handled."""
     functions: list[str] = field(default_factory=list)
     """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
+    files: list[str] = field(default_factory=list)
+    """For each exception the file that raised it; empty if unknown."""
     is_ending: bool = False
     """Whether the log says that it ended the process."""
     is_of_request: bool = False
@@ -155,6 +159,12 @@ class Failure:
         end = dict(zip(self.texts, ends, strict=False)).get(text, 0)
         return self.functions[end - 1] if end else ""
 
+    def raised_at(self, text: str) -> str:
+        """The function and the file that raised this exception, as the texts of known causes name them."""
+        function = self.raised_in(text)
+        file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
+        return f" in {function}() of {file}" if function else ""
+
     @property
     def role(self) -> Role:
         """Which kind of process it was."""
@@ -182,6 +192,8 @@ class _Reading:
     """Lines in this state that were not expected, or that belong to the message."""
     indent: int = 0
     """Columns by which the whole traceback is moved, as in messages of several lines."""
+    file: str = ""
+    """Of the innermost frame."""
     is_source_next: bool = False
     """Whether the next line is the source code of a frame, in a log that has lost its indentation."""
 
@@ -195,6 +207,8 @@ class FailureReader:
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
         """The first exception that only refers to another one."""
+        self.cut: Failure | None = None
+        """The first traceback of the start whose exception is missing."""
 
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""
@@ -220,7 +234,7 @@ class FailureReader:
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
             reading.indent = len(text) - len(text.lstrip())
         elif reading is None:
-            self._begin_without_traceback(line, number, phase)
+            self._begin_inside(line, number, phase)
         elif reading.state == "frames":
             self._read_frame(reading, _outdent(line, reading.indent), number)
         else:
@@ -237,7 +251,11 @@ class FailureReader:
 
     def _end(self, key: _Key) -> None:
         reading = self._readings.pop(key, None)
-        if reading is None or not reading.failure.texts:
+        if reading is None:
+            return
+        if not reading.failure.texts:
+            if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
+                self.cut = self.cut or reading.failure
             return
         if not reading.failure.telling_texts():
             self.reference = self.reference or reading.failure
@@ -253,16 +271,23 @@ class FailureReader:
         else:
             kept[:] = [reading.failure]
 
-    def _begin_without_traceback(self, line: LogLine, number: int, phase: str) -> None:
+    def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
         """A log can begin inside a traceback, and some programs print only the exception."""
-        if line.level not in HARMLESS_LEVELS and _ERROR_NAME.match(line.text):
+        if line.level in HARMLESS_LEVELS:
+            return
+        if _ERROR_NAME.match(line.text):
             self._add(self._open(line, number, phase), line.text, number)
+        elif _FRAME.match(line.text):
+            reading = self._open(line, number, phase)
+            reading.state = "frames"
+            self._read_frame(reading, line, number)
 
     def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
         text = line.text
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             reading.origin.add_frame(found[1], found[2])
+            reading.file = found[1]
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
             # While such a file is imported, no request is being served.
@@ -289,7 +314,7 @@ class FailureReader:
             or (_ERROR_NAME.match(text) and not _is_quoted(reading))
         ):
             self._end((line.process, line.place))
-            self._begin_without_traceback(line, number, phase)
+            self._begin_inside(line, number, phase)
         elif not (_is_quoted(reading) and text.startswith((" ", "Traceback of TorchScript"))):
             reading.lines += 1
             texts = reading.failure.texts
@@ -302,8 +327,10 @@ class FailureReader:
             failure.line = number
         if len(failure.texts) == _MOST_IN_CHAIN:
             failure.texts.pop()
+            failure.files.pop()
             failure.is_direct.pop()
         failure.texts.append(text.strip()[:_LONGEST_TEXT])
+        failure.files.append(reading.file)
         failure.is_of_library_import |= reading.origin.is_of_library_import
         if not failure.own_fault and reading.origin.is_own(text.strip()):
             failure.own_fault = failure.texts[-1]

@@ -2,21 +2,23 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from startup.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.causes.known.devices import DEVICES, MEMORY
 from startup.causes.known.files import FILES
-from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION
+from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
+from startup.causes.known.llama_cpp import LLAMA_CPP
 from startup.causes.known.model import MODEL
+from startup.causes.known.places import PLACES
 from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
 from startup.causes.own_faults import OWN_FAULT
-from startup.causes.phase import BANNER, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
+from startup.causes.phase import BANNER, FATAL_ERROR, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
 
-KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
+KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
@@ -25,7 +27,13 @@ _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
 """Behind the message of an error of pydantic."""
 _OF_PYDANTIC: Final = "Value error, "
-_GOES_ON: Final = ("raised:", "output:", "TorchScript interpreter.")
+_OUTPUT: Final = "output:"
+_OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
+_POINTER: Final = "Search for `cuda"
+"""Begins torch's line that points to CUDA's documentation."""
+_OF_CPP: Final = "  what():"
+"""Begins the message of an exception of C++."""
+_GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
 """The end of a first line that says less than the next one."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
@@ -38,6 +46,24 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
 """Lines of a pasted excerpt, in which any line may name the cause; a longer log has the forms of vLLM."""
+_CODE: Final = re.compile(r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@")
+"""Source code, in tracebacks that have lost their indentation: what it names has not happened."""
+_COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
+"""The message of an error, of any program."""
+_RECOMMENDS: Final = re.compile(
+    r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
+    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_))"
+)
+_REFUSES: Final = re.compile(
+    r"(?!Assertion|Attribute|Index|Key|Name|Type).{0,2000}?"
+    r"(?:not (?:yet )?supported|unsupported|not support |only supports?\b|incompatible|not compatible"
+    r"|mutually exclusive|cannot be (?:used|combined|set|enabled)|\brequires? "
+    r"|\bmust be (?:set|used|one of|greater|less|at least|a |an ))",
+    re.DOTALL | re.IGNORECASE,
+)
+_QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
+_MOST_LINES_OF_AN_END: Final = 5
+"""Lines behind the first one of an end without an exception that can still belong to it."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
 """Begins the last line of `vllm-cli` when a start fails."""
@@ -45,6 +71,7 @@ _OWN_ERROR: Final = "Error: "
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
 _SPECIAL: Final = tuple(known for known in KNOWN if not known.is_general)
+_NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
 
 @dataclass(frozen=True)
@@ -70,12 +97,16 @@ class Run:
     """The message of an error whose cause is known; it need not have ended anything."""
     mention: Sign | None = None
     """A line of whatever form that names a known cause; it may be all that was pasted of a log."""
+    complaint: Sign | None = None
+    """A line that looks like the message of an error."""
     own_error: Sign | None = None
     """The last message of `vllm-cli` itself."""
     was_ready: bool = False
     """Whether the server accepted requests."""
     is_engine_dead: bool = False
     """Whether the API server has noticed that its engine is gone."""
+    is_loaded_from_disk: bool = False
+    """Whether vLLM has loaded a model that was compiled before."""
     _phases: dict[str, str] = field(default_factory=dict)
     """Label of a process -> its latest phase; the empty label stands for the latest of all."""
 
@@ -83,8 +114,11 @@ class Run:
         """Takes the next line, which has this number."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
+        self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
         self.exceptions.read(line, number, phase)
-        if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text:
+        if _CODE.match(line.text):
+            return
+        if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
             self._look_for_signs(line, number, phase)
 
     def _follow_phase(self, line: LogLine) -> str:
@@ -92,14 +126,14 @@ class Run:
             if line.process in self._phases or len(self._phases) < _MOST_PHASES:
                 self._phases[line.process] = begun
             self._phases[""] = begun
-            self.was_ready |= begun == SERVING
+            self.was_ready |= begun == SERVING and FATAL_ERROR not in line.text
         return SERVING if self.was_ready else self._phases.get(line.process) or self._phases.get("", "")
 
     def _look_for_signs(self, line: LogLine, number: int, phase: str) -> None:
         if self.hint is None and (known := _match(line, _HINTS)):
             self.hint = Sign(line, number, phase, known)
         if self._may_end_better() and (known := _match(line, _ENDS)):
-            if self.end is None or not known.is_general:
+            if self.end is None or self.end.known is NOT_IN_LOG or not known.is_general:
                 self.end = Sign(line, number, phase, known)
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
@@ -111,10 +145,19 @@ class Run:
             and line.level not in HARMLESS_LEVELS
             and not is_place_of_requests(line.place)
         ):
-            known = _match(line, _SPECIAL) or (None if named else _match(line, KNOWN))
+            known = _match(line, _SPECIAL) or (None if named else _match(line, _NAMED))
             self.mention = Sign(line, number, phase, known) if known else self.mention
+            self._look_for_complaint(line, number, phase)
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
+
+    def _look_for_complaint(self, line: LogLine, number: int, phase: str) -> None:
+        """One that quotes an exception tells more than others."""
+        if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
+            found = _QUOTED_ERROR.search(line.text)
+            if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
+                is_of_code = found is not None and ERROR_IN_CODE.matches(found[0])
+                self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
 
     def _may_end_better(self) -> bool:
         """Whether a later line can tell more of the end: none was found, or one that fits to many causes."""
@@ -189,19 +232,42 @@ def _cause_of(run: Run) -> Cause | None:
     failure = _first([each for each in run.exceptions.failures() if _counts(each, run)])
     if failure is not None:
         cause = _describe(failure, run)
+        if cause.known is None and (sign := _named_line(run, cause.line)):
+            cause = replace(cause, known=sign.known, text=_shorten(sign.line.text))
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
-    if run.end is None and run.was_ready and not run.is_engine_dead:
+    cut = run.exceptions.cut
+    is_engine_cut = cut is not None and cut.phase == SERVING and cut.role in _INNER
+    if run.end is None and run.was_ready and not run.is_engine_dead and not is_engine_cut:
         return None
-    if sign := run.end or run.error or run.own_error:
+    if sign := _telling_sign(run):
         return _describe_sign(sign, run)
-    if mention := run.mention:
-        return Cause(
-            mention.line.process, "", _shorten(mention.line.text), mention.known, mention.number, is_mention=True
-        )
+    if run.mention:
+        return _describe_mention(run.mention)
     if (reference := run.exceptions.reference) and (run.is_engine_dead or not reference.is_of_request):
         text = _shorten(reference.texts[-1])
         return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
-    return None
+    if cut:
+        phase = phase_of_functions(cut.functions) or cut.phase
+        text = f"a traceback without its exception, up to {''.join(cut.functions[-1:]) or 'its first line'}"
+        return Cause(cut.process or cut.role, phase, text, NOT_IN_LOG, cut.line)
+    return _describe_mention(run.complaint) if run.complaint else None
+
+
+def _telling_sign(run: Run) -> Sign | None:
+    """The line that tells an end without an exception, or one that names its cause."""
+    sign = run.end or run.error or run.own_error
+    if sign is None or sign.known is None or not sign.known.is_general:
+        return sign
+    if sign.known is NOT_IN_LOG:
+        return run.error or run.mention or sign
+    return _named_line(run, 0, sign.number) or sign
+
+
+def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
+    """A line that names a special cause, from this one on, at most some lines behind the last one."""
+    last = (last or first) + _MOST_LINES_OF_AN_END
+    named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
+    return next((each for each in named if first <= each.number <= last), None)
 
 
 def _counts(failure: Failure, run: Run) -> bool:
@@ -229,19 +295,33 @@ def _is_before(cause: Cause, end: Sign) -> bool:
 
 
 def _describe(failure: Failure, run: Run) -> Cause:
-    texts = failure.telling_texts()
+    texts = [each for text in failure.telling_texts() for each in _inner_first(text)]
     if failure.own_fault:
         text = _quote(failure.own_fault, OWN_FAULT, failure)
         return Cause(failure.process or failure.role, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
-    special = [(text, known) for text in texts if (known := _known(text, failure, is_general=False))]
-    general = [(text, known) for text in texts if (known := _known(text, failure, is_general=True))]
-    last_resort = ERROR_IN_CODE if ERROR_IN_CODE.matches(texts[0]) else None
+    before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
+    special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
+    general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
+    last_resort = _last_resort(texts[0], failure)
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
     phase = _phase_of(failure, known)
     quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
     return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
+
+
+def _last_resort(text: str, failure: Failure) -> KnownCause | None:
+    """What an exception without a known text means; no request may end an engine."""
+    if _RECOMMENDS.search(text) or _REFUSES.match(text):
+        return SETTING_REFUSED
+    return ERROR_IN_CODE if ERROR_IN_CODE.matches(text) or failure.phase == SERVING else None
+
+
+def _inner_first(text: str) -> list[str]:
+    """torch's compiler quotes the exception that it met behind its own name; that one says more."""
+    first, _, inner = text.partition("\n")
+    return [inner, text] if inner and first.endswith("raised:") else [text]
 
 
 def _phase_of(failure: Failure, known: KnownCause | None) -> str:
@@ -255,12 +335,16 @@ def _describe_sign(sign: Sign, run: Run) -> Cause:
     return Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
 
 
-def _known(text: str, failure: Failure, *, is_general: bool) -> KnownCause | None:
-    """What is known of an exception; one without a message may be known by the function that raised it."""
-    if ": " not in text and (function := failure.raised_in(text)):
-        found = _known_text(f"{text} in {function}()", is_general=is_general)
-        if found is not None:
-            return found
+def _describe_mention(sign: Sign) -> Cause:
+    return Cause(sign.line.process, "", _shorten(sign.line.text), sign.known, sign.number, is_mention=True)
+
+
+def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
+    """What is known of an exception, and of the place that raised it."""
+    if before and (found := _known_text(before + text, is_general=is_general)):
+        return found
+    if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
+        return found
     return _known_text(text, is_general=is_general)
 
 
@@ -284,9 +368,12 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
     is_of_pydantic = _PYDANTIC.search(lines[0]) is not None
     if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or is_of_pydantic):
         del lines[0]
+        if text.partition("\n")[0].endswith(_OUTPUT):  # of a compiler
+            lines = [next((line for line in lines if _OF_COMPILER.search(line)), lines[0])]
     if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
         lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
-    line = next((line for line in reversed(lines) if known and known.matches(line)), lines[0])
+    told = (line for line in reversed(lines) if known and known.matches(line) and not line.startswith(_POINTER))
+    line = next(told, lines[0])
     if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
         line = f"{line.rstrip(':')} in {function}()"
     return _shorten(line.removeprefix(_OF_PYDANTIC))

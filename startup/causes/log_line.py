@@ -4,8 +4,10 @@ Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes be
 one the indentation is kept, because it tells the frames of a traceback from its exception.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.json_depth import read_json
@@ -30,6 +32,10 @@ _RECORD: Final = re.compile(
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
 """`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
+_GLUED: Final = re.compile(
+    r"(?:\([^()]{1,80}\) ){0,2}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]{1,80}:\d"
+)
+"""The beginning of a record, which is in the middle of a line if a log has lost its line ends."""
 _OWN_RECORD: Final = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \(([\w -]{1,40})\) [\w.-]{1,120}: "
 )
@@ -77,8 +83,10 @@ def read_line(raw: str) -> Iterator[LogLine]:
         raw = _COLOUR.sub("", raw)
     if raw.startswith("{"):
         yield from _read_json(raw)
-    else:
-        yield from _read_text(raw)
+        return
+    starts = [found.start() for found in _GLUED.finditer(raw)] if len(raw) > _HEAD else []
+    for start, end in pairwise([0, *starts[1:], len(raw)]):
+        yield from _read_text(raw[start:end])
 
 
 def _read_text(raw: str) -> Iterator[LogLine]:
@@ -155,13 +163,26 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
     tell the number of a line.
     """
     rest = b""
-    while chunk := stream.read(_CHUNK):
+    for chunk in _utf8_chunks(stream):
         lines = (rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\r\n").split(b"\n")
         rest = lines.pop()[:LONGEST_LINE]
         for line in lines:
             yield _decode(line)
     if rest:
         yield _decode(rest)
+
+
+def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """The stream in UTF-8; PowerShell writes UTF-16."""
+    chunk = stream.read(_CHUNK)
+    if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield chunk.removeprefix(codecs.BOM_UTF8)
+        yield from iter(lambda: stream.read(_CHUNK), b"")
+        return
+    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    while chunk:
+        yield decoder.decode(chunk).encode()
+        chunk = stream.read(_CHUNK)
 
 
 def _decode(line: bytes) -> str:

@@ -45,8 +45,10 @@ _ADDED: Final = (
 _BEGINS: Final = (
     ("startup/vllm/fork/recorded_ends.py", "run_and_record"),
     ("multiprocessing/process.py", "run"),
+    ("multiprocessing/spawn.py", "_fixup_main_from_name"),
+    ("multiprocessing/spawn.py", "_fixup_main_from_path"),
 )
-"""Functions that call the main function of a process of vLLM."""
+"""Functions that call the main function of a process of vLLM, or import the program that started it."""
 _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 """Exceptions from `_ADDED`."""
 _EMBEDDED: Final = ("server/", "startup/engine/")

@@ -25,6 +25,8 @@ BANNER: Final = "█  version "
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
 """Of a process that a signal has ended; the names are those of vLLM's spans."""
+FATAL_ERROR: Final = "EngineCore encountered a fatal error"
+"""An engine that had started has failed."""
 _MESSAGES: Final = (
     (f"{LAST_PHASE}init_device", DEVICE),
     (f"{LAST_PHASE}load", LOADING),
@@ -52,6 +54,8 @@ _MESSAGES: Final = (
     ("Capturing CUDA graph", GRAPHS),
     ("Application startup complete", SERVING),
     ("Uvicorn running on", SERVING),
+    ("server is listening on", SERVING),
+    (FATAL_ERROR, SERVING),
 )
 """Text of a message -> what the process did from then on."""
 

@@ -83,7 +83,8 @@ def write_termination_message(text: str) -> None:
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
     """What ended the server, as its output and `more` tell; `STOPPED` if it was stopped, None if nothing."""
     with suppress(OSError), record.file.open("rb") as stream:
-        return find_cause(chain(read_lines(stream), more.splitlines()))
+        cause = find_cause(chain(read_lines(stream), more.splitlines()))
+        return None if cause and cause.is_mention and cause.known is None else cause
     return None
 
 

@@ -61,22 +61,14 @@ DEVICES: Final = (
     KnownCause(
         "container-without-gpus",
         "the container's runtime gives no GPUs to containers",
-        (
-            "could not select device driver",
-            "nvidia-container-cli: ",
-            "unknown or invalid runtime name: nvidia",
-        ),
+        ("could not select device driver", "nvidia-container-cli: ", "unknown or invalid runtime name: nvidia"),
         "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker.",
         where="end",
     ),
     KnownCause(
         "too-few-gpus",
         "the flags ask for more GPUs than are visible",
-        (
-            "is larger than the number of available GPUs",
-            "invalid device ordinal",
-            "local_rank … is out of bounds for",
-        ),
+        ("is larger than the number of available GPUs", "invalid device ordinal", "local_rank … is out of bounds for"),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or make more GPUs visible "
         "(CUDA_VISIBLE_DEVICES, the container's limits).",
     ),
@@ -97,15 +89,24 @@ DEVICES: Final = (
             "is not compatible with the current PyTorch installation",
             "is not implemented for Blackwell",
             "Failed to initialize cutlass",
+            "No compiled …capability",
+            "No compiled …kernel",
         ),
         "Use a newer vLLM and torch for a new GPU, an older one for an old GPU, or build vLLM from source for it "
         "(TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
+        "kernel-too-large",
+        "a Triton kernel needs more shared memory than this GPU has",
+        ("out of resource: shared memory",),
+        "Another --attention-backend, --kv-cache-dtype auto or a newer vLLM: the kernel is tuned for another GPU.",
+    ),
+    KnownCause(
         "kernel-image-invalid",
-        "Triton's compiler writes code that this driver does not read",
+        "the GPU does not read the compiled code: it is for another GPU or a newer driver",
         ("device kernel image is invalid",),
-        "Update the driver, or set TRITON_PTXAS_PATH to the ptxas of the CUDA version that the driver supports.",
+        "Use a build for this GPU (on AMD for its gfx number); else update the driver, or set TRITON_PTXAS_PATH to the "
+        "ptxas of the CUDA version that the driver supports.",
     ),
     KnownCause(
         "bfloat16-unsupported",
@@ -145,13 +146,20 @@ DEVICES: Final = (
         "which may need a newer vLLM; other words are flags: leave them out.",
     ),
     KnownCause(
+        "nvcc-too-old",
+        "nvcc compiles kernels, and is older than this GPU",
+        (
+            "FlashInfer requires GPUs with sm75 or higher",
+            "No supported CUDA architectures",
+            "Unsupported gpu architecture",
+        ),
+        "Install the CUDA toolkit that this torch was built for (12.8 or newer for Blackwell) and set CUDA_HOME to it. "
+        "Or, also for GPUs before Turing: VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+    ),
+    KnownCause(
         "gpu-too-old",
         "this GPU is too old for what the flags ask for",
-        (
-            "GPUs with compute capability below",
-            "requires GPUs with sm",
-            "only supports Ampere GPUs or newer",
-        ),
+        ("GPUs with compute capability below", "requires GPUs with sm", "only supports Ampere GPUs or newer"),
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
     ),
     KnownCause(
@@ -176,32 +184,29 @@ DEVICES: Final = (
     KnownCause(
         "deep-gemm-failed",
         "DeepGEMM cannot compute this model on this GPU",
-        ("Unknown SF transformation",),
+        ("Unknown SF transformation", "Assertion error (…gemm"),
         "VLLM_USE_DEEP_GEMM=0, or a newer vLLM.",
     ),
     KnownCause(
         "flashinfer-failed",
         "FlashInfer cannot compute this model on this GPU",
-        (
-            "BatchPrefillWithPagedKVCache failed",
-            "BatchDecodeWithPagedKVCache failed",
-            "No supported CUDA architectures",
-        ),
+        ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
         "Another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
         "or the version of FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
     ),
     KnownCause(
-        "xpu-device-lost",
-        "the driver has lost the Intel GPU",
-        ("UR_RESULT_ERROR_DEVICE_LOST",),
-        "Lower --gpu-memory-utilization and --max-num-batched-tokens; update the kernel and the driver (Level Zero); "
-        "with several GPUs try one, or --tensor-parallel-size 1.",
+        "gpu-device-lost",
+        "the driver has lost the GPU",
+        ("UR_RESULT_ERROR_DEVICE_LOST", "ErrorDeviceLost"),
+        "`dmesg` has the driver's reason. Use less memory and smaller batches (--gpu-memory-utilization, "
+        "--max-num-batched-tokens); update kernel and driver; of several GPUs try one.",
     ),
     KnownCause(
         "no-pinned-memory",
-        "vLLM needs pinned memory, which WSL does not always have",
-        ("UVA is not available",),
-        "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it.",
+        "the system gives vLLM no pinned memory, as in WSL or below a limit",
+        ("UVA is not available", "OS call failed or operation not supported on this OS"),
+        "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it; else "
+        "`ulimit -l unlimited` and more free memory.",
     ),
     KnownCause(
         "cuda-fork",
@@ -210,11 +215,19 @@ DEVICES: Final = (
         "VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
     ),
     KnownCause(
+        "not-spawnable",
+        "a process cannot be spawned from this Python program",
+        ("No such file or directory: '…<stdin>'", "finished its bootstrapping phase"),
+        "Put the program into a file, with the start of vLLM below if __name__ == '__main__'.",
+    ),
+    KnownCause(
         "illegal-memory-access",
         "a kernel accessed memory that is not its own",
         (
             "an illegal memory access was encountered",
             "device-side assert triggered",
+            "`cudaErrorAssert'",
+            "`cudaErrorIllegalAddress'",
             "unspecified launch failure",
             "misaligned address",
             "HSA_STATUS_ERROR_EXCEPTION",
@@ -320,6 +333,13 @@ MEMORY: Final = (
         "--max-num-seqs or --max-num-batched-tokens; or use a quantized model or --tensor-parallel-size.",
     ),
     KnownCause(
+        "nccl-out-of-memory",
+        "the GPU has no memory left for NCCL",
+        ("Cuda failure … 'out of memory'", "HIP failure… 'out of memory'"),
+        "`nvidia-smi` shows who holds the memory: end it, or lower --gpu-memory-utilization.",
+        where="hint",
+    ),
+    KnownCause(
         "gpu-memory-query-failed",
         "the GPU's memory is exhausted, or its driver does not answer in this container",
         ("NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
@@ -375,6 +395,7 @@ MEMORY: Final = (
             "exit code: -9",
             "Failed core proc(s): …: -9",
             "died with exit code -9",
+            "died with <Signals.SIGKILL",
             "exit code 137",
             "exited with code 137",
             "exitcode=-9",
@@ -393,6 +414,9 @@ MEMORY: Final = (
             "Bus error",
             "unable to mmap … /dev/shm",
             "exit code: -7",
+            "[Errno 14]…/dev/shm",
+            "/dev/shm…[Errno 14]",
+            "died with <Signals.SIGBUS",
         ),
         "docker run --ipc=host or --shm-size 8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm.",
         where="hint",

@@ -121,11 +121,7 @@ FILES: Final = (
     KnownCause(
         "folder-not-writable",
         "a file or folder cannot be read or written",
-        (
-            "[Errno 13] Permission denied:",
-            "Check cache directory permissions",
-            "Read-only file system",
-        ),
+        ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
         "Check owner and mode of what the line names. For caches set HOME (or HF_HOME, VLLM_CACHE_ROOT, "
         "TRITON_CACHE_DIR, XDG_CONFIG_HOME) to a folder that the container's user may write, such as an emptyDir.",
     ),
@@ -156,6 +152,7 @@ FILES: Final = (
             "The server socket has failed to listen on any local network address",
             "ZMQError: Address already in use",
             "EADDRINUSE",
+            "couldn't bind HTTP server socket",
         ),
         "`ss -ltnp` shows who: stop it (`vllm-cli stop PORT`), or choose another --port, --master-port or VLLM_PORT.",
         where="end",

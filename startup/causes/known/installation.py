@@ -24,6 +24,8 @@ ERROR_IN_CODE: Final = KnownCause(
         "shape mismatch:",
         "is invalid for input of size",
         "shapes cannot be multiplied",
+        "have the same dtype",
+        "expected scalar type",
         "values to unpack",
         "Failed to apply … on data=",
     ),
@@ -33,6 +35,18 @@ ERROR_IN_CODE: Final = KnownCause(
 )
 """If nothing else is known of an exception."""
 
+SETTING_REFUSED: Final = KnownCause(
+    "setting-refused",
+    "vLLM refuses these settings or this model, and says why",
+    (),
+    "Do what the text says: it names the flag, variable or value; a newer vLLM may take it.",
+    is_general=True,
+)
+"""Has no texts: an exception whose message recommends or refuses something."""
+
+LOADED_FROM_DISK: Final = "Directly load AOT compilation"
+"""vLLM has loaded a model that was compiled before; stands before an exception that followed."""
+
 INSTALLATION: Final = (
     KnownCause(
         "libraries-do-not-fit",
@@ -41,7 +55,7 @@ INSTALLATION: Final = (
             "undefined symbol",
             "Tried to instantiate class '_core_C",
             "has no attribute '_C'",
-            "'_OpNamespace' '_C' object has no attribute",
+            "'_OpNamespace' '_",
             "Could not run '_C::",
             "version `GLIBC",
             "A module that was compiled using NumPy 1",
@@ -66,6 +80,8 @@ INSTALLATION: Final = (
             "packaging.version.InvalidVersion",
             "VersionConflict",
             "'array.array' is not subscriptable",
+            "got an unexpected keyword argument",
+            "got multiple values for argument",
         ),
         "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer.",
     ),
@@ -88,6 +104,7 @@ INSTALLATION: Final = (
         (
             "Could not find nvcc",
             "No such file or directory: 'nvcc'",
+            "nvcc: not found",
             "No such file or directory: '/usr/local/cuda/bin/nvcc'",
             "No such file or directory: 'ninja'",
             "CUDA_HOME environment variable is not set",
@@ -131,6 +148,7 @@ INSTALLATION: Final = (
             "corrupted compilation artifact",
             "failed to get the hash of the compiled graph",
             "Expected tensors only, but got",
+            f"{LOADED_FROM_DISK}…'_OpNamespace'",
             "No such file or directory: …/.triton/cache/",
             "No such file or directory: …/torchinductor_",
         ),
@@ -147,6 +165,8 @@ INSTALLATION: Final = (
             "TritonError",
             "Triton Error",
             "torch._dynamo.exc.",
+            "Constraints violated (",
+            "ConstraintViolationError",
         ),
         "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
         "that the GPU is not older than this vLLM supports.",
@@ -163,20 +183,29 @@ INSTALLATION: Final = (
     ),
     KnownCause(
         "parser-unknown",
-        "there is no parser of this name",
+        "this vLLM has no parser, tokenizer mode or connector of this name",
         (
             "invalid tool call parser",
             "invalid reasoning parser",
             "--enable-auto-tool-choice requires --tool-call-parser",
+            "No tokenizer registered for",
+            "Unsupported connector type",
         ),
-        "Choose one of the names in the text with --tool-call-parser or --reasoning-parser.",
+        "Choose one of the names in the text, or those of `vllm serve --help`; a newer vLLM may have it.",
         phase=CONFIGURATION,
     ),
     KnownCause(
         "bad-argument",
         "a flag has a value that is not possible",
-        (": error: argument ", ": error: the following arguments are required", "TypeError: Error: --"),
-        "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
+        (
+            ": error: argument ",
+            ": error: the following arguments are required",
+            "TypeError: Error: --",
+            "error: invalid argument: ",
+            "error while handling argument ",
+        ),
+        "The text names flag and choices; values with JSON need quotes of the shell or of YAML; another version may "
+        "have other flags.",
         where="end",
         phase=COMMAND_LINE,
     ),
@@ -186,5 +215,6 @@ INSTALLATION: Final = (
         ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
         "Rename the Service, or set enableServiceLinks: false in the pod.",
     ),
+    SETTING_REFUSED,
     ERROR_IN_CODE,
 )

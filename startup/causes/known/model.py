@@ -140,6 +140,10 @@ MODEL: Final = (
             "KeyError: 'language_model.",
             "Attempted to load weight",
             "size mismatch for",
+            " in load_weights()",
+            "KeyError: '….weight",
+            " in …weight_loader()",
+            " in load_…_weight()",
         ),
         "Use a newer vLLM for a new model. For a model that was quantized or fine-tuned: check config.json "
         "(architectures, quantization_config, tie_word_embeddings) against the files.",
@@ -147,11 +151,7 @@ MODEL: Final = (
     KnownCause(
         "gguf-unsupported",
         "this vLLM does not know the model of the GGUF file",
-        (
-            "GGUF model with architecture … is not supported",
-            "Unknown gguf model_type",
-            "ailed to map GGUF parameters",
-        ),
+        ("GGUF model with architecture … is not supported", "Unknown gguf model_type", "ailed to map GGUF parameters"),
         "Use a newer vLLM or its GGUF plugin, --hf-config-path with the original model, or its safetensors.",
     ),
     KnownCause(
@@ -213,7 +213,7 @@ MODEL: Final = (
     KnownCause(
         "placeholders-do-not-match",
         "a prompt holds another number of image tokens than the model made for its images",
-        ("Attempted to assign … placeholders",),
+        ("Attempted to assign",),
         "The prompt was cut, or the model's processor does not fit: raise --max-model-len above the longest prompt "
         "with its images, and use the versions of vLLM and transformers that the model's page names.",
     ),
@@ -226,7 +226,12 @@ MODEL: Final = (
     KnownCause(
         "lora-unsupported",
         "the adapter changes parts of the model that vLLM does not serve",
-        ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
+        (
+            "is unsupported LoRA weight",
+            "vLLM only supports modules_to_save being None",
+            "expected target modules in",
+            "() of …/vllm/lora/",
+        ),
         "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
@@ -238,7 +243,13 @@ MODEL: Final = (
     KnownCause(
         "configuration-refused",
         "vLLM refuses the configuration",
-        ("validation error for", "validation errors for"),
+        (
+            "validation error for",
+            "validation errors for",
+            "() of …/vllm/config/",
+            "() of …/arg_utils.py",
+            "() of …/vllm/platforms/",
+        ),
         "The text says what does not go together: correct those flags, or the model's config.json.",
         is_general=True,
     ),

@@ -17,7 +17,13 @@ STOPPED: Final = KnownCause(
 NOT_IN_LOG: Final = KnownCause(
     "cause-not-in-log",
     "the cause is not in this log",
-    ("Engine core initialization failed. See root cause above",),
+    (
+        "Engine core initialization failed. See root cause above",
+        "EngineCore failed to start",
+        "EngineCore encountered a fatal error",
+        "WorkerProc failed to start",
+        "WorkerProc hit an exception",
+    ),
     "Its processes write the cause before this line: give the complete log, with standard error and from the start "
     "on (`kubectl logs --previous`). If it is complete, the process was killed: look into `dmesg`.",
     where="end",
@@ -57,6 +63,7 @@ PROCESSES: Final = (
             "NCCL error",
             "NCCL Error",
             "DistBackendError",
+            "() of …/device_communicators/",
         ),
         "NCCL_DEBUG=INFO shows why. Often: /dev/shm too small (--ipc=host), the wrong interface "
         "(NCCL_SOCKET_IFNAME), no P2P between the GPUs (NCCL_P2P_DISABLE=1).",
@@ -159,7 +166,7 @@ PROCESSES: Final = (
     KnownCause(
         "illegal-instruction",
         "this processor lacks instructions that the build needs",
-        ("Illegal instruction", "SIGILL", "exit code: -4"),
+        ("Illegal instruction", "SIGILL", "exit code: -4", "exit code 132"),
         "Use a build for this processor (vLLM's CPU wheels need AVX2 or AVX512), or build from source on it.",
         where="end",
     ),
@@ -175,10 +182,13 @@ PROCESSES: Final = (
             "exit code: -11",
             "Segfault encountered",
             "died with exit code -11",
+            "died with <Signals.SIGABRT",
             "Failed core proc(s): …: -11",
             "Failed core proc(s): …: -6",
             "exit code: -6",
             "exit code 139",
+            "exit code 134",
+            "exit code 136",
             "exited with code 139",
         ),
         "PYTHONFAULTHANDLER=1 shows where; often libraries of different versions in one environment: try vLLM's "
@@ -196,7 +206,7 @@ PROCESSES: Final = (
     KnownCause(
         "worker-terminated",
         "a worker was ended",
-        ("died, exit code: -15", "died, exit code: "),
+        ("died, exit code: -15", "died, exit code: ", "died with <Signals."),
         "Exit code -15 is SIGTERM: somebody ended the server or its container; else see the lines above it.",
         where="end",
         is_general=True,

@@ -568,7 +568,7 @@ def test_a_line_that_names_a_cause_counts_only_if_nothing_was_ready():
             "RuntimeError: UR backend failed. UR backend returns:40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)",
             "gpu-out-of-memory",
         ),
-        ("RuntimeError: Native API failed. Native API returns: 20 (UR_RESULT_ERROR_DEVICE_LOST)", "xpu-device-lost"),
+        ("RuntimeError: Native API failed. Native API returns: 20 (UR_RESULT_ERROR_DEVICE_LOST)", "gpu-device-lost"),
         (
             "transformers.x.AmbiguousGlobalPerLayerAttributeError:\n'head_dim' is a per-layer attribute and may vary",
             "transformers-too-new",
@@ -628,3 +628,203 @@ def test_a_gated_repository_says_more_than_the_status_of_its_answer():
     assert _name(_find(answer)) == "hub-unauthorized"
     refused = _traceback("load", error="OSError: You are trying to access a gated repo.")
     assert _name(_find(answer, "", cause, "", refused)) == "gated-repo"
+
+
+_COMPILER = "torch._dynamo.exc.BackendCompilerFailed: backend='<vllm.compilation.backends.VllmBackend>' raised:\n"
+_AOT = "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [decorators.py:320] Directly load AOT compilation from path /a/b"
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        ("RuntimeError: FlashInfer requires GPUs with sm75 or higher", "nvcc-too-old"),
+        ("OSError: [Errno 14] Bad address: '/dev/shm/psm_1'", "shm-too-small"),
+        ("AssertionError: Please set VLLM_X=0 with this model", "setting-refused"),
+        ("NotImplementedError: x is not possible. Use --no-y.", "setting-refused"),
+        ("ValueError: x needs y. Please disable prefix caching.", "setting-refused"),
+        ("ValueError: x is not supported with y.", "setting-refused"),
+        ("RuntimeError: x requires y", "setting-refused"),
+        ("AssertionError: x requires y", "error-in-code"),
+        ("NotImplementedError: x is not supported", "setting-refused"),
+        ("triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 66560", "kernel-too-large"),
+        ("KeyError: 'mtp.0.head.weight'", "weights-do-not-match"),
+        (f"{_COMPILER}DistBackendError: NCCL error: x", "nccl-failed"),
+        (f"{_COMPILER}AssertionError: x", "compilation-failed"),
+        ("subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGKILL: 9>.", "process-killed"),
+        ("subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGTERM: 15>.", "worker-terminated"),
+    ],
+)
+def test_causes_that_were_vague_or_wrong(error, name):
+    assert _name(_find(_log(_CORE, _traceback("load", error=error)))) == name
+
+
+def test_an_operator_that_a_loaded_compiled_model_lacks_is_a_matter_of_the_cache():
+    lacks = _log(
+        _CORE, _traceback("forward", error="AttributeError: '_OpNamespace' 'vllm' object has no attribute 'x'")
+    )
+    assert _name(_find(_AOT, lacks)) == "compile-cache-damaged"
+    assert _name(_find(lacks)) == "error-in-code"
+    assert _name(_find(_AOT, _log(_CORE, _traceback("forward", error="AssertionError: x")))) == "error-in-code"
+
+
+def test_the_tools_for_hip_errors_are_those_of_amd():
+    cause = _find(_log(_CORE, _traceback("load", error="torch.AcceleratorError: HIP error: invalid argument")))
+    assert "rocm-smi" in write_digest(cause)[2]
+    assert "AMD_SERIALIZE_KERNEL=3" in digest_to_dict(cause)["advice"]
+
+
+def test_a_line_that_names_a_cause_says_more_than_that_the_cause_is_elsewhere():
+    cause = _find("The NVIDIA driver on your system is too old", _log(_API, _traceback("main", error=_SEE_ABOVE)))
+    assert _name(cause) == "driver-too-old"
+
+
+def test_source_code_without_indentation_names_no_cause():
+    assert find_cause(["class RepositoryNotFoundError(HubError):", "raise GatedRepoError("]) is None
+    cause = _find("Traceback (most recent call last):", 'File "/x/y.py", line 7, in f', "class OutOfMemoryError(E):")
+    assert _name(cause) == "cause-not-in-log"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(_log(_CORE, _traceback("load_model", error="x")[:-1]), id="end"),
+        pytest.param(_traceback("run", "load_model", error="x")[3:-1], id="both ends"),
+    ],
+)
+def test_of_a_traceback_that_is_cut_the_phase_is_known(lines):
+    cause = _find(_VERSION, lines)
+    assert (_name(cause), cause.phase) == ("cause-not-in-log", "while it loaded the model")
+    assert "load_model" in cause.text
+    assert find_cause([_VERSION, *lines, _READY]) is None
+
+
+_LLAMA_FAILED = ("llama_model_load_from_file_impl: failed to load model", "main: exiting due to model loading error")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", "llama-out-of-memory"),
+        ("llama_model_load: error loading model: unknown model architecture: 'x'", "llama-model-unknown"),
+        ("ggml_metal_buffer_init: error: failed to allocate buffer, size = 2 MiB", "llama-out-of-memory"),
+        ("gguf_init_from_file: failed to open GGUF file 'x.gguf'", "llama-model-damaged"),
+        ("error: invalid argument: --x", "bad-argument"),
+        ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", "port-in-use"),
+        ("llama_model_load: error loading model: error loading model vocabulary: x", "llama-model-unknown"),
+        ("", "llama-load-failed"),
+        ("x.cpp:7: GGML_ASSERT(x) failed", "llama-failed"),
+    ],
+)
+def test_the_errors_of_llama_server(line, name):
+    cause = _find("main: loading model", line, *_LLAMA_FAILED)
+    assert _name(cause) == name
+    assert write_digest(cause)[0].startswith("The server failed")
+
+
+def test_a_message_of_an_error_that_nobody_knows_is_shown():
+    cause = _find("srv   init: starting", "srv   init: failed to do what nobody knows", "bye")
+    assert (cause.line, cause.known, cause.is_mention) == (2, None, True)
+    assert write_digest(cause)[0].startswith("Line 2 is the message of an error")
+
+
+@pytest.mark.parametrize(
+    ("functions", "error", "name"),
+    [
+        ("load_model load_weights", "KeyError: 'blocks.0.qkv.weight'", "weights-do-not-match"),
+        ("load_model weight_loader", "AssertionError", "weights-do-not-match"),
+        ("load_model forward", "KeyError: 'blocks'", "error-in-code"),
+        ("vllm/config/model", "ValueError: x and y do not go together", "configuration-refused"),
+        ("vllm/lora/model", "ValueError: x", "lora-unsupported"),
+        ("transformers/tokens", "AttributeError: 'list' object has no attribute 'keys'", "transformers-failed"),
+        ("vllm/v1/attention/backends/x", "AssertionError", "attention-failed"),
+        ("x/kv_transfer/y", "AssertionError: x", "kv-connector-failed"),
+        ("x/kv_transfer/y", "RuntimeError: CUDA error: x", "gpu-error"),
+        ("x/quantization/y", "ValueError: x", "quantization-failed"),
+        ("vllm/model_executor/models/x", "ValueError: x", "model-failed"),
+        ("x/spec_decode/y", "KeyError: 1", "speculative-decoding-failed"),
+        ("x/structured_output/y", "ValueError: x", "structured-outputs-failed"),
+        ("flashinfer/jit", "RuntimeError: Ninja build failed. Ninja output:", "kernel-build-failed"),
+        ("forward", "AttributeError: '_OpNamespace' '_C_x' object has no attribute 'y'", "libraries-do-not-fit"),
+        ("f", "TypeError: f() got an unexpected keyword argument 'x'", "versions-do-not-fit"),
+        ("f", "NotImplementedError: No compiled x for CUDA device capability: 120.", "no-kernel-for-this-gpu"),
+        ("f", "RuntimeError: Assertion error (deepgemm-src/csrc/x.hpp:60):", "deep-gemm-failed"),
+        ("f", "RuntimeError: expected mat1 and mat2 to have the same dtype", "error-in-code"),
+        ("f", "x.ConstraintViolationError: Constraints violated (L['x'])!", "compilation-failed"),
+        ("f", "FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'", "not-spawnable"),
+        ("f", "ValueError: No tokenizer registered for tokenizer_mode='x'.", "parser-unknown"),
+    ],
+)
+def test_the_function_and_the_file_that_raised_an_exception_tell_its_cause(functions, error, name):
+    assert _name(_find(_log(_CORE, _traceback(*functions.split(), error=error)))) == name
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
+        ("terminate called after throwing an instance of 'X'|  what():  submit: ErrorDeviceLost", "gpu-device-lost"),
+        ("No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x", "driver-too-old"),
+        ("2.0.1 E get_repo_commit: error: GET failed (404)|srv: failed to load model", "llama-download-failed"),
+        ("worker exited with exit code 136", "native-crash"),
+        ("common: init|/x/ggml/src/ggml-impl.h:319: fatal error", "llama-failed"),
+        ("RuntimeError: CUDA error: OS call failed or operation not supported on this OS", "no-pinned-memory"),
+        ("HIP failure: 'out of memory'|RuntimeError: NCCL error: unhandled cuda error", "nccl-out-of-memory"),
+        (
+            f"{_CORE}Search for `cudaErrorAssert' in https://x|{_API}Traceback (most recent call last):",
+            "illegal-memory-access",
+        ),
+        ("Failed to start: None|x: failed: TypeError: f() got an x", "error-in-code"),
+    ],
+)
+def test_lines_around_an_end_tell_its_cause(lines, name):
+    assert _name(_find(lines.split("|"))) == name
+
+
+def test_of_a_compilers_output_the_error_is_quoted():
+    error = "RuntimeError: Ninja build failed. Ninja output:\n[1/2] nvcc x.cu\nx.cu(7): error: no y\nninja: stopped"
+    assert _find(_log(_CORE, _traceback("f", error=error))).text == "x.cu(7): error: no y"
+
+
+def test_what_ends_an_engine_that_serves_is_a_fault_of_its_code():
+    failed = _log(_CORE, _traceback("schedule", error="ValueError: x"))
+    assert _name(_find(_CORE + "EngineCore failed to start.", failed)) is None
+    assert _name(_find(_CORE + "EngineCore encountered a fatal error.", failed)) == "error-in-code"
+    assert (
+        _name(_find(_READY, _log(_CORE, _traceback("run_engine_core", "step", error="x")[:-1]))) == "cause-not-in-log"
+    )
+
+
+def test_a_request_whose_traceback_is_cut_is_all_that_this_log_has():
+    request = _log(_REQUEST.replace("251", "997"), _traceback("get", "create", error="x")[1:-1])
+    assert _name(_find(request)) == "cause-not-in-log"
+    assert find_cause([_READY, *request]) is None
+    assert find_cause(_log(_WARNING, _traceback("write", error="x")[:-1])) is None
+
+
+def test_a_log_without_line_ends():
+    lines = _log(_CORE, _traceback("run_engine_core", "load_model", error=_FREE_MEMORY))
+    cause = _find(" ".join([_CORE + "EngineCore failed to start.", *lines]))
+    assert (_name(cause), cause.process) == ("gpu-memory-taken", "EngineCore_DP0 pid=40")
+    assert cause.phase == "while it loaded the model"
+
+
+def test_the_line_that_a_message_continues_in_names_its_cause():
+    cause = _find(
+        f"{_API}ValueError: The prompt contains an image with",
+        "length 6105, which exceeds the pre-allocated encoder cache size 6084.",
+        f"{_CORE}EngineCore encountered a fatal error.",
+    )
+    assert _name(cause) == "encoder-cache-too-small"
+
+
+def test_that_an_engine_failed_is_said_if_nothing_else_is_known():
+    assert _name(_find("ERROR EngineCore encountered a fatal error. ERROR Traceback (most recent call last): x")) == (
+        "cause-not-in-log"
+    )
+    vanished = _log(_CORE, ["EngineCore failed to start.", _DIED])
+    assert _name(_find(vanished, _log(_CORE, _traceback("f", error=_quoted(""))))) == "process-vanished"
+
+
+def test_the_line_that_points_to_documentation_is_not_quoted():
+    error = f"torch.AcceleratorError: {_ILLEGAL_ACCESS}\nSearch for `cudaErrorIllegalAddress' in https://x"
+    assert _find(_log(_CORE, _traceback("f", error=error))).text == f"torch.AcceleratorError: {_ILLEGAL_ACCESS}"

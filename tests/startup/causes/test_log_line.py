@@ -152,3 +152,10 @@ def test_a_line_without_end_takes_bounded_memory():
     tracemalloc.stop()
     assert len(line) == LONGEST_LINE
     assert most < 4 << 20
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_log_can_have_the_encodings_of_powershell(encoding, monkeypatch):
+    monkeypatch.setattr(log_line, "_CHUNK", 3)
+    stream = io.BytesIO("Zeile 1: ä€😀\nZeile 2\n".encode(encoding))
+    assert list(read_lines(stream)) == ["Zeile 1: ä€😀", "Zeile 2"]

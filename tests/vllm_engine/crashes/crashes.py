@@ -151,11 +151,18 @@ CRASHES: Final[dict[str, Crash]] = {
     ),
     # While it serves.
     "serving-engine": _raises(
-        "EngineCore", f"{_CORE}.add_request", "ValueError: no request", phase=_SERVING, is_serving=True
+        "EngineCore",
+        f"{_CORE}.add_request",
+        "ValueError: no request",
+        phase=_SERVING,
+        cause="error-in-code",
+        is_serving=True,
     ),
     "serving-engine-killed": _signal("EngineCore", f"{_CORE}.add_request", "SIGKILL", phase=_SERVING, is_serving=True),
     "serving-engine-segv": _signal("EngineCore", f"{_CORE}.add_request", "SIGSEGV", phase=_SERVING, is_serving=True),
-    "serving-worker": _raises("Worker", f"{_GPU}.execute_model", "ValueError: no token", is_serving=True),
+    "serving-worker": _raises(
+        "Worker", f"{_GPU}.execute_model", "ValueError: no token", cause="error-in-code", is_serving=True
+    ),
     "serving-worker-killed": _signal("Worker", f"{_GPU}.execute_model", "SIGKILL", phase=_SERVING, is_serving=True),
     "serving-worker-segv": _signal("Worker", f"{_GPU}.execute_model", "SIGSEGV", is_serving=True),
     # Faults that the preflight would find.
