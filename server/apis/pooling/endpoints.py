@@ -9,7 +9,7 @@ from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import Dimensions, InputFields, VectorFields
 from server.apis.pooling.serving import Endpoint, Pooled, tensor_of, values_of
-from server.renderers.tokenizers.hf_tokenizer import Encoded
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 

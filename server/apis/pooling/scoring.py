@@ -15,7 +15,7 @@ from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import Endpoint, Pooled, values_of
 from server.http_body.request_body import Counted
-from server.renderers.tokenizers.hf_tokenizer import Encoded
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 ScoreInput = str | dict[str, Any]

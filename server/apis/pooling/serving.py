@@ -19,7 +19,7 @@ from server.generation.sequences import SequenceRecorder, Usage
 from server.http_body.response_body import take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.renderers.tokenizers.hf_tokenizer import Encoded
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch
 
 from server.limits import LimitsConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
-from server.renderers.renderer import Renderer
+from server.renderers.hf import HfRenderer
 from tests.embeds_payloads import torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 
@@ -19,7 +19,7 @@ def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
 
 
 @pytest.fixture
-def accepting(server, renderer: Renderer) -> Iterator[object]:
+def accepting(server, renderer: HfRenderer) -> Iterator[object]:
     """A server with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
     try:

@@ -14,13 +14,12 @@ import torch
 
 from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
-from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
 from server.renderers.detokenizer import PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
-from server.renderers.renderer import Renderer
-from server.renderers.vision import VisionRenderer
+from server.renderers.registry import build_renderer
 from tests.embeds_payloads import saved, torch_payload
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
@@ -158,7 +157,7 @@ def test_the_pool_s_threads_import_no_modules(model_path):
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 path = Path(sys.argv[1])
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 async def main(renderer):
@@ -191,7 +190,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inl
     files = ModelFiles(folder, folder)
     turns = []
     for executor in (None, inline_executor):
-        with Renderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
+        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
             renderer.embeds_limits = LARGE_EMBEDS
             rendering = asyncio.ensure_future(
                 renderer.run_in_pool(renderer.render_prompts, large_prompts, TextOptions())
@@ -210,7 +209,7 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, i
     large = image_messages(*(image_url(seed, 2000, 2000, "JPEG") for seed in range(2)))
     turns = []
     for executor in (None, inline_executor):
-        with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
+        with build_renderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
             renderer.warm_up()
             turns.append(await count_turns(render_with_images(renderer, large, ChatOptions())))
     assert turns[0] > 5 * FREE_TURNS
@@ -223,7 +222,7 @@ def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_f
 from server.config import ModelFiles, RendererConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.prompts import EmbedsPrompt, TextOptions
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
@@ -242,7 +241,7 @@ def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path)
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     code = """
 from server.config import ModelFiles, RendererConfig
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 from server.limits import LimitsConfig
 from server.operation.admission import Admission, Lease
 from server.renderers.prompts import ChatOptions
