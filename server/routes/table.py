@@ -10,15 +10,14 @@ from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import create_chat_completion
 from server.apis.openai.completions import CompletionServing
 from server.apis.pooling.endpoints import (
-    CLASSIFICATION,
-    EMBEDDINGS,
-    POOLING,
     ClassificationRequest,
+    ClassificationServing,
     EmbeddingRequest,
+    EmbeddingServing,
     PoolingRequest,
+    PoolingServing,
 )
-from server.apis.pooling.scoring import RERANK, SCORE, RerankRequest, ScoreRequest
-from server.apis.pooling.serving import PoolingServing
+from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
@@ -97,13 +96,13 @@ def _text_routes(parts: AppParts) -> list[Route]:
 
 def _pooling_routes(parts: AppParts) -> list[Route]:
     post = partial(_post, parts)
-    create = PoolingServing(parts).create
+    score, rerank = ScoreServing(parts).create, RerankServing(parts).create
     return [
-        post("/v1/embeddings", EmbeddingRequest, partial(create, EMBEDDINGS)),
-        post("/pooling", PoolingRequest, partial(create, POOLING)),
-        post("/classify", ClassificationRequest, partial(create, CLASSIFICATION)),
-        *(post(path, ScoreRequest, partial(create, SCORE)) for path in ("/score", "/v1/score")),
-        *(post(path, RerankRequest, partial(create, RERANK)) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(parts).create),
+        post("/pooling", PoolingRequest, PoolingServing(parts).create),
+        post("/classify", ClassificationRequest, ClassificationServing(parts).create),
+        *(post(path, ScoreRequest, score) for path in ("/score", "/v1/score")),
+        *(post(path, RerankRequest, rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     ]
 
 
