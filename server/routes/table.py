@@ -31,12 +31,20 @@ from server.http_body.request_body import RequestDecoder
 from server.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.routes.endpoint import AppParts, Handler, JsonEndpoint, T
-from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints, StatusEndpoints
+from server.routes.info import (
+    CacheEndpoints,
+    HealthEndpoint,
+    InfoEndpoints,
+    ModelEndpoints,
+    ResponseEndpoints,
+    StatusEndpoints,
+)
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """All routes."""
     return [
+        *(_cache_routes(parts) if parts.config.server_dev_mode else ()),
         *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
         *_text_routes(parts),
         *_pooling_routes(parts),
@@ -58,6 +66,14 @@ def _post(  # noqa: PLR0913 - what differs between routes
     decoder = RequestDecoder(model, parts.admission.limits)
     endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
+
+
+def _cache_routes(parts: AppParts) -> list[Route]:
+    caches = CacheEndpoints(parts)
+    return [
+        Route("/reset_prefix_cache", caches.reset_prefix_cache, methods=["POST"]),
+        Route("/reset_mm_cache", caches.reset_mm_cache, methods=["POST"]),
+    ]
 
 
 def _adapter_routes(parts: AppParts) -> list[Route]:
