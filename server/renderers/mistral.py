@@ -17,11 +17,11 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
 from mistral_common.tokens.tokenizers.image import ImageEncoder, ImageEncoding
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as LoadedTokenizer
-from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from pydantic import ValidationError
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
+from server.model_files.mistral_tokens import piece_bytes
 from server.model_files.tokenizer_files import TokenizerLoadError, find_mistral_file
 from server.renderers.base import BaseRenderer, LoadVision, check_unicode
 from server.renderers.conversation import TEXT_KEYS, Message, is_image, to_conversation
@@ -38,7 +38,6 @@ _CALL_ID_CHARS = 9
 """Length of Mistral's call ids; of longer ids from other sources, the random end is kept."""
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
 """Special tokens that are written even if such tokens are skipped: they delimit tool calls and reasoning."""
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPECIAL_PIECE = re.compile(r"\[\w+\]")
 
 
@@ -195,12 +194,7 @@ class MistralTokenizer:
             return self.added_tokens[token_id].encode()
         if token_id >= self.vocab_size:
             return b""
-        if isinstance(self._raw, Tekkenizer):
-            return self._raw.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP)
-        piece = self._raw.id_to_piece(token_id)
-        if match := _BYTE_PIECE.fullmatch(piece):
-            return bytes.fromhex(match[1])
-        return piece.replace("▁", " ").encode()
+        return piece_bytes(self._raw, token_id)
 
     def _decode(self, token_ids: Sequence[int], written: Set[int]) -> str:
         """Writes the special tokens in `written` by name and decodes each run of ordinary tokens separately.
