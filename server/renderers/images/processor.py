@@ -99,6 +99,7 @@ class ImageProcessor:
     ) -> None:
         """`settings` are those of the operator (`--mm-processor-kwargs`)."""
         self._processor = processor
+        self._images = processor.image_processor
         self._axis = 1 if type(processor).__name__ in _TILED else 0
         self._max_pixels = max_pixels
         self._settings = settings
@@ -166,14 +167,18 @@ class ImageProcessor:
 
     def _compute(self, images: list[Image.Image]) -> ProcessedImages:
         try:
-            outputs, placeholders = self._processor._process_images(images, **self._image_kwargs())
+            kwargs = self._image_kwargs()
+            outputs = self._images(images, **kwargs)
+            placeholders = tuple(
+                self._processor.replace_image_token(outputs, image_idx=i, **kwargs) for i in range(len(images))
+            )
         except Exception as err:  # the client chooses the image's proportions
             reason = str(err)[:300] or type(err).__name__
             raise RequestError(f"the image processor failed: {reason}", param="messages") from err
-        wanted = self._processor.image_processor.model_input_names
+        wanted = self._images.model_input_names
         return ProcessedImages(
             {name: _to_tensor(_narrow(name, np.asarray(outputs[name]))) for name in wanted if name in outputs},
-            tuple(placeholders),
+            placeholders,
         )
 
     def _image_kwargs(self) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
     """
     try:
         kind = _processor_class(path)
-        if not hasattr(kind, "_process_images"):
+        if not hasattr(kind, "replace_image_token"):
             raise ProcessorLoadError(f"transformers {transformers.__version__} is too old")
         settings, _ = kind.get_processor_dict(path, local_files_only=True)
         parts = {

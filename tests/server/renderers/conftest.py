@@ -117,7 +117,7 @@ def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     for version in MISTRAL_TEKKEN_VERSIONS:
         folders[f"tekken_{version}"] = root / f"tekken_{version}"
         folders[f"tekken_{version}"].mkdir()
-        content = _small_tekken(json.loads((data / "tekken_240911.json").read_bytes()), version)
+        content = small_tekken(json.loads((data / "tekken_240911.json").read_bytes()), version)
         (folders[f"tekken_{version}"] / "tekken.json").write_text(json.dumps(content))
     return folders
 
@@ -240,7 +240,7 @@ def _most_frequent_first(counts: Counter[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:
+def small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:
     """The file with 2000 of its tokens, and with the special tokens of later versions."""
     names = [token.value for token in SpecialTokens]
     special = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)]

@@ -1,6 +1,8 @@
 """Mistral's tokenizers, compared with mistral-common, and conversations; with vLLM: test_against_vllm.py."""
 
+import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -13,6 +15,9 @@ from server.model_files.tokenizer_files import TokenizerLoadError, find_mistral_
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.registry import build_renderer, import_renderer
+from server.renderers.tokenizers.tokenizer import Cut
+from tests.server.engine.features.tiny_vlm import save_vlm
+from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
 from tests.server.renderers.conftest import TEXTS, encode, feed
 
 DEEPSEEK = '{"model_type": "deepseek_v32"}'
@@ -327,3 +332,47 @@ def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(mistral_
     with pytest.raises(RequestError, match="maximum context length is 10 tokens"):
         renderer.render_chat(messages, ChatOptions())
     assert len(renderer.render_chat(messages, ChatOptions(truncate_prompt_tokens=-1)).token_ids) == 9
+
+
+@pytest.mark.parametrize("kind", ["v3", "tekken_v13"])
+def test_many_threads_share_one_tokenizer(kind, build_mistral):
+    renderer = build_mistral(kind)
+    chats = [[USER | {"content": f"{i} " * 50}] for i in range(16)]
+    expected = [renderer.render_chat(chat, ChatOptions()) for chat in chats]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda chat: renderer.render_chat(chat, ChatOptions()), chats * 4)) == expected * 4
+
+
+def test_a_text_of_a_pooling_model_is_cut_on_either_side(build_mistral):
+    tokenizer = build_mistral("tekken_v3").tokenizer
+    whole = tokenizer.encode("one two three four", add_special_tokens=True)
+    for side, kept in (("right", whole[:3]), ("left", [whole[0], *whole[-2:]])):
+        cut = Cut(3, side)
+        assert tokenizer.encode_pair("one two three four", None, add_special_tokens=True, cut=cut).token_ids == kept
+    assert tokenizer.cut_text("one two three four", 2) == "one two"
+    with pytest.raises(RequestError, match="pairs of texts"):
+        tokenizer.encode_pair("a", "b", add_special_tokens=True)
+
+
+async def test_images_are_processed_by_the_vision_part_and_written_by_mistral_common(mistral_folders, tmp_path):
+    """With LLaVA's processor: Mistral's own needs torchvision."""
+    save_vlm(tmp_path, "llava")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).unlink()
+    (tmp_path / "tekken.json").symlink_to(mistral_folders["tekken_v11"] / "tekken.json")
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings | {"image_token": "[IMG]"}))
+    with build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig()) as renderer:
+        renderer.warm_up()
+        messages = image_messages(image_url(1), image_url(2))
+        prompt = await render_with_images(renderer, messages, ChatOptions())
+        assert prompt.inputs is not None
+        tensors = prompt.inputs.mm or {}
+        assert {name: tensor.shape for name, tensor in tensors.items()} == {"pixel_values": (2, 3, 56, 56)}
+        image = named(renderer, "[IMG]")
+        assert prompt.token_ids.count(image) == 2 * 16
+        plain = renderer.render_chat([USER | {"content": "Look: "}], ChatOptions())
+        assert [i for i in prompt.token_ids if i != image] == plain.token_ids
+        with pytest.raises(RequestError, match="images"):
+            await render_with_images(renderer, messages, ChatOptions(truncate_prompt_tokens=3))
+        assert image not in renderer.render_chat([USER | {"content": "[IMG]"}], ChatOptions()).token_ids

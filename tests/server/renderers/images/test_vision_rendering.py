@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
@@ -273,6 +274,23 @@ def test_the_least_recently_used_image_is_evicted_first():
     assert cache.num_bytes == 200
     cache.put("large", _images(251))
     assert (len(cache), cache.num_bytes) == (2, 200)
+
+
+async def test_the_cache_is_cleared_in_the_thread_that_processes_images(folder_of):
+    path = folder_of("qwen2_vl")
+    with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+        await render_with_images(renderer, [_message(image())], ChatOptions())
+        assert len(renderer.mm_cache) == 1
+        release, begun = threading.Event(), threading.Event()
+        renderer._mm_executor.submit(lambda: (begun.set(), release.wait(60)))
+        assert begun.wait(60)
+        clearing = asyncio.ensure_future(renderer.clear_mm_cache_async())
+        while renderer.pools["mm"].num_waiting != 1:
+            await asyncio.sleep(0)
+        assert len(renderer.mm_cache) == 1, "an image is being processed"
+        release.set()
+        await clearing
+        assert (len(renderer.mm_cache), renderer.mm_cache.num_bytes) == (0, 0)
 
 
 def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_of, tmp_path):
