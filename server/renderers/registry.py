@@ -36,5 +36,5 @@ def import_renderer(mode: str) -> type[BaseRenderer]:
         found: type[BaseRenderer] = getattr(import_module(module), name)
     except ImportError as err:
         reason = f"--tokenizer-mode {mode} needs the Python package {err.name}, which is not installed"
-        raise TokenizerLoadError(f"{reason}: pip install 'vllm-cli-server[embedded]'") from err
+        raise TokenizerLoadError(f"{reason}: install vllm-cli with its extra `embedded`") from err
     return found

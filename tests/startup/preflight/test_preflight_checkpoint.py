@@ -129,6 +129,9 @@ def test_mistral_s_own_tokenizer_is_read_and_grok_2_s_needs_vllm(folder, preflig
     (message,) = messages(preflight(folder.path), "tokenizer")
     assert "Grok-2" in message
     assert "--engine vllm" in message
+    (folder.path / "tokenizer.tok.json").rename(folder.path / "tokenizer.json")
+    (folder.path / "config.json").write_text("{oops")
+    assert messages(preflight(folder.path), "tokenizer") == [], "a broken file is reported once"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
