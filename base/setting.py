@@ -38,6 +38,7 @@ Syntax = Literal[
     "comma list",
     "template",
     "log config",
+    "tokenizer mode",
 ]
 """How a value is written where the field's type does not decide it; `count` and `size` take units."""
 

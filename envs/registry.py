@@ -109,6 +109,7 @@ class Environment:
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
         True, "Keep responses of /v1/responses, in bounded memory; 0 ignores `store`, as vLLM does by default."
     )
+    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(
         False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter, with which clients change the adapters."
     )

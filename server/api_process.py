@@ -16,7 +16,7 @@ from base.errors import EngineStartError
 from base.machine.libc import trim_heap
 from server.build import RunOptions, build_server
 from server.operation.drain import SAME_SIGNAL_S
-from server.renderers.renderer import Renderer
+from server.renderers.base import BaseRenderer
 from server.server_config import ServerConfig
 from server.transport.graceful_server import bound_unsent_bytes
 from server.types import EngineInfo
@@ -33,7 +33,7 @@ _SWITCH_INTERVAL_S = 0.0005
 class ServerRun:
     """A server that is built, and its run of the event loop."""
 
-    def __init__(self, renderer: Renderer, config: ServerConfig, options: RunOptions) -> None:
+    def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
         """Builds the HTTP application."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over

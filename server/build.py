@@ -13,17 +13,15 @@ from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials
 from server.apis.responses.archive import build_response_store
 from server.app import ServerApp, build_app
-from server.config import ModelFiles, RendererConfig
 from server.engine.process_link.client import EngineClient
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
-from server.model_files.kind import accepts_images
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness
 from server.operation.models import LoraAdapters, ServedModels
 from server.operation.telemetry import Telemetry
-from server.renderers.renderer import Renderer
+from server.renderers.base import BaseRenderer
 from server.routes.endpoint import AppParts
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
@@ -71,20 +69,7 @@ class Server:
     telemetry: Telemetry
 
 
-def build_renderer(files: ModelFiles, config: RendererConfig) -> Renderer:
-    """The renderer for these files; call it on the main thread, since it may import torch.
-
-    Raises:
-        TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
-    """
-    if config.max_images and accepts_images(files.path):
-        from server.renderers.vision import VisionRenderer
-
-        return VisionRenderer(files, config)
-    return Renderer(files, config)
-
-
-def build_server(renderer: Renderer, config: ServerConfig, options: RunOptions) -> Server:
+def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
     """All objects of one server; nothing runs yet."""
     lifecycle = options.lifecycle
     metrics = ServerMetrics(config.served_model_names[0], options.start, renderer)

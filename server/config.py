@@ -234,6 +234,14 @@ class RendererConfig:
         "Threads of the renderer pool, which turn text into tokens and back.",
         group="Memory and scheduling",
     )
+    tokenizer_mode: str = setting(
+        "auto",
+        "--tokenizer-mode",
+        "Format of tokenizer files and conversations; auto decides by the files.",
+        group="Model",
+        syntax="tokenizer mode",
+        after="--tokenizer",
+    )
     chat_template: str | None = setting(
         None,
         "--chat-template",

@@ -134,6 +134,7 @@ class ServerConfig:
         group="LoRA adapters",
         metavar="FOLDER",
     )
+    server_dev_mode: bool = from_variable(env.VLLM_SERVER_DEV_MODE)
     allow_runtime_lora_updating: bool = from_variable(env.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)

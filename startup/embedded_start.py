@@ -30,6 +30,7 @@ from envs.home import expand_home
 from envs.registry import env
 from server.config import ModelFiles
 from server.model_files.kind import accepts_images
+from server.model_files.tokenizer_files import find_tokenizer_mode
 from server.types import EngineInfo
 from startup.caches import keep_bytecode, use_baked_bytecode
 from startup.causes.phase import SERVING
@@ -60,7 +61,7 @@ from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
     from server.api_process import ServerRun
-    from server.renderers.renderer import Renderer
+    from server.renderers.base import BaseRenderer
     from startup.download.process import DownloadHandle
     from startup.probes.embedded_probes import EmbeddedProbes
 
@@ -97,7 +98,7 @@ logger = logging.getLogger(__name__)
 class _Prepared(NamedTuple):
     """What the HTTP server needs."""
 
-    renderer: "Renderer"
+    renderer: "BaseRenderer"
     engine: EngineStarter
 
 
@@ -220,7 +221,7 @@ class _EmbeddedStart:
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
         """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
         with learned_imports():
-            self._import_server()
+            self._import_server("hf")
         with self._span("resolve_model", waits_for="download"):
             files = finish_download(plan, self._download, self._session.state.set_detail)
         _forbid_requests()
@@ -235,10 +236,10 @@ class _EmbeddedStart:
         self._engine = engine
         return engine
 
-    def _prepare_renderer(self, files: ModelFiles) -> "Renderer":
+    def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
         """Imports the HTTP server, then loads and runs the tokenizer once."""
         if self._download is None:
-            self._import_server()
+            self._import_server(find_tokenizer_mode(files.tokenizer_path, self._config.renderer.tokenizer_mode))
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()
@@ -247,18 +248,21 @@ class _EmbeddedStart:
             renderer.warm_up()
         return renderer
 
-    def _import_server(self) -> None:
+    def _import_server(self, tokenizer_mode: str) -> None:
         with self._span("import_server"):
             import server.api_process  # noqa: F401 - used by the steps that follow
+            from server.renderers.registry import import_renderer
+
+            import_renderer(tokenizer_mode)
         end_stand_ins()
 
-    def _load_renderer(self, files: ModelFiles) -> "Renderer":
-        from server.build import build_renderer
+    def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
+        from server.renderers.registry import build_renderer
 
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
-    def _build_server(self, listening: socket, renderer: "Renderer", engine: EngineStarter) -> "ServerRun":
+    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
         """The HTTP server, which takes the port from the responder and waits for the engine."""
         from server.api_process import ServerRun
         from server.build import RunOptions

@@ -42,6 +42,13 @@ def save_tiny_llama(folder: Path) -> Path:
     return folder
 
 
+def save_llama_without_tokenizer(folder: Path, vocab_size: int) -> Path:
+    """As tiny as `save_tiny_llama`, for a tokenizer whose end of text is token 2."""
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    _save(folder, vocab_size=vocab_size, max_position_embeddings=4096, **shape)
+    return folder
+
+
 def save_small_llama(folder: Path, tokenizer: Path) -> Path:
     """A few megabytes for two ranks (SmolLM2's nine heads cannot be split); its logits are too far apart for
     rounding to change a greedy token.

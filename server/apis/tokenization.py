@@ -18,9 +18,9 @@ from server.http_body.request_body import (
 )
 from server.operation.admission import RequestContext
 from server.operation.models import ServedModels
+from server.renderers.base import BaseRenderer
 from server.renderers.images.processor_cache import ProcessedImages
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.renderer import Renderer
 
 MAX_TOKENS = 1 << 20
 """Limit of /detokenize, larger than any model's context."""
@@ -59,7 +59,7 @@ class DetokenizeRequest(RequestBody, kw_only=True):
 class TokenizationServing:
     """One per server; every method runs on the event loop."""
 
-    def __init__(self, models: ServedModels, renderer: Renderer, engine: EngineClient) -> None:
+    def __init__(self, models: ServedModels, renderer: BaseRenderer, engine: EngineClient) -> None:
         self._models = models
         self._renderer = renderer
         self._engine = engine

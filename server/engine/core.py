@@ -18,6 +18,7 @@ from server.engine.process_link.messages import (
     Command,
     Done,
     LoadAdapter,
+    ResetPrefixCache,
     UnloadAdapter,
 )
 from server.engine.sampling.sampler import Sampled, Sampler, add_prompt_logprobs
@@ -80,6 +81,8 @@ class EngineCore(BaseCore):
             case UnloadAdapter(adapter_id=adapter_id):
                 if self._adapters is not None:
                     self._adapters.unload(adapter_id)
+            case ResetPrefixCache(command_id, interrupts):
+                return Done(command_id, self._scheduler.reset_prefix_cache(interrupts=interrupts))
         return Done(command.command_id)
 
     def step(self) -> list[EngineOutput]:

@@ -94,6 +94,18 @@ class Scheduler:
         self._admit(step)
         return step.chunks
 
+    def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        """Forgets all prefixes; False if sequences are running that must not be interrupted.
+
+        Interrupted sequences are computed again.
+        """
+        if self._running and not interrupts:
+            return False
+        for sequence in reversed(self._running.copy()):
+            self._preempt(sequence)
+        self.cache.forget_prefixes()
+        return True
+
     def measured(self, chunks: list[Chunk]) -> AbstractContextManager[None]:
         """Measures how long the scheduled chunks take, for the next steps' limits."""
         return self._pace.measured(chunks) if self._pace is not None else nullcontext()

@@ -40,10 +40,10 @@ from server.parsers.base import (
 from server.parsers.chain import NamedCallParser, ParserChain, RequiredCallsParser, WholeCalls
 from server.parsers.detection import FALLBACK, detect_tool_format
 from server.parsers.registry import AUTO, load_tool_parser
+from server.renderers.base import BaseRenderer
 from server.renderers.images.processor_cache import ProcessedImages
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.renderer import Renderer
-from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
+from server.renderers.tokenizers.tokenizer import Tokenizer
 from server.server_config import GenerationConfig
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
@@ -207,7 +207,7 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
 class OutputParsing:
     """One per server; imports the parsers that its flags name."""
 
-    def __init__(self, config: GenerationConfig, renderer: Renderer, reasoning: ModelReasoning | None) -> None:
+    def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning | None) -> None:
         """Raises ParserMissingError if the library of the parser's format is not installed."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
@@ -221,12 +221,13 @@ class OutputParsing:
             self._needs_special_tokens = self._tool_parser.needs_special_tokens
         if self._call_format is not None:
             self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
-        self._accepts_auto = self._tool_parser is not None or read_model_type(renderer) == "gpt_oss"
+        has_own_format = renderer.has_own_tool_format or read_model_type(renderer) == "gpt_oss"
+        self._accepts_auto = self._tool_parser is not None or has_own_format
 
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools and no parser reads its calls.
 
-        As in vLLM, gpt-oss is exempt: its calls are then content.
+        As in vLLM, models whose library writes the prompt are exempt: their calls are then content.
         """
         if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(
@@ -280,7 +281,7 @@ class OutputParsing:
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
 
 
-def _detect(renderer: Renderer) -> str:
+def _detect(renderer: BaseRenderer) -> str:
     found = detect_tool_format(read_model_facts(renderer))
     if found is None:
         logger.warning("--tool-call-parser auto: the model's files name no format, so %s is used", FALLBACK)
@@ -289,7 +290,7 @@ def _detect(renderer: Renderer) -> str:
     return found.name
 
 
-def _find_special_token(text: str, tokenizer: HfTokenizer) -> int | None:
+def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
     """The special token with this text; None if a grammar has to match the text itself."""
     token_ids = [token_id for token_id, token in tokenizer.added_tokens.items() if token == text]
     is_special = bool(token_ids) and not tokenizer.decode(token_ids[:1], skip_special_tokens=True)

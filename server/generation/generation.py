@@ -23,9 +23,9 @@ from server.generation.request import ChatRequest
 from server.http_body.request_body import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
+from server.renderers.base import check_token_ids
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt
-from server.renderers.renderer import check_token_ids
 from server.server_config import GenerationConfig
 from server.types import EngineInfo, EnginePrompt, FinishReason, GuidedDecoding, SamplingParams, TokenLogprob
 

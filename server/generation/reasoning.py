@@ -12,8 +12,8 @@ from server.model_files.tokenizer_files import read_json_object
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.detection import ModelFacts, detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format
+from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
-from server.renderers.renderer import Renderer
 from server.server_config import GenerationConfig
 from server.types import ReasoningMarker, ReasoningRules
 
@@ -31,7 +31,7 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 """The end of a prompt in which markers of ordinary tokens are searched, with and without a text."""
 
 
-def load_reasoning(config: GenerationConfig, renderer: Renderer) -> "ModelReasoning | None":
+def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
     """The reasoning of `--reasoning-parser`; None without it, or if the model's files name no format."""
     name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
     return None if name is None else ModelReasoning(load_reasoning_format(name), config, renderer)
@@ -40,7 +40,7 @@ def load_reasoning(config: GenerationConfig, renderer: Renderer) -> "ModelReason
 class ModelReasoning:
     """A format of reasoning in terms of the model's tokenizer; one per server."""
 
-    def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: Renderer) -> None:
+    def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: BaseRenderer) -> None:
         self._format = format
         self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")
         self._forced_end: str = config.reasoning_config.get("reasoning_end_str", "")
@@ -141,7 +141,7 @@ class ModelReasoning:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
-def _detect(renderer: Renderer) -> str | None:
+def _detect(renderer: BaseRenderer) -> str | None:
     found = detect_reasoning_format(read_model_facts(renderer))
     if found is None:
         logger.warning("--reasoning-parser auto: the model's files name no format, so all output is content")
@@ -177,7 +177,7 @@ class PromptReasoning:
     prompt_end: PromptEnd
     num_spent_tokens: int
     """Tokens of open reasoning at the end of the prompt."""
-    renderer: Renderer
+    renderer: BaseRenderer
 
     def create_parser(self, *, is_call_forced: bool) -> OutputParser:
         """The parser of one choice. The tag of a tool call is not a part of forced calls."""
@@ -244,7 +244,7 @@ class ReasoningCounter:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
 
-def read_model_facts(renderer: Renderer) -> ModelFacts:
+def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
     """The properties of the renderer's model."""
     return ModelFacts(
         template=renderer.tool_template,
@@ -253,6 +253,6 @@ def read_model_facts(renderer: Renderer) -> ModelFacts:
     )
 
 
-def read_model_type(renderer: Renderer) -> str | None:
+def read_model_type(renderer: BaseRenderer) -> str | None:
     """The kind of model, such as `llama`, as config.json names it."""
     return read_json_object(renderer.files.path / "config.json").get("model_type")

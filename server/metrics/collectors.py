@@ -12,7 +12,7 @@ from server.renderers.images.processor_cache import ProcessorCache
 from server.types import EngineStats
 
 if TYPE_CHECKING:  # the responder imports this module, and must not import libraries of the renderer
-    from server.renderers.renderer import RendererPool
+    from server.renderers.base import RendererPool
 
 LABELS = ("model_name", "engine")
 ENGINE = "0"

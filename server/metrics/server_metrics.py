@@ -32,7 +32,7 @@ from server.metrics.collectors import (
     start_families,
 )
 from server.metrics.loop import LoopHeartbeat
-from server.renderers.renderer import Renderer
+from server.renderers.base import BaseRenderer
 from server.types import EngineInfo, EngineStats, FinishReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -63,7 +63,7 @@ _HTTP_BUCKETS = (
 class ServerMetrics:
     """All metrics of one server. The engine's families appear once `register_engine` has been called."""
 
-    def __init__(self, model_name: str, start: StartView, renderer: Renderer) -> None:
+    def __init__(self, model_name: str, start: StartView, renderer: BaseRenderer) -> None:
         self.registry = registry = CollectorRegistry()
         self.model_name = model_name
         self._engine: EngineMetrics | None = None

@@ -12,8 +12,8 @@ from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters
+from server.renderers.base import BaseRenderer
 from server.renderers.prompts import TextOptions
-from server.renderers.renderer import Renderer
 from server.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class EngineReadiness:
     def __init__(
         self,
         engine: EngineClient,
-        renderer: Renderer,
+        renderer: BaseRenderer,
         metrics: ServerMetrics,
         adapters: LoraAdapters,
         *,
@@ -91,7 +91,7 @@ class EngineReadiness:
             raise EngineStartError(str(err)) from err
 
 
-async def warm_up(engine: EngineClient, renderer: Renderer) -> None:
+async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
     """Generates one token, or pools one prompt, as a request does.
 
     Raises:

@@ -19,7 +19,7 @@ from server.http_body.request_body import RequestBody
 from server.http_body.response_body import BinaryResponse
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import RequestContext
-from server.renderers.renderer import Renderer
+from server.renderers.base import BaseRenderer
 from server.server_config import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -272,6 +272,6 @@ class Inference:
 
     config: ServerConfig
     models: ServedModels
-    renderer: Renderer
+    renderer: BaseRenderer
     engine: EngineClient
     metrics: ServerMetrics

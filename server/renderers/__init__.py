@@ -1,4 +1,4 @@
-"""Turns text into token ids and back: `renderer.py`, and `vision.py` for models with images.
+"""Turns text into token ids and back: `base.py`, a file per kind (`registry.py`), `vision.py` for images.
 
-`tokenizers` loads and runs the tokenizer; `images` and `embeds` load what else a prompt may hold.
+`tokenizers` loads and runs Hugging Face's tokenizers; `images` and `embeds` load what else a prompt may hold.
 """

@@ -1,26 +1,24 @@
-"""Renders for vision models: a Hugging Face processor in addition to the tokenizer."""
+"""The images of conversations, for any kind of renderer: a Hugging Face processor beside the tokenizer."""
 
 import asyncio
 from concurrent.futures import Executor
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
 from base.machine.memory import available_bytes
 from server.config import ModelFiles, RendererConfig
-from server.renderers.chat_template import has_few_parts, is_image, parts_of
+from server.renderers.base import run_concurrently
+from server.renderers.conversation import is_image, parts_of
 from server.renderers.images.fetcher import MediaError, TakeRoom
 from server.renderers.images.loader import MediaLoader, room_for_images
 from server.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.prompts import ChatOptions, HeldBytes, RenderedPrompt
-from server.renderers.renderer import Renderer
-from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
-from server.renderers.tokenizers.loading import load_tokenizer
+from server.renderers.prompts import HeldBytes, RenderedPrompt
 from server.types import PromptInputs
 
 _MEMORY_SHARE = 0.25
@@ -37,79 +35,98 @@ class ImagePart(NamedTuple):
     url: str
 
 
-class VisionRenderer(Renderer):
-    """Renders the conversation's text in the text pool, and processes images in the image thread.
+class VisionPart:
+    """Fetches images on the event loop and processes them in the image thread, `executor`.
 
-    The token ids equal those of `processor.apply_chat_template(..., tokenize=True)`.
+    The token ids of a prompt equal those of `processor.apply_chat_template(..., tokenize=True)`.
     """
 
-    def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
-        loaded = load_tokenizer(files.tokenizer_path, config.trust_remote_code)
-        processor = load_processor(files.path, loaded)
-        if loaded.chat_template is None:
-            loaded.chat_template = processor.chat_template
-        super().__init__(files, config, executor=executor, tokenizer=HfTokenizer(loaded))
-        cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
-        self._images = ImageProcessor(
-            processor, cache, max_pixels=config.max_image_pixels, settings=config.mm_processor_kwargs
-        )
-        self._media = MediaLoader(config, self._mm_executor)
-        self.image_token = self._images.image_token
+    def __init__(
+        self, files: ModelFiles, config: RendererConfig, tokenizer: PreTrainedTokenizerBase, executor: Executor
+    ) -> None:
+        """The processor may add tokens to the tokenizer; call it on the main thread.
 
-    async def load_images(self, messages: list[dict[str, Any]], held: HeldBytes) -> ProcessedImages | None:
-        parts = _image_parts(messages) if has_few_parts(messages) else await self.run_in_pool(_image_parts, messages)
-        if not parts:
-            return None
-        self._check_num_images(parts)
+        Raises:
+            ProcessorLoadError: the processor is missing or broken.
+        """
+        processor = load_processor(files.path, tokenizer)
+        self.chat_template: str | None = processor.chat_template
+        """The processor's own, for a tokenizer without one."""
+        self.cache = ProcessorCache(_cache_bytes(config))
+        self._images = ImageProcessor(
+            processor, self.cache, max_pixels=config.max_image_pixels, settings=config.mm_processor_kwargs
+        )
+        self._media = MediaLoader(config, executor)
+        self._executor = executor
+        self._max_images = config.max_images
+        self.image_token = self._images.image_token
+        """The text that stands for an image in a prompt."""
+
+    def find_images(self, messages: list[dict[str, Any]]) -> list[ImagePart]:
+        """The images of a conversation, not loaded.
+
+        Raises:
+            RequestError: there are too many, or one has no URL.
+        """
+        parts = _image_parts(messages)
+        if len(parts) > self._max_images:
+            raise RequestError(
+                f"At most {self._max_images} image(s) may be provided in one prompt, got {len(parts)} "
+                "(--limit-mm-per-prompt)",
+                param="messages",
+            )
+        return parts
+
+    async def load(self, parts: list[ImagePart], held: HeldBytes, *, max_tokens: int | None) -> ProcessedImages:
+        """Loads and processes images; together they must have fewer than `max_tokens` tokens.
+
+        Raises:
+            RequestError: an image cannot be loaded, or they have too many tokens.
+        """
         with room_for_images(held) as take_room:
-            return await self._process(await self._load(parts, take_room))
+            return await self._process(await self._load(parts, take_room), max_tokens)
 
     def warm_up(self) -> None:
         """Processes an image, so that the image thread imports nothing for the first request."""
-        super().warm_up()
         import_decoders()
         process_image = partial(self._images.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
         process_image()
-        if "mm" in self.pools:
-            self.pools["mm"].submit(process_image).result()
+        self._executor.submit(process_image).result()
 
-    @property
-    def _token(self) -> str:
-        return self._images.image_token
+    def expand(self, text: str, images: ProcessedImages) -> str:
+        """The text with the tokens of the processed images in place of each image's token.
 
-    def tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
-        """Replaces each image's token by the tokens of the processed image, and tokenizes the text."""
-        with_bos = self._with_bos(text, options)
-        if images is None:
-            return self._tokenized(text, with_bos, param="messages")
-        if options.truncate_prompt_tokens is not None:
-            raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
-        first, *others = text.split(self._token)
+        Raises:
+            RequestError: the text has another number of such tokens.
+        """
+        first, *others = text.split(self.image_token)
         if len(others) != len(images.placeholders):
             raise RequestError(
-                f"the prompt has {len(others)} placeholders for images ({self._token}) but "
-                f"{len(images.placeholders)} images: no text may contain {self._token}, and tool messages may hold "
-                "text only",
+                f"the prompt has {len(others)} placeholders for images ({self.image_token}) but "
+                f"{len(images.placeholders)} images: no text may contain {self.image_token}, and tool messages may "
+                "hold text only",
                 param="messages",
             )
-        expanded = "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
-        prompt = self._tokenized(expanded, with_bos, param="messages")
+        return "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
+
+    def attach(self, prompt: RenderedPrompt, images: ProcessedImages) -> RenderedPrompt:
+        """The prompt, which has the tokens of the images, with their tensors."""
         types = self._images.token_types(prompt.token_ids)
         tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
-    async def _process(self, files: list[ImageFile]) -> ProcessedImages:
+    async def _process(self, files: list[ImageFile], max_tokens: int | None) -> ProcessedImages:
         """One image after the other: other prompts get their turn, and a client that leaves ends it."""
-        run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._mm_executor)
+        run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._executor)
         images: list[ProcessedImages] = []
         num_tokens = 0
         for file in files:
             images.append(await run_in_executor(self._images.process, file))
-            num_tokens += images[-1].placeholders[0].count(self._token)
-            if self.max_model_len is not None and num_tokens >= self.max_model_len:
+            num_tokens += images[-1].placeholders[0].count(self.image_token)
+            if max_tokens is not None and num_tokens >= max_tokens:
                 raise RequestError(
                     f"The first {len(images)} of {len(files)} images have {num_tokens} tokens, but the model's maximum "
-                    f"context length is {self.max_model_len} tokens (--max-model-len).",
+                    f"context length is {max_tokens} tokens (--max-model-len).",
                     param="messages",
                 )
         return await run_in_executor(self._images.join, images, files)
@@ -124,26 +141,7 @@ class VisionRenderer(Renderer):
                 except MediaError as err:
                     raise RequestError(f"{part.name}: {err}", param="messages") from err
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(load(part)) for part in parts]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    def _check_num_images(self, parts: list[ImagePart]) -> None:
-        most = self.config.max_images
-        if len(parts) > most:
-            raise RequestError(
-                f"At most {most} image(s) may be provided in one prompt, got {len(parts)} (--limit-mm-per-prompt)",
-                param="messages",
-            )
-
-    def _with_bos(self, text: str, options: ChatOptions) -> ChatOptions:
-        """Adds special tokens unless the template wrote the begin-of-text token, as processors do."""
-        bos = self.tokenizer.loaded.bos_token
-        has_bos = bos is not None and text.startswith(bos)
-        return replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
+        return await run_concurrently(map(load, parts))
 
 
 def _image_parts(messages: list[dict[str, Any]]) -> list[ImagePart]:

@@ -110,7 +110,7 @@ class JsonEndpoint(Generic[T]):
             await _run_while_connected(self._respond(body, context, send), receive)
         finally:
             if context.held:
-                self._parts.renderer.executor.submit(context.held.clear)
+                self._parts.renderer.submit(context.held.clear)
 
     async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
         """Sends the 503 of a request that the drain cancelled, if its response has not begun."""

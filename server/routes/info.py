@@ -100,6 +100,25 @@ class ModelEndpoints:
         return json_response(self._parts.models.get(request.path_params["model"]))
 
 
+class CacheEndpoints:
+    """Reset caches for all clients, so that only a server for development offers them."""
+
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
+
+    async def reset_prefix_cache(self, request: Request) -> Response:
+        """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
+        self._parts.availability.check()
+        interrupts = _read_boolean(request, "reset_running_requests")
+        return json_response({"success": await self._parts.engine.reset_prefix_cache(interrupts=interrupts)})
+
+    async def reset_mm_cache(self, request: Request) -> Response:
+        """POST /reset_mm_cache: drops the processed images."""
+        self._parts.availability.check()
+        await self._parts.renderer.clear_mm_cache_async()
+        return Response()
+
+
 class ResponseEndpoints:
     """Retrieves, follows, cancels and deletes kept responses; needs no engine."""
 

@@ -10,15 +10,14 @@ from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import create_chat_completion
 from server.apis.openai.completions import CompletionServing
 from server.apis.pooling.endpoints import (
-    CLASSIFICATION,
-    EMBEDDINGS,
-    POOLING,
     ClassificationRequest,
+    ClassificationServing,
     EmbeddingRequest,
+    EmbeddingServing,
     PoolingRequest,
+    PoolingServing,
 )
-from server.apis.pooling.scoring import RERANK, SCORE, RerankRequest, ScoreRequest
-from server.apis.pooling.serving import PoolingServing
+from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
@@ -32,12 +31,20 @@ from server.http_body.request_body import RequestDecoder
 from server.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.routes.endpoint import AppParts, Handler, JsonEndpoint, T
-from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints, StatusEndpoints
+from server.routes.info import (
+    CacheEndpoints,
+    HealthEndpoint,
+    InfoEndpoints,
+    ModelEndpoints,
+    ResponseEndpoints,
+    StatusEndpoints,
+)
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """All routes."""
     return [
+        *(_cache_routes(parts) if parts.config.server_dev_mode else ()),
         *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
         *_text_routes(parts),
         *_pooling_routes(parts),
@@ -59,6 +66,14 @@ def _post(  # noqa: PLR0913 - what differs between routes
     decoder = RequestDecoder(model, parts.admission.limits)
     endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
+
+
+def _cache_routes(parts: AppParts) -> list[Route]:
+    caches = CacheEndpoints(parts)
+    return [
+        Route("/reset_prefix_cache", caches.reset_prefix_cache, methods=["POST"]),
+        Route("/reset_mm_cache", caches.reset_mm_cache, methods=["POST"]),
+    ]
 
 
 def _adapter_routes(parts: AppParts) -> list[Route]:
@@ -97,13 +112,13 @@ def _text_routes(parts: AppParts) -> list[Route]:
 
 def _pooling_routes(parts: AppParts) -> list[Route]:
     post = partial(_post, parts)
-    create = PoolingServing(parts).create
+    score, rerank = ScoreServing(parts).create, RerankServing(parts).create
     return [
-        post("/v1/embeddings", EmbeddingRequest, partial(create, EMBEDDINGS)),
-        post("/pooling", PoolingRequest, partial(create, POOLING)),
-        post("/classify", ClassificationRequest, partial(create, CLASSIFICATION)),
-        *(post(path, ScoreRequest, partial(create, SCORE)) for path in ("/score", "/v1/score")),
-        *(post(path, RerankRequest, partial(create, RERANK)) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(parts).create),
+        post("/pooling", PoolingRequest, PoolingServing(parts).create),
+        post("/classify", ClassificationRequest, ClassificationServing(parts).create),
+        *(post(path, ScoreRequest, score) for path in ("/score", "/v1/score")),
+        *(post(path, RerankRequest, rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     ]
 
 

@@ -14,7 +14,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
-from server.model_files.tokenizer_files import mistral_problem
+from server.model_files.tokenizer_files import foreign_problem
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.model.file_plan import FilePlan, plan_files
@@ -151,7 +151,7 @@ class _Preflight:
         folder = self._tokenizer.folder
         if folder is None or not self._tokenizer.is_local:
             return
-        if problem := tokenizer_problem(folder) or mistral_problem(folder):
+        if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
         for path in dict.fromkeys((self._model.folder, folder)):
             yield from small_file_findings(path) if path else ()

@@ -257,6 +257,8 @@ _EMBEDDED: Final = (
     "startup.engine.process",
     "startup.preflight.all_checks",
     "server.api_process",
+    "server.renderers.registry",
+    "server.renderers.hf",
     "server.renderers.vision",
     "server.engine.pooling.core",
     "startup.probes.tls_channel",

@@ -34,7 +34,7 @@ from server.parsers.base import Content, OutputParser, PromptEnd
 from server.parsers.chain import RequiredCallsParser, WholeCalls
 from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
-from server.renderers.chat_template import to_conversation
+from server.renderers.conversation import to_conversation
 from server.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.fetcher import MediaFetcher
@@ -280,7 +280,7 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner("messages", ("server.renderers.chat_template",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
+    Scanner("messages", ("server.renderers.conversation",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
     Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",

@@ -105,6 +105,16 @@ class ChatTemplate(click.ParamType):
             self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
 
 
+class TokenizerModes(click.Choice):
+    """The modes that the embedded engine has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """vLLM has more modes, such as those of Grok-2 and DeepSeek-V3.2."""
+        if value not in self.choices:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}; others need --engine vllm.", param, ctx)
+        return value
+
+
 def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
     if not isinstance(value, str):
         return value

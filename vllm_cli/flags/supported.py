@@ -12,6 +12,7 @@ from base.setting import Group, Syntax
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
 from server.config import LoraModule, PoolerConfig
+from server.model_files.tokenizer_files import RENDERERS
 from startup.config import StartupConfig
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.param_types import (
@@ -26,6 +27,7 @@ from vllm_cli.flags.param_types import (
     LogConfigFile,
     LoraModuleType,
     PoolerOptions,
+    TokenizerModes,
     TokenLimit,
 )
 
@@ -40,6 +42,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "comma list": CommaList(),
     "template": ChatTemplate(),
     "log config": LogConfigFile(),
+    "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
 }
 
 _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {

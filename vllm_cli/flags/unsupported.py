@@ -255,7 +255,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--sse-keep-alive-interval", neutral=("0",)),
         switch("--enable-per-request-metrics"),
     ),
-    "another kind of tokenizer than Hugging Face's": (value("--tokenizer-mode", neutral=("auto", "hf")),),
     "another way of loading or running a model": (
         value("--tokenizer-revision"),
         value("--code-revision"),

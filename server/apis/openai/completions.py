@@ -11,9 +11,8 @@ from server.generation.sequences import UsageMeter, collect, generate
 from server.http_body.response_body import encode_event, end_stream, take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
+from server.renderers.base import split_prompts
 from server.renderers.prompts import RenderedPrompt, TextOptions
-
-_PROMPTS_PER_CALL = 32
 
 
 class CompletionServing:
@@ -47,19 +46,18 @@ class CompletionServing:
         return await bodies.complete(await collect(self._inference, generation))
 
     async def _prepare(self, request: CompletionRequest, context: RequestContext) -> "CompletionBodies":
-        """Calls the renderer pool once; for a long list more often, so that other requests get their turn."""
+        """Calls the renderer pool once; for long lists and several embeddings more often."""
         renderer, prompts = self._inference.renderer, request.prompts
-        rendered: list[RenderedPrompt] = []
         options = TextOptions(
             add_special_tokens=request.add_special_tokens,
             truncate_prompt_tokens=request.truncate_prompt_tokens,
         )
-        while len(prompts) > _PROMPTS_PER_CALL:
-            rendered += await renderer.run_in_pool(renderer.render_prompts, prompts[:_PROMPTS_PER_CALL], options)
-            prompts = prompts[_PROMPTS_PER_CALL:]
+        if len(split_prompts(prompts)) > 1:
+            rendered = await renderer.render_prompts_async(prompts, options)
+            return await renderer.run_in_pool(self._build, request, rendered, context)
 
         def build() -> CompletionBodies:
-            return self._build(request, [*rendered, *renderer.render_prompts(prompts, options)], context)
+            return self._build(request, renderer.render_prompts(prompts, options), context)
 
         return await renderer.run_in_pool(build)
 

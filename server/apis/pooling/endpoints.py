@@ -1,16 +1,17 @@
 """/v1/embeddings, /pooling and /classify: their requests, and what they make of the model's output."""
 
 import base64
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import msgspec
 
 from base.errors import RequestError
-from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import Dimensions, InputFields, VectorFields
-from server.apis.pooling.serving import Endpoint, Pooled, tensor_of, values_of
-from server.renderers.tokenizers.hf_tokenizer import Encoded
+from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, tensor_of, values_of
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
+
+InputT = TypeVar("InputT", bound=InputFields)
 
 
 class EmbeddingRequest(VectorFields, kw_only=True):
@@ -37,37 +38,90 @@ class ClassificationRequest(InputFields, kw_only=True):
     """Whether to return probabilities; false returns logits."""
 
 
-def _embedding_params(request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
-    """Raises RequestError if the model's embeddings cannot be cut to the length."""
-    dimensions, problem = request.dimensions, None
-    if dimensions is None:
-        pass
-    elif not info.is_matryoshka:
-        problem = f"does not support Matryoshka embeddings; dimensions must be unset (received dimensions={dimensions})"
-    elif not 1 <= dimensions <= info.embedding_size:
-        problem = f"only supports dimensions in range [1, {info.embedding_size}], got {dimensions}"
-    elif info.matryoshka_dimensions and dimensions not in info.matryoshka_dimensions:
-        problem = f"only supports Matryoshka dimensions {list(info.matryoshka_dimensions)}, got {dimensions}"
-    if problem is not None:
-        raise RequestError(f"This model {problem}.", param="dimensions")
-    return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=dimensions)
+class InputServing(PoolingServingBase[InputT]):
+    """Base of the endpoints whose prompts are the members of `input`."""
+
+    def _preprocess_cmpl_online(self, ctx: PoolingServeContext[InputT]) -> list[Encoded]:
+        reader = self._reader(ctx)
+        return [reader.read(prompt) for prompt in ctx.request.prompts]
 
 
-def _embeddings(pooled: Pooled[EmbeddingRequest]) -> dict[str, Any]:
-    return pooled.list_of(
-        [
-            {"index": index, "object": "embedding", "embedding": to_json(output, pooled.request)}
-            for index, output in enumerate(pooled.outputs)
-        ]
-    )
+class EmbeddingServing(InputServing[EmbeddingRequest]):
+    """/v1/embeddings."""
+
+    api_name = "Embeddings"
+    request_id_prefix = "embd"
+
+    def fits(self, info: PoolingInfo) -> bool:
+        return info.task == "embed"
+
+    def pooling_params(self, request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
+        """Raises RequestError if the model's embeddings cannot be cut to the length."""
+        dimensions, problem = request.dimensions, None
+        if dimensions is None:
+            pass
+        elif not info.is_matryoshka:
+            problem = (
+                f"does not support Matryoshka embeddings; dimensions must be unset (received dimensions={dimensions})"
+            )
+        elif not 1 <= dimensions <= info.embedding_size:
+            problem = f"only supports dimensions in range [1, {info.embedding_size}], got {dimensions}"
+        elif info.matryoshka_dimensions and dimensions not in info.matryoshka_dimensions:
+            problem = f"only supports Matryoshka dimensions {list(info.matryoshka_dimensions)}, got {dimensions}"
+        if problem is not None:
+            raise RequestError(f"This model {problem}.", param="dimensions")
+        return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=dimensions)
+
+    def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> dict[str, Any]:
+        return ctx.list_of(
+            [
+                {"index": index, "object": "embedding", "embedding": to_json(output, ctx.request)}
+                for index, output in enumerate(ctx.outputs)
+            ]
+        )
 
 
-def _pooling_params(request: PoolingRequest, info: PoolingInfo) -> PoolingParams:
-    if request.dimensions is not None:
-        raise RequestError("dimensions is currently not supported", param="dimensions")
-    if request.task not in (None, info.task):
-        raise RequestError(_why_not(request.task, info), param="task")
-    return PoolingParams(task=info.task, use_activation=request.use_activation)
+class PoolingServing(InputServing[PoolingRequest]):
+    """/pooling."""
+
+    api_name = "Pooling"
+    request_id_prefix = "pooling"
+
+    def pooling_params(self, request: PoolingRequest, info: PoolingInfo) -> PoolingParams:
+        if request.dimensions is not None:
+            raise RequestError("dimensions is currently not supported", param="dimensions")
+        if request.task not in (None, info.task):
+            raise RequestError(_why_not(request.task, info), param="task")
+        return PoolingParams(task=info.task, use_activation=request.use_activation)
+
+    def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> dict[str, Any]:
+        return ctx.list_of(
+            [
+                {"index": index, "object": "pooling", "data": to_json(output, ctx.request)}
+                for index, output in enumerate(ctx.outputs)
+            ]
+        )
+
+
+class ClassificationServing(InputServing[ClassificationRequest]):
+    """/classify: the most likely class of each input, and the probability of each class."""
+
+    api_name = "Classification"
+    request_id_prefix = "classify"
+    convert = "classify"
+
+    def fits(self, info: PoolingInfo) -> bool:
+        return info.task == "classify"
+
+    def pooling_params(self, request: ClassificationRequest, info: PoolingInfo) -> PoolingParams:
+        return PoolingParams(task="classify", use_activation=request.use_activation)
+
+    def _build_response(self, ctx: PoolingServeContext[ClassificationRequest]) -> dict[str, Any]:
+        data = []
+        for index, values in enumerate(map(values_of, ctx.outputs)):
+            label = ctx.info.id2label.get(int(values.argmax()))
+            data.append({"index": index, "label": label, "probs": values.tolist(), "num_classes": len(values)})
+        return ctx.list_of(data)
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
@@ -79,24 +133,6 @@ def _why_not(task: str | None, info: PoolingInfo) -> str:
     )
 
 
-def _pooled_data(pooled: Pooled[PoolingRequest]) -> dict[str, Any]:
-    return pooled.list_of(
-        [
-            {"index": index, "object": "pooling", "data": to_json(output, pooled.request)}
-            for index, output in enumerate(pooled.outputs)
-        ]
-    )
-
-
-def _classes(pooled: Pooled[ClassificationRequest]) -> dict[str, Any]:
-    """The most likely class of each input, and the probability of each class."""
-    data = []
-    for index, values in enumerate(map(values_of, pooled.outputs)):
-        label = pooled.info.id2label.get(int(values.argmax()))
-        data.append({"index": index, "label": label, "probs": values.tolist(), "num_classes": len(values)})
-    return pooled.list_of(data)
-
-
 def to_json(output: EngineOutput, request: VectorFields) -> Any:
     """A list of numbers, or base64; encoded row by row, so that the event loop can run in between."""
     if request.encoding_format == "base64":
@@ -105,34 +141,3 @@ def to_json(output: EngineOutput, request: VectorFields) -> Any:
     if values.ndim == 1:
         return msgspec.Raw(msgspec.json.encode(values.tolist()))
     return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(row.tolist()) for row in values) + b"]")
-
-
-def _read_inputs(request: InputFields, reader: PromptReader, info: PoolingInfo) -> list[Encoded]:
-    return [reader.read(prompt) for prompt in request.prompts]
-
-
-EMBEDDINGS: Final = Endpoint(
-    api_name="Embeddings",
-    id_prefix="embd",
-    fits=lambda info: info.task == "embed",
-    params=_embedding_params,
-    read=_read_inputs,
-    body=_embeddings,
-)
-POOLING: Final = Endpoint(
-    api_name="Pooling",
-    id_prefix="pooling",
-    fits=lambda info: True,
-    params=_pooling_params,
-    read=_read_inputs,
-    body=_pooled_data,
-)
-CLASSIFICATION: Final = Endpoint(
-    api_name="Classification",
-    id_prefix="classify",
-    fits=lambda info: info.task == "classify",
-    params=lambda request, info: PoolingParams(task="classify", use_activation=request.use_activation),
-    read=_read_inputs,
-    body=_classes,
-    convert="classify",
-)

@@ -7,9 +7,9 @@ from typing import Any
 
 from base.errors import RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
+from server.renderers.base import BaseRenderer, check_text_length, check_token_ids, check_unicode
 from server.renderers.prompts import ChatOptions
-from server.renderers.renderer import Renderer, check_text_length, check_token_ids, check_unicode
-from server.renderers.tokenizers.hf_tokenizer import Cut, Encoded
+from server.renderers.tokenizers.tokenizer import Cut, Encoded
 from server.types import EngineInfo
 
 
@@ -19,7 +19,7 @@ class PromptReader:
     Every method raises RequestError for a prompt that is empty, too long or unsupported by the model.
     """
 
-    def __init__(self, renderer: Renderer, request: PoolingFields, info: EngineInfo) -> None:
+    def __init__(self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo) -> None:
         """Raises RequestError if `truncate_prompt_tokens` exceeds what the model accepts."""
         limit, most = request.truncate_prompt_tokens, info.max_model_len
         if limit is not None and limit > most:
@@ -48,7 +48,9 @@ class PromptReader:
         """Reads a pair as a conversation of a query and a document, by the operator's chat template."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
-        return self._encode(self._renderer.render_messages(messages, options), "messages", add_special_tokens=True)
+        text = self._renderer.render_messages(messages, options)
+        assert isinstance(text, str), "it writes the operator's template"
+        return self._encode(text, "messages", add_special_tokens=True)
 
     def read_pair(self, first: str, second: str, *, param: str) -> Encoded:
         """Reads a pair with the tokenizer's special tokens between the two texts."""

@@ -6,16 +6,16 @@ token; this module compares them.
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta
 
 from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
-from server.apis.pooling.serving import Endpoint, Pooled, values_of
+from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, values_of
 from server.http_body.request_body import Counted
-from server.renderers.tokenizers.hf_tokenizer import Encoded
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 ScoreInput = str | dict[str, Any]
@@ -134,26 +134,73 @@ def _check_lengths(first: list[str], second: list[str], names: tuple[str, str]) 
         )
 
 
-def _fits(info: PoolingInfo) -> bool:
-    """Whether the model scores pairs: the class of a classifier is a score only if it has no other."""
-    return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
+S = TypeVar("S", bound=ScoringFields)
 
 
-def _params(request: ScoringFields, info: PoolingInfo) -> PoolingParams:
-    return PoolingParams(task=info.task, use_activation=request.use_activation)
+class ScoringServing(PoolingServingBase[S]):
+    """Base of /score and /rerank."""
+
+    request_id_prefix = "score"
+
+    def fits(self, info: PoolingInfo) -> bool:
+        """The class of a classifier is a score only if it has no other."""
+        return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
+
+    def pooling_params(self, request: S, info: PoolingInfo) -> PoolingParams:
+        return PoolingParams(task=info.task, use_activation=request.use_activation)
+
+    def _preprocess_cmpl_online(self, ctx: PoolingServeContext[S]) -> list[Encoded]:
+        """Pairs for a cross-encoder, otherwise the first texts and then the second ones."""
+        request, info, reader = ctx.request, ctx.info, self._reader(ctx)
+        first, second = (
+            [reader.cut_text(text, getattr(request, limit), param=limit) for text in texts]
+            for texts, limit in ((request.first, "max_tokens_per_query"), (request.second, "max_tokens_per_doc"))
+        )
+        if info.task == "classify":
+            firsts = first * len(second) if len(first) == 1 else first
+            return [_read_pair(request, reader, info, *pair) for pair in zip(firsts, second, strict=True)]
+        named = zip(request.names, (first, second), strict=True)
+        return [reader.read(text, param=name) for name, texts in named for text in texts]
+
+    def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
+        """One score per pair."""
+        task, outputs = ctx.info.task, ctx.outputs
+        if task == "classify":
+            return [float(values_of(output)[0]) for output in outputs]
+        num_queries = len(ctx.request.first)
+        queries, documents = outputs[:num_queries], outputs[num_queries:]
+        compare = _cosine if task == "embed" else _max_similarity
+        pairs = zip(queries * len(documents) if len(queries) == 1 else queries, documents, strict=True)
+        return [compare(query, document) for query, document in pairs]
 
 
-def _read(request: ScoringFields, reader: PromptReader, info: PoolingInfo) -> list[Encoded]:
-    """Pairs for a cross-encoder, otherwise the first texts and then the second ones."""
-    first, second = (
-        [reader.cut_text(text, getattr(request, limit), param=limit) for text in texts]
-        for texts, limit in ((request.first, "max_tokens_per_query"), (request.second, "max_tokens_per_doc"))
-    )
-    if info.task == "classify":
-        firsts = first * len(second) if len(first) == 1 else first
-        return [_read_pair(request, reader, info, *pair) for pair in zip(firsts, second, strict=True)]
-    named = zip(request.names, (first, second), strict=True)
-    return [reader.read(text, param=name) for name, texts in named for text in texts]
+class ScoreServing(ScoringServing[ScoreRequest]):
+    """/score."""
+
+    api_name = "Score"
+
+    def _build_response(self, ctx: PoolingServeContext[ScoreRequest]) -> dict[str, Any]:
+        scores = enumerate(self._scores(ctx))
+        return ctx.list_of([{"index": index, "object": "score", "score": score} for index, score in scores])
+
+
+class RerankServing(ScoringServing[RerankRequest]):
+    """/rerank: the documents, the most relevant one first."""
+
+    api_name = "Rerank (Score)"
+
+    def _build_response(self, ctx: PoolingServeContext[RerankRequest]) -> dict[str, Any]:
+        results: list[dict[str, Any]] = [
+            {"index": index, "document": {"text": text, "multi_modal": None}, "relevance_score": score}
+            for index, (score, text) in enumerate(zip(self._scores(ctx), ctx.request.second, strict=True))
+        ]
+        results.sort(key=lambda result: result["relevance_score"], reverse=True)
+        return {
+            "id": ctx.request_id,
+            "model": ctx.model_name,
+            "usage": {"prompt_tokens": ctx.num_tokens, "total_tokens": ctx.num_tokens},
+            "results": results[: ctx.request.top_n or None],
+        }
 
 
 def _read_pair(request: ScoringFields, reader: PromptReader, info: PoolingInfo, first: str, second: str) -> Encoded:
@@ -166,18 +213,6 @@ def _read_pair(request: ScoringFields, reader: PromptReader, info: PoolingInfo, 
     return reader.read_pair(first, second, param=param)
 
 
-def _scores(pooled: Pooled[Any]) -> list[float]:
-    """One score per pair."""
-    task, outputs = pooled.info.task, pooled.outputs
-    if task == "classify":
-        return [float(values_of(output)[0]) for output in outputs]
-    num_queries = len(pooled.request.first)
-    queries, documents = outputs[:num_queries], outputs[num_queries:]
-    compare = _cosine if task == "embed" else _max_similarity
-    pairs = zip(queries * len(documents) if len(queries) == 1 else queries, documents, strict=True)
-    return [compare(query, document) for query, document in pairs]
-
-
 def _cosine(first: EngineOutput, second: EngineOutput) -> float:
     one, other = values_of(first), values_of(second)
     lengths = math.sqrt(float(one @ one) * float(other @ other))
@@ -187,29 +222,3 @@ def _cosine(first: EngineOutput, second: EngineOutput) -> float:
 def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
     """The sum over the query's tokens of the highest similarity with a token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
-
-
-def _scored(pooled: Pooled[ScoreRequest]) -> dict[str, Any]:
-    scores = enumerate(_scores(pooled))
-    return pooled.list_of([{"index": index, "object": "score", "score": score} for index, score in scores])
-
-
-def _ranked(pooled: Pooled[RerankRequest]) -> dict[str, Any]:
-    """The documents, the most relevant one first."""
-    results: list[dict[str, Any]] = [
-        {"index": index, "document": {"text": text, "multi_modal": None}, "relevance_score": score}
-        for index, (score, text) in enumerate(zip(_scores(pooled), pooled.request.second, strict=True))
-    ]
-    results.sort(key=lambda result: result["relevance_score"], reverse=True)
-    return {
-        "id": pooled.id,
-        "model": pooled.model_name,
-        "usage": {"prompt_tokens": pooled.num_tokens, "total_tokens": pooled.num_tokens},
-        "results": results[: pooled.request.top_n or None],
-    }
-
-
-SCORE: Final = Endpoint(api_name="Score", id_prefix="score", fits=_fits, params=_params, read=_read, body=_scored)
-RERANK: Final = Endpoint(
-    api_name="Rerank (Score)", id_prefix="score", fits=_fits, params=_params, read=_read, body=_ranked
-)

@@ -1,10 +1,11 @@
-"""Answers all pooling endpoints: the order of the steps, and the thread in which each runs."""
+"""The base of all pooling endpoints: the order of the steps, and the thread in which each runs."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -19,7 +20,7 @@ from server.generation.sequences import SequenceRecorder, Usage
 from server.http_body.response_body import take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.renderers.tokenizers.hf_tokenizer import Encoded
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 
 logger = logging.getLogger(__name__)
@@ -27,23 +28,31 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=PoolingFields)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pooled(Generic[T]):
-    """A request and its result."""
+@dataclass(kw_only=True)
+class PoolingServeContext(Generic[T]):
+    """One request, passed from step to step; used by one thread at a time."""
 
-    id: str
-    model_name: str
     request: T
+    request_id: str
+    """The id in the response."""
+    model_name: str
     info: PoolingInfo
-    num_tokens: int
+    pooling_params: PoolingParams
     """Those of all prompts."""
-    outputs: list[EngineOutput]
-    """One per prompt."""
+    prompts: list[Encoded] = field(default_factory=list)
+    """Set by `_preprocess_cmpl_online`."""
+    outputs: list[EngineOutput] = field(default_factory=list)
+    """The engine's, one per prompt."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Those of all prompts."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def list_of(self, data: list[dict[str, Any]]) -> dict[str, Any]:
         """The response with one member per input, in the order of the inputs."""
         return {
-            "id": self.id,
+            "id": self.request_id,
             "object": "list",
             "created": unix_time(),
             "model": self.model_name,
@@ -52,26 +61,13 @@ class Pooled(Generic[T]):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Endpoint(Generic[T]):
-    """What differs between the endpoints; `params` and `read` raise RequestError."""
+class PoolingServingBase(ABC, Generic[T]):
+    """One per endpoint. `create` runs on the loop, the steps before and after the engine run in the pool."""
 
-    api_name: str
-    id_prefix: str
-    fits: Callable[[PoolingInfo], bool]
-    """Whether it supports a model."""
-    params: Callable[[T, PoolingInfo], PoolingParams]
-    """The pooling parameters of all prompts."""
-    read: Callable[[T, PromptReader, PoolingInfo], list[Encoded]]
-    """Tokenizes the prompts; runs in the renderer pool."""
-    body: Callable[[Pooled[T]], dict[str, Any]]
-    """The response; runs in the renderer pool."""
-    convert: str = "embed"
+    api_name: ClassVar[str]
+    request_id_prefix: ClassVar[str]
+    convert: ClassVar[str] = "embed"
     """What `--convert` makes of a model that generates text, for this endpoint."""
-
-
-class PoolingServing:
-    """One per server; `create` runs on the event loop."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -80,55 +76,68 @@ class PoolingServing:
         self._engine = inference.engine
         self._metrics = inference.metrics
 
-    async def create(self, endpoint: Endpoint[T], request: T, context: RequestContext) -> bytes:
+    async def create(self, request: T, context: RequestContext) -> bytes:
         """The whole response, encoded.
 
         Raises:
             RequestError: the request is invalid, or does not fit the model.
             EngineError: the engine failed.
         """
+        ctx = self._create_context(request, context)
+        with context.times.rendering():
+            ctx.prompts = await self._renderer.run_in_pool(self._preprocess_cmpl_online, ctx)
+        context.lease.queue_tokens(ctx.num_tokens)
+        ctx.outputs = await self._pool(ctx, context)
+        return await self._renderer.run_in_pool(lambda: msgspec.json.encode(self._build_response(ctx)))
+
+    def fits(self, info: PoolingInfo) -> bool:
+        """Whether the endpoint supports a model."""
+        return True
+
+    @abstractmethod
+    def pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
+        """The pooling parameters of all prompts; raises RequestError."""
+
+    @abstractmethod
+    def _preprocess_cmpl_online(self, ctx: PoolingServeContext[T]) -> list[Encoded]:
+        """Tokenizes the prompts, in the pool; raises RequestError."""
+
+    def _reader(self, ctx: PoolingServeContext[T]) -> PromptReader:
+        return PromptReader(self._renderer, ctx.request, self._engine.info)
+
+    @abstractmethod
+    def _build_response(self, ctx: PoolingServeContext[T]) -> dict[str, Any]:
+        """The response's body, in the pool."""
+
+    def _create_context(self, request: T, context: RequestContext) -> PoolingServeContext[T]:
         self._models.check(request.model)
         info = self._engine.info.pooling
         if info is None:
-            flags = f"`--runner pooling --convert {endpoint.convert}`"
-            raise UnsupportedApiError(endpoint.api_name, f": it generates text, unless the server starts with {flags}")
-        if not endpoint.fits(info):
-            raise UnsupportedApiError(endpoint.api_name)
-        request_id = f"{endpoint.id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
+            flags = f"`--runner pooling --convert {self.convert}`"
+            raise UnsupportedApiError(self.api_name, f": it generates text, unless the server starts with {flags}")
+        if not self.fits(info):
+            raise UnsupportedApiError(self.api_name)
+        request_id = f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
         REQUEST_ID.set(request_id)
-        params = endpoint.params(request, info)
-        with context.times.rendering():
-            prompts = await self._renderer.run_in_pool(self._read, endpoint, request, info)
-        num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        context.lease.queue_tokens(num_tokens)
-        outputs = await self._pool(request_id, prompts, params, context)
+        return PoolingServeContext(
+            request=request,
+            request_id=request_id,
+            model_name=self._models.default_name,
+            info=info,
+            pooling_params=self.pooling_params(request, info),
+        )
 
-        def encode() -> bytes:
-            pooled = Pooled(
-                id=request_id,
-                model_name=self._models.default_name,
-                request=request,
-                info=info,
-                num_tokens=num_tokens,
-                outputs=outputs,
-            )
-            return msgspec.json.encode(endpoint.body(pooled))
-
-        return await self._renderer.run_in_pool(encode)
-
-    def _read(self, endpoint: Endpoint[T], request: T, info: PoolingInfo) -> list[Encoded]:
-        return endpoint.read(request, PromptReader(self._renderer, request, self._engine.info), info)
-
-    async def _pool(
-        self, request_id: str, prompts: Sequence[Encoded], params: PoolingParams, context: RequestContext
-    ) -> list[EngineOutput]:
+    async def _pool(self, ctx: PoolingServeContext[T], context: RequestContext) -> list[EngineOutput]:
         """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
         if self._config.logging.enable_log_requests:
-            for prompt in prompts:
-                logger.info("request %s: %d prompt tokens, %s", request_id, len(prompt.token_ids), params)
-        unique = f"{request_id}-{uuid4().hex[:8]}"  # clients may choose their ids
+            for prompt in ctx.prompts:
+                logger.info(
+                    "request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), ctx.pooling_params
+                )
+        unique = f"{ctx.request_id}-{uuid4().hex[:8]}"  # clients may choose their ids
         return await _run_concurrently(
-            self._pool_one(f"{unique}-{index}", prompt, params, context) for index, prompt in enumerate(prompts)
+            self._pool_one(f"{unique}-{index}", prompt, ctx.pooling_params, context)
+            for index, prompt in enumerate(ctx.prompts)
         )
 
     async def _pool_one(

@@ -13,7 +13,7 @@ from server.apis.responses.response_run import ResponseRun
 from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
 from server.http_body.response_body import encode_named_event
 from server.limits import LimitsConfig
-from server.renderers.renderer import Renderer
+from server.renderers.base import BaseRenderer
 from server.server_config import GenerationConfig
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> Resp
 class ResponseArchive:
     """One per server, used on the event loop; large conversations are encoded in the renderer pool."""
 
-    def __init__(self, store: ResponseStore | None, renderer: Renderer) -> None:
+    def __init__(self, store: ResponseStore | None, renderer: BaseRenderer) -> None:
         """Without a store nothing is kept."""
         self._store = store
         self._renderer = renderer

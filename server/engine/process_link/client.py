@@ -26,6 +26,7 @@ from server.engine.process_link.messages import (
     Pool,
     Prompt,
     Ready,
+    ResetPrefixCache,
     Step,
     ToEngine,
     UnloadAdapter,
@@ -170,6 +171,14 @@ class EngineClient:
     def unload_adapter(self, adapter_id: int) -> None:
         """Frees an adapter once the last request that uses it has ended."""
         self._send(UnloadAdapter(next(self._command_ids), adapter_id))
+
+    async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        """Returns whether all prefixes are forgotten; running requests prevent it unless it interrupts them.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        return (await self._run_command(ResetPrefixCache(next(self._command_ids), interrupts))).is_done
 
     async def _run_command(self, command: Command) -> Done:
         if self.error is not None:

@@ -94,11 +94,20 @@ class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_ad
     adapter_id: int
 
 
+class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
+    """To the engine: forget all prefixes, unless requests are running that must not be interrupted."""
+
+    command_id: int
+    interrupts: bool
+    """Whether running requests are computed again."""
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """From the engine: the result of a command."""
 
     command_id: int
     is_done: bool = True
+    """`ResetPrefixCache`: whether it was reset."""
     error: str | None = None
     """`LoadAdapter`: why the adapter was not loaded."""
     is_missing: bool = False
@@ -113,7 +122,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = LoadAdapter | UnloadAdapter
+Command = LoadAdapter | UnloadAdapter | ResetPrefixCache
 """Each is answered by a `Done` with its `command_id`."""
 ToEngine = Generate | Pool | Abort | Command | Ping
 FromEngine = Ready | Failed | Step | Done | Pong

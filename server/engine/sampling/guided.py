@@ -7,11 +7,12 @@ from threading import Lock
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
+from server.model_files.tokenizer_files import find_mistral_file
 from server.types import UNUSABLE_GRAMMAR
 
 _MOST_COPIED_CHARS = 1 << 26
@@ -67,7 +68,7 @@ class GuidedStates:
         """Reserves the memory for the grammar's copy of a sequence that is ready, if it has a grammar.
 
         Raises:
-            GuidedDecodingError: the grammar does not compile, or the model has no tokenizer.json.
+            GuidedDecodingError: the grammar does not compile, or llguidance does not read the tokenizer.
         """
         if sequence.grammar is None:
             return
@@ -150,10 +151,17 @@ class GuidedStates:
     def _load_tokenizer(self) -> LLTokenizer:
         with self._loading:
             if self._tokenizer is None:
-                text = (self._tokenizer_path / "tokenizer.json").read_text(encoding="utf-8")
                 eos = list(self._eos_token_ids) or None
-                self._tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=eos)
+                self._tokenizer = LLTokenizer(self._read_vocabulary(), n_vocab=self._vocab_size, eos_token=eos)
             return self._tokenizer
+
+    def _read_vocabulary(self) -> str | TokenizerWrapper:
+        file = self._tokenizer_path / "tokenizer.json"
+        if not file.exists() and (mistral_file := find_mistral_file(self._tokenizer_path)) is not None:
+            from server.model_files.mistral_tokens import GrammarVocabulary  # noqa: PLC0415 - few models need it
+
+            return TokenizerWrapper(GrammarVocabulary(mistral_file))
+        return file.read_text(encoding="utf-8")
 
     def _check(self, matcher: LLMatcher) -> None:
         if matcher.is_error():

@@ -141,7 +141,7 @@ _MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
 class MistralParser(MarkedCalls):
     """The text behind the marker tells which of the formats it is.
 
-    Each call gets an id with which Mistral's chat templates accept it in a later request.
+    Each call gets an id with which mistral-common and Mistral's templates accept it in a later request.
     """
 
     markers = {"[TOOL_CALLS]": ""}

@@ -55,3 +55,8 @@ class ProcessorCache:
             self.num_bytes -= oldest.num_bytes
         self._entries[key] = images
         self.num_bytes += images.num_bytes
+
+    def clear(self) -> None:
+        """Drops all images; requests keep those that they hold."""
+        self._entries.clear()
+        self.num_bytes = 0

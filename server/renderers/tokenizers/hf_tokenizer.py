@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -19,6 +19,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.renderers.detokenizer import Decode
 from server.renderers.tokenizers.loading import measure_vocabulary
+from server.renderers.tokenizers.tokenizer import Cut, Encoded
 
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -26,37 +27,8 @@ _NUM_CACHED = 4096
 """Texts consist mostly of this many tokens; a whole vocabulary would take 5 to 25 MiB."""
 
 
-Side = Literal["left", "right"]
-"""Where tokens are cut off: `right` keeps the first ones, `left` the last ones."""
-
-
-class Encoded(NamedTuple):
-    """Tokens of one text, or of two with special tokens between them."""
-
-    token_ids: list[int]
-    token_type_ids: list[int] | None = None
-    """The text that each token belongs to, 0 or 1; None if the model does not take token types."""
-
-
-class Cut(NamedTuple):
-    """How many tokens are kept, and on which side the others are cut off.
-
-    Special tokens count, but are kept.
-    """
-
-    limit: int
-    side: Side = "right"
-
-    def apply(self, ids: list[int]) -> list[int]:
-        """The ids to keep."""
-        return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
-
-
 class HfTokenizer:
-    """`encode`, `encode_pair`, `cut_text` and `decode` may be called on any thread.
-
-    `loop_decoder` and `token_bytes` are for the event loop.
-    """
+    """Implements `Tokenizer`."""
 
     def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
         self.loaded = loaded
@@ -74,21 +46,10 @@ class HfTokenizer:
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """The text's tokens; with a limit, about that many of the last ones plus begin- and end-of-text
-        tokens.
-
-        Raises:
-            UnicodeEncodeError: the text holds a lone surrogate.
-        """
         cut = None if limit is None else Cut(limit, "left")
         return self._encode(text, None, add_special_tokens, cut).token_ids
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        """The tokens of one text, or of two with special tokens between them; the longer one is cut first.
-
-        Raises:
-            UnicodeEncodeError: a text holds a lone surrogate.
-        """
         return self._encode(text, pair, add_special_tokens, cut, has_types=self._has_types)
 
     def _encode(
@@ -125,7 +86,7 @@ class HfTokenizer:
         return Encoded(encoding["input_ids"], encoding.get("token_type_ids"))
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        """The text's first `num_tokens` tokens, as text; needs a fast tokenizer, which returns offsets."""
+        """Needs a fast tokenizer, which returns offsets."""
         while True:
             with self._lock:
                 encoding = self.loaded(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -136,17 +97,15 @@ class HfTokenizer:
             text = text[: min(offsets[num_tokens - 1][1], len(text) - 1)]
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of a whole sequence; the caller has checked the ids."""
         text: str = self.loaded.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """Decodes an output's last few tokens repeatedly; bypasses transformers if the tokenizer is fast."""
+        """Bypasses transformers if the tokenizer is fast."""
         decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
         return partial(decode, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes that one token adds to a text."""
         return self._token_bytes[token_id]
 
 

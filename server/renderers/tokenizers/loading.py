@@ -13,7 +13,7 @@ from typing import NamedTuple
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.machine.file_stamps import FolderStamps, read_folder
-from server.model_files.tokenizer_files import TokenizerLoadError, mistral_problem, read_json_object
+from server.model_files.tokenizer_files import TokenizerLoadError, find_tokenizer_mode, read_json_object
 from server.renderers.tokenizers.generic_tokenizer import load_generic_tokenizer
 
 _GENERIC = "TokenizersBackend"
@@ -94,14 +94,12 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
         return kept
     if not path.is_dir():
         raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
-    if problem := mistral_problem(path):
-        raise TokenizerLoadError(problem)
     class_name = _light_class(path)
     try:
         if class_name is not None:
             return _load_light(class_name, path)
         auto = importlib.import_module("transformers").AutoTokenizer
-        # By default, with mistral-common installed, it would load a tekken.json in its place.
+        # By default, it would load a tekken.json in its place.
         return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
         reason = " ".join(str(err).split()) or type(err).__name__
@@ -111,9 +109,13 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
 def keep_tokenizer(path: Path) -> None:
     """Loads the tokenizer for a later `load_tokenizer`, in this process or a fork of it; starts no thread.
 
+    Does nothing for Mistral's files, which load fast enough.
+
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
+    if find_tokenizer_mode(path, "auto") != "hf":
+        return
     stamps = read_folder(path)  # before loading: any of the files may influence the tokenizer
     tokenizer = load_tokenizer(path)
     measure_vocabulary(tokenizer)

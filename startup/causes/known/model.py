@@ -176,7 +176,7 @@ MODEL: Final = (
             "not recognize the tokenizer",
         ),
         "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
-        "--tokenizer; Mistral's own format needs --engine vllm --tokenizer-mode mistral; a new one a new transformers.",
+        "--tokenizer; for Mistral's own format --tokenizer-mode mistral; a new format needs a newer transformers.",
     ),
     KnownCause(
         "processor-missing",

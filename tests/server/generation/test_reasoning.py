@@ -14,8 +14,8 @@ from server.generation.reasoning import PromptReasoning, load_reasoning
 from server.generation.request import ChatRequest
 from server.parsers.base import PromptEnd
 from server.parsers.registry import load_reasoning_format
+from server.renderers.hf import HfRenderer
 from server.renderers.prompts import RenderedPrompt
-from server.renderers.renderer import Renderer
 from server.server_config import GenerationConfig
 from tests.llamas import save_tiny_llama
 
@@ -25,19 +25,19 @@ SPECIAL = ("[THINK]", "[/THINK]")
 
 
 @pytest.fixture(scope="module")
-def renderer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Renderer]:
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfRenderer]:
     folder = save_tiny_llama(tmp_path_factory.mktemp("model"))
     file = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(file)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PLAIN])
     tokenizer.add_special_tokens([AddedToken(text) for text in SPECIAL])
     tokenizer.save(file)
-    with Renderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
+    with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         yield renderer
 
 
 @pytest.fixture
-def look(renderer: Renderer) -> Any:
+def look(renderer: HfRenderer) -> Any:
     """The reasoning of a prompt's outputs."""
 
     def look(name: str, prompt: str, *, has_grammar: bool = False, **fields: Any) -> PromptReasoning | None:
@@ -52,7 +52,7 @@ def config(name: str) -> GenerationConfig:
     return GenerationConfig(reasoning_parser=name)
 
 
-def encode(renderer: Renderer, text: str) -> list[int]:
+def encode(renderer: HfRenderer, text: str) -> list[int]:
     return renderer.tokenizer.encode(text, add_special_tokens=False)
 
 

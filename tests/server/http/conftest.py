@@ -25,7 +25,7 @@ from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
 from server.operation.models import LoraAdapters, ServedModels
-from server.renderers.renderer import Renderer
+from server.renderers.hf import HfRenderer
 from server.routes.endpoint import AppParts
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
@@ -322,22 +322,22 @@ def assert_rejected(response: httpx.Response, param: str | None, words: str = ""
 
 
 @pytest.fixture(scope="session")
-def renderer(model_path: Any) -> Iterator[Renderer]:
-    with Renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+def renderer(model_path: Any) -> Iterator[HfRenderer]:
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
-        renderer.executor.submit(int).result()  # starts the thread, which stays until the session ends
+        renderer._executor.submit(int).result()  # starts the thread, which stays until the session ends
         renderer.max_model_len = MAX_MODEL_LEN
         yield renderer
 
 
 @pytest.fixture
-def use_template(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def use_template(renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Sets the chat template of the renderer for one test."""
     return lambda template: monkeypatch.setattr(renderer, "config", replace(renderer.config, chat_template=template))
 
 
 @pytest.fixture(scope="session")
-def encode(renderer: Renderer) -> Callable[[str], list[int]]:
+def encode(renderer: HfRenderer) -> Callable[[str], list[int]]:
     """Token ids of a text, without special tokens."""
     return lambda text: renderer.tokenizer.encode(text, add_special_tokens=False)
 
@@ -374,9 +374,9 @@ class FinishedStart:
 
 
 @pytest.fixture(scope="session")
-def _start(renderer: Renderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
+def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
     def start(
-        renderer: Renderer = renderer,
+        renderer: HfRenderer = renderer,
         limits: LimitsConfig | None = None,
         lifecycle: Lifecycle | None = None,
         **options: Any,
@@ -431,7 +431,7 @@ class QuickServer(uvicorn.Server):
 @contextmanager
 def run_app(
     config: ServerConfig,
-    renderer: Renderer,
+    renderer: HfRenderer,
     engine: Any,
     *,
     limits: LimitsConfig | None = None,

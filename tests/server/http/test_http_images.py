@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.vision import VisionRenderer
+from server.renderers.base import BaseRenderer
+from server.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
 
 MAX_MODEL_LEN = 512
@@ -20,17 +21,17 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vision_renderer(vlm: Path) -> Iterator[VisionRenderer]:
+def vision_renderer(vlm: Path) -> Iterator[BaseRenderer]:
     config = RendererConfig(limit_mm_per_prompt={"image": 3}, num_workers=1)
-    with VisionRenderer(ModelFiles(vlm, vlm), config) as renderer:
+    with build_renderer(ModelFiles(vlm, vlm), config) as renderer:
         renderer.max_model_len = MAX_MODEL_LEN
         renderer.warm_up()
-        renderer.executor.submit(int).result()  # starts the thread, which stays until the server ends
+        renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
         yield renderer
 
 
 @pytest.fixture
-def vision(serve: Callable[..., Any], vision_renderer: VisionRenderer, engine: Any) -> Any:
+def vision(serve: Callable[..., Any], vision_renderer: BaseRenderer, engine: Any) -> Any:
     """A server of a vision model with a scripted engine."""
     engine.reset(vision_renderer.tokenizer.encode("a cat", add_special_tokens=False))
     return serve(renderer=vision_renderer)

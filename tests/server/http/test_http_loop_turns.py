@@ -17,7 +17,7 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.engine.process_link.client import _OUTPUTS_PER_TURN
-from server.renderers.renderer import Renderer
+from server.renderers.hf import HfRenderer
 from server.server_config import ServerConfig
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
 from tests.server.engine.pooling.tiny_poolers import save_pooler
@@ -173,7 +173,7 @@ def send(model_path: Path) -> Iterator[Send]:
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
-    with Renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         yield from _measure(config, renderer, engine)
 
 
@@ -183,7 +183,7 @@ def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
     folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    with Renderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
+    with HfRenderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
         yield from _measure(
             ServerConfig(served_model_names=(MODEL,)), renderer, InstantPooling(PooledEngine(folder).info)
         )
@@ -220,9 +220,9 @@ class InstantPooling:
         return EngineOutput(request_id, finish_reason="stop", data=vector)
 
 
-def _measure(config: ServerConfig, renderer: Renderer, engine: Any) -> Iterator[Send]:
+def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterator[Send]:
     renderer.warm_up()
-    renderer.executor.submit(int).result()  # starts the thread, which stays until the server ends
+    renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
     renderer.max_model_len = engine.info.max_model_len
     loop = MeasuredLoop()
     switch_interval_s = sys.getswitchinterval()

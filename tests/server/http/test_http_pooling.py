@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelFiles, PoolerConfig, RendererConfig
-from server.renderers.renderer import Renderer
+from server.renderers.hf import HfRenderer
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     MAX_LEN,
@@ -37,9 +37,9 @@ def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **opti
     engine = PooledEngine(folder, **engine_options)
     config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
-    with Renderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
+    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
         hf.warm_up()
-        hf.executor.submit(int).result()  # starts the thread, which stays until the server ends
+        hf._executor.submit(int).result()  # starts the thread, which stays until the server ends
         with run_app(config, hf, engine) as server:
             yield server
 

@@ -1,13 +1,15 @@
 """prompt_embeds in POST /v1/completions, over the real route and renderer."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from server.limits import LimitsConfig
-from server.renderers.embeds.prompt_embeds import EmbedsLimits
-from server.renderers.renderer import Renderer
+from server.renderers import base
+from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.renderers.hf import HfRenderer
 from tests.embeds_payloads import torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 
@@ -19,7 +21,7 @@ def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
 
 
 @pytest.fixture
-def accepting(server, renderer: Renderer) -> Iterator[object]:
+def accepting(server, renderer: HfRenderer) -> Iterator[object]:
     """A server with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
     try:
@@ -46,6 +48,20 @@ def test_without_the_flag_the_error_names_it(server):
 def test_parts_of_messages_with_rows_need_vllm(accepting):
     messages = [{"role": "user", "content": [{"type": "prompt_embeds", "data": torch_payload(rows(2))}]}]
     assert_rejected(accepting.post("/v1/chat/completions", {"messages": messages}), "messages", "--engine vllm")
+
+
+@pytest.mark.parametrize("num_prompts", [1, 3])
+def test_rows_are_decoded_in_the_pool(accepting, num_prompts, monkeypatch):
+    threads = []
+
+    def load(*args, **settings):
+        threads.append(threading.current_thread().name)
+        return safe_load_prompt_embeds(*args, **settings)
+
+    monkeypatch.setattr(base, "safe_load_prompt_embeds", load)
+    body = accepting.completion(prompt=None, prompt_embeds=[torch_payload(rows(3))] * num_prompts)
+    assert len(body["choices"]) == num_prompts
+    assert threads == ["renderer_0"] * 2 * num_prompts, "whole and as a stream"
 
 
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])

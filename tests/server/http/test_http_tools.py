@@ -3,7 +3,7 @@
 import pytest
 
 from server.config import ModelFiles
-from server.renderers.renderer import Renderer
+from server.renderers.hf import HfRenderer
 from tests.server.generation.requests import NAMED, TIME, WEATHER
 from tests.server.http.conftest import assert_rejected
 
@@ -153,7 +153,7 @@ def test_a_schema_that_does_not_compile_is_a_400(serve, choice):
 
 def test_the_format_is_told_from_the_model(serve, engine, encode, renderer, monkeypatch, caplog):
     engine.reply = encode('[TOOL_CALLS]get_time[ARGS]{"zone": "UTC"}')
-    monkeypatch.setattr(Renderer, "tool_template", "[TOOL_CALLS]")
+    monkeypatch.setattr(HfRenderer, "tool_template", "[TOOL_CALLS]")
     with caplog.at_level("INFO"):
         server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
     assert "--tool-call-parser auto: mistral, by the model's chat template" in caplog.text

@@ -9,8 +9,8 @@ import pytest
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
+from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
-from server.renderers.renderer import Renderer
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -140,7 +140,7 @@ TEMPLATES = {
 }
 
 
-def compare(cases: list[dict[str, Any]], renderers: dict[str | None, Renderer], folder: Path, work: Path) -> None:
+def compare(cases: list[dict[str, Any]], renderers: dict[str | None, HfRenderer], folder: Path, work: Path) -> None:
     """Renders each case with the renderer of its template."""
     num_equal = num_rejected = 0
     for case, answer in zip(cases, ask_vllm(SCRIPT, cases, work, folder), strict=True):
@@ -165,8 +165,8 @@ def test_prompts_of_templates_are_the_same(tmp_path, model_path, inline_executor
             if name != "parts" or all(message["role"] != "developer" for message in case["messages"]):
                 cases.append(case)  # vLLM passes text to a template that loops over parts, which then finds none
     files = ModelFiles(model_path, model_path)
-    renderers: dict[str | None, Renderer] = {
-        template: Renderer(files, RendererConfig(chat_template=template), executor=inline_executor)
+    renderers: dict[str | None, HfRenderer] = {
+        template: HfRenderer(files, RendererConfig(chat_template=template), executor=inline_executor)
         for template in TEMPLATES.values()
     }
     compare(cases, renderers, model_path, tmp_path)

@@ -7,15 +7,15 @@ import pytest
 
 from server.renderers import detokenizer
 from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner, decode_in_pieces
-from server.renderers.renderer import Renderer
+from server.renderers.hf import HfRenderer
 from tests.server.renderers.conftest import TEXTS, encode, feed
 
 
-def full_decode(renderer: Renderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
     return renderer.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)(token_ids)
 
 
-def token_of(renderer: Renderer, content: bytes) -> int:
+def token_of(renderer: HfRenderer, content: bytes) -> int:
     return next(i for i in range(renderer.vocab_size) if renderer.token_bytes(i) == content)
 
 
@@ -144,12 +144,12 @@ def test_special_tokens_are_written_or_skipped(renderers):
     assert feed(renderer.create_detokenizer(), token_ids) == "the"
 
 
-def _withdraws_text(renderer: Renderer) -> bool:
+def _withdraws_text(renderer: HfRenderer) -> bool:
     """Whether the decoder replaces whole characters if broken bytes follow them."""
     return "ByteFallback" in renderer.tokenizer._token_bytes._steps
 
 
-def random_tokens(renderer: Renderer, rng: random.Random, *, length: int) -> list[int]:
+def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:
     """Random tokens, more often those of characters with many bytes and special ones.
 
     Bytes of a decoder that withdraws text form whole characters: broken ones have no stable full decode.

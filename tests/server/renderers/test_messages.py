@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from base.errors import RequestError
-from server.renderers import chat_template
-from server.renderers.chat_template import to_conversation, without_developer
+from server.renderers import conversation
+from server.renderers.conversation import to_conversation, without_developer
 
 TWO_PARTS = [{"type": "text", "text": "one"}, {"type": "input_text", "text": "two", "cache_control": {}}]
 
@@ -94,7 +94,7 @@ def test_unusable_arguments_become_an_empty_object(arguments):
 
 
 def test_unusable_arguments_are_logged_once_per_process(caplog):
-    chat_template._warn_of_malformed_arguments.cache_clear()
+    conversation._warn_of_malformed_arguments.cache_clear()
     for _ in range(3):
         converted({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}] * 2})
     [record] = caplog.records

@@ -14,13 +14,14 @@ import torch
 
 from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
-from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
+from server.renderers import base
 from server.renderers.detokenizer import PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
-from server.renderers.renderer import Renderer
-from server.renderers.vision import VisionRenderer
+from server.renderers.registry import build_renderer
+from server.types import TensorData
 from tests.embeds_payloads import saved, torch_payload
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
@@ -104,6 +105,11 @@ def text_of(i: int) -> str:
     return f"{i} " + "What is the capital of France? 😀 " * (i % 40)
 
 
+def test_the_base_of_renderers_imports_no_tokenizer():
+    libraries = {"transformers", "tokenizers", "mistral_common"}
+    assert run_watched(f"import server.renderers.base; print({libraries} & set(sys.modules))") == "set()\n"
+
+
 @pytest.mark.thorough
 def test_many_clients_share_four_threads(model_path):
     """A tokenizer that truncated by itself would fail here with "Already borrowed"."""
@@ -158,7 +164,7 @@ def test_the_pool_s_threads_import_no_modules(model_path):
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 path = Path(sys.argv[1])
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 async def main(renderer):
@@ -185,17 +191,45 @@ def large_prompts() -> list[EmbedsPrompt]:
     return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
 
 
+async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(tiny_llama, monkeypatch):
+    """What https://github.com/vllm-project/vllm/pull/43792 has mended, and has no test for."""
+    both_begun = threading.Barrier(2, timeout=60)
+    threads: list[str] = []
+
+    def load(embeds: str, limits: EmbedsLimits, *, truncate_to: int | None) -> TensorData:
+        threads.append(threading.current_thread().name)
+        both_begun.wait()
+        return TensorData("float32", (1, 1), memoryview(bytes(4)))
+
+    monkeypatch.setattr(base, "safe_load_prompt_embeds", load)
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+        renderer.embeds_limits = LARGE_EMBEDS
+        prompts = [EmbedsPrompt("a"), EmbedsPrompt("b")]
+        assert len(await renderer.render_prompts_async(prompts, TextOptions())) == 2
+    assert sorted(threads) == ["renderer_0", "renderer_1"]
+
+
+async def test_no_prompt_is_an_error_and_the_first_fault_of_many_prompts_is_raised(tiny_llama):
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+        for prompts in ([], ()):
+            with pytest.raises(ValueError, match="You must pass at least one prompt"):
+                await renderer.render_prompts_async(prompts, TextOptions())
+        texts = [text_of(i) for i in range(100)]
+        rendered = await renderer.render_prompts_async(texts, TextOptions())
+        assert [prompt.text for prompt in rendered] == texts
+        with pytest.raises(RequestError, match="Token id -1 "):
+            await renderer.render_prompts_async([[1]] * 99 + [[-1]], TextOptions())
+
+
 @pytest.mark.alone
 async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inline_executor, large_prompts):
     folder = tokenizer_folders["byte_level"]
     files = ModelFiles(folder, folder)
     turns = []
     for executor in (None, inline_executor):
-        with Renderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
+        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
             renderer.embeds_limits = LARGE_EMBEDS
-            rendering = asyncio.ensure_future(
-                renderer.run_in_pool(renderer.render_prompts, large_prompts, TextOptions())
-            )
+            rendering = asyncio.ensure_future(renderer.render_prompts_async(large_prompts, TextOptions()))
             turns.append(await count_turns(rendering, every_s=0))
         assert [prompt.inputs and prompt.inputs.embeds.shape for prompt in rendering.result()] == [(2048, 4096)] * 3
     assert turns[0] > 100
@@ -210,7 +244,7 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, i
     large = image_messages(*(image_url(seed, 2000, 2000, "JPEG") for seed in range(2)))
     turns = []
     for executor in (None, inline_executor):
-        with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
+        with build_renderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
             renderer.warm_up()
             turns.append(await count_turns(render_with_images(renderer, large, ChatOptions())))
     assert turns[0] > 5 * FREE_TURNS
@@ -223,7 +257,7 @@ def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_f
 from server.config import ModelFiles, RendererConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.prompts import EmbedsPrompt, TextOptions
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
@@ -242,7 +276,7 @@ def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path)
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     code = """
 from server.config import ModelFiles, RendererConfig
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 from server.limits import LimitsConfig
 from server.operation.admission import Admission, Lease
 from server.renderers.prompts import ChatOptions

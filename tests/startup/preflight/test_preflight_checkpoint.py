@@ -122,11 +122,16 @@ def test_a_tokenizer_that_is_an_lfs_pointer_is_reported(folder, preflight, name,
     assert f"{name} is a Git LFS pointer" in messages(preflight(folder.path), check)[0]
 
 
-def test_a_folder_with_mistral_s_own_tokenizer_alone_needs_vllm(folder, preflight):
+def test_mistral_s_own_tokenizer_is_read_and_grok_2_s_needs_vllm(folder, preflight):
     (folder.path / "tokenizer.json").rename(folder.path / "tekken.json")
+    assert messages(preflight(folder.path), "tokenizer") == []
+    (folder.path / "tekken.json").rename(folder.path / "tokenizer.tok.json")
     (message,) = messages(preflight(folder.path), "tokenizer")
-    assert "has no tokenizer.json" in message
+    assert "Grok-2" in message
     assert "--engine vllm" in message
+    (folder.path / "tokenizer.tok.json").rename(folder.path / "tokenizer.json")
+    (folder.path / "config.json").write_text("{oops")
+    assert messages(preflight(folder.path), "tokenizer") == [], "a broken file is reported once"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

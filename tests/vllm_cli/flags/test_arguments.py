@@ -111,6 +111,12 @@ def test_auto_is_the_limit_of_the_model(text, value):
     assert TokenLimit().convert(text, None, None) == value
 
 
+@pytest.mark.parametrize("mode", ["grok2", "deepseek_v32"])
+def test_a_tokenizer_mode_that_only_vllm_has_is_rejected(mode, parse):
+    with pytest.raises(click.BadParameter, match=f"'{mode}' is not one of auto, hf, .*; others need --engine vllm"):
+        parse("m", "--tokenizer-mode", mode)
+
+
 def test_json_must_have_the_expected_type():
     assert JsonObject().convert('{"a": 1}', None, None) == {"a": 1}
     assert JsonStrings().convert('["a"]', None, None) == ("a",)

@@ -81,8 +81,6 @@ NEUTRAL = [
     "--no-enforce-eager",
     "--optimization-level 2",
     "--enable-log-deltas",
-    "--tokenizer-mode auto",
-    "--tokenizer-mode hf",
 ]
 
 
@@ -119,7 +117,6 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words, notice):
         ("-q awq", "--quantization awq requests quantized weights"),
         ("-sc.model x", "requests speculative"),
         ("--tool-server demo", "--tool-server demo requests parsers of tool calls"),
-        ("--tokenizer-mode mistral", "--tokenizer-mode mistral requests another kind of tokenizer"),
         ("--config-format mistral", "--config-format mistral requests another way of loading"),
         ("--load-format dummy", "--load-format dummy requests another way of loading"),
         ("--otlp-traces-endpoint http://c:4318", "--otlp-traces-endpoint http://c:4318 requests traces"),

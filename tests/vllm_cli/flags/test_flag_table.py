@@ -97,7 +97,7 @@ def test_a_variable_without_a_flag_has_the_default_of_its_field():
 
 def test_a_flag_follows_the_one_that_its_field_names():
     names = [flag.name for flag in GROUPS["Model"]]
-    assert names[:3] == ["--model", "--served-model-name", "--tokenizer"]
+    assert names[:4] == ["--model", "--served-model-name", "--tokenizer", "--tokenizer-mode"]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.features.prompt_features import PromptFeaturesError
 from server.engine.features.vision import VisionEncoder, image_encoder, language_model
 from server.engine.model.model_loading import load_model
+from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.vision import VisionRenderer
+from server.renderers.registry import build_renderer
 from server.types import PromptInputs, TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
@@ -29,7 +30,7 @@ _NUM_TOKENS = 12
 class VisionCase:
     """A model of one family, its renderer and the plain model as a reference."""
 
-    renderer: VisionRenderer
+    renderer: BaseRenderer
     path: Path
     reference: PreTrainedModel
 
@@ -61,7 +62,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
 
 def _case(tmp_path_factory: pytest.TempPathFactory, family: str) -> VisionCase:
     path = save_vlm(tmp_path_factory.mktemp("vlm"), family)
-    renderer = VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
+    renderer = build_renderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
     return VisionCase(renderer, path, load_reference(path))
 
 

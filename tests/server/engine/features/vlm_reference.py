@@ -12,8 +12,9 @@ from server.config import ModelFiles, RendererConfig
 from server.engine.features.prompt_features import to_tensor
 from server.limits import LimitsConfig
 from server.operation.admission import Admission, Lease
+from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.vision import VisionRenderer
+from server.renderers.registry import build_renderer
 from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import as_bytes, image, load_reference
 from tests.server.inline_executor import InlineExecutor
@@ -31,7 +32,7 @@ def image_messages(*urls: str) -> list[Any]:
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
-async def render_with_images(renderer: VisionRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
+async def render_with_images(renderer: BaseRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
     """The prompt of a request."""
     images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
     return await renderer.run_in_pool(renderer.render_chat, messages, options, images)
@@ -39,7 +40,7 @@ async def render_with_images(renderer: VisionRenderer, messages: list[Any], opti
 
 def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:
     """The tokens that the saved model generates for the conversation."""
-    renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+    renderer = build_renderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
     prompt = asyncio.run(render_with_images(renderer, messages, ChatOptions()))
     assert prompt.inputs is not None
     return generate_answer(load_reference(folder).to(device), prompt, num_tokens)

@@ -10,6 +10,7 @@ from server.engine.compute import attention
 from server.engine.compute.fused_attention import AttentionPart, attend_to_part
 from server.engine.memory.kv_cache import CopiedSlots
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
+from server.engine.process_link.messages import Done, ResetPrefixCache
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
@@ -47,6 +48,19 @@ def test_hits_and_queries_are_counted_in_tokens(llama):
         (186, 64, 0),
         (241, 64, 0),  # 20 tokens in common are too few to be cached
     ]
+
+
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_resetting_the_prefix_cache_forgets_prompts(llama, interrupts):
+    engine = SmallEngine(llama, prefix_tokens=512)
+    prompts = random_prompts(60, 12)
+    engine.generate(prompts[:1])
+    running = engine.add("running", prompts[1])
+    engine.step()
+    assert engine.core.execute(ResetPrefixCache(3, interrupts)) == Done(3, is_done=interrupts)
+    engine.run()
+    assert running.finish_reason == "length"
+    assert engine.complete(prompts[:1])[0].num_cached_tokens == (0 if interrupts else 48)
 
 
 def test_a_conversations_next_turn_reuses_the_last(plain_llama, llama):

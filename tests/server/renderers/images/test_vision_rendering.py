@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
@@ -15,20 +16,20 @@ import pytest
 from PIL import Image
 
 from base.errors import OverloadedError, RequestError
-from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
 from server.limits import LimitsConfig
 from server.operation.admission import Admission
+from server.renderers.base import BaseRenderer
 from server.renderers.images.processor import ProcessorLoadError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.vision import VisionRenderer
+from server.renderers.registry import build_renderer
 from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
 from tests.server.inline_executor import InlineExecutor
 
-Build = Callable[..., VisionRenderer]
+Build = Callable[..., BaseRenderer]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 def build(folder_of: Callable[[str], Path]) -> Build:
     """Builds renderers, without threads unless an executor is given."""
 
-    def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> VisionRenderer:
+    def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> BaseRenderer:
         path = folder_of(family)
-        return VisionRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=executor or InlineExecutor())
+        return build_renderer(ModelFiles(path, path), RendererConfig(**settings), executor=executor or InlineExecutor())
 
     return build_one
 
@@ -62,7 +63,7 @@ def _message(*parts: str | Image.Image) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def _render(renderer: VisionRenderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
+def _render(renderer: BaseRenderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
     return asyncio.run(render_with_images(renderer, list(messages), ChatOptions(**options)))
 
 
@@ -85,7 +86,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
     renderer = build(family)
-    processor = renderer._images._processor
+    processor = renderer.vision._images._processor
     if getattr(processor, "video_processor", processor) is None:
         processor.video_processor = SimpleNamespace(num_frames=8, fps=1, size={"longest_edge": 1}, merge_size=2)
     turns = CONVERSATIONS[name]
@@ -115,7 +116,7 @@ def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
 def test_text_without_images_has_the_processors_tokens_and_no_tensors(build, family):
     renderer = build(family)
     prompt = _render(renderer, {"role": "user", "content": "Hello"})
-    processor = renderer._images._processor
+    processor = renderer.vision._images._processor
     text = (
         processor.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
         if (family != "smolvlm")
@@ -275,6 +276,23 @@ def test_the_least_recently_used_image_is_evicted_first():
     assert (len(cache), cache.num_bytes) == (2, 200)
 
 
+async def test_the_cache_is_cleared_in_the_thread_that_processes_images(folder_of):
+    path = folder_of("qwen2_vl")
+    with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+        await render_with_images(renderer, [_message(image())], ChatOptions())
+        assert len(renderer.mm_cache) == 1
+        release, begun = threading.Event(), threading.Event()
+        renderer._mm_executor.submit(lambda: (begun.set(), release.wait(60)))
+        assert begun.wait(60)
+        clearing = asyncio.ensure_future(renderer.clear_mm_cache_async())
+        while renderer.pools["mm"].num_waiting != 1:
+            await asyncio.sleep(0)
+        assert len(renderer.mm_cache) == 1, "an image is being processed"
+        release.set()
+        await clearing
+        assert (len(renderer.mm_cache), renderer.mm_cache.num_bytes) == (0, 0)
+
+
 def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_of, tmp_path):
     """A template in chat_template.json, an older class name, and the files that transformers 5 writes."""
     plain = build("qwen2_vl")
@@ -293,10 +311,10 @@ def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_o
             (folder / "preprocessor_config.json").write_text(json.dumps(settings))
         else:
             (folder / "chat_template.jinja").write_text(template)
-            own = plain._images._processor.image_processor.to_dict()
+            own = plain.vision._images._processor.image_processor.to_dict()
             nested = {"processor_class": "Qwen2VLProcessor", "image_processor": own}
             (folder / "processor_config.json").write_text(json.dumps(nested))
-        renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+        renderer = build_renderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
         found = _render(renderer, _message("Look: ", image(100, 60)))
         assert found.token_ids == wanted.token_ids
         assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
@@ -305,11 +323,11 @@ def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_o
 def test_without_images_the_plain_renderer_is_used(folder_of):
     path = folder_of("qwen2_vl")
     with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
-        assert not isinstance(renderer, VisionRenderer)
+        assert renderer.vision is None
         with pytest.raises(RequestError, match="served for text only"):
             renderer.render_chat([_message(image())], ChatOptions())
     with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
-        assert isinstance(renderer, VisionRenderer)
+        assert renderer.vision is not None
 
 
 def test_a_missing_processor_fails_the_start(folder_of, tmp_path):
@@ -317,7 +335,7 @@ def test_a_missing_processor_fails_the_start(folder_of, tmp_path):
         if not file.name.startswith("preprocessor"):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(ProcessorLoadError, match="cannot load the image processor"):
-        VisionRenderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
+        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
 
 
 def _images(num_bytes: int) -> ProcessedImages:

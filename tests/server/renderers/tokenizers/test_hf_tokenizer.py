@@ -11,8 +11,8 @@ from tokenizers import processors
 
 from base.errors import RequestError
 from server.renderers.detokenizer import PromptTail
+from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.renderer import Renderer
 from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
 from tests.server.renderers.conftest import KINDS, encode, feed
@@ -101,7 +101,7 @@ TEXT = "Größe 你好 😀 x"
 
 
 @pytest.fixture
-def slow_renderer(tmp_path: Path, build_inline: Callable[..., Renderer]) -> Renderer:
+def slow_renderer(tmp_path: Path, build_inline: Callable[..., HfRenderer]) -> HfRenderer:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     return build_inline(tmp_path, chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")

@@ -17,9 +17,9 @@ from transformers.models.auto.tokenization_auto import (
 )
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
 from server.model_files.tokenizer_files import TokenizerLoadError
+from server.renderers.registry import build_renderer
 from server.renderers.tokenizers import loading as tokenizer_loading
 from server.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
 
@@ -143,15 +143,6 @@ def test_of_two_formats_hugging_face_s_is_loaded(tokenizer_folders, tmp_path):
     assert_same_tokenizer(path)
 
 
-@pytest.mark.parametrize("name", ["tekken.json", "tekken_240911.json", "tokenizer.model.v3"])
-def test_a_folder_with_mistral_s_own_format_alone_is_one_clear_line(name, tmp_path):
-    (tmp_path / name).touch()
-    with pytest.raises(TokenizerLoadError) as raised:
-        load_tokenizer(tmp_path)
-    lacks = f"{tmp_path} has no tokenizer.json, only Mistral's own {name}"
-    assert str(raised.value) == f"{lacks}: serve it with --engine vllm"
-
-
 def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(tokenizer_folders, tmp_path):
     source = tokenizer_folders["byte_level"]
     path = checkpoint(source, tmp_path, {"model_type": "llama"}, tokenizer_class="LlamaTokenizerFast")
@@ -200,7 +191,7 @@ _KEEP_AND_FORK = """
 import json, os, sys
 from pathlib import Path
 from server.config import ModelFiles, RendererConfig
-from server.build import build_renderer
+from server.renderers.registry import build_renderer
 from server.renderers.tokenizers.loading import keep_tokenizer
 from server.renderers.prompts import TextOptions
 
@@ -293,7 +284,7 @@ def test_a_renderer_does_not_import_torch(model_path):
         "from pathlib import Path\n"
         "from server.config import ModelFiles, RendererConfig\n"
         "from server.renderers.prompts import ChatOptions\n"
-        "from server.build import build_renderer\n"
+        "from server.renderers.registry import build_renderer\n"
         "path = Path(sys.argv[1])\n"
         "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
         "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"

@@ -1,32 +1,36 @@
-"""The renderer: turns text into token ids and back, with the blocking work in a thread pool."""
+"""What all renderers do: they turn text into token ids and back, with the blocking work in thread pools.
+
+Imports no tokenizer's library: the kinds of renderers (`registry.py`) do.
+"""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.renderers.chat_template import (
-    check_chat_template,
-    detect_content_format,
-    resolve_chat_template,
-    safe_apply_chat_template,
-    to_conversation,
-)
+from server.renderers.conversation import has_few_parts
 from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner, decode_in_pieces
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, HeldBytes, Prompt, RenderedPrompt, TextOptions
-from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
-from server.renderers.tokenizers.loading import load_tokenizer
+from server.renderers.tokenizers.tokenizer import Cut, Tokenizer
 from server.types import EngineInfo, PromptInputs
+
+if TYPE_CHECKING:
+    from server.renderers.vision import VisionPart
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
+"""`VisionPart`, for a model with images: a renderer gives it its tokenizer as transformers has it."""
+
+_PROMPTS_PER_CALL = 32
 
 
 class RendererPool(ThreadPoolExecutor):
@@ -56,7 +60,7 @@ class RendererPool(ThreadPoolExecutor):
         return super().submit(run)
 
 
-class Renderer:
+class BaseRenderer(ABC):
     """Owns the pool (`--renderer-num-workers`) that runs templates, the tokenizer and decoding.
 
     Build it on the main thread: loading the tokenizer may import torch.
@@ -68,12 +72,14 @@ class Renderer:
     `token_text`, `token_bytes` and the properties are cheap and run on the loop itself.
     """
 
+    has_own_tool_format: ClassVar[bool] = False
+    """Whether the model's library, and no template, writes the tools and calls of a conversation."""
+    tokenizer: Tokenizer
+    """Loaded by the kind of renderer; all threads share it."""
+    vision: "VisionPart | None" = None
+    """Processes images; None if the model accepts none."""
     max_model_len: int | None = None
     """Most tokens of a prompt and its output; set by `configure`."""
-    mm_cache: ProcessorCache | None = None
-    """The processed images; None if the model accepts no images."""
-    image_token: str | None = None
-    """The text that stands for an image in a prompt; None if the model accepts no images."""
     embeds_limits: EmbedsLimits | None = None
     """Shape and type that `prompt_embeds` must have; set by `configure` if the server accepts them."""
 
@@ -83,9 +89,9 @@ class Renderer:
         config: RendererConfig,
         *,
         executor: Executor | None = None,
-        tokenizer: HfTokenizer | None = None,
+        load_vision: LoadVision | None = None,
     ) -> None:
-        """Loads the tokenizer, unless the caller has done it; the operator's chat template is checked.
+        """Kinds of renderers load their tokenizer, and with `load_vision` the vision part.
 
         `executor` replaces both pools; the caller closes it.
 
@@ -94,21 +100,31 @@ class Renderer:
         """
         self.files = files
         self.config = config
-        self.tokenizer = tokenizer or HfTokenizer(load_tokenizer(files.tokenizer_path, config.trust_remote_code))
-        if config.chat_template is not None:
-            check_chat_template(config.chat_template)
         self.pools: dict[str, RendererPool] = {}
         """The pools that this renderer owns, by purpose: `text` and `mm`."""
         if executor is None:
             self.pools["text"] = RendererPool(config.num_workers, name="renderer")
             self.pools["mm"] = RendererPool(1, name="renderer-mm")
-        self.executor = executor or self.pools["text"]
-        """Runs what would block the event loop, also for callers."""
+        self._executor = executor or self.pools["text"]
         self._mm_executor = executor or self.pools["mm"]
+
+    @abstractmethod
+    def render_messages(
+        self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
+    ) -> str | list[int]:
+        """Writes a conversation in OpenAI's form as text or as token ids, with the tokens of its images.
+
+        Raises:
+            RequestError: the messages or options are invalid, or the template failed.
+        """
+
+    def submit(self, func: Callable[..., object], *args: object) -> None:
+        """Runs work in the pool whose result nobody needs."""
+        self._executor.submit(func, *args)
 
     async def run_in_pool(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs work in the pool that would block the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.executor, partial(func, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs work that grows with a body in the pool, unless the body is small."""
@@ -120,25 +136,10 @@ class Renderer:
         Raises:
             RequestError: an image cannot be loaded.
         """
-        return None
-
-    def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
-        """Writes a conversation in OpenAI's form as text, by the operator's template or else the model's.
-
-        Raises:
-            RequestError: the messages or options are invalid, or the template failed.
-        """
-        loaded = self.tokenizer.loaded
-        template = resolve_chat_template(loaded, self.config.chat_template, options.tools or None)
-        wanted = self.config.chat_template_content_format
-        content_format = detect_content_format(loaded, template) if wanted == "auto" else wanted
-        return safe_apply_chat_template(
-            loaded,
-            to_conversation(messages, content_format, self.image_token),
-            template=template,
-            options=options,
-            template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
-        )
+        if self.vision is None:
+            return None
+        parts = await self.run_unless(has_few_parts(messages), self.vision.find_images, messages)
+        return await self.vision.load(parts, held, max_tokens=self.max_model_len) if parts else None
 
     def render_chat(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
@@ -148,17 +149,41 @@ class Renderer:
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
         """
-        return self.tokenize_chat(self.render_messages(messages, options), options, images)
+        if images is not None and options.truncate_prompt_tokens is not None:
+            raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
+        rendered = self.render_messages(messages, options, images)
+        if isinstance(rendered, str):
+            prompt = self._tokenize_chat(rendered, options)
+        else:
+            prompt = RenderedPrompt(self._keep_tokens(rendered, options, param="messages"), text=None)
+        return prompt if images is None or self.vision is None else self.vision.attach(prompt, images)
+
+    async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
+        """Renders all prompts of a request concurrently, in the pool: nothing is decoded on the event loop.
+
+        As many calls run at once as the pool has threads, so that other requests get their turn.
+
+        Raises:
+            ValueError: `prompts` is empty.
+            RequestError: as `render_text`; the other calls are then cancelled.
+        """
+        turns = asyncio.Semaphore(self.config.num_workers)
+
+        async def render(batch: Sequence[Prompt]) -> list[RenderedPrompt]:
+            async with turns:
+                return await self.run_in_pool(self.render_prompts, batch, options)
+
+        rendered = await run_concurrently(map(render, split_prompts(prompts)))
+        return [prompt for batch in rendered for prompt in batch]
 
     def render_prompts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """Renders all prompts of a request.
+        """Renders prompts in one call; blocks.
 
         Raises:
             ValueError: `prompts` is empty.
             RequestError: as `render_text`.
         """
-        if not prompts:
-            raise ValueError("You must pass at least one prompt")
+        _check_prompts(prompts)
         return [
             self._load_embeds(prompt, options)
             if isinstance(prompt, EmbedsPrompt)
@@ -217,15 +242,31 @@ class Renderer:
     @property
     def chat_template(self) -> str | None:
         """The template for conversations without tools; None if there is none."""
-        own = self.tokenizer.loaded.chat_template
-        return self.config.chat_template or (own.get("default") if isinstance(own, dict) else own)
+        return None
 
     @property
     def tool_template(self) -> str | None:
         """The template for conversations with tools."""
-        own = self.tokenizer.loaded.chat_template
-        named = own.get("tool_use") if isinstance(own, dict) else None
-        return self.config.chat_template or named or self.chat_template
+        return self.chat_template
+
+    @property
+    def image_token(self) -> str | None:
+        """The text that stands for an image in a prompt; None if the model accepts no images."""
+        return None if self.vision is None else self.vision.image_token
+
+    @property
+    def mm_cache(self) -> ProcessorCache | None:
+        """The processed images; None if the model accepts no images."""
+        return None if self.vision is None else self.vision.cache
+
+    def clear_mm_cache(self) -> None:
+        """Drops all processed images; runs in the image thread, as everything that uses the cache."""
+        if self.mm_cache is not None:
+            self.mm_cache.clear()
+
+    async def clear_mm_cache_async(self) -> None:
+        """Drops all processed images, after the image that is being processed."""
+        await asyncio.get_running_loop().run_in_executor(self._mm_executor, self.clear_mm_cache)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -240,8 +281,8 @@ class Renderer:
 
     def warm_up(self) -> None:
         """Runs the one-time work that would delay the first requests; may hold the GIL for 0.1 s."""
-        if self.chat_template is not None:
-            detect_content_format(self.tokenizer.loaded, self.chat_template)
+        if self.vision is not None:
+            self.vision.warm_up()
 
     def close(self) -> None:
         """Stops the pools and cancels the work that they have not begun."""
@@ -256,8 +297,7 @@ class Renderer:
     ) -> None:
         self.close()
 
-    def tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
-        """Tokenizes a conversation that the template has written."""
+    def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
         return self._tokenized(text, options, param="messages")
 
     def _load_embeds(self, prompt: EmbedsPrompt, options: TextOptions) -> RenderedPrompt:
@@ -300,6 +340,32 @@ class Renderer:
     def _check_length(self, text: str, param: str) -> None:
         if (most := self.max_model_len) is not None:
             check_text_length(text, max_model_len=most, max_token_chars=self.tokenizer.max_token_chars, param=param)
+
+
+def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    """The prompts of each call in the pool: embeddings, which are large, alone, and some texts together.
+
+    Raises:
+        ValueError: there are none.
+    """
+    _check_prompts(prompts)
+    size = 1 if isinstance(prompts[0], EmbedsPrompt) else _PROMPTS_PER_CALL
+    return [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
+
+
+def _check_prompts(prompts: Sequence[Prompt]) -> None:
+    if not prompts:
+        raise ValueError("You must pass at least one prompt")
+
+
+async def run_concurrently(works: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
+    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def check_text_length(text: str, *, max_model_len: int, max_token_chars: int, param: str) -> None:
