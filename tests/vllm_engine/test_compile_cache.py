@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.startup.compile_cache.inputs import MOUNTED, UNUSABLE, unmount
-from tests.vllm_engine.compiled_start import PEERS, RECORDS, compiled_keys, recorded, start_and_end
+from tests.vllm_engine.compiled_start import PEERS, compiled_keys, recorded, start_and_end
 from tests.vllm_engine.vllm_server import VllmServer
 
 
@@ -70,18 +70,6 @@ def test_a_start_never_fails_because_of_its_location(make, filled, small_model, 
     assert (told.code, told.compiled["state"]) == (None, "loaded")
     assert len(told.warnings(str(location))) == 1, told.log
     shutil.rmtree(tmp_path / "cache")
-
-
-def test_a_start_without_memory_for_its_cache_is_not_the_fault_of_its_compiled_model(filled, small_model, tmp_path):
-    """Whether it fails before the model has computed something is noted in vLLM's worker."""
-    shutil.copytree(filled.folder / "cache", tmp_path / "cache")
-    for _ in range(2):
-        told = start_and_end(tmp_path, small_model, "--kv-cache-memory-bytes", "4096")
-        assert told.code == 3
-        assert "Directly load AOT compilation" in told.log
-        assert "KV cache" in told.log
-    assert not list((tmp_path / RECORDS).glob("*.failed"))
-    assert start_and_end(tmp_path, small_model).compiled["state"] == "loaded"
 
 
 def test_a_damaged_archive_is_named_and_the_start_compiles(filled, small_model, tmp_path):
