@@ -24,7 +24,8 @@ _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
-_PARAMETER = r"(?P<name>[?&][^=&?\s]*=)(?P<quote>)(?P<value>[^&\s]*)"
+_PARAMETER = r"(?P<name>[?&;][^=&;?\s]*=)(?P<quote>)(?P<value>[^&;\s]*)"
+_BEARER = r"(?i)(?<=\bbearer )\s*\S+"
 _MEMBER = r'(?P<name>"(?:[^"\\]|\\.)*"\s*:\s*)(?P<quote>"?)(?P<value>(?<=")(?:[^"\\]|\\.)*|\d+)'
 _QUOTED = r"""'[^']*'|"[^"]*\""""
 _SHELL_PART = rf"""\s+|(?:{_QUOTED}|\\.|[^\s'"\\])+|."""
@@ -73,6 +74,8 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
     """A command line as a shell reads it, with its secrets replaced; its blanks and quotes stay."""
+    if "earer " in text:
+        text = _replace(_BEARER, lambda token: hide(token[0]), text)
     if not _may_name_secret(text):
         return without_login(text, hide)
     import re  # noqa: PLC0415
@@ -110,7 +113,7 @@ def _hide_in(word: str, hide: Callable[[str], str]) -> str:
 
 
 def _hide_members(text: str, hide: Callable[[str], str]) -> str:
-    """Hides secret members of JSON objects, and secret parameters of addresses."""
+    """Hides secret members of JSON objects, and secret parameters of addresses and connection strings."""
 
     def hide_value(match: "re.Match[str]") -> str:
         name, quote, value = match.groups()
@@ -118,7 +121,7 @@ def _hide_members(text: str, hide: Callable[[str], str]) -> str:
 
     if "{" in text and '"' in text and _may_name_secret(text):
         text = _replace(_MEMBER, hide_value, text)
-    return _replace(_PARAMETER, hide_value, text) if "?" in text and "=" in text and _may_name_secret(text) else text
+    return _replace(_PARAMETER, hide_value, text) if "=" in text and _may_name_secret(text) else text
 
 
 def _may_name_secret(text: str) -> bool:

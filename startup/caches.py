@@ -38,6 +38,8 @@ PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 """Modules of vLLM; the first one is in each library."""
+_MOST_LINKS: Final = 40
+"""On the way to one file, as in the kernel."""
 
 
 class BakedFolder(NamedTuple):
@@ -77,25 +79,41 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
     if not (folder / MANIFEST).is_file():
         missing = f"{env.VCLI_BAKED.name}: {folder} has no {MANIFEST}, so it was not written by `vllm-cli bake`"
         return BakedFolder(problem=missing if is_named else None)
+    problem = why_not_trusted(folder.absolute(), user, parts=(MANIFEST, CACHE, BYTECODE))
     folder = folder.resolve()
-    problem = why_not_trusted(folder, user, parts=(MANIFEST, CACHE, BYTECODE))
     return BakedFolder(folder) if problem is None else BakedFolder(problem=f"{problem}, so {folder} is not used")
 
 
 def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
     """Why others could change what is in the folder; None if only root and this user can.
 
-    Checks the folder, these parts of it and its parents. What does not exist is left out.
+    Checks the folder, these parts of it, its parents, and the links on the way, which lead where their owners
+    want. What does not exist is left out.
 
     Args:
-        folder: without links.
+        folder: absolute.
         user: who may write to it, besides root.
         parts: names in the folder.
     """
-    for path in (folder, *(folder / part for part in parts), *folder.parents):
-        if (problem := _why_changeable(path, user, allows_sticky=path in folder.parents)) is not None:
+    links = list(_links(folder))
+    if (foreign := next((link for link in links if link.lstat().st_uid not in (0, user)), None)) is not None:
+        return f"{foreign} belongs to another user ({foreign.lstat().st_uid})"
+    folder = folder.resolve()
+    own = (folder, *(folder / part for part in parts))
+    for path in (*own, *folder.parents, *(parent for link in links for parent in link.parents)):
+        if (problem := _why_changeable(path, user, allows_sticky=path not in own)) is not None:
             return problem
     return None
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """The links on the way to a file, also those to which links lead."""
+    for _ in range(_MOST_LINKS):
+        link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
+        if link is None:
+            break
+        yield link
+        path = link.parent / link.readlink() / path.relative_to(link)
 
 
 def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> str | None:

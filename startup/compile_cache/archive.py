@@ -23,7 +23,7 @@ MOST_FILES: Final = 60_000
 
 _LEVEL: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
-_MOST_MANIFEST_BYTES: Final = 4 << 20
+_MOST_MANIFEST_BYTES: Final = 32 << 20
 _MOST_DIRECTORY_BYTES: Final = 16 << 20
 _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
@@ -39,7 +39,11 @@ _MS_DOS_FOLDER: Final = 0x10
 
 
 class ArchiveError(ValueError):
-    """The archive is damaged, or was not written by this program; the message is one line."""
+    """The archive is damaged, or of a form that this program does not read; the message is one line."""
+
+
+class DamagedError(ArchiveError):
+    """A file in the archive is not the one that was packed."""
 
 
 class _Member(NamedTuple):
@@ -62,7 +66,7 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
 
     Raises:
         OSError: a file cannot be read, or the archive not be written; what is written of it stays.
-        ValueError: a name is not allowed, there are too many files, or they are too large.
+        ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
     """
     if problem := _why_wrong_names(sources):
         raise ValueError(f"an archive of a compiled model cannot be written: {problem}")
@@ -76,6 +80,8 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
             archive.writestr(ZipInfo(MANIFEST), packed.to_json(), ZIP_DEFLATED, _LEVEL)
     except LargeZipFile as err:
         raise ValueError(f"an archive of a compiled model cannot be written: {err}") from err
+    with path.open("rb") as file:
+        read_record(file)
     return packed
 
 
@@ -114,7 +120,7 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
         (folder / parent).mkdir(mode=0o700)
     for member in members:
         if _write_file(file, member, folder / member.name) != record.files[member.name].sha256:
-            raise ArchiveError(f"{member.name!r} has not the SHA-256 of its {MANIFEST}")
+            raise DamagedError(f"{member.name!r} has not the SHA-256 of its {MANIFEST}")
     return record
 
 
@@ -250,7 +256,7 @@ def _inflate(file: BinaryIO, member: _Member) -> Iterator[bytes]:
     if mark != b"PK\3\4" or extra or not _is_plain(flags, method):
         raise ArchiveError(f"the header of {member.name!r} has another form than this program writes")
     if (_decode(name), packed, size) != (member.name, member.packed_bytes, member.num_bytes):
-        raise ArchiveError(f"the header of {member.name!r} differs from the directory")
+        raise DamagedError(f"the header of {member.name!r} differs from the directory")
     inflater, left = zlib.decompressobj(-zlib.MAX_WBITS), member.num_bytes
     position = member.begin + _HEADER.size + length
     end = position + member.packed_bytes
@@ -262,13 +268,13 @@ def _inflate(file: BinaryIO, member: _Member) -> Iterator[bytes]:
         try:
             chunk = inflater.decompress(packed_chunk, _CHUNK_BYTES)
         except zlib.error as err:
-            raise ArchiveError(f"{member.name!r} is damaged: {err}") from err
+            raise DamagedError(f"{member.name!r} is damaged: {err}") from err
         left -= len(chunk)
         if left < 0 or not (chunk or packed_chunk):
-            raise ArchiveError(f"{member.name!r} has not the size that its header says")
+            raise DamagedError(f"{member.name!r} has not the size that its header says")
         yield chunk
     if left or inflater.unused_data or position != end:
-        raise ArchiveError(f"{member.name!r} has not the size that its header says")
+        raise DamagedError(f"{member.name!r} has not the size that its header says")
 
 
 def _decode(name: bytes) -> str:

@@ -23,6 +23,8 @@ class CompiledEvent:
     digest: str = ""
     """Of what vLLM hashed when it looked for it."""
     loaded_s: float | None = None
+    is_used: bool = False
+    """Whether it has computed something: what fails from then on is not its fault."""
     compiled_s: float | None = None
     error: str = ""
     """Why vLLM could not load it, in its own words."""
@@ -46,16 +48,25 @@ class Exchange:
         self._early = folder / "compiled.early"
         self._answer = folder / "compiled.answer"
 
-    def hold_load(self) -> int:
-        """The launcher: workers do not look for a compiled model until this descriptor is closed."""
+    def hold_load(self, hardware: str) -> int:
+        """The launcher: workers do not look for a compiled model until this descriptor is closed.
+
+        Args:
+            hardware: what vLLM's keys need (`local.claim_keys`).
+        """
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, hardware.encode())
         return fd
 
     def wait_for_load(self) -> None:
         """A worker: returns once the compiled model has arrived, if one is being fetched."""
         with suppress(OSError), self._lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
+
+    def read_hardware(self) -> str:
+        """A worker: what `hold_load` was given."""
+        return self._lock.read_text() if self._lock.exists() else ""
 
     def set_required(self, is_required: bool) -> None:
         """The launcher: whether workers wait for its answer."""

@@ -1,9 +1,12 @@
 """The compiled models of this machine: their records in our cache folder, their files in vLLM's."""
 
+import fcntl
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +15,7 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from startup.caches import cache_folder
-from startup.compile_cache.record import CompiledModel, FileFacts
+from startup.compile_cache.record import CompiledModel, FileFacts, Hardware
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
@@ -26,9 +29,15 @@ _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
 """Below vLLM's cache folder: kernels of GPUs and their tuning, whatever the model."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
-_TEMPORARY: Final = (".lock", ".tmp", ".aside")
+_LEFT_OUT: Final = (".lock", ".tmp", ".aside", "/cache_key_factors.json")
+"""Ends of paths: temporary files, and variables with their values, which vLLM writes for its developers."""
+_INCOMING: Final = "incoming-"
+_LEFT_S: Final = 60.0
+"""A folder of this age is locked, unless its helper was killed."""
 _FAILED: Final = ".failed"
-_SHARED: Final = ".shared"
+_EXCLUDED: Final = ".excluded"
+_HARDWARE: Final = "hardware"
+"""A file with the name of the hardware whose keys are vLLM's own."""
 
 
 def vllm_root() -> Path:
@@ -50,6 +59,23 @@ def records_folder() -> Path:
     return cache_folder() / _RECORDS
 
 
+def claim_keys(hardware: Hardware) -> str:
+    """What vLLM's keys need in order to stand for this hardware; empty for the first one in the folder.
+
+    Unlike machines may share a folder, and vLLM's key has no instruction sets and, in some releases, no GPUs.
+    """
+    first = records_folder() / _HARDWARE
+    with suppress(OSError):
+        first.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=first.parent) as whole:
+            whole.write(hardware.name)
+            whole.flush()
+            first.hardlink_to(whole.name)
+    with suppress(OSError):
+        return "" if first.read_text() == hardware.name else hardware.name
+    return ""
+
+
 def read_records(folder: Path | None = None) -> list[CompiledModel]:
     """All valid records of a folder, the newest first; by default this machine's."""
     found = []
@@ -68,7 +94,7 @@ def save_record(record: CompiledModel, folder: Path | None = None) -> None:
     """Raises OSError."""
     path = record_path(record, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, record.to_json().decode())
+    write_whole(path, record.to_json().decode(), mode=0o600)
 
 
 def is_installed(record: CompiledModel) -> bool:
@@ -82,12 +108,13 @@ def unrecorded_keys() -> set[str]:
     return {path.parts[-3] for path in _key_folder("*").parent.glob(f"*/*/{ENTRY}")} - known
 
 
-def files_of(record: CompiledModel, more: Iterable[str] = ()) -> dict[str, Path]:
+def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0.0) -> dict[str, Path]:
     """The files that vLLM needs in order not to compile again, by their names in a record.
 
     Args:
         record: of the compiled model.
         more: further folders that vLLM has named for it.
+        since_s: kernels that have changed since then, in seconds since 1970, are of this start.
     """
     folders = caches()
     root = folders.pop(VLLM)
@@ -97,7 +124,8 @@ def files_of(record: CompiledModel, more: Iterable[str] = ()) -> dict[str, Path]
     chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
     if record.hardware.gpus:
-        found |= _newest({VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}})
+        places = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
+        found |= _newest(places, {name for each in read_records() for name in each.files}, since_s)
     return found
 
 
@@ -113,7 +141,7 @@ def install(unpacked: Path) -> None:
     folders = caches()
     for path in sorted(_files(unpacked), key=lambda path: (path.name == ENTRY, path)):
         cache, *parts = path.relative_to(unpacked).parts
-        if cache in folders and (cache != VLLM or parts[0] in (_COMPILED, *_BESIDE)):
+        if cache in folders and parts and (cache != VLLM or (parts[0] in (_COMPILED, *_BESIDE) and parts[1:])):
             target = folders[cache].joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):
@@ -130,7 +158,7 @@ def remove(record: CompiledModel) -> None:
             with suppress(OSError):
                 folder.rename(aside)  # vLLM finds all or nothing
                 shutil.rmtree(aside, ignore_errors=True)
-    for suffix in (".json", _FAILED, _SHARED):
+    for suffix in (".json", _FAILED):
         record_path(record).with_suffix(suffix).unlink(missing_ok=True)
 
 
@@ -148,11 +176,12 @@ def num_bytes(record: CompiledModel) -> int:
 
 
 def num_bytes_of_all() -> int:
-    """The size of what vLLM's folder has, with and without a record."""
+    """The size of what vLLM's folder has, with and without a record, and of what killed helpers have left."""
     total = 0
-    for path in _files(compiled_folder()):
-        with suppress(FileNotFoundError):  # a start may be writing
-            total += path.stat().st_size
+    for folder in (compiled_folder(), *records_folder().glob(f"{_INCOMING}*")):
+        for path in _files(folder):
+            with suppress(FileNotFoundError):  # a start may be writing
+                total += path.stat().st_size
     return total
 
 
@@ -160,7 +189,7 @@ def damaged_file(record: CompiledModel) -> str | None:
     """The first file that is missing or not as it was recorded; None if there is none."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
-        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_TEMPORARY):
+        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT):
             continue  # others may have been written anew
         with suppress(OSError):
             if FileFacts.of(vllm_root() / path) == facts:
@@ -189,17 +218,40 @@ def note_use(record: CompiledModel) -> None:
         record_path(record).with_suffix(_FAILED).unlink(missing_ok=True)
 
 
-def is_shared(record: CompiledModel, location: str) -> bool:
-    """Whether the location has had its archive."""
+def exclude(record: CompiledModel) -> None:
+    """What was compiled then must not come back from a location."""
+    with suppress(OSError), record_path(record).with_suffix(_EXCLUDED).open("a") as file:
+        file.write(f"{record.created_at}\n")
+
+
+def is_excluded(record: CompiledModel) -> bool:
+    """Whether starts have failed with what was compiled then."""
     with suppress(OSError):
-        return location in record_path(record).with_suffix(_SHARED).read_text().splitlines()
+        return record.created_at in record_path(record).with_suffix(_EXCLUDED).read_text().splitlines()
     return False
 
 
-def note_shared(record: CompiledModel, location: str) -> None:
-    """The location has its archive."""
-    with suppress(OSError), record_path(record).with_suffix(_SHARED).open("a") as file:
-        file.write(f"{location}\n")
+@contextmanager
+def incoming() -> Iterator[Path]:
+    """A new folder on the file system of vLLM's caches."""
+    records_folder().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=records_folder()))
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left() -> None:
+    """Removes folders of helpers that were killed: the kernel has released their locks."""
+    for folder in records_folder().glob(f"{_INCOMING}*"):
+        with suppress(OSError):
+            if folder.stat().st_mtime < time.time() - _LEFT_S:
+                with (folder / "lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move(path: Path, target: Path) -> None:
@@ -233,18 +285,21 @@ def _files(folder: Path) -> Iterator[Path]:
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name)
-            if not name.endswith(_TEMPORARY) and file.is_file() and not file.is_symlink():
+            if not f"/{name}".endswith(_LEFT_OUT) and file.is_file() and not file.is_symlink():
                 yield file
 
 
-def _newest(folders: Mapping[str, Iterable[Path]]) -> dict[str, Path]:
-    """The newest files of these folders, up to the limit."""
+def _newest(folders: Mapping[str, Iterable[Path]], known: set[str], since_s: float) -> dict[str, Path]:
+    """The newest files of these folders, up to the limit, without those of other programs."""
     roots = caches()
     found = [(name, path, path.stat()) for name, paths in folders.items() for path in paths for path in _files(path)]
     chosen, left = {}, _KERNEL_BYTES
     for name, path, status in sorted(found, key=lambda item: -item[2].st_mtime):
+        full_name = f"{name}/{path.relative_to(roots[name]).as_posix()}"
+        if status.st_mtime < since_s and full_name not in known:
+            continue
         left -= status.st_size
         if left < 0:
             break
-        chosen[f"{name}/{path.relative_to(roots[name]).as_posix()}"] = path
+        chosen[full_name] = path
     return chosen

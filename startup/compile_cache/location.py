@@ -26,6 +26,8 @@ from startup.compile_cache.record import ARCHIVE_SUFFIX
 from startup.model.location import is_object_address, missing_package, without_file_scheme
 
 MOST_LISTED: Final = 200
+MOST_EXAMINED: Final = 1_000_000
+"""Archives of a location that are considered, by their names, sizes and times."""
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
@@ -129,10 +131,11 @@ class _FolderLocation(Location):
     def __init__(self, address: str, folder: Path) -> None:
         super().__init__(address)
         with self._explained("read"):
+            self._folder = folder.absolute()
+            self._check()
             self._folder = folder.resolve()
             if not self._folder.parent.is_dir() or (self._folder.exists() and not self._folder.is_dir()):
                 raise LocationError(f"{address} is neither a folder nor the name of one in a folder: correct it")
-            self._check()
 
     def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):

@@ -27,6 +27,8 @@ class AddJob:
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further folders of a compiled model, by its key."""
+    began_s: float
+    """When this start began, in seconds since 1970: kernels that are older are not its own."""
     location: str | None
 
 
@@ -38,3 +40,5 @@ class SharingReport:
     num_bytes: int = 0
     took_s: float = 0.0
     problems: list[str] = field(default_factory=list)
+    is_late: bool = False
+    """Whether the helper was killed because it took too long."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -207,9 +208,10 @@ def _shown(value: Any) -> str:
 
 
 def _source_of(module: str) -> Path | None:
-    """The source of a module of a package that this process has imported; the module itself may not be."""
+    """The source of a module, which need not be imported."""
     package, *parts = module.split(".")
-    folder = getattr(sys.modules.get(package), "__path__", None)
+    imported = getattr(sys.modules.get(package), "__path__", None)
+    folder = imported or getattr(find_spec(package), "submodule_search_locations", None)
     if not folder:
         return None
     path = Path(next(iter(folder))).joinpath(*parts)

@@ -16,10 +16,13 @@ from typing import Any, Final, NamedTuple, Self
 from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Part of each kind: a release that writes what this one could not read has another number."""
 ARCHIVE_SUFFIX: Final = ".zip"
 _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
+_NUM_DIGITS: Final = 16
+_LONGEST_COMPILATION_S: Final = 86_400.0
 
 
 class FileFacts(NamedTuple):
@@ -42,6 +45,11 @@ class Hardware:
     machine: str
     instruction_sets: tuple[str, ...]
     gpus: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A short name for it."""
+        return _digest(asdict(self))[:_NUM_DIGITS]
 
     @classmethod
     def present(cls) -> Self:
@@ -72,8 +80,6 @@ class CompiledModel:
     hardware: Hardware
     ranks: tuple[str, ...]
     """The ranks whose code it has, as vLLM names their folders; those of one node."""
-    root: str
-    """vLLM's cache folder when it was compiled: compilers write its path into their files."""
     compile_s: float
     """How long the compilation took."""
     created_at: str
@@ -93,9 +99,16 @@ class CompiledModel:
         return f"{self.key[:32]}-{_digest(self.ranks)[:8]}.json"
 
     @property
+    def name(self) -> "ArchiveName":
+        """The archive's name in its kind."""
+        digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
+        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not tell them
+        return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
+
+    @property
     def archive_name(self) -> str:
-        """The archive's path in a location; vLLM's key does not tell the sources."""
-        return f"{self.kind}/{self.key[:32]}-{_digest([self.ranks, sorted(self.sources.items())])[:8]}{ARCHIVE_SUFFIX}"
+        """The archive's path in a location."""
+        return f"{self.kind}/{'-'.join(self.name)}{ARCHIVE_SUFFIX}"
 
     @property
     def num_bytes(self) -> int:
@@ -122,9 +135,32 @@ class CompiledModel:
             raise ValueError(f"the record of a compiled model is not valid: {err}") from err
         if not _KEY.fullmatch(record.key) or not all(map(_RANK.fullmatch, record.ranks)):
             raise ValueError("the record's key or ranks cannot be names of folders")
+        if not 0 <= record.compile_s <= _LONGEST_COMPILATION_S:
+            raise ValueError(f"the record's compile_s is {record.compile_s}, which no compilation takes")
         if record.format != FORMAT:
             raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
         return record
+
+
+class ArchiveName(NamedTuple):
+    """The parts of an archive's name, some of them shortened; they tell whether it fits."""
+
+    start_id: str
+    early_digest: str
+    digest: str
+    key: str
+    ranks: str
+    sources: str
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """None if it is the name of something else."""
+        parts = name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX).split("-")
+        return cls(*parts) if len(parts) == len(cls._fields) else None
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether vLLM would look for it with this digest."""
+        return digest[:_NUM_DIGITS] in (self.early_digest, self.digest)
 
 
 def kind_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:

@@ -1,48 +1,38 @@
 """Fetches compiled models that fit from locations, and adds those of this machine, in helper processes."""
 
-import fcntl
-import shutil
-import signal
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from startup.caches import cache_folder
 from startup.compile_cache import local
-from startup.compile_cache.archive import ArchiveError, read_record, unpack, write_archive
-from startup.compile_cache.location import Location, open_location
+from startup.compile_cache.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
+from startup.compile_cache.location import MOST_EXAMINED, Location, StoredArchive, open_location
 from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
-from startup.compile_cache.record import CompiledModel, FileFacts, Hardware, kind_of
+from startup.compile_cache.reasons import changed_sources
+from startup.compile_cache.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware, kind_of
 
 _MOST_BYTES: Final = 16 << 30
 """Of an archive, and of all its files."""
-_MOST_READ: Final = 50
-"""Archives whose records are read: the newest."""
-_LEAST_LIMIT_S: Final = 30.0
-_INCOMING: Final = "incoming-"
-_LEFT_S: Final = 60.0
-"""A folder of this age is locked, unless its helper was killed."""
+_MOST_READ: Final = 10
+"""Archives that do not fit, whose records are read to tell why: the newest."""
+_LONGEST_READ_S: Final = 5.0
 
 
-def fetch(job: FetchJob) -> SharingReport:
-    """Installs what fits and is not here yet; never raises because of a location."""
+def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
+    """Installs what fits and is not here yet; never raises because of a location.
+
+    Args:
+        job: what to fetch.
+        note_compile_s: called with the time that the compilation took, before an archive is fetched.
+    """
     begin_s = time.monotonic()
     report = SharingReport()
-    kind = kind_of(job.model, job.versions, Hardware.present())
+    local.remove_left()
     for address in job.locations:
-        try:
-            location = open_location(address)
-            found = dict(_read(location, kind, job, report))
-            if not found:  # others tell why nothing fits
-                list(_read(location, "", job, report))
-            for name, record in _choose(found, job):
-                if not local.is_installed(record):
-                    _install(location, name, record, report)
-        except OSError as err:
-            report.problems.append(f"{address}: {err}" if address not in str(err) else str(err))
+        with _noted(report, address):
+            _fetch(open_location(address), job, report, note_compile_s)
     report.took_s = time.monotonic() - begin_s
     return report
 
@@ -51,105 +41,137 @@ def add(job: AddJob) -> SharingReport:
     """Writes this machine's records, and adds what the location lacks; never raises because of a location."""
     begin_s = time.monotonic()
     report = SharingReport()
+    local.remove_left()
     for record in job.records:
-        sources = local.files_of(record, job.more.get(record.key, ()))
-        try:
-            if job.location is None:
+        with _noted(report, job.location or record.key):
+            sources = local.files_of(record, job.more.get(record.key, ()), job.began_s)
+            if not record.files:
                 local.save_record(record.with_files({name: FileFacts.of(path) for name, path in sources.items()}))
-                continue
-            with _incoming() as folder:
-                archive = folder / "archive"
-                full = write_archive(archive, record, sources)
-                local.save_record(full)
-                if open_location(job.location).add(record.archive_name, archive):
-                    report.num_models += 1
-                    report.num_bytes += archive.stat().st_size
-            local.note_shared(full, job.location)
-        except (OSError, ValueError) as err:
-            report.problems.append(str(err))
+            if job.location is not None:
+                location = open_location(job.location)
+                stored = _find(location, record)
+                if stored is None or (
+                    not record.files and stored.modified_s < job.began_s and _must_be_replaced(location, stored)
+                ):
+                    _add(location, record, sources, stored, report)
     report.took_s = time.monotonic() - begin_s
     return report
 
 
-def _read(location: Location, kind: str, job: FetchJob, report: SharingReport) -> Iterator[tuple[str, CompiledModel]]:
-    """The records of this model by the names of their archives, the newest first; saves them."""
-    for stored in location.list(kind)[:_MOST_READ]:
-        try:
-            if stored.size > _MOST_BYTES:
-                raise ArchiveError(f"it has {stored.size} bytes")
-            with location.open(stored.name) as file:
-                record = read_record(file)
-            if record.archive_name != stored.name:
-                raise ArchiveError("its record belongs to another archive")
-        except ArchiveError as err:
-            if kind:  # of other kinds, another release may read it
-                _remove_damaged(location, stored.name, err, report)
+def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compile_s: Callable[[float], None]) -> None:
+    listed = location.list(kind_of(job.model, job.versions, Hardware.present()), most=MOST_EXAMINED)
+    chosen = _choose(listed, job)
+    present = set()
+    for archive, name in chosen:
+        if (name.key, name.ranks) in present:
             continue
-        if record.model == job.model:
-            local.save_record(record, Path(job.found_folder))
-            yield stored.name, record
+        with _noted(report, f"{location.address}/{archive.name}"):
+            record = _read(location, archive, job)
+            if not local.is_installed(record):
+                if local.is_excluded(record) or changed_sources(record):
+                    continue
+                note_compile_s(record.compile_s)
+                _install(location, archive, report)
+            present.add((name.key, name.ranks))
+    if job.digest and not chosen:
+        _read_others(location, listed or location.list(), job)
 
 
-def _choose(found: Mapping[str, CompiledModel], job: FetchJob) -> list[tuple[str, CompiledModel]]:
+def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
     """With the digest; else of starts with the same flags, or of the newest start."""
+    named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
-        return [item for item in found.items() if job.digest in (item[1].digest, item[1].early_digest)]
-    newest = max(found.values(), key=lambda record: record.created_at, default=None)
-    same = [item for item in found.items() if item[1].start_id == job.start_id]
-    return same or [item for item in found.items() if newest is not None and item[1].start_id == newest.start_id]
+        return [item for item in named if item[1].has_digest(job.digest)]
+    same = [item for item in named if item[1].start_id == job.start_id]
+    return same or [item for item in named if item[1].start_id == named[0][1].start_id]
 
 
-def _install(location: Location, name: str, record: CompiledModel, report: SharingReport) -> None:
-    """Ends this process where fetching takes longer than compiling would."""
-    signal.alarm(int(max(_LEAST_LIMIT_S, record.compile_s)))
+def _read(location: Location, archive: StoredArchive, job: FetchJob) -> CompiledModel:
+    """Saves the record for the launcher; raises ArchiveError."""
+    if archive.size > _MOST_BYTES:
+        raise ArchiveError(f"it has {archive.size} bytes, more than {_MOST_BYTES}")
+    with location.open(archive.name) as file:
+        record = read_record(file)
+    if record.archive_name != archive.name:
+        raise ArchiveError("its record belongs to another archive")
+    if record.model == job.model:
+        local.save_record(record, Path(job.found_folder))
+    return record
+
+
+def _read_others(location: Location, listed: Sequence[StoredArchive], job: FetchJob) -> None:
+    """They tell why nothing fits."""
+    begin_s = time.monotonic()
+    for archive in listed[:_MOST_READ]:
+        if time.monotonic() - begin_s < _LONGEST_READ_S:
+            with suppress(ArchiveError, OSError):
+                _read(location, archive, job)
+
+
+def _install(location: Location, archive: StoredArchive, report: SharingReport) -> None:
     try:
-        with _incoming() as folder:
-            files = folder / "files"
-            files.mkdir(mode=0o700)
-            with location.open_whole(name, folder) as file:
-                full = unpack(file, files, max_bytes=_MOST_BYTES)
+        with _unpacked(location, archive) as (files, full):
             local.install(files)
             local.save_record(full)
-    except ArchiveError as err:
-        _remove_damaged(location, name, err, report)
-        return
-    finally:
-        signal.alarm(0)
-    location.touch(name)
-    local.note_shared(full, location.address)
+    except DamagedError as err:
+        location.remove(archive.name)
+        raise ArchiveError(f"it is removed, because it is damaged: {err}") from err
+    location.touch(archive.name)
     report.num_models += 1
-    report.num_bytes += full.num_bytes
-
-
-def _remove_damaged(location: Location, name: str, err: ArchiveError, report: SharingReport) -> None:
-    """Else no other machine could add a whole one."""
-    became = "is removed"
-    try:
-        location.remove(name)
-    except OSError:
-        became = "is not used"
-    report.problems.append(f"{location.address}/{name} {became}, because it is damaged: {err}")
+    report.num_bytes += archive.size
 
 
 @contextmanager
-def _incoming() -> Iterator[Path]:
-    """A new folder on the file system of vLLM's caches; those of killed helpers are removed."""
-    parent = cache_folder()
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=parent))
-    oldest_s = folder.stat().st_mtime - _LEFT_S
-    _remove_left([path for path in parent.glob(f"{_INCOMING}*") if path.stat().st_mtime < oldest_s])
+def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path, CompiledModel]]:
+    """The archive's files below a folder, and their record."""
+    with local.incoming() as folder:
+        files = folder / "files"
+        files.mkdir(mode=0o700)
+        with location.open_whole(archive.name, folder) as file:
+            full = unpack(file, files, max_bytes=_MOST_BYTES)
+        yield files, full
+
+
+def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
+    """An archive of the same code, whatever the flags of its start were."""
+    code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
+    listed = location.list(record.kind, most=MOST_EXAMINED)
+    return next((archive for archive in listed if archive.name.endswith(code)), None)
+
+
+def _must_be_replaced(location: Location, archive: StoredArchive) -> bool:
+    """Whether this machine has compiled because the archive cannot be read, or starts have failed with it."""
     try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with _unpacked(location, archive) as (_, record):
+            return local.is_excluded(record)
+    except ArchiveError:
+        return True
 
 
-def _remove_left(folders: Sequence[Path]) -> None:
-    """The kernel has released the lock of a helper that was killed."""
-    for folder in folders:
-        with suppress(OSError), (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+def _add(
+    location: Location,
+    record: CompiledModel,
+    sources: Mapping[str, Path],
+    replaced: StoredArchive | None,
+    report: SharingReport,
+) -> None:
+    with local.incoming() as folder:
+        archive = folder / "archive"
+        full = write_archive(archive, record, sources)
+        if full.num_bytes > _MOST_BYTES:
+            raise ValueError(f"its files have {full.num_bytes} bytes, more than {_MOST_BYTES}")
+        if replaced is not None:
+            location.remove(replaced.name)
+        if location.add(full.archive_name, archive):
+            report.num_models += 1
+            report.num_bytes += archive.stat().st_size
+
+
+@contextmanager
+def _noted(report: SharingReport, what: str) -> Iterator[None]:
+    """What fails is a problem of the report: whatever a location has, others may have what fits."""
+    try:
+        yield
+    except Exception as err:  # noqa: BLE001 - content of others must not end this process
+        text = " ".join(str(err).split()) or type(err).__name__
+        report.problems.append(text if what in text else f"{what} is not used: {text}")

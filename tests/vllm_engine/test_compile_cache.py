@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.startup.compile_cache.inputs import MOUNTED, UNUSABLE, unmount
-from tests.vllm_engine.compiled_start import PEERS, RECORDS, compiled_keys, recorded, start_and_end
+from tests.vllm_engine.compiled_start import PEERS, compiled_keys, recorded, start_and_end
 from tests.vllm_engine.vllm_server import VllmServer
 
 
@@ -64,8 +64,6 @@ def _has_tried_to_add(server: VllmServer) -> bool:
 def test_a_start_never_fails_because_of_its_location(make, filled, small_model, tmp_path):
     """One warning tells why nothing is added."""
     shutil.copytree(filled.folder / "cache", tmp_path / "cache")
-    for path in (tmp_path / RECORDS).glob("*.shared"):
-        path.unlink()
     location = tmp_path / "parent" / "shared"
     with _made(make, location):
         told = start_and_end(tmp_path, small_model, "--compile-cache", location, until=_has_tried_to_add)

@@ -13,7 +13,7 @@ from base.wording import format_bytes
 from envs.registry import env
 from startup.compile_cache import local
 from startup.compile_cache.archive import ArchiveError, read_record
-from startup.compile_cache.location import MOST_LISTED, Location, LocationError, open_location
+from startup.compile_cache.location import MOST_EXAMINED, MOST_LISTED, Location, LocationError, open_location
 from startup.compile_cache.reasons import other_place
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.config import CompileCacheOption
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from startup.vllm.fork.preload_profile import PreloadProfile
 
 _UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60))
-_MOST_EXAMINED: Final = 1_000_000
-"""Archives of a location that `prune` considers."""
 _HEAD: Final = ("MODEL", "VLLM", "TORCH", "SIZE", "COMPILED IN", "LAST USE", "HERE")
 _HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS", "STATE")
 
@@ -145,7 +143,7 @@ def prune(  # noqa: PLR0913 - one argument per option
         here = list(_local_models())
         chosen = [*here, *_others(here)] if is_all else _choose(here, older_s, keep_bytes)
         if option is not None and option.location is not None:
-            chosen += _choose(_archives(option.location, _MOST_EXAMINED), older_s, keep_bytes)
+            chosen += _examine(_choose(_archives(option.location, MOST_EXAMINED), older_s, keep_bytes))
         if not is_dry_run:
             _remove(chosen, is_all=is_all)
     except OSError as err:

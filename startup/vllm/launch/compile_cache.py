@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,6 +39,8 @@ _PACKAGES: Final = ("torch", "triton", "flashinfer-python")
 _WITHOUT_EFFECT: Final = ("--host", "--port", "--uds", "--api-key", "--root-path", "--served-model-name")
 """Flags that do not decide which archives are fetched in advance."""
 _MOST_FAILURES: Final = 2
+_FAILED: Final = Reason(f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before")
+_MOST_LOGGED: Final = 3
 _POLLED_EVERY_S: Final = 0.05
 
 
@@ -63,10 +66,15 @@ class CompileCache:
         self._option = option or CompileCacheOption()
         self._exchange = Exchange(folder)
         self._records: list[CompiledModel] = []
+        self._began_s = time.time()
         self._removed: dict[str, Reason] = {}
         """Why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
         self._helper: SharingProcess | None = None
+        self._problems: list[str] = []
+        """Of locations, which are reported once."""
+        self._is_late = False
+        """Whether fetching took too long."""
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         if self._option.is_required:
@@ -74,7 +82,7 @@ class CompileCache:
 
     def begin(self, state: StartState) -> None:
         """Looks for the compiled model, fetches it, and tells what to expect, on a thread."""
-        lock = self._exchange.hold_load()
+        lock = self._exchange.hold_load(local.claim_keys(self._hardware))
         self._exchange.set_required(self._option.is_required)
         self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
         group_signals.start_thread(self._thread)
@@ -89,9 +97,9 @@ class CompileCache:
 
     def note_failure(self) -> None:
         """The start has failed: what it had loaded may be the cause."""
-        loaded = {event.key for event in self._exchange.events() if event.loaded_s is not None}
+        suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
         for record in self._records:
-            if record.key in loaded:
+            if record.key in suspected:
                 local.note_failure(record)
 
     def finish(self, state: StartState) -> Callable[[], None]:
@@ -104,13 +112,14 @@ class CompileCache:
                 state.set_compiled_model({**fields, **self._expected.to_fields()})
             return lambda: None
         state.set_compiled_model(_describe(events, self._why_compiled(events), {r.key: r for r in self._records}))
-        known = {record.key: record for record in self._records if record.key not in self._removed}
+        known = {record.key: record for record in self._records}
         for event in events:
             if event.loaded_s is not None and event.key in known:
                 local.note_use(known[event.key])
         job = AddJob(
             records=tuple(self._to_add(events, known)),
             more={event.key: (event.more,) for event in events if event.more},
+            began_s=self._began_s,
             location=self._option.location,
         )
         return (lambda: self._add(job)) if job.records else (lambda: None)
@@ -147,17 +156,15 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """Why vLLM must not load it: vLLM's key has neither instruction sets nor hashes of the files."""
-        if record.hardware != self._hardware and local.is_installed(record):
-            reason = explain(self._wanted(record.early_digest, record.factors), [record], local.vllm_root())
-            return None if record.versions.get("vllm") != self._versions["vllm"] else reason
+        """Why vLLM must not load it: its key has no hashes of the files."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
             return why_not_loaded(record, "", damaged)
         if failures < _MOST_FAILURES:
             return None
-        return Reason(f"{failures} starts have failed after they had loaded the model that was compiled before")
+        local.exclude(record)
+        return _FAILED
 
     def _is_usable(self, record: CompiledModel) -> bool:
         fits = record.versions == self._versions and record.hardware == self._hardware
@@ -168,7 +175,7 @@ class CompileCache:
         baked = find_baked().folder
         places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
         places += [self._option.location] if self._option.location else []
-        if not places or self._is_over.is_set():
+        if not places or self._is_late or self._is_over.is_set():
             return
         job = FetchJob(
             locations=tuple(places),
@@ -182,6 +189,9 @@ class CompileCache:
         report = self._helper.result()
         if self._is_over.is_set():
             return
+        self._is_late = report.is_late
+        report.problems = [problem for problem in report.problems if problem not in self._problems]
+        self._problems += report.problems
         _log(report, "fetched")
         known = {record.archive_name for record in self._records}
         found = local.read_records(self._exchange.found_folder)
@@ -189,9 +199,9 @@ class CompileCache:
 
     def _foretell(self, state: StartState, early: Mapping[str, Any]) -> None:
         wanted = self._wanted(early["digest"], early["factors"])
-        fitting = [record for record in self._records if why_no_fit(wanted, record) is None]
-        if fitting and not any(map(self._is_usable, fitting)):
+        if not any(self._is_usable(record) and why_no_fit(wanted, record) is None for record in self._records):
             self._fetch(wanted.digest)
+        fitting = [record for record in self._records if why_no_fit(wanted, record) is None]
         usable = [record for record in fitting if self._is_usable(record)]
         self._expected = self._why_none_usable(wanted, fitting) if not usable else _why_outdated(usable[0])
         reason = self._expected
@@ -213,8 +223,13 @@ class CompileCache:
         root = local.vllm_root()
         if not fitting:
             return explain(wanted, self._records, root)
-        removed = (self._removed[record.key] for record in fitting if record.key in self._removed)
-        return next(removed, Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}"))
+        gone = Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}")
+        return next(filter(None, map(self._why_not_used, fitting)), gone)
+
+    def _why_not_used(self, record: CompiledModel) -> Reason | None:
+        """Of one that fits: why it was removed, or not fetched."""
+        excluded = _FAILED if local.is_excluded(record) else None
+        return self._removed.get(record.key) or excluded or _why_outdated(record)
 
     def _wanted(self, digest: str, factors: Mapping[str, Mapping[str, Any]]) -> Wanted:
         return Wanted(digest=digest, factors=factors, versions=self._versions, hardware=self._hardware)
@@ -241,7 +256,7 @@ class CompileCache:
         for key, same in by_key.items():
             is_compiled = any(event.compiled_s is not None for event in same)
             if key in known and not is_compiled:
-                if self._option.location and not local.is_shared(known[key], self._option.location):
+                if self._option.location:  # which may have been emptied
                     yield known[key]
                 continue
             yield CompiledModel(
@@ -255,7 +270,6 @@ class CompileCache:
                 versions=self._versions,
                 hardware=self._hardware,
                 ranks=tuple(sorted({event.rank for event in same})),
-                root=str(local.vllm_root()),
                 compile_s=round(max(event.compiled_s or 0.0 for event in same), 3),
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
@@ -283,8 +297,10 @@ def _start_id(line: CommandLine) -> str:
 
 
 def _log(report: SharingReport, did: str) -> None:
-    for problem in report.problems:
+    for problem in report.problems[:_MOST_LOGGED]:
         logger.warning("compiled models: %s", problem)
+    if (num_more := len(report.problems) - _MOST_LOGGED) > 0:
+        logger.warning("compiled models: %d more problems like these", num_more)
     if report.num_models:
         size = format_bytes(report.num_bytes)
         logger.info("compiled models: %s %d (%s) in %.1f s", did, report.num_models, size, report.took_s)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from envs.redaction import is_secret_name, without_login
+from envs.redaction import hide_in_words, is_secret_name
 from startup.compile_cache.reasons import ENVIRONMENT
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
@@ -39,7 +39,8 @@ _COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrap
 _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
-    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled; in a folder of "
+    "unlike machines, its names have the hardware",
     without="a start does not tell why it compiles, and --compile-cache has no effect",
     needs=(
         _GET_FACTORS,
@@ -97,6 +98,7 @@ def prepare_compiled_models() -> None:
     """Prepares vLLM's modules, which are imported from now on, for `tell_compiled_models`."""
     if COMPILED_MODELS.applies and not _State.is_prepared:
         _State.is_prepared = True
+        wrap_after_import(_ENVIRONMENT, _with_hardware)
         wrap_after_import(_GET_FACTORS, _note_factors)
         wrap_after_import(_HASH_TEXT, _note_text)
         wrap_after_import(_INIT_DEVICE, _tell_early)
@@ -130,11 +132,14 @@ def _factors_if_known(config: Any) -> HashedFactors | None:
 
 
 def _without_secrets(name: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {inner: _without_secrets(inner, item) for inner, item in value.items()}
     if value and is_secret_name(name):
         return SECRET
-    return without_login(value) if isinstance(value, str) else value
+    if isinstance(value, dict):
+        return {inner: _without_secrets(inner, item) for inner, item in value.items()}
+    if isinstance(value, list):  # maybe words of a command line
+        texts = iter(hide_in_words((item for item in value if isinstance(item, str)), lambda _: SECRET))
+        return [next(texts) if isinstance(item, str) else _without_secrets("", item) for item in value]
+    return hide_in_words([value], lambda _: SECRET)[0] if isinstance(value, str) else value
 
 
 def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
@@ -171,6 +176,16 @@ def _appended(code: CodeType) -> list[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append"
     ]
     return [name for _, name in sorted(found)]
+
+
+def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
+    """vLLM's keys are hashes of this, too."""
+
+    def get_with_hardware() -> Mapping[str, Any]:
+        name = _State.exchange.read_hardware() if _State.exchange is not None else ""
+        return {**get(), "hardware": name} if name else get()
+
+    return get_with_hardware
 
 
 def _note_factors(get: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
@@ -245,11 +260,25 @@ def _replace_load(decorators: ModuleType) -> None:
             decorators.logger.removeFilter(failures)
         if loaded is not None:
             exchange.note(path, loaded_s=(time.monotonic_ns() - begin_ns) / 1e9)
-        elif failures.reasons:
+            return _noting_use(model, path, loaded)
+        if failures.reasons:
             exchange.note(path, error=failures.reasons[-1], damaged=_damaged(path))
-        return loaded
+        return None
 
     _LOAD.replace(decorators, load_and_record)
+
+
+def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM calls this once, where it would call what is loaded, and that from then on."""
+
+    def use_first(*args: Any, **kwargs: Any) -> Any:
+        result = loaded(*args, **kwargs)
+        if _State.exchange is not None:
+            _State.exchange.note(path, is_used=True)
+        model.aot_compiled_fn = loaded
+        return result
+
+    return use_first
 
 
 def _damaged(path: str) -> str | None:

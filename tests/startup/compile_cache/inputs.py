@@ -27,7 +27,6 @@ RECORD: Final = CompiledModel(
     versions={"vllm": "0.32.0"},
     hardware=Hardware("x86_64", ("avx2",), ()),
     ranks=("rank_0_0",),
-    root="/cache",
     compile_s=30.0,
     created_at="2026-11-23T22:00:00Z",
 )

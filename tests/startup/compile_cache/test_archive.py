@@ -124,7 +124,7 @@ HOSTILE = {
     "too many members": (lambda: raw_zip([good(f"{n}") for n in range(60_002)]), "60002 members"),
     "large directory": (lambda: raw_zip([good(f"{n:060000}") for n in range(300)]), "a directory of 18013800 bytes"),
     "manifest not last": (lambda: raw_zip([manifest([good()]), good()]), "last member is not its manifest"),
-    "large manifest": (lambda: raw_zip([good(MANIFEST, bytes(5 << 20))]), "more than 4194304"),
+    "large manifest": (lambda: raw_zip([good(MANIFEST, bytes(33 << 20))]), "more than 33554432"),
     "no JSON": (lambda: raw_zip([good(MANIFEST, b"{")]), "record of a compiled model is not valid"),
     "nested JSON": (lambda: raw_zip([good(MANIFEST, b'{"factors": {"env": {"a": ' + b"[" * 1_000_000)]), "200 levels"),
     "other format": (lambda: archive(own_manifest=manifest([], format=9)), "format is 9"),

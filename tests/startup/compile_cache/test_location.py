@@ -84,6 +84,38 @@ def test_a_name_that_no_archive_has_is_refused(name, shared, tmp_path):
     assert shared.list("../shared/0.32.0-abc") == []
 
 
+def _link_away(place: Path, folder: Path) -> Path:
+    (place / "link").symlink_to(folder)
+    return place / "link"
+
+
+def _link_to_link(place: Path, folder: Path) -> Path:
+    (place / "own").symlink_to(_link_away(place, folder.parent))
+    return place / "own" / folder.name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give links away")
+@pytest.mark.parametrize("make", [_link_away, _link_to_link])
+def test_a_link_of_another_user_is_not_followed(make, tmp_path):
+    """It leads to a folder that is trusted, where `add` would make files."""
+    place, folder = tmp_path / "tmp", tmp_path / "folder"
+    place.mkdir()
+    folder.mkdir(mode=0o755)
+    place.chmod(0o1777)
+    address = str(make(place, folder))
+    assert open_location(address).list() == []
+    os.lchown(place / "link", _STRANGER, _STRANGER)
+    assert f"link belongs to another user ({_STRANGER})" in problem(lambda: open_location(address))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_link_that_others_can_replace_is_not_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder").mkdir(mode=0o755)
+    tmp_path.chmod(0o777)
+    assert "other users can write to" in problem(lambda: open_location(str(tmp_path / "link")))
+
+
 @pytest.mark.parametrize("address", ["", "s3://", "http://host/folder", "s4://bucket", "file://"])
 def test_an_address_of_another_kind_is_refused(address):
     assert "is not a location: give a folder, or s3://" in problem(lambda: open_location(address))

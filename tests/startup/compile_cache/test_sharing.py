@@ -1,9 +1,12 @@
 """Compiled models of machines that share a location; helpers are killed at any time."""
 
 import json
+import math
 import os
 import random
 import shutil
+import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +42,6 @@ def _record(**fields: object) -> CompiledModel:
         "versions": {"vllm": "0.32.0"},
         "hardware": Hardware.present(),
         "ranks": ("rank_0_0", "rank_1_0"),
-        "root": "/cache",
         "compile_s": 30.0,
         "created_at": "2026-11-23T22:00:00+00:00",
     }
@@ -99,6 +101,10 @@ def _fetch_job(location: object, record: CompiledModel, folder: Path, digest: st
     )
 
 
+def _add_job(*records: CompiledModel, location: object, began_s: float = math.inf) -> AddJob:
+    return AddJob(records=records, location=str(location), began_s=began_s)
+
+
 def _archives(location: Path) -> list[Path]:
     """Checks that each is whole."""
     found = sorted(location.glob("*/*.zip"))
@@ -111,7 +117,7 @@ def _archives(location: Path) -> list[Path]:
 def test_another_machine_gets_all_files_once(make_machine, location, tmp_path):
     record = _record()
     files = make_machine("first").compile(record)
-    reports = [add(AddJob(records=(record,), location=str(location))) for _ in range(2)]
+    reports = [add(_add_job(record, location=location)) for _ in range(2)]
     assert [(report.num_models, report.problems) for report in reports] == [(1, []), (0, [])]
     second = make_machine("second")
     job = _fetch_job(location, record, tmp_path)
@@ -119,7 +125,16 @@ def test_another_machine_gets_all_files_once(make_machine, location, tmp_path):
     assert second.has(files)
     (found,) = local.read_records()
     assert found.files.keys() == files.keys()
-    assert local.is_shared(found, str(location))
+    assert {path.stat().st_mode & 0o777 for path in local.records_folder().glob("*.json")} == {0o600}
+
+
+def test_both_machines_report_the_size_of_the_archive(make_machine, location, tmp_path):
+    record = _record()
+    make_machine("first").compile(record)
+    added = add(_add_job(record, location=location))
+    make_machine("second")
+    assert fetch(_fetch_job(location, record, tmp_path)).num_bytes == added.num_bytes
+    assert added.num_bytes == _archives(location)[0].stat().st_size
 
 
 def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
@@ -136,8 +151,8 @@ def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
     ("asked", "expected"),
     [
         pytest.param({}, {"same", "flags"}, id="flags-of-this-start"),
-        pytest.param({"start_id": "of another start"}, {"newest"}, id="newest"),
-        pytest.param({"digest": "digest of flags"}, {"flags"}, id="digest"),
+        pytest.param({"start_id": "other"}, {"newest"}, id="newest"),
+        pytest.param({"digest": "flags"}, {"flags"}, id="digest"),
         pytest.param({"digest": "unknown"}, set(), id="unknown-digest"),
         pytest.param({"model": "org/other"}, set(), id="other-model"),
         pytest.param({"versions": {"vllm": "0.33.0"}}, set(), id="other-version"),
@@ -147,14 +162,14 @@ def test_what_is_fetched(asked, expected, make_machine, location, tmp_path):
     """Of several compiled models in one location and one cache, also of another version of vLLM."""
     records = {
         "same": _record(key="1" * 64),
-        "flags": _record(key="2" * 64, digest="digest of flags"),
+        "flags": _record(key="2" * 64, digest="flags"),
         "newest": _record(key="3" * 64, start_id="newer", created_at="2026-11-23T23:00:00+00:00"),
         "version": _record(key="4" * 64, versions={"vllm": "0.29.0"}, created_at="2026-11-23T23:59:00+00:00"),
     }
     first = make_machine("first")
     for record in records.values():
         first.compile(record, 100)
-    assert add(AddJob(records=tuple(records.values()), location=str(location))).num_models == len(records)
+    assert add(_add_job(*records.values(), location=location)).num_models == len(records)
     make_machine("second")
     report = fetch(replace(_fetch_job(location, records["same"], tmp_path), **asked))
     assert not report.problems
@@ -167,7 +182,7 @@ def test_of_ten_machines_that_add_at_once_one_wins(make_machine, location, tmp_p
     helpers = []
     for number in range(NUM_MACHINES):
         files = make_machine(f"machine-{number}").compile(record, 2_000_000)
-        helpers.append(SharingProcess(AddJob(records=(record,), location=str(location))))
+        helpers.append(SharingProcess(_add_job(record, location=location, began_s=0.0)))
     reports = [helper.result() for helper in helpers]
     assert sum(report.num_models for report in reports) == 1
     assert not any(report.problems for report in reports)
@@ -193,8 +208,11 @@ def _flip(archive: Path) -> None:
     archive.write_bytes(content)
 
 
-def _rename(archive: Path) -> None:
-    archive.rename(archive.with_name(f"{'c' * 32}-00000000.zip"))
+def _flip_header(archive: Path) -> None:
+    """In the name of the first file."""
+    content = bytearray(archive.read_bytes())
+    content[60] ^= 1
+    archive.write_bytes(content)
 
 
 def _change_hash(archive: Path) -> None:
@@ -213,11 +231,11 @@ def _change_hash(archive: Path) -> None:
             new.writestr(zipfile.ZipInfo(filename), content, zipfile.ZIP_DEFLATED)
 
 
-@pytest.mark.parametrize("damage", [_cut, _cut_middle, _flip, _rename, _change_hash])
+@pytest.mark.parametrize("damage", [_cut, _cut_middle, _flip, _flip_header, _change_hash])
 def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(damage, make_machine, location, tmp_path):
     record = _record()
     make_machine("first").compile(record)
-    add(AddJob(records=(record,), location=str(location)))
+    add(_add_job(record, location=location))
     (archive,) = location.glob("*/*.zip")
     damage(archive)
     second = make_machine("second")
@@ -229,7 +247,7 @@ def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(damage, mak
     assert not (second.folder / local.AOT).exists()
     assert not local.read_records()
     second.compile(record)
-    assert add(AddJob(records=(record,), location=str(location))).num_models == 1
+    assert add(_add_job(record, location=location)).num_models == 1
     assert len(_archives(location)) == 1
 
 
@@ -240,7 +258,7 @@ def test_a_location_that_cannot_be_used_is_one_problem(make, make_machine, tmp_p
     record = _record()
     make_machine("first").compile(record)
     reports = [
-        add(AddJob(records=(record,), location=str(location))),
+        add(_add_job(record, location=location)),
         fetch(_fetch_job(location, record, tmp_path)),
     ]
     for report in reports:
@@ -261,7 +279,7 @@ def mounted(request, location) -> Iterator[Path]:
 def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_path):
     record = _record()
     make_machine("first").compile(record)
-    report = add(AddJob(records=(record,), location=str(mounted)))
+    report = add(_add_job(record, location=mounted))
     assert report.num_models == 0
     (problem,) = report.problems
     assert str(mounted) in problem
@@ -291,7 +309,7 @@ def _written(*folders: Path) -> int:
 
 def _age(folder: Path) -> None:
     """Makes what killed helpers have left as old as it is an hour later."""
-    for path in (folder / "vllm_cli").glob("incoming-*"):
+    for path in (folder / "vllm_cli/compiled").glob("incoming-*"):
         os.utime(path, (1, 1))
 
 
@@ -332,12 +350,12 @@ def test_an_adding_helper_that_is_killed_leaves_no_half_archive(make_machine, lo
     record = _record()
     first = make_machine("first")
     files = first.compile(record, 4_000_000)
-    job = AddJob(records=(record,), location=str(location))
+    job = _add_job(record, location=location, began_s=0.0)
     add(job)
     (archive,) = _archives(location)
     total = archive.stat().st_size
     chance, num_killed = random.Random(34), 0
-    incoming = first.folder / "vllm_cli"
+    incoming = local.records_folder()
     for _ in range(NUM_KILLS):
         shutil.rmtree(location)
         location.mkdir()
@@ -356,9 +374,234 @@ def test_what_killed_helpers_have_left_is_removed(make_machine, location):
     record = _record()
     machine.compile(record, 100)
     for name, is_old in {"incoming-old": True, "incoming-new": False}.items():
-        folder = machine.folder / "vllm_cli" / name
+        folder = local.records_folder() / name
         folder.mkdir(parents=True)
         if is_old:
             os.utime(folder, (1, 1))
-    add(AddJob(records=(record,), location=str(location)))
-    assert [path.name for path in (machine.folder / "vllm_cli").glob("incoming-*")] == ["incoming-new"]
+    add(_add_job(record, location=location))
+    assert [path.name for path in local.records_folder().glob("incoming-*")] == ["incoming-new"]
+
+
+@pytest.mark.thorough
+def test_a_compiled_model_of_many_files_is_shared(make_machine, location, tmp_path):
+    record = _record()
+    first = make_machine("first")
+    first.compile(record, 100)
+    folder = first.folder / local.AOT / record.key / "inductor_cache"
+    for number in range(20_000):
+        (folder / f"{number:064}").touch()
+    assert add(_add_job(record, location=location)).problems == []
+    make_machine("second")
+    assert fetch(_fetch_job(location, record, tmp_path)).problems == []
+    (found,) = local.read_records()
+    assert len(found.files) == 20_003
+
+
+def _with_comment(archive: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(archive, "a") as file:
+        file.comment = b"of a newer release"
+
+
+def _lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("startup.compile_cache.archive._MOST_MANIFEST_BYTES", 100)
+
+
+@pytest.mark.parametrize("has_limit", [True, False])
+def test_an_archive_that_another_release_can_read_stays(has_limit, make_machine, location, tmp_path, monkeypatch):
+    record = _record()
+    make_machine("first").compile(record)
+    add(_add_job(record, location=location))
+    (archive,) = location.glob("*/*.zip")
+    if has_limit:
+        _lower_limit(monkeypatch)
+    else:
+        _with_comment(archive)
+    content = archive.read_bytes()
+    make_machine("second").compile(record)
+    shutil.rmtree(local.compiled_folder())
+    (problem,) = fetch(_fetch_job(location, record, tmp_path)).problems
+    assert f"{archive} is not used: " in problem
+    assert archive.read_bytes() == content
+
+
+def test_a_writer_keeps_the_limits_of_readers(make_machine, location, monkeypatch):
+    record = _record()
+    make_machine("first").compile(record)
+    _lower_limit(monkeypatch)
+    (problem,) = add(_add_job(record, location=location)).problems
+    assert "more than 100" in problem
+    assert not list(location.glob("*/*"))
+    assert local.read_records(), "the record is for this machine, too"
+
+
+def test_an_archive_that_may_not_be_read_disables_no_other(make_machine, location, tmp_path):
+    record, other = _record(), _record(key="cd" * 32)
+    first = make_machine("first")
+    files = {**first.compile(record), **first.compile(other)}
+    add(_add_job(record, other, location=location))
+    (newest, _) = (location / each.name for each in open_location(str(location)).list())
+    newest.chmod(0o666)
+    second = make_machine("second")
+    report = fetch(_fetch_job(location, record, tmp_path))
+    assert report.num_models == 1
+    assert [str(newest) in problem for problem in report.problems] == [True]
+    newest.chmod(0o644)
+    assert fetch(_fetch_job(location, record, tmp_path)).num_models == 1
+    assert second.has(files)
+
+
+def test_a_record_that_cannot_be_true_ends_nothing(make_machine, location, tmp_path):
+    good, wrong = _record(), _record(key="cd" * 32, compile_s=1e12)
+    machine = make_machine("first")
+    archive = tmp_path / "archive"
+    for record in (good, wrong):
+        machine.compile(record)
+    add(_add_job(good, location=location))
+    (stored,) = _archives(location)
+    wrong_archive = stored.with_name(Path(wrong.archive_name).name)
+    archive.write_bytes(stored.read_bytes())
+    _rewrite(archive, wrong_archive, key=wrong.key, compile_s=1e12)
+    make_machine("second")
+    helper = SharingProcess(_fetch_job(location, good, tmp_path))
+    report = helper.result()
+    assert report.num_models == 1
+    (problem,) = report.problems
+    assert "compile_s is 1000000000000.0, which no compilation takes" in problem
+
+
+def _rewrite(archive: Path, target: Path, **changes: object) -> None:
+    """A copy of the archive whose record has other values."""
+    import zipfile
+
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "x", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            content = old.read(info)
+            if info.filename == "manifest.json":
+                content = json.dumps({**json.loads(content), **changes}).encode()
+            new.writestr(zipfile.ZipInfo(info.filename), content, zipfile.ZIP_DEFLATED)
+    target.chmod(0o644)
+
+
+@pytest.mark.parametrize("name", ["triton", "flashinfer", "vllm", "vllm/torch_compile_cache", "vllm/deep_gemm"])
+def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, tmp_path):
+    make_machine("first")
+    path = tmp_path / "unpacked" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    local.install(tmp_path / "unpacked")
+    assert not any(folder.is_file() for cache in local.caches().values() for folder in (cache, *cache.glob("*")))
+
+
+def test_what_fits_is_found_among_any_number_of_newer_archives(make_machine, location, tmp_path, monkeypatch):
+    """Of other flags, of the same flags and other digests, and of edited sources."""
+    record = _record(sources={"json.decoder": sha256(Path(json.decoder.__file__).read_bytes()).hexdigest()})
+    machine = make_machine("first")
+    edited = [replace(record, sources={"json.decoder": str(number)}) for number in range(12)]
+    flags = [_record(key=f"{number:064x}", digest=f"{number}", early_digest=f"{number}") for number in range(30)]
+    others = [replace(each, key=f"f{each.key[1:]}", start_id="other") for each in flags]
+    for each in (record, *edited, *flags, *others):
+        machine.compile(each, 10)
+        add(_add_job(each, location=location))
+    make_machine("second")
+    assert fetch(_fetch_job(location, record, tmp_path, record.digest)).num_models == 1
+    (found,) = local.read_records()
+    assert found.sources == record.sources
+
+
+@pytest.mark.parametrize("digest", ["", "digest"])
+def test_what_was_excluded_is_not_fetched_again_until_it_is_replaced(digest, make_machine, location, tmp_path):
+    record = _record()
+    make_machine("first").compile(record)
+    add(_add_job(record, location=location))
+    second = make_machine("second")
+    job = _fetch_job(location, record, tmp_path, digest)
+    assert fetch(job).num_models == 1
+    (fetched,) = local.read_records()
+    local.exclude(fetched)
+    local.remove(fetched)
+    assert (fetch(job).num_models, fetch(job).problems) == (0, [])
+    anew = replace(record, created_at="2026-11-24T22:00:00+00:00")
+    second.compile(anew)
+    assert add(_add_job(anew, location=location)).num_models == 1
+    make_machine("third")
+    assert fetch(job).num_models == 1
+    assert [found.created_at for found in local.read_records()] == [anew.created_at]
+
+
+def test_what_the_location_lacks_is_added_again_without_a_change_of_the_record(make_machine, location):
+    record = _record()
+    make_machine("first").compile(record)
+    add(_add_job(record, location=location))
+    (known,) = local.read_records()
+    assert add(_add_job(known, location=location)).num_models == 0
+    shutil.rmtree(location)
+    assert add(_add_job(known, location=location)).num_models == 1
+    assert add(_add_job(replace(known, start_id="other"), location=location)).num_models == 0
+    assert local.read_records() == [known]
+
+
+def test_kernels_of_other_programs_are_not_shared(make_machine):
+    """Those that this start or an earlier one has written are."""
+    record = _record(hardware=replace(Hardware.present(), gpus=("GPU",)))
+    machine = make_machine("first")
+    files = machine.compile(record, 10)
+    further = machine.folder / "torch_compile_cache/0123456789/rank_0_0/backbone"
+    names = {name: number for number, name in enumerate(("triton/old/k.so", "triton/known/k.so", "triton/new/k.so"))}
+    for path in (further / "graph.py", further / "cache_key_factors.json", *map(machine.path, names)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name, number in names.items():
+        os.utime(machine.path(name), (number, number))
+    earlier = _record(key="cd" * 32, files={"triton/known/k.so": (0, "")})
+    local.save_record(earlier)
+    found = local.files_of(record, (str(further.parents[1]),), since_s=2.0)
+    ours = {"triton/known/k.so", "triton/new/k.so", f"vllm/{(further / 'graph.py').relative_to(machine.folder)}"}
+    assert found.keys() == files.keys() | ours
+
+
+def test_a_fetch_ends_when_its_location_does_not_answer(make_machine, tmp_path, monkeypatch):
+    monkeypatch.setattr("startup.compile_cache.process._LEAST_LIMIT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        make_machine("first")
+        helper = SharingProcess(_fetch_job("s3://bucket/compiled", _record(), tmp_path))
+        begin_s = time.monotonic()
+        report = helper.result()
+    assert (report.is_late, report.num_models) == (True, 0)
+    (problem,) = report.problems
+    assert "is given up after 1 s" in problem
+    assert time.monotonic() - begin_s < 60
+    assert helper._helper.poll() is not None
+
+
+class _Clock:
+    """Once the helper has written, and that was read, 50 s have passed; only then the helper goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.has_written, self.may_end = folder / "written", folder / "end"
+        self._num_reads = 0
+
+    def monotonic(self) -> float:
+        self._num_reads += self.has_written.exists()
+        if self._num_reads < 3:
+            return 0.0
+        self.may_end.touch()
+        return 50.0
+
+
+@pytest.mark.parametrize(("compile_s", "is_late"), [(100.0, False), (20.0, True)])
+def test_a_fetch_may_take_as_long_as_compiling_did(compile_s, is_late, tmp_path, monkeypatch):
+    clock = _Clock(tmp_path)
+    script = f"""if True:
+        import pathlib, time
+        print({compile_s}, flush=True)
+        pathlib.Path({str(clock.has_written)!r}).touch()
+        while not pathlib.Path({str(clock.may_end)!r}).exists():
+            time.sleep(0.01)
+        print("{{}}")
+    """
+    monkeypatch.setattr("startup.download.process.helper_command", lambda *_, **__: [sys.executable, "-c", script])
+    monkeypatch.setattr("startup.compile_cache.process.time", clock)
+    assert SharingProcess(_fetch_job(tmp_path, _record(), tmp_path)).result().is_late == is_late

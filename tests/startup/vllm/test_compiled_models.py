@@ -1,11 +1,13 @@
 """A start tells whether vLLM loads or compiles its model, and why; compiled models are shared by a folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from startup.vllm.patches.compiled_models import _without_secrets
 from tests.ports import free_port
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 
@@ -85,6 +87,28 @@ def test_a_start_says_why_it_compiles(starts):
     assert change == {"kind": "model", "name": "ModelConfig.hf_config.hidden_size", "before": "8", "now": "16"}
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"x": [{"api_key": "hidden-word"}]},
+        {"u": ["https://me:hidden-word@h/"], "w": "https://h/?a=1&token=hidden-word"},
+        {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
+        {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
+        {"auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
+        ["DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hidden-word==;EndpointSuffix=b"],
+        {"header": "Authorization: Bearer hidden-word"},
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "connection",
+)
+def test_a_record_has_no_secrets(value):
+    assert "hidden-word" not in json.dumps(_without_secrets("", value))
+
+
+def test_a_record_has_all_else():
+    value = {"a": [1, None, 2.5, "b c", ["d=e"]], "f": {"g": "--max-len 8", "h": True}, "url": "https://h/?x=1;y=2"}
+    assert _without_secrets("", value) == value
+
+
 @pytest.mark.thorough
 def test_a_damaged_file_is_named_and_compiled_again(starts):
     starts.run()
@@ -98,11 +122,21 @@ def test_a_damaged_file_is_named_and_compiled_again(starts):
 
 @pytest.mark.thorough
 def test_other_hardware_does_not_load_what_is_here(starts):
+    """Nor does it remove that: both may have one home folder."""
     starts.run()
-    (record,) = starts.records()
+    (entry,), (record,) = starts.entries(), starts.records()
+    first = record.parent / "hardware"
+    name = first.read_text()
     record.write_text(record.read_text().replace('"machine": "', '"machine": "other-'))
-    (change,) = starts.run()["changes"]
-    assert (change["kind"], change["name"], change["before"][:6]) == ("hardware", "machine", "other-")
+    first.write_text("other")
+    (change,) = [each for each in starts.run()["changes"] if each["kind"] == "hardware"]
+    assert (change["name"], change["before"][:6]) == ("machine", "other-")
+    assert starts.run()["state"] == "loaded"
+    assert {*starts.entries()} > {entry}
+    first.write_text(name)
+    record.write_text(record.read_text().replace('"machine": "other-', '"machine": "'))
+    assert starts.run()["state"] == "loaded"
+    assert len(starts.entries()) == len(starts.records()) == 2
 
 
 @pytest.mark.thorough
@@ -147,9 +181,37 @@ def test_a_location_that_cannot_be_used_is_a_warning(place, starts):
 
 @pytest.mark.thorough
 def test_a_model_that_fails_twice_after_it_was_loaded_is_compiled_again(starts):
-    starts.run()
+    """Nor does a location bring it back, whose archive is replaced by what works."""
+    place = ("--compile-cache", starts.folder / "shared")
+    starts.run(*place, logged="compiled models: added 1")
+    (record,) = starts.records()
+    created_at = json.loads(record.read_text())["created_at"]
     for _ in range(2):
-        assert "out of luck" in starts.fail(FAKE_VLLM_CRASH="compiled model:out of luck")
-    again = starts.run()
+        assert "out of luck" in starts.fail(*place, FAKE_VLLM_CRASH="compiled model:out of luck")
+    assert "out of memory" in starts.fail(*place, FAKE_VLLM_CRASH="worker 0:out of memory")
+    again = starts.run(*place, logged="compiled models: added 1")
     assert again["state"] == "compiled"
-    assert "2 starts have failed after they had loaded" in again["reason"]
+    assert "2 starts have failed after they had loaded" in again["reason"], starts.log
+    assert "fetched" not in starts.log
+    assert json.loads(record.read_text())["compile_s"] > 0
+    assert len(list(place[1].glob("*/*.zip"))) == 1
+    assert starts.run(*place, cache="second")["state"] == "loaded"
+    (fetched,) = starts.records("second")
+    assert json.loads(fetched.read_text())["created_at"] > created_at
+
+
+@pytest.mark.thorough
+def test_failures_after_the_compiled_model_was_used_are_not_its_fault(starts):
+    starts.run()
+    for _ in range(3):
+        assert "no memory" in starts.fail(FAKE_VLLM_CRASH="cache blocks:no memory")
+    assert starts.run()["state"] == "loaded"
+
+
+@pytest.mark.thorough
+def test_a_location_that_was_emptied_is_filled_again(starts):
+    place = starts.folder / "shared"
+    for _ in range(2):
+        starts.run("--compile-cache", place, logged="compiled models: added 1")
+        shutil.rmtree(place)
+    starts.run("--compile-cache", place, logged="compiled models: added 1", cache="second")

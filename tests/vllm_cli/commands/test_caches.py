@@ -41,8 +41,8 @@ def location(tmp_path: Path) -> Path:
 
 def _record(name: str, **changes: Any) -> CompiledModel:
     record = CompiledModel(
-        key=name * 64, model=f"org/{name}", start_id="", digest="", early_digest="", factors={}, versions=VERSIONS,
-        hardware=Hardware.present(), ranks=("rank_0_0",), root="", compile_s=16.7, created_at="2026-11-23",
+        key=name * 64, model=f"org/{name}", start_id="start", digest="", early_digest="", factors={}, versions=VERSIONS,
+        hardware=Hardware.present(), ranks=("rank_0_0",), compile_s=16.7, created_at="2026-11-23",
     )  # fmt: skip
     return replace(record, **changes)
 
@@ -214,6 +214,8 @@ def test_a_location_is_pruned_only_if_it_is_named(invoke, location, monkeypatch)
     done = invoke("caches", "prune", "--older", "7d", "--compile-cache", location)
     assert done.returncode == 0
     assert str(location) in done.stdout
+    (row,) = (line for line in done.stdout.splitlines() if str(location) in line)
+    assert row.split()[:3] == ["org/a", "0.32.0+cpu", "2.9.1"]
     assert (old.exists(), new.exists()) == (False, True)
     invoke("caches", "prune", "--keep", "1", "--compile-cache", location)
     assert not new.exists()
@@ -230,6 +232,10 @@ def test_all_removes_everything_of_this_machine(invoke, cache, location):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damaged")
     (local.records_folder() / "old.json").write_text("{}")
+    left = local.records_folder() / "incoming-x" / "files"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(bytes(3 * KIB))
+    assert "with other files of vLLM 5.0 KiB" in invoke("caches").stdout
     shown = json.loads(invoke("caches", "prune", "--all", "--dry-run", "--json").stdout)
     names = ["compiled without a record", "preload profiles", "import file"]
     assert [each["model"] or each["name"] for each in shown["removed"]] == ["org/a", *names]

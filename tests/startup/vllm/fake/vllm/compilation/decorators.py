@@ -8,6 +8,7 @@ from typing import Any
 from vllm import envs
 from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+from vllm.crash import crash_at
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def _try_load_aot_compiled_fn(model: Any, aot_compilation_path: str) -> Any:
         if content != b"compiled":
             raise ValueError("it does not contain the word")
         logger.info("Directly load AOT compilation from path %s", aot_compilation_path)
-        return content
+        return lambda model: crash_at("compiled model")
     except (OSError, ValueError) as err:
         if Path(aot_compilation_path).exists():
             logger.warning("Compiling model again due to a load failure from %s, reason: %s", aot_compilation_path, err)
@@ -41,7 +42,12 @@ class CompiledModel(TorchCompileWithNoGuardsWrapper):
         hash_key = sha256(str(aot_compile_hash_factors(self.vllm_config)).encode()).hexdigest()
         folder = envs.cache_root() / "torch_compile_cache" / "torch_aot_compile" / hash_key / "rank_0_0"
         aot_compilation_path = str(folder / "model")
-        if _try_load_aot_compiled_fn(self, aot_compilation_path) is None:
+        loaded_fn = _try_load_aot_compiled_fn(self, aot_compilation_path)
+        if loaded_fn is not None:
+            self.aot_compiled_fn = loaded_fn
+            self.aot_compiled_fn(self)
+            assert self.aot_compiled_fn.__name__ == "<lambda>", "vLLM calls another function later"
+        else:
             self._aot_compilation_path = aot_compilation_path
             compiled = self.aot_compile()
             folder.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class WorkerProc:
         vllm_config = VllmConfig(ModelConfig(str(config.model), text), SchedulerConfig(seqs))
         WorkerWrapperBase(vllm_config).init_device()
         CompiledModel(vllm_config).load_or_compile()
-        crash_at("compiled model")
+        crash_at("cache blocks")
 
     @staticmethod
     def worker_main(config: EngineConfig, rank: int, connection: Connection) -> None:
