@@ -31,6 +31,8 @@ OWN_JSON: Final = {
     "startup/prefetch/survey.py": "a cache of this user",
     "startup/probes/serving_messages.py": "pipes between processes of this start",
     "startup/probes/start_state.py": "the same",
+    "startup/router/http/body_members.py": "one text between quotes",
+    "startup/router/http/requested_model.py": "the same",
     "startup/router/models_file/schema.py": "a file of this program",
     "startup/run_record.py": "a record of a running process of this user",
     "startup/standby/import_state.py": "pipes between processes of this start",

@@ -129,10 +129,10 @@ def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
     assert env.VLLM_API_KEY.name not in given
 
 
-async def test_a_model_on_a_file_system_that_hangs_does_not_hold_the_event_loop(monkeypatch):
+async def test_a_model_on_a_file_system_that_hangs_does_not_hold_the_event_loop(monkeypatch, tmp_path):
     monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
     may_go_on = threading.Event()
-    standby = standbys.OwnStandby("embedded", lambda: str(may_go_on.wait()))
+    standby = standbys.OwnStandby("embedded", lambda: str(may_go_on.wait()), tmp_path)
     tending = asyncio.create_task(standby.tend())
     await asyncio.sleep(0.01)
     assert not tending.done()
