@@ -91,9 +91,7 @@ class BaseRenderer(ABC):
         executor: Executor | None = None,
         load_vision: LoadVision | None = None,
     ) -> None:
-        """Kinds of renderers load their tokenizer, and with `load_vision` the vision part.
-
-        `executor` replaces both pools; the caller closes it.
+        """See `build_renderer`; `executor` replaces both pools, and the caller closes it.
 
         Raises:
             TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
@@ -107,6 +105,11 @@ class BaseRenderer(ABC):
             self.pools["mm"] = RendererPool(1, name="renderer-mm")
         self._executor = executor or self.pools["text"]
         self._mm_executor = executor or self.pools["mm"]
+        self._load(load_vision)
+
+    @abstractmethod
+    def _load(self, load_vision: LoadVision | None) -> None:
+        """Loads the tokenizer and, for images, the vision part; may raise TokenizerLoadError."""
 
     @abstractmethod
     def render_messages(

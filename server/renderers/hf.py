@@ -1,10 +1,8 @@
 """Renders with a Hugging Face tokenizer and a chat template, the operator's or else the model's."""
 
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer, LoadVision
 from server.renderers.chat_template import (
     check_chat_template,
@@ -22,16 +20,8 @@ from server.renderers.tokenizers.loading import load_tokenizer
 class HfRenderer(BaseRenderer):
     """Renders templates with Jinja."""
 
-    def __init__(
-        self,
-        files: ModelFiles,
-        config: RendererConfig,
-        *,
-        executor: Executor | None = None,
-        load_vision: LoadVision | None = None,
-    ) -> None:
-        """See `build_renderer`."""
-        super().__init__(files, config, executor=executor)
+    def _load(self, load_vision: LoadVision | None) -> None:
+        files, config = self.files, self.config
         self._loaded = load_tokenizer(files.tokenizer_path, config.trust_remote_code)
         if load_vision is not None:
             self.vision = load_vision(files, config, self._loaded, self._mm_executor)

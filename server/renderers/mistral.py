@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures import Executor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +19,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as LoadedT
 from pydantic import ValidationError
 
 from base.errors import RequestError
-from server.config import ModelFiles, RendererConfig
+from server.config import RendererConfig
 from server.model_files.mistral_tokens import piece_bytes
 from server.model_files.tokenizer_files import TokenizerLoadError, find_mistral_file
 from server.renderers.base import BaseRenderer, LoadVision, check_unicode
@@ -46,16 +45,8 @@ class MistralRenderer(BaseRenderer):
 
     has_own_tool_format = True
 
-    def __init__(
-        self,
-        files: ModelFiles,
-        config: RendererConfig,
-        *,
-        executor: Executor | None = None,
-        load_vision: LoadVision | None = None,
-    ) -> None:
-        """See `build_renderer`."""
-        super().__init__(files, config, executor=executor)
+    def _load(self, load_vision: LoadVision | None) -> None:
+        files, config = self.files, self.config
         _check_config(config)
         file = find_mistral_file(files.tokenizer_path)
         if file is None:

@@ -73,12 +73,7 @@ class EmbeddingServing(InputServing[EmbeddingRequest]):
         return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=dimensions)
 
     def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> dict[str, Any]:
-        return ctx.list_of(
-            [
-                {"index": index, "object": "embedding", "embedding": to_json(output, ctx.request)}
-                for index, output in enumerate(ctx.outputs)
-            ]
-        )
+        return _list_of_vectors(ctx, "embedding", member="embedding")
 
 
 class PoolingServing(InputServing[PoolingRequest]):
@@ -95,12 +90,7 @@ class PoolingServing(InputServing[PoolingRequest]):
         return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> dict[str, Any]:
-        return ctx.list_of(
-            [
-                {"index": index, "object": "pooling", "data": to_json(output, ctx.request)}
-                for index, output in enumerate(ctx.outputs)
-            ]
-        )
+        return _list_of_vectors(ctx, "pooling", member="data")
 
 
 class ClassificationServing(InputServing[ClassificationRequest]):
@@ -122,6 +112,11 @@ class ClassificationServing(InputServing[ClassificationRequest]):
             label = ctx.info.id2label.get(int(values.argmax()))
             data.append({"index": index, "label": label, "probs": values.tolist(), "num_classes": len(values)})
         return ctx.list_of(data)
+
+
+def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -> dict[str, Any]:
+    outputs = enumerate(ctx.outputs)
+    return ctx.list_of([{"index": n, "object": kind, member: to_json(output, ctx.request)} for n, output in outputs])
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
