@@ -38,7 +38,7 @@ class Downloads:
 
     def job(self, repo_id: str = "org/model", **settings: Any) -> Job:
         """The message to the helper."""
-        options = {"endpoints": (self.hub.url,), "stall_s": 0.5}
+        options = {"endpoints": (self.hub.url,), "stall_s": 30.0}
         options |= {name: settings.pop(name) for name in ("endpoints", "stall_s", "timeout_s") if name in settings}
         return Job(
             downloads=(self.download(repo_id, **settings),),

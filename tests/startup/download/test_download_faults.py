@@ -42,9 +42,9 @@ def test_nothing_is_fetched_twice(downloads):
 def test_a_connection_that_stalls_is_replaced_where_it_ended(downloads):
     downloads.hub.faults.add(Fault("stall", path="*.safetensors", after=600_000))
     begin_s = time.monotonic()
-    report = downloads.run(stall_s=1.0)
+    report = downloads.run(stall_s=5.0)
     assert downloads.content(report) == MODEL
-    assert time.monotonic() - begin_s >= 1.0
+    assert time.monotonic() - begin_s >= 5.0
     assert downloads.hub.ranges == [600_000]
     assert report.fetched_bytes == sum(map(len, MODEL.values()))
 
@@ -68,7 +68,7 @@ def test_retry_after_is_obeyed(downloads, path):
     downloads.hub.faults.add(Fault("status", status=429, retry_after=1, path=path))
     begin_s = time.monotonic()
     assert downloads.content(downloads.run()) == MODEL
-    assert time.monotonic() - begin_s >= 1.0
+    assert time.monotonic() - begin_s >= 5.0
     assert "the hub answers 429, waiting 1 s" in downloads.notes
 
 

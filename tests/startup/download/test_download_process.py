@@ -208,7 +208,7 @@ def test_xet_that_never_answers_is_left_for_plain_http(downloads, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     monkeypatch.setattr("startup.download.xet._LEAST_BYTES", 1)
     downloads.hub.is_xet = True
-    report = downloads.run(stall_s=2.0)
+    report = downloads.run(stall_s=5.0)
     assert downloads.content(report) == MODEL
     downloads.hub.xet.accept()[0].close()  # there was a connection
     assert not list(downloads.cache.rglob("*.incomplete"))
