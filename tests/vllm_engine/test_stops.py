@@ -124,7 +124,7 @@ def _assert_gone(server: VllmServer, family: Iterable[psutil.Process]) -> None:
 
 
 _NUM_STREAMS = 20
-_NUM_TOKENS = 200
+_NUM_TOKENS = 500
 _TOPOLOGIES = {"one": (), "two API servers": ("--api-server-count", "2"), "two engines": ("--data-parallel-size", "2")}
 _DRAINED_S = 60.0
 _NUM_STOPS = 8
@@ -140,9 +140,13 @@ _NUM_STOPS = 8
     ],
 )
 def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, topology):
-    with start_vllm(launcher, "--max-num-seqs", "32", *_TOPOLOGIES[topology]) as server:
+    words = ("--max-num-seqs", "32", "--max-model-len", "512")
+    with start_vllm(launcher, *words, *_TOPOLOGIES[topology]) as server:
         server.wait_ready()
+        engines = server.titled("EngineCore")
         streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
+        for engine in engines:
+            engine.suspend()  # so that streams still run when the signal comes
         family = server.family()
         for process in server.roots():  # as a service manager does; the front process forwards it to the server
             process.send_signal(signal.SIGTERM)
@@ -151,6 +155,8 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
         assert rejected.status == 503
         assert {name.lower(): value for name, value in rejected.headers.items()}["retry-after"] == "1"
         assert rejected.json["status"] == "draining"
+        for engine in engines:
+            engine.resume()
         for stream in streams:
             *_, last, end = stream.finish()
             assert last["choices"][0]["finish_reason"] == "length"
