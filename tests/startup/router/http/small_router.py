@@ -22,6 +22,8 @@ from startup.router.model_pool import ModelRefused, ModelStatus
 from startup.router.scheduler_terms import NOTHING
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_IDLE_S = 60.0
+"""The router closes no idle connection to a model while a test runs."""
 
 
 class SmallChild:
@@ -30,9 +32,9 @@ class SmallChild:
     def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
         self.base_url = base_url
         self.connector = (
-            aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=2)
+            aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=_IDLE_S)
             if socket_path
-            else aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S)
         )
         self.reason = ""
 
