@@ -1,15 +1,16 @@
-"""Archives, also byte by byte as `zipfile` would not write them, and folders that cannot be locations."""
+"""Archives, also such as `write_archive` would not write, and folders that cannot be locations."""
 
 import json
 import os
-import struct
 import subprocess
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import pytest
 
@@ -47,73 +48,44 @@ def save_archive(path: Path, files: Mapping[str, bytes] = FILES) -> CompiledMode
     return write_archive(path, RECORD, sources)
 
 
-@dataclass(frozen=True)
-class Raw:
-    """A member; what is None is as it should be."""
+def archive(
+    content: Mapping[str, bytes] | None = None,
+    *,
+    files: Mapping[str, FileFacts] | None = None,
+    method: int = ZIP_DEFLATED,
+    **others: Any,
+) -> bytes:
+    """An archive of these contents, which `write_archive` may refuse; by default of one small file.
 
-    name: bytes
-    content: bytes = b""
-    method: int = 8
-    flags: int = 0
-    attributes: int = 0o100600 << 16
-    begin: int | None = None
-    num_bytes: int | None = None
-    header_name: bytes | None = None
-    header_flags: int | None = None
-    extra: bytes = b""
-    junk: bytes = b""
-    """Behind the deflated bytes, and counted with them."""
-    gap: bytes = b""
-    """Before it."""
-
-    @property
-    def packed(self) -> bytes:
-        packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-        return packer.compress(self.content) + packer.flush() + self.junk
-
-    @property
-    def facts(self) -> FileFacts:
-        return FileFacts(len(self.content) if self.num_bytes is None else self.num_bytes, _digest(self.content))
+    Args:
+        content: by name.
+        files: of the record; those of the contents by default.
+        method: of the compression.
+        others: further fields of the record that differ.
+    """
+    content = {"vllm/a": b"content"} if content is None else content
+    record = asdict(RECORD.with_files(facts(content) if files is None else files)) | others
+    return zipped({**content, MANIFEST: json.dumps(record).encode()}, method)
 
 
-def manifest(members: Iterable[Raw], **others: Any) -> Raw:
-    """With the sizes and digests of these members."""
-    files = {member.name.decode("latin-1"): member.facts for member in members}
-    return Raw(MANIFEST.encode(), json.dumps(asdict(RECORD.with_files(files)) | others).encode())
+def facts(content: Mapping[str, bytes]) -> dict[str, FileFacts]:
+    """What the record says of files with these contents."""
+    return {name: FileFacts(len(each), sha256(each).hexdigest()) for name, each in content.items()}
 
 
-def archive(*members: Raw, own_manifest: Raw | None = None, **end: Any) -> bytes:
-    """An archive of these members, and of a manifest."""
-    return raw_zip([*members, own_manifest or manifest(members)], **end)
+def zipped(content: Mapping[str, bytes], method: int = ZIP_DEFLATED) -> bytes:
+    """A zip file with these members."""
+    file = BytesIO()
+    with ZipFile(file, "w", method, compresslevel=1) as whole:
+        for name, each in content.items():
+            whole.writestr(ZipInfo(name), each, method)
+    return file.getvalue()
 
 
-def raw_zip(members: Iterable[Raw], *, comment: bytes = b"", gap: bytes = b"", count: int | None = None) -> bytes:
-    content, entries, num_entries = bytearray(), bytearray(), 0
-    for member in members:
-        content += member.gap
-        packed, name = member.packed, member.header_name or member.name
-        sizes = (zlib.crc32(member.content), len(packed), member.facts.size)
-        begin = len(content) if member.begin is None else member.begin
-        common = (member.method, 0, 33, *sizes)
-        flags = member.flags if member.header_flags is None else member.header_flags
-        content += struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, *common, len(name), len(member.extra))
-        content += name + member.extra
-        content += packed
-        tail = (len(member.name), 0, 0, 0, 0, member.attributes, begin)
-        entries += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, member.flags, *common, *tail) + member.name
-        num_entries += 1
-    content += gap
-    counts = (num_entries if count is None else count,) * 2
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *counts, len(entries), len(content), len(comment))
-    return bytes(content + entries) + end + comment
-
-
-def good(name: str = "vllm/a", content: bytes = b"content", **others: Any) -> Raw:
-    return replace(Raw(name.encode(), content), **others)
-
-
-def _digest(content: bytes) -> str:
-    return sha256(content).hexdigest()
+def deflated(content: bytes) -> bytes:
+    """As a member of `zipped`."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    return packer.compress(content) + packer.flush()
 
 
 def _without_parent(location: Path) -> None:

@@ -6,14 +6,15 @@ import stat
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
-from zipfile import ZipFile
+from tempfile import TemporaryDirectory
+from zipfile import ZIP_LZMA, ZIP_STORED, ZipFile
 
 import pytest
 
-from startup.compile_cache import archive as module
 from startup.compile_cache.archive import MANIFEST, ArchiveError, read_record, unpack, write_archive
+from startup.compile_cache.record import FileFacts
 from tests.growth import growth
-from tests.startup.compile_cache.inputs import FILES, RECORD, Raw, archive, good, manifest, raw_zip, save_archive
+from tests.startup.compile_cache.inputs import FILES, RECORD, archive, deflated, facts, save_archive, zipped
 
 GiB = 1 << 30
 
@@ -77,57 +78,37 @@ def test_files_too_large_for_an_archive_are_refused(tmp_path):
         write_archive(tmp_path / "a.zip", RECORD, {"vllm/file": tmp_path / "file"})
 
 
-LINK, DEVICE, FOLDER = (kind << 16 for kind in (stat.S_IFLNK | 0o777, stat.S_IFCHR | 0o600, stat.S_IFDIR | 0o700))
+def wrong(*names: str) -> bytes:
+    return archive(dict.fromkeys(names, b"content"))
+
+
 HOSTILE = {
-    "not in the manifest": (lambda: archive(good(), own_manifest=manifest([])), "files are not those"),
-    "missing from the archive": (lambda: raw_zip([manifest([good()])]), "files are not those"),
-    "other size": (lambda: archive(good(), own_manifest=manifest([good(content=b"")])), "files are not those"),
-    "other content": (lambda: archive(good(), own_manifest=manifest([good(content=b"CONTENT")])), "not the SHA-256"),
-    "twice": (lambda: archive(good(), good()), "same name"),
-    "two manifests": (lambda: archive(good(MANIFEST), good()), "not an allowed name"),
-    "absolute": (lambda: archive(good("/etc/passwd")), "not an allowed name"),
-    "parent": (lambda: archive(good("vllm/../../a")), "not an allowed name"),
-    "empty part": (lambda: archive(good("vllm//a")), "not an allowed name"),
-    "folder's name": (lambda: archive(good("vllm/a/", b"")), "not an allowed name"),
-    "backslash": (lambda: archive(good("vllm\\a")), "not an allowed name"),
-    "NUL": (lambda: archive(good("vllm/a\0.so")), "not an allowed name"),
-    "newline": (lambda: archive(good("vllm/a\nb")), "not an allowed name"),
-    "long part": (lambda: archive(good("vllm/" + "é" * 128)), "not an allowed name"),
-    "long name": (lambda: archive(good("a/" * 600 + "a")), "not an allowed name"),
-    "no UTF-8": (lambda: archive(Raw(b"\xff")), "not UTF-8"),
-    "file and folder": (lambda: archive(good("vllm/a"), good("vllm/a/b")), "both a file and a folder"),
-    "link": (lambda: archive(good(attributes=LINK)), "not a regular file"),
-    "device": (lambda: archive(good(attributes=DEVICE)), "not a regular file"),
-    "folder": (lambda: archive(good(attributes=FOLDER)), "not a regular file"),
-    "folder of MS-DOS": (lambda: archive(good(attributes=0x10)), "not a regular file"),
-    "encrypted": (lambda: archive(good(flags=1)), "encrypted, or not simply deflated"),
-    "streamed": (lambda: archive(good(flags=8)), "encrypted, or not simply deflated"),
-    "stored": (lambda: archive(good(method=0)), "encrypted, or not simply deflated"),
-    "LZMA": (lambda: archive(good(method=14)), "encrypted, or not simply deflated"),
-    "overlapping": (lambda: archive(good("a"), good("b", begin=0)), "overlaps"),
-    "gap": (lambda: archive(good("a"), good("b", gap=b"PK")), "after a gap"),
-    "before it": (lambda: archive(good(gap=b"#!")), "after a gap"),
-    "before the directory": (lambda: archive(good(), gap=b"PK"), "belong to no member"),
-    "header that is encrypted": (lambda: archive(good(header_flags=1)), "another form than this program writes"),
-    "header with extra field": (lambda: archive(good(extra=b"\1\0\4\0abcd")), "overlaps"),
-    "header of other name": (lambda: archive(good(header_name=b"vllm/b")), "differs from the directory"),
-    "damaged": (lambda: archive(good()).replace(good().packed, b"\xff" * len(good().packed)), "is damaged"),
-    "inflates to more": (lambda: archive(good(content=bytes(10_000_000), num_bytes=10)), "not the size"),
-    "inflates to less": (lambda: archive(good(num_bytes=10)), "not the size"),
-    "more than it inflates": (lambda: archive(good(junk=b"junk")), "not the size"),
-    "above the limit": (lambda: archive(good("a", bytes(600_000)), good("b", bytes(600_000))), "more than 1000000"),
-    "comment": (lambda: archive(good(), comment=b"hello"), "no end of a zip file"),
-    "something else": (lambda: b"#!/bin/sh\n" * 9, "no end of a zip file"),
-    "no members": (lambda: raw_zip([]), "0 members"),
-    "wrong count": (lambda: archive(good(), count=1), "belong to no member"),
-    "counts of ZIP64": (lambda: archive(good(), count=0xFFFF), "65535 members"),
-    "too many members": (lambda: raw_zip([good(f"{n}") for n in range(60_002)]), "60002 members"),
-    "large directory": (lambda: raw_zip([good(f"{n:060000}") for n in range(300)]), "a directory of 18013800 bytes"),
-    "manifest not last": (lambda: raw_zip([manifest([good()]), good()]), "last member is not its manifest"),
-    "large manifest": (lambda: raw_zip([good(MANIFEST, bytes(33 << 20))]), "more than 33554432"),
-    "no JSON": (lambda: raw_zip([good(MANIFEST, b"{")]), "record of a compiled model is not valid"),
-    "nested JSON": (lambda: raw_zip([good(MANIFEST, b'{"factors": {"env": {"a": ' + b"[" * 1_000_000)]), "200 levels"),
-    "other format": (lambda: archive(own_manifest=manifest([], format=9)), "format is 9"),
+    "missing from the archive": (lambda: archive({}, files=facts({"vllm/a": b"content"})), "it has no 'vllm/a'"),
+    "other size": (lambda: archive(files=facts({"vllm/a": b"contents"})), "not the SHA-256"),
+    "smaller size": (lambda: archive(files=facts({"vllm/a": b""})), "more than 0"),
+    "other content": (lambda: archive(files=facts({"vllm/a": b"CONTENT"})), "not the SHA-256"),
+    "named as the manifest": (lambda: archive(files={MANIFEST: FileFacts(1, "")}), "not an allowed name"),
+    "absolute": (lambda: wrong("/etc/passwd"), "not an allowed name"),
+    "parent": (lambda: wrong("vllm/../../a"), "not an allowed name"),
+    "empty part": (lambda: wrong("vllm//a"), "not an allowed name"),
+    "folder's name": (lambda: wrong("vllm/a/"), "not an allowed name"),
+    "backslash": (lambda: wrong("vllm\\a"), "not an allowed name"),
+    "NUL": (lambda: wrong("vllm/a\0.so"), "not an allowed name"),
+    "newline": (lambda: wrong("vllm/a\nb"), "not an allowed name"),
+    "long part": (lambda: wrong("vllm/" + "é" * 128), "not an allowed name"),
+    "long name": (lambda: wrong("a/" * 600 + "a"), "not an allowed name"),
+    "file and folder": (lambda: wrong("vllm/a", "vllm/a/b"), "both a file and a folder"),
+    "stored": (lambda: archive(method=ZIP_STORED), "not deflated"),
+    "LZMA": (lambda: archive(method=ZIP_LZMA), "not deflated"),
+    "damaged": (lambda: archive().replace(deflated(b"content"), b"\xff" * len(deflated(b"content"))), "is damaged"),
+    "above the limit": (lambda: archive({"a": bytes(600_000), "b": bytes(600_000)}), "more than 1000000"),
+    "something else": (lambda: b"#!/bin/sh\n" * 9, "not a zip file"),
+    "no members": (lambda: zipped({}), "it has no 'manifest.json'"),
+    "too many files": (lambda: archive(files={f"{n}": FileFacts(0, "") for n in range(60_001)}), "60001 files"),
+    "large manifest": (lambda: zipped({MANIFEST: bytes(33 << 20)}), "more than 33554432"),
+    "no JSON": (lambda: zipped({MANIFEST: b"{"}), "record of a compiled model is not valid"),
+    "nested JSON": (lambda: zipped({MANIFEST: b'{"factors": {"env": {"a": ' + b"[" * 1_000_000}), "200 levels"),
+    "other format": (lambda: archive(format=9), "format is 9"),
 }
 
 
@@ -142,17 +123,17 @@ def test_a_hostile_archive_is_refused_in_one_line(name, folder, tmp_path):
 
 
 def test_a_bomb_is_not_inflated_beyond_its_size(folder):
+    content = archive({"vllm/a": bytes(50_000_000)}, files=facts({"vllm/a": bytes(10)}))
+    in_directory = content.rfind(b"PK\1\2", 0, content.rfind(b"PK\1\2"))
+    wrong_size = bytearray(content)
+    wrong_size[in_directory + 24 : in_directory + 28] = (10).to_bytes(4, "little")
     with pytest.raises(ArchiveError):
-        unpacked(archive(good(content=bytes(50_000_000), num_bytes=10)), folder)
+        unpacked(bytes(wrong_size), folder)
     assert sum(map(len, read_tree(folder).values())) <= 10
 
 
-def test_the_builder_of_hostile_archives_builds_good_ones(folder):
-    assert unpacked(archive(good(), good("b")), folder) == {"vllm/a": b"content", "b": b"content"}
-
-
 def test_a_cut_archive_is_refused_wherever_it_is_cut(tmp_path, folder):
-    whole = archive(good(content=os.urandom(300)))
+    whole = archive({"vllm/a": os.urandom(300)})
     for end in range(len(whole)):
         with pytest.raises(ArchiveError):
             unpacked(whole[:end], folder)
@@ -161,7 +142,7 @@ def test_a_cut_archive_is_refused_wherever_it_is_cut(tmp_path, folder):
 
 def test_a_changed_byte_is_noticed_or_changes_nothing(tmp_path):
     files = {"vllm/a": b"print(1)\n" * 40, "triton/b": os.urandom(200)}
-    whole = archive(*(good(name, content) for name, content in files.items()))
+    whole = archive(files)
     source = random.Random(34)
     for number in range(1500):
         changed = bytearray(whole)
@@ -178,7 +159,7 @@ def test_files_are_never_written_over_or_through_links(tmp_path, folder):
     (tmp_path / "target").write_bytes(b"")
     (folder / "a").symlink_to(tmp_path / "target")
     with pytest.raises(FileExistsError):
-        unpacked(archive(good("a")), folder)
+        unpacked(archive({"a": b"content"}), folder)
     assert (tmp_path / "target").read_bytes() == b""
 
 
@@ -196,17 +177,19 @@ def test_a_large_file_is_never_in_memory(tmp_path, folder):
 
 
 @pytest.mark.alone
-def test_costs_grow_with_the_archive():
-    def names(n: int) -> BytesIO:
-        return BytesIO(archive(*(good(f"vllm/{'d/' * (number % 50)}{number}") for number in range(n // 8))))
+def test_costs_grow_with_the_archive(tmp_path):
+    def names(n: int) -> object:
+        return reader(archive({f"vllm/{'d/' * (number % 50)}{number}": b"content" for number in range(n // 8)}))
 
-    def read(file: BytesIO) -> object:
-        return lambda: module._read_directory(file)
+    def contents(n: int) -> object:
+        return reader(archive({"vllm/a": bytes(n * 1000)}))
 
-    def inflate(n: int) -> object:
-        file = BytesIO(archive(good(content=bytes(n * 1000))))
-        member = module._read_directory(file)[0]
-        return lambda: sum(map(len, module._inflate(file, member)))
+    def reader(content: bytes) -> object:
+        def read() -> None:
+            with TemporaryDirectory(dir=tmp_path) as folder:
+                unpack(BytesIO(content), Path(folder), max_bytes=GiB)
 
-    assert growth(lambda n: read(names(n))) is None  # type: ignore[arg-type,return-value]
-    assert growth(inflate) is None  # type: ignore[arg-type]
+        return read
+
+    assert growth(names) is None  # type: ignore[arg-type]
+    assert growth(contents) is None  # type: ignore[arg-type]
