@@ -68,7 +68,7 @@ def test_retry_after_is_obeyed(downloads, path):
     downloads.hub.faults.add(Fault("status", status=429, retry_after=1, path=path))
     begin_s = time.monotonic()
     assert downloads.content(downloads.run()) == MODEL
-    assert time.monotonic() - begin_s >= 5.0
+    assert time.monotonic() - begin_s >= 1.0
     assert "the hub answers 429, waiting 1 s" in downloads.notes
 
 
