@@ -74,6 +74,14 @@ DRAIN: Final = Hook(
     ),
 )
 
+_PORT_USER: Final = Name(LAUNCHER[0], "find_process_using_port", ("port",))
+PORT_USER: Final = Hook(
+    "port's users",
+    does="leaves out vLLM's search for other processes at its port, which are its own, when it stops",
+    without="a stop may end with a traceback, when such a process ends during the search",
+    needs=(_PORT_USER,),
+)
+
 _SERVING: Final = b"s"
 _READY: Final = b"r"
 _HAND_OVER_S: Final = 10.0
@@ -199,8 +207,14 @@ def _hook_uvicorn(
 
     wrap_after_import(_STARTUP, wrap_startup)
     wrap_after_import(_SHUTDOWN, wrap_shutdown)
+    _hook_end()
+
+
+def _hook_end() -> None:
     if DRAIN.applies:
         wrap_after_import(_END_CLIENT, _end_handler_first)
+    if PORT_USER.applies:
+        wrap_after_import(_PORT_USER, lambda _: lambda port: None)
 
 
 def _create_probes(

@@ -217,6 +217,7 @@ def test_a_running_stream_finishes(start):
     assert start.process.wait(60) == 0
     start.wait_all_gone()
     assert "1 requests may run for 25 s more" in start.log
+    assert " is used by " not in start.log
 
 
 @pytest.mark.parametrize("start", [None], indirect=True)

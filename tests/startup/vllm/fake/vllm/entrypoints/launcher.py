@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from vllm import process_state
 from vllm.config import EngineConfig, create_engine_config
-from vllm.entrypoints.launchers.launcher import watchdog_loop
+from vllm.entrypoints.launchers.launcher import report_port_user, watchdog_loop
 from vllm.logger import read_config, set_process_name
 from vllm.tracing import instrument
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -87,7 +87,10 @@ async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argpars
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, shutdown_event.set)
     tasks = [loop.create_task(handle_shutdown()), loop.create_task(watchdog_loop(server, engine_client))]
+    address = sock.getsockname()
     await server.serve(sockets=[sock])
+    if shutdown_event.is_set() and sock.family == socket.AF_INET:
+        report_port_user(address[1])
     for task in tasks:
         task.cancel()
 

@@ -11,3 +11,8 @@ def get_open_zmq_ipc_path() -> str:
 
 def get_file_store_init_method() -> str:
     return f"file://{tempfile.gettempdir()}/vllm_dist_{uuid4().hex}"
+
+
+def find_process_using_port(port: int) -> str:
+    """Real vLLM has a traceback if the process ends during the search."""
+    return f"a process that has port {port}"
