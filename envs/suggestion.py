@@ -9,11 +9,15 @@ from envs.replacements import REPLACEMENTS
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or ` (removed: …)` for a known former word; empty if no choice is similar.
 
-    Ignores case, and the dashes before a flag's name, which make any two flags similar.
+    `--port 80` as one word, as lists of arguments have it, is to be two. Ignores case, and the dashes before
+    a flag's name, which make any two flags similar.
     """
-    if word in REPLACEMENTS:
-        return f" (removed: {REPLACEMENTS[word]})"
+    name = word.partition(" ")[0] if word.startswith("-") else word
+    if name in REPLACEMENTS:
+        return f" (removed: {REPLACEMENTS[name]})"
     by_folded = {_fold(choice): choice for choice in choices}
+    if name != word and _fold(name) in by_folded:
+        return f" (write {name} and its value as two words)"
     matches = get_close_matches(_fold(word), by_folded, n=1)
     return f" (did you mean {by_folded[matches[0]]!r}?)" if matches else ""
 

@@ -27,6 +27,9 @@ LAUNCHER_FLAGS = {
 }  # fmt: skip
 """The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's."""
 
+OMNI = "--omni"
+"""With it, vLLM leaves the whole command line to the package vllm-omni."""
+
 STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end of a line"
 _HELP = ("-h", "--help")
 _ENGINES = ("embedded", "vllm")

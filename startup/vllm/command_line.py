@@ -18,7 +18,7 @@ from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
-from startup.serve_words import is_flag_like, is_for_information, normalise, split
+from startup.serve_words import OMNI, is_flag_like, is_for_information, normalise, split
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.installed import find_vllm
@@ -43,8 +43,6 @@ _SWITCHES_OFF_LISTENING: Final = (
 """With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
 
 _CONFIG: Final = "--config"
-OMNI: Final = "--omni"
-"""With it, vLLM leaves the whole command line to the package vllm-omni."""
 
 _LEVEL: Final = re.compile(r"-O.")
 """`-O3` and `-O.mode=3` have their value attached."""
@@ -57,7 +55,7 @@ LISTS: Final[tuple[str, ...]] = ("--lora-modules", "--ignore-patterns")
 """Flags that take several values."""
 
 _SPECULATIVE: Final = ("--speculative-config", "-sc")
-_NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "mtp", "custom_class")
+_NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
 """Values of `model` and `method` of --speculative-config with which no draft model is read."""
 
 

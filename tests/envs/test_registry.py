@@ -187,6 +187,7 @@ def test_the_most_similar_choice_is_suggested_in_any_case():
 def test_the_dashes_of_a_flag_make_no_words_similar():
     assert did_you_mean("--prot", ("--model", "--port")) == " (did you mean '--port'?)"
     assert did_you_mean("--xyz", ("--abc", "--x")) == ""
+    assert did_you_mean("--port 80", ("--model", "--port")) == " (write --port and its value as two words)"
 
 
 def test_a_word_unlike_any_choice_gets_no_suggestion():

@@ -130,7 +130,7 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
         ("bake --check m", "No such option: --check (removed: bake again"),
         ("serve --engine embedded --engine-restarts 2", "--engine-restarts (removed: let a service manager restart"),
         ("serve --engine embedded --limit-mm-per-prompt image=4", """JSON: write image=4 as '{"image": 4}'."""),
-        ("serve --engine embedded --omni", "requests models of the package vllm-omni. Use --engine vllm."),
+        ("serve --engine embedded --omni --usp 2", "requests models of the package vllm-omni. Use --engine vllm."),
     ],
 )
 def test_former_commands_and_flags_name_what_replaces_them(words, message, capsys):

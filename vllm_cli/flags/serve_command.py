@@ -14,6 +14,7 @@ from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.model.request import ModelRequest
 from startup.serve_words import (
     LAUNCHER_FLAGS,
+    OMNI,
     STRAY_REMEDY,
     has_several_models,
     help_topic,
@@ -80,6 +81,8 @@ class ServeCommand(click.Command):
             click.echo(self._help_about(ctx, topic))
             ctx.exit()
         _raise_all(validate_all())
+        if OMNI in args:  # before the flags of vllm-omni, which are not known here
+            reject_unsupported(Arguments.parse((OMNI,)).flags.values())
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()

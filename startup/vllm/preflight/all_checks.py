@@ -13,7 +13,8 @@ from startup.preflight.all_checks import PreflightOptions, download_checks
 from startup.preflight.network import check_address
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
 from startup.preflight.resources import check_cache_folder
-from startup.vllm.command_line import OMNI, CommandLine
+from startup.serve_words import OMNI
+from startup.vllm.command_line import CommandLine
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, argument_findings, read_arguments

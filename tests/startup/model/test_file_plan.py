@@ -264,11 +264,14 @@ def test_adapters_are_read_from_vllm_s_flags(words, adapters):
     assert CommandLine.of(words.split()).request.adapters == adapters
 
 
-@pytest.mark.parametrize(
-    "settings", ['{"method":"ngram"}', '{"model":"ngram"}', '{"method":"mtp","model":"org/x"}', "oops", "[]"]
-)
+@pytest.mark.parametrize("settings", ['{"method":"ngram"}', '{"model":"ngram"}', '{"method":"mtp"}', "oops", "[]"])
 def test_some_speculation_needs_no_draft_model(settings):
     assert CommandLine.of(["m", "--speculative-config", settings]).request.draft is None
+
+
+def test_the_head_for_mtp_may_be_a_model_of_its_own():
+    draft = CommandLine.of(["m", "--speculative-config", '{"method":"mtp","model":"org/m-assistant"}']).request.draft
+    assert draft == DraftModel("org/m-assistant")
 
 
 def test_a_missing_folder_has_nothing_to_read(tmp_path):
