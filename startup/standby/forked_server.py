@@ -86,7 +86,7 @@ class FrontLink:
         self._send(b"exit", str(code).encode())
 
     def start_again(self, variable: str, value: str, *words: str) -> NoReturn:
-        """Ends this process; the front process starts the server itself, with a variable set and words added."""
+        """Ends this process; the front process starts the server itself, with this variable and words."""
         self._send(b"again", *map(os.fsencode, (variable, value, *words)))
         os._exit(0)
 

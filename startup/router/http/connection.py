@@ -14,7 +14,7 @@ from server.limits import LimitsConfig, flag_of
 from server.transport.connection_table import ConnectionTable
 from server.transport.read_watch import READ_GRACE_S, Rejection, head_too_large
 from server.transport.tls_handshake import TlsHandshake
-from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
+from startup.router.http.answers import SERVER, FailedRequestError, error_answer
 
 _IDLE_S: Final = 75.0
 _LINGER_S: Final = 1.0
@@ -108,8 +108,7 @@ class ClientRequest(web.Request):
             raise FailedRequestError(400, _MALFORMED, closes=True)
         if self._has_body_before_upgrade:
             self.protocol.drop_rest()
-            text = f"The request has a body and asks for Upgrade: {shown(self.headers[hdrs.UPGRADE])}: send one of both."
-            raise FailedRequestError(400, text, closes=True)
+            raise FailedRequestError(400, "The request has a body and an Upgrade: send it without one.", closes=True)
         if self.method == hdrs.METH_CONNECT:
             text = "The request asks for CONNECT: this server speaks HTTP/1.1 only."
             raise FailedRequestError(400, text, closes=True)
