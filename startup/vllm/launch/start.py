@@ -400,7 +400,8 @@ class _VllmStart:
         logging.disable()  # threads of this process notice that others end
         self._session.stop_signals.kill_all(END_S)
         end_children(self._record.begun_pids())
-        exec_again(variable, value, self._environment, self._chosen_port)
+        words = self._chosen_port if "--" not in self._line.words else ()  # behind it, no word is a flag
+        exec_again(variable, value, self._environment, words)
 
     @property
     def _is_headless(self) -> bool:
