@@ -15,7 +15,8 @@ _LEAST_QUOTED = 4
 
 SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
-    "authorization", "cookie", "signature", "connection_string", "otlp_headers", "traces_headers",
+    "authorization", "cookie", "signature", "sig", "connection_string", "otlp_headers", "traces_headers", "api_keys",
+    "apikeys", "secrets", "passwords",
 )  # fmt: skip
 """How names of secret flags, variables and members end: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 

@@ -27,6 +27,11 @@ ENTRY: Final = "model"
 VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
 """Below vLLM's cache folder: kernels of GPUs and their tuning, whatever the model."""
+_LEAST_PARTS: Final = {
+    **{"triton": 1, "flashinfer": 1, f"{VLLM}/{_COMPILED}": 3},
+    **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
+}
+"""Of the path of an archive's file in these folders: a shorter one is that of a folder."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", "/cache_key_factors.json")
@@ -141,7 +146,8 @@ def install(unpacked: Path) -> None:
     folders = caches()
     for path in sorted(_files(unpacked), key=lambda path: (path.name == ENTRY, path)):
         cache, *parts = path.relative_to(unpacked).parts
-        if cache in folders and parts and (cache != VLLM or (parts[0] in (_COMPILED, *_BESIDE) and parts[1:])):
+        least = _LEAST_PARTS.get("/".join((cache, *parts[: cache == VLLM])))
+        if least is not None and len(parts) >= least:
             target = folders[cache].joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):

@@ -17,6 +17,7 @@ from typing import Final, NoReturn, Self
 from base.machine.command_line import replace_command_line
 from envs.registry import env
 from startup.logs.options import LogOptions
+from startup.processes import group_signals
 from startup.router.child_process import inherited_environment
 from startup.temp_folder import own_folder
 
@@ -80,13 +81,14 @@ class Guard:
     def start(cls, folder: str) -> Self:
         """To be called while this process has no other threads, and no sockets that must not outlive it."""
         read_fd, life_fd = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.close(life_fd)
-                _guard(read_fd, folder)
-            finally:
-                os._exit(1)
+        with group_signals.blocked():
+            pid = os.fork()
+            if pid == 0:  # the signals stay blocked here until they are ignored
+                try:
+                    os.close(life_fd)
+                    _guard(read_fd, folder)
+                finally:
+                    os._exit(1)
         os.close(read_fd)
         return cls(pid, life_fd)
 
@@ -99,8 +101,9 @@ class Guard:
 def _guard(read_fd: int, folder: str) -> NoReturn:
     """In the new process, until the kernel closes the other end of the pipe."""
     os.setsid()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    group_signals.ignore()
     os.closerange(_FIRST_FD, read_fd)
     os.closerange(read_fd + 1, _MOST_FDS)
     nothing = os.open(os.devnull, os.O_RDWR)

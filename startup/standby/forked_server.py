@@ -85,9 +85,9 @@ class FrontLink:
         """The command has returned; the exit code counts even if the template process has ended."""
         self._send(b"exit", str(code).encode())
 
-    def start_again(self, variable: str, value: str) -> NoReturn:
-        """Ends this process; the front process starts the server itself, with a variable set."""
-        self._send(b"again", os.fsencode(variable), os.fsencode(value))
+    def start_again(self, variable: str, value: str, *words: str) -> NoReturn:
+        """Ends this process; the front process starts the server itself, with this variable and words."""
+        self._send(b"again", *map(os.fsencode, (variable, value, *words)))
         os._exit(0)
 
     def _send(self, *words: bytes) -> None:

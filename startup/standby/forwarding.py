@@ -80,6 +80,8 @@ class _Server:
         """How it ended, as its parent, the template process, reports it."""
         self._again: tuple[str, str] | None = None
         """A variable with which the server is to be started again, cold."""
+        self._added: list[str] = []
+        """Words to be added to its command."""
         self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
@@ -110,7 +112,7 @@ class _Server:
         if self._again is not None:
             self._end_if_signalled(wakeup_fd)
             os.environ.update([self._again] if self._again[0] == "VCLI_IDLE_STOP" else [self._again, _COLD])
-            os.execv(sys.executable, sys.orig_argv)
+            os.execv(sys.executable, [*sys.orig_argv, *self._added])
         if self._status is not None:
             return self._status
         return _KILLED if self._code is None else self._code
@@ -140,8 +142,9 @@ class _Server:
                 self._code = int(code)
             case [[b"status", code]]:
                 self._status = int(code)
-            case [[b"again", name, value]]:
+            case [[b"again", name, value, *words]]:
                 self._again = os.fsdecode(name), os.fsdecode(value)
+                self._added = [os.fsdecode(word) for word in words]
         return True
 
     def _forward(self, number: int) -> None:

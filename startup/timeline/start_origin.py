@@ -26,5 +26,8 @@ warm: WarmOrigin | None = None
 cold_reason = ""
 """Why a start that might have been warm is cold; empty if no warm start was wanted."""
 
-start_again: Callable[[str, str], NoReturn] | None = None
-"""In a warm start: ends this process and has the front process start the server cold, with a variable set."""
+start_again: Callable[..., NoReturn] | None = None
+"""In a warm start: ends this process and has the front process start the server cold.
+
+It takes a variable, its value, and words that are added to the command.
+"""

@@ -111,8 +111,8 @@ class CommandLine:
 
     @property
     def listens(self) -> bool:
-        """Whether this process or its API servers will listen on one port, known before vLLM starts."""
-        return not self.has(*_SWITCHES_OFF_LISTENING) and self.port not in (None, 0)
+        """Whether this process or its API servers will listen on one port."""
+        return not self.has(*_SWITCHES_OFF_LISTENING) and self.port is not None
 
     @property
     def host(self) -> str | None:
@@ -140,6 +140,12 @@ class CommandLine:
         """With the model's name as --served-model-name: offline, vLLM would name it by its folder."""
         assert self.model is not None
         return replace(self, words=self._words_with(_SERVED_NAME, self.model))
+
+    def with_port(self, port: str) -> "CommandLine":
+        """With the port that the system has chosen for `--port 0`."""
+        place = self.words.index("--") if "--" in self.words else len(self.words)
+        words = (*self.words[:place], "--port", port, *self.words[place:])
+        return replace(self, words=words, values={**self.values, "--port": port})
 
     def _words_with(self, flag: str, default: str) -> tuple[str, ...]:
         """With the flag in front of all others, so that one that is given wins."""

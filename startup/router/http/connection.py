@@ -24,6 +24,9 @@ _TOO_MANY_HEADERS: Final = "Too many headers received"
 """aiohttp's text, which is all that this error has."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
+_SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)
+"""Headers that aiohttp 3.13 lets a client send twice."""
+
 CompleteHeaders = Callable[["ClientRequest", web.StreamResponse], None]
 
 
@@ -99,11 +102,23 @@ class ClientRequest(web.Request):
         if len(self.raw_headers) > limits.max_headers:
             raise FailedRequestError(431, _too_many_headers(limits), closes=True)
         is_old_and_chunked = self._version == HttpVersion10 and self._message.chunked
-        if is_old_and_chunked or self._version not in (HttpVersion10, HttpVersion11):
+        is_doubled = any(len(self.headers.getall(name, ())) > 1 for name in _SINGLE)
+        has_no_host = self._version == HttpVersion11 and hdrs.HOST not in self.headers
+        if is_old_and_chunked or is_doubled or has_no_host or self._version not in (HttpVersion10, HttpVersion11):
             raise FailedRequestError(400, _MALFORMED, closes=True)
+        if self._has_body_before_upgrade:
+            self.protocol.drop_rest()
+            raise FailedRequestError(400, "The request has a body and an Upgrade: send it without one.", closes=True)
         if self.method == hdrs.METH_CONNECT:
             text = "The request asks for CONNECT: this server speaks HTTP/1.1 only."
             raise FailedRequestError(400, text, closes=True)
+
+    @property
+    def _has_body_before_upgrade(self) -> bool:
+        """aiohttp 3.13 takes this body for what follows the upgrade."""
+        has_body = self._message.chunked or self.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0")
+        is_websocket = self.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+        return bool(has_body and is_websocket and self._message.upgrade)
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         self.protocol.server.complete_headers(self, response)
@@ -172,6 +187,11 @@ class Connection(web.RequestHandler):
                 self._refuse(head_too_large(self.server.limits.max_head_bytes))
             elif self._timer is None:
                 self._start_timer()
+
+    def drop_rest(self) -> None:
+        """Nothing more is read; called before the response, which closes the connection."""
+        self._is_refused = True
+        self._message_tail = b""
 
     async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
         """Called for each response, also to what is not HTTP."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Final
 
@@ -45,8 +45,8 @@ class BodyRoom:
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.num_bytes = 0
-        self.searching = asyncio.Semaphore(2)
-        """Of bodies in files: the costliest take seconds, and more threads would delay the event loop."""
+        self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
+        """Bodies in files may take seconds, and delay no others. More threads would delay the event loop."""
 
 
 def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
@@ -105,7 +105,7 @@ class RequestBody:
         boundary = boundary_of(media_type)
         if self.num_bytes <= _MOST_ON_LOOP:
             return self._find(boundary)
-        async with nullcontext() if self._is_in_memory else self._room.searching:
+        async with self._room.searching[self._is_in_memory]:
             return await asyncio.to_thread(self._find, boundary)
 
     async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:

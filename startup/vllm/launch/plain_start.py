@@ -117,7 +117,7 @@ def _has_children() -> bool:
     return False
 
 
-def exec_again(variable: str, value: str, environment: Mapping[str, str]) -> NoReturn:
+def exec_again(variable: str, value: str, environment: Mapping[str, str], words: Sequence[str] = ()) -> NoReturn:
     """Executes the same command in this process, which discards all of its state.
 
     The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A server that was forked
@@ -127,13 +127,14 @@ def exec_again(variable: str, value: str, environment: Mapping[str, str]) -> NoR
         variable: is set for the command.
         value: the variable's value.
         environment: the other variables of the command.
+        words: are added to the command.
     """
     if start_origin.start_again is not None:
-        start_origin.start_again(variable, value)
+        start_origin.start_again(variable, value, *words)
     sys.stdout.flush()
     sys.stderr.flush()
     with group_signals.blocked():  # Python's handlers would only record a signal, and `exec` forget that
         for number in group_signals.GROUP_SIGNALS:
             if callable(signal.getsignal(number)):
                 group_signals.set_handler(number, signal.SIG_DFL)
-    os.execve(sys.executable, sys.orig_argv, {**environment, variable: value})
+    os.execve(sys.executable, [*sys.orig_argv, *words], {**environment, variable: value})

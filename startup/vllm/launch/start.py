@@ -153,6 +153,8 @@ class _VllmStart:
         self._download: DownloadHandle | None = None
         self._is_offline = False
         self._is_ready = False
+        self._chosen_port: tuple[str, ...] = ()
+        """The words that name the port that the system has chosen for `--port 0`."""
 
     def run(self) -> int:
         with self._session as session:
@@ -223,6 +225,9 @@ class _VllmStart:
             has_tls, when_ready = line.has("--ssl-certfile"), self._options.listen_when_ready
             address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=has_tls, when_ready=when_ready)
             listening = self._session.listen(address)
+            if line.uds is None and line.port == 0:
+                self._chosen_port = ("--port", str(listening.getsockname()[1]))
+                self._line = line.with_port(self._chosen_port[1])
             self._session.stack.enter_context(port.reuse_listener(listening))
         else:
             self._session.record(_address_of(line))
@@ -395,7 +400,8 @@ class _VllmStart:
         logging.disable()  # threads of this process notice that others end
         self._session.stop_signals.kill_all(END_S)
         end_children(self._record.begun_pids())
-        exec_again(variable, value, self._environment)
+        words = self._chosen_port if "--" not in self._line.words else ()  # behind it, no word is a flag
+        exec_again(variable, value, self._environment, words)
 
     @property
     def _is_headless(self) -> bool:

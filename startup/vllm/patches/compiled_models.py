@@ -135,7 +135,7 @@ def _without_secrets(name: str, value: Any) -> Any:
     if value and is_secret_name(name):
         return SECRET
     if isinstance(value, dict):
-        return {inner: _without_secrets(inner, item) for inner, item in value.items()}
+        return {_without_secrets("", inner): _without_secrets(inner, item) for inner, item in value.items()}
     if isinstance(value, list):  # maybe words of a command line
         texts = iter(hide_in_words((item for item in value if isinstance(item, str)), lambda _: SECRET))
         return [next(texts) if isinstance(item, str) else _without_secrets("", item) for item in value]

@@ -45,7 +45,7 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
     yield "words", read_words
     for start in starts:
         yield from _groups_of_words(start, line, options)
-    if line.listens and not options.is_listening:
+    if line.listens and line.port and not options.is_listening:
         yield "address", lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds))
     yield "cache", check_cache_folder
 

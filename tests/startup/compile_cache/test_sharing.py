@@ -139,7 +139,7 @@ def test_both_machines_report_the_size_of_the_archive(make_machine, location, tm
 
 def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
     make_machine("first")
-    for name in ("vllm/vllm_cli/imports/x.code", "home/x"):
+    for name in ("vllm/vllm_cli/imports/x.code", "home/x", "deep_gemm/a/b/x", "vllm/triton/x.code"):
         path = tmp_path / "unpacked" / name
         path.parent.mkdir(parents=True)
         path.touch()
@@ -473,7 +473,9 @@ def _rewrite(archive: Path, target: Path, **changes: object) -> None:
     target.chmod(0o644)
 
 
-@pytest.mark.parametrize("name", ["triton", "flashinfer", "vllm", "vllm/torch_compile_cache", "vllm/deep_gemm"])
+@pytest.mark.parametrize(
+    "name", ["triton", "flashinfer", "vllm", "vllm/torch_compile_cache", "vllm/deep_gemm", f"vllm/{local.AOT}"]
+)
 def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, tmp_path):
     make_machine("first")
     path = tmp_path / "unpacked" / name
@@ -481,6 +483,7 @@ def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, 
     path.touch()
     local.install(tmp_path / "unpacked")
     assert not any(folder.is_file() for cache in local.caches().values() for folder in (cache, *cache.glob("*")))
+    assert not (local.vllm_root() / local.AOT).exists()
 
 
 def test_what_fits_is_found_among_any_number_of_newer_archives(make_machine, location, tmp_path, monkeypatch):

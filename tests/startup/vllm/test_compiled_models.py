@@ -97,6 +97,7 @@ def test_a_start_says_why_it_compiles(starts):
         {"auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
         ["DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hidden-word==;EndpointSuffix=b"],
         {"header": "Authorization: Bearer hidden-word"},
+        {"api_keys": ["hidden-word"], "https://me:hidden-word@h/": 1, "sas": "https://h/?sv=1&sig=hidden-word"},
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "connection",
 )

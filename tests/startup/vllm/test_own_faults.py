@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e.stop_point import StopPoint
 from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
 
@@ -142,14 +143,30 @@ def test_a_signal_between_the_two_starts_ends_both(fault, folder):
         start.wait_all_gone()
 
 
+def test_the_plain_start_has_the_port_that_the_system_has_chosen(folder):
+    stop = StopPoint(folder, "os.exec", "")
+    with (folder / "sitecustomize.py").open("a") as file:
+        file.write((_BROKEN / "sitecustomize.py").read_text())
+    given = environment(folder, PYTHONPATH=f"{folder}:{FAKE}:{ROOT}", BROKEN="patch in engine")
+    with FakeStart(folder, port=0, env=given) as start:
+        stopped = stop.wait_stopped()
+        (start.port,) = {connection.laddr.port for connection in stopped.net_connections() if not connection.raddr}
+        stopped.resume()
+        start.wait_ready()
+        assert start.lines_with(_PLAIN)
+
+
 def test_a_warm_start_that_fails_is_repeated_plainly(folder):
     flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
     given = _environment(folder, "patch in API server", **flags)
     variables = {name: given[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT", "BROKEN")}
     with (
         StandbyProcess("--for", "vllm-eager", environment=variables) as standby,
-        FakeStart(folder, "--enforce-eager", env={**given, **standby.environment}) as start,
+        FakeStart(folder, "--enforce-eager", port=0, env={**given, **standby.environment}) as start,
     ):
+        start.wait_logged(_PLAIN)
+        start.wait(lambda: start.root.cmdline()[-2:-1] == ["--port"] and start.root.cmdline()[-1] != "0")
+        start.port = int(start.root.cmdline()[-1])
         state = start.wait_ready().state()
         assert len(start.lines_with("warm start: forked from")) == 1
         assert state["server"]["pid"] == start.process.pid

@@ -70,7 +70,7 @@ def test_port_is_vllms_default_or_none_if_invalid():
     ("words", "listens"),
     [
         ("m", True),
-        ("m --port 0", False),
+        ("m --port 0", True),
         ("m --port x", False),
         ("m --headless", False),
         ("m --headless=False", True),
@@ -84,6 +84,12 @@ def test_port_is_vllms_default_or_none_if_invalid():
 )
 def test_a_start_without_a_plain_http_port_does_not_listen(words, listens):
     assert _line(words).listens is listens
+
+
+@pytest.mark.parametrize("words", ["m --port 0 -tp 1", "m --port=0 -- x", "m --lora-modules a=b"])
+def test_the_port_that_the_system_has_chosen_is_the_last_one_given(words):
+    line = _line(words).with_port("41000")
+    assert (line.port, CommandLine.of(line.words).port) == (41000, 41000)
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "--help=all", "-v", "--version"])

@@ -32,6 +32,7 @@ async def answer_to(router: SmallRouter, request: bytes) -> tuple[bytes, Any]:
     ("request_bytes", "status"),
     [
         pytest.param(b"GET /health HTTP/1.1\r\n\r\n", 400, id="no Host"),
+        pytest.param(b"GET /health HTTP/1.1\r\nHost: h\r\nHost: g\r\n\r\n", 400, id="two Hosts"),
         pytest.param(b"no HTTP\r\n\r\n", 400, id="no HTTP"),
         pytest.param(b"GET /health HTTP/0.9\r\nHost: h\r\n\r\n", 400, id="HTTP/0.9"),
         pytest.param(b"GET /health HTTP/2.0\r\nHost: h\r\n\r\n", 400, id="HTTP/2.0"),

@@ -1,5 +1,6 @@
 """The router finds the model of a body as json.loads and forms do; its only model gets all requests."""
 
+import asyncio
 import random
 import sys
 from collections.abc import Callable
@@ -175,6 +176,31 @@ async def test_all_encodings_of_json_are_read(encoding):
     await body._keep('{"model":"ä"}'.encode(encoding))
     assert (await body.find_model("")).name == "ä"
     body.close()
+
+
+async def test_two_bodies_are_searched_at_once_and_two_that_lie_in_files(monkeypatch):
+    """More threads would hold the interpreter, and with it the event loop."""
+    room, may_end, searched = BodyRoom(LimitsConfig()), asyncio.Event(), []
+    bodies = [RequestBody(room) for _ in range(8)]
+    for number, body in enumerate(bodies):
+        await body._keep(b'{"x":"%b"}' % (b"x" * (10_000 if number % 2 else 2_000_000)))
+
+    async def wait_first(find: Callable[..., RequestedModel], *arguments: Any) -> RequestedModel:
+        searched.append(find.__self__._is_in_memory)  # type: ignore[attr-defined]
+        await may_end.wait()
+        return find(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", wait_first)
+    async with asyncio.TaskGroup() as tasks:
+        for body in bodies:
+            tasks.create_task(body.find_model(""))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sorted(searched) == [False, False, True, True]
+        may_end.set()
+    assert len(searched) == 8
+    for body in bodies:
+        body.close()
 
 
 BOUNDARY = b"--------a-boundary"
