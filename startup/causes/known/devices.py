@@ -46,6 +46,7 @@ DEVICES: Final = (
             "libcuda.so.1: cannot open shared object file",
             "Can't initialize NVML",
             "NVML Shared Library Not Found",
+            "Device acquire failed",
         ),
         "docker run --gpus all, or nvidia.com/gpu in the pod's limits; check CUDA_VISIBLE_DEVICES; without a GPU, "
         "install vLLM for the CPU.",
@@ -61,8 +62,14 @@ DEVICES: Final = (
     KnownCause(
         "container-without-gpus",
         "the container's runtime gives no GPUs to containers",
-        ("could not select device driver", "nvidia-container-cli: ", "unknown or invalid runtime name: nvidia"),
-        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker.",
+        (
+            "could not select device driver",
+            "nvidia-container-cli: ",
+            "unknown or invalid runtime name: nvidia",
+            "unresolvable CDI devices",
+        ),
+        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker; for CDI "
+        "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`.",
         where="end",
     ),
     KnownCause(
@@ -91,6 +98,7 @@ DEVICES: Final = (
             "Failed to initialize cutlass",
             "No compiled …capability",
             "No compiled …kernel",
+            "cutlass…, Error Internal",
         ),
         "Use a newer vLLM and torch for a new GPU, an older one for an old GPU, or build vLLM from source for it "
         "(TORCH_CUDA_ARCH_LIST).",
@@ -122,6 +130,7 @@ DEVICES: Final = (
             "Quantization scheme is not supported for",
             "is not supported for quantization method",
             "fp8e4nv not supported in this architecture",
+            "Failed to find a kernel that can implement the",
         ),
         "Use a model with another quantization (AWQ and GPTQ run on older GPUs than FP8 and NVFP4), or a newer GPU; "
         "leave out --kv-cache-dtype; if the text names a dtype, --dtype half.",

@@ -138,6 +138,9 @@ FILES: Final = (
             "can't start new thread",
             "[Errno 11] Resource temporarily",
             "Thread creation failed",
+            "RuntimeError: Resource temporarily unavailable",
+            "what():  Resource temporarily unavailable",
+            "ThreadPoolBuildError",
             "pthread_create failed",
         ),
         "Raise the pids limit of the container (docker run --pids-limit) or `ulimit -u`; OMP_NUM_THREADS=1 needs "

@@ -30,7 +30,11 @@ MODEL: Final = (
             "must be divisible by tensor model parallel size",
             "must be divisible by ep_size",
             "is not aligned with the quantized weight shape",
-            "is not divisible by",
+            "^AssertionError: … is not divisible by",
+            "partition… not divisible by",
+            "not divisible by tp_size",
+            "not divisible by weight quantization",
+            "heads is not divisible by",
         ),
         "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8; the rest of "
         "the GPUs serve with --pipeline-parallel-size or --data-parallel-size.",
@@ -58,19 +62,6 @@ MODEL: Final = (
         "the model's own Python code cannot be imported, as with a dot in the name of its folder",
         ("No module named 'transformers_modules",),
         "Rename the model's folder so that its name has no dots, delete HF_HOME/modules, and start again.",
-    ),
-    KnownCause(
-        "package-of-model-missing",
-        "a Python package is missing",
-        (
-            "ModuleNotFoundError: No module named",
-            "Please install vllm[",
-            "ImportError: Please install",
-            "requires the following packages that were not found in your environment",
-            "NIXL is not available",
-            "DeepGEMM backend is not available",
-        ),
-        "Install the package into vLLM's environment; vllm[audio] and vllm[video] have what such models need.",
     ),
     KnownCause(
         "architecture-unsupported",
@@ -230,14 +221,13 @@ MODEL: Final = (
             "is unsupported LoRA weight",
             "vLLM only supports modules_to_save being None",
             "expected target modules in",
-            "() of …/vllm/lora/",
         ),
         "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
         "lora-missing",
         "an adapter was not found",
-        ("No adapter found for", "Loading lora … failed"),
+        ("No adapter found for", "Loading lora … failed", "No such file or directory: '…adapter_config.json'"),
         "Give --lora-modules a folder with adapter_config.json, or a repository that you may read.",
     ),
     KnownCause(
