@@ -220,8 +220,8 @@ class FailureReader:
         """The first exception that only refers to another one."""
         self.cut: Failure | None = None
         """The first traceback of the start whose exception is missing."""
-        self._without_message: _Key | None = None
-        """Of the line before, if it is an exception whose message may follow in lines without the label."""
+        self._wrapped: _Key | None = None
+        """Of the line before, if it is an exception whose message can go on in indented lines without label."""
 
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""
@@ -234,13 +234,16 @@ class FailureReader:
         """Takes the next line of the log."""
         key = (line.process, line.place)
         text = line.text
-        if self._without_message and key == ("", "") and key not in self._readings and text[:2] == "  ":
-            key = self._without_message
+        if self._wrapped and key == ("", "") and key not in self._readings and text[:2] == "  ":
+            key = self._wrapped
             line = line._replace(process=key[0], place=key[1])
         else:
-            self._without_message = None
-        if any(ending in text for ending in ENDINGS) or _PROCESS_HEADER.match(text):
+            self._wrapped = None
+        ending = next((ending for ending in ENDINGS if ending in text), None)
+        if ending or _PROCESS_HEADER.match(text):
             self._end(key)
+            told = text.partition(ending)[2].lstrip(" .:") if ending else ""
+            line = line._replace(text=told or text)
             if len(self._endings) < _MOST_PROCESSES:
                 # multiprocessing prints the same exception again, without the file's name.
                 self._endings |= {key, (line.process, "")}
@@ -335,7 +338,9 @@ class FailureReader:
         ):
             self._end((line.process, line.place))
             self._begin_inside(line, number, phase)
-        elif not (_is_quoted(reading) and text.startswith((" ", "Traceback of TorchScript"))):
+        elif not (
+            _is_quoted(reading) and (text.startswith((" ", "Traceback of TorchScript")) or _is_code(reading, text))
+        ):
             reading.lines += 1
             texts = reading.failure.texts
             texts[-1] = f"{texts[-1]}\n{text.strip()}"[:_LONGEST_TEXT]
@@ -358,13 +363,18 @@ class FailureReader:
             failure.own_fault = failure.texts[-1]
         failure.functions.append("")
         failure.is_direct.append(reading.is_direct)
-        self._without_message = (failure.process, failure.place) if text.endswith(":") else None
+        self._wrapped = (failure.process, failure.place)
         reading.state, reading.is_direct, reading.lines = "message", False, 0
 
 
 def _is_quoted(reading: _Reading) -> bool:
     """Whether the exception's message quotes another one, which later lines tell."""
     return reading.failure.texts[-1].endswith(_QUOTES)
+
+
+def _is_code(reading: _Reading, text: str) -> bool:
+    """Whether it is a line of the code that TorchScript quotes."""
+    return reading.failure.texts[-1].endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:

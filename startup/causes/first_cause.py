@@ -29,8 +29,9 @@ from startup.causes.phase import (
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
-_QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
-"""The engine core quotes what a worker reported."""
+_OF_WORKER: Final = "Worker failed with error"
+"""The engine core quotes what a worker reported that had started."""
+_QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
 """Behind the message of an error of pydantic."""
@@ -334,6 +335,7 @@ def _last_resort(text: str, failure: Failure) -> KnownCause | None:
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
     is_computed = phase in COMPUTING and text.startswith(_OF_VALUES) and failure.is_of_called_code(text)
+    is_computed |= _OF_WORKER in text
     return ERROR_IN_CODE if is_computed or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text) else None
 
 

@@ -43,7 +43,7 @@ DEVICES: Final = (
             "Found no NVIDIA driver on your system",
             "Device string must not be empty",
             "no CUDA-capable device is detected",
-            "libcuda.so.1: cannot open shared object file",
+            "libcuda.so.1: cannot open",
             "Can't initialize NVML",
             "NVML Shared Library Not Found",
             "Device acquire failed",
@@ -75,7 +75,12 @@ DEVICES: Final = (
     KnownCause(
         "too-few-gpus",
         "the flags ask for more GPUs than are visible",
-        ("is larger than the number of available GPUs", "invalid device ordinal", "local_rank … is out of bounds for"),
+        (
+            "is larger than the number of available GPUs",
+            "CUDA error: invalid device ordinal",
+            "HIP error: invalid device ordinal",
+            "local_rank … is out of bounds for",
+        ),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or make more GPUs visible "
         "(CUDA_VISIBLE_DEVICES, the container's limits).",
     ),
@@ -367,6 +372,8 @@ MEMORY: Final = (
         (
             "DefaultCPUAllocator: can't allocate memory",
             "Cannot allocate memory",
+            "ggml_aligned_malloc: insufficient memory",
+            "failed to allocate CPU buffer",
             "^MemoryError$",
             "^MemoryError:",
             "Task was killed due to the node running low on memory",
@@ -425,6 +432,7 @@ MEMORY: Final = (
             "exit code: -7",
             "[Errno 14]…/dev/shm",
             "/dev/shm…[Errno 14]",
+            "^OSError: [Errno 14] Bad address",
             "died with <Signals.SIGBUS",
         ),
         "docker run --ipc=host or --shm-size 8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm.",

@@ -55,6 +55,7 @@ INSTALLATION: Final = (
             "undefined symbol",
             "Tried to instantiate class '_core_C",
             "has no attribute '_C'",
+            "'_C' object has no attribute",
             "'_OpNamespace' '_",
             "Could not run '_C::",
             "version `GLIBC",
@@ -68,7 +69,7 @@ INSTALLATION: Final = (
     KnownCause(
         "library-missing",
         "a shared library is missing",
-        ("cannot open shared object file",),
+        ("cannot open shared object file", "error while loading shared libraries"),
         "Its name tells what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
         "install the vLLM that fits your CUDA into an environment of its own.",
     ),

@@ -68,6 +68,14 @@ LLAMA_CPP: Final = (
         is_general=True,
     ),
     KnownCause(
+        "llama-context-failed",
+        "llama.cpp cannot set up what a model computes with",
+        ("llama_init_from_model: failed to",),
+        "The text says what does not go together: correct that option (-fa, -ctv, -np, -c). If it names no reason, the "
+        "lines before it have the one of the GPU's driver.",
+        is_general=True,
+    ),
+    KnownCause(
         "llama-failed",
         "llama.cpp failed",
         (

@@ -130,6 +130,7 @@ MODEL: Final = (
             "KeyError: 'model.",
             "KeyError: 'language_model.",
             "Attempted to load weight",
+            "Unsupported weight name",
             "size mismatch for",
             " in load_weights()",
             "KeyError: '….weight",

@@ -719,6 +719,21 @@ def test_a_message_that_was_wrapped_has_no_label():
     assert _name(_find(first, told, "  max_model_len (32768).")) == "max-model-len-too-long"
 
 
+def test_what_a_worker_reports_is_a_fault_of_the_code_and_may_be_wrapped():
+    assert (
+        _name(_find("(EngineCore) ERROR [core.py:7] RuntimeError: Worker failed with error", "    'page x != y'"))
+        == "error-in-code"
+    )
+    assert _name(_find("WorkerProc hit an exception. RuntimeError: CUDA error: out of memory")) == "gpu-out-of-memory"
+
+
+def test_the_code_that_torch_script_quotes_is_no_message():
+    first = "RuntimeError: The following operation failed in the TorchScript interpreter."
+    code = ["Traceback of TorchScript, original code (most recent call last):", "class Model(Module):", "  __x__ = []"]
+    cause = _find(_log(_CORE, [*_traceback("execute_model", error=first), *code, "RuntimeError: Failed to execute: x"]))
+    assert cause.text == "RuntimeError: Failed to execute: x"
+
+
 def test_a_quoted_exception_without_message_refers_to_the_workers_log():
     assert (
         _name(_find(_log(_CORE, _traceback("get_response", error=_quoted("AssertionError: "))))) == "cause-not-in-log"
@@ -834,6 +849,17 @@ def test_the_function_and_the_file_that_raised_an_exception_tell_its_cause(funct
     [
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
         ("E srv    load_model: failed to load multimodal model, 'x.gguf'", "llama-load-failed"),
+        ("E llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256", "llama-context-failed"),
+        (
+            "x: status 1:|ggml_aligned_malloc: insufficient memory (attempted to allocate 36000.00 MB)",
+            "host-out-of-memory",
+        ),
+        ("llama-server: error while loading shared libraries: libgomp.so.1:", "library-missing"),
+        ("llama-server: error while loading shared libraries: libcuda.so.1: cannot open", "no-device"),
+        ("OSError: [Errno 14] Bad address", "shm-too-small"),
+        ("ValueError: Unsupported weight name: visual.x.weight", "weights-do-not-match"),
+        ("AttributeError: '_C' object has no attribute 'rms_norm'", "libraries-do-not-fit"),
+        ("RuntimeError: CUDA driver error: invalid device ordinal", "gpu-error"),
         ('msg="Load failed" error="llama-server process has terminated: signal: aborted"', "llama-failed"),
         ("OCI runtime create failed: unresolvable CDI devices runtime.nvidia.com/gpu=all", "container-without-gpus"),
         ('OCI runtime: exec: "vllm": executable file not found in $PATH: unknown', "container-command-missing"),
