@@ -221,7 +221,7 @@ class FailureReader:
         self.cut: Failure | None = None
         """The first traceback of the start whose exception is missing."""
         self._wrapped: _Key | None = None
-        """Of the line before, if it is an exception whose message can go on in indented lines without label."""
+        """Of the line before, if it is an exception whose message can go on in lines without the label."""
 
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""

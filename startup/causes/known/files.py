@@ -147,6 +147,14 @@ FILES: Final = (
         "fewer threads.",
     ),
     KnownCause(
+        "file-missing",
+        "a file or a program is missing",
+        ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
+        "A name without a folder is a program: install it, or activate the environment that has it in its PATH. Of a "
+        "file in the hub's cache delete the model's folder and download it again; mount others into the container.",
+        is_general=True,
+    ),
+    KnownCause(
         "port-in-use",
         "another process has the port",
         (

@@ -837,6 +837,7 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("f", "RuntimeError: expected mat1 and mat2 to have the same dtype", "error-in-code"),
         ("f", "x.ConstraintViolationError: Constraints violated (L['x'])!", "compilation-failed"),
         ("f", "FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'", "not-spawnable"),
+        ("f", "FileNotFoundError: [Errno 2] No such file or directory: 'libneuronpjrt-path'", "file-missing"),
         ("f", "ValueError: No tokenizer registered for tokenizer_mode='x'.", "parser-unknown"),
     ],
 )
