@@ -44,6 +44,7 @@ ENDINGS: Final = (
     "Error executing method",
     "Engine background task failed",
     "AsyncLLM output_handler failed",
+    "Initialization failed. warmup error",
     "the engine failed",
 )
 """Messages before the traceback that ends a process; the last one is the embedded engine's."""
@@ -70,6 +71,7 @@ _REFERENCES: Final = (
     "ChildProcessError: worker died",
     "RuntimeError: cancelled",
     "Worker failed with error ''",
+    "Error: ', please check the stack trace",
 )
 """Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
@@ -129,6 +131,8 @@ class Failure:
     """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
     files: list[str] = field(default_factory=list)
     """For each exception the file that raised it; empty if unknown."""
+    sources: list[str] = field(default_factory=list)
+    """For each exception the line of code that raised it; empty if unknown."""
     is_ending: bool = False
     """Whether the log says that it ended the process."""
     is_of_request: bool = False
@@ -165,6 +169,11 @@ class Failure:
         file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
         return f" in {function}() of {file}" if function else ""
 
+    def is_of_called_code(self, text: str) -> bool:
+        """Whether code that a line of Python called raised this exception, and no check in Python."""
+        source = dict(zip(self.texts, self.sources, strict=False)).get(text, "")
+        return source != "" and not source.startswith(("raise", "assert"))
+
     @property
     def role(self) -> Role:
         """Which kind of process it was."""
@@ -194,6 +203,8 @@ class _Reading:
     """Columns by which the whole traceback is moved, as in messages of several lines."""
     file: str = ""
     """Of the innermost frame."""
+    source: str = ""
+    """The first line of code of the innermost frame."""
     is_source_next: bool = False
     """Whether the next line is the source code of a frame, in a log that has lost its indentation."""
 
@@ -209,6 +220,8 @@ class FailureReader:
         """The first exception that only refers to another one."""
         self.cut: Failure | None = None
         """The first traceback of the start whose exception is missing."""
+        self._wrapped: _Key | None = None
+        """Of the line before, if it is an exception whose message can go on in lines without the label."""
 
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""
@@ -221,8 +234,16 @@ class FailureReader:
         """Takes the next line of the log."""
         key = (line.process, line.place)
         text = line.text
-        if any(ending in text for ending in ENDINGS) or _PROCESS_HEADER.match(text):
+        if self._wrapped and key == ("", "") and key not in self._readings and text[:2] == "  ":
+            key = self._wrapped
+            line = line._replace(process=key[0], place=key[1])
+        else:
+            self._wrapped = None
+        ending = next((ending for ending in ENDINGS if ending in text), None)
+        if ending or _PROCESS_HEADER.match(text):
             self._end(key)
+            told = text.partition(ending)[2].lstrip(" .:") if ending else ""
+            line = line._replace(text=told or text)
             if len(self._endings) < _MOST_PROCESSES:
                 # multiprocessing prints the same exception again, without the file's name.
                 self._endings |= {key, (line.process, "")}
@@ -287,7 +308,7 @@ class FailureReader:
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             reading.origin.add_frame(found[1], found[2])
-            reading.file = found[1]
+            reading.file, reading.source = found[1], ""
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
             # While such a file is imported, no request is being served.
@@ -300,6 +321,8 @@ class FailureReader:
                 self._add(reading, text, number)
             elif reading.lines > _MOST_STRANGE_LINES:
                 self._end((line.process, line.place))
+        elif not reading.source:
+            reading.source = text.strip()
 
     def _read_message(self, reading: _Reading, line: LogLine, number: int, phase: str) -> None:
         text = line.text
@@ -315,7 +338,9 @@ class FailureReader:
         ):
             self._end((line.process, line.place))
             self._begin_inside(line, number, phase)
-        elif not (_is_quoted(reading) and text.startswith((" ", "Traceback of TorchScript"))):
+        elif not (
+            _is_quoted(reading) and (text.startswith((" ", "Traceback of TorchScript")) or _is_code(reading, text))
+        ):
             reading.lines += 1
             texts = reading.failure.texts
             texts[-1] = f"{texts[-1]}\n{text.strip()}"[:_LONGEST_TEXT]
@@ -328,20 +353,28 @@ class FailureReader:
         if len(failure.texts) == _MOST_IN_CHAIN:
             failure.texts.pop()
             failure.files.pop()
+            failure.sources.pop()
             failure.is_direct.pop()
         failure.texts.append(text.strip()[:_LONGEST_TEXT])
         failure.files.append(reading.file)
+        failure.sources.append(reading.source)
         failure.is_of_library_import |= reading.origin.is_of_library_import
         if not failure.own_fault and reading.origin.is_own(text.strip()):
             failure.own_fault = failure.texts[-1]
         failure.functions.append("")
         failure.is_direct.append(reading.is_direct)
+        self._wrapped = (failure.process, failure.place)
         reading.state, reading.is_direct, reading.lines = "message", False, 0
 
 
 def _is_quoted(reading: _Reading) -> bool:
     """Whether the exception's message quotes another one, which later lines tell."""
     return reading.failure.texts[-1].endswith(_QUOTES)
+
+
+def _is_code(reading: _Reading, text: str) -> bool:
+    """Whether it is a line of the code that TorchScript quotes."""
+    return reading.failure.texts[-1].endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:

@@ -16,13 +16,22 @@ from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
 from startup.causes.own_faults import OWN_FAULT
-from startup.causes.phase import BANNER, FATAL_ERROR, OLD_BANNER, SERVING, phase_of_functions, phase_of_message
+from startup.causes.phase import (
+    BANNER,
+    COMPUTING,
+    FATAL_ERROR,
+    OLD_BANNER,
+    SERVING,
+    phase_of_functions,
+    phase_of_message,
+)
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
-_QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
-"""The engine core quotes what a worker reported."""
+_OF_WORKER: Final = "Worker failed with error"
+"""The engine core quotes what a worker reported that had started."""
+_QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
 """Behind the message of an error of pydantic."""
@@ -46,13 +55,15 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
 """Lines of a pasted excerpt, in which any line may name the cause; a longer log has the forms of vLLM."""
-_CODE: Final = re.compile(r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@")
-"""Source code, in tracebacks that have lost their indentation: what it names has not happened."""
+_CODE: Final = re.compile(
+    r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
+)
+"""Source code in tracebacks that have lost their indentation, and frames of C++: nothing that happened."""
 _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
 """The message of an error, of any program."""
 _RECOMMENDS: Final = re.compile(
     r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
-    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_))"
+    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)|\bbe one of\b)"
 )
 _REFUSES: Final = re.compile(
     r"(?!Assertion|Attribute|Index|Key|Name|Type).{0,2000}?"
@@ -61,6 +72,8 @@ _REFUSES: Final = re.compile(
     r"|\bmust be (?:set|used|one of|greater|less|at least|a |an ))",
     re.DOTALL | re.IGNORECASE,
 )
+_OF_VALUES: Final = ("RuntimeError", "ValueError")
+"""What operators of torch and NumPy raise for tensors that they cannot compute."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _MOST_LINES_OF_AN_END: Final = 5
 """Lines behind the first one of an end without an exception that can still belong to it."""
@@ -232,7 +245,10 @@ def _cause_of(run: Run) -> Cause | None:
     failure = _first([each for each in run.exceptions.failures() if _counts(each, run)])
     if failure is not None:
         cause = _describe(failure, run)
-        if cause.known is None and (sign := _named_line(run, cause.line)):
+        sign = _named_line(run, cause.line) if cause.known is None else None
+        if cause.known is NOT_IN_LOG and run.error and run.error.known in _SPECIAL:
+            sign = run.error
+        if sign:
             cause = replace(cause, known=sign.known, text=_shorten(sign.line.text))
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     cut = run.exceptions.cut
@@ -302,6 +318,8 @@ def _describe(failure: Failure, run: Run) -> Cause:
     before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
     special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
+    if general and general[0][1] in PLACES and _RECOMMENDS.search(general[0][0]):
+        general = [(general[0][0], SETTING_REFUSED)]
     last_resort = _last_resort(texts[0], failure)
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
@@ -312,10 +330,13 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
-    """What an exception without a known text means; no request may end an engine."""
+    """What an exception without a known text means; no request and no computation may end an engine."""
     if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
-    return ERROR_IN_CODE if ERROR_IN_CODE.matches(text) or failure.phase == SERVING else None
+    phase = phase_of_functions(failure.functions) or failure.phase
+    is_computed = phase in COMPUTING and text.startswith(_OF_VALUES) and failure.is_of_called_code(text)
+    is_computed |= _OF_WORKER in text
+    return ERROR_IN_CODE if is_computed or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text) else None
 
 
 def _inner_first(text: str) -> list[str]:

@@ -41,6 +41,9 @@ _OWN_RECORD: Final = re.compile(
 )
 """`ERROR 09-03 11:03:37 (engine) server.engine.process: `, as `vllm-cli` writes it."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
+_GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
+"""`[E716 19:47:26.324586583 Pool.cpp:523] `, as C++ code of torch and others writes it."""
+_GLOG_LEVELS: Final = {"W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
 _PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
 _PREFIXES: Final = (
     re.compile(r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]? ?"),
@@ -104,7 +107,7 @@ def _read_text(raw: str) -> Iterator[LogLine]:
     elif uvicorn := _UVICORN.match(text):
         level, text = uvicorn[1], text[uvicorn.end() :]
     else:
-        text = text if text.startswith(_PYTHON) else _strip_prefixes(text)
+        level, text = _without_prefixes(text)
         if text.startswith("{"):
             yield from _read_json(text)
             return
@@ -115,6 +118,15 @@ def _read_text(raw: str) -> Iterator[LogLine]:
     if text.endswith("│"):
         text = text[:-1].rstrip()
     yield LogLine(process, level, place, text)
+
+
+def _without_prefixes(text: str) -> tuple[str, str]:
+    """The level in the prefixes, empty if they have none, and the text behind them."""
+    if text.startswith(_PYTHON):
+        return "", text
+    if glog := _GLOG.search(text, 0, _HEAD):
+        return _GLOG_LEVELS[glog[1]], text[glog.end() :]
+    return "", _strip_prefixes(text)
 
 
 def _strip_prefixes(text: str) -> str:

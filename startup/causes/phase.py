@@ -20,6 +20,9 @@ ENGINE: Final = "while it set up the engine"
 RESERVING: Final = "while it reserved the KV cache"
 SERVING: Final = "while it served"
 
+COMPUTING: Final = (MEMORY, COMPILING, WARM_UP, GRAPHS, SERVING)
+"""Phases in which the model is executed."""
+
 BANNER: Final = "█  version "
 """In the first lines of a start; `OLD_BANNER` until vLLM 0.13."""
 OLD_BANNER: Final = "vLLM API server version"

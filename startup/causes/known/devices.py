@@ -43,9 +43,10 @@ DEVICES: Final = (
             "Found no NVIDIA driver on your system",
             "Device string must not be empty",
             "no CUDA-capable device is detected",
-            "libcuda.so.1: cannot open shared object file",
+            "libcuda.so.1: cannot open",
             "Can't initialize NVML",
             "NVML Shared Library Not Found",
+            "Device acquire failed",
         ),
         "docker run --gpus all, or nvidia.com/gpu in the pod's limits; check CUDA_VISIBLE_DEVICES; without a GPU, "
         "install vLLM for the CPU.",
@@ -61,14 +62,25 @@ DEVICES: Final = (
     KnownCause(
         "container-without-gpus",
         "the container's runtime gives no GPUs to containers",
-        ("could not select device driver", "nvidia-container-cli: ", "unknown or invalid runtime name: nvidia"),
-        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker.",
+        (
+            "could not select device driver",
+            "nvidia-container-cli: ",
+            "unknown or invalid runtime name: nvidia",
+            "unresolvable CDI devices",
+        ),
+        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker; for CDI "
+        "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`.",
         where="end",
     ),
     KnownCause(
         "too-few-gpus",
         "the flags ask for more GPUs than are visible",
-        ("is larger than the number of available GPUs", "invalid device ordinal", "local_rank … is out of bounds for"),
+        (
+            "is larger than the number of available GPUs",
+            "CUDA error: invalid device ordinal",
+            "HIP error: invalid device ordinal",
+            "local_rank … is out of bounds for",
+        ),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or make more GPUs visible "
         "(CUDA_VISIBLE_DEVICES, the container's limits).",
     ),
@@ -91,6 +103,7 @@ DEVICES: Final = (
             "Failed to initialize cutlass",
             "No compiled …capability",
             "No compiled …kernel",
+            "cutlass…, Error Internal",
         ),
         "Use a newer vLLM and torch for a new GPU, an older one for an old GPU, or build vLLM from source for it "
         "(TORCH_CUDA_ARCH_LIST).",
@@ -122,6 +135,7 @@ DEVICES: Final = (
             "Quantization scheme is not supported for",
             "is not supported for quantization method",
             "fp8e4nv not supported in this architecture",
+            "Failed to find a kernel that can implement the",
         ),
         "Use a model with another quantization (AWQ and GPTQ run on older GPUs than FP8 and NVFP4), or a newer GPU; "
         "leave out --kv-cache-dtype; if the text names a dtype, --dtype half.",
@@ -358,6 +372,8 @@ MEMORY: Final = (
         (
             "DefaultCPUAllocator: can't allocate memory",
             "Cannot allocate memory",
+            "ggml_aligned_malloc: insufficient memory",
+            "failed to allocate CPU buffer",
             "^MemoryError$",
             "^MemoryError:",
             "Task was killed due to the node running low on memory",
@@ -416,6 +432,7 @@ MEMORY: Final = (
             "exit code: -7",
             "[Errno 14]…/dev/shm",
             "/dev/shm…[Errno 14]",
+            "^OSError: [Errno 14] Bad address",
             "died with <Signals.SIGBUS",
         ),
         "docker run --ipc=host or --shm-size 8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm.",

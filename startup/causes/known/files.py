@@ -138,10 +138,21 @@ FILES: Final = (
             "can't start new thread",
             "[Errno 11] Resource temporarily",
             "Thread creation failed",
+            "RuntimeError: Resource temporarily unavailable",
+            "what():  Resource temporarily unavailable",
+            "ThreadPoolBuildError",
             "pthread_create failed",
         ),
         "Raise the pids limit of the container (docker run --pids-limit) or `ulimit -u`; OMP_NUM_THREADS=1 needs "
         "fewer threads.",
+    ),
+    KnownCause(
+        "file-missing",
+        "a file or a program is missing",
+        ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
+        "A name without a folder is a program: install it, or activate the environment that has it in its PATH. Of a "
+        "file in the hub's cache delete the model's folder and download it again; mount others into the container.",
+        is_general=True,
     ),
     KnownCause(
         "port-in-use",

@@ -55,6 +55,7 @@ INSTALLATION: Final = (
             "undefined symbol",
             "Tried to instantiate class '_core_C",
             "has no attribute '_C'",
+            "'_C' object has no attribute",
             "'_OpNamespace' '_",
             "Could not run '_C::",
             "version `GLIBC",
@@ -68,7 +69,7 @@ INSTALLATION: Final = (
     KnownCause(
         "library-missing",
         "a shared library is missing",
-        ("cannot open shared object file",),
+        ("cannot open shared object file", "error while loading shared libraries"),
         "Its name tells what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
         "install the vLLM that fits your CUDA into an environment of its own.",
     ),
@@ -82,8 +83,22 @@ INSTALLATION: Final = (
             "'array.array' is not subscriptable",
             "got an unexpected keyword argument",
             "got multiple values for argument",
+            "No module named '….…'",
         ),
         "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer.",
+    ),
+    KnownCause(
+        "package-of-model-missing",
+        "a Python package is missing",
+        (
+            "ModuleNotFoundError: No module named",
+            "Please install vllm[",
+            "ImportError: Please install",
+            "requires the following packages that were not found in your environment",
+            "NIXL is not available",
+            "DeepGEMM backend is not available",
+        ),
+        "Install the package into vLLM's environment; vllm[audio] and vllm[video] have what such models need.",
     ),
     KnownCause(
         "no-python-headers",
@@ -95,7 +110,12 @@ INSTALLATION: Final = (
     KnownCause(
         "no-compiler",
         "there is no C compiler, and torch.compile and Triton need one",
-        ("Failed to find C compiler", "InvalidCxxCompiler", "No working C++ compiler found"),
+        (
+            "Failed to find C compiler",
+            "InvalidCxxCompiler",
+            "No working C++ compiler found",
+            "No such file or directory: 'gcc'",
+        ),
         "Install gcc and g++ (build-essential), or set CC; --enforce-eager avoids torch.compile but not Triton.",
     ),
     KnownCause(
@@ -171,6 +191,14 @@ INSTALLATION: Final = (
         "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
         "that the GPU is not older than this vLLM supports.",
         is_general=True,
+    ),
+    KnownCause(
+        "container-command-missing",
+        "the image has no program of the name with which the container's command begins",
+        ("executable file not found in $PATH",),
+        "In Kubernetes `command` replaces the image's program and `args` its arguments (compose: `entrypoint` and "
+        "`command`): correct what the text names, or take an image that has it.",
+        where="end",
     ),
     KnownCause(
         "unknown-argument",

@@ -61,10 +61,18 @@ LLAMA_CPP: Final = (
     KnownCause(
         "llama-load-failed",
         "llama.cpp cannot load the model's file",
-        ("error loading model", "failed to load model", "exiting due to"),
+        ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
         "The text or the lines before it name what it does not read. Use the newest llama.cpp; download or convert the "
         "file again, to a local disk and a path of plain letters; draft model and mmproj must belong to the model.",
         where="end",
+        is_general=True,
+    ),
+    KnownCause(
+        "llama-context-failed",
+        "llama.cpp cannot set up what a model computes with",
+        ("llama_init_from_model: failed to",),
+        "The text says what does not go together: correct that option (-fa, -ctv, -np, -c). If it names no reason, the "
+        "lines before it have the one of the GPU's driver.",
         is_general=True,
     ),
     KnownCause(
@@ -75,6 +83,7 @@ LLAMA_CPP: Final = (
             "ggml_abort",
             "ggml…: fatal error",
             "ggml_uncaught_exception",
+            "llama-server process has terminated",
             "ggml-cuda.cu…CUDA error",
         ),
         "The lines before it have the reason; else try the newest llama.cpp, then -ngl 0 and without -fa.",

@@ -19,6 +19,13 @@ PLACES: Final = (
         "NIXL_ERR_",
     ),
     _failed(
+        "lora-failed",
+        "an adapter does not fit the model, or vLLM's code for adapters failed",
+        ("/vllm/lora/",),
+        "Start without --enable-lora. If that works: compare the adapter's base model and target modules with this "
+        "model, merge the adapter into it, or use a newer vLLM.",
+    ),
+    _failed(
         "attention-failed",
         "the attention kernel does not compute this",
         ("/attention/", "/flash_attn", "/vllm_flash_attn/", "/flashinfer/"),

@@ -23,6 +23,7 @@ NOT_IN_LOG: Final = KnownCause(
         "EngineCore encountered a fatal error",
         "WorkerProc failed to start",
         "WorkerProc hit an exception",
+        "torch_call_dispatcher(…) API call failed",
     ),
     "Its processes write the cause before this line: give the complete log, with standard error and from the start "
     "on (`kubectl logs --previous`). If it is complete, the process was killed: look into `dmesg`.",
@@ -158,6 +159,7 @@ PROCESSES: Final = (
             "Timed out waiting for engine core processes to start",
             "Timed out waiting for engines to send",
             "Did not receive response from front-end process",
+            "failed to start within",
         ),
         "VLLM_ENGINE_READY_TIMEOUT_S raises the time; slow are downloads, network disks and compilation without a "
         "cache.",

@@ -280,7 +280,7 @@ def test_an_import_that_fails_in_the_code_for_requests_ends_the_server():
         "    from jsonschema.protocols import Validator",
         "ModuleNotFoundError: No module named 'jsonschema.protocols'",
     )
-    assert _name(cause) == "package-of-model-missing"
+    assert _name(cause) == "versions-do-not-fit"  # the package is there, and has no such module
 
 
 def test_the_servers_own_output_handler_can_end_it():
@@ -678,6 +678,68 @@ def test_a_line_that_names_a_cause_says_more_than_that_the_cause_is_elsewhere():
     assert _name(cause) == "driver-too-old"
 
 
+@pytest.mark.parametrize(
+    ("functions", "source", "name"),
+    [
+        ("determine_available_memory", "y = x.max()", "error-in-code"),
+        ("execute_model", "raise ValueError(", "error-in-code"),
+        ("determine_available_memory", "raise ValueError(", None),
+        ("load_model", "y = x.max()", None),
+    ],
+)
+def test_a_computation_that_fails_is_a_fault_of_the_code_and_a_check_that_raises_is_not(functions, source, name):
+    lines = _traceback("call", functions, error="ValueError: zero-size array to reduction operation")
+    lines[-2] = f"    {source}"
+    assert _name(_find(_log(_WORKER, ["WorkerProc hit an exception.", *lines]))) == name
+
+
+def test_a_function_of_torch_that_a_compiled_library_calls_tells_its_error_in_another_line():
+    error = 'RuntimeError: torch_call_dispatcher( "aten::new_empty", "") API call failed at /x.h, line 7'
+    lines = _log(_WORKER, ["WorkerProc hit an exception.", *_traceback("execute_model", error=error)])
+    assert _name(_find(lines, _log(_CORE, _traceback("step", error="KeyError: 'x'")))) == "cause-not-in-log"
+    told = "[rank1]:[E716 19:47:26.324586583 shim_common.cpp:523] Exception in aoti_torch: CUDA out of memory. x"
+    assert _name(_find([*lines, told])) == "gpu-out-of-memory"
+
+
+def test_frames_and_warnings_of_cpp_are_no_errors():
+    c10d = "[rank4]:[W505 10:20:54.770055095 TCPStore.cpp:125] [c10d] recvValue failed, remote: Failed to recv"
+    frame = "frame #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x9d (0x14 in /x/libc10.so)"
+    assert (
+        find_cause([c10d, "Exception raised from recvBytes at /x/Utils.hpp:682 (most recent call first):", frame])
+        is None
+    )
+
+
+def test_a_message_that_was_wrapped_has_no_label():
+    first = f"{_API}pydantic_core._pydantic_core.ValidationError:"
+    told = [
+        "  1 validation error for ModelConfig",
+        "  Value error, x max_model_len (131072) is greater than the derived",
+    ]
+    assert _name(_find(first, told, "  max_model_len (32768).")) == "max-model-len-too-long"
+
+
+def test_what_a_worker_reports_is_a_fault_of_the_code_and_may_be_wrapped():
+    assert (
+        _name(_find("(EngineCore) ERROR [core.py:7] RuntimeError: Worker failed with error", "    'page x != y'"))
+        == "error-in-code"
+    )
+    assert _name(_find("WorkerProc hit an exception. RuntimeError: CUDA error: out of memory")) == "gpu-out-of-memory"
+
+
+def test_the_code_that_torch_script_quotes_is_no_message():
+    first = "RuntimeError: The following operation failed in the TorchScript interpreter."
+    code = ["Traceback of TorchScript, original code (most recent call last):", "class Model(Module):", "  __x__ = []"]
+    cause = _find(_log(_CORE, [*_traceback("execute_model", error=first), *code, "RuntimeError: Failed to execute: x"]))
+    assert cause.text == "RuntimeError: Failed to execute: x"
+
+
+def test_a_quoted_exception_without_message_refers_to_the_workers_log():
+    assert (
+        _name(_find(_log(_CORE, _traceback("get_response", error=_quoted("AssertionError: "))))) == "cause-not-in-log"
+    )
+
+
 def test_source_code_without_indentation_names_no_cause():
     assert find_cause(["class RepositoryNotFoundError(HubError):", "raise GatedRepoError("]) is None
     cause = _find("Traceback (most recent call last):", 'File "/x/y.py", line 7, in f', "class OutOfMemoryError(E):")
@@ -734,7 +796,31 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("load_model weight_loader", "AssertionError", "weights-do-not-match"),
         ("load_model forward", "KeyError: 'blocks'", "error-in-code"),
         ("vllm/config/model", "ValueError: x and y do not go together", "configuration-refused"),
-        ("vllm/lora/model", "ValueError: x", "lora-unsupported"),
+        ("vllm/lora/model", "ValueError: x", "lora-failed"),
+        ("vllm/lora/model", "ValueError: Loading lora x failed: No adapter found for /x", "lora-missing"),
+        (
+            "vllm/lora/model",
+            "FileNotFoundError: [Errno 2] No such file or directory: 'x/adapter_config.json'",
+            "lora-missing",
+        ),
+        ("f", "ModuleNotFoundError: No module named 'x'", "package-of-model-missing"),
+        ("f", "ModuleNotFoundError: No module named 'vllm._C_x'", "versions-do-not-fit"),
+        ("load_model divide", "AssertionError: 9 is not divisible by 2", "not-divisible"),
+        ("f", "NotImplementedError: Layer x: page size is not divisible by the maximum page size", "error-in-code"),
+        ("x/quantization/y", "ValueError: no kernel.\nplease set VLLM_X=1.", "setting-refused"),
+        ("f", "AssertionError: x expects backend to be one of ['a', 'b'], but got c", "setting-refused"),
+        ("f", "RuntimeError: Resource temporarily unavailable", "too-many-processes"),
+        (
+            "f",
+            "RuntimeError: cutlass_gemm_caller, /x/c3x/cutlass_gemm_caller.cuh:62, Error Internal",
+            "no-kernel-for-this-gpu",
+        ),
+        (
+            "f",
+            "ValueError: Failed to find a kernel that can implement the X linear layer. Reasons:",
+            "quantization-unsupported",
+        ),
+        ("f", "x.InductorError: BackendCompilerFailed: raised: No such file or directory: 'gcc'", "no-compiler"),
         ("transformers/tokens", "AttributeError: 'list' object has no attribute 'keys'", "transformers-failed"),
         ("vllm/v1/attention/backends/x", "AssertionError", "attention-failed"),
         ("x/kv_transfer/y", "AssertionError: x", "kv-connector-failed"),
@@ -751,6 +837,7 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
         ("f", "RuntimeError: expected mat1 and mat2 to have the same dtype", "error-in-code"),
         ("f", "x.ConstraintViolationError: Constraints violated (L['x'])!", "compilation-failed"),
         ("f", "FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'", "not-spawnable"),
+        ("f", "FileNotFoundError: [Errno 2] No such file or directory: 'libneuronpjrt-path'", "file-missing"),
         ("f", "ValueError: No tokenizer registered for tokenizer_mode='x'.", "parser-unknown"),
     ],
 )
@@ -762,6 +849,23 @@ def test_the_function_and_the_file_that_raised_an_exception_tell_its_cause(funct
     ("lines", "name"),
     [
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
+        ("E srv    load_model: failed to load multimodal model, 'x.gguf'", "llama-load-failed"),
+        ("E llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256", "llama-context-failed"),
+        (
+            "x: status 1:|ggml_aligned_malloc: insufficient memory (attempted to allocate 36000.00 MB)",
+            "host-out-of-memory",
+        ),
+        ("llama-server: error while loading shared libraries: libgomp.so.1:", "library-missing"),
+        ("llama-server: error while loading shared libraries: libcuda.so.1: cannot open", "no-device"),
+        ("OSError: [Errno 14] Bad address", "shm-too-small"),
+        ("ValueError: Unsupported weight name: visual.x.weight", "weights-do-not-match"),
+        ("AttributeError: '_C' object has no attribute 'rms_norm'", "libraries-do-not-fit"),
+        ("RuntimeError: CUDA driver error: invalid device ordinal", "gpu-error"),
+        ('msg="Load failed" error="llama-server process has terminated: signal: aborted"', "llama-failed"),
+        ("OCI runtime create failed: unresolvable CDI devices runtime.nvidia.com/gpu=all", "container-without-gpus"),
+        ('OCI runtime: exec: "vllm": executable file not found in $PATH: unknown', "container-command-missing"),
+        ("RuntimeError: x: Server failed to start within the timeout period.", "start-took-too-long"),
+        ("thread panicked: ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }", "too-many-processes"),
         ("terminate called after throwing an instance of 'X'|  what():  submit: ErrorDeviceLost", "gpu-device-lost"),
         ("No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x", "driver-too-old"),
         ("2.0.1 E get_repo_commit: error: GET failed (404)|srv: failed to load model", "llama-download-failed"),

@@ -72,6 +72,12 @@ def test_the_prefixes_of_other_programs_are_left_out(prefix):
             id="not a prefix in brackets",
         ),
         pytest.param(
+            "[rank2]:[E716 19:47:26.324586583 shim_common.cpp:523] Exception in aoti_torch: x",
+            LogLine("", "ERROR", "", "Exception in aoti_torch: x"),
+            id="C++ code of torch",
+        ),
+        pytest.param("W0814 07:59:36.51 293 torch/x.py:1] [0/0] x", LogLine("", "WARNING", "", "[0/0] x"), id="dynamo"),
+        pytest.param(
             '  File "x.py", line 3, in main', LogLine("", "", "", '  File "x.py", line 3, in main'), id="frame"
         ),
         pytest.param("    a | b", LogLine("", "", "", "    a | b"), id="code with a bar"),
