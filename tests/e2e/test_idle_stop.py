@@ -99,6 +99,7 @@ def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
 
 def test_a_model_whose_engine_dies_is_started_again_behind_the_same_port(tiny_llama):
     with _Server(tiny_llama, "--idle-warm", "off", idle="1h") as server:
+        server.wait_logged("is ready after")  # `/health` is the model's own: it may be healthy before the router knows
         child = server.child()
         (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
         engine.kill()
