@@ -133,7 +133,7 @@ class StartSession:
         with self.timeline.span("listen"):
             passed = _take_socket() if accepts_activation else None
             bound = passed or listener.listen(
-                host=address.host, port=address.port, uds=address.uds, is_listening=not address.when_ready
+                host=address.host, port=address.port, uds=address.uds, when_ready=address.when_ready
             )
             listening = self.stack.enter_context(bound)
         if listener.is_listening(listening):

@@ -10,11 +10,11 @@ from startup.errors import PortInUseError, StartupError
 BACKLOG = 2048
 
 
-def listen(*, host: str | None, port: int, uds: str | None, is_listening: bool = True) -> socket.socket:
+def listen(*, host: str | None, port: int, uds: str | None, when_ready: bool = False) -> socket.socket:
     """A listening socket on `uds`, or on `host` and `port`.
 
     It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to
-    one port as long as neither listens (socket(7)). A port without `is_listening` is only bound, so that
+    one port as long as neither listens (socket(7)). A port that listens `when_ready` is only bound, so that
     connections are refused; the second of two such servers fails when it listens.
 
     Raises:
@@ -28,7 +28,7 @@ def listen(*, host: str | None, port: int, uds: str | None, is_listening: bool =
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host or "0.0.0.0", port))
-        if is_listening:
+        if not when_ready:
             listener.listen(BACKLOG)
     except OSError as err:
         listener.close()
