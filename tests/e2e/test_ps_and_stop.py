@@ -79,6 +79,12 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm
         assert server.process.pid not in [each["pid"] for each in _entries()]
 
 
+def _stop_process(which: str, entry: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
+    """By its number; by the server's address if that is also the port of another test's server."""
+    run = run_cli("stop", entry[which], *words)
+    return run_cli("stop", entry["address"], *words) if "by its address" in run.stderr else run
+
+
 @pytest.mark.parametrize("which", ["pid", "forked_pid"])
 def test_server_that_does_not_stop_in_time_is_killed(which, start_tiny_server, cold_or_warm):
     """The stopped process may be the front process of a warm start, or the one that was forked for it."""
@@ -89,7 +95,7 @@ def test_server_that_does_not_stop_in_time_is_killed(which, start_tiny_server, c
         entry, family = _entry(server), server.family()
         assert entry["state"] in ("starting", "not listening", "silent", "ready")
         os.kill(entry[which], signal.SIGSTOP)
-        run = run_cli("stop", entry[which], "--timeout", "0.5")
+        run = _stop_process(which, entry, "--timeout", "0.5")
         assert run.returncode == 4
         assert "was killed" in run.stdout
         assert server.process.wait(GONE_S) == -signal.SIGKILL
@@ -101,7 +107,7 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
         entries = _entries()
         kinds = [entry["kind"] for entry in entries]
         assert kinds == sorted(kinds)
-        assert run_cli("stop", _entry(server)["forked_pid"]).returncode == 0
+        assert _stop_process("forked_pid", _entry(server)).returncode == 0
         assert server.process.wait(GONE_S) == 0
     (entry,) = [e for e in _entries(environment=standby.environment) if e["pid"] == standby.process.pid]
     template_pid = standby.template().pid
@@ -131,7 +137,7 @@ def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, standby
         address = entry["address"].removeprefix("unix:")
         assert Path(address).is_absolute()
         assert Path(address).samefile(folder / "uds")
-        assert run_cli("stop", server.process.pid).returncode == 0
+        assert _stop_process("pid", entry).returncode == 0
         assert server.process.wait(GONE_S) == 0
 
 
@@ -176,8 +182,10 @@ def test_port_of_two_servers_stops_neither(start_tiny_server):
             wait_listening(first.port, host)
         run = run_cli("stop", str(first.port))
         assert run.returncode == 2
-        assert f"2 servers have port {first.port}" in run.stderr
+        assert f"2 servers have port or process {first.port}" in run.stderr
         assert first.process.poll() is None
+        assert run_cli("stop", _entry(first)["address"]).returncode == 0
+        assert first.process.wait(GONE_S) in (0, -signal.SIGTERM), "its start may not be over"
 
 
 def test_number_without_a_server_is_an_error():

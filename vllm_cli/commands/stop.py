@@ -20,7 +20,7 @@ _AFTER_KILL_S: Final = 10.0
 
 
 @click.command("stop")
-@click.argument("which", metavar="[PORT|PID]", type=click.IntRange(1), required=False)
+@click.argument("which", metavar="[PORT|PID|ADDRESS]", required=False)
 @click.option(
     "--all",
     "is_all",
@@ -37,8 +37,11 @@ _AFTER_KILL_S: Final = 10.0
     help="Kill processes that are still running after this time.",
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
-def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -> int:
+def stop(*, which: str | None, is_all: bool, timeout_s: float, is_quiet: bool) -> int:
     """Stop the server that listens on PORT or whose process is PID; without either, the only one that runs.
+
+    ADDRESS is the server's, as `vllm-cli ps` shows it, for a number that stands for two: servers on different
+    hosts may have the same port, or a process the number of another server's port.
 
     The server gets SIGTERM: it rejects new requests and finishes running ones within its --shutdown-timeout.
 
@@ -46,6 +49,7 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
     Examples:
       vllm-cli stop
       vllm-cli stop 8001 --timeout 10
+      vllm-cli stop http://127.0.0.1:8001
       vllm-cli stop --all
 
     Exit codes: 0 all have stopped, 1 no such server, 2 usage, 4 one was killed.
@@ -70,25 +74,25 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
     return KILLED if any(server.is_killed for server in stopping) else STOPPED
 
 
-def _choose(servers: list[RunningServer], which: int | None) -> list[RunningServer]:
+def _choose(servers: list[RunningServer], which: str | None) -> list[RunningServer]:
     if which is not None:
-        by_port = [s for s in servers if s.port == which]
-        if len(by_port) > 1:
-            names = ", ".join(f"{s.pid} ({s.model} on {s.address})" for s in by_port)
-            raise InputError(f"{len(by_port)} servers have port {which}: {names}. Name one by its process.")
-        return by_port or [s for s in servers if which in s.entry_pids]
+        found = [s for s in servers if which in (s.address, *map(str, filter(None, (s.port, *s.entry_pids))))]
+        if len(found) > 1:
+            names = ", ".join(f"{s.address or s.pid} ({s.model}, process {s.pid})" for s in found)
+            raise InputError(f"{len(found)} servers have port or process {which}: {names}. Name one by its address.")
+        return found
     if len(servers) > 1:
         names = ", ".join(f"{s.port or s.pid} ({s.model})" for s in servers)
         raise InputError(f"{len(servers)} servers run: {names}. Name one, or give --all.")
     return servers
 
 
-def _describe_absence(which: int | None) -> str:
+def _describe_absence(which: str | None) -> str:
     if which is None:
         return "No server runs."
-    if any(which in standby.pids for standby in find_standbys()):
+    if any(which in map(str, standby.pids) for standby in find_standbys()):
         return f"Process {which} belongs to a standby, which `vllm-cli standby stop` stops."
-    return f"No server has port or process {which}."
+    return f"No server has port, process or address {which}."
 
 
 def _find_successors(known: list[RunningServer], models: set[str]) -> list[RunningServer]:

@@ -10,6 +10,7 @@ import pytest
 from vllm_cli.client.running_servers import RunningServer, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
+from vllm_cli.errors import InputError
 
 _SERVER = RunningServer(
     pid=5,
@@ -90,3 +91,13 @@ def test_a_killed_process_has_ended_although_its_parent_does_not_wait_for_it(mon
         stopping.kill()
         assert stopping.is_done()
         assert stopping.describe().endswith("was killed")
+
+
+def test_a_number_that_is_the_port_of_one_server_and_the_process_of_another_stops_neither():
+    servers = [_SERVER, replace(_SERVER, pid=8000, port=None, address="unix:/s")]
+    for server in servers:
+        assert stop._choose(servers, server.address) == [server]
+    assert stop._choose(servers, "5") == [_SERVER]
+    assert stop._choose(servers, "None") == []
+    with pytest.raises(InputError, match=r"2 servers have port or process 8000: .*unix:/s .*by its address"):
+        stop._choose(servers, "8000")
