@@ -132,7 +132,7 @@ def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
     return FileFacts(size, digest.hexdigest())
 
 
-def _why_wrong_names(names: Mapping[str, object] | list[str]) -> str | None:
+def _why_wrong_names(names: Mapping[str, object]) -> str | None:
     """Why these cannot be the names of an archive's files; None if they can."""
     if len(names) > MOST_FILES:
         return f"it has {len(names)} files, more than {MOST_FILES}"
@@ -150,7 +150,7 @@ def _is_safe(name: str) -> bool:
     return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
 
 
-def _parents(names: Mapping[str, object] | list[str]) -> set[str]:
+def _parents(names: Mapping[str, object]) -> set[str]:
     """The folders of these files."""
     found: set[str] = set()
     for name in names:
