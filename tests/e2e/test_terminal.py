@@ -95,18 +95,19 @@ class _SlowStart:
     def wait_reading(self) -> None:
         """Waits until the start is in read(2): a signal that arrives just before it is not acted on."""
         wait_until(self._open)  # possible only once the start has opened the file
-        wait_until(lambda: any(psutil.Process(pid).status() == psutil.STATUS_SLEEPING for pid in self._readers()))
+        wait_until(lambda: psutil.STATUS_SLEEPING in self._reader_states())
 
     def _open(self) -> bool:
         with suppress(OSError):
             self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
         return self._fd >= 0
 
-    def _readers(self) -> Iterator[int]:
-        for link in Path("/proc").glob("[0-9]*/fd/*"):
-            with suppress(OSError):  # closed meanwhile, or of another user
-                if link.readlink() == self._path and link.parts[2] != str(os.getpid()):
-                    yield int(link.parts[2])
+    def _reader_states(self) -> Iterator[str]:
+        for process in psutil.process_iter():
+            with suppress(OSError, psutil.Error):  # ended or closed meanwhile, or of another user
+                links = Path(f"/proc/{process.pid}/fd").iterdir()
+                if process.pid != os.getpid() and any(link.readlink() == self._path for link in links):
+                    yield process.status()
 
 
 @pytest.mark.parametrize("flags", slow_but_for(["", " --idle-stop 1h --idle-warm off"], ""))
