@@ -1,7 +1,8 @@
 """Which models may start now, and which are stopped for them: one decision for all that wait for a start.
 
-Standard library only; changes nothing. The models are placed one after the other, in the order in which they
-began to wait. Each one reserves its memory and its victims, so that a later one does not count on them.
+Standard library only; records are read, and what is planned is kept in the plan. The models are placed one
+after the other, in the order in which they began to wait. Each one reserves its memory and its victims, so
+that a later one does not count on them.
 
 All models together have what is free now and what their processes hold, but at most the budget. Each process
 takes its whole need of that, so that what a start has not taken yet is not given twice.
@@ -9,6 +10,7 @@ takes its whole need of that, so that what a start has not taken yet is not give
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import reduce
 from typing import Final, Literal
 
@@ -162,11 +164,8 @@ class StartPlan:
     def _choose(self, record: ModelRecord, candidates: Iterable[ModelRecord]) -> list[ModelRecord] | None:
         """Of the candidates those that cost least and suffice; None if all together do not."""
 
-        def order(other: ModelRecord) -> tuple[bool, bool, bool, float, float]:
-            is_leaving = other.state == "draining" or other.claimed_by is not None
-            is_claimable = other.state == "ready" and self._claim_s(other, record) <= self._now
-            is_late = other.state != "ready"
-            return not is_leaving, not is_claimable, is_late, other.restart_cost(self._now), other.idle_since_s
+        def order(other: ModelRecord) -> tuple[_Rank, float, float]:
+            return self._rank(other, record), other.restart_cost(self._now), other.idle_since_s
 
         room = replace(self._planned)
         left = dict(self._staying)
@@ -182,6 +181,15 @@ class StartPlan:
         if not self._fits(record, room, left):
             return None
         return self._without_needless(record, chosen, room, left)
+
+    def _rank(self, other: ModelRecord, record: ModelRecord) -> "_Rank":
+        if other.state == "draining":
+            return _Rank.DRAINING
+        if other.claimed_by is not None:
+            return _Rank.CLAIMED
+        if other.state != "ready":
+            return _Rank.NOT_READY
+        return _Rank.CLAIMABLE if self._claim_s(other, record) <= self._now else _Rank.IN_ITS_TIME
 
     def _without_needless(
         self, record: ModelRecord, chosen: list[ModelRecord], room: "_Room", left: dict[str, ModelRecord]
@@ -256,6 +264,18 @@ class StartPlan:
     def _note_due(self, time_s: float) -> None:
         if time_s > self._now and (self.due_s is None or time_s < self.due_s):
             self.due_s = time_s
+
+
+class _Rank(IntEnum):
+    """Candidates of a lower rank are stopped first."""
+
+    CLAIMED = 0
+    """It admits no requests, as its memory is promised to another model already."""
+    DRAINING = 1
+    CLAIMABLE = 2
+    """It is ready and has had its time."""
+    IN_ITS_TIME = 3
+    NOT_READY = 4
 
 
 @dataclass

@@ -6,7 +6,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
@@ -225,58 +225,72 @@ class Proxy:
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        request = call.request
+        """The lease ends with the response; that of a background response when the model has made it."""
         made = self.background.find(call.path)
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as lease:
             if made is not None and made.entry.name == call.entry.name:  # also while it admits no other request
                 child = made.child
-                is_read = await self.background.is_last_use(made, request.method, call.path)
+                is_last_use = await self.background.is_last_use(made, call.request.method, call.path)
             else:
-                child = await stack.enter_async_context(self._pool.lease(call.entry.name))
-                made, is_read = None, False
+                child = await lease.enter_async_context(self._pool.lease(call.entry.name))
+                made, is_last_use = None, False
             begun = await comments.end()
-            headers = headers_to_server(request.headers, call.dropped)
-            if begun is not None:
-                headers.popall(hdrs.ACCEPT_ENCODING, None)
-            data = call.body.data()
-            if data is not None:
-                headers[hdrs.CONTENT_LENGTH.lower()] = str(call.body.num_bytes)
-            reuses: list[object] = []
-            try:
-                upstream = await self._session_of(child).request(
-                    request.method,
-                    _target(child, call.path, request.rel_url.raw_query_string),
-                    headers=headers,
-                    data=data,
-                    allow_redirects=False,
-                    trace_request_ctx=reuses,
-                )
-            except aiohttp.ClientConnectorError as err:
-                await child.end_reason()
-                raise _NotSentError(str(err)) from err
-            except (aiohttp.ClientError, ConnectionError) as err:
-                # An idle connection may be closed: a reset tells that not all of the request was read; an end
-                # over TCP, looks like that of a server that has died of it.
-                is_end = isinstance(err, aiohttp.ServerDisconnectedError)
-                if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
-                    raise _NotSentError(str(err)) from err
-                raise await _ended(child, err) from err
-            copy = _Copy(upstream, request, is_needed=lambda: not self._pool.is_ready(call.entry.name))
-            try:
-                with _closing(upstream):
-                    if begun is not None:
-                        response = await _continue(begun, upstream, call, copy)
-                    else:
-                        response = await _answer(request, upstream, child, copy)
-                    is_read |= upstream.content_type == "text/event-stream"
-                    is_read &= upstream.status == 200 and upstream.content.is_eof()
+            upstream = await self._request(call, child, has_begun=begun is not None)
+            is_read = False
+            with closing(
+                _Copy(upstream, call.request, is_needed=lambda: not self._pool.is_ready(call.entry.name))
+            ) as copy:
+                try:
+                    with _closing(upstream):
+                        if begun is not None:
+                            response = await _continue(begun, upstream, call, copy)
+                        else:
+                            response = await _answer(call.request, upstream, child, copy)
+                        is_whole = upstream.status == 200 and upstream.content.is_eof()
+                        is_read = is_whole and (is_last_use or upstream.content_type == "text/event-stream")
                     if made is not None:
                         made.is_read |= is_read
                     return response
-            finally:
-                copy.close()
-                if call.is_background and (response_id := copy.response_id) is not None:
-                    self.background.keep(response_id, call.entry, child, stack.pop_all(), is_read=is_read)
+                finally:  # also if the client has left: the model goes on
+                    if call.is_background and (response_id := copy.response_id) is not None:
+                        self.background.keep(response_id, call.entry, child, lease.pop_all(), is_read=is_read)
+
+    async def _request(self, call: Call, child: Child, *, has_begun: bool) -> aiohttp.ClientResponse:
+        """Sends the request and returns when the head of the response is there.
+
+        Args:
+            has_begun: whether the client's response has begun, so that its body must not be encoded.
+
+        Raises:
+            _NotSentError: the server has not read all of it, so that it may be sent again.
+            ModelRefused: the server has ended.
+        """
+        headers = headers_to_server(call.request.headers, call.dropped)
+        if has_begun:
+            headers.popall(hdrs.ACCEPT_ENCODING, None)
+        data = call.body.data()
+        if data is not None:
+            headers[hdrs.CONTENT_LENGTH.lower()] = str(call.body.num_bytes)
+        reuses: list[object] = []
+        try:
+            return await self._session_of(child).request(
+                call.request.method,
+                _target(child, call.path, call.request.rel_url.raw_query_string),
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                trace_request_ctx=reuses,
+            )
+        except aiohttp.ClientConnectorError as err:
+            await child.end_reason()
+            raise _NotSentError(str(err)) from err
+        except (aiohttp.ClientError, ConnectionError) as err:
+            # An idle connection may be closed: a reset tells that not all of the request was read; an end
+            # over TCP looks like that of a server that has died of it.
+            is_end = isinstance(err, aiohttp.ServerDisconnectedError)
+            if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
+                raise _NotSentError(str(err)) from err
+            raise await _ended(child, err) from err
 
     async def _goes_on(self, child: Child, path: str) -> bool:
         """Whether a stored response is not complete, as far as is known."""
