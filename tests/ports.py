@@ -1,13 +1,20 @@
 """Free ports for servers in other processes that cannot use port 0."""
 
 import os
+import random
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from vllm_cli.server_ports import find_free_port, list_server_ports
+from vllm_cli.server_ports import list_server_ports
 
 _SHARES = 8
+_ENOUGH = 100 * _SHARES
+_left: list[int] = []
+"""Of this worker's share, what no call has returned yet."""
 
 
 def _has_ipv6() -> bool:
@@ -23,6 +30,24 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 
 def free_port() -> int:
-    """A port that no process uses and the kernel assigns to none; each test worker takes other ones."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return find_free_port(list_server_ports()[worker % _SHARES :: _SHARES])
+    """A port that no process uses, the kernel assigns to none, and no other call and no other worker gets."""
+    while True:
+        if not _left:
+            worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+            share = _server_ports()[worker % _SHARES :: _SHARES] or (0,)
+            _left.extend(random.sample(share, len(share)))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", _left.pop()))
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def _server_ports() -> Sequence[int]:
+    """Above those of clients, if there are enough: few machines have processes with such numbers, by which
+    `stop` finds them, too.
+    """
+    with suppress(OSError):
+        most = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[1])
+        if len(above := range(most + 1, 1 << 16)) >= _ENOUGH:
+            return above
+    return list_server_ports()
