@@ -1,6 +1,7 @@
 """`python foreign_server.py PORT [WORD ...]`: a small HTTP server with the bad habits that its words name.
 
-It answers GET /health with 200, GET /env with its variables, and POST with its pid and words.
+It answers GET /health with 200, GET /env with its variables, and POST with its pid and words; `waits FILE`:
+once there is this file.
 """
 
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Final
 
 _SLEEP: Final = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -23,8 +25,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "slow" in WORDS:
-            time.sleep(0.5)
+        while "waits" in WORDS and not Path(WORDS[-1]).exists():
+            time.sleep(0.01)
         self._answer({"pid": os.getpid(), "words": WORDS})
 
     def _answer(self, content: object, status: int = 200) -> None:

@@ -65,8 +65,7 @@ def test_a_unix_socket_takes_the_place_of_a_port(tmp_path):
         RouterProcess(tmp_path, {"a": foreign()}, "--uds", str(path), wait=False),
         socket.socket(socket.AF_UNIX) as client,
     ):
-        wait_until(path.exists)
-        client.connect(str(path))
+        wait_until(lambda: client.connect_ex(str(path)) == 0)
         client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         assert client.recv(1 << 16).startswith(b"HTTP/1.0 200")
 
