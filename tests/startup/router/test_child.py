@@ -156,7 +156,8 @@ async def test_a_command_that_does_not_exist_is_named(place):
 
 
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
-    child = Child(entry_of("never-listens", start_timeout_s=1.5), place)
+    script = "echo loading for ever; exec sleep 600"  # no interpreter, whose start may take longer
+    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=1.5), place)
     reason = await child.run(lambda: None)
     assert reason is not None
     assert reason.startswith("The start took longer than 1.5 s")
@@ -224,10 +225,13 @@ async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
 
 
 async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
-    entry = entry_of(check_endpoint="/${PORT}?status=404", start_timeout_s=1.5)
-    child = Child(entry, place)
-    reason = await child.run(lambda: None)
-    port = child.base_url.rpartition(":")[2]
+    """The server runs already, since the start of an interpreter may take longer."""
+    found = await start(entry_of(), place)
+    port = int(found.child.base_url.rpartition(":")[2])
+    check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.5}
+    reason = await Child(entry_of(words=(), port=port, **check), place).run(lambda: None)
+    found.child.stop()
+    await found.life
     assert reason is not None
     assert f"its last phase was /{port}?status=404 (checkEndpoint) answers 404" in reason
 
