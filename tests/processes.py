@@ -55,9 +55,12 @@ def assert_gone(family: Iterable[psutil.Process]) -> None:
 
 def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:
     """The segments of `multiprocessing.shared_memory` that the processes use."""
-    maps = [Path("/proc", str(process.pid), "maps") for process in family]
-    lines = [line.split()[-1] for path in maps if path.exists() for line in path.read_text().splitlines()]
-    return {Path(line) for line in lines if line.startswith("/dev/shm/psm_")}
+    found = set()
+    for process in family:
+        with suppress(OSError):  # it has ended since
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            found |= {Path(name) for line in lines if (name := line.split()[-1]).startswith("/dev/shm/psm_")}
+    return found
 
 
 def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Signals]:

@@ -125,6 +125,14 @@ class Program:
         self._seen.update(found)
         return found
 
+    def children_with(self, word: str) -> list[psutil.Process]:
+        """The first process's running children with this word on their command line."""
+        found = []
+        for process in self.root.children():
+            with suppress(psutil.NoSuchProcess):  # it has ended since
+                found += [process] if word in process.cmdline() else []
+        return found
+
     def wait_all_gone(self) -> None:
         """Waits until all processes have exited that `family` has seen."""
         deadline = time.monotonic() + self.gone_s
@@ -143,11 +151,11 @@ class Program:
         time.sleep(SAME_SIGNAL_S + 0.05)
         os.kill(self.process.pid, signal_number)
 
-    def stop_unit(self) -> None:
-        """Sends SIGTERM as systemd does by default: to the main process, then to all others."""
+    def signal_all(self, signal_number: int = signal.SIGTERM) -> None:
+        """Sends a signal as systemd does by default: to the main process, then to all others."""
         for process in self.family():
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):  # the first one has ended it, or it was a helper of the start
+                process.send_signal(signal_number)
 
     def stop(self) -> list[psutil.Process]:
         """Ends it with all its processes; returns those that had to be killed."""

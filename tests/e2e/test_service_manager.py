@@ -70,7 +70,7 @@ def test_the_stop_of_the_documented_unit_cuts_no_stream(tiny_llama, cold_or_warm
         with ServerProcess(given, environment=environment) as server:
             server.wait(lambda: "READY=1" in notified.lines)
             stream = StreamReader(server.url, 1000)
-            server.stop_unit()
+            server.signal_all()
             *_, last, end = stream.finish()
             assert (last["choices"][0]["finish_reason"], end) == ("length", None)
             assert server.process.wait(GONE_S) == 0

@@ -70,8 +70,7 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server
         waiting.wait_stopped()
         wait_until(server.health)
         family = server.family()
-        for process in family if to == "group" else [server.process]:
-            process.send_signal(number)
+        (server.signal_all if to == "group" else server.process.send_signal)(number)
         assert server.process.wait(GONE_S) == code
         assert_gone(family)
         name = signal.Signals(number).name
