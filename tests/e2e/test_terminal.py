@@ -62,7 +62,11 @@ class _Job:
 
     def states(self, pids: tuple[int, ...]) -> set[str]:
         """Without helpers of the start that have ended since."""
-        return {psutil.Process(pid).status() for pid in pids if not is_gone(pid)}
+        found = set()
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                found.add(psutil.Process(pid).status())
+        return found - {psutil.STATUS_ZOMBIE}
 
 
 @pytest.fixture
