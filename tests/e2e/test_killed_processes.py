@@ -142,10 +142,9 @@ def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_se
         engine = wait_process(server, "engine")
         with _hold_sockets(engine.pid):
             engine.kill()
-            server.wait_unready()
-            body = ask(f"{server.url}/readyz").json
-            assert body["status"] == "dead"
-            assert "its process is ending" in body["error"]["message"]
+            server.wait(lambda: (ask(f"{server.url}/readyz").json or {}).get("status") == "dead")
+            assert server.health() == 503
+            assert "its process is ending" in ask(f"{server.url}/readyz").json["error"]["message"]
             assert server.complete(max_tokens=4) == 503
             assert server.metric("vllm_cli:engine_up") == 0
         assert server.process.wait(GONE_S) == 1
