@@ -58,24 +58,27 @@ def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seco
 def test_answers_have_the_bytes_of_the_servers_own(shared, tiny_llama):
     with ServerProcess([str(tiny_llama)], environment={"VCLI_PROBE_PROCESS": "0"}) as other:
         assert find_process(other, "responder") is None
-        expected = [_bytes(other, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")]
+        expected = _answers(other, timeout_s=60)
     answers: list[bytes] = []
 
     def is_answered() -> bool:
         answers.clear()
         with stopped(shared.process.pid), suppress(TimeoutError):
-            answers.extend(
-                _bytes(shared, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")
-            )
+            answers.extend(_answers(shared, timeout_s=1))
         return len(answers) == len(expected) and b" 503 " not in answers[-1]
 
     wait_until(is_answered)
     assert answers == expected
 
 
-def _bytes(server: ServerProcess, path: str, headers: str) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as client:
-        client.sendall(_request(path, headers))
+def _answers(server: ServerProcess, *, timeout_s: float) -> list[bytes]:
+    headers = ("", "Connection: close\r\n")
+    return [_bytes(server, _request(path, each), timeout_s) for path in _PATHS for each in headers]
+
+
+def _bytes(server: ServerProcess, request: bytes, timeout_s: float) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=timeout_s) as client:
+        client.sendall(request)
         received = b""
         while not received.endswith(b"\r\n\r\n"):
             received += client.recv(1 << 12)
