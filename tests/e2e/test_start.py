@@ -14,8 +14,9 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.cli import run_cli
-from tests.e2e.process_tree import count_roles, for_each_process, wait_process
+from tests.e2e.process_tree import count_roles, for_each_process
 from tests.e2e.server_process import ServerProcess
+from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
 from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
 from tests.program import READY_S
@@ -99,12 +100,15 @@ def test_with_listen_when_ready_the_first_connection_finds_a_ready_server(start_
         assert server.terminate() == 0
 
 
-def test_with_listen_when_ready_a_port_that_another_server_takes_first_ends_the_start(start_tiny_server):
-    with start_tiny_server("--listen-when-ready", wait=False) as server, socket.socket() as other:
-        wait_process(server, "responder")  # the port is bound
+def test_with_listen_when_ready_a_port_that_another_server_takes_first_ends_the_start(start_tiny_server, tmp_path):
+    bound = StopPoint(tmp_path, *API_READS_TOKENIZER)
+    start = start_tiny_server("--listen-when-ready", wait=False, environment=bound.environment)
+    with start as server, socket.socket() as other:
+        api = bound.wait_stopped()
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", server.port))
         other.listen()
+        api.resume()
         assert server.process.wait(READY_S) == 3
         assert f"cannot listen on 127.0.0.1:{server.port}: Address already in use" in server.log
 
