@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_cli.server_ports import list_server_ports
+from base.machine.server_ports import list_server_ports
 
 _SHARES = 8
 _ENOUGH = 100 * _SHARES

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.router.child_process import execute_serve
 from startup.router.model_entry import ForeignCommand
@@ -165,7 +166,7 @@ def _read_progress(body: object) -> ChildProgress | None:
 
 
 def _with_port(command: ForeignCommand) -> ForeignCommand:
-    port = str(command.port or _free_port())
+    port = str(command.port or find_free_port(list_server_ports()))
 
     def fill(text: str) -> str:
         return text.replace(_PORT, port)
@@ -178,13 +179,6 @@ def _with_port(command: ForeignCommand) -> ForeignCommand:
         check_endpoint=fill(command.check_endpoint),
         port=int(port),
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _accepts(url: str) -> bool:

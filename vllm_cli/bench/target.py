@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from base.exit_codes import START_FAILED
+from base.machine.server_ports import find_free_port, list_server_ports
 from envs.redaction import hide_in_command
-from vllm_cli.server_ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import SupervisedCommand
 
 

@@ -15,6 +15,7 @@ import aiohttp
 import psutil
 import pytest
 
+from base.machine.server_ports import list_server_ports
 from envs.registry import env
 from startup.logs.options import LogOptions
 from startup.router import child_server, standbys
@@ -211,6 +212,16 @@ async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
     found.child.stop()
     await found.life
     assert reason == f"Another process listens on http://127.0.0.1:{port}: end it, or leave out cmd to use it."
+
+
+async def test_no_client_of_this_machine_can_get_the_port_of_a_command_that_is_still_starting():
+    foreign = entry_of().foreign
+    assert foreign is not None
+    servers = [ForeignServer(foreign) for _ in range(50)]
+    for server in servers:
+        await server.connector.close()
+    ports = {int(server.base_url.rpartition(":")[2]) for server in servers}
+    assert ports <= set(list_server_ports()) or 0 in list_server_ports()
 
 
 async def test_a_server_that_runs_already_is_used_and_not_stopped(place):

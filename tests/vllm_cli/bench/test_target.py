@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from base.machine.server_ports import find_free_port, list_server_ports
 from tests.e2e.stop_point import StopPoint
 from tests.waiting import is_gone, wait_until
 from vllm_cli import supervisor
 from vllm_cli.bench.target import Target, TargetSpec
-from vllm_cli.server_ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 
@@ -120,9 +120,12 @@ def test_an_address_may_end_in_v1(url):
 
 
 def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_secrets():
+    words = ["serve", "--api-key", "sesame", "http://sesame@host"]
     with closing(SupervisedCommand()) as command:
-        command.run(["/nowhere/vllm", "serve", "--api-key", "sesame", "http://sesame@host"])
+        command.run([sys.executable, "-c", "import time; time.sleep(600)", *words])
         assert "sesame" not in " ".join(psutil.Process(command.root_pid).cmdline())
+    with closing(SupervisedCommand()) as command:
+        command.run(["/nowhere/vllm", *words])
         wait_until(lambda: is_gone(command.root_pid))
         with pytest.raises(CommandEndedError) as died:
             command.ensure_alive()
