@@ -19,10 +19,6 @@ def _wait_stopped(start: FakeStart) -> None:
     wait_until(is_stopped)
 
 
-def _vllm(start: FakeStart) -> list[psutil.Process]:
-    return [each for each in start.root.children() if "--uds" in each.cmdline()]
-
-
 def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s_standby(folder):
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
@@ -30,14 +26,14 @@ def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s
         start.wait_ready()
         start.wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-compiled.sock")))
         _wait_stopped(start)
-        wait_until(lambda: not _vllm(start))
+        wait_until(lambda: not start.children_with("--uds"))
         assert start.ask("/readyz?model")[0] == 503
         assert start.complete("one") == start.complete("one")
         assert start.ask("/readyz?model")[0] == 200
         while "warm start: forked from the standby's process" not in start.log:
             _wait_stopped(start)  # on a busy machine, a template can take longer than 40 ms to answer
             start.complete("one")
-        standbys = [each for each in start.root.children() if "standby" in each.cmdline()]
+        standbys = start.children_with("standby")
         assert len(standbys) == 1
         assert start.terminate() == 0
     assert not list(folder.glob("vcli-*"))
