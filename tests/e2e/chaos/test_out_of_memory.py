@@ -171,6 +171,6 @@ def _wait_idle(engine: psutil.Process) -> None:
     def has_rested() -> bool:
         before = engine.cpu_times().user
         time.sleep(_REST_S)
-        return engine.cpu_times().user == before
+        return engine.cpu_times().user == before and engine.status() == psutil.STATUS_SLEEPING
 
     wait_until(has_rested)
