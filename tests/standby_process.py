@@ -95,9 +95,9 @@ class StandbyProcess(Program):
         return found[0]
 
     def wait_no_server(self) -> None:
-        """Waits until all forked processes and their children have exited."""
+        """Waits until all forked processes and their children have exited, and the template knows it."""
         template = self.template()
-        wait_until(lambda: all(is_gone(process.pid) for process in template.children(recursive=True)))
+        wait_until(lambda: not template.children(recursive=True))
 
     def templates(self) -> list[psutil.Process]:
         """All running template processes."""

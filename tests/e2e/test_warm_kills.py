@@ -181,6 +181,7 @@ def _assert_next_start_is_warm(environment: Mapping[str, str], model: Path) -> N
 
 def test_a_front_process_that_is_killed_before_the_template_accepts_it(standby, tiny_llama):
     template = standby.template()
+    standby.wait_no_server()
     num_fds = template.num_fds()
     template.suspend()
     try:
@@ -193,7 +194,7 @@ def test_a_front_process_that_is_killed_before_the_template_accepts_it(standby, 
     standby.wait_no_server()
     _assert_next_start_is_warm(standby.environment, tiny_llama)
     standby.wait_no_server()
-    wait_until(lambda: template.num_fds() == num_fds)
+    wait_until(lambda: template.num_fds() <= num_fds)
 
 
 def _is_connected(pid: int) -> bool:
@@ -219,11 +220,12 @@ def _start_that_stops_before_it_agrees(standby: StandbyProcess, model: Path) -> 
 @pytest.mark.parametrize("role", ["front", "server"])
 def test_a_kill_before_the_front_process_agrees(role, tiny_llama, standby):
     template = standby.template()
+    standby.wait_no_server()
     num_fds = template.num_fds()
     with _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
         start.victim(role).kill()
         if role == "server":  # until the template has closed the connection, the front process could still agree
-            wait_until(lambda: template.num_fds() == num_fds)
+            wait_until(lambda: template.num_fds() <= num_fds)
         start.resume()
         _, errors = start.front.communicate(timeout=60)
         wait_until(lambda: is_gone(start.server.pid))

@@ -112,6 +112,7 @@ def _send_random(connection: socket.socket, rng: random.Random) -> None:
 @pytest.mark.thorough
 def test_a_template_survives_any_request(standby, tiny_llama):
     template = standby.template()
+    standby.wait_no_server()
     num_fds = template.num_fds()
     answers = b""
     for seed in range(40):
@@ -127,7 +128,7 @@ def test_a_template_survives_any_request(standby, tiny_llama):
                 answers += connection.recv(4096)
     assert b"cold" in _answer_without_interpreter(standby)
     wait_until(lambda: not template.children())
-    wait_until(lambda: template.num_fds() == num_fds)
+    wait_until(lambda: template.num_fds() <= num_fds)
     assert standby.template().pid == template.pid
     assert template.num_threads() == 1
     assert b"ready" in answers, "no request was nearly right"
@@ -150,7 +151,7 @@ def test_the_control_socket_survives_any_request(standby):
             else:
                 socket.send_fds(connection, [b"x"], [0, 1, 2])
     assert standby.status()["pid"] == standby.process.pid
-    wait_until(lambda: psutil.Process(standby.process.pid).num_fds() == num_fds)
+    wait_until(lambda: psutil.Process(standby.process.pid).num_fds() <= num_fds)
 
 
 def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors():
