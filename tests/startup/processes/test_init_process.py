@@ -121,7 +121,7 @@ def test_the_program_is_not_process_1_of_its_namespace():
 def test_exit_functions_run_and_objects_are_not_freed():
     program = textwrap.dedent(
         """
-        import atexit, sys, threading, time
+        import atexit, sys, threading
         from startup.processes.quick_end import end_without_finalizing
 
         class Reports:
@@ -130,7 +130,7 @@ def test_exit_functions_run_and_objects_are_not_freed():
 
         kept = Reports()
         atexit.register(print, "exit function")
-        threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+        threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
         code = end_without_finalizing(7)
         print("afterwards", end="")
         sys.exit(code)
