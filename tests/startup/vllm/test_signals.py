@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
 from tests.http_answer import ask
-from tests.processes import shared_memory
+from tests.processes import shared_memory, stopped
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
 from tests.waiting import is_gone, wait_until
 
@@ -25,8 +24,6 @@ _WAITS = "import time\nprint('waits here', flush=True)\nwhile True:\n    time.sl
 _CATCHES = "import time\ntry:\n    print('waits here', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
 _IN_CONFIGURATION = "    while args.config_gate and"
 _WORKER_MAIN = '        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        set_process_title(f"Worker'
-_NO_REPEAT_S = 0.6
-"""A signal that comes sooner is taken for the same one, sent twice."""
 
 
 class _Stage(NamedTuple):
@@ -115,10 +112,8 @@ def test_a_second_signal_ends_a_server_whose_engine_hangs(folder):
     with FakeStart(folder, "--shutdown-timeout", "600", env=environment(folder, fake)) as start:
         start.wait_ready()
         stream = StreamReader(f"http://127.0.0.1:{start.port}", 1_000_000)
-        start.family()
-        start.process.send_signal(signal.SIGTERM)
-        time.sleep(_NO_REPEAT_S)
-        start.process.send_signal(signal.SIGTERM)
+        _stop(start)
+        start.signal_again()
         assert start.process.wait(60) == 0
         start.wait_all_gone()
         stream.finish()
@@ -208,9 +203,11 @@ def _begin_to_read(start: FakeStart, prompt: str) -> socket.socket:
 
 @pytest.mark.parametrize("start", [None], indirect=True)
 def test_a_running_stream_finishes(start):
+    engine = start.named("VLLM::EngineCor")
     stream = StreamReader(_url(start), 150)
-    _stop(start)
-    rejected = ask(f"{_url(start)}/v1/completions", {"prompt": "a"})
+    with stopped(engine.pid):  # the stream must not end before
+        _stop(start)
+        rejected = ask(f"{_url(start)}/v1/completions", {"prompt": "a"})
     assert (rejected.status, rejected.json["status"]) == (503, "draining")
     *tokens, end = stream.finish()
     assert (len(tokens), end) == (150, None)
