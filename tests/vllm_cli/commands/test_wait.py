@@ -258,10 +258,11 @@ def test_a_change_of_state_is_a_line(capsys):
     assert capsys.readouterr().err == "1 s importing\n3 s loading\n"
 
 
-def test_progress_is_a_line_after_the_interval(capsys):
-    reporter = Reporter(interval_s=0.05)
-    reporter.update("10 %")
-    time.sleep(0.06)
-    for text in ("20 %", "30 %"):
+def test_progress_is_a_line_after_the_interval(capsys, monkeypatch):
+    times_s = iter((0.0, 0.9, 1.1, 1.2))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times_s))
+    reporter = Reporter(interval_s=1.0)
+    for text in ("10 %", "20 %", "30 %"):
         reporter.update(text)
+    monkeypatch.undo()
     assert capsys.readouterr().err == "20 %\n"
