@@ -77,11 +77,15 @@ def test_a_progress_bar_is_drawn_on_a_terminal(model, make_file):
     assert "GB/s" in shown
 
 
-def test_progress_is_printed_as_lines_without_a_terminal(capsys):
+def test_progress_is_printed_as_lines_without_a_terminal(capsys, monkeypatch):
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+
     class Handle:
         def progress(self) -> Iterator[PrefetchProgress]:
+            nonlocal now_s
             yield PrefetchProgress(0, 4 * 10**9, 0.05)
-            time.sleep(0.02)
+            now_s += 0.02
             yield PrefetchProgress(10**9, 4 * 10**9, 5.0)
 
         def result(self) -> PrefetchReport:
