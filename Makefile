@@ -136,7 +136,7 @@ release-notes:
 	@sed -n "/^## \[$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' vllm_cli/version.py)\]/,/^## \[/{/^## \[/!p}" CHANGELOG.md
 
 docs: $(INSTALLED_DEV)
-	$(BIN)/python -m tests.generated_docs
+	$(BIN)/python -m tests.support.generated_docs
 
 AUDIT := $(VENV)/audit/bin
 # Holes in functions that nothing here calls: click.edit, and torch.jit.script on code of others.

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from base.machine.processes import descendants
-from tests.standby_process import OFF, StandbyProcess
+from tests.support.standby_process import OFF, StandbyProcess
 
 _SETTLE_S = 60.0
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
@@ -47,7 +47,7 @@ def model_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with random weights that loads at once."""
-    from tests.llamas import save_tiny_llama
+    from tests.support.llamas import save_tiny_llama
 
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
 from startup.logs.setup import PACKAGES
 from startup.vllm.installed import NEWEST_TESTED
-from tests.generated_docs import DOCS, MAX_CHARS, walk_commands
-from tests.generated_docs import PAGES as GENERATED
+from tests.support.generated_docs import DOCS, MAX_CHARS, walk_commands
+from tests.support.generated_docs import PAGES as GENERATED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

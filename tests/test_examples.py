@@ -16,8 +16,8 @@ import click
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.generated_docs import walk_commands
-from tests.ports import free_port
+from tests.support.generated_docs import walk_commands
+from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
 from vllm_cli.commands.bench import bench
 from vllm_cli.flags.arguments import Arguments

@@ -10,7 +10,7 @@ import threading
 import psutil
 import pytest
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 from tools.random_stops import _stop_one
 
 _PROGRAM = """

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from startup.config import DEFAULT_MODEL_ID
 from tests.deploy.shipped import Start
-from tests.ports import free_port
 from tests.startup.router.router_process import FOREIGN
 from tests.startup.vllm.fake_start import FAKE
+from tests.support.ports import free_port
 
 _PATH: Final = re.compile(r"(?<![\w/:.-])/(?=\w)(?!(?:dev|health)\b)")
 _REPOSITORY: Final = re.compile(r"(?<![\w/.:-])[\w-]+/[\w.-]*\w")

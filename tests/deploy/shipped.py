@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from tests.generated_docs import walk_commands
+from tests.support.generated_docs import walk_commands
 from tests.test_docs import PAGES, README
 
 ROOT = Path(__file__).parents[2]

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from tests.certificates import make_certificate
 from tests.deploy.shipped import EXAMPLES, SECRETS, STARTS, STARTS_OF_VLLM
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
 from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.support.certificates import make_certificate
+from tests.support.http_answer import ask
 
 pytestmark = pytest.mark.thorough
 _SAME_WITH_LESS = ("image", "compose")

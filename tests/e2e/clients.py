@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
-from tests.http_answer import ask
+from tests.support.http_answer import ask
 
 _PATIENT_S = 120.0
 _STREAM_S = 200.0

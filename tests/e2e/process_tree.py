@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import psutil
 
 from tests.e2e.server_process import ServerProcess
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Role = Literal["api", "engine", "forkserver", "resource_tracker", "responder", "prefetch"]
 Answer = TypeVar("Answer")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.cli import CLI
-from tests.ports import free_port
-from tests.program import Server
-from tests.waiting import wait_until
+from tests.support.cli import CLI
+from tests.support.ports import free_port
+from tests.support.program import Server
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from openai import OpenAI

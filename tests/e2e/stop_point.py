@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _HOOK = """
 import os, sys

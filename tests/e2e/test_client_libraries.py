@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 MODEL = "smol"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.clients import RawClient, request_bytes
 from tests.e2e.server_process import ServerProcess
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
 HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cli import CLI, run_cli
-from tests.containers import as_user, on_read_only_root, own_processes
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
-from tests.processes import GONE_S, end_server
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import CLI, run_cli
+from tests.support.containers import as_user, on_read_only_root, own_processes
+from tests.support.processes import GONE_S, end_server
+from tests.support.waiting import is_gone, wait_until
 
 _HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", "VLLM_CACHE_ROOT")
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.e2e.clients import LoadClients
 from tests.e2e.process_tree import Role, find_process
-from tests.processes import assert_gone
-from tests.waiting import wait_until
+from tests.support.processes import assert_gone
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

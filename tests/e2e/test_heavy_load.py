@@ -21,9 +21,9 @@ import pytest
 from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
-from tests.tiers import slow_but_for
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.tiers import slow_but_for
+from tests.support.waiting import wait_until
 
 CHOICES = 4096
 MOST_BYTES = 200_000_000

@@ -8,12 +8,12 @@ from typing import Final
 
 import pytest
 
-from tests.cli import run_cli
 from tests.e2e.clients import RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.hostile.checkpoints import pickles, write_code
-from tests.tiers import slow_but_for
-from tests.waiting import wait_until
+from tests.support.cli import run_cli
+from tests.support.tiers import slow_but_for
+from tests.support.waiting import wait_until
 
 _HIDDEN: Final = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 _CHUNKED: Final = b"0\r\n\r\n" + _HIDDEN

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli import run_cli
 from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
-from tests.processes import assert_gone
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import run_cli
+from tests.support.http_answer import ask
+from tests.support.processes import assert_gone
+from tests.support.waiting import is_gone, wait_until
 
 _ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
 _BODY = {"prompt": "a", "max_tokens": 2}

@@ -11,7 +11,7 @@ from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
 from tests.server.engine.pooling.small_pooling import hidden_states, unit
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
-from tests.tiers import slow_but_for
+from tests.support.tiers import slow_but_for
 
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {

@@ -12,9 +12,9 @@ from openai import OpenAI
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import Answer, ask
-from tests.llamas import save_tiny_llama
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
+from tests.support.http_answer import Answer, ask
+from tests.support.llamas import save_tiny_llama
 
 _PROMPT = list(b"The weather in Paris")
 _NUM_TOKENS = 12

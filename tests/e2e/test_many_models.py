@@ -13,9 +13,9 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.http_answer import ask
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.waiting import wait_until
 
 TOOLS: Final = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
 MB: Final = 1 << 20

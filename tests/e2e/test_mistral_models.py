@@ -13,9 +13,9 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_llama_without_tokenizer
 from tests.server.renderers.conftest import MISTRAL_FILES, small_tekken
-from tests.tiers import slow_but_for
+from tests.support.llamas import save_llama_without_tokenizer
+from tests.support.tiers import slow_but_for
 
 _DATA = Path(mistral_common.__file__).parent / "data"
 _MESSAGES: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Où est Größe? 😀"}]

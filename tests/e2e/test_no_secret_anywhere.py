@@ -16,14 +16,14 @@ from uuid import uuid4
 import click
 import pytest
 
-from tests.cli import CLI, run_cli
 from tests.e2e.server_process import ServerProcess
-from tests.generated_docs import walk_commands
-from tests.http_answer import ask
-from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FakeStart, short_folder
 from tests.startup.vllm.fake_start import environment as fake_environment
-from tests.waiting import wait_until
+from tests.support.cli import CLI, run_cli
+from tests.support.generated_docs import walk_commands
+from tests.support.http_answer import ask
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import wait_until
 from vllm_cli.main import COMMANDS
 
 _INTERVAL_S = 0.005

@@ -9,7 +9,7 @@ import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.embeds_payloads import torch_payload
+from tests.support.embeds_payloads import torch_payload
 
 MODEL = "smol"
 PROMPT = "The capital of France is"

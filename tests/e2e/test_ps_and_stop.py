@@ -10,14 +10,14 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cli import CLI, run_cli
-from tests.containers import own_processes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.processes import GONE_S, assert_gone
-from tests.standby_process import OFF
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_listening, wait_until
+from tests.support.cli import CLI, run_cli
+from tests.support.containers import own_processes
+from tests.support.processes import GONE_S, assert_gone
+from tests.support.standby_process import OFF
+from tests.support.waiting import wait_listening, wait_until
 
 
 def _entries(**options: Any) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import run_cli
+from tests.support.waiting import is_gone, wait_until
 
 
 def _entry(router: ServerProcess) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli import CLI, run_cli
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import CLI, run_cli
+from tests.support.waiting import is_gone, wait_until
 
 _NUM_SHORT, _NUM_LONG = 4, 8
 

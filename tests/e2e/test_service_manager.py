@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tests.e2e.clients import StreamReader
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
-from tests.processes import GONE_S
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.processes import GONE_S
+from tests.support.waiting import wait_until
 
 FAST_STARTS = Path(__file__).parents[2] / "docs" / "fast-starts.md"
 _EXEC = """

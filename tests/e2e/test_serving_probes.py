@@ -13,8 +13,8 @@ import pytest
 from tests.e2e.clients import RawAnswer, RawClient
 from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
-from tests.processes import stopped
-from tests.waiting import wait_until
+from tests.support.processes import stopped
+from tests.support.waiting import wait_until
 
 _PATHS = ("/health", "/ping", "/readyz", "/livez")
 

@@ -12,9 +12,9 @@ import pytest
 from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
-from tests.processes import GONE_S, assert_gone
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_until
+from tests.support.processes import GONE_S, assert_gone
+from tests.support.waiting import wait_until
 
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 1})
 _JSON = {"Content-Type": "application/json"}

@@ -13,15 +13,15 @@ import psutil
 import pytest
 
 from envs.registry import START_METHODS
-from tests.cli import run_cli
 from tests.e2e.process_tree import count_roles, for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
-from tests.http_answer import ask
-from tests.processes import GONE_S, assert_gone
-from tests.program import READY_S
-from tests.standby_process import OFF
-from tests.waiting import wait_listening, wait_until
+from tests.support.cli import run_cli
+from tests.support.http_answer import ask
+from tests.support.processes import GONE_S, assert_gone
+from tests.support.program import READY_S
+from tests.support.standby_process import OFF
+from tests.support.waiting import wait_listening, wait_until
 
 _PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """

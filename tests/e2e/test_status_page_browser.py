@@ -19,8 +19,8 @@ import aiohttp
 import pytest
 
 from base.status_page.page import DATA_PATH, read_page
-from tests.http_server import LocalServer, QuietHandler, serving
-from tests.waiting import wait_until
+from tests.support.http_server import LocalServer, QuietHandler, serving
+from tests.support.waiting import wait_until
 
 PATIENT_S = 120.0
 EXECUTABLE = shutil.which("chromium")

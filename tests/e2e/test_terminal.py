@@ -12,13 +12,13 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from tests.http_answer import ask
-from tests.ports import free_port
-from tests.processes import GONE_S
-from tests.standby_process import StandbyProcess
-from tests.terminal import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
-from tests.tiers import slow_but_for
-from tests.waiting import is_gone, wait_until
+from tests.support.http_answer import ask
+from tests.support.ports import free_port
+from tests.support.processes import GONE_S
+from tests.support.standby_process import StandbyProcess
+from tests.support.terminal import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
+from tests.support.tiers import slow_but_for
+from tests.support.waiting import is_gone, wait_until
 from vllm_cli.client.running_servers import RunningServer, find_servers
 
 _READY = "ready after"

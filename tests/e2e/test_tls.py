@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
 from tests.e2e.clients import RawAnswer, RawClient, request_bytes
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
-from tests.standby_process import OFF
-from tests.waiting import wait_until
+from tests.support.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.support.standby_process import OFF
+from tests.support.waiting import wait_until
 
 pytestmark = needs_openssl
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"

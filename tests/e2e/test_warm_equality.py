@@ -16,13 +16,13 @@ from typing import Any, Final, NamedTuple
 import psutil
 import pytest
 
-from tests.cli import CLI
-from tests.containers import own_cgroup
 from tests.e2e.server_process import ServerProcess
-from tests.ports import free_port
-from tests.standby_process import OFF, StandbyProcess
-from tests.terminal import Shell
-from tests.waiting import wait_until
+from tests.support.cli import CLI
+from tests.support.containers import own_cgroup
+from tests.support.ports import free_port
+from tests.support.standby_process import OFF, StandbyProcess
+from tests.support.terminal import Shell
+from tests.support.waiting import wait_until
 
 _DESCRIBING: Final = {"PYTHONPATH": str(Path(__file__).parent / "self_description"), "DESCRIBE_IN": "/nowhere"}
 """Variables with which the processes of a server describe themselves."""

@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 import psutil
 import pytest
 
-from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
-from tests.http_answer import ask
-from tests.ports import free_port
-from tests.standby_process import StandbyProcess
-from tests.tiers import slow_but_for
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import run_cli
+from tests.support.http_answer import ask
+from tests.support.ports import free_port
+from tests.support.standby_process import StandbyProcess
+from tests.support.tiers import slow_but_for
+from tests.support.waiting import is_gone, wait_until
 
 FORK_TAKES_OVER: Final = ("os.chdir", "", None)
 """The forked process has told the front process that it works, and has read the request."""

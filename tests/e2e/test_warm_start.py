@@ -14,13 +14,13 @@ from typing import Any, Final, NamedTuple
 import psutil
 import pytest
 
-from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
-from tests.ports import free_port
-from tests.standby_process import OFF, StandbyProcess
-from tests.tiers import slow_but_for
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import run_cli
+from tests.support.http_answer import ask
+from tests.support.ports import free_port
+from tests.support.standby_process import OFF, StandbyProcess
+from tests.support.tiers import slow_but_for
+from tests.support.waiting import is_gone, wait_until
 
 _VARYING: Final = (
     (re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d"), "TIME"),

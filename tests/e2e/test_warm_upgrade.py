@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import run_cli
-from tests.ports import free_port
-from tests.standby_process import StandbyProcess
-from tests.waiting import wait_until
+from tests.support.cli import run_cli
+from tests.support.ports import free_port
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import wait_until
 
 
 def _start(

@@ -8,7 +8,7 @@ import pytest
 
 from envs.redaction import hide_in_command, hide_in_words, is_secret_name, without_login
 from envs.registry import variables
-from tests.growth import growth
+from tests.support.growth import growth
 from vllm_cli.flags.table import FLAGS
 
 ROOT = Path(__file__).parents[2]

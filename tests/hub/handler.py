@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from tests.http_server import QuietHandler
 from tests.hub.faults import Fault
 from tests.hub.repository import HubCommit, HubFile
+from tests.support.http_server import QuietHandler
 
 if TYPE_CHECKING:
     from tests.hub.server import HubListener

@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tests.http_server import LocalServer, serving
 from tests.hub.faults import Faults
 from tests.hub.handler import HubHandler, SeenRequest
 from tests.hub.repository import HubCommit, HubFile
+from tests.support.http_server import LocalServer, serving
 
 CDN_HOST: Final = "127.0.0.2"
 """Another host than the hub's 127.0.0.1, so that clients must not send their token there."""

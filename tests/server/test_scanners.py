@@ -10,10 +10,10 @@ from typing import Final
 import pytest
 
 from server.parsers.registry import load_tool_parser
-from tests.growth import growth
 from tests.server import scanners
 from tests.server.parsers.parsed import DEFINITIONS
 from tests.server.scanners import PARSER_MODULES, SCANNERS
+from tests.support.growth import growth
 
 ROOT: Final = Path(__file__).parents[2]
 

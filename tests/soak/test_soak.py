@@ -17,9 +17,9 @@ from tests.e2e.clients import LoadClients, RawClient, request_bytes
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.test_hostile import AMBIGUOUS, GARBAGE
-from tests.http_answer import ask
 from tests.soak.held import Held, find_growth, measure, settle
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.waiting import wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize", "/detokenize")
 SETTINGS = (

@@ -22,11 +22,11 @@ import pytest
 
 from envs.registry import env
 from tests.e2e.clients import RawClient
-from tests.http_answer import ask
-from tests.llamas import save_tiny_llama
 from tests.soak.held import Held, find_growth, measure, settle
 from tests.startup.router.router_process import RouterProcess, embedded
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.llamas import save_tiny_llama
+from tests.support.waiting import wait_until
 
 NAMES: Final = ("m0", "m1", "m2", "m3", "m4")
 NUM_CLIENTS: Final = 6

@@ -9,7 +9,7 @@ import pytest
 
 from startup import run_record
 from startup.run_record import RunRecord, read_records, recorded
-from tests.cli import run_python
+from tests.support.cli import run_python
 
 _RECORD = RunRecord(engine="embedded", model="smol", address="http://0.0.0.0:8000")
 _KEEP = f"""

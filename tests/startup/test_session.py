@@ -18,7 +18,7 @@ from startup.session import ListenAddress, StartSession
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from tests.startup.systemd.notify_socket import NotifySocket
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

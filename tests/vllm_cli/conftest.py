@@ -11,7 +11,7 @@ import pytest
 
 from envs.registry import OWN_PREFIX, variables
 from startup.config import StartupConfig
-from tests import cli
+from tests.support import cli
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from envs.redaction import hide_in_words
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 from vllm_cli.flags.secret_flags import secret_notices, secrets_as_variables
 
 CLI = [sys.executable, "-m", "vllm_cli"]

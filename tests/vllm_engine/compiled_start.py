@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.peer_vllm import ROOT
+from tests.support.peer_vllm import ROOT
 from tests.vllm_engine.vllm_server import VllmServer
 
 FLAGS: Final = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.llamas import save_small_llama
-from tests.peer_vllm import ROOT, needs_vllm
+from tests.support.llamas import save_small_llama
+from tests.support.peer_vllm import ROOT, needs_vllm
 from tests.vllm_engine.vllm_server import VllmServer
 
 PEER_MODEL = ROOT / ".peers" / "model"

@@ -12,10 +12,10 @@ from typing import Final, Self
 
 import psutil
 
-from tests.peer_vllm import PYTHON, ROOT
-from tests.ports import free_port
+from tests.support.peer_vllm import PYTHON, ROOT
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 from tests.vllm_engine.recording import install_plugin
-from tests.waiting import wait_until
 
 RAY: Final = ROOT / ".peers" / "ray"
 _START: Final = (PYTHON, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.http_answer import ask
+from tests.support.http_answer import ask
+from tests.support.waiting import wait_until
 from tests.vllm_engine.process_observer import FOLDER_VARIABLE
 from tests.vllm_engine.vllm_server import VllmServer, title_of
-from tests.waiting import wait_until
 
 _OWN_NAMES: Final = ("APIServer", "EngineCore", "Worker")
 _LINE: Final = re.compile(r"\(([\w-]+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[([\w.]+:\d+)\]")

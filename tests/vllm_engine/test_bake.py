@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from startup.caches import CACHE
-from tests.containers import as_user, overlay_root
-from tests.page_cache import evict
-from tests.peer_vllm import PYTHON, ROOT
+from tests.support.containers import as_user, overlay_root
+from tests.support.page_cache import evict
+from tests.support.peer_vllm import PYTHON, ROOT
+from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import SMALL, StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
-from tests.waiting import wait_until
 
 
 def _bake(model: Path, *words: object) -> None:

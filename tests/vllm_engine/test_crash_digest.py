@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 
 from startup.causes.first_cause import KNOWN
+from tests.support.waiting import wait_until
 from tests.vllm_engine.crashes import crash_plugin
 from tests.vllm_engine.crashes.crashes import CRASHES, Crash
 from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.vllm_engine.vllm_server import VllmServer
-from tests.waiting import wait_until
 
 _END_S = 300.0
 _FAILED = 3

@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 
 from startup.vllm.facts.installed_facts import read_facts_in
-from tests.peer_vllm import ENVIRONMENT, ask_vllm
+from tests.support.peer_vllm import ENVIRONMENT, ask_vllm
 from tests.vllm_engine.preflight.generated_starts import generate
 
 pytestmark = pytest.mark.versions

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.peer_vllm import PYTHON, ROOT, ask_vllm
+from tests.support.peer_vllm import PYTHON, ROOT, ask_vllm
 from tests.vllm_engine.preflight.faulty_starts import FAULTY_STARTS
 from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.vllm_engine.preflight.valid_starts import VALID_STARTS

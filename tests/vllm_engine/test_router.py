@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
-from tests.cli import run_cli
 from tests.e2e.clients import RawClient
-from tests.http_answer import Answer, ask
-from tests.peer_vllm import PYTHON, ROOT
-from tests.ports import free_port
-from tests.program import Server
+from tests.support.cli import run_cli
+from tests.support.http_answer import Answer, ask
+from tests.support.peer_vllm import PYTHON, ROOT
+from tests.support.ports import free_port
+from tests.support.program import Server
+from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import ENVIRONMENT, VllmServer
-from tests.waiting import wait_until
 
 _START_S = 600.0
 _IDLE_S = 1.0

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.http_answer import ask
+from tests.support.http_answer import ask
+from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
-from tests.waiting import wait_until
 
 _STOPPED_S = 5.0
 _FAST_S = 1.5

@@ -11,13 +11,13 @@ import psutil
 import pytest
 
 from tests.e2e.clients import StreamReader
-from tests.http_answer import ask
 from tests.hub.server import HubServer
-from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import short_folder
+from tests.support.http_answer import ask
+from tests.support.processes import shared_memory
+from tests.support.waiting import is_gone, wait_until
 from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.vllm_server import VllmServer
-from tests.waiting import is_gone, wait_until
 
 _GONE_S = 1.0
 _READY_S = 600.0

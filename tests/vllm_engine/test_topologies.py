@@ -5,10 +5,10 @@ import signal
 import psutil
 import pytest
 
-from tests.ports import free_port
+from tests.support.ports import free_port
+from tests.support.waiting import is_gone, wait_until
 from tests.vllm_engine.ray_node import RAY, RayNode
 from tests.vllm_engine.vllm_server import VllmServer, title_of
-from tests.waiting import is_gone, wait_until
 
 GONE_S = 120.0
 

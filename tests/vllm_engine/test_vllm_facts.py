@@ -8,7 +8,7 @@ import pytest
 from startup.vllm.facts.installed_facts import read_facts_in
 from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
-from tests.peer_vllm import ENVIRONMENT, ask_vllm
+from tests.support.peer_vllm import ENVIRONMENT, ask_vllm
 
 pytestmark = pytest.mark.versions
 

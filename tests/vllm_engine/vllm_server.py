@@ -8,11 +8,11 @@ from typing import Any, Final, Self
 
 import psutil
 
-from tests.http_answer import Answer
-from tests.peer_vllm import BIN, PYTHON, ROOT
-from tests.ports import free_port
-from tests.program import Server
-from tests.standby_process import StandbyProcess
+from tests.support.http_answer import Answer
+from tests.support.peer_vllm import BIN, PYTHON, ROOT
+from tests.support.ports import free_port
+from tests.support.program import Server
+from tests.support.standby_process import StandbyProcess
 
 _READY_S = 1200.0
 _ANSWER_S = 600.0

@@ -8,7 +8,7 @@ import pytest
 
 from base.machine import page_cache as residency
 from base.machine.page_cache import FileMapping, ResidencyProbe, by_cachestat, by_faults, by_mincore
-from tests.page_cache import held, never_cached, resident_bytes
+from tests.support.page_cache import held, never_cached, resident_bytes
 
 pytestmark = pytest.mark.alone
 MIB = 1 << 20

@@ -15,8 +15,8 @@ import pytest
 from base.machine.files import write_whole
 from base.machine.libc import trim_heap
 from base.machine.processes import EndWatch
-from tests.cli import run_python
-from tests.waiting import wait_until
+from tests.support.cli import run_python
+from tests.support.waiting import wait_until
 
 _SCRIPT = """
 import sys

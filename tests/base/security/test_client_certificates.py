@@ -11,7 +11,7 @@ import pytest
 
 from base.security.tls import RenewableTls
 from base.server_settings import TlsConfig
-from tests.certificates import Certificate, make_certificate, needs_openssl
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
 
 pytestmark = needs_openssl
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from base.wording import format_bytes
-from tests.cli import run_cli
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
 from tests.hub.server import HubServer
-from tests.ports import free_port
 from tests.startup.vllm.fake_start import ROOT, command, environment
-from tests.waiting import wait_until
+from tests.support.cli import run_cli
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 _ENDS_S = 200.0
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')

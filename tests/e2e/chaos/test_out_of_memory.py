@@ -16,9 +16,9 @@ from base.machine.cgroups import own_cgroups
 from base.wording import format_bytes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import ask
-from tests.processes import assert_gone
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.processes import assert_gone
+from tests.support.waiting import wait_until
 
 _ENTER: Final = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"')
 _LIMITS: Final = {1: "memory.limit_in_bytes", 2: "memory.max"}

@@ -16,8 +16,8 @@ from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import Role, wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
-from tests.processes import assert_gone
-from tests.waiting import wait_until
+from tests.support.processes import assert_gone
+from tests.support.waiting import wait_until
 
 _GONE_S = 120.0
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()

@@ -30,7 +30,7 @@ from server.generation.request import (
     Tool,
 )
 from server.http_body.request_body import _marked_fields
-from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_fields.py")
 CHAT = "vllm.entrypoints.openai.chat_completion.protocol"

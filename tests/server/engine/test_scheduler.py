@@ -10,9 +10,9 @@ import pytest
 from server.engine.compute import batch
 from server.engine.sequence import SequenceState
 from server.types import EnginePrompt, SamplingParams
-from tests.growth import growth
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
+from tests.support.growth import growth
 
 
 def test_more_requests_than_slots_wait_and_all_finish(plain_llama, llama):

@@ -17,7 +17,7 @@ from server.parsers.registry import load_reasoning_format
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import RenderedPrompt
 from server.server_config import GenerationConfig
-from tests.llamas import save_tiny_llama
+from tests.support.llamas import save_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "?"}]
 PLAIN = ("<think>", "</think>", "<|im_start|>", "<tool_call>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>")

@@ -41,7 +41,7 @@ from server.types import (
 )
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.server_config import server_config
-from tests.waiting import wait_until as poll
+from tests.support.waiting import wait_until as poll
 
 MODEL = "smol"
 EOS = 2

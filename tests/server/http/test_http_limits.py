@@ -10,8 +10,8 @@ import torch
 
 from server.limits import LimitsConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
-from tests.embeds_payloads import torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN
+from tests.support.embeds_payloads import torch_payload
 
 LONG = {"prompt": "a", "max_tokens": 400}
 WIDTH = 16

@@ -10,8 +10,8 @@ import pytest
 from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import MessagesRequest
 from server.http_body.request_body import RequestDecoder
-from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.http.conftest import MODEL
+from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 

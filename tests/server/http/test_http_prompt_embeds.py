@@ -10,8 +10,8 @@ from server.limits import LimitsConfig
 from server.renderers import base
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.hf import HfRenderer
-from tests.embeds_payloads import torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
+from tests.support.embeds_payloads import torch_payload
 
 WIDTH = 16
 

@@ -9,11 +9,11 @@ import pytest
 
 from server.parsers.base import Content, PromptEnd, Reasoning
 from server.parsers.registry import REASONING_FORMATS, load_reasoning_format
-from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.parsers.differences import reason_of_difference
 from tests.server.parsers.formats import FORMATS, LOSSES
 from tests.server.parsers.parsed import parse, parsed_by_vllm
 from tests.server.parsers.raw_texts import FUNCTIONS, raw_texts
+from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm, pytest.mark.timeout(600)]
 

@@ -11,7 +11,7 @@ from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
-from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 

@@ -22,10 +22,10 @@ from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from server.renderers.registry import build_renderer
 from server.types import TensorData
-from tests.embeds_payloads import saved, torch_payload
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
 from tests.server.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
+from tests.support.embeds_payloads import saved, torch_payload
 
 
 async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):

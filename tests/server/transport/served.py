@@ -12,7 +12,7 @@ import uvicorn
 from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
-from tests.certificates import Certificate
+from tests.support.certificates import Certificate
 
 TIMEOUT_S = 60.0
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"

@@ -19,8 +19,8 @@ from server.limits import LimitsConfig
 from server.transport import lingering_transport
 from server.transport.connection import BoundedConnection
 from server.transport.tls_handshake import TlsHandshake
-from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.server.transport.served import HALF_A_HELLO, TIMEOUT_S, Served, serve
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
 
 pytestmark = pytest.mark.thorough
 

@@ -15,8 +15,8 @@ import uvloop
 from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
-from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.server.transport.served import HALF_A_HELLO, TIMEOUT_S, serve
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
 LONG = bytes(range(256)) * 8192

@@ -10,7 +10,7 @@ from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from tests.growth import growth
+from tests.support.growth import growth
 
 _CORE = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
 _WORKER = "(Worker_TP1 pid=52) ERROR 09-03 11:03:36 [multiproc_executor.py:597] "

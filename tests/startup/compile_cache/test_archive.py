@@ -13,8 +13,8 @@ import pytest
 
 from startup.compile_cache.archive import MANIFEST, ArchiveError, read_record, unpack, write_archive
 from startup.compile_cache.record import FileFacts
-from tests.growth import growth
 from tests.startup.compile_cache.inputs import FILES, RECORD, archive, deflated, facts, save_archive, zipped
+from tests.support.growth import growth
 
 GiB = 1 << 30
 

@@ -14,9 +14,9 @@ import pytest
 from startup.compile_cache import location as module
 from startup.compile_cache.archive import read_record, unpack
 from startup.compile_cache.location import LocationError, open_location
-from tests.s3_server import SECRET, s3_server
 from tests.startup.compile_cache.inputs import FILES, save_archive
 from tests.startup.compile_cache.test_location import NAME, problem
+from tests.support.s3_server import SECRET, s3_server
 
 pytestmark = pytest.mark.thorough
 

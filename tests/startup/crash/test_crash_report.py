@@ -22,7 +22,7 @@ from startup.crash.crash_report import (
     write_termination_message,
 )
 from startup.crash.output_record import OutputRecord, ProcessEnds
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 _CAUSE = Cause("EngineCore pid=5", "while it loaded the model", "ValueError: no weights", None, 3)
 

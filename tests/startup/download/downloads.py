@@ -12,7 +12,7 @@ from startup.download.worker import DownloadRun
 from startup.model.file_plan import Download
 from startup.model.wanted_files import WantedFiles
 from tests.hub.server import HubServer
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 WEIGHTS = bytes(range(256)) * 4096
 """1 MiB."""

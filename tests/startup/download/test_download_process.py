@@ -15,7 +15,7 @@ from startup.download.messages import DownloadError, DownloadOptions
 from startup.download.process import DownloadHandle, start_download
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.download.downloads import MODEL, Downloads
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 BIG = {**MODEL, **{f"model-0000{n}-of-00004.safetensors": os.urandom(2 << 20) for n in range(1, 5)}}
 BIG.pop("model.safetensors")

@@ -20,9 +20,9 @@ from startup.download.repository import PART_ENDING
 from startup.errors import ModelNotFoundError
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
-from tests.ports import free_port
-from tests.s3_server import SECRET, s3_server
-from tests.waiting import wait_until
+from tests.support.ports import free_port
+from tests.support.s3_server import SECRET, s3_server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 

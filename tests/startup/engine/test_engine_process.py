@@ -12,7 +12,7 @@ from startup.engine.process import EngineProcess
 from startup.engine.starter import BackgroundStart
 from startup.model.checkpoint_folder import modeling_module
 from startup.processes.group_signals import GROUP_SIGNALS
-from tests.processes import disturbing
+from tests.support.processes import disturbing
 
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from startup.logs.json_lines import JsonFormatter
-from tests.cli import run_python
+from tests.support.cli import run_python
 
 _BEGIN = """
 import logging, sys, threading, warnings

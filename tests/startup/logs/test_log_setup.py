@@ -12,7 +12,7 @@ import pytest
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
 from startup.logs.setup import SteadyHandler, translate
-from tests.cli import run_cli, run_python
+from tests.support.cli import run_cli, run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.api_process: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from startup.model.default_model import prepared_folder
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from base.machine.page_cache import memory_devices
-from tests.page_cache import evict
+from tests.support.page_cache import evict
 
 MIB = 1 << 20
 

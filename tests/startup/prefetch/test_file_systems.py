@@ -11,9 +11,9 @@ from typing import Any, Final
 import pytest
 
 from base.machine.page_cache import memory_devices
-from tests.cli import run_python
-from tests.containers import as_user, own_mounts
-from tests.tiers import thorough_but_for
+from tests.support.cli import run_python
+from tests.support.containers import as_user, own_mounts
+from tests.support.tiers import thorough_but_for
 
 SIZE: Final = 3 << 20
 _OVERLAY: Final = "mount -t overlay overlay -o lowerdir=low,upperdir=upper,workdir=work mnt"
@@ -36,7 +36,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import start_prefetch
-from tests.page_cache import held
+from tests.support.page_cache import held
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bench.startup import evict_files
 

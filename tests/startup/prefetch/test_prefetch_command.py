@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
-from tests.cli import run_python
-from tests.page_cache import evict, expect_read, held
-from tests.terminal import read_terminal
+from tests.support.cli import run_python
+from tests.support.page_cache import evict, expect_read, held
+from tests.support.terminal import read_terminal
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
 from vllm_cli.flags.param_types import ByteSize

@@ -19,9 +19,9 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.prefetch.worker import _OpenFile, _Prefetch
 from startup.processes.group_signals import GROUP_SIGNALS
-from tests.page_cache import evict, expect_read, held, never_cached, resident_bytes
-from tests.processes import disturbing
-from tests.waiting import is_gone, wait_until
+from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
+from tests.support.processes import disturbing
+from tests.support.waiting import is_gone, wait_until
 
 MIB = 1 << 20
 PLENTY = 1 << 50

@@ -18,7 +18,7 @@ from startup.prefetch.survey import (
     whole_file,
     write_pages,
 )
-from tests.page_cache import evict, expect_read, resident_bytes
+from tests.support.page_cache import evict, expect_read, resident_bytes
 
 MB = 10**6
 

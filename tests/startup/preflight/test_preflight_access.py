@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from startup.preflight.report import PreflightReport
-from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.support.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
 
 Preflight = Callable[..., PreflightReport]
 

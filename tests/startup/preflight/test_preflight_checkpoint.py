@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from startup.preflight.report import PreflightReport
-from tests.page_cache import counting_bytes_read
+from tests.support.page_cache import counting_bytes_read
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4976698672\n"
 

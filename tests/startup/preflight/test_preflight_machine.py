@@ -11,7 +11,7 @@ from pathlib import Path
 
 from envs.registry import env
 from startup.preflight.report import PreflightReport
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 Preflight = Callable[..., PreflightReport]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from base.machine.memory import MemoryState
 from startup.preflight.all_checks import PreflightOptions, run_preflight
 from startup.preflight.report import PreflightReport
-from tests.page_cache import counting_bytes_read
+from tests.support.page_cache import counting_bytes_read
 
 MIB = 1 << 20
 ROOMY = MemoryState(64 << 30, 64 << 30)

@@ -6,7 +6,7 @@ import pytest
 
 from startup.errors import PortInUseError, StartupError
 from startup.probes.listener import describe, listen
-from tests.ports import free_port, needs_ipv6
+from tests.support.ports import free_port, needs_ipv6
 
 
 def test_connections_are_accepted_by_the_kernel_before_accept_is_called():

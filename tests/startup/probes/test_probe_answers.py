@@ -15,7 +15,7 @@ from startup.probes.responder import StartupResponder
 from startup.probes.start_state import ProbeAnswers, StartState
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _CURL = b"GET /health HTTP/1.1\r\nHost: a:8000\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n"
 _KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-probe/1.34\r\nConnection: close\r\n\r\n"

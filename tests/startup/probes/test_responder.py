@@ -21,10 +21,10 @@ from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel
 from startup.probes.tls_channel import open_tls
 from startup.processes import group_signals
-from tests.certificates import Certificate, make_certificate, needs_openssl
-from tests.ports import free_port
 from tests.startup.probes.conftest import STARTING, Answers
-from tests.waiting import is_gone, wait_until
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
+from tests.support.ports import free_port
+from tests.support.waiting import is_gone, wait_until
 
 
 def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from tests.containers import own_processes
-from tests.waiting import wait_until
+from tests.support.containers import own_processes
+from tests.support.waiting import wait_until
 
 _SOON_S = 60
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli import run_python
-from tests.peer_vllm import PYTHON, ROOT, needs_vllm
+from tests.support.cli import run_python
+from tests.support.peer_vllm import PYTHON, ROOT, needs_vllm
 
 pytestmark = pytest.mark.thorough
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import psutil
 
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import Answer
-from tests.waiting import wait_until
+from tests.support.http_answer import Answer
+from tests.support.waiting import wait_until
 
 FOREIGN: Final = Path(__file__).with_name("foreign_server.py")
 

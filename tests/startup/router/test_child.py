@@ -26,7 +26,7 @@ from startup.router.child_process import ChildProcess, describe_end
 from startup.router.child_server import ForeignServer
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from tests.startup.router.router_process import FOREIGN
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 _ROUNDS = 10
 

@@ -20,7 +20,7 @@ from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
 from startup.router.scheduler_terms import SchedulerLimits
 from tests.startup.router.router_process import FOREIGN
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 
 def entry_of(name: str, *words: str, stop_words: tuple[str, ...] = (), **keys: object) -> ModelEntry:

@@ -11,11 +11,11 @@ import pytest
 
 from envs.registry import env
 from tests.e2e.clients import StreamReader
-from tests.http_answer import ask
-from tests.processes import GONE_S, assert_gone
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.startup.systemd.notify_socket import NotifySocket
-from tests.waiting import is_gone, wait_until
+from tests.support.http_answer import ask
+from tests.support.processes import GONE_S, assert_gone
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
-from tests.certificates import Certificate, make_certificate, needs_openssl
-from tests.cli import CLI
-from tests.http_answer import ask
-from tests.ports import free_port
-from tests.processes import GONE_S
 from tests.startup.router.router_process import RouterProcess, foreign
-from tests.waiting import wait_listening, wait_until
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
+from tests.support.cli import CLI
+from tests.support.http_answer import ask
+from tests.support.ports import free_port
+from tests.support.processes import GONE_S
+from tests.support.waiting import wait_listening, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -20,7 +20,7 @@ from startup.router.scheduler_terms import (
     Start,
     Stop,
 )
-from tests.growth import growth
+from tests.support.growth import growth
 
 GIB = 1 << 30
 

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from tests.e2e.stop_point import StopPoint
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 _FRONT: Final = """
 import os, signal, socket, sys

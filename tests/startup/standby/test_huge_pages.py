@@ -3,7 +3,7 @@
 import pytest
 
 from startup.standby import template
-from tests.cli import run_python
+from tests.support.cli import run_python
 
 SCRIPT = """
 import os, sys

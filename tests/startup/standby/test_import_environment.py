@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since
-from tests.cli import run_python
+from tests.support.cli import run_python
 
 
 @pytest.mark.parametrize(

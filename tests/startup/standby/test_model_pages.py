@@ -8,7 +8,7 @@ from startup.prefetch.messages import PrefetchReport
 from startup.prefetch.process import PrefetchHandle
 from startup.standby import standby
 from startup.standby.standby import _ModelPages
-from tests.llamas import save_tiny_llama
+from tests.support.llamas import save_tiny_llama
 
 
 @pytest.mark.parametrize(("unknown_bytes", "num_prefetches"), [(0, 3), (1000, 1)])

@@ -14,7 +14,7 @@ import pytest
 
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
-from tests.containers import as_user, own_cgroup
+from tests.support.containers import as_user, own_cgroup
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(120)]
 

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from startup.processes import messages
-from tests.cli import run_cli, run_python
-from tests.ports import free_port
-from tests.standby_process import StandbyProcess
-from tests.waiting import wait_until
+from tests.support.cli import run_cli, run_python
+from tests.support.ports import free_port
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import wait_until
 
 DEVNULL = Path(os.devnull)
 

@@ -20,12 +20,12 @@ from envs.registry import env
 from startup.processes import messages
 from startup.standby import forked_server, front_process, places
 from startup.standby.places import socket_folder
-from tests.cli import run_cli, run_python
-from tests.ports import free_port
-from tests.processes import stopped
-from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import run_cli, run_python
+from tests.support.ports import free_port
+from tests.support.processes import stopped
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import is_gone, wait_until
 
 NOBODY: Final = 65534
 

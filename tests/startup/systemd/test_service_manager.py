@@ -17,7 +17,7 @@ from startup.systemd.notify_relay import NotifyRelay
 from startup.systemd.service_manager import ServiceManager
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _TAKE = """
 import json, os, sys

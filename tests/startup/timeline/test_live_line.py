@@ -15,7 +15,7 @@ import pytest
 from startup.timeline.live_line import LiveLine, draw_bar
 from startup.timeline.progress import LiveProgress, ProgressMeter
 from startup.timeline.timeline import PhaseTimeline
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _END = b"<that is all>"
 

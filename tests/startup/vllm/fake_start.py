@@ -15,9 +15,9 @@ from typing import Any, Self
 import psutil
 
 from envs.registry import OWN_PREFIX, variables
-from tests.ports import free_port
-from tests.program import Server
-from tests.waiting import wait_until
+from tests.support.ports import free_port
+from tests.support.program import Server
+from tests.support.waiting import wait_until
 
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from startup.vllm.patches.compiled_models import _without_secrets
-from tests.ports import free_port
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.support.ports import free_port
 
 
 class Starts:

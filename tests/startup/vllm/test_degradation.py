@@ -21,7 +21,7 @@ from tests.startup.vllm.fake_start import (
     variant,
     without_forks,
 )
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -6,9 +6,9 @@ import socket
 import psutil
 import pytest
 
-from tests.ports import free_port
 from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange
-from tests.waiting import wait_until
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 

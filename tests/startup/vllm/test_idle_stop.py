@@ -3,9 +3,9 @@
 import psutil
 import pytest
 
-from tests.http_answer import ask
 from tests.startup.vllm.fake_start import FakeStart, environment
-from tests.waiting import is_gone, wait_until
+from tests.support.http_answer import ask
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

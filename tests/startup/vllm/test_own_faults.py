@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from tests.e2e.stop_point import StopPoint
-from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
+from tests.support.standby_process import StandbyProcess
 
 pytestmark = pytest.mark.thorough
 

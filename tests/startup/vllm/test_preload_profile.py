@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.startup.vllm.fake_start import ROOT, FakeStart, environment
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _LATE = "vllm.lazy"
 _WORDS = ("--worker-imports", _LATE)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import stopped
 from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange, short_folder
-from tests.waiting import is_gone, wait_until
+from tests.support.processes import stopped
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

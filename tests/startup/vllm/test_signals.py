@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
-from tests.http_answer import ask
-from tests.processes import shared_memory, stopped
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
-from tests.waiting import is_gone, wait_until
+from tests.support.http_answer import ask
+from tests.support.processes import shared_memory, stopped
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from startup.processes.group_signals import GROUP_SIGNALS
-from tests.ports import free_port
-from tests.processes import disturbing
 from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, run_fake, variant
-from tests.waiting import wait_until
+from tests.support.ports import free_port
+from tests.support.processes import disturbing
+from tests.support.waiting import wait_until
 
 _SCRIPT = f"""#!{sys.executable}
 import sys

@@ -12,9 +12,9 @@ import pytest
 
 from startup.standby.places import VLLM_EAGER, kind_of
 from tests.e2e.clients import StreamReader
-from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
-from tests.waiting import wait_until
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import wait_until
 
 
 class WarmStart(FakeStart):

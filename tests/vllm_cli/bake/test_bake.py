@@ -12,8 +12,8 @@ import pytest
 
 from startup.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
 from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.support.llamas import save_tiny_llama
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.subject import has_own_bytecode, without_addresses
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.http_server import Request, ScriptedServer, serving
+from tests.support.http_server import Request, ScriptedServer, serving
 
 
 class BatchServer(ScriptedServer):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import make_certificate, needs_openssl
+from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.waiting import wait_until
 from tests.vllm_cli.batch.conftest import error, ok, read_lines, request_line, write_lines
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 

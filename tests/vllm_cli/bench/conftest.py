@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.http_answer import ask
-from tests.ports import free_port
-from tests.waiting import wait_until
+from tests.support.http_answer import ask
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 FAKE_SERVER = Path(__file__).parent / "fake_server.py"
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.waiting import is_gone
+from tests.support.waiting import is_gone
 
 pytestmark = pytest.mark.thorough
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.page_cache import never_cached
-from tests.waiting import is_gone, wait_until
+from tests.support.page_cache import never_cached
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from base.machine.page_cache import memory_devices
-from tests.page_cache import never_cached
-from tests.waiting import wait_until
+from tests.support.page_cache import never_cached
+from tests.support.waiting import wait_until
 from vllm_cli.bench.startup import Residency, evict_files, list_files
 from vllm_cli.errors import InputError
 

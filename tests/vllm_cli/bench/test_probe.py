@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.http_server import Request, ScriptedServer, serving
-from tests.waiting import is_gone, wait_until
+from tests.support.http_server import Request, ScriptedServer, serving
+from tests.support.waiting import is_gone, wait_until
 from vllm_cli.bench import probe
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 

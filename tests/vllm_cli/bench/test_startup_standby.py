@@ -10,8 +10,8 @@ import sys
 import psutil
 import pytest
 
-from tests.llamas import save_tiny_llama
-from tests.waiting import is_gone, wait_until
+from tests.support.llamas import save_tiny_llama
+from tests.support.waiting import is_gone, wait_until
 from vllm_cli.bench.standby import find_kind, split_own_command
 
 QUICK = ("--state", "standby", "--rounds", "1", "--pause", "0")

@@ -13,7 +13,7 @@ import pytest
 
 from base.machine.server_ports import find_free_port, list_server_ports
 from tests.e2e.stop_point import StopPoint
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 from vllm_cli import supervisor
 from vllm_cli.bench.target import Target, TargetSpec
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand

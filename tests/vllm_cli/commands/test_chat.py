@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.http_server import Request, ScriptedServer, serving
-from tests.terminal import read_terminal, read_until
+from tests.support.http_server import Request, ScriptedServer, serving
+from tests.support.terminal import read_terminal, read_until
 from vllm_cli.main import main
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import read_until
+from tests.support.terminal import read_until
 from vllm_cli.flags.supported import SUPPORTED
 from vllm_cli.main import COMMANDS, main
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.http_server import ScriptedServer, serving
+from tests.support.http_server import ScriptedServer, serving
 
 _NEAR = "The model `qwem` does not exist. Did you mean `qwen`?"
 _FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type": "unavailable_error", "code": 503}}

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from startup.standby.status import StandbyStatus, TemplateStatus
-from tests.cli import run_cli
-from tests.standby_process import OFF, StandbyProcess
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import is_gone, wait_until
+from tests.support.cli import run_cli
+from tests.support.standby_process import OFF, StandbyProcess
+from tests.support.waiting import is_gone, wait_until
 from vllm_cli.commands.standby import _parse_kinds, _table
 from vllm_cli.errors import InputError
 

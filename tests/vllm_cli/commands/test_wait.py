@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import make_certificate, needs_openssl
-from tests.http_server import ScriptedServer, serving
-from tests.ports import free_port as find_free_port
-from tests.terminal import read_terminal
+from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.http_server import ScriptedServer, serving
+from tests.support.ports import free_port as find_free_port
+from tests.support.terminal import read_terminal
 from vllm_cli.terminal import Reporter
 
 STARTING = {

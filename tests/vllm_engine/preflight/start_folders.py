@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.certificates import make_certificate
-from tests.peer_vllm import ROOT
+from tests.support.certificates import make_certificate
+from tests.support.peer_vllm import ROOT
 
 MODEL: Final = ROOT / ".peers" / "model"
 _WEIGHTS: Final = "model.safetensors"

@@ -14,7 +14,7 @@ from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ToolCallPart
 from server.parsers.base import Content, Reasoning
 from server.types import SamplingParams
-from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_responses.py")
 TOOLS: list[dict[str, Any]] = [

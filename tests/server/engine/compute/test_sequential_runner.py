@@ -13,7 +13,7 @@ from server.engine.sequence import Chunk
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts
-from tests.tiers import thorough_but_for
+from tests.support.tiers import thorough_but_for
 
 ARCHITECTURES = [pytest.param(name, id=name) for name in SEQUENTIAL]
 

@@ -18,7 +18,7 @@ from server.engine.sequence import Chunk, Sequence
 from server.types import PromptInputs, SamplingParams, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
-from tests.tiers import thorough_but_for
+from tests.support.tiers import thorough_but_for
 
 NUM_TOKENS = 12
 FAMILIES = ("llama", "qwen2", "gemma", "gemma3_text", "gpt2", "opt", "granite", "mistral")

@@ -21,7 +21,7 @@ from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
-from tests.tiers import thorough_but_for
+from tests.support.tiers import thorough_but_for
 
 _NUM_TOKENS = 12
 

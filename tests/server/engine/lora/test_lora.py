@@ -16,7 +16,7 @@ from server.config import LoraConfig
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, random_prompts
-from tests.tiers import slow_but_for, thorough_but_for
+from tests.support.tiers import slow_but_for, thorough_but_for
 
 PROMPTS = [[5, 17, 99, 3, 42], [7, 7, 8], [64, 2, 33, 90, 11, 12, 80, 4], [100, 101]]
 _LIMITS = LoraConfig(enable_lora=True, max_loras=3, max_lora_rank=8)

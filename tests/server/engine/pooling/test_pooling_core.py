@@ -12,7 +12,6 @@ from base.errors import EngineStartError
 from server.config import PoolerConfig
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.types import PoolingParams
-from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     DECODERS,
@@ -24,6 +23,7 @@ from tests.server.engine.pooling.tiny_poolers import (
     save_pooler,
     save_sentence_files,
 )
+from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 Expected = Callable[[PreTrainedModel, list[int]], torch.Tensor]
 

@@ -6,7 +6,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.sampling.grammar import GrammarError, translate_grammar
 from server.types import GuidedDecoding
-from tests.peer_vllm import ask_vllm
+from tests.support.peer_vllm import ask_vllm
 
 
 def build_grammar(guided: GuidedDecoding) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from server.engine.sampling.grammar import GrammarError
 from server.types import GuidedDecoding
-from tests.peer_vllm import needs_vllm
 from tests.server.engine.sampling.grammar_texts import accepted_texts, assert_vllm_accepts, build_grammar
+from tests.support.peer_vllm import needs_vllm
 
 CHOICES = ["yes", 'say "hi"', "back\\slash", "tab\there", "new\nline", "naïve", "日本", "😀", "/re/", "a|b", "\x01"]
 

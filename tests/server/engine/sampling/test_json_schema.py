@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.types import GuidedDecoding
-from tests.peer_vllm import needs_vllm
 from tests.server.engine.sampling.grammar_texts import accepted_texts, assert_vllm_accepts
+from tests.support.peer_vllm import needs_vllm
 
 _NUMBER = {"type": "integer"}
 _A = {"type": "object", "properties": {"a": _NUMBER}}

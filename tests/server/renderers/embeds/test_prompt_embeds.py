@@ -17,7 +17,7 @@ import torch
 from base.errors import RequestError
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.types import TensorData
-from tests.embeds_payloads import saved
+from tests.support.embeds_payloads import saved
 
 LIMITS = EmbedsLimits(max_model_len=64, width=16, dtype="float32")
 DTYPES = ("float16", "bfloat16", "float32", "float64")

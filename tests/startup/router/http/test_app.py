@@ -16,9 +16,9 @@ from base.access_log import ACCESS_LOGGER
 from base.security.open_paths import STATUS_PATHS
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_pool import ModelRefused
-from tests.ports import free_port
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, post
 from tests.startup.router.http.test_proxy import CHAT, body_of, echo, headers_of
+from tests.support.ports import free_port
 
 ENTRIES = (
     ModelEntry(name="org/first", aliases=("one",), words=("org/first-7b", "--seed", "1"), adapters=("lora",)),

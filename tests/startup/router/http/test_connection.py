@@ -12,9 +12,9 @@ from aiohttp import web
 from base.security.tls import RenewableTls
 from base.server_settings import TlsConfig
 from server.limits import LimitsConfig
-from tests.certificates import make_certificate, needs_openssl
 from tests.startup.router.http.small_router import SmallRouter, eventually, post
 from tests.startup.router.http.test_proxy import CHAT, MB, body_of, echo
+from tests.support.certificates import make_certificate, needs_openssl
 
 GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
 

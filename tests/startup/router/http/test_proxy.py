@@ -19,8 +19,8 @@ from aiohttp import web
 from server.limits import LimitsConfig
 from startup.router.http import background, proxy, request_body, waiting
 from startup.router.model_pool import ModelRefused
-from tests.ports import free_port
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, eventually, post
+from tests.support.ports import free_port
 
 CHAT = "/v1/chat/completions"
 MB = 1 << 20

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports import free_port
 from tests.startup.vllm.facts.small_vllm import write_small_vllm
 from tests.startup.vllm.fake_start import command, environment, short_folder
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.thorough
 

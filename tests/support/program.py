@@ -13,8 +13,8 @@ from typing import IO, Any, Final, Self
 import psutil
 
 from server.operation.drain import SAME_SIGNAL_S
-from tests.http_answer import Answer, ask
-from tests.processes import GONE_S, end_server, running
+from tests.support.http_answer import Answer, ask
+from tests.support.processes import GONE_S, end_server, running
 
 READY_S: Final = 240.0
 

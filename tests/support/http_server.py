@@ -12,7 +12,7 @@ from socketserver import TCPServer
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from tests.certificates import Certificate
+from tests.support.certificates import Certificate
 
 
 class LocalServer(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""Llama folders with random weights; `python -m tests.llamas TOKENIZER OUT` writes the billion.
+"""Llama folders with random weights; `python -m tests.support.llamas TOKENIZER OUT` writes the billion.
 
 `tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `billion` is for
 measurements on a GPU.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, wait_until
 
 GONE_S = 60.0
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import psutil
 
-from tests.program import Program
-from tests.waiting import is_gone, wait_until
+from tests.support.program import Program
+from tests.support.waiting import is_gone, wait_until
 
 OFF: Final = {"VCLI_STANDBY": "off"}
 """The environment of all tests: their starts are cold even if a standby of this user runs."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 ENVIRONMENT: Final = ROOT / ".peers" / os.environ.get("PEER_VLLM", "vllm")
 BIN: Final = ENVIRONMENT / "bin"
 PYTHON: Final = BIN / "python"

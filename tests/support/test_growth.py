@@ -4,7 +4,7 @@ from time import thread_time_ns
 
 import pytest
 
-from tests.growth import growth
+from tests.support.growth import growth
 
 pytestmark = pytest.mark.alone
 
