@@ -15,7 +15,7 @@ import yaml
 
 from tests.deploy.shipped import ROOT, STARTS, Instruction, read_stages
 from tests.deploy.test_deploy_files import MANIFESTS, pod_templates
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.ports import free_port
 
 _SUITE: Final = "trixie"

@@ -9,7 +9,7 @@ from tests.deploy.shipped import EXAMPLES, SECRETS, STARTS, STARTS_OF_VLLM
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.certificates import make_certificate
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 
 pytestmark = pytest.mark.thorough
 _SAME_WITH_LESS = ("image", "compose")

@@ -1,12 +1,13 @@
 """Valid and malformed requests, generated from the OpenAPI document of a server; each seed gives one."""
 
-import http.client
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
+
+from tests.support.http_client import RawClient, request_bytes
 
 MODEL: Final = "tiny"
 """The name that the servers give their model."""
@@ -179,15 +180,13 @@ def send_all(
 
 
 def _exchange(port: int, request: FuzzedRequest) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
+    data = request_bytes(request.path, request.body, method=request.method, content_type=request.content_type)
     try:
-        connection.request(request.method, request.path, request.body, {"content-type": request.content_type})
-        response = connection.getresponse()
-        return response.status, response.read()
-    except (OSError, http.client.HTTPException) as err:
+        with RawClient(port, timeout_s=_ANSWER_S) as client:
+            answer = client.send(data).read(request.method)
+    except OSError as err:
         return 599, repr(err).encode()
-    finally:
-        connection.close()
+    return answer.status, answer.body
 
 
 def _is_expected(request: FuzzedRequest, status: int, body: bytes) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tests.support.cli import CLI
+from tests.support.openai_client import openai_client
 from tests.support.ports import free_port
 from tests.support.program import Server
 from tests.support.waiting import wait_until
@@ -66,9 +67,7 @@ class ServerProcess(Server):
 
     def openai(self) -> "OpenAI":
         """The `openai` client, connected to this server; a context manager."""
-        from openai import OpenAI
-
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        return openai_client(self.url)
 
     def complete(self, *, max_tokens: int) -> int:
         """Requests a completion and returns the status."""

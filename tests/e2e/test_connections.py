@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clients import RawClient, request_bytes
 from tests.e2e.server_process import ServerProcess
+from tests.support.http_client import RawClient, request_bytes
 from tests.support.waiting import wait_until
 
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -254,7 +254,7 @@ def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(i
 def test_a_client_that_reads_slowly_gets_everything(server):
     with RawClient(server.port) as client:
         client.post("/v1/completions", LOUD | {"max_tokens": 50})
-        assert client.read_stream().endswith(b"data: [DONE]\n\n")
+        assert client.read().body.endswith(b"data: [DONE]\n\n")
 
 
 def test_idle_connections_make_room_for_new_ones(server):

@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.clients import LoadClients
 from tests.e2e.process_tree import Role, find_process
+from tests.support.openai_client import LoadClients
 from tests.support.processes import assert_gone
 from tests.support.waiting import wait_until
 
@@ -26,15 +26,11 @@ _VITAL = ("api", "engine")
 def test_no_request_is_lost_in_many_drains_under_load(start_server):
     for number in range(_NUM_DRAINS):
         with start_server("--shutdown-timeout", "300") as server:
-            clients = LoadClients(server.port, num_clients=8)
-            clients.start()
-            try:
+            with LoadClients(server.port, num_clients=8) as clients:
                 wait_until(lambda clients=clients: clients.endings["answered"] >= 8)
                 time.sleep(random.Random(number).random())  # the drain begins while requests run
                 family = server.family()
                 assert server.terminate(timeout_s=400) == 0
-            finally:
-                clients.stop()
             print(number, dict(clients.endings), clients.num_repeated, "repeated")
             assert not clients.losses
             assert clients.endings["lost"] == clients.endings["failed"] == 0

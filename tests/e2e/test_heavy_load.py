@@ -18,10 +18,9 @@ from time import perf_counter, sleep
 import psutil
 import pytest
 
-from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.tiers import slow_but_for
 from tests.support.waiting import wait_until
 

@@ -8,10 +8,10 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.clients import RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.hostile.checkpoints import pickles, write_code
 from tests.support.cli import run_cli
+from tests.support.http_client import RawClient
 from tests.support.tiers import slow_but_for
 from tests.support.waiting import wait_until
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import wait_process
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.waiting import wait_until
 
 TEXT_ROUTES = (

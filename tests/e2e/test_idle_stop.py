@@ -12,11 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.processes import assert_gone
 from tests.support.waiting import is_gone, wait_until
 
@@ -40,7 +39,7 @@ class _Server(ServerProcess):
 
     def state(self) -> str:
         """The state of the model, as probes are told while it does not run."""
-        return ask(f"{self.url}/health").headers.get("Model-State", "")
+        return ask(f"{self.url}/health").headers.get("model-state", "")
 
     def wait_stopped(self) -> None:
         wait_until(lambda: self.state() == "stopped", 240)

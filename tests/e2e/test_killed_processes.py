@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from envs.registry import START_METHODS
-from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
 from tests.startup.vllm.fake_start import short_folder
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, assert_gone
 from tests.support.tiers import slow_but_for
 from tests.support.waiting import wait_until

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
-from tests.support.http_answer import Answer, ask
+from tests.support.http_client import Answer, ask
 from tests.support.llamas import save_tiny_llama
 
 _PROMPT = list(b"The weather in Paris")

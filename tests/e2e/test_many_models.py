@@ -1,8 +1,6 @@
 """Many models behind one port, through clients: what one server answers, the router answers too."""
 
-import json
 import re
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.waiting import wait_until
 
 TOOLS: Final = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
@@ -80,11 +78,10 @@ def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
     words = ("--max-waiting", "10000", "--max-wait", "600", "--startup-timeout", "600")
     with RouterProcess(tmp_path, {"slow": foreign("never-listens")}, *words) as router:
         process = psutil.Process(router.process.pid)
-        body = json.dumps({"model": "slow", "prompt": "x" * 2000}).encode()
         before = process.memory_info().rss
-        clients = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(2000)]
+        clients = [RawClient(router.port) for _ in range(2000)]
         for client in clients:
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            client.post("/v1/completions", {"model": "slow", "prompt": "x" * 2000})
         wait_until(lambda: router.models()["slow"]["num_waiting"] == 2000)
         assert process.memory_info().rss - before < 150 * MB
         for client in clients:

@@ -21,7 +21,7 @@ from tests.startup.vllm.fake_start import FakeStart, short_folder
 from tests.startup.vllm.fake_start import environment as fake_environment
 from tests.support.cli import CLI, run_cli
 from tests.support.generated_docs import walk_commands
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 from vllm_cli.main import COMMANDS

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 
 PROMPT = "Foxes, hens and 3 other animals lived by the river. " * 5
 FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-for-endpoints", "/health, /metrics")

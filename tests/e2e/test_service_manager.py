@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.clients import StreamReader
 from tests.e2e.server_process import ServerProcess
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S
 from tests.support.waiting import wait_until
 
@@ -87,7 +87,7 @@ def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
         )
         url = "http://{}:{}".format(*listener.getsockname())
     try:
-        wait_until(lambda: ask(f"{url}/health").headers.get("Model-State") == "stopped", timeout_s=240)
+        wait_until(lambda: ask(f"{url}/health").headers.get("model-state") == "stopped", timeout_s=240)
         assert ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 2}).status == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.clients import RawAnswer, RawClient
 from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
+from tests.support.http_client import Answer, RawClient
 from tests.support.processes import stopped
 from tests.support.waiting import wait_until
 
@@ -29,7 +29,7 @@ def _request(path: str, headers: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n".encode()
 
 
-def _ask(client: RawClient, path: str = "/health") -> RawAnswer:
+def _ask(client: RawClient, path: str = "/health") -> Answer:
     return client.send(_request(path)).read()
 
 

@@ -3,21 +3,20 @@
 Every request gets a response: running ones finish, new ones get a 503. `test_killed_processes.py` has kills.
 """
 
-import http.client
 import json
 import signal
 
 import pytest
 
-from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.startup.vllm.fake_start import short_folder
+from tests.support.http_client import RawClient, request_bytes
+from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
 from tests.support.processes import GONE_S, assert_gone
 from tests.support.waiting import wait_until
 
-_BODY = json.dumps({"prompt": "Once", "max_tokens": 1})
-_JSON = {"Content-Type": "application/json"}
+_BODY = {"prompt": "Once", "max_tokens": 1}
 
 
 def test_running_stream_finishes_before_the_server_exits(start_server):
@@ -88,31 +87,22 @@ def test_engine_that_is_killed_while_it_loads_fails_the_start(start_tiny_server,
         assert "Traceback" not in server.log
 
 
-def _exchange(connection: http.client.HTTPConnection, method: str, path: str) -> http.client.HTTPResponse:
-    connection.request(method, path, _BODY if method == "POST" else None, _JSON)
-    response = connection.getresponse()
-    response.read()
-    return response
-
-
 def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_tiny_server):
     with start_tiny_server("--drain-grace", "600", environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}) as server:
-        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        assert _exchange(kept, "GET", "/health").getheader("connection") is None
+        kept = RawClient(server.port)
+        assert "connection" not in kept.get("/health").read().headers
         server.process.send_signal(signal.SIGTERM)
         for method, path in (("GET", "/readyz"), ("GET", "/health"), ("POST", "/v1/completions")):
             server.wait_unready()
-            fresh = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-            response = _exchange(fresh, method, path)
-            assert response.status == 503
-            assert response.getheader("retry-after") == "1"
-            assert response.getheader("connection") == "close"
-            fresh.close()
-        rejected = _exchange(kept, "POST", "/v1/completions")
-        assert (rejected.status, rejected.getheader("connection")) == (503, "close")
-        assert kept.sock is None  # http.client has closed it because of the header
-        live = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        assert _exchange(live, "GET", "/livez").status == 200
+            with RawClient(server.port) as fresh:
+                rejected = fresh.send(request_bytes(path, b"{}" * (method == "POST"), method=method)).read()
+                assert (rejected.status, rejected.headers["retry-after"]) == (503, "1")
+                assert rejected.headers["connection"] == "close"
+        rejected = kept.post("/v1/completions", _BODY).read()
+        assert (rejected.status, rejected.headers["connection"]) == (503, "close")
+        assert kept.is_closed()
+        kept.close()
+        assert server.ask("/livez").status == 200
         server.signal_again()
         assert server.process.wait(GONE_S) == 0
 
@@ -123,26 +113,18 @@ def test_an_idle_server_closes_its_port_although_a_client_goes_on_asking(start_t
         assert server.process.wait(GONE_S) == 0
 
 
-def _begin_request(port: int) -> http.client.HTTPConnection:
-    """Sends a request without the end of its body."""
-    slow = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    slow.putrequest("POST", "/v1/completions")
-    slow.putheader("Content-Type", "application/json")
-    slow.putheader("Content-Length", str(len(_BODY)))
-    slow.endheaders(_BODY[:10].encode())
-    return slow
+_SLOW = request_bytes("/v1/completions", json.dumps(_BODY).encode())
 
 
 def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server):
-    with start_tiny_server("--shutdown-timeout", "200") as server:
-        slow = _begin_request(server.port)
+    with start_tiny_server("--shutdown-timeout", "200") as server, RawClient(server.port) as slow:
+        slow.send(_SLOW[:-10])
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_unready()
-        slow.send(_BODY[10:].encode())
-        response = slow.getresponse()
-        assert response.status == 200
-        assert json.loads(response.read())["choices"]
+        answer = slow.send(_SLOW[-10:]).read()
+        assert answer.status == 200
+        assert answer.json["choices"]
         assert server.process.wait(GONE_S) == 0
 
 
@@ -153,17 +135,17 @@ def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server):
 def test_request_whose_body_never_ends_gets_a_503_and_does_not_delay_the_exit(
     start_tiny_server, timeout_s, num_signals
 ):
-    with start_tiny_server("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000") as server:
-        slow = _begin_request(server.port)
+    words = ("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000")
+    with start_tiny_server(*words) as server, RawClient(server.port) as slow:
+        slow.send(_SLOW[:-10])
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_logged("shutting down: 1 requests")
         if num_signals == 2:
             server.signal_again()
-        response = slow.getresponse()
-        assert response.status == 503
-        assert response.getheader("retry-after") == "1"
-        assert json.loads(response.read())["status"] == "draining"
+        answer = slow.read()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json["status"] == "draining"
         assert server.process.wait(GONE_S) == 0
         assert "Traceback" not in server.log
 

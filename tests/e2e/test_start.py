@@ -17,7 +17,7 @@ from tests.e2e.process_tree import count_roles, for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
 from tests.support.cli import run_cli
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.processes import GONE_S, assert_gone
 from tests.support.program import READY_S
 from tests.support.standby_process import OFF

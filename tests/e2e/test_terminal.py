@@ -12,7 +12,7 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.processes import GONE_S
 from tests.support.standby_process import StandbyProcess

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.clients import RawAnswer, RawClient, request_bytes
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.support.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.support.http_client import Answer, RawClient, request_bytes
 from tests.support.standby_process import OFF
 from tests.support.waiting import wait_until
 
@@ -45,13 +45,13 @@ class TlsServer(ServerProcess):
         """A client that has completed the handshake."""
         return RawClient(self.port, receive_buffer=receive_buffer, context=self.context)
 
-    def get(self, path: str, key: str = "") -> RawAnswer:
+    def get(self, path: str, key: str = "") -> Answer:
         """The response to a request on a new connection."""
         with self.connect() as client:
             return get(client, path, key)
 
 
-def get(client: RawClient, path: str, key: str = "") -> RawAnswer:
+def get(client: RawClient, path: str, key: str = "") -> Answer:
     return client.send(request_bytes(path, b"", method="GET", authorization=f"Bearer {key}")).read()
 
 

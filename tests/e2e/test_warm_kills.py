@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
 from tests.support.cli import run_cli
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.standby_process import StandbyProcess
 from tests.support.tiers import slow_but_for

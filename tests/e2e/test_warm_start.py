@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.standby_process import OFF, StandbyProcess
 from tests.support.tiers import slow_but_for

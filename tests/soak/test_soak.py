@@ -13,12 +13,12 @@ from typing import Final, Self
 
 import pytest
 
-from tests.e2e.clients import LoadClients, RawClient, request_bytes
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.test_hostile import AMBIGUOUS, GARBAGE
 from tests.soak.held import Held, find_growth, measure, settle
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask, request_bytes
+from tests.support.openai_client import LoadClients
 from tests.support.waiting import wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize", "/detokenize")
@@ -92,14 +92,14 @@ class MixedLoad:
         self._threads = [threading.Thread(target=self._repeat, args=(actor,), name=actor.__name__) for actor in actors]
 
     def __enter__(self) -> Self:
-        self._steady.start()
+        self._steady.__enter__()
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
-        self._steady.stop()
+        self._steady.__exit__()
         for thread in self._threads:
             thread.join()
         self.counts.update(self._steady.endings)

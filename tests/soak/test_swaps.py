@@ -21,10 +21,9 @@ import psutil
 import pytest
 
 from envs.registry import env
-from tests.e2e.clients import RawClient
 from tests.soak.held import Held, find_growth, measure, settle
 from tests.startup.router.router_process import RouterProcess, embedded
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.llamas import save_tiny_llama
 from tests.support.waiting import wait_until
 

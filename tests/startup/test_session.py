@@ -3,7 +3,6 @@
 import json
 import logging
 import socket
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +17,7 @@ from startup.session import ListenAddress, StartSession
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from tests.startup.systemd.notify_socket import NotifySocket
+from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 
 
@@ -46,8 +46,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
     with session:
         listening = session.listen(ListenAddress("127.0.0.1", 0, None))
         url = "http://{}:{}".format(*listening.getsockname())
-        with urllib.request.urlopen(f"{url}/livez", timeout=60) as answer:
-            assert answer.status == 200
+        assert ask(f"{url}/livez").status == 200
         session.limit_time(60)
         session.prefetch((), PrefetchOptions(mode="off"))
         session.check(_preflight(warning("disk", "little space")), "auto")

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.request import urlopen
+
+from tests.support.http_client import ask
 
 SECRET: Final = "s3-secret"
 
@@ -42,7 +43,7 @@ def s3_server() -> Iterator[S3Server]:
         aws_secret_access_key=SECRET,
         region_name=settings["AWS_DEFAULT_REGION"],
     )
-    urlopen(f"{url}/moto-api/reset", data=b"").close()  # all servers of a process share their objects
+    ask(f"{url}/moto-api/reset", {})  # all servers of a process share their objects
     try:
         client.create_bucket(Bucket="models")
         yield S3Server(url, client)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 from tests.vllm_engine.process_observer import FOLDER_VARIABLE
 from tests.vllm_engine.vllm_server import VllmServer, title_of

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
-from tests.e2e.clients import RawClient
 from tests.support.cli import run_cli
-from tests.support.http_answer import Answer, ask
+from tests.support.http_client import Answer, RawClient, ask
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
 from tests.support.program import Server
@@ -75,7 +74,7 @@ _BODY = {"model": "model", "prompt": VllmServer.PROMPT, "max_tokens": VllmServer
 
 
 def _wait_stopped(server: VllmServer) -> None:
-    wait_until(lambda: ask(f"{server.url}/health").headers.get("Model-State") == "stopped", 600)
+    wait_until(lambda: ask(f"{server.url}/health").headers.get("model-state") == "stopped", 600)
 
 
 def _texts(server: VllmServer, number: int) -> list[str]:

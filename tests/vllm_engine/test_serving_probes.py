@@ -1,13 +1,12 @@
 """With real vLLM, the responder answers `/health` as vLLM does, also while the event loop is held."""
 
-import socket
 import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
@@ -77,7 +76,7 @@ def test_answers_equal_those_of_plain_vllm(start_vllm):
 
 def _bytes(server: VllmServer, extra: bytes) -> list[bytes]:
     """Lines of the answer but for the date."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + extra + b"\r\n")
-        received = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    with RawClient(server.port) as client:
+        client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + extra + b"\r\n")
+        received = client.read_to_end()
     return [line for line in received.split(b"\r\n") if not line.startswith(b"date:")]

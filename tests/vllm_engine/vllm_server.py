@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from tests.support.http_answer import Answer
+from tests.support.http_client import Answer
 from tests.support.peer_vllm import BIN, PYTHON, ROOT
 from tests.support.ports import free_port
 from tests.support.program import Server

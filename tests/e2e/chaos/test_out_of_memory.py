@@ -16,7 +16,7 @@ from base.machine.cgroups import own_cgroups
 from base.wording import format_bytes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.processes import assert_gone
 from tests.support.waiting import wait_until
 

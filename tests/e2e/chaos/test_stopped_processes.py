@@ -4,23 +4,22 @@ Requests continue afterwards; after a time-out they fail and the process is repl
 waits for a stopped process.
 """
 
-import http.client
-import json
 import signal
 import time
 
 import psutil
 import pytest
 
-from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import Role, wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
+from tests.support.http_client import RawClient
+from tests.support.openai_client import StreamReader
 from tests.support.processes import assert_gone
 from tests.support.waiting import wait_until
 
 _GONE_S = 120.0
-_BODY = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()
+_BODY = {"prompt": "Once", "max_tokens": 4}
 
 
 def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
@@ -30,35 +29,21 @@ def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
     assert sum(bool(event["choices"]) for event in events) == max_tokens
 
 
-def _send(connection: http.client.HTTPConnection) -> None:
-    connection.request("POST", "/v1/completions", _BODY, {"Content-Type": "application/json"})
-
-
-def _read_status(connection: http.client.HTTPConnection) -> int:
-    response = connection.getresponse()
-    response.read()
-    return response.status
-
-
 @pytest.mark.slow
 def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(start_server, monkeypatch):
     """Neither the watchdog nor the time-outs of connections count the time in which it was stopped."""
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "10")
     with start_server("--engine-watchdog-timeout", "10", "--http-header-timeout", "10") as server:
         readers = [StreamReader(server.url, 60) for _ in range(3)]
-        kept, fresh = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=_GONE_S) for _ in range(2))
-        _send(kept)
-        assert _read_status(kept) == 200
-        fresh.connect()
-        assert server.health() == 200  # so the connection opened before has been accepted
-        server.process.send_signal(signal.SIGSTOP)
-        _send(kept)
-        _send(fresh)
-        time.sleep(12)  # longer than the watchdog's and both connections' time-outs
-        server.process.send_signal(signal.SIGCONT)
-        assert _read_status(kept) == _read_status(fresh) == 200
-        kept.close()
-        fresh.close()
+        with RawClient(server.port) as kept, RawClient(server.port) as fresh:
+            assert kept.post("/v1/completions", _BODY).read().status == 200
+            assert server.health() == 200  # so both connections have been accepted
+            server.process.send_signal(signal.SIGSTOP)
+            for client in (kept, fresh):
+                client.post("/v1/completions", _BODY)
+            time.sleep(12)  # longer than the watchdog's and both connections' time-outs
+            server.process.send_signal(signal.SIGCONT)
+            assert kept.read().status == fresh.read().status == 200
         for reader in readers:
             _assert_whole(reader, 60)
         assert "silent" not in server.log

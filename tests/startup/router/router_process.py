@@ -10,7 +10,7 @@ from typing import Any, Final
 import psutil
 
 from tests.e2e.server_process import ServerProcess
-from tests.support.http_answer import Answer
+from tests.support.http_client import Answer
 from tests.support.waiting import wait_until
 
 FOREIGN: Final = Path(__file__).with_name("foreign_server.py")

@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from envs.registry import env
-from tests.e2e.clients import StreamReader
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.startup.systemd.notify_socket import NotifySocket
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, assert_gone
 from tests.support.waiting import is_gone, wait_until
 

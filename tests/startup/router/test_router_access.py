@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from envs.registry import env
 from tests.startup.router.router_process import RouterProcess, foreign
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.cli import CLI
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
 from tests.support.ports import free_port
 from tests.support.processes import GONE_S
 from tests.support.waiting import wait_listening, wait_until
@@ -61,13 +60,11 @@ def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path):
 
 def test_a_unix_socket_takes_the_place_of_a_port(tmp_path):
     path = tmp_path / "s"
-    with (
-        RouterProcess(tmp_path, {"a": foreign()}, "--uds", str(path), wait=False),
-        socket.socket(socket.AF_UNIX) as client,
-    ):
-        wait_until(lambda: client.connect_ex(str(path)) == 0)
-        client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-        assert client.recv(1 << 16).startswith(b"HTTP/1.0 200")
+    with RouterProcess(tmp_path, {"a": foreign()}, "--uds", str(path), wait=False):
+        with socket.socket(socket.AF_UNIX) as probe:
+            wait_until(lambda: probe.connect_ex(str(path)) == 0)
+        with RawClient(str(path)) as client:
+            assert client.get("/health").read().status == 200
 
 
 def test_models_of_the_command_line_end_by_a_signal_that_ends_a_server(tiny_llama, tmp_path):
@@ -92,7 +89,4 @@ def _certificate(port: int) -> str:
 
 
 def _health(router: RouterProcess, trusted: Certificate) -> int:
-    url = f"https://127.0.0.1:{router.port}/health"
-    with urllib.request.urlopen(url, context=trusted.client_context(), timeout=GONE_S) as answer:
-        status: int = answer.status
-        return status
+    return ask(f"https://127.0.0.1:{router.port}/health", context=trusted.client_context()).status

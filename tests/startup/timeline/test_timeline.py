@@ -16,7 +16,7 @@ from base.machine.processes import process_start_ns
 from startup.timeline.report import StartFacts, build_report, read_report
 from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.ports import free_port
 
 SECOND = 1_000_000_000

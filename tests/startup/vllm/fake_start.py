@@ -2,22 +2,19 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
 from envs.registry import OWN_PREFIX, variables
 from tests.support.ports import free_port
 from tests.support.program import Server
-from tests.support.waiting import wait_until
 
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
@@ -171,18 +168,6 @@ def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) ->
     )
 
 
-def exchange(client: socket.socket, path: str) -> tuple[int, bytes]:
-    """Sends a request on a connection; raises OSError if it closes without an answer."""
-    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    received = b""
-    while chunk := client.recv(1 << 16):
-        received += chunk
-    head, separator, body = received.partition(b"\r\n\r\n")
-    if not separator:
-        raise OSError(f"incomplete answer: {received!r}")
-    return int(head.split()[1]), body
-
-
 def _is_forkserver(process: psutil.Process) -> bool:
     return any(_FORKSERVER in word for word in _words(process))
 
@@ -199,45 +184,3 @@ def _name(process: psutil.Process) -> str:
         return process.name()
     except psutil.NoSuchProcess:
         return ""
-
-
-class RepeatingClients:
-    """A thread per path, until the `with` block ends."""
-
-    def __init__(self, port: int, *paths: str) -> None:
-        self._port = port
-        self._has_ended = threading.Event()
-        self.statuses: list[list[int]] = [[] for _ in paths]
-        """The answers to each client, in order; 0 for a refused connection."""
-        self.lost: list[str] = []
-        """Connections that were reset, or closed without an answer."""
-        clients = zip(paths, self.statuses, strict=True)
-        self._threads = [threading.Thread(target=self._run, args=client) for client in clients]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._has_ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for_more(self, number: int, *statuses: int) -> None:
-        """Waits until each of these statuses was answered so often again."""
-        wanted = {status: self._count(status) + number for status in statuses}
-        wait_until(lambda: all(self._count(status) >= wanted[status] for status in statuses))
-
-    def _count(self, status: int) -> int:
-        return sum(answers.count(status) for answers in self.statuses)
-
-    def _run(self, path: str, statuses: list[int]) -> None:
-        while not self._has_ended.is_set():
-            try:
-                with socket.create_connection(("127.0.0.1", self._port), timeout=60) as client:
-                    statuses.append(exchange(client, path)[0])
-            except ConnectionRefusedError:
-                statuses.append(0)
-            except OSError as err:
-                self.lost.append(repr(err))

@@ -2,11 +2,14 @@
 
 import json
 import socket
+from contextlib import suppress
 
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange
+from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.support.http_client import RawClient
+from tests.support.openai_client import RepeatingClients
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -74,10 +77,9 @@ def test_unix_socket_is_handed_over(folder):
     path = folder / "socket"
 
     def status() -> int | None:
-        with socket.socket(socket.AF_UNIX) as client:
-            if client.connect_ex(str(path)) != 0:
-                return None
-            return exchange(client, "/health")[0]
+        with suppress(OSError), RawClient(str(path)) as client:
+            return client.get("/health").read().status
+        return None
 
     with FakeStart(folder, "--uds", str(path), "--gate", str(gate), host=None) as start:
         wait_until(lambda: status() == 503 or start.process.poll() is not None)

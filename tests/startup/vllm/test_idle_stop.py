@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -14,7 +14,7 @@ def _wait_stopped(start: FakeStart) -> None:
     def is_stopped() -> bool:
         """Probes and reports do not keep it running."""
         answers = [ask(f"http://127.0.0.1:{start.port}{path}") for path in ("/livez", "/metrics", "/health")]
-        return answers[-1].headers.get("Model-State") == "stopped"
+        return answers[-1].headers.get("model-state") == "stopped"
 
     wait_until(is_stopped)
 

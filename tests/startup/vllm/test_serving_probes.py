@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange, short_folder
+from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
+from tests.support.http_client import Answer
+from tests.support.openai_client import RepeatingClients
 from tests.support.processes import stopped
 from tests.support.waiting import is_gone, wait_until
 
@@ -101,19 +103,16 @@ def test_probes_are_answered_while_the_event_loop_is_held(is_new, serving):
     assert _ask_held(serving, _PROBE, is_new=is_new).startswith(b"HTTP/1.1 200 ")
 
 
-def _probe_held(start: FakeStart) -> tuple[int, bytes]:
-    """Status and body; 0 if this process was so slow that the connection was passed on to vLLM."""
-    with _connect(start) as client, suppress(TimeoutError):
-        client.settimeout(1)
-        return exchange(client, "/health")
-    return 0, b""
+def _probe_held(start: FakeStart) -> Answer:
+    """Status 0 if this process was so slow that the connection was passed on to vLLM."""
+    return start.ask("/health", timeout_s=1)
 
 
 def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving):
     with stopped(serving.process.pid):
-        wait_until(lambda: _probe_held(serving)[0] == 503)
-        wait_until(lambda: b"has not run for" in _probe_held(serving)[1])
-    wait_until(lambda: _probe_held(serving)[0] == 200)
+        wait_until(lambda: _probe_held(serving).status == 503)
+        wait_until(lambda: b"has not run for" in _probe_held(serving).body)
+    wait_until(lambda: _probe_held(serving).status == 200)
 
 
 @pytest.mark.parametrize("request_bytes", [_PROBE, _LAST_PROBE, _OLD_PROBE], ids=["keep-alive", "close", "http-1.0"])

@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.e2e.clients import SOON_REFUSALS, StreamReader, count_refusals
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
-from tests.support.http_answer import ask
+from tests.support.http_client import RawClient, ask
+from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
 from tests.support.processes import shared_memory, stopped
 from tests.support.waiting import is_gone, wait_until
 
@@ -192,12 +191,10 @@ def _stop(start: FakeStart) -> None:
     wait_until(lambda: ask(f"{_url(start)}/health").status == 503)
 
 
-def _begin_to_read(start: FakeStart, prompt: str) -> socket.socket:
-    """A client of an endless stream that has read the first byte."""
-    client = socket.create_connection(("127.0.0.1", start.port), timeout=60)
-    body = json.dumps({"prompt": prompt, "max_tokens": _ENDLESS, "stream": True}).encode()
-    client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    client.recv(1)
+def _begin_to_read(start: FakeStart, prompt: str) -> RawClient:
+    """A client of an endless stream that has read the first bytes."""
+    client = RawClient(start.port)
+    client.post("/v1/completions", {"prompt": prompt, "max_tokens": _ENDLESS, "stream": True}).read_head()
     return client
 
 
@@ -249,8 +246,6 @@ def test_an_engine_that_dies_ends_the_drain(start):
     with closing(_begin_to_read(start, "a")) as client:
         _stop(start)
         engine.kill()
-        with suppress(ConnectionResetError):
-            while client.recv(1 << 16):
-                pass
+        client.read_to_end()
     assert start.process.wait(60) == 0
     start.wait_all_gone()

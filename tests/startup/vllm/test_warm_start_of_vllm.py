@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from startup.standby.places import VLLM_EAGER, kind_of
-from tests.e2e.clients import StreamReader
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.support.openai_client import StreamReader
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 

@@ -1,10 +1,8 @@
 """Fixtures of the benchmarks' tests: a real HTTP server with known delays, in a separate process."""
 
-import json
 import shlex
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.http_answer import ask
+from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -28,8 +26,7 @@ class RunningServer(NamedTuple):
     @property
     def seen(self) -> Any:
         """The received bodies and the maximum of concurrent requests."""
-        with urllib.request.urlopen(self.url + "/seen") as response:
-            return json.load(response)
+        return ask(self.url + "/seen").json
 
 
 @pytest.fixture

@@ -1,0 +1,180 @@
+"""Clients of OpenAI's API: one that reads a stream while a test goes on, and many that keep a server busy."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.support.http_client import Answer, RawClient, ask
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+_STREAM_S = 200.0
+_BODY = {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
+SOON_REFUSALS = 30
+"""Of `count_refusals`: ten in half a second, 100 in five."""
+
+
+def openai_client(url: str, **options: Any) -> "OpenAI":
+    """The `openai` client without retries; a context manager."""
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{url}/v1", **{"api_key": "none", "max_retries": 0} | options)
+
+
+def count_refusals(url: str, stop: Callable[[], object]) -> int:
+    """The number of 503s that a client gets which asks twenty times a second until the port is closed."""
+    num_refusals = 0
+    ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 1})
+    stop()
+    while status := ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 1}).status:
+        num_refusals += status == 503
+        time.sleep(0.05)
+    return num_refusals
+
+
+class StreamReader:
+    """Waits for the first event, then reads the rest in a thread."""
+
+    def __init__(self, url: str, max_tokens: int, *, key: str = "none") -> None:
+        body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
+        address, _, path = url.removeprefix("http://").partition("/")
+        host, _, port = address.rpartition(":")
+        self._client = RawClient((host, int(port)), timeout_s=_STREAM_S)
+        path = f"/{path}/v1/completions" if path else "/v1/completions"
+        head = self._client.post(path, body, authorization=f"Bearer {key}").read_head()
+        self._parts = self._client.read_parts(head)
+        self._data = next(self._parts)
+        assert head.status == 200, self._data
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._client:
+            self._data += b"".join(self._parts)
+
+    def finish(self) -> list[Any]:
+        """Waits for the end of the stream; all events, None for `[DONE]`."""
+        self._thread.join(_STREAM_S)
+        assert not self._thread.is_alive()
+        events = [line[6:].strip() for line in self._data.splitlines() if line.startswith(b"data: ")]
+        return [json.loads(e) if e != b"[DONE]" else None for e in events]
+
+
+class _Clients:
+    """A thread for each client, until the `with` block ends."""
+
+    def __init__(self, port: int, clients: Sequence[Any]) -> None:
+        self._port = port
+        self._is_over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, args=(client,)) for client in clients]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops each client after its current request."""
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(_STREAM_S)
+            assert not thread.is_alive()
+
+    def _run(self, client: Any) -> None:
+        raise NotImplementedError
+
+
+class LoadClients(_Clients):
+    """Each client sends one request after another on its connection; every second client requests streams."""
+
+    def __init__(self, port: int, *, num_clients: int) -> None:
+        super().__init__(port, [number % 2 == 0 for number in range(num_clients)])
+        self.endings: Counter[str] = Counter()
+        """`answered`, `rejected` (503), `failed` (an error event or 500), `not accepted` and `lost`."""
+        self.losses: list[str] = []
+        self.num_repeated = 0
+        """Requests sent again because the idle connection was closed before a response began."""
+
+    def _run(self, wants_stream: bool) -> None:
+        connection: RawClient | None = None
+        while not self._is_over.is_set():
+            ending, connection = self._send(wants_stream, connection)
+            with self._lock:
+                if ending == "again":  # a server may close an idle connection at any time (RFC 9112, 9.6)
+                    self.num_repeated += 1
+                    continue
+                self.endings[ending] += 1
+            if ending == "not accepted":
+                return
+            if ending != "answered":
+                self._is_over.wait(0.05)
+        if connection is not None:
+            connection.close()
+
+    def _send(self, wants_stream: bool, kept: RawClient | None) -> tuple[str, RawClient | None]:
+        """How the request ended, and the connection if it can be used again."""
+        try:
+            connection = kept or RawClient(self._port)
+        except ConnectionError:
+            return "not accepted", None
+        try:
+            answer = connection.post("/v1/completions", _BODY | {"stream": wants_stream}).read()
+        except OSError as err:
+            connection.close()
+            if kept is not None:
+                return "again", None
+            self.losses.append(repr(err))
+            return "lost", None
+        ending = self._judge(answer, wants_stream)
+        if ending == "answered" and answer.headers.get("connection") != "close":
+            return ending, connection
+        connection.close()
+        return ending, None
+
+    def _judge(self, answer: Answer, wants_stream: bool) -> str:
+        if answer.status == 503 and "retry-after" in answer.headers:
+            return "rejected"
+        if answer.status == 500 and b'"error"' in answer.body:
+            return "failed"
+        if answer.status == 200:
+            is_whole = answer.body.rstrip().endswith(b"[DONE]") if wants_stream else b'"length"' in answer.body
+            if is_whole:
+                return "failed" if b'"error"' in answer.body else "answered"
+        self.losses.append(f"{answer.status} {answer.body[-200:]!r}")
+        return "lost"
+
+
+class RepeatingClients(_Clients):
+    """A client for each path, which asks again and again on new connections."""
+
+    def __init__(self, port: int, *paths: str) -> None:
+        self.statuses: list[list[int]] = [[] for _ in paths]
+        """The answers to each client, in order; 0 for a refused connection."""
+        self.lost: list[str] = []
+        """Connections that were reset, or closed without an answer."""
+        super().__init__(port, [*zip(paths, self.statuses, strict=True)])
+
+    def wait_for_more(self, number: int, *statuses: int) -> None:
+        """Waits until each of these statuses was answered so often again."""
+        wanted = {status: self._count(status) + number for status in statuses}
+        wait_until(lambda: all(self._count(status) >= wanted[status] for status in statuses))
+
+    def _count(self, status: int) -> int:
+        return sum(answers.count(status) for answers in self.statuses)
+
+    def _run(self, client: tuple[str, list[int]]) -> None:
+        path, statuses = client
+        while not self._is_over.is_set():
+            try:
+                with RawClient(self._port) as connection:
+                    statuses.append(connection.get(path, connection="close").read().status)
+            except ConnectionRefusedError:
+                statuses.append(0)
+            except OSError as err:
+                self.lost.append(repr(err))
