@@ -101,3 +101,13 @@ def test_json_that_others_have_written_is_read_only_after_a_check_of_its_depth()
         if functions & parsers and reads_unchecked:
             unchecked.add(name)
     assert unchecked == OWN_JSON.keys(), "read_json or check_depth of base/json_depth.py, or a reason in OWN_JSON"
+
+
+def test_values_of_property_tests_are_the_same_in_every_run():
+    """`hypothesis` itself would choose others; `stateful` and `strategies` have no settings."""
+    own = [
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests").rglob("*.py")
+        if re.search(r"^(import hypothesis|from hypothesis import)", file.read_text(), re.MULTILINE)
+    ]
+    assert own == ["tests/support/properties.py"], "import `given` and `settings` from there"

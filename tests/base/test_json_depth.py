@@ -1,7 +1,6 @@
 """The nesting of JSON is limited before a parser reads it, whatever the interpreter allows."""
 
 import json
-import random
 import sys
 import tracemalloc
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from base import json_depth
 from base.json_depth import MOST_LEVELS, JsonDepthError, check_depth, read_json
+from tests.support.properties import given, json_values, st
 
 DEEPEST = "[" * MOST_LEVELS + "]" * MOST_LEVELS
 TOO_DEEP = "[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1)
@@ -34,30 +34,17 @@ def test_levels_are_counted_outside_of_texts(accepted, refused):
             check_depth(text)
 
 
-def test_every_structure_is_cut_anywhere(monkeypatch):
-    dice = random.Random(7)
-    monkeypatch.setattr(json_depth, "MOST_LEVELS", 4)
-    for _ in range(500):
-        value = _value(dice, 6)
-        monkeypatch.setattr(json_depth, "_PIECE_BYTES", dice.randrange(2, 30))
+@given(json_values(st.text('a\\"[]{},\n🙂', max_size=8)), st.integers(2, 30), st.booleans())
+def test_every_structure_is_cut_anywhere(value, piece_bytes, is_ascii):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_depth, "MOST_LEVELS", 3)
+        patch.setattr(json_depth, "_PIECE_BYTES", piece_bytes)
         try:
-            check_depth(json.dumps(value, ensure_ascii=dice.random() < 0.5))
+            check_depth(json.dumps(value, ensure_ascii=is_ascii))
             is_accepted = True
         except JsonDepthError:
             is_accepted = False
-        assert is_accepted == (_depth(value) <= 4), value
-
-
-def _value(dice: random.Random, most: int) -> Any:
-    def text() -> str:
-        return "".join(dice.choices('a\\"[]{},\n🙂', k=dice.randrange(9)))
-
-    kind = dice.random() if most else 1
-    if kind < 0.35:
-        return [_value(dice, most - 1) for _ in range(dice.randrange(4))]
-    if kind < 0.7:
-        return {text(): _value(dice, most - 1) for _ in range(dice.randrange(4))}
-    return text()
+    assert is_accepted == (_depth(value) <= 3)
 
 
 def _depth(value: Any) -> int:

@@ -1,5 +1,6 @@
 """Secrets in words and addresses are hidden; everything else is unchanged."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from envs.redaction import hide_in_command, hide_in_words, is_secret_name, without_login
 from envs.registry import variables
 from tests.support.growth import growth
+from tests.support.properties import given, st
 from vllm_cli.flags.table import FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -29,26 +31,31 @@ def test_a_login_before_the_host_is_masked(text, shown):
     assert without_login(text) == shown
 
 
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
-        ("serve m --api-key SECRET SECRET --port 1", "serve m --api-key * * --port 1"),
-        ("--api_key=SECRET m", "--api_key=* m"),
-        ("--api-k SECRET --hf-tok SECRET m", "--api-k * --hf-tok * m"),
-        ("--hf-token -SECRET m", "--hf-token * m"),
-        ("--hf-token --port 1", "--hf-token --port 1"),
-        ("--kv-transfer-config.kv.secret_key SECRET m", "--kv-transfer-config.kv.secret_key * m"),
-        ("AWS_SECRET_ACCESS_KEY=SECRET OTEL_EXPORTER_OTLP_HEADERS=S",
-         "AWS_SECRET_ACCESS_KEY=* OTEL_EXPORTER_OTLP_HEADERS=*"),
-        ("http://SECRET@h/v1?a=1&apiKey=SECRET&b=2", "http://*@h/v1?a=1&apiKey=*&b=2"),
-        ("http://SECRET@h/?token=SECRET", "http://*@h/?token=*"),
-        ("Endpoint=a;AccountKey=SECRET==;Suffix=b", "Endpoint=a;AccountKey=*;Suffix=b"),
-        ("--api-key-file keys --ssl-keyfile k.pem m", "--api-key-file keys --ssl-keyfile k.pem m"),
-        ("--allow-credentials --spec-tokens 8 --tokenizer t", "--allow-credentials --spec-tokens 8 --tokenizer t"),
-    ],
+_FORMS = (
+    ("serve m --api-key § §", "serve m --api-key * *"),
+    ("--api_key=§ m", "--api_key=* m"),
+    ("--api-k § --hf-tok § m", "--api-k * --hf-tok * m"),
+    ("--hf-token -§ m", "--hf-token * m"),
+    ("--hf-token --port 1", "--hf-token --port 1"),
+    ("--kv-transfer-config.kv.secret_key § m", "--kv-transfer-config.kv.secret_key * m"),
+    ("AWS_SECRET_ACCESS_KEY=§ OTEL_EXPORTER_OTLP_HEADERS=§",
+     "AWS_SECRET_ACCESS_KEY=* OTEL_EXPORTER_OTLP_HEADERS=*"),
+    ("http://§@h/v1?a=1&apiKey=§&b=2", "http://*@h/v1?a=1&apiKey=*&b=2"),
+    ("http://§@h/?token=§", "http://*@h/?token=*"),
+    ("Endpoint=a;AccountKey=§==;Suffix=b", "Endpoint=a;AccountKey=*;Suffix=b"),
+    ("--api-key-file keys --ssl-keyfile k.pem m", "--api-key-file keys --ssl-keyfile k.pem m"),
+    ("--allow-credentials --spec-tokens 8 --tokenizer t", "--allow-credentials --spec-tokens 8 --tokenizer t"),
 )  # fmt: skip
-def test_secrets_among_words_are_hidden_and_nothing_else_is(words, shown):
-    assert hide_in_words(words.split(), lambda _: "*") == shown.split()
+
+
+@given(st.permutations(_FORMS), st.text("abXY01-_.+~", min_size=3))
+def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
+    """Also if one word is the whole command, in which more may be hidden."""
+    secret = f"Zq{end}"
+    given_words, shown = ([word for form in forms for word in f"{form[n]} --port 1".split()] for n in (0, 1))
+    words = [word.replace("§", secret) for word in given_words]
+    assert hide_in_words(words, lambda _: "*") == shown
+    assert secret not in hide_in_words([f"run {shlex.join(words)}"], lambda _: "*")[0]
 
 
 @pytest.mark.parametrize(

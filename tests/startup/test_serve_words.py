@@ -1,12 +1,15 @@
 """The words of `serve` are split between launcher and engine as argparse would split them."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 from startup.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
+from tests.support.properties import given, st
 from vllm_cli.flags.supported import GROUPS, LOG_FORMAT
 
+_KNOWN: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?", "--switch": 0}
 VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_cli" / "vllm_flags.txt").read_text().split())
 
 
@@ -43,28 +46,43 @@ def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
     assert ServeWords([word]).own == {"--startup-timeout": "3"}
 
 
-def test_the_last_value_of_a_flag_counts():
-    assert ServeWords(["--engine", "vllm", "--engine=embedded"]).own == {"--engine": "embedded"}
-
-
 @pytest.mark.parametrize(
     ("line", "pieces"),
     [
-        ("--one a b", ["--one a", "b"]),
-        ("--one=a b", ["--one=a", "b"]),
         ("--one -x", ["--one -x"]),
-        ("--one --many", ["--one", "--many"]),
         ("--one -- a", ["--one", "-- a"]),
-        ("--many a b -1 - --one c", ["--many a b -1 -", "--one c"]),
-        ("--maybe a b", ["--maybe a", "b"]),
-        ("--maybe -x", ["--maybe", "-x"]),
         ("--unknown a", ["--unknown", "a"]),
         ("--one.some_key a", ["--one.some_key a"]),
     ],
 )
 def test_a_flag_has_as_many_words_as_its_values(line, pieces):
-    known: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?"}
-    assert [" ".join(given.words) for given in split(line.split(), known.get)] == pieces
+    """Where argparse reports an error or knows no flag."""
+    assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
+
+
+@given(st.lists(st.sampled_from([*_KNOWN, "--one=a", "--many=b", "--maybe=", "-x", "-1", "-", "", "a", "b c"])))
+def test_words_are_split_as_argparse_splits_them(words):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag, nargs in _KNOWN.items():
+        if nargs == 0:
+            parser.add_argument(flag, action="append_const", const=[])
+        else:
+            parser.add_argument(flag, action="append", nargs=nargs)
+    try:
+        known, others = parser.parse_known_args(words)
+    except argparse.ArgumentError:  # a value is missing, or begins with a dash
+        return
+    found: dict[str, list[list[str]]] = {}
+    ours: list[str] = []
+    for one in split(words, _KNOWN.get):
+        if one.flag in _KNOWN:
+            found.setdefault(one.flag[2:], []).append([*one.values])
+        else:
+            ours += one.words
+    for name, values in vars(known).items():
+        expected = [each if isinstance(each, list) else [] if each is None else [each] for each in values or ()]
+        assert found.get(name, []) == expected
+    assert ours == others
 
 
 def test_names_have_dashes_and_keys_stay():

@@ -1,8 +1,13 @@
 """Request bodies are decoded into structs, or into errors that name the field, or a limit and its flag."""
 
+import json
+from collections.abc import Iterator
+from typing import Any
+
 import msgspec
 import pytest
 
+from base import json_depth
 from base.errors import RequestError
 from server.apis.messages.request import MessagesRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
@@ -13,6 +18,7 @@ from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
 from server.http_body.request_body import RequestDecoder, check_num_values
 from server.limits import LimitsConfig
+from tests.support.properties import given, json_values, st
 
 
 def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
@@ -159,20 +165,29 @@ def has_at_most(body: bytes, most: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("gap", ["", " " * 40_000, " " * (1 << 20)], ids=["short", "long", "very long"])
-@pytest.mark.parametrize(
-    ("body", "num_values"),
-    [
-        ("[%s1,2,%s[true,%s3]]", 6),
-        ('{"a,,,[":%s1,"b":%s["\\"[,"],"c":null}%s', 5),
-        ('["a%s","b",%s"c","d",%s[1]]', 7),
-        ('["%s\\\\",1,"%s\\",",2,%s3]', 6),
-    ],
-)
-def test_values_are_counted_outside_of_texts(body, num_values, gap):
-    encoded = (body % (gap, gap, gap)).encode()
-    assert has_at_most(encoded, num_values)
-    assert not has_at_most(encoded, num_values - 1)
+@given(json_values(st.text('a\\"[],\n🙂', max_size=8)), st.integers(2, 30), st.sampled_from(["", "   ", "x"]))
+def test_values_are_counted_outside_of_texts_in_pieces_of_any_size(value, piece_bytes, gap):
+    body = json.dumps([value, gap * 30], indent=1 if gap else None, ensure_ascii=False).encode()
+    num_values = max(1 + sum(_sizes([value, ""])), _num_texts([value, ""]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_depth, "_PIECE_BYTES", piece_bytes)
+        assert has_at_most(body, num_values)
+        assert not has_at_most(body, num_values - 1)
+
+
+def _sizes(value: Any) -> Iterator[int]:
+    """The members of each object and list in the value, itself included; 1 if there are none."""
+    if isinstance(value, dict | list):
+        yield max(len(value), 1)
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _sizes(member)
+
+
+def _num_texts(value: Any) -> int:
+    """Texts and names of members."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_num_texts, value.values()))
+    return sum(map(_num_texts, value)) if isinstance(value, list) else 1
 
 
 @pytest.mark.parametrize("body", [b'"', b'"\\', b"]" * 100, b'["', b"\xff" * 40_000, b"", b'[",,,,,\\'])

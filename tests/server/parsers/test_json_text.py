@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.parsers.base import CallArguments
+from server.parsers.base import CallArguments, CallStart, Content
 from server.parsers.chain import WholeCalls
 from server.parsers.json_text import read_json, write_json
 from server.parsers.registry import load_tool_parser
+from tests.server.parsers.parsed import joined_events
+from tests.support.properties import given, json_values, pieces, st
 
 HALF = "\\ud83d"
 OBJECT = SimpleNamespace(name="f", parameters={"properties": {"a": {"type": "string"}, "b": {"type": "object"}}})
@@ -57,6 +59,19 @@ def test_python_values_that_json_does_not_have_are_content(name, value):
     parser = load_tool_parser(name)([OBJECT])
     text = f"[f(a={value})]"
     assert "".join(event.text for event in [*parser.feed(text, ()), *parser.finish()]) == text
+
+
+_STRINGS = st.text('ab"\\\\{}[]<>,:\n é🙂', max_size=8)
+
+
+@given(json_values(_STRINGS, st.integers(-9, 10**20) | st.none() | st.booleans()), st.booleans(), st.data())
+def test_a_json_call_is_the_same_wherever_its_text_is_cut(value, is_ascii, data):
+    call = json.dumps({"name": "f", "arguments": {"a": value}}, ensure_ascii=is_ascii)
+    text = f"before <tool_call>\n{call}\n</tool_call> after"
+    events = joined_events(load_tool_parser("hermes")([OBJECT]), data.draw(pieces(text)))
+    assert events == joined_events(load_tool_parser("hermes")([OBJECT]), [text])
+    assert [type(event) for event in events[:3]] == [Content, CallStart, CallArguments]
+    assert json.loads(events[2].text) == {"a": value}
 
 
 DEEP = ["[" * levels + "]" * levels for levels in range(850, 1000)]

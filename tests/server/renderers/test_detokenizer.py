@@ -9,6 +9,7 @@ from server.renderers import detokenizer
 from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner, decode_in_pieces
 from server.renderers.hf import HfRenderer
 from tests.server.renderers.conftest import TEXTS, encode, feed
+from tests.support.properties import given, pieces, st
 
 
 def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
@@ -212,20 +213,17 @@ def test_an_ignored_stop_string_is_not_found_later():
     assert scan_next.scan("xab") == ("x", "ab")
 
 
-def test_random_pieces_give_what_a_search_in_the_whole_text_gives():
-    for seed in range(2000):
-        rng = random.Random(seed)
-        text = "".join(rng.choices("ab", k=30))
-        stops = ["".join(rng.choices("ab", k=rng.randint(2, 6))) for _ in range(rng.randint(1, 3))]
-        ends = [(text.find(stop) + len(stop), i) for i, stop in enumerate(stops) if stop in text]
-        cuts = sorted(rng.choices(range(31), k=rng.randint(0, 30)))
-        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, 30], strict=True)]
-        shown, stop = scan(StopScanner(stops), pieces)
-        if ends:
-            end, i = min(ends)
-            assert (stop, "".join(shown)) == (stops[i], text[: end - len(stops[i])]), seed
-        else:
-            assert (stop, "".join(shown)) == (None, text), seed
+@given(
+    st.text("ab", max_size=30).flatmap(pieces),
+    st.lists(st.text("ab", min_size=2, max_size=6), min_size=1, max_size=3, unique=True),
+)
+def test_pieces_give_what_a_search_in_the_whole_text_gives(cut, stops):
+    text = "".join(cut)
+    ends = [(text.find(stop) + len(stop), i) for i, stop in enumerate(stops) if stop in text]
+    end, i = min(ends, default=(None, None))
+    expected = (text, None) if i is None else (text[: end - len(stops[i])], stops[i])
+    shown, stop = scan(StopScanner(stops), cut)
+    assert ("".join(shown), stop) == expected
 
 
 @pytest.mark.parametrize("include", [False, True])

@@ -4,8 +4,10 @@ import errno
 import multiprocessing
 import os
 import resource
+from contextlib import suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -14,6 +16,7 @@ from startup.compile_cache.archive import read_record
 from startup.compile_cache.location import Location, LocationError, open_location
 from startup.compile_cache.record import CompiledModel
 from tests.startup.compile_cache.inputs import save_archive
+from tests.support.properties import given, st
 
 NAME = "0.32.0-abc/key.zip"
 _STRANGER = 4711
@@ -82,6 +85,18 @@ def test_a_name_that_no_archive_has_is_refused(name, shared, tmp_path):
     for work in (shared.open, shared.remove, shared.touch, lambda name: shared.add(name, tmp_path / "a.zip")):
         assert "cannot be the name of an archive in" in problem(lambda work=work: work(name))
     assert shared.list("../shared/0.32.0-abc") == []
+
+
+@given(st.text("aZ0-_+./\\ \n\0é", max_size=9), st.sampled_from(["", ".zip", "/a.zip", "/.zip"]))
+def test_a_name_is_refused_or_that_of_a_file_in_a_folder_of_the_location(begin, end):
+    with TemporaryDirectory() as top:
+        (Path(top) / "content").touch()
+        (Path(top) / "in").mkdir()
+        with suppress(LocationError):
+            open_location(f"{top}/in/shared").add(f"{begin}{end}", Path(top) / "content")
+        found = [str(path.relative_to(top)) for path in Path(top).rglob("*") if path.is_file()]
+        assert sorted(found) in (["content"], sorted(["content", f"in/shared/{begin}{end}"]))
+        assert all(file.count("/") == 3 for file in found if file != "content")
 
 
 def _link_away(place: Path, folder: Path) -> Path:

@@ -1,11 +1,11 @@
 """The critical path is a partition of the start, and follows the chain of causes across processes."""
 
-import random
 from itertools import pairwise
 
 import pytest
 
 from startup.timeline.spans import PhaseSpan, find_critical_path
+from tests.support.properties import given, st
 
 MS = 1_000_000
 
@@ -142,21 +142,20 @@ def test_the_path_follows_what_the_start_waited_for(spans, expected):
     assert [f"{span.process}:{span.name} until {span.end_ns / MS:g}" for span in path] == expected
 
 
-def test_any_spans_give_a_partition():
-    for seed in range(500):
-        path = find_critical_path(random_spans(random.Random(seed)), begin_ns=0, end_ns=100 * MS)
-        assert (path[0].begin_ns, path[-1].end_ns) == (0, 100 * MS), seed
-        assert all(earlier.end_ns == later.begin_ns for earlier, later in pairwise(path)), seed
-        assert all(piece.begin_ns < piece.end_ns for piece in path), seed
-        assert not any(piece.process == "prefetch" for piece in path), seed
+_PROCESSES = ("api", "engine", "forkserver", "prefetch")
+_SPANS = st.builds(
+    lambda process, begin_ns, num_ns, waits_for: PhaseSpan(process, "s", begin_ns, begin_ns + num_ns, waits_for),
+    st.sampled_from(_PROCESSES),
+    st.integers(-10 * MS, 110 * MS),
+    st.sampled_from([0, MS // 100]) | st.integers(0, 40 * MS),
+    st.sampled_from([None, *_PROCESSES, "unknown"]),
+)
 
 
-def random_spans(source: random.Random) -> list[PhaseSpan]:
-    processes = ("api", "engine", "forkserver", "prefetch")
-    spans = []
-    for number in range(source.randrange(30)):
-        begin_ns = round(source.uniform(-10, 110) * MS)
-        end_ns = begin_ns + round(source.random() * source.choice((0, 0.01, 3, 40)) * MS)
-        waits_for = source.choice((None, None, *processes, "unknown"))
-        spans.append(PhaseSpan(source.choice(processes), f"s{number}", begin_ns, end_ns, waits_for))
-    return spans
+@given(st.lists(_SPANS, max_size=30))
+def test_any_spans_give_a_partition(spans):
+    path = find_critical_path(spans, begin_ns=0, end_ns=100 * MS)
+    assert (path[0].begin_ns, path[-1].end_ns) == (0, 100 * MS)
+    assert all(earlier.end_ns == later.begin_ns for earlier, later in pairwise(path))
+    assert all(piece.begin_ns < piece.end_ns for piece in path)
+    assert not any(piece.process == "prefetch" for piece in path)

@@ -1,14 +1,14 @@
 """Slots share memory: a common beginning is held once, freed when nothing holds it, and never changed."""
 
 import os
-import random
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import pytest
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.memory.shared_slots import Reference, SharedSlots
+from tests.support.properties import settings, st
 
 _TOKEN_BYTES = [64, 128]
 _BLOCK = 64
@@ -112,26 +112,74 @@ def test_beginnings_are_copied_when_too_many_mappings_are_in_use():
     assert memory.slots.num_shared_tokens == 2 * 4 * _BLOCK
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("max_mappings", [20, 1000])
-def test_slots_always_contain_what_was_written_to_them(seed, max_mappings):
-    memory = _Memory(num_slots=6)
-    memory.slots.memory._max_mappings = max_mappings
-    rng = random.Random(seed)
-    for _ in range(300):
-        memory.do_something(rng)
-        memory.check()
-        if max_mappings == 1000:
-            memory.read_closed()
-    for slot, expected in memory.written.items():
-        assert all((part[slot] == expected[:, None]).all() for part in memory.parts), "behind it are zeros"
-    for slot in list(memory.written):
-        memory.close(slot)
-    while memory.kept:
-        memory.drop(memory.kept[0][0])
-    assert memory.num_committed_bytes == 0
-    assert (memory.slots.num_kept_tokens, memory.slots.num_shared_tokens) == (0, 0)
-    assert len(memory.slots._free_segments) == memory.slots._num_segments
+@settings(max_examples=4, stateful_step_count=100)
+class _Calls(RuleBasedStateMachine):
+    """Calls that the cache manager could make; slots always contain what was written to them."""
+
+    max_mappings = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = _Memory(num_slots=6)
+        self.memory.slots.memory._max_mappings = self.max_mappings
+
+    @rule(data=st.data())
+    def open(self, data: st.DataObject) -> None:
+        memory = self.memory
+        free = sorted(set(range(memory.num_slots)) - set(memory.written))
+        if not free:
+            return
+        sources: list[tuple[int | list[Reference] | None, int]] = [(None, 0)]
+        sources += [(slot, memory.lengths[slot]) for slot in memory.written if memory.lengths[slot]]
+        sources += [(kept, len(values)) for kept, values in memory.kept]
+        source, length = data.draw(st.sampled_from(sources))
+        least = min(1, length)
+        memory.open(data.draw(st.sampled_from(free)), source, data.draw(st.just(length) | st.integers(least, length)))
+
+    @precondition(lambda self: self.memory.written)
+    @rule(data=st.data(), call=st.sampled_from(["write", "write", "write", "end", "abort"]))
+    def use(self, data: st.DataObject, call: str) -> None:
+        memory = self.memory
+        slot = data.draw(st.sampled_from(sorted(memory.written)))
+        length = memory.lengths[slot]
+        if call == "write" and length < _SLOT_LEN - 3:
+            memory.write(slot, length, data.draw(st.integers(length + 1, _SLOT_LEN - 3)))
+        elif call == "end" and length:
+            memory.keep(slot, length)
+            memory.close(slot)
+        elif call == "abort":
+            memory.close(slot)
+
+    @precondition(lambda self: self.memory.kept)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        self.memory.drop(data.draw(st.sampled_from(self.memory.kept))[0])
+
+    @invariant()
+    def check(self) -> None:
+        self.memory.check()
+        if self.max_mappings == 1000:
+            self.memory.read_closed()
+
+    def teardown(self) -> None:
+        memory = self.memory
+        for slot, expected in memory.written.items():
+            assert all((part[slot] == expected[:, None]).all() for part in memory.parts), "behind it are zeros"
+        for slot in list(memory.written):
+            memory.close(slot)
+        while memory.kept:
+            memory.drop(memory.kept[0][0])
+        assert memory.num_committed_bytes == 0
+        assert (memory.slots.num_kept_tokens, memory.slots.num_shared_tokens) == (0, 0)
+        assert len(memory.slots._free_segments) == memory.slots._num_segments
+
+
+class _CallsOnFewMappings(_Calls):
+    max_mappings = 20
+
+
+TestCalls = _Calls.TestCase
+TestCallsOnFewMappings = _CallsOnFewMappings.TestCase
 
 
 @dataclass
@@ -194,25 +242,3 @@ class _Memory:
         self.slots.hide_closed(range(self.num_slots))
         for part in self.parts:
             part[slots].any()
-
-    def do_something(self, rng: random.Random) -> None:
-        """A random call that the cache manager could make."""
-        free = sorted(set(range(self.num_slots)) - set(self.written))
-        if free and (not self.written or rng.random() < 0.3):
-            sources: list[tuple[int | list[Reference] | None, int]] = [(None, 0)]
-            sources += [(slot, self.lengths[slot]) for slot in self.written if self.lengths[slot]]
-            sources += [(kept, len(values)) for kept, values in self.kept]
-            source, length = rng.choice(sources)
-            self.open(rng.choice(free), source, rng.choice([length, rng.randint(min(1, length), length)]))
-            return
-        slot = rng.choice(list(self.written))
-        match rng.choice(["write", "write", "write", "end", "abort", "drop"]):
-            case "write" if self.lengths[slot] < _SLOT_LEN - 3:
-                self.write(slot, self.lengths[slot], rng.randint(self.lengths[slot] + 1, _SLOT_LEN - 3))
-            case "end" if self.lengths[slot]:
-                self.keep(slot, self.lengths[slot])
-                self.close(slot)
-            case "abort":
-                self.close(slot)
-            case "drop" if self.kept:
-                self.drop(rng.choice(self.kept)[0])

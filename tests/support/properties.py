@@ -1,0 +1,35 @@
+"""Property tests: hypothesis makes the values, the same ones in every run, and shrinks what fails.
+
+Tests import `given` from here: hypothesis's own would choose other values in each run, some of them from the
+modules that other tests have imported.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hypothesis import configuration, given, settings
+from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
+
+__all__ = ["given", "json_values", "pieces", "settings", "st"]
+
+configuration.set_hypothesis_home_dir(Path(__file__).parents[2] / "build" / "hypothesis")
+providers._get_local_constants = lambda: providers._local_constants
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=50)
+settings.load_profile("fixed")
+
+
+def json_values(texts: st.SearchStrategy[str], others: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
+    """Texts, and other values without members, in lists and objects in each other."""
+    return st.recursive(
+        texts if others is None else texts | others,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+        max_leaves=20,
+    )
+
+
+@st.composite
+def pieces(draw: st.DrawFn, text: str) -> list[str]:
+    """A text cut anywhere."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=12)))
+    return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
