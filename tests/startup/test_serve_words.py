@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
-from tests.support.properties import given, st
+from tests.support.properties import given, settings, st
 from vllm_cli.flags.supported import GROUPS, LOG_FORMAT
 
 _KNOWN: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?", "--switch": 0}
@@ -60,16 +60,30 @@ def test_a_flag_has_as_many_words_as_its_values(line, pieces):
     assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
 
 
-@given(st.lists(st.sampled_from([*_KNOWN, "--one=a", "--many=b", "--maybe=", "-x", "-1", "-", "", "a", "b c"])))
-def test_words_are_split_as_argparse_splits_them(words):
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag, nargs in _KNOWN.items():
-        if nargs == 0:
-            parser.add_argument(flag, action="append_const", const=[])
-        else:
+        if nargs:
             parser.add_argument(flag, action="append", nargs=nargs)
+        else:
+            parser.add_argument(flag, action="append_const", const=[])
+    return parser
+
+
+_PARSER = _parser()
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.sampled_from([*_KNOWN, "--one=a", "--many=b", "--maybe=", "-x"])
+        | st.lists(st.sampled_from(["-1", "-", "", "a", "b c"]), max_size=4)
+    )
+)
+def test_words_are_split_as_argparse_splits_them(parts):
+    words = [word for part in parts for word in ([part] if isinstance(part, str) else part)]
     try:
-        known, others = parser.parse_known_args(words)
+        known, others = _PARSER.parse_known_args(words)
     except argparse.ArgumentError:  # a value is missing, or begins with a dash
         return
     found: dict[str, list[list[str]]] = {}
