@@ -7,10 +7,10 @@ import pytest
 
 from base.status_page.page import DATA_PATH
 from tests.e2e.server_process import ServerProcess
-from tests.hub.server import HubServer
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
+from tests.support.hub import HubServer
 from tests.support.s3_server import SECRET, s3_server
 from tests.support.waiting import wait_until
 

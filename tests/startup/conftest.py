@@ -9,7 +9,7 @@ import pytest
 
 from envs.registry import env
 from startup.imports import finder
-from tests.hub.server import HubServer
+from tests.support.hub import HubServer
 
 
 class ToyPackages:

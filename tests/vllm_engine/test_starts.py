@@ -13,8 +13,8 @@ import pytest
 
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import STARTS, STARTS_OF_VLLM
-from tests.hub.server import HubServer
 from tests.startup.vllm.fake_start import short_folder
+from tests.support.hub import HubServer
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
 from tests.vllm_engine.vllm_server import VllmServer, title_of

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tests.hub.server import HubServer
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
+from tests.support.hub import HubServer
 from tests.support.openai_client import StreamReader
 from tests.support.processes import shared_memory
 from tests.support.waiting import is_gone, wait_until

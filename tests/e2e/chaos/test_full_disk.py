@@ -11,9 +11,9 @@ import pytest
 from base.wording import format_bytes
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
-from tests.hub.server import HubServer
 from tests.startup.vllm.fake_start import ROOT, command, environment
 from tests.support.cli import run_cli
+from tests.support.hub import HubServer
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 

@@ -7,9 +7,9 @@ from typing import Final
 import pytest
 
 from envs.registry import env
-from tests.hub.server import HubServer
 from tests.startup.download.downloads import MODEL as LARGER_MODEL
 from tests.startup.download.downloads import Downloads
+from tests.support.hub import HubServer
 
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 MODEL: Final = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}

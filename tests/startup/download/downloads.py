@@ -11,7 +11,7 @@ from startup.download.messages import DownloadOptions, DownloadReport, Job
 from startup.download.worker import DownloadRun
 from startup.model.file_plan import Download
 from startup.model.wanted_files import WantedFiles
-from tests.hub.server import HubServer
+from tests.support.hub import HubServer
 from tests.support.waiting import wait_until
 
 WEIGHTS = bytes(range(256)) * 4096

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.faults import Fault
-from tests.hub.server import HubServer
 from tests.startup.download.downloads import MODEL, WEIGHTS
+from tests.support.hub import Fault, HubServer
 
 MIB = 1 << 20
 

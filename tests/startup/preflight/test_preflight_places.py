@@ -15,8 +15,7 @@ from startup.download.obtain import resolve_model
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import ModelRequest
 from startup.preflight.report import Finding, PreflightReport
-from tests.hub.faults import Fault
-from tests.hub.server import HubServer
+from tests.support.hub import Fault, HubServer
 
 Preflight = Callable[..., PreflightReport]
 

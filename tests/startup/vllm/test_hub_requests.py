@@ -10,8 +10,8 @@ from envs.registry import env
 from startup.model.file_plan import plan_files
 from startup.vllm.command_line import CommandLine
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
-from tests.hub.server import HubServer
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
+from tests.support.hub import HubServer
 from tests.support.s3_server import s3_server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

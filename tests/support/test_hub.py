@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub.server import HubServer
+from tests.support.hub import HubServer
 
 WEIGHTS = bytes(range(256)) * 4096
 """1 MiB."""
