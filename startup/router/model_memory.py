@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from base.machine.memory import read_memory
+from base.machine.nvml import Gpu, keep_driver_open, read_gpus
 from base.machine.processes import descendants, pss_bytes
 from envs import foreign
 from startup.engine.torch_environment import expects_gpu
@@ -15,7 +16,6 @@ from startup.preflight.checkpoint import read_checkpoint
 from startup.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 from startup.router.model_entry import ModelEntry
 from startup.router.scheduler_terms import Need
-from startup.vllm.preflight.nvml import Gpu, keep_driver_open, read_gpus
 from startup.vllm.preflight.words import parse_size
 
 _VLLM_BYTES: Final = 1700 << 20

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from base.machine.memory import MemoryState, read_memory
+from base.machine.nvml import Gpu, GpuState, read_gpus
 from base.wording import format_bytes, list_some
 from envs import foreign
 from startup.preflight.network import describe_process
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
-from startup.vllm.preflight.nvml import Gpu, GpuState, read_gpus
 
 Device = Literal["cuda", "rocm", "cpu", "other"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from base.machine.memory import MemoryState, read_memory
+from base.machine.nvml import Gpu
 from startup.preflight.memory_fit import PROGRAM_BYTES
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes
 from startup.router.scheduler_terms import Need
-from startup.vllm.preflight.nvml import Gpu
 from tests.startup.preflight.conftest import write_safetensors
 
 MIB = 1 << 20

@@ -9,12 +9,13 @@ from typing import TypeAlias
 
 import pytest
 
+from base.machine import nvml
 from base.machine.memory import MemoryState
+from base.machine.nvml import read_gpus
 from startup.preflight.report import Finding
-from startup.vllm.preflight import devices, nvml
+from startup.vllm.preflight import devices
 from startup.vllm.preflight.devices import TorchBuild, device_findings
 from startup.vllm.preflight.model import ModelChecks
-from startup.vllm.preflight.nvml import read_gpus
 from tests.startup.vllm.preflight.conftest import CheckStart
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles a false libnvidia-ml.so")
