@@ -7,12 +7,12 @@ from tempfile import gettempdir
 from typing import Final
 
 from envs.registry import env
+from startup.router.words.router_words import TLS
 from startup.temp_folder import own_folder
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
 from vllm_cli.flags.engine_choice import choose_engine
-from vllm_cli.flags.router_words import TLS
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, without_flags
 from vllm_cli.supervised_command import SupervisedCommand
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from startup.model.file_plan import plan_files
-from vllm_cli.flags.router_words import ADDRESS, KEYS, TLS
+from startup.router.words.router_words import ADDRESS, KEYS, TLS
 from vllm_cli.flags.secret_flags import without_flags
 from vllm_cli.flags.serve_command import request_of
 

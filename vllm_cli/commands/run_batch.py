@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from startup.router.words.router_words import ADDRESS
 from startup.serve_words import split
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import InputError
 from vllm_cli.flags.option import ServeFlagsCommand, complete_model
-from vllm_cli.flags.router_words import ADDRESS
 
 if TYPE_CHECKING:
     from vllm_cli.batch.run_batch import BatchConfig

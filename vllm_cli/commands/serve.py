@@ -54,7 +54,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         return _serve_several(several, ctx.params)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.idle_stop_s is not None and not options.is_preflight_only:
-            from vllm_cli.flags.one_model import vllm_router
+            from startup.router.words.one_model import vllm_router
 
             return _route(vllm_router(options, ctx.meta[WORDS]))
         _apply_standby_mode(options.standby)
@@ -64,7 +64,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     if config.idle_stop_s is not None and not ctx.params.get("preflight_only"):
         if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
             start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
-        from vllm_cli.flags.one_model import embedded_router
+        from startup.router.words.one_model import embedded_router
 
         return _route(embedded_router(config, ctx.meta[WORDS]))
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
@@ -76,7 +76,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 
 def _serve_several(several: SeveralModels, given: Mapping[str, object]) -> int:
-    from vllm_cli.flags.router_options import ModelsReader, router_options
+    from startup.router.words.router_options import ModelsReader, router_options
 
     begin = time.perf_counter()
     reader = ModelsReader(several)

@@ -12,6 +12,7 @@ from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.model.request import ModelRequest
+from startup.router.words.router_words import SEVERAL, RouterWords, split_router_words
 from startup.serve_words import (
     LAUNCHER_FLAGS,
     OMNI,
@@ -28,7 +29,6 @@ from vllm_cli.flags.engine_choice import choose_engine, vllm_options
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.help import write_groups, write_topic
 from vllm_cli.flags.option import FlagOption, complete_model
-from vllm_cli.flags.router_words import SEVERAL, RouterWords, split_router_words
 from vllm_cli.flags.screening import notices, reject_unsupported, show_notices
 from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices, split_flags
 from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED, VARIABLES, is_section

@@ -1,7 +1,7 @@
 """Reads and checks the file of `vllm-cli serve --models`: all its faults at once, each with its line and key.
 
 `models.schema.json` decides which keys there are and of which type; this module, what they mean together.
-The flags in the file are checked by `vllm_cli.flags.router_options`, with the parsers of both engines.
+The flags in the file are checked by `startup.router.words`, with the parsers of both engines.
 """
 
 import json

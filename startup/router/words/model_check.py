@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,8 +30,10 @@ from startup.errors import StartupError
 from startup.model.request import ModelRequest
 from startup.preflight.all_checks import PreflightOptions, run_preflight
 from startup.preflight.report import USAGE, Finding, PreflightReport
+from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.router.child_process import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
+from startup.router.words.router_words import KEYS, QUIET_FLAG, RouterWords, fault_of_model
 from startup.serve_words import ServeWords, is_flag_like
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
@@ -39,7 +42,6 @@ from startup.vllm.preflight.all_checks import run_preflight as run_vllm_prefligh
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine
-from vllm_cli.flags.router_words import KEYS, QUIET_FLAG, RouterWords, fault_of_model
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, parsed_quietly
 
@@ -48,10 +50,8 @@ _SERVED_NAME: Final = "--served-model-name"
 _LORA_MODULES: Final = "--lora-modules"
 _CONFIG: Final = "--config"
 _CODE: Final = (
-    "import sys; sys.path.append(sys.argv[1]); import vllm_cli.own_packages; "
-    "from vllm_cli.flags.model_check import main; main()"
+    f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
 )
-_ROOT: Final = str(Path(__file__).parents[2])
 _CHECK_S: Final = 120
 """How long the check of a model in its own process may take: usually a quarter of a second."""
 
@@ -137,7 +137,7 @@ class ModelCheck:
         """Checks it with the variables that its process will have; they are on no command line."""
         if not entry.env:
             return self._check(entry)
-        command = [sys.executable, "-P", "-c", _CODE, _ROOT]
+        command = [sys.executable, "-P", "-c", _CODE, _root_folder()]
         job, environment = pickle.dumps((self, entry)), {**inherited_environment(), **entry.env}
         try:
             done = subprocess.run(command, input=job, stdout=subprocess.PIPE, env=environment, timeout=_CHECK_S)
@@ -225,6 +225,14 @@ def _adapters(values: Iterable[str]) -> tuple[str, ...]:
         with suppress(ConfigError):  # vLLM reports it
             names.append(LoraModule.parse(value).name)
     return tuple(names)
+
+
+def _root_folder() -> str:
+    """Where that process finds this program."""
+    own_packages = find_spec(OWN_PACKAGES_MODULE)
+    assert own_packages is not None
+    assert own_packages.origin is not None
+    return str(Path(own_packages.origin).parents[1])
 
 
 def key_of(entry: ModelEntry, file: str) -> str:

@@ -13,13 +13,13 @@ import pytest
 
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.router import RouterOptions
+from startup.router.words.router_options import CheckedModels, ModelsReader, router_options
+from startup.router.words.router_words import split_router_words
 from startup.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
 from tests.startup.vllm.fake_start import FAKE
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
-from vllm_cli.flags.router_options import CheckedModels, ModelsReader, router_options
-from vllm_cli.flags.router_words import split_router_words
 from vllm_cli.flags.serve_command import SEVERAL_MODELS, SeveralModels
 
 COMMON = ("--engine", "embedded")

@@ -21,9 +21,9 @@ from startup.router.model_memory import MemoryMeter, default_budget
 from startup.router.models_file.reader import Defaults, read_models_file
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
+from startup.router.words.model_check import CheckedModel, ModelCheck, key_of
 from startup.standby.places import KINDS
 from vllm_cli.errors import InputError
-from vllm_cli.flags.model_check import CheckedModel, ModelCheck, key_of
 from vllm_cli.flags.serve_command import SeveralModels
 from vllm_cli.version import VERSION
 

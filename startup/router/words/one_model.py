@@ -13,13 +13,22 @@ from startup.model.request import ModelRequest
 from startup.router.model_entry import ModelEntry
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
+from startup.router.words.router_words import (
+    ADDRESS,
+    FOR_BOTH,
+    OF_ROUTER_ALONE,
+    OWN,
+    PORT,
+    QUIET_FLAG,
+    TLS,
+    is_elsewhere,
+)
 from startup.serve_words import ServeWords
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
 from vllm_cli.flags.flag import Shape
-from vllm_cli.flags.router_words import ADDRESS, FOR_BOTH, OF_ROUTER_ALONE, OWN, PORT, QUIET_FLAG, TLS, is_elsewhere
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, parsed_quietly
 from vllm_cli.flags.supported import CONFIG
