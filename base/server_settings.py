@@ -6,7 +6,7 @@ from math import inf
 from typing import ClassVar, Final
 
 from base.errors import ConfigError
-from base.setting import Group, check_ranges, from_variable, setting
+from base.setting import Group, Role, check_ranges, from_variable, setting
 from envs.registry import env
 
 SHUTDOWN_TIMEOUT_S: Final = 25.0
@@ -19,24 +19,33 @@ class NetworkConfig:
     """Where the server listens, and whom it answers."""
 
     help_group: ClassVar[Group] = "HTTP server"
+    role: ClassVar[Role] = "port"
 
-    host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.")
-    port: int = setting(8000, "--port", "Port to listen on.", minimum=0, maximum=65535)
-    uds: str | None = setting(None, "--uds", "Unix socket to listen on, instead of host and port.", metavar="PATH")
+    host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.", role="address")
+    port: int = setting(8000, "--port", "Port to listen on.", role="address", minimum=0, maximum=65535)
+    uds: str | None = setting(
+        None, "--uds", "Unix socket to listen on, instead of host and port.", role="address", metavar="PATH"
+    )
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
         "Keys of which a request must contain one. Other users cannot read the variable or --api-key-file.",
+        role="keys",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
     )
     api_key_file: str | None = setting(
-        None, "--api-key-file", "Further keys, one per line; changes take effect within two seconds.", metavar="FILE"
+        None,
+        "--api-key-file",
+        "Further keys, one per line; changes take effect within two seconds.",
+        role="keys",
+        metavar="FILE",
     )
     api_key_everywhere: bool = setting(
         False,
         "--api-key-everywhere",
         "Also require a key for /metrics, /status.json and all other routes except probes.",
+        role="keys",
     )
     root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
     allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
@@ -59,6 +68,7 @@ class TlsConfig:
     """HTTPS; none without a certificate."""
 
     help_group: ClassVar[Group] = "HTTP server"
+    role: ClassVar[Role] = "tls"
 
     ssl_keyfile: str | None = setting(None, "--ssl-keyfile", "Private key for HTTPS.", metavar="FILE")
     ssl_certfile: str | None = setting(None, "--ssl-certfile", "Certificate for HTTPS.", metavar="FILE")
@@ -128,14 +138,18 @@ class LoggingConfig:
         "info",
         "--uvicorn-log-level",
         "Least severe level that the HTTP server logs.",
+        role="program",
         choices=("critical", "error", "warning", "info", "debug", "trace"),
     )
     enable_log_requests: bool = setting(False, "--enable-log-requests", "Log every request.")
-    disable_access_log: bool = setting(False, "--disable-uvicorn-access-log", "Do not log a line per request.")
+    disable_access_log: bool = setting(
+        False, "--disable-uvicorn-access-log", "Do not log a line per request.", role="program"
+    )
     disable_access_log_for_endpoints: tuple[str, ...] = setting(
         (),
         "--disable-access-log-for-endpoints",
         "Paths whose requests are not logged, such as /health,/metrics.",
+        role="port",
         syntax="comma list",
         metavar="PATH,...",
     )

@@ -3,10 +3,10 @@
 `vllm_cli.flags` derives the options of `serve` from this metadata, so nothing here imports click.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import Field, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, field, fields, is_dataclass
 from operator import ge, gt, le, lt
-from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Final, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast
 
 from base.errors import ConfigError
 from envs.variable import EnvVar
@@ -43,6 +43,15 @@ Syntax = Literal[
 """How a value is written where the field's type does not decide it; `count` and `size` take units."""
 
 
+Role = Literal["address", "keys", "tls", "port", "both", "router", "program", "run"]
+"""Whose a setting is if a router is in front of the model's server; that server's alone without a role.
+
+`address`, `keys`, `tls` and `port` are of the port on which clients are answered, and `router` of the router:
+a model has none of them. `program` is of each server for itself, `both` of the port and of all servers behind
+it. `run` is of one run of a model: a place for what the run reads or writes.
+"""
+
+
 class Setting(TypedDict, total=False):
     """Metadata of a field. A field with `variable` and without `flag` is set by the variable alone."""
 
@@ -51,6 +60,8 @@ class Setting(TypedDict, total=False):
     help: str
     group: Group
     """Where the flag's help is shown; without it, the dataclass's `help_group`."""
+    role: Role
+    """Without it, the dataclass's `role`, if it has one."""
     after: str
     """The flag that precedes this one in the help; without it, the order of the fields counts."""
     filled_by: str
@@ -84,6 +95,33 @@ def from_variable(variable: EnvVar[T], flag: str = "", help: str = "", /, **meta
     """A field whose default is the default of its environment variable."""
     metadata["variable"] = variable
     return setting(variable.default, flag, help, **metadata)
+
+
+class ConfigField(NamedTuple):
+    """A field of a configuration or of one of its sections."""
+
+    path: str
+    """`port` of the section `server` is `server.port`."""
+    field: Field[Any]
+    group: Group
+    role: Role | None
+
+
+def walk_settings(config: Any, prefix: str = "") -> Iterator[ConfigField]:
+    """All fields of a dataclass, and of those that it holds."""
+    for each in fields(config):
+        if is_section(each):
+            yield from walk_settings(each.type, f"{prefix}{each.name}.")
+        else:
+            group = each.metadata.get("group", config.help_group)
+            yield ConfigField(
+                f"{prefix}{each.name}", each, group, each.metadata.get("role", getattr(config, "role", None))
+            )
+
+
+def is_section(field: Field[Any]) -> bool:
+    """Whether the field holds a dataclass of settings of its own."""
+    return is_dataclass(field.type) and "flag" not in field.metadata
 
 
 def check_ranges(config: Any) -> None:

@@ -34,10 +34,11 @@ class LimitsConfig:
         "Largest request line and headers together; else 431.",
         syntax="size",
         minimum=1,
+        role="both",
     )
     """Also the most that trailers and the framing of a chunked body may add."""
     max_headers: int = setting(
-        256, "--h11-max-header-count", "Most headers of a request; else 431.", syntax="count", minimum=1
+        256, "--h11-max-header-count", "Most headers of a request; else 431.", syntax="count", minimum=1, role="both"
     )
     max_connections: int = setting(
         16_384,
@@ -45,6 +46,7 @@ class LimitsConfig:
         "Most connections, within the limit of open files. Then an idle one is closed, or a new one gets 503.",
         syntax="count",
         minimum=1,
+        role="port",
     )
     max_body_bytes: int = setting(
         32 << 20, "--http-max-body-size", "Largest body without prompt_embeds; else 413.", syntax="size", minimum=1
@@ -58,11 +60,19 @@ class LimitsConfig:
         minimum=1,
     )
     header_timeout_s: float = setting(
-        20.0, "--http-header-timeout", "Time for a request's headers, then 408; also for a TLS handshake.", above=0
+        20.0,
+        "--http-header-timeout",
+        "Time for a request's headers, then 408; also for a TLS handshake.",
+        above=0,
+        role="port",
     )
     """From a request's first byte, or a new connection, to the end of its headers."""
     body_timeout_s: float = setting(
-        30.0, "--http-body-timeout", "Time for a body, extended by --http-min-body-rate; then 408.", above=0
+        30.0,
+        "--http-body-timeout",
+        "Time for a body, extended by --http-min-body-rate; then 408.",
+        above=0,
+        role="port",
     )
     min_body_rate: int = setting(
         4096,
@@ -70,10 +80,15 @@ class LimitsConfig:
         "Bytes of a body that extend its time by one second; 0 never extends it.",
         syntax="size",
         minimum=0,
+        role="port",
     )
     """Bytes per second."""
     send_timeout_s: float = setting(
-        60.0, "--http-send-timeout", "Time for a client to read buffered data; then the connection is closed.", above=0
+        60.0,
+        "--http-send-timeout",
+        "Time for a client to read buffered data; then the connection is closed.",
+        above=0,
+        role="both",
     )
     """How long the send buffer may stay full, or a finished response unread."""
     send_buffer_bytes: int = setting(
@@ -82,6 +97,7 @@ class LimitsConfig:
         "Bytes buffered for a slow client; then its response waits until the client reads.",
         syntax="size",
         minimum=1,
+        role="both",
     )
     max_json_values: int = setting(
         1_000_000,

@@ -1,11 +1,12 @@
 """Typed configuration of one start; standard library only."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from base.errors import ConfigError
-from base.setting import Group, check_ranges, from_variable, setting
+from base.setting import Group, Role, check_ranges, from_variable, setting, walk_settings
 from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
 from server.config import EngineConfig, RendererConfig
 from server.limits import LimitsConfig
@@ -67,6 +68,7 @@ class SeveralModelsConfig:
     """Several models behind one port (`startup.router`); without effect for one model."""
 
     help_group: ClassVar[Group] = "Several models"
+    role: ClassVar[Role] = "router"
 
     models: str | None = setting(
         None,
@@ -118,6 +120,7 @@ class StartOptions:
         "--log-format",
         "Format of log lines; json makes every line of every process a JSON object.",
         group="Logging",
+        role="program",
         variable=env.VCLI_LOG_FORMAT,
     )
     standby: StandbyMode = setting(
@@ -132,6 +135,7 @@ class StartOptions:
         None,
         "--idle-stop",
         "Stop the model when no request came for this long (90s, 10m, 1h); the next request starts it again.",
+        role="router",
         variable=env.VCLI_IDLE_STOP,
         syntax="duration",
         metavar="DURATION",
@@ -141,12 +145,14 @@ class StartOptions:
         "auto",
         "--idle-warm",
         "With --idle-stop or several models: keep a standby for this server alone, so that its starts are warm.",
+        role="router",
         choices=IDLE_WARM_MODES,
     )
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",
         "Check before the start what would make it fail: end with all faults, only log them, or do not check.",
+        role="both",
         choices=PREFLIGHT_MODES,
         variable=env.VCLI_PREFLIGHT,
     )
@@ -161,6 +167,7 @@ class StartOptions:
         None,
         "--startup-timeout",
         "End a start that takes longer, naming the phase and the position of every thread.",
+        role="program",
         above=0,
     )
     download_timeout_s: float | None = setting(
@@ -174,6 +181,7 @@ class StartOptions:
         "--compile-cache",
         "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://); `require`: fail instead of "
         "compiling; both with a comma.",
+        role="run",
         variable=env.VCLI_COMPILE_CACHE,
         syntax="compile cache",
         metavar="LOCATION",
@@ -182,6 +190,7 @@ class StartOptions:
         None,
         "--startup-report",
         "Write the start's timeline as JSON to this file; `vllm-cli timeline FILE` shows it.",
+        role="run",
         metavar="FILE",
     )
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
@@ -200,6 +209,7 @@ class StartupConfig(StartOptions):
         "--log-level",
         "Least severe level that is logged.",
         group="Logging",
+        role="program",
         choices=LOGGING_LEVELS,
     )
     log_config: dict[str, Any] | None = setting(
@@ -207,6 +217,7 @@ class StartupConfig(StartOptions):
         "--log-config-file",
         "JSON file with a configuration of Python's logging; takes precedence over level and format.",
         group="Logging",
+        role="program",
         variable=env.VLLM_LOGGING_CONFIG_PATH,
         syntax="log config",
         metavar="FILE",
@@ -228,6 +239,13 @@ class StartupConfig(StartOptions):
         check_ranges(self)
         if self.server.lora_modules and not self.engine.lora.enable_lora:
             raise ConfigError("--lora-modules", self.server.lora_modules[0].name, "given with --enable-lora")
+
+
+@cache
+def flags_of(*roles: Role) -> frozenset[str]:
+    """The names of the settings' flags with one of these roles; vLLM's flags of these names do the same."""
+    fields = (each.field.metadata for each in walk_settings(StartupConfig) if each.role in roles)
+    return frozenset(metadata["flag"] for metadata in fields if "flag" in metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

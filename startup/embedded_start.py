@@ -322,7 +322,10 @@ def _subject_of(config: StartupConfig) -> StartSubject:
 
 
 def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
-    """A hash of model, versions, start method, engine and renderer settings, which determine the duration."""
+    """A hash of model, versions, start method, engine and renderer settings, which determine the duration.
+
+    With vLLM, the kind of start (`StartKind`) stands for all that.
+    """
     model = asdict(config.model)
     for name in ("model", "tokenizer"):
         folder = Path(expand_home(model[name])) if model[name] else None

@@ -7,7 +7,7 @@ from tempfile import gettempdir
 from typing import Final
 
 from envs.registry import env
-from startup.router.words.router_words import TLS
+from startup.config import flags_of
 from startup.temp_folder import own_folder
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
@@ -49,7 +49,7 @@ def start_private_server(
         flags: defaults, which the words override.
         keeps_log: whether the server's output is kept instead of shown.
     """
-    given, secrets = secrets_as_variables(without_flags(words, TLS))
+    given, secrets = secrets_as_variables(without_flags(words, flags_of("tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         own_folder(_socket_folder()) as folder,

@@ -164,7 +164,10 @@ class ArchiveName(NamedTuple):
 
 
 def kind_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
-    """A name for what all compiled models have in common that could fit; begins with vLLM's version."""
+    """A name for what all compiled models have in common that could fit, whatever the flags of their starts.
+
+    It begins with vLLM's version.
+    """
     facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
     return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -26,11 +27,10 @@ from base.exit_codes import OK
 from base.security.api_keys import ApiKeys
 from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
-from base.server_settings import LoggingConfig, NetworkConfig, TlsConfig
-from server.limits import LimitsConfig
+from server.server_config import ServerConfig
 from server.transport.connection_table import raise_file_limit
+from startup.config import StartupConfig
 from startup.errors import StartupError
-from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.probes import listener
 from startup.processes.quick_end import end_like
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS: Final = 32_768
 """Of clients, and of these to models' servers."""
+_DISTRIBUTION: Final = "vllm-cli-server"
 _TEND_S: Final = 1.0
 _SAME_SIGNAL_S: Final = 0.5
 """A terminal and a service manager may both send the same signal."""
@@ -65,12 +66,8 @@ _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 class RouterOptions:
     """The settings of a router."""
 
-    tls: TlsConfig
-    network: NetworkConfig
-    """Address, keys and CORS; the keys of the file of models are among its keys."""
-    http_limits: LimitsConfig
-    logging: LoggingConfig
-    logs: LogOptions
+    config: StartupConfig
+    """Of the router's own flags; the keys of the file of models are among its keys."""
     entries: Mapping[str, ModelEntry]
     """By name, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
@@ -82,7 +79,6 @@ class RouterOptions:
     """Of the standbys that the router keeps for its present models; none if their starts are to be cold."""
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
-    version: str
     only: str | None = None
     """The model of `serve MODEL --idle-stop`, for all requests; the router ends if its first start fails."""
 
@@ -94,21 +90,22 @@ def run_router(options: RouterOptions) -> int:
         PortInUseError: another process listens there.
         StartupError: the address cannot be used, or a file of keys or TLS.
     """
-    configure_logging(options.logs, role="router")
+    config = options.config
+    configure_logging(config.logs, role="router")
     ensure_temp_folder()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     raise_file_limit(_MAX_CONNECTIONS)
-    network = options.network
+    network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
-        places = stack.enter_context(closing(ChildPlaces(options.logs)))
+        places = stack.enter_context(closing(ChildPlaces(config.logs)))
         if options.only is None:  # a server of ours ends its processes itself
             stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
         )
-        address = listener.describe(listening, is_tls=options.tls.ssl_certfile is not None)
+        address = listener.describe(listening, is_tls=tls.ssl_certfile is not None)
         stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
-        secrets = _Secrets.of(options)
+        secrets = _Secrets.of(config.server)
         standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -123,11 +120,11 @@ class _Secrets(NamedTuple):
     tls: RenewableTls | None
 
     @classmethod
-    def of(cls, options: RouterOptions) -> Self:
+    def of(cls, config: ServerConfig) -> Self:
         """Raises StartupError for a file that cannot be used."""
         try:
-            tls = None if options.tls.ssl_certfile is None else RenewableTls(options.tls)
-            return cls(ApiKeys.from_config(options.network), tls)
+            tls = None if config.tls.ssl_certfile is None else RenewableTls(config.tls)
+            return cls(ApiKeys.from_config(config.network), tls)
         except ServerError as err:
             raise StartupError(str(err)) from err
 
@@ -148,7 +145,7 @@ class _Router:
         self._secrets = secrets
         self._places = places
         self._standbys = standbys
-        self._relay = LogRelay(options.logs.format, has_names=options.only is None)
+        self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
         self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place, only=options.only)
         self._manager = ServiceManager.from_environment()
         self._stopped = asyncio.Event()
@@ -181,23 +178,24 @@ class _Router:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         options, (api_keys, tls) = self._options, self._secrets
+        server = options.config.server
         app_options = AppOptions(
-            network=options.network,
-            limits=options.http_limits,
-            logging=options.logging,
+            network=server.network,
+            limits=options.config.limits,
+            logging=server.logging,
             api_keys=api_keys,
             tls=tls,
-            version=options.version,
+            version=version(_DISTRIBUTION),
             has_only_model=options.only is not None,
         )
         runner = create_runner(self._pool, app_options)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=listener.BACKLOG).start()
-        if options.network.api_key_file:
-            self._watch(stack, [options.network.api_key_file], api_keys.reload)
-        if tls is not None and options.tls.enable_ssl_refresh:
-            self._watch(stack, tls_files(options.tls), tls.reload)
+        if server.network.api_key_file:
+            self._watch(stack, [server.network.api_key_file], api_keys.reload)
+        if tls is not None and server.tls.enable_ssl_refresh:
+            self._watch(stack, tls_files(server.tls), tls.reload)
         if options.path is not None:
             loop = asyncio.get_running_loop()
             self._watch(stack, [options.path], lambda: loop.call_soon_threadsafe(self._request_reload))

@@ -22,6 +22,7 @@ from startup.serve_words import OMNI, is_flag_like, is_for_information, normalis
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.installed import find_vllm
+from startup.vllm.known_flags import flags_that_change, num_values
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 COMMAND_LINE: Final = Hook(
@@ -32,16 +33,6 @@ COMMAND_LINE: Final = Hook(
     is_essential=True,
 )
 
-_SWITCHES_OFF_LISTENING: Final = (
-    "--headless",
-    "--grpc",
-    "--data-parallel-multi-port-external-lb",
-    "-dpm",
-    "--ssl-keyfile",
-    "--ssl-certfile",
-)
-"""With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
-
 _CONFIG: Final = "--config"
 
 _LEVEL: Final = re.compile(r"-O.")
@@ -50,9 +41,6 @@ _LEVEL: Final = re.compile(r"-O.")
 _DEFAULT_PORT: Final = 8000
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _SERVED_NAME: Final = "--served-model-name"
-
-LISTS: Final[tuple[str, ...]] = ("--lora-modules", "--ignore-patterns")
-"""Flags that take several values."""
 
 _SPECULATIVE: Final = ("--speculative-config", "-sc")
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
@@ -75,11 +63,11 @@ class CommandLine:
     def of(cls, words: Sequence[str]) -> "CommandLine":
         """Reads the words and the file of `--config`; the words take precedence."""
         words = _with_model_first(words)
-        flags = [given for given in split(words, lambda name: "+" if name in LISTS else "?") if given.flag]
+        flags = [given for given in split(words, num_values) if given.flag]
         values = {given.name: given.values[0] if given.values else "" for given in flags}
-        lists = {given.name: tuple(given.values) for given in flags if given.name in LISTS}
+        lists = {given.name: tuple(given.values) for given in flags if num_values(given.name) == "+"}
         settings = _config_file(words)
-        in_file = {name: _as_list(settings[name]) for name in LISTS if name in settings}
+        in_file = {name: _as_list(settings[name]) for name in settings if num_values(name) == "+"}
         model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
         if words and not words[0].startswith("-"):
             model = words[0]
@@ -112,7 +100,7 @@ class CommandLine:
     @property
     def listens(self) -> bool:
         """Whether this process or its API servers will listen on one port."""
-        return not self.has(*_SWITCHES_OFF_LISTENING) and self.port is not None
+        return not self.has(*flags_that_change("no port")) and self.port is not None
 
     @property
     def host(self) -> str | None:
@@ -277,7 +265,7 @@ def read_model_request(
     Args:
         model: MODEL.
         values: flags and their last values, with dashes; those of the file of `--config` too.
-        lists: the values of the flags in LISTS.
+        lists: the values of the flags that take several.
     """
 
     def value(*names: str) -> str | None:

@@ -6,8 +6,8 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from startup.config import flags_of
 from startup.model.file_plan import plan_files
-from startup.router.words.router_words import ADDRESS, KEYS, TLS
 from vllm_cli.flags.secret_flags import without_flags
 from vllm_cli.flags.serve_command import request_of
 
@@ -37,12 +37,9 @@ def subject_of(words: Sequence[str]) -> Subject:
     return Subject(request.engine, folder)
 
 
-_LEFT_OUT: Final = ADDRESS | KEYS | TLS | {"--startup-report", "--compile-cache"}
-
-
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
     """The words without addresses, certificates, keys and reports, which differ from build to run."""
-    return tuple(without_flags(words, _LEFT_OUT))
+    return tuple(without_flags(words, flags_of("address", "keys", "tls", "run")))
 
 
 def has_own_bytecode(distributions: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from startup.router.words.router_words import ADDRESS
+from startup.config import flags_of
 from startup.serve_words import split
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
@@ -16,7 +16,7 @@ from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 if TYPE_CHECKING:
     from vllm_cli.batch.run_batch import BatchConfig
 
-_ADDRESS_FLAGS: Final = (*ADDRESS, "--enable-metrics")
+_ADDRESS_FLAGS: Final = (*flags_of("address"), "--enable-metrics")
 _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.

@@ -1,7 +1,6 @@
 """`vllm-cli serve`: checks the settings and starts the engine."""
 
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -11,15 +10,14 @@ from envs.registry import env
 from startup.config import StandbyMode, StartupConfig, VllmOptions
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
+from startup.serve_words import has_several_models
 from startup.timeline import start_origin
 from vllm_cli.flags.screening import show_notices
 from vllm_cli.flags.serve_command import (
     CONFIG_OF_START,
-    SEVERAL_MODELS,
     VLLM,
     WORDS,
     ServeCommand,
-    SeveralModels,
     serve_parameters,
 )
 
@@ -50,8 +48,8 @@ Exit codes: 0 stopped by a signal; 1 the engine died; 2 usage; 3 the start faile
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
-    if (several := ctx.meta.get(SEVERAL_MODELS)) is not None:
-        return _serve_several(several, ctx.params)
+    if has_several_models(ctx.meta[WORDS]):
+        return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.idle_stop_s is not None and not options.is_preflight_only:
             from startup.router.words.one_model import vllm_router
@@ -75,15 +73,17 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return start_embedded(config)
 
 
-def _serve_several(several: SeveralModels, given: Mapping[str, object]) -> int:
+def _serve_several(ctx: click.Context) -> int:
     from startup.router.words.router_options import ModelsReader, router_options
+    from startup.router.words.router_words import read_several
 
+    several = read_several(ctx)
     begin = time.perf_counter()
     reader = ModelsReader(several)
     checked = reader.read()
-    if given.get("preflight_only"):
+    if ctx.params.get("preflight_only"):
         report = checked.report(time.perf_counter() - begin)
-        return _print(report, as_json=bool(given.get("json")))
+        return _print(report, as_json=bool(ctx.params.get("json")))
     show_notices(map(str, checked.notices), several.config.log_format)
     return _route(router_options(several, reader, checked))
 

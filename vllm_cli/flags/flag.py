@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from base.setting import Role
 from envs.redaction import is_secret_name
 from envs.variable import EnvVar
 
@@ -30,6 +31,8 @@ class Flag:
     shape: Shape = Shape.VALUE
     neutral: tuple[str, ...] = ()
     """Values that change nothing in the embedded engine, such as vLLM's default."""
+    role: Role | None = None
+    """Whose it is behind a router."""
 
     @property
     def names(self) -> tuple[str, ...]:

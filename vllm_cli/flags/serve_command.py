@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import click
 
+from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.model.request import ModelRequest
-from startup.router.words.router_words import SEVERAL, RouterWords, split_router_words
 from startup.serve_words import (
     LAUNCHER_FLAGS,
     OMNI,
@@ -31,15 +31,12 @@ from vllm_cli.flags.help import write_groups, write_topic
 from vllm_cli.flags.option import FlagOption, complete_model
 from vllm_cli.flags.screening import notices, reject_unsupported, show_notices
 from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices, split_flags
-from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED, VARIABLES, is_section
+from vllm_cli.flags.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIABLES
 
 VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a start of vLLM in the metadata of click's context."""
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """Key of the configuration of a start of the embedded engine."""
-
-SEVERAL_MODELS: Final = "vllm_cli.several_models"
-"""Key of the settings of a router."""
 _IS_QUIET: Final = "vllm_cli.is_quiet"
 """Key that is set if no notices are to be shown."""
 
@@ -47,15 +44,6 @@ WORDS: Final = "vllm_cli.words"
 """Key of the words after `serve`."""
 
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
-
-
-class SeveralModels(NamedTuple):
-    """A command line with several models."""
-
-    config: StartupConfig
-    """Of its own flags; those of models have their defaults."""
-    words: RouterWords
-    has_log_level: bool
 
 
 class ServeCommand(click.Command):
@@ -66,67 +54,34 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
-        if has_several_models(args):
-            return self._parse_several(ctx, args)
-        _reject_flags_of_several(args)
-        if choose_engine(args) == "vllm":
+        is_router = has_several_models(args)  # whose words `startup.router.words` reads
+        if not is_router:
+            _reject_flags_of_several(args)
+        if not is_router and choose_engine(args) == "vllm":
             _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)
             if _IS_QUIET not in ctx.meta:
                 secrets = secret_notices(options.words, has_key_file=False)
-                show_notices((*_unknown_variables(), *secrets), options.log_format)
+                show_notices((*unknown_variable_notices(), *secrets), options.log_format)
             ctx.meta[VLLM] = options
             return []
         if (topic := help_topic(args)) is not None:
             click.echo(self._help_about(ctx, topic))
             ctx.exit()
         _raise_all(validate_all())
+        if is_router:
+            return []
         if OMNI in args:  # before the flags of vllm-omni, which are not known here
             reject_unsupported(Arguments.parse((OMNI,)).flags.values())
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
         log_format = _screen(args, given, in_file, is_quiet=_IS_QUIET in ctx.meta)
-        ctx.params = self._settings(ctx, given, in_file)
+        ctx.params = read_settings(ctx, given, in_file)
         ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
         if _IS_QUIET not in ctx.meta:
             show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
         return []
-
-    def _parse_several(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads the router's own flags; those of models are checked with each model."""
-        if (topic := help_topic(args)) is not None:
-            click.echo(self._help_about(ctx, topic))
-            ctx.exit()
-        _raise_all(validate_all())
-        words = split_router_words(args)
-        given = Arguments.parse(words.own)
-        ctx.params = self._settings(ctx, given, Arguments())
-        config = build_startup_config(ctx.params)
-        if not words.models and config.several.models is None:
-            raise InputError("--models must name a file.")
-        if config.standby == "require":
-            raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
-        has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
-        ctx.meta[SEVERAL_MODELS] = SeveralModels(config, words, has_log_level)
-        secrets = secret_notices(args, has_key_file=True)
-        empty = empty_key_notices(given.flags.values())
-        show_notices((*_unknown_variables(), *secrets, *empty), config.log_format)
-        return []
-
-    def _settings(self, ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
-        """The values of flags, variables and file, converted; those that are not given are left out."""
-        if (stray := next(filter(is_stray, given.positionals[1:]), None)) is not None:
-            raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
-        if len(given.positionals) > 1:
-            raise click.UsageError(f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})", ctx)
-        settings = {}
-        for option in self.params:
-            if isinstance(option, FlagOption) and (value := option.find_value(given, in_file)) is not None:
-                settings[option.flag.parameter] = option.type_cast_value(ctx, value)
-        if given.positionals and given.positionals[0]:
-            settings["model"] = given.positionals[0]
-        return settings
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The supported flags; `--help=all` shows the rest."""
@@ -151,6 +106,8 @@ def serve_parameters() -> list[click.Parameter]:
 @contextmanager
 def parsed_quietly(words: Sequence[str]) -> Iterator[click.Context]:
     """The context of `serve` with these words, without notices; raises ClickException if it rejects them."""
+    if has_several_models(words):
+        raise InputError("several models do not have one server: name one of them")
     parent = click.Context(click.Command("serve"))
     parent.meta[_IS_QUIET] = True
     serve = ServeCommand(name="serve", params=serve_parameters())
@@ -168,15 +125,30 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     Raises:
         ClickException: `serve` would reject the words.
     """
+    if has_several_models(words):
+        raise InputError(f"{command} is for one model: name one of them.")
     serve = ServeCommand(name="serve", params=serve_parameters())
     with serve.make_context(command, list(words)) as ctx:
-        if SEVERAL_MODELS in ctx.meta:
-            raise InputError(f"{command} is for one model: name one of them.")
         if (options := ctx.meta.get(VLLM)) is not None:
             from startup.vllm.command_line import CommandLine
 
             return CommandLine.of(options.words).request
         return ModelRequest.of_start(ctx.meta[CONFIG_OF_START])
+
+
+def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
+    """The values of flags, variables and file, converted; those that are not given are left out."""
+    if (stray := next(filter(is_stray, given.positionals[1:]), None)) is not None:
+        raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
+    if len(given.positionals) > 1:
+        raise click.UsageError(f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})", ctx)
+    settings = {}
+    for option in ctx.command.params:
+        if isinstance(option, FlagOption) and (value := option.find_value(given, in_file)) is not None:
+            settings[option.flag.parameter] = option.type_cast_value(ctx, value)
+    if given.positionals and given.positionals[0]:
+        settings["model"] = given.positionals[0]
+    return settings
 
 
 def _raise_all(errors: Iterable[EnvError]) -> None:
@@ -189,13 +161,15 @@ def _is_read_for_vllm(name: str) -> bool:
     return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
 
 
-def _unknown_variables() -> Iterator[str]:
+def unknown_variable_notices() -> Iterator[str]:
+    """One line for each variable with our prefix that does not exist."""
     return (f"{unknown}." for unknown in unknown_variables())
 
 
 def _reject_flags_of_several(words: Sequence[str]) -> None:
     """Rejects the flags of a router, and several models that are named behind flags."""
-    for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in SEVERAL):
+    several = {flag.name for flag in GROUPS["Several models"]}
+    for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in several):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
     given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
     others = [each.words[0] for _, each in given if not each.flag]
@@ -219,7 +193,7 @@ def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_qu
     log_format = log_format or env.VCLI_LOG_FORMAT.get()
     if not is_quiet:
         secrets = secret_notices(words, has_key_file=True)
-        show_notices((*_unknown_variables(), *secrets, *empty_key_notices(flags)), log_format)
+        show_notices((*unknown_variable_notices(), *secrets, *empty_key_notices(flags)), log_format)
     return log_format
 
 

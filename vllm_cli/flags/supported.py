@@ -1,14 +1,14 @@
 """The flags of `serve` that have an effect, derived from the fields of `StartupConfig` and its sections."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 
-from base.setting import Group, Syntax
+from base.setting import ConfigField, Group, Syntax, walk_settings
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
 from server.config import LoraModule, PoolerConfig
@@ -98,39 +98,17 @@ def _python_type(field: Field[Any]) -> Any:
     return field.type
 
 
-class ConfigField(NamedTuple):
-    """A field of `StartupConfig` or of one of its sections."""
-
-    path: str
-    """`port` of `StartupConfig.server` is `server.port`."""
-    field: Field[Any]
-    group: Group
-
-
-def is_section(field: Field[Any]) -> bool:
-    """Whether the field holds a dataclass of settings of its own."""
-    return is_dataclass(field.type) and "flag" not in field.metadata
-
-
-def _walk(config: Any, prefix: str = "") -> Iterator[ConfigField]:
-    for field in fields(config):
-        if is_section(field):
-            yield from _walk(field.type, f"{prefix}{field.name}.")
-        else:
-            yield ConfigField(f"{prefix}{field.name}", field, field.metadata.get("group", config.help_group))
-
-
-CONFIG_FIELDS: Final = tuple(_walk(StartupConfig))
+CONFIG_FIELDS: Final = tuple(walk_settings(StartupConfig))
 
 VARIABLES: Final[dict[str, EnvVar[Any]]] = {
     path: field.metadata["variable"]
-    for path, field, _ in CONFIG_FIELDS
+    for path, field, *_ in CONFIG_FIELDS
     if "variable" in field.metadata and "flag" not in field.metadata
 }
 """Fields that an environment variable sets and no flag."""
 
 _FILLED_TOO: Final = {
-    field.metadata["filled_by"]: (path,) for path, field, _ in CONFIG_FIELDS if "filled_by" in field.metadata
+    field.metadata["filled_by"]: (path,) for path, field, *_ in CONFIG_FIELDS if "filled_by" in field.metadata
 }
 """Flag -> the second field that its value fills."""
 
@@ -140,6 +118,7 @@ ENGINE: Final = SupportedFlag(
     variable=env.VCLI_ENGINE,
     default=env.VCLI_ENGINE.default,
     help="vllm: the installed vLLM, with all its flags; embedded: this package's engine; auto: vLLM if installed.",
+    role="program",
 )
 CONFIG: Final = SupportedFlag(
     "--config",
@@ -153,8 +132,9 @@ _WITHOUT_FIELD: Final = (
         "--preflight-only",
         shape=Shape.SWITCH,
         help="Check everything that could make the start fail, report, and exit with 0, 2 or 3, as the start would.",
+        role="router",
     ),
-    SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON."),
+    SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON.", role="router"),
 )
 """Flags that decide what a command line starts, before there is a configuration."""
 
@@ -169,7 +149,7 @@ def _derive_group(title: Group) -> Iterator[SupportedFlag]:
 
 
 def _derive(declared: ConfigField) -> SupportedFlag:
-    path, field, _ = declared
+    path, field, _, role = declared
     name = field.metadata["flag"]
     return SupportedFlag(
         name,
@@ -181,6 +161,7 @@ def _derive(declared: ConfigField) -> SupportedFlag:
         type=click_type(field),
         metavar=metavar_of(field),
         variable=field.metadata.get("variable"),
+        role=role,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from base.wording import list_some
+from startup.config import flags_of
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.models_file.document import Findings, KeyPath, show
 from startup.serve_words import is_vllm_installed, split
@@ -21,7 +22,6 @@ _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
 _ENGINES: Final = {"vllm": "vllm", "vllm-cli": "auto", _API_SERVER: "vllm", "vllm.entrypoints.cli.main": "vllm"}
 _PYTHON: Final = re.compile(r"python(3(\.\d+)?)?")
-_ADDRESS: Final[Mapping[str, int]] = {"--host": 1, "--port": 1, "--uds": 1}
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
@@ -98,7 +98,8 @@ def _with_model_first(words: list[str]) -> list[str]:
 
 def without_address(words: Iterable[str]) -> list[str]:
     """The words without --host, --port and --uds."""
-    return [word for given in split(words, _ADDRESS.get) if given.flag not in _ADDRESS for word in given.words]
+    address = dict.fromkeys(flags_of("address"), 1)
+    return [word for given in split(words, address.get) if given.flag not in address for word in given.words]
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:

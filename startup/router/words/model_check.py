@@ -24,16 +24,17 @@ from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
 from server.config import LoraModule
-from startup.config import StartupConfig
+from startup.config import StartupConfig, flags_of
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
+from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.preflight.all_checks import PreflightOptions, run_preflight
 from startup.preflight.report import USAGE, Finding, PreflightReport
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.router.child_process import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
-from startup.router.words.router_words import KEYS, QUIET_FLAG, RouterWords, fault_of_model
+from startup.router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model
 from startup.serve_words import ServeWords, is_flag_like
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
@@ -203,7 +204,7 @@ def _reject_flags(words: Sequence[str]) -> None:
 
 def _reject_keys(flags: Iterable[str]) -> None:
     """Of its --config: its words have none."""
-    for flag in sorted(KEYS.intersection(flags)):
+    for flag in sorted(flags_of("keys").intersection(flags)):
         text = f"its --config must not have {flag.removeprefix('--')}"
         raise InputError(f"{text}: give keys on the command line, for all models")
 
@@ -233,6 +234,14 @@ def _root_folder() -> str:
     assert own_packages is not None
     assert own_packages.origin is not None
     return str(Path(own_packages.origin).parents[1])
+
+
+def folder_of(request: ModelRequest | None) -> str | None:
+    """The model's folder, if it is on disk."""
+    with suppress(StartupError, OSError, ValueError):
+        folder = None if request is None else plan_files(request).model_folder
+        return None if folder is None else str(folder)
+    return None
 
 
 def key_of(entry: ModelEntry, file: str) -> str:

@@ -1,28 +1,17 @@
 """The settings of a router with one model (`serve MODEL --idle-stop`), for both engines."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.config import StartOptions, StartupConfig, VllmOptions
-from startup.errors import StartupError
-from startup.model.file_plan import plan_files
+from startup.config import StartOptions, StartupConfig, VllmOptions, flags_of
 from startup.model.request import ModelRequest
 from startup.router.model_entry import ModelEntry
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
-from startup.router.words.router_words import (
-    ADDRESS,
-    FOR_BOTH,
-    OF_ROUTER_ALONE,
-    OWN,
-    PORT,
-    QUIET_FLAG,
-    TLS,
-    is_elsewhere,
-)
+from startup.router.words.model_check import folder_of
+from startup.router.words.router_words import QUIET_FLAG, is_elsewhere, is_of_models, is_own
 from startup.serve_words import ServeWords
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
@@ -32,7 +21,6 @@ from vllm_cli.flags.flag import Shape
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, parsed_quietly
 from vllm_cli.flags.supported import CONFIG
-from vllm_cli.version import VERSION
 
 _MAX_WAITING: Final = 1024
 
@@ -41,20 +29,21 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
     """The router of the embedded engine's model."""
     entry = _entry(config, _without_config_file(words), "embedded", config.server.served_model_names)
     has_standby = not config.engine.trust_remote_code
-    return _router(config, config, entry, lambda: ModelRequest.of_start(config), has_standby=has_standby)
+    return _router(config, config, entry, ModelRequest.of_start(config), has_standby=has_standby)
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     """The router of vLLM's model; raises InputError for what it cannot have."""
     line = CommandLine.of(options.words)
-    if (name := next(filter(line.has, sorted(TLS)), None)) is not None and not find_values(words, name):
+    if (name := next(filter(line.has, sorted(flags_of("tls"))), None)) is not None and not find_values(words, name):
         raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
-    in_file = [f"{name}={line.values[name]}" for name in sorted(ADDRESS | PORT | FOR_BOTH) if name in line.values]
-    own = [word for flag, given in split_flags(words) if flag and flag.name in OWN | FOR_BOTH for word in given.words]
+    of_port = sorted(flags_of("address", "port", "both"))
+    in_file = [f"{name}={line.values[name]}" for name in of_port if name in line.values]
+    own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
     config = _parse([line.served_name, *in_file, *own, "--engine", "embedded"])
     names = line.lists.get("--served-model-name") or (line.served_name,)
     entry = _entry(options, words, "vllm", names)
-    return _router(config, options, entry, lambda: line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+    return _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
 
 
 def _parse(words: Sequence[str]) -> StartupConfig:
@@ -90,7 +79,7 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
             raise InputError(f"{name} does not go with --idle-stop: all its processes are on this machine.")
         if name == "--listen-when-ready":
             raise InputError(f"{name} does not go with --idle-stop, whose port is always open: leave one of them out.")
-        if name not in OF_ROUTER_ALONE:
+        if is_of_models(flag):
             kept += given.words[1:] if given.words[0] == "--" else given.words
     kept, variables = secrets_as_variables(kept)
     return ModelEntry(
@@ -108,7 +97,7 @@ def _router(
     config: StartupConfig,
     options: StartOptions,
     entry: ModelEntry,
-    request: Callable[[], ModelRequest],
+    request: ModelRequest,
     *,
     has_standby: bool,
 ) -> RouterOptions:
@@ -120,25 +109,12 @@ def _router(
     is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
     kinds = (kind_for(entry.engine, ServeWords(entry.words)),) if is_warm else ()
     return RouterOptions(
-        tls=config.server.tls,
-        network=config.server.network,
-        logs=config.logs,
-        http_limits=config.limits,
-        logging=config.server.logging,
+        config=config,
         entries={entry.name: entry},
         reload=None,
         path=None,
         limits=SchedulerLimits(max_waiting=_MAX_WAITING),
         find_standby_kinds=lambda: kinds,
-        find_model=lambda _: _folder(request),
-        version=VERSION,
+        find_model=lambda _: folder_of(request),
         only=entry.name,
     )
-
-
-def _folder(request: Callable[[], ModelRequest]) -> str | None:
-    """The model's folder, if it is on disk."""
-    with suppress(StartupError, OSError, ValueError):
-        folder = plan_files(request()).model_folder
-        return None if folder is None else str(folder)
-    return None

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -12,20 +11,17 @@ from urllib.parse import urlsplit
 
 from base.wording import format_bytes, list_some
 from startup.config import StartupConfig
-from startup.errors import CommandLineError, StartupError
-from startup.model.file_plan import plan_files
-from startup.model.request import ModelRequest
+from startup.errors import CommandLineError
 from startup.preflight.report import Finding, PreflightReport
 from startup.router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, Notice
 from startup.router.model_memory import MemoryMeter, default_budget
 from startup.router.models_file.reader import Defaults, read_models_file
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
-from startup.router.words.model_check import CheckedModel, ModelCheck, key_of
+from startup.router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of
+from startup.router.words.router_words import SeveralModels
 from startup.standby.places import KINDS
 from vllm_cli.errors import InputError
-from vllm_cli.flags.serve_command import SeveralModels
-from vllm_cli.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +99,7 @@ class ModelsReader:
     def find_model(self, name: str) -> str | None:
         """The folder of a model that is on disk."""
         model = self.last.models.get(name)
-        return None if model is None else _folder_of(model.request)
+        return None if model is None else folder_of(model.request)
 
     @property
     def _defaults(self) -> Defaults:
@@ -150,7 +146,7 @@ class ModelsReader:
         """Models that could never start."""
         limits = self._config.several
         requests = {model.entry.name: model.request for model in models}
-        meter = MemoryMeter(lambda name: _folder_of(requests[name]))
+        meter = MemoryMeter(lambda name: folder_of(requests[name]))
         given = limits.memory_budget_bytes
         budget = default_budget() if given is None and self._config.preflight == "auto" else given
         for entry in (model.entry for model in models if not model.faults):
@@ -178,15 +174,12 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         raise CommandLineError(str(err)) if err.has_usage_error else err
     config, limits = several.config, several.config.several
     network = config.server.network
-    logs = config.logs
+    network = replace(network, api_keys=(*network.api_keys, *checked.api_keys))
+    config = replace(config, server=replace(config.server, network=network))
     if checked.log_level is not None and not several.has_log_level:
-        logs = replace(logs, level=checked.log_level)
+        config = replace(config, logging_level=checked.log_level)
     return RouterOptions(
-        tls=config.server.tls,
-        network=replace(network, api_keys=(*network.api_keys, *checked.api_keys)),
-        logs=logs,
-        http_limits=config.limits,
-        logging=config.server.logging,
+        config=config,
         entries=checked.entries,
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
@@ -198,7 +191,6 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         ),
         find_standby_kinds=lambda: _standby_kinds(config, reader.last.models.values()),
         find_model=reader.find_model,
-        version=VERSION,
     )
 
 
@@ -207,13 +199,6 @@ def _standby_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tup
         return ()
     wanted = {model.standby_kind for model in models}
     return tuple(kind for kind in KINDS if kind in wanted)
-
-
-def _folder_of(request: ModelRequest | None) -> str | None:
-    with suppress(StartupError, OSError, ValueError):
-        folder = None if request is None else plan_files(request).model_folder
-        return None if folder is None else str(folder)
-    return None
 
 
 def _name_of(word: str) -> str:

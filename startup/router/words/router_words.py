@@ -2,56 +2,26 @@
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
+import click
+
+from envs.registry import env
+from startup.config import StartupConfig
 from startup.serve_words import is_flag_like
+from startup.vllm.known_flags import flags_that_change
 from vllm_cli.errors import InputError
+from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.flag import Flag
-from vllm_cli.flags.secret_flags import find_values, split_flags
-from vllm_cli.flags.supported import GROUPS, SUPPORTED
+from vllm_cli.flags.screening import show_notices
+from vllm_cli.flags.secret_flags import empty_key_notices, find_values, secret_notices, split_flags
+from vllm_cli.flags.serve_command import WORDS, build_startup_config, read_settings, unknown_variable_notices
 
-
-def _flags_of(section: str) -> frozenset[str]:
-    return frozenset(flag.name for flag in SUPPORTED if flag.fields and flag.fields[0].startswith(f"{section}."))
-
-
-SEVERAL: Final = frozenset(flag.name for flag in GROUPS["Several models"])
-ADDRESS: Final = frozenset(("--host", "--port", "--uds"))
-KEYS: Final = frozenset(("--api-key", "--api-key-file", "--api-key-everywhere"))
-TLS: Final = _flags_of("server.tls")
-_LOGS: Final = frozenset(
-    ("--log-level", "--log-format", "--log-config-file", "--uvicorn-log-level", "--disable-uvicorn-access-log")
-)
-_IDLE: Final = frozenset(("--idle-stop", "--idle-warm"))
-_START: Final = frozenset(("--engine", "--startup-timeout", "--preflight-only", "--json"))
-PORT: Final = frozenset(
-    (
-        "--http-max-connections", "--http-header-timeout", "--http-body-timeout", "--http-min-body-rate",
-        "--disable-access-log-for-endpoints",
-    )
-)  # fmt: skip
-"""Of the port alone: what clients send reaches a model when it is complete."""
-FOR_BOTH: Final = frozenset(
-    (
-        "--h11-max-header-count", "--h11-max-incomplete-event-size", "--http-send-timeout", "--http-send-buffer-size",
-        "--preflight",
-    )
-)  # fmt: skip
-"""The models' servers have them, too."""
-
-OWN: Final = SEVERAL | _flags_of("server.network") | TLS | _LOGS | _IDLE | _START | PORT
-"""The router's flags; a model does not get them."""
-OF_ROUTER_ALONE: Final = OWN - {"--engine", "--startup-timeout", *_LOGS}
-"""Those that a model cannot have, either."""
+_NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
+"""Roles of flags that a model behind the router cannot have."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """For each model: the router logs the requests, and knows the client."""
 
-_ELSEWHERE: Final = frozenset(
-    (
-        "--headless", "--grpc", "--nnodes", "--node-rank", "--data-parallel-rank", "--data-parallel-external-lb",
-        "--data-parallel-hybrid-lb", "--data-parallel-multi-port-external-lb",
-    )
-)  # fmt: skip
 _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
     "--model": "name the models in the file, or as words before all flags",
@@ -74,6 +44,32 @@ class RouterWords(NamedTuple):
     """Flags in front of those of each model."""
 
 
+class SeveralModels(NamedTuple):
+    """A command line with several models."""
+
+    config: StartupConfig
+    """Of its own flags; those of models have their defaults."""
+    words: RouterWords
+    has_log_level: bool
+
+
+def read_several(ctx: click.Context) -> SeveralModels:
+    """Reads the router's own flags; those of models are checked with each model. Raises ClickException."""
+    words = split_router_words(ctx.meta[WORDS])
+    given = Arguments.parse(words.own)
+    ctx.params = read_settings(ctx, given, Arguments())
+    config = build_startup_config(ctx.params)
+    if not words.models and config.several.models is None:
+        raise InputError("--models must name a file.")
+    if config.standby == "require":
+        raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
+    secrets = secret_notices(ctx.meta[WORDS], has_key_file=True)
+    empty = empty_key_notices(given.flags.values())
+    show_notices((*unknown_variable_notices(), *secrets, *empty), config.log_format)
+    has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
+    return SeveralModels(config, words, has_log_level)
+
+
 def split_router_words(words: Sequence[str]) -> RouterWords:
     """Raises InputError for what several models cannot have."""
     models = tuple(takewhile(lambda word: not is_flag_like(word), words))
@@ -84,31 +80,43 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
             raise InputError("several models do not go with the word --: leave it out.")
         name = flag.name if flag is not None else given.flag
         _reject(name, given.values)
-        if name in OWN or name in FOR_BOTH:
+        if is_own(flag):
             own += given.words
-        if name not in OWN:
+        if not is_own(flag) or flag.role == "both":
             defaults += given.words
     if models and find_values(own, "--models"):
         raise InputError(f"--models does not go with {models[0]}: name this model in the file.")
     return RouterWords(models, own, defaults)
 
 
+def is_own(flag: Flag | None) -> TypeGuard[Flag]:
+    """Whether the router reads a flag."""
+    return flag is not None and flag.role not in (None, "run")
+
+
+def is_of_models(flag: Flag | None) -> bool:
+    """Whether a model behind the router can have a flag."""
+    return flag is None or flag.role not in _NOT_OF_MODELS
+
+
 def fault_of_model(flag: Flag) -> str | None:
     """Why a model behind a router cannot have a flag; None if it can."""
-    if flag.name in ADDRESS:
-        return "requests for all models come to the port of the command line"
-    if flag.name in KEYS:
-        return "give it on the command line, for all models, or use apiKeys"
-    if flag.name in PORT:
-        return "it is of the port, which all models have together: give it on the command line"
-    if flag.name in OF_ROUTER_ALONE:
-        return "ttl is its time without requests" if flag.name == "--idle-stop" else "it is a flag of the command line"
-    return _ONE_SERVER if flag.name in _ELSEWHERE else None
+    match flag.role:
+        case "address":
+            return "requests for all models come to the port of the command line"
+        case "keys":
+            return "give it on the command line, for all models, or use apiKeys"
+        case "tls" | "port":
+            return "it is of the port, which all models have together: give it on the command line"
+        case "router":
+            is_ttl = flag.name == "--idle-stop"
+            return "ttl is its time without requests" if is_ttl else "it is a flag of the command line"
+    return _ONE_SERVER if flag.name in flags_that_change("elsewhere") else None
 
 
 def is_elsewhere(name: str, values: Sequence[str]) -> bool:
     """Whether a server with this flag would not be on this machine alone, behind one socket."""
-    return name in _ELSEWHERE and tuple(values) != ("1",)
+    return name in flags_that_change("elsewhere") and tuple(values) != ("1",)
 
 
 def _reject(name: str, values: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from startup.timeline.history import installed_versions
 from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import API_SERVER, StartRecordings
+from startup.vllm.known_flags import flags_that_change, num_values
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
 
 RECORDED_PROCESSES: Final = Hook(
@@ -40,22 +41,6 @@ _FOLDER: Final = "preload"
 _DISABLED: Final = ".disabled"
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
-_RELEVANT_FLAGS: Final = frozenset(
-    {
-        "--enforce-eager", "--quantization", "-q", "--runner", "--convert", "--task", "--enable-lora", "--dtype",
-        "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp",
-        "--api-server-count", "-asc", "--headless", "--distributed-executor-backend", "--speculative-config",
-        "--attention-backend", "--optimization-level", "--compilation-config", "-cc", "--load-format",
-        "--kv-transfer-config", "--model-impl", "--enable-expert-parallel", "-ep", "--trust-remote-code",
-    }
-)  # fmt: skip
-"""Flags that change which modules are imported."""
-
-_SWITCHES: Final = frozenset(
-    {"--enforce-eager", "--enable-lora", "--headless", "--enable-expert-parallel", "-ep", "--trust-remote-code"}
-)
-"""Flags without a value."""
-
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 ENGINE: Final = Hook(
     "engine's modules",
@@ -75,13 +60,11 @@ WORKER: Final = Hook(
 )
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
-_SEVERAL_API_SERVERS: Final = ("--api-server-count", "-asc", "--data-parallel-size", "-dp")
-"""Flags that start API servers as separate processes; by default there is one per data parallel rank."""
 
 
 @dataclass(frozen=True)
 class StartKind:
-    """What starts have in common that import the same modules."""
+    """What starts have in common that import the same modules, and take about as long."""
 
     version: str
     architecture: str
@@ -239,8 +222,8 @@ def _read(path: Path) -> PreloadProfile:
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:
     """The relevant flags with their values, normalised: dashes, and values as separate words."""
-    for given in split(words, lambda flag: 0 if flag in _SWITCHES else "?"):
-        if given.flag in _RELEVANT_FLAGS or given.flag.startswith("-O"):
+    for given in split(words, num_values):
+        if given.flag in flags_that_change("modules") or given.flag.startswith("-O"):
             yield given.name
             yield from given.values
 
@@ -285,7 +268,8 @@ def plan_preload(
     folder: Path, vllm: InstalledVllm, words: Sequence[str], profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """The platform's modules and then the profile's; without a profile, the model's class too."""
-    several_api_servers = any(normalise(word).startswith(_SEVERAL_API_SERVERS) for word in words)
+    several = tuple(flags_that_change("API servers"))
+    several_api_servers = any(normalise(word).startswith(several) for word in words)
     roots = (*platform_modules(vllm), *(_API_SERVER if several_api_servers else ()))
     known = profile.engine_modules
     is_known = bool(known) and profile.is_complete

@@ -26,7 +26,7 @@ from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
 from startup.compile_cache.process import SharingProcess
 from startup.compile_cache.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.compile_cache.record import CompiledModel, Hardware
-from startup.config import CompileCacheOption
+from startup.config import CompileCacheOption, flags_of
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
 from startup.timeline.history import installed_versions
@@ -36,8 +36,6 @@ from startup.vllm.installed import InstalledVllm
 logger = logging.getLogger(__name__)
 
 _PACKAGES: Final = ("torch", "triton", "flashinfer-python")
-_WITHOUT_EFFECT: Final = ("--host", "--port", "--uds", "--api-key", "--root-path", "--served-model-name")
-"""Flags that do not decide which archives are fetched in advance."""
 _MOST_FAILURES: Final = 2
 _FAILED: Final = Reason(f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before")
 _MOST_LOGGED: Final = 3
@@ -292,7 +290,9 @@ def _why_outdated(record: CompiledModel) -> Reason | None:
 
 
 def _start_id(line: CommandLine) -> str:
-    values = sorted(item for item in line.values.items() if item[0] not in _WITHOUT_EFFECT)
+    """Nearly any flag may decide which archives are worth fetching; vLLM's hashes decide which one fits."""
+    of_port = flags_of("address", "keys", "tls", "port", "both") | {"--served-model-name"}
+    values = sorted(item for item in line.values.items() if item[0] not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
 
 

@@ -68,7 +68,7 @@ def test_every_flag_is_of_one_kind():
 
 
 def test_every_declared_flag_is_derived_once():
-    declared = [field.metadata["flag"] for _, field, _ in CONFIG_FIELDS if "flag" in field.metadata]
+    declared = [field.metadata["flag"] for _, field, *_ in CONFIG_FIELDS if "flag" in field.metadata]
     without_field = {"--engine", "--config", "--preflight-only", "--json"}
     assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
     assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
@@ -80,7 +80,7 @@ def test_every_field_can_be_set():
 
 
 def test_fields_filled_by_one_flag_have_one_default():
-    defaults = {path: field.default for path, field, _ in CONFIG_FIELDS}
+    defaults = {path: field.default for path, field, *_ in CONFIG_FIELDS}
     shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
     assert shared == {
         "--model": {None},
@@ -91,7 +91,7 @@ def test_fields_filled_by_one_flag_have_one_default():
 
 
 def test_a_variable_without_a_flag_has_the_default_of_its_field():
-    defaults = {path: field.default for path, field, _ in CONFIG_FIELDS if field.default is not MISSING}
+    defaults = {path: field.default for path, field, *_ in CONFIG_FIELDS if field.default is not MISSING}
     assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
 
 

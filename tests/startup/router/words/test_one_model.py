@@ -36,8 +36,8 @@ def _only(options: RouterOptions) -> ModelEntry:
 def test_address_tls_and_keys_are_the_router_s(run):
     words = ["--port", "0", "--ssl-certfile", "a", "--ssl-keyfile=b", "--api-key", "one", "two", "--dtype", "float32"]
     options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
-    assert (options.network.port, options.tls.ssl_keyfile) == (0, "b")
-    assert options.network.api_keys == ("one", "two")
+    assert (options.config.server.network.port, options.config.server.tls.ssl_keyfile) == (0, "b")
+    assert options.config.server.network.api_keys == ("one", "two")
     assert _only(options).words[:3] == ("m", "--dtype", "float32")
     assert "--port" not in " ".join(_only(options).words)
 
@@ -47,9 +47,9 @@ def test_limits_of_clients_apply_at_the_port(run):
     words = ["--http-header-timeout", "5", "--http-max-connections", "7", "--disable-access-log-for-endpoints", "/a,/b"]
     words += ["--h11-max-header-count", "300"]
     options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
-    limits = options.http_limits
+    limits = options.config.limits
     assert (limits.header_timeout_s, limits.max_connections, limits.max_headers) == (5, 7, 300)
-    assert options.logging.disable_access_log_for_endpoints == ("/a", "/b")
+    assert options.config.server.logging.disable_access_log_for_endpoints == ("/a", "/b")
     assert _only(options).words[:3] == ("m", "--h11-max-header-count", "300"), "the model takes as many"
 
 
@@ -64,15 +64,19 @@ def test_a_config_file_is_split_as_the_words_are(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("model: m\nport: 1\napi-key: key\nidle-stop: 1h\nmax-model-len: 8\nseed: 1\n")
     options = _embedded("--config", str(file), "--seed", "2")
-    assert (options.network.port, options.network.api_keys) == (1, ("key",))
+    assert (options.config.server.network.port, options.config.server.network.api_keys) == (1, ("key",))
     assert _only(options).words == ("--model=m", "--max-model-len=8", "--seed=2", *_END)
 
 
 def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
     file = tmp_path / "serve.yaml"
-    file.write_text("port: 1\nmax-model-len: 8\nh11-max-header-count: 9\n")
+    file.write_text(
+        "port: 1\nmax-model-len: 8\nh11-max-header-count: 9\nroot-path: /api\nallowed-origins: [http://a]\n"
+    )
     options = _vllm("--config", str(file))
-    assert (options.network.port, options.http_limits.max_headers) == (1, 9)
+    network = options.config.server.network
+    assert (network.port, network.root_path, network.allowed_origins) == (1, "/api", ("http://a",))
+    assert options.config.limits.max_headers == 9
     assert _only(options).words[:3] == ("m", "--config", str(file))
     file.write_text("ssl-certfile: a\n")
     with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):

@@ -14,21 +14,19 @@ import pytest
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.router import RouterOptions
 from startup.router.words.router_options import CheckedModels, ModelsReader, router_options
-from startup.router.words.router_words import split_router_words
+from startup.router.words.router_words import SeveralModels, read_several, split_router_words
 from startup.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
 from tests.startup.vllm.fake_start import FAKE
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
-from vllm_cli.flags.serve_command import SEVERAL_MODELS, SeveralModels
 
 COMMON = ("--engine", "embedded")
 
 
 def several(*words: object) -> SeveralModels:
     with serve.make_context("serve", list(map(str, words))) as ctx:
-        found: SeveralModels = ctx.meta[SEVERAL_MODELS]
-        return found
+        return read_several(ctx)
 
 
 def options_of(*words: object) -> RouterOptions:
@@ -161,16 +159,16 @@ def test_flags_become_options(write, tiny_llama):
         *("--max-wait", "3", "--max-waiting", "7", "--memory-budget", "9GiB"),
         *("--disable-uvicorn-access-log", "--startup-timeout", "30"),
     )
-    assert (options.network.host, options.network.port, options.tls.ssl_certfile) == ("h", 1, None)
-    assert options.network.api_keys == ("own", "of-file")
-    limits = options.limits
+    server, limits = options.config.server, options.limits
+    assert (server.network.host, server.network.port, server.tls.ssl_certfile) == ("h", 1, None)
+    assert server.network.api_keys == ("own", "of-file")
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
-    assert (options.logging.disable_access_log, options.logs.level, options.path) == (True, "ERROR", file)
+    assert (server.logging.disable_access_log, options.config.logging_level, options.path) == (True, "ERROR", file)
     assert options.entries["m"].start_timeout_s == 30
     assert options.find_standby_kinds() == ("embedded",)
     assert options.find_model("m") == str(tiny_llama)
     assert options.find_model("other") is None
-    assert options_of("--models", file, *COMMON, "--log-level", "debug").logs.level == "DEBUG"
+    assert options_of("--models", file, *COMMON, "--log-level", "debug").config.logging_level == "DEBUG"
 
 
 @pytest.mark.parametrize("words", [("--idle-warm", "off"), ("--standby", "off"), ("--trust-remote-code",)], ids=str)
