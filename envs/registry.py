@@ -91,7 +91,9 @@ class Environment:
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
     VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.")
-    VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(5, "Seconds that an idle HTTP connection is kept open.", minimum=0)
+    VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(
+        5, "Seconds that an idle HTTP connection is kept open; a router: 75.", minimum=0
+    )
     VLLM_LOGGING_LEVEL = choice_in_capitals(
         "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."
     )

@@ -49,7 +49,12 @@ class LimitsConfig:
         role="port",
     )
     max_body_bytes: int = setting(
-        32 << 20, "--http-max-body-size", "Largest body without prompt_embeds; else 413.", syntax="size", minimum=1
+        32 << 20,
+        "--http-max-body-size",
+        "Largest body without prompt_embeds; else 413.",
+        syntax="size",
+        minimum=1,
+        role="both",
     )
     """What `prompt_embeds` may take in addition follows from the model."""
     max_held_bytes: int | None = setting(
@@ -58,6 +63,7 @@ class LimitsConfig:
         "Most bytes of bodies and tensors in all requests; then 503. An eighth of free memory if not given.",
         syntax="size",
         minimum=1,
+        role="both",
     )
     header_timeout_s: float = setting(
         20.0,

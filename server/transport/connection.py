@@ -23,7 +23,15 @@ from server.limits import LimitsConfig, flag_of
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.lingering_transport import LingeringTransport
 from server.transport.probe_process import ProbeProcess
-from server.transport.read_watch import READ_GRACE_S, ReadWatch, RejectedError, Rejection, Stage, head_too_large
+from server.transport.read_watch import (
+    READ_GRACE_S,
+    ReadWatch,
+    RejectedError,
+    Rejection,
+    Stage,
+    head_too_large,
+    too_many_headers,
+)
 from server.transport.tls_handshake import TlsHandshake
 
 logger = logging.getLogger(__name__)
@@ -157,8 +165,7 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             super().on_header(name, value)
         if len(self.headers) + self._num_trailers > self._limits.max_headers:
-            most, flag = self._limits.max_headers, flag_of("max_headers")
-            raise RejectedError(Rejection(431, f"The request has more than {most} headers ({flag})."))
+            raise RejectedError(too_many_headers(self._limits))
 
     def on_headers_complete(self) -> None:
         rejection = self._find_head_error()
@@ -272,7 +279,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._watch.may_exceed_head_limit(self._num_piece_bytes):
             num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if num_bytes > self._limits.max_head_bytes:
-                return head_too_large(self._limits.max_head_bytes)
+                return head_too_large(self._limits)
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 return _ENCODED

@@ -153,7 +153,7 @@ class ReadWatch:
     def _too_large(self) -> Rejection | None:
         most = self._limits.max_head_bytes
         if self.stage is Stage.HEAD:
-            return head_too_large(most) if self._num_bytes > most else None
+            return head_too_large(self._limits) if self._num_bytes > most else None
         framing, allowed = self._num_bytes - self._num_body_bytes, most + _FRAMING_FACTOR * self._num_body_bytes
         if framing <= allowed:
             return None
@@ -198,6 +198,12 @@ class ReadWatch:
         self._timer = self._loop.call_later(READ_GRACE_S, callback)
 
 
-def head_too_large(most: int) -> Rejection:
+def head_too_large(limits: LimitsConfig) -> Rejection:
     """The rejection of a request whose request line and headers are too long."""
-    return Rejection(431, f"The request's headers are larger than {most} bytes ({flag_of('max_head_bytes')}).")
+    most, flag = limits.max_head_bytes, flag_of("max_head_bytes")
+    return Rejection(431, f"The request's headers are larger than {most} bytes ({flag}).")
+
+
+def too_many_headers(limits: LimitsConfig) -> Rejection:
+    """The rejection of a request with more headers than allowed."""
+    return Rejection(431, f"The request has more than {limits.max_headers} headers ({flag_of('max_headers')}).")

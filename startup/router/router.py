@@ -27,6 +27,7 @@ from base.exit_codes import OK
 from base.security.api_keys import ApiKeys
 from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
+from envs.registry import env
 from server.server_config import ServerConfig
 from server.transport.connection_table import raise_file_limit
 from startup.config import StartupConfig
@@ -49,8 +50,8 @@ from startup.temp_folder import ensure_temp_folder
 
 logger = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS: Final = 32_768
-"""Of clients, and of these to models' servers."""
+_KEEP_ALIVE_S: Final = 75.0
+"""Longer than load balancers keep a connection; without VLLM_HTTP_TIMEOUT_KEEP_ALIVE."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _TEND_S: Final = 1.0
 _SAME_SIGNAL_S: Final = 0.5
@@ -94,7 +95,7 @@ def run_router(options: RouterOptions) -> int:
     configure_logging(config.logs, role="router")
     ensure_temp_folder()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    raise_file_limit(_MAX_CONNECTIONS)
+    raise_file_limit(2 * config.limits.max_connections)  # of clients, and of these to models' servers
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(config.logs)))
@@ -178,13 +179,14 @@ class _Router:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         options, (api_keys, tls) = self._options, self._secrets
-        server = options.config.server
+        server, is_default = options.config.server, env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.raw is None
         app_options = AppOptions(
             network=server.network,
             limits=options.config.limits,
             logging=server.logging,
             api_keys=api_keys,
             tls=tls,
+            keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
             version=version(_DISTRIBUTION),
             has_only_model=options.only is not None,
         )

@@ -62,6 +62,8 @@ class AppOptions:
     api_keys: ApiKeys
     tls: RenewableTls | None
     version: str
+    keep_alive_s: float
+    """How long a connection without a request stays open."""
     has_only_model: bool = False
     """Whether there will never be another model: it gets all requests, whatever they name."""
 
@@ -75,6 +77,7 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
         handler.complete_headers,
         options.limits,
         options.tls,
+        keepalive_timeout=options.keep_alive_s,
         access_log_class=AccessLog,
         access_log=None if options.logging.disable_access_log else logging.getLogger(ACCESS_LOGGER),
         logger=_quiet_logger(),

@@ -10,13 +10,12 @@ from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMe
 from aiohttp.http_exceptions import LineTooLong
 
 from base.security.tls import RenewableTls
-from server.limits import LimitsConfig, flag_of
+from server.limits import LimitsConfig
 from server.transport.connection_table import ConnectionTable
-from server.transport.read_watch import READ_GRACE_S, Rejection, head_too_large
+from server.transport.read_watch import ReadWatch, Rejection, Stage, head_too_large, too_many_headers
 from server.transport.tls_handshake import TlsHandshake
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer
 
-_IDLE_S: Final = 75.0
 _LINGER_S: Final = 1.0
 """How long a refused client may go on sending, so that it can read why."""
 _READ_BYTES: Final = 64 << 10
@@ -47,7 +46,6 @@ class ClientServer(web.Server):
             request_factory=self._create_request,
             handler_cancellation=True,
             auto_decompress=False,
-            keepalive_timeout=_IDLE_S,
             max_line_size=limits.max_head_bytes,
             max_field_size=limits.max_head_bytes,
             max_headers=limits.max_headers,
@@ -98,9 +96,9 @@ class ClientRequest(web.Request):
         limits = self.protocol.server.limits
         length = len(self.raw_path) + sum(len(name) + len(value) for name, value in self.raw_headers)
         if length > limits.max_head_bytes:
-            raise _failed(head_too_large(limits.max_head_bytes))
+            raise _failed(head_too_large(limits))
         if len(self.raw_headers) > limits.max_headers:
-            raise FailedRequestError(431, _too_many_headers(limits), closes=True)
+            raise _failed(too_many_headers(limits))
         is_old_and_chunked = self._version == HttpVersion10 and self._message.chunked
         is_doubled = any(len(self.headers.getall(name, ())) > 1 for name in _SINGLE)
         has_no_host = self._version == HttpVersion11 and hdrs.HOST not in self.headers
@@ -131,10 +129,9 @@ class Connection(web.RequestHandler):
         "_client",
         "_is_refused",
         "_is_upgraded",
-        "_num_head_bytes",
         "_payload",
         "_stall",
-        "_timer",
+        "_watch",
         "has_room",
         "server",
     )
@@ -147,13 +144,12 @@ class Connection(web.RequestHandler):
         self._client: asyncio.Transport
         self._payload: StreamReader = EMPTY_PAYLOAD
         """Of the last request."""
-        self._num_head_bytes = 0
-        """Of the part of a head that has arrived."""
         self._is_refused = False
         self._is_upgraded = False
         """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
-        self._timer: asyncio.TimerHandle | None = None
-        """Ends when a head is complete."""
+        limits, loop = server.limits, asyncio.get_running_loop()
+        self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
+        """Of heads: bodies have a time limit where they are read."""
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -162,11 +158,11 @@ class Connection(web.RequestHandler):
         self._client.set_write_buffer_limits(self.server.limits.send_buffer_bytes)
         self.has_room = self.server.table.add(self)
         self.server.table.check_free_files(transport.get_extra_info("socket").fileno())
-        self._start_timer()
+        self._watch.expect_first_request()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.server.table.discard(self)
-        self._stop_timer()
+        self._watch.close()
         self._stop_stall()
         super().connection_lost(exc)
 
@@ -178,15 +174,15 @@ class Connection(web.RequestHandler):
         if len(self._messages) > num_messages:
             message, self._payload = self._messages[-1]
             self._is_upgraded = isinstance(message, RawRequestMessage) and bool(message.upgrade)
-            self._num_head_bytes = 0
-            self._stop_timer()
+            self._watch.note_end()
+            self._watch.disarm()
             self.server.table.note_busy(self)
         elif data and not is_in_body and not self._is_upgraded:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > self.server.limits.max_head_bytes:
-                self._refuse(head_too_large(self.server.limits.max_head_bytes))
-            elif self._timer is None:
-                self._start_timer()
+            stage_before = self._watch.stage
+            if stage_before is Stage.IDLE:
+                self._watch.note_head()
+            if (rejection := self._watch.check_piece(len(data), stage_before)) is not None:
+                self._refuse(rejection)
 
     def drop_rest(self) -> None:
         """Nothing more is read; called before the response, which closes the connection."""
@@ -214,9 +210,9 @@ class Connection(web.RequestHandler):
         super().handle_error(request, status, exc, message)
         limits = self.server.limits
         if isinstance(exc, LineTooLong):
-            failed = _failed(head_too_large(limits.max_head_bytes))
+            failed = _failed(head_too_large(limits))
         elif message == _TOO_MANY_HEADERS:
-            failed = FailedRequestError(431, _too_many_headers(limits))
+            failed = _failed(too_many_headers(limits))
         else:
             failed = FailedRequestError(status, _MALFORMED if status == 400 else "Internal server error")
         self._is_refused = True
@@ -240,40 +236,27 @@ class Connection(web.RequestHandler):
         self._client.abort()
         return True
 
-    def _start_timer(self) -> None:
-        def wait_a_little() -> None:
-            self._timer = self._loop.call_later(READ_GRACE_S, self._time_out)
-
-        self._stop_timer()
-        self._timer = self._loop.call_later(self.server.limits.header_timeout_s, wait_a_little)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _stop_stall(self) -> None:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
 
-    def _time_out(self) -> None:
-        limit, flag = self.server.limits.header_timeout_s, flag_of("header_timeout_s")
-        if self._num_head_bytes:
-            self._refuse(Rejection(408, f"The headers took longer than {limit:g} s ({flag})."))
-        else:
+    def _time_out(self, rejection: Rejection | None) -> None:
+        if rejection is None:
             self.force_close()
+        else:
+            self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> None:
         """Ends a connection on which a part of a head has arrived; not before the running request."""
-        self._stop_timer()
+        self._watch.disarm()
         self._is_refused = True
         if self.transport is None or self._messages or self._request_in_progress:
             self.close()
             return
         self.transport.write(rejection.encode([(b"server", SERVER.encode())]))
         self._end_writing()
-        self._timer = self._loop.call_later(_LINGER_S, self.force_close)
+        self._loop.call_later(_LINGER_S, self.force_close)
 
     def _end_writing(self) -> None:
         if self._client.can_write_eof():
@@ -282,7 +265,3 @@ class Connection(web.RequestHandler):
 
 def _failed(rejection: Rejection) -> FailedRequestError:
     return FailedRequestError(rejection.status, rejection.message, closes=True)
-
-
-def _too_many_headers(limits: LimitsConfig) -> str:
-    return f"The request has more than {limits.max_headers} headers ({flag_of('max_headers')})."

@@ -17,10 +17,6 @@ from startup.router.model_entry import BodyChanges
 if TYPE_CHECKING:
     from aiohttp import StreamReader
 
-MOST_BYTES: Final = 256 << 20
-"""Of a body."""
-MOST_BYTES_TOGETHER: Final = 4 << 30
-"""Of all bodies that are kept at a time."""
 _MOST_IN_MEMORY: Final = 1 << 20
 """A longer body lies in an unlinked temporary file, and is read by threads."""
 _READ_BACK_BYTES: Final = 256 << 10
@@ -63,8 +59,9 @@ class RequestBody:
 
     def check_length(self, announced: int) -> None:
         """Raises BodyError for a length that no body may have."""
-        if announced > MOST_BYTES:
-            raise BodyError(413, f"The request body is larger than {MOST_BYTES} bytes.")
+        most = self._room.limits.max_body_bytes
+        if announced > most:
+            raise BodyError(413, f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')}).")
 
     async def read(self, content: "StreamReader") -> None:
         """Reads all of it; raises BodyError."""
@@ -93,8 +90,10 @@ class RequestBody:
         self.num_bytes += len(part)
         self._room.num_bytes += len(part)
         self.check_length(self.num_bytes)
-        if self._room.num_bytes > MOST_BYTES_TOGETHER:
-            raise BodyError(503, "The bodies of other requests take all room: try it again later.")
+        most = self._room.limits.max_held_bytes
+        if most is not None and self._room.num_bytes > most:
+            text = f"The bodies of other requests take all room ({flag_of('max_held_bytes')}): try it again later."
+            raise BodyError(503, text)
         if self._is_in_memory:
             self._file.write(part)
         else:

@@ -34,7 +34,7 @@ from startup.preflight.report import USAGE, Finding, PreflightReport
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.router.child_process import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
-from startup.router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model
+from startup.router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
 from startup.serve_words import ServeWords, is_flag_like
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
@@ -118,7 +118,8 @@ class ModelCheck:
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
         engine = choose_engine((_ENGINE, engine) if engine else ())
         begin = int(bool(own) and not is_flag_like(own[0]))
-        words = [*own[:begin], *self._defaults, *own[begin:]]
+        defaults = without_ours(self._defaults) if engine == "vllm" else self._defaults
+        words = [*own[:begin], *defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)
         names = _served_names(words)
         words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))

@@ -11,7 +11,14 @@ from startup.router.model_entry import ModelEntry
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.words.model_check import folder_of
-from startup.router.words.router_words import QUIET_FLAG, is_elsewhere, is_of_models, is_own
+from startup.router.words.router_words import (
+    PORT_DEFAULTS,
+    QUIET_FLAG,
+    is_elsewhere,
+    is_of_models,
+    is_own,
+    without_ours,
+)
 from startup.serve_words import ServeWords
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
@@ -27,9 +34,10 @@ _MAX_WAITING: Final = 1024
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
     """The router of the embedded engine's model."""
-    entry = _entry(config, _without_config_file(words), "embedded", config.server.served_model_names)
+    words = _without_config_file(words)
+    entry = _entry(config, words, "embedded", config.server.served_model_names)
     has_standby = not config.engine.trust_remote_code
-    return _router(config, config, entry, ModelRequest.of_start(config), has_standby=has_standby)
+    return _router(_read_port(entry.name, words), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
@@ -39,16 +47,16 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
         raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
     of_port = sorted(flags_of("address", "port", "both"))
     in_file = [f"{name}={line.values[name]}" for name in of_port if name in line.values]
-    own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
-    config = _parse([line.served_name, *in_file, *own, "--engine", "embedded"])
     names = line.lists.get("--served-model-name") or (line.served_name,)
-    entry = _entry(options, words, "vllm", names)
-    return _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+    entry = _entry(options, without_ours(words), "vllm", names)
+    port = _read_port(entry.name, words, in_file)
+    return _router(port, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
 
 
-def _parse(words: Sequence[str]) -> StartupConfig:
-    """The settings of these flags, and of the variables, by the embedded engine's rules."""
-    with parsed_quietly(words) as ctx:
+def _read_port(name: str, words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
+    """The settings of the router's own flags, and of the variables, by the embedded engine's rules."""
+    own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
+    with parsed_quietly([name, *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"]) as ctx:
         config: StartupConfig = ctx.meta[CONFIG_OF_START]
         return config
 

@@ -1,24 +1,26 @@
 """Splits the words of `serve --models FILE` and `serve A B`: models, its own flags, defaults of models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple, TypeGuard
 
 import click
 
 from envs.registry import env
-from startup.config import StartupConfig
+from startup.config import StartupConfig, flags_of
 from startup.serve_words import is_flag_like
 from startup.vllm.known_flags import flags_that_change
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.flag import Flag
 from vllm_cli.flags.screening import show_notices
-from vllm_cli.flags.secret_flags import empty_key_notices, find_values, secret_notices, split_flags
+from vllm_cli.flags.secret_flags import empty_key_notices, find_values, secret_notices, split_flags, without_flags
 from vllm_cli.flags.serve_command import WORDS, build_startup_config, read_settings, unknown_variable_notices
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
 """Roles of flags that a model behind the router cannot have."""
+PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
+"""The router keeps long bodies on disk, and does not know what a model takes."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """For each model: the router logs the requests, and knows the client."""
 
@@ -56,7 +58,7 @@ class SeveralModels(NamedTuple):
 def read_several(ctx: click.Context) -> SeveralModels:
     """Reads the router's own flags; those of models are checked with each model. Raises ClickException."""
     words = split_router_words(ctx.meta[WORDS])
-    given = Arguments.parse(words.own)
+    given = Arguments.parse((*PORT_DEFAULTS, *words.own))
     ctx.params = read_settings(ctx, given, Arguments())
     config = build_startup_config(ctx.params)
     if not words.models and config.several.models is None:
@@ -97,6 +99,11 @@ def is_own(flag: Flag | None) -> TypeGuard[Flag]:
 def is_of_models(flag: Flag | None) -> bool:
     """Whether a model behind the router can have a flag."""
     return flag is None or flag.role not in _NOT_OF_MODELS
+
+
+def without_ours(words: Iterable[str]) -> list[str]:
+    """The words without limits that vLLM does not have: they are those of the port alone."""
+    return without_flags(words, [name for name in flags_of("both") if name.startswith("--http-")])
 
 
 def fault_of_model(flag: Flag) -> str | None:

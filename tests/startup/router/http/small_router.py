@@ -178,6 +178,7 @@ class SmallRouter:
         limits: LimitsConfig | None = None,
         tls: RenewableTls | None = None,
         unlogged: Sequence[str] = (),
+        keep_alive_s: float = 75.0,
         **network: Any,
     ) -> None:
         """Serves models of these names; none of them runs, or only the first one, with this handler."""
@@ -188,6 +189,7 @@ class SmallRouter:
             logging=LoggingConfig(disable_access_log_for_endpoints=tuple(unlogged)),
             api_keys=ApiKeys(tuple(keys)),
             tls=tls,
+            keep_alive_s=keep_alive_s,
             version="9.9",
             has_only_model=has_only_model,
         )

@@ -104,6 +104,14 @@ async def test_a_request_and_its_answer_may_take_longer_than_a_head(router):
         await reader.readuntil(b"}")
 
 
+async def test_an_idle_connection_is_closed(router):
+    await router.serve("m", keep_alive_s=0.2)
+    reader, writer = await router.connect()
+    writer.write(GET + b"\r\n")
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    await reader.read()
+
+
 async def test_the_longest_idle_connection_makes_room(router):
     await router.serve("m", limits=LimitsConfig(max_connections=2))
     first, second = [await router.connect() for _ in range(2)]

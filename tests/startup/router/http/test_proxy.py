@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from server.limits import LimitsConfig
-from startup.router.http import background, proxy, request_body, waiting
+from startup.router.http import background, proxy, waiting
 from startup.router.model_pool import ModelRefused
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, eventually, post
 from tests.support.ports import free_port
@@ -121,7 +121,7 @@ async def test_a_broken_chunked_body_is_a_400(router):
 
 @pytest.mark.thorough
 async def test_nobody_waits_for_a_long_body(router, client):
-    await router.serve("m", "n", running=echo)
+    await router.serve("m", "n", running=echo, limits=LimitsConfig(max_body_bytes=64 * MB))
     body = body_of(size=50 * MB)
     sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
     longest_s = 0.0
@@ -136,29 +136,27 @@ async def test_nobody_waits_for_a_long_body(router, client):
 
 
 @pytest.mark.parametrize("way", ["announced", "chunked"])
-async def test_a_body_that_is_too_long_is_a_413(router, monkeypatch, way):
+async def test_a_body_that_is_too_long_is_a_413(router, way):
     """What is announced is not asked for; the path may name the model."""
-    monkeypatch.setattr(request_body, "MOST_BYTES", MB)
-    await router.serve("m", "n")
+    await router.serve("m", "n", limits=LimitsConfig(max_body_bytes=MB))
     reader, writer = await router.connect()
     length = "Expect: 100-continue\r\nContent-Length: 1048577" if way == "announced" else "Transfer-Encoding: chunked"
     writer.write(f"POST /upstream/m{CHAT} HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n".encode())
     if way == "chunked":
         writer.write(b"100001\r\n" + b"x" * (MB + 1) + b"\r\n")
     assert b" 413 " in await reader.readline()
-    assert b"larger than 1048576 bytes" in await reader.readuntil(b"}}")
+    assert b"larger than 1048576 bytes (--http-max-body-size)" in await reader.readuntil(b"}}")
     assert router.pool.num_waiting == 0
 
 
-async def test_all_bodies_together_are_limited(router, client, monkeypatch):
-    monkeypatch.setattr(request_body, "MOST_BYTES_TOGETHER", 2 * MB)
-    await router.serve("m", "n")
+async def test_all_bodies_together_are_limited(router, client):
+    await router.serve("m", "n", limits=LimitsConfig(max_held_bytes=2 * MB))
     waiting_body = body_of(size=3 * MB // 2)
     sending = asyncio.create_task(client.post(router.url + CHAT, data=BytesIO(waiting_body)))
     await eventually(lambda: router.pool.num_waiting == 1)
     async with client.post(router.url + CHAT, data=BytesIO(body_of(size=MB))) as response:
         assert response.status == 503
-        assert "take all room" in (await response.json())["error"]["message"]
+        assert "take all room (--http-max-held-size)" in (await response.json())["error"]["message"]
     await router.start_model("m", echo)
     async with await sending as response:
         assert (await response.json())["size"] == len(waiting_body)

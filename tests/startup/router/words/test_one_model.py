@@ -45,12 +45,14 @@ def test_address_tls_and_keys_are_the_router_s(run):
 @pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
 def test_limits_of_clients_apply_at_the_port(run):
     words = ["--http-header-timeout", "5", "--http-max-connections", "7", "--disable-access-log-for-endpoints", "/a,/b"]
-    words += ["--h11-max-header-count", "300"]
+    words += ["--h11-max-header-count", "300", "--http-max-body-size", "1GiB"]
     options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
     limits = options.config.limits
     assert (limits.header_timeout_s, limits.max_connections, limits.max_headers) == (5, 7, 300)
+    assert (limits.max_body_bytes, limits.max_held_bytes) == (1 << 30, 4 << 30)
     assert options.config.server.logging.disable_access_log_for_endpoints == ("/a", "/b")
     assert _only(options).words[:3] == ("m", "--h11-max-header-count", "300"), "the model takes as many"
+    assert ("--http-max-body-size" in _only(options).words) is (run is _embedded), "vLLM has no such flag"
 
 
 def test_the_model_gets_all_other_words_without_secrets():

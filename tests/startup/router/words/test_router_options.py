@@ -164,6 +164,7 @@ def test_flags_become_options(write, tiny_llama):
     assert server.network.api_keys == ("own", "of-file")
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
     assert (server.logging.disable_access_log, options.config.logging_level, options.path) == (True, "ERROR", file)
+    assert (options.config.limits.max_body_bytes, options.config.limits.max_held_bytes) == (256 << 20, 4 << 30)
     assert options.entries["m"].start_timeout_s == 30
     assert options.find_standby_kinds() == ("embedded",)
     assert options.find_model("m") == str(tiny_llama)
@@ -357,7 +358,8 @@ def test_without_a_preflight_only_the_words_are_checked(read):
 def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch):
     monkeypatch.syspath_prepend(FAKE)
     command = {"cmd": "vllm serve org/model --port ${PORT} --enforce-eager --served-model-name other"}
-    checked = read({"m": command, "n": {"model": "org/n", "engine": "vllm", "args": "--lora-modules a=/b"}}, *OFFLINE)
+    models = {"m": command, "n": {"model": "org/n", "engine": "vllm", "args": "--lora-modules a=/b"}}
+    checked = read(models, *OFFLINE, "--http-send-timeout", "5")  # vLLM has no such flag
     assert checked.faults == ()
     m, n = (checked.models[name] for name in "mn")
     assert (m.standby_kind, n.standby_kind) == ("vllm-eager", "vllm-compiled")
