@@ -12,7 +12,7 @@ from startup.prefetch.options import PrefetchOptions
 from startup.serve_words import LAUNCHER_FLAGS, ServeWords
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import SupportedFlag
-from vllm_cli.flags.supported import ENGINE, GROUPS, LOG_FORMAT, SUPPORTED
+from vllm_cli.flags.supported import ENGINE, GROUPS, SUPPORTED
 
 _FLAGS: Final = tuple(
     flag for flag in SUPPORTED if flag.name in LAUNCHER_FLAGS and flag not in GROUPS["Several models"]
@@ -31,14 +31,8 @@ def choose_engine(words: Sequence[str]) -> str:
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     """Settings for `startup.vllm.launch.start`; raises InputError for an invalid value of a launcher flag."""
     split = _split(words)
-    settings = {
-        LOG_FORMAT.name: env.VCLI_LOG_FORMAT.get(),
-        "--preflight": env.VCLI_PREFLIGHT.get(),
-        "--idle-stop": env.VCLI_IDLE_STOP.raw,
-        "--compile-cache": env.VCLI_COMPILE_CACHE.get(),
-        "--listen-when-ready": env.VCLI_LISTEN_WHEN_READY.get() and "true",
-    }
-    given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items() if value}}
+    by_variable = {f.name: f.variable.get() for f in _FLAGS if f.variable is not None and f.variable.raw is not None}
+    given = {**split.own, **{name: split.own.get(name) or value for name, value in by_variable.items()}}
     flags = [flag for flag in _FLAGS if flag.name in given]
     values = {path: _convert(flag, given[flag.name], ctx) for flag in flags for path in flag.fields}
     prefetch = {path.removeprefix("prefetch."): values.pop(path) for path in tuple(values) if "prefetch." in path}
@@ -59,7 +53,7 @@ def _split(words: Sequence[str]) -> ServeWords:
     return given
 
 
-def _convert(flag: SupportedFlag, value: str, ctx: click.Context) -> Any:
+def _convert(flag: SupportedFlag, value: Any, ctx: click.Context) -> Any:
     if flag.type is None:
         return value
     try:

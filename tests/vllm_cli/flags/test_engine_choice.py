@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
+from startup.config import CompileCacheOption
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.engine_choice import choose_engine, vllm_options
@@ -33,6 +34,17 @@ def test_settings_are_converted_and_the_start_method_comes_from_the_variable(mon
     assert options.startup_timeout_s == 30
     assert options.startup_report == Path("r")
     assert options.prefetch.mode == "off"
+
+
+def test_a_variable_counts_if_its_flag_is_not_given(monkeypatch):
+    variables = {"STANDBY": "off", "IDLE_STOP": "10m", "COMPILE_CACHE": "/c,require", "LISTEN_WHEN_READY": "yes"}
+    for name, value in (variables | {"LOG_FORMAT": "json", "PREFLIGHT": "warn"}).items():
+        monkeypatch.setenv(f"VCLI_{name}", value)
+    with click.Context(click.Command("serve")) as ctx:
+        options = vllm_options(ctx, ["--preflight", "off"])
+    assert (options.standby, options.idle_stop_s, options.listen_when_ready) == ("off", 600, True)
+    assert (options.compile_cache, options.log_format) == (CompileCacheOption("/c", is_required=True), "json")
+    assert options.preflight == "off"
 
 
 def test_the_start_method_is_the_forkserver_if_the_variable_is_not_set():
