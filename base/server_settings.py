@@ -11,6 +11,9 @@ from envs.registry import env
 
 SHUTDOWN_TIMEOUT_S: Final = 25.0
 """Kubernetes kills a pod 30 s after SIGTERM, where its manifest does not say otherwise."""
+SAME_SIGNAL_S: Final = 0.5
+"""A service manager signals all processes of a service, and the front process of a warm start, or a router,
+forwards its signal: a server gets it twice."""
 _ROOT_PATH = re.compile(r"/[!-~]*")
 
 

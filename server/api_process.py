@@ -14,8 +14,8 @@ import uvloop
 from base import exit_codes
 from base.errors import EngineStartError
 from base.machine.libc import trim_heap
+from base.server_settings import SAME_SIGNAL_S
 from server.build import RunOptions, build_server
-from server.operation.drain import SAME_SIGNAL_S
 from server.renderers.base import BaseRenderer
 from server.server_config import ServerConfig
 from server.transport.graceful_server import bound_unsent_bytes

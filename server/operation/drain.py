@@ -17,9 +17,6 @@ ERROR_DELIVERY_S = 2
 """How long requests that are ended early have to receive their error."""
 _SHORT_DELIVERY_S = 0.25
 """The same after a second signal, and for requests that have to be cancelled."""
-SAME_SIGNAL_S = 0.5
-"""A service manager signals all processes of a service, and the front process of a warm start, or a router,
-forwards its signal: the server gets it twice."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
 A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""

@@ -16,11 +16,10 @@ from typing import Any, Final, Self
 
 from base.exit_codes import INTERRUPTED
 from base.machine.processes import KILL_S, kill_descendants
+from base.server_settings import SAME_SIGNAL_S
 from startup.processes.group_signals import GROUP_SIGNALS, set_handler
 from startup.processes.quick_end import end_like
 
-_SAME_SIGNAL_S: Final = 0.5
-"""A service manager and the front process of a warm start may both send the same signal."""
 _LAST_ANSWERS_S: Final = 0.4
 """How long clients have to receive an error after the second signal."""
 
@@ -114,7 +113,7 @@ class StopSignals:
         now_s = time.monotonic()
         if self._first_s is None:
             self._first_s = now_s
-        elif now_s - self._first_s >= _SAME_SIGNAL_S and os.getpid() == self._owner_pid:
+        elif now_s - self._first_s >= SAME_SIGNAL_S and os.getpid() == self._owner_pid:
             self.end_soon()
         handler = self._others.get(number, signal.SIG_DFL)
         if callable(handler):

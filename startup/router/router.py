@@ -27,6 +27,7 @@ from base.exit_codes import OK
 from base.security.api_keys import ApiKeys
 from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
+from base.server_settings import SAME_SIGNAL_S
 from envs.registry import env
 from server.server_config import ServerConfig
 from server.transport.connection_table import raise_file_limit
@@ -54,8 +55,6 @@ _KEEP_ALIVE_S: Final = 75.0
 """Longer than load balancers keep a connection; without VLLM_HTTP_TIMEOUT_KEEP_ALIVE."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _TEND_S: Final = 1.0
-_SAME_SIGNAL_S: Final = 0.5
-"""A terminal and a service manager may both send the same signal."""
 _SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -293,7 +292,7 @@ class _Router:
             self._stopped_s = now
             is_usual = self._is_ready and number in (signal.SIGTERM, signal.SIGINT)
             self._exit_code = OK if is_usual else -number
-        elif now - self._stopped_s > _SAME_SIGNAL_S:
+        elif now - self._stopped_s > SAME_SIGNAL_S:
             logger.info("stopping at once")
             self._exit_code = -number
             self._pool.kill()

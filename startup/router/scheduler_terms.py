@@ -6,6 +6,8 @@ Standard library only.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from startup.config import SeveralModelsConfig
+
 State = Literal["stopped", "starting", "ready", "draining", "failed"]
 """`draining`: its process admits no more requests; it is stopped when its last request has ended.
 `failed`: it has no process, and the last one failed to start or ended by itself."""
@@ -45,17 +47,9 @@ UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerLimits:
-    """What all models of a router share."""
+class SchedulerLimits(SeveralModelsConfig):
+    """What all models of a router share: its settings, and what has no flag."""
 
-    memory_budget_bytes: int | None = None
-    """The most memory of all models together; None: what is really free decides."""
-    max_running: int | None = None
-    """The most models with a process."""
-    max_wait_s: float = 10.0
-    """After this, a waiter for a model without room stops new admissions to those that it needs stopped."""
-    max_waiting: int = 256
-    """The most waiting requests of one model."""
     min_stay_s: float = 2.0
     """How long a model that became ready is not stopped for another one."""
     memory_wait_s: float = 10.0

@@ -12,7 +12,7 @@ from typing import IO, Any, Final, Self
 
 import psutil
 
-from server.operation.drain import SAME_SIGNAL_S
+from base.server_settings import SAME_SIGNAL_S
 from tests.support.http_client import Answer, ask
 from tests.support.processes import GONE_S, end_server, running
 

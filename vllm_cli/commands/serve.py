@@ -74,10 +74,11 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 
 def _serve_several(ctx: click.Context) -> int:
-    from startup.router.words.router_options import ModelsReader, router_options
     from startup.router.words.router_words import read_several
 
     several = read_several(ctx)
+    from startup.router.words.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
+
     begin = time.perf_counter()
     reader = ModelsReader(several)
     checked = reader.read()

@@ -25,7 +25,7 @@ from startup.router.http.model_choice import ModelChoice
 from startup.router.http.only_model import OnlyModelAnswers
 from startup.router.http.own_answers import OwnAnswers
 from startup.router.http.proxy import Call, Proxy
-from startup.router.http.request_body import BodyError, BodyRoom, RequestBody
+from startup.router.http.request_body import BodyRoom, RequestBody
 from startup.router.http.requested_model import RequestedModel
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelRefused
@@ -221,8 +221,6 @@ class _Handler:
                 dropped=dropped,
             )
             return await self._proxy.relay(call)
-        except BodyError as err:
-            raise FailedRequestError(err.status, str(err)) from err
         finally:
             body.close()
 
@@ -243,7 +241,7 @@ class _Handler:
 
 
 async def _read(request: web.Request, body: RequestBody) -> RequestedModel:
-    """Reads the body, and which model it names; raises BodyError."""
+    """Reads the body, and which model it names; raises FailedRequestError."""
     body.check_length(request.content_length or 0)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

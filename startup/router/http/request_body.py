@@ -9,6 +9,7 @@ from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Final
 
 from server.limits import LimitsConfig, flag_of
+from startup.router.http.answers import FailedRequestError
 from startup.router.http.body_changes import Edit, form_edits, json_edits
 from startup.router.http.body_members import BodyFaultError
 from startup.router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
@@ -24,15 +25,6 @@ _MOST_ON_LOOP: Final = 4 << 10
 """A longer body is searched by a thread: this much takes up to 2 ms."""
 _LOOSE_BYTES: Final = 256 << 10
 """Of a body that is not UTF-8: vLLM takes all encodings of JSON."""
-
-
-class BodyError(Exception):
-    """The body is not read to its end."""
-
-    def __init__(self, status: int, message: str) -> None:
-        """`status` of the answer."""
-        super().__init__(message)
-        self.status = status
 
 
 class BodyRoom:
@@ -58,13 +50,15 @@ class RequestBody:
         self.num_bytes = 0
 
     def check_length(self, announced: int) -> None:
-        """Raises BodyError for a length that no body may have."""
+        """Raises FailedRequestError for a length that no body may have."""
         most = self._room.limits.max_body_bytes
         if announced > most:
-            raise BodyError(413, f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')}).")
+            raise FailedRequestError(
+                413, f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')})."
+            )
 
     async def read(self, content: "StreamReader") -> None:
-        """Reads all of it; raises BodyError."""
+        """Reads all of it; raises FailedRequestError."""
         limits, loop = self._room.limits, asyncio.get_running_loop()
         left_s = limits.body_timeout_s
         try:
@@ -80,7 +74,7 @@ class RequestBody:
                 await self._keep(part)
         except TimeoutError:
             message = f"The body arrives too slowly ({flag_of('body_timeout_s')}, {flag_of('min_body_rate')})."
-            raise BodyError(408, message) from None
+            raise FailedRequestError(408, message) from None
         except ConnectionError:
             raise
         except OSError as err:
@@ -93,7 +87,7 @@ class RequestBody:
         most = self._room.limits.max_held_bytes
         if most is not None and self._room.num_bytes > most:
             text = f"The bodies of other requests take all room ({flag_of('max_held_bytes')}): try it again later."
-            raise BodyError(503, text)
+            raise FailedRequestError(503, text)
         if self._is_in_memory:
             self._file.write(part)
         else:
@@ -108,7 +102,7 @@ class RequestBody:
             return await asyncio.to_thread(self._find, boundary)
 
     async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:
-        """Changes it before the model gets it; raises BodyError."""
+        """Changes it before the model gets it; raises FailedRequestError."""
         is_form = boundary_of(media_type) is not None
 
         def run() -> None:
@@ -124,7 +118,7 @@ class RequestBody:
         try:
             await asyncio.to_thread(run)
         except BodyFaultError as err:
-            raise BodyError(400, f"The request body {err}.") from err
+            raise FailedRequestError(400, f"The request body {err}.") from err
         except OSError as err:
             raise _not_kept(err) from err
 
@@ -191,5 +185,5 @@ class RequestBody:
             yield part
 
 
-def _not_kept(err: OSError) -> BodyError:
-    return BodyError(503, f"The request's body cannot be kept: {err.strerror}.")
+def _not_kept(err: OSError) -> FailedRequestError:
+    return FailedRequestError(503, f"The request's body cannot be kept: {err.strerror}.")

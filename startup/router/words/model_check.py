@@ -34,9 +34,9 @@ from startup.preflight.report import USAGE, Finding, PreflightReport
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.router.child_process import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
+from startup.router.standbys import kind_of_entry
 from startup.router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
-from startup.serve_words import ServeWords, is_flag_like
-from startup.standby.places import kind_for
+from startup.serve_words import is_flag_like
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
@@ -161,7 +161,7 @@ class ModelCheck:
         line = CommandLine.of(words)
         _reject_keys(line.values)
         entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
-        kind = kind_for("vllm", ServeWords(entry.words)) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
+        kind = kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(entry, check, line.request, kind)
 
@@ -176,7 +176,7 @@ class ModelCheck:
         )
         entry = replace(entry, adapters=tuple(module.name for module in config.server.lora_modules))
         has_standby = config.standby != "off" and not config.engine.trust_remote_code
-        kind = kind_for("embedded", ServeWords(entry.words)) if has_standby else None
+        kind = kind_of_entry(entry) if has_standby else None
         request = ModelRequest.of_start(config)
         return self._checked(entry, lambda: run_preflight(config, options=options), request, kind)
 

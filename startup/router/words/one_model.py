@@ -10,6 +10,7 @@ from startup.model.request import ModelRequest
 from startup.router.model_entry import ModelEntry
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
+from startup.router.standbys import kind_of_entry
 from startup.router.words.model_check import folder_of
 from startup.router.words.router_words import (
     PORT_DEFAULTS,
@@ -19,8 +20,6 @@ from startup.router.words.router_words import (
     is_own,
     without_ours,
 )
-from startup.serve_words import ServeWords
-from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
@@ -115,7 +114,7 @@ def _router(
         options: how the model is started.
     """
     is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
-    kinds = (kind_for(entry.engine, ServeWords(entry.words)),) if is_warm else ()
+    kinds = (kind_of_entry(entry),) if is_warm else ()
     return RouterOptions(
         config=config,
         entries={entry.name: entry},

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -172,7 +172,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
     if checked.faults:
         err = ModelsFileError(checked.faults)
         raise CommandLineError(str(err)) if err.has_usage_error else err
-    config, limits = several.config, several.config.several
+    config = several.config
     network = config.server.network
     network = replace(network, api_keys=(*network.api_keys, *checked.api_keys))
     config = replace(config, server=replace(config.server, network=network))
@@ -183,12 +183,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         entries=checked.entries,
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
-        limits=SchedulerLimits(
-            memory_budget_bytes=limits.memory_budget_bytes,
-            max_running=limits.max_running,
-            max_wait_s=limits.max_wait_s,
-            max_waiting=limits.max_waiting,
-        ),
+        limits=SchedulerLimits(**asdict(config.several)),
         find_standby_kinds=lambda: _standby_kinds(config, reader.last.models.values()),
         find_model=reader.find_model,
     )

@@ -9,8 +9,9 @@ import aiohttp
 import pytest
 
 from server.limits import LimitsConfig
+from startup.router.http.answers import FailedRequestError
 from startup.router.http.body_changes import json_edits
-from startup.router.http.request_body import BodyError, BodyRoom, RequestBody
+from startup.router.http.request_body import BodyRoom, RequestBody
 from startup.router.model_entry import BodyChanges, ModelEntry
 from tests.startup.router.http.test_proxy import CHAT, MB, body_of, echo
 from tests.startup.router.http.test_requested_model import TURN_S, costly, longest_call_s
@@ -76,7 +77,7 @@ async def test_what_is_no_object_is_not_changed(body):
 
 
 async def test_only_a_member_that_is_small_is_changed_inside():
-    with pytest.raises(BodyError, match=r"has more than 1 MiB in 'a'"):
+    with pytest.raises(FailedRequestError, match=r"has more than 1 MiB in 'a'"):
         await change(b'{"a":{"c":"%b"}}' % (b"x" * MB), CHANGES)
 
 
