@@ -36,7 +36,7 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
     words = _without_config_file(words)
     entry = _entry(config, words, "embedded", config.server.served_model_names)
     has_standby = not config.engine.trust_remote_code
-    return _router(_read_port(entry.name, words), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
+    return _router(_read_port(words), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
@@ -48,14 +48,14 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     in_file = [f"{name}={line.values[name]}" for name in of_port if name in line.values]
     names = line.lists.get("--served-model-name") or (line.served_name,)
     entry = _entry(options, without_ours(words), "vllm", names)
-    port = _read_port(entry.name, words, in_file)
+    port = _read_port(words, in_file)
     return _router(port, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
 
 
-def _read_port(name: str, words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
+def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
     """The settings of the router's own flags, and of the variables, by the embedded engine's rules."""
     own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
-    with parsed_quietly([name, *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"]) as ctx:
+    with parsed_quietly(["model", *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"]) as ctx:
         config: StartupConfig = ctx.meta[CONFIG_OF_START]
         return config
 
