@@ -25,8 +25,10 @@ LAUNCHER_FLAGS = {
     "--idle-stop": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1, "--memory-budget": 1,
     "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
 }  # fmt: skip
-"""The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's. Written here again,
-because to import their settings would delay a warm start; a test compares them."""
+"""The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's.
+
+They are written here again, because to import their settings would delay a warm start; a test compares them.
+"""
 
 OMNI = "--omni"
 """With it, vLLM leaves the whole command line to the package vllm-omni."""

@@ -1,7 +1,6 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,7 @@ import click
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
-from startup.config import DEFAULT_MODEL_ID, StartupConfig
+from startup.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
 from startup.model.request import ModelRequest
 from startup.serve_words import (
     LAUNCHER_FLAGS,
@@ -37,9 +36,6 @@ VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a start of vLLM in the metadata of click's context."""
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """Key of the configuration of a start of the embedded engine."""
-_IS_QUIET: Final = "vllm_cli.is_quiet"
-"""Key that is set if no notices are to be shown."""
-
 WORDS: Final = "vllm_cli.words"
 """Key of the words after `serve`."""
 
@@ -48,6 +44,9 @@ _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
 class ServeCommand(click.Command):
     """Accepts every flag of `vllm serve`; click converts and completes the supported ones."""
+
+    is_quiet = False
+    """Whether no notices are shown."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Precedence: options, variables, `--config`, defaults."""
@@ -60,7 +59,7 @@ class ServeCommand(click.Command):
         if not is_router and choose_engine(args) == "vllm":
             _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)
-            if _IS_QUIET not in ctx.meta:
+            if not self.is_quiet:
                 secrets = secret_notices(options.words, has_key_file=False)
                 show_notices((*unknown_variable_notices(), *secrets), options.log_format)
             ctx.meta[VLLM] = options
@@ -76,10 +75,10 @@ class ServeCommand(click.Command):
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
-        log_format = _screen(args, given, in_file, is_quiet=_IS_QUIET in ctx.meta)
+        log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
         ctx.params = read_settings(ctx, given, in_file)
         ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
-        if _IS_QUIET not in ctx.meta:
+        if not self.is_quiet:
             show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
         return []
 
@@ -103,37 +102,31 @@ def serve_parameters() -> list[click.Parameter]:
     return [_MODEL, *map(FlagOption, SUPPORTED)]
 
 
-@contextmanager
-def parsed_quietly(words: Sequence[str]) -> Iterator[click.Context]:
-    """The context of `serve` with these words, without notices; raises ClickException if it rejects them."""
-    if has_several_models(words):
-        raise InputError("several models do not have one server: name one of them")
-    parent = click.Context(click.Command("serve"))
-    parent.meta[_IS_QUIET] = True
-    serve = ServeCommand(name="serve", params=serve_parameters())
-    with serve.make_context("serve", list(words), parent=parent) as ctx:
-        yield ctx
-
-
-def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
-    """What `vllm-cli serve` with these words reads, for commands that take serve's flags.
+def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
+    """The settings of a start with these words; raises ClickException if `serve` rejects them.
 
     Args:
         words: MODEL and flags, of either engine.
-        command: the name in usage errors.
-
-    Raises:
-        ClickException: `serve` would reject the words.
+        name: of the command in usage errors.
+        is_quiet: whether no notices are shown.
     """
     if has_several_models(words):
-        raise InputError(f"{command} is for one model: name one of them.")
+        raise InputError(f"{name} is for one model: name one of them.")
     serve = ServeCommand(name="serve", params=serve_parameters())
-    with serve.make_context(command, list(words)) as ctx:
-        if (options := ctx.meta.get(VLLM)) is not None:
-            from startup.vllm.command_line import CommandLine
+    serve.is_quiet = is_quiet
+    with serve.make_context(name, list(words)) as ctx:
+        start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
+        return start
 
-            return CommandLine.of(options.words).request
-        return ModelRequest.of_start(ctx.meta[CONFIG_OF_START])
+
+def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
+    """What `vllm-cli serve` with these words reads, for a command that takes serve's flags."""
+    start = parse_start(words, command)
+    if isinstance(start, StartupConfig):
+        return ModelRequest.of_start(start)
+    from startup.vllm.command_line import CommandLine
+
+    return CommandLine.of(start.words).request
 
 
 def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
-from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, parsed_quietly
+from vllm_cli.flags.serve_command import parse_start
 
 _ENGINE: Final = "--engine"
 _SERVED_NAME: Final = "--served-model-name"
@@ -151,10 +151,10 @@ class ModelCheck:
         return checked
 
     def _check(self, entry: ModelEntry) -> CheckedModel:
-        with parsed_quietly(entry.words) as ctx:
-            if (options := ctx.meta.get(VLLM)) is not None:
-                return self._check_vllm(entry, options.words, has_standby=options.standby != "off")
-            return self._check_embedded(entry, ctx.meta[CONFIG_OF_START])
+        start = parse_start(entry.words, is_quiet=True)
+        if isinstance(start, StartupConfig):
+            return self._check_embedded(entry, start)
+        return self._check_vllm(entry, start.words, has_standby=start.standby != "off")
 
     def _check_vllm(self, entry: ModelEntry, words: Sequence[str], *, has_standby: bool) -> CheckedModel:
         vllm = require_vllm()

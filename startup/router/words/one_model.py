@@ -25,7 +25,7 @@ from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
 from vllm_cli.flags.flag import Shape
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
-from vllm_cli.flags.serve_command import CONFIG_OF_START, parsed_quietly
+from vllm_cli.flags.serve_command import parse_start
 from vllm_cli.flags.supported import CONFIG
 
 _MAX_WAITING: Final = 1024
@@ -55,9 +55,9 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
     """The settings of the router's own flags, and of the variables, by the embedded engine's rules."""
     own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
-    with parsed_quietly(["model", *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"]) as ctx:
-        config: StartupConfig = ctx.meta[CONFIG_OF_START]
-        return config
+    config = parse_start(["model", *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"], is_quiet=True)
+    assert isinstance(config, StartupConfig)
+    return config
 
 
 def _without_config_file(words: Sequence[str]) -> Sequence[str]:
