@@ -1,7 +1,6 @@
 """What launcher and helper process send each other: the job, progress and the report."""
 
-import json
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 MAX_PROBLEMS: Final = 8
 """The most problems in a report, which must fit into the pipe."""
@@ -10,28 +9,19 @@ PrefetchState = Literal["done", "off", "stopped", "failed"]
 
 
 class Job(NamedTuple):
-    """The settings of one prefetch; the files follow as further arguments."""
+    """The files of one prefetch, and how to read them."""
 
+    paths: tuple[str, ...]
     num_threads: int
     block_bytes: int
     memory_bytes: int | None
     is_forced: bool
     """Whether to read even if that helps little."""
     progress_interval_s: float | None
-    parent_pid: int
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
     pages: str | None = None
     """A record of what earlier starts have read, which is read before the files."""
-
-    def to_argument(self) -> str:
-        """The settings as one command-line argument."""
-        return json.dumps(self._asdict())
-
-    @classmethod
-    def from_argument(cls, word: str) -> "Job":
-        """Reads what `to_argument` has written."""
-        return cls(**json.loads(word))
 
 
 class PrefetchProgress(NamedTuple):
@@ -80,12 +70,6 @@ class PrefetchReport(NamedTuple):
     """Bytes of which it is not known here how much was resident; they count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "PrefetchReport":
-        """The report from its JSON fields."""
-        spans = tuple((str(name), int(begin), int(end)) for name, begin, end in fields["spans"])
-        return cls(**{**fields, "problems": tuple(fields["problems"]), "spans": spans})
 
     @property
     def resident_share(self) -> float | None:

@@ -1,27 +1,19 @@
 """Starts the helper process that reads files into the page cache, and receives its progress and report."""
 
-import json
 import logging
-import os
-import select
-import subprocess
-import sys
+import math
 import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from startup.prefetch.messages import Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.survey import reason_to_skip, survey_files
-from startup.processes import group_signals
+from startup.processes.helper import Helper, HelperEndedError
 
 logger = logging.getLogger(__name__)
-
-_ROOT: Final = Path(__file__).parents[2]
-_CODE: Final = "import sys; sys.path.append(sys.argv[1]); from startup.prefetch.worker import main; main(sys.argv[2:])"
-"""This project's folder is last on the path, so that it hides no module of the standard library."""
 
 _TORCH_LIBRARIES: Final = (
     "libtorch_global_deps.so",
@@ -37,10 +29,9 @@ _TORCH_LIBRARIES: Final = (
 class PrefetchHandle:
     """The launcher's handle of a prefetch; used by one thread and closed by its owner."""
 
-    def __init__(self, helper: "subprocess.Popen[bytes] | None", report: PrefetchReport | None = None) -> None:
+    def __init__(self, helper: Helper | None, report: PrefetchReport | None = None) -> None:
         self._helper = helper
         self._report = report
-        self._received = b""
 
     @property
     def pid(self) -> int | None:
@@ -50,27 +41,20 @@ class PrefetchHandle:
     def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
         """Waits for the report; None if the prefetch has not ended within the timeout."""
         deadline = time.monotonic() + timeout_s
-        while self._report is None and self._helper is not None:
-            message = self._receive(self._helper, max(deadline - time.monotonic(), 0.0))
-            if message is None:
-                return None
-            self._take(message)
+        while self._helper is not None and self._receive(self._helper, deadline - time.monotonic()) is not None:
+            pass
         return self._report
 
     def progress(self) -> Iterator[PrefetchProgress]:
         """Yields progress messages until the report arrives."""
-        while self._report is None and self._helper is not None:
-            message = self._receive(self._helper, None)
-            if message and "progress" in message:
-                yield PrefetchProgress(**message["progress"])
-            else:
-                self._take(message or {})
+        while self._helper is not None:
+            if isinstance(event := self._receive(self._helper), PrefetchProgress):
+                yield event
 
     def close(self) -> None:
         """Stops a running prefetch."""
         if self._helper is not None:
-            with self._helper as helper:
-                helper.kill()
+            self._helper.close()
             self._helper = None
 
     def __enter__(self) -> "PrefetchHandle":
@@ -79,30 +63,17 @@ class PrefetchHandle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _receive(self, helper: "subprocess.Popen[bytes]", timeout_s: float | None) -> dict[str, Any] | None:
-        """The next message; an empty one at the end, None after the timeout."""
-        assert helper.stdout is not None
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while b"\n" not in self._received:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            if not select.select([helper.stdout], [], [], left)[0]:
-                return None
-            chunk = helper.stdout.read(1 << 16)
-            if not chunk:
-                return {}
-            self._received += chunk
-        line, _, self._received = self._received.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def _take(self, message: dict[str, Any]) -> None:
-        if "report" in message:
-            self._report = PrefetchReport.from_fields(message["report"])
-        elif not message:
-            self._report = PrefetchReport("failed", "the helper process ended without a report")
-        if self._report is not None:
-            _warn(self._report)
+    def _receive(self, helper: Helper, timeout_s: float = math.inf) -> object | None:
+        """The next event, None after the timeout; the report is the last one."""
+        try:
+            event = helper.receive(timeout_s)
+        except HelperEndedError as err:
+            event = PrefetchReport("failed", f"the helper process ended without a report: {err}")
+        if isinstance(event, PrefetchReport):
+            self._report = event
+            _warn(event)
             self.close()
+        return event
 
 
 def start_prefetch(
@@ -142,21 +113,18 @@ def _report_nothing_to_read(paths: Sequence[str], options: PrefetchOptions, page
     return PrefetchReport("off", reason, survey.num_files, survey.total_bytes, survey.resident_bytes)
 
 
-def _start_helper(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> "subprocess.Popen[bytes]":
-    """Starts the process, without site-packages; raises OSError."""
+def _start_helper(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> Helper:
     job = Job(
+        paths=tuple(paths),
         num_threads=options.num_threads,
         block_bytes=options.block_bytes,
         memory_bytes=options.memory_bytes,
         is_forced=options.mode == "on",
         progress_interval_s=options.progress_interval_s,
-        parent_pid=os.getpid(),
         begin_ns=time.monotonic_ns(),
         pages=pages,
     )
-    command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), job.to_argument(), *paths]
-    with group_signals.blocked():  # until the process ignores them
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)
+    return Helper("prefetch", "startup.prefetch.worker:run", job)
 
 
 def _warn(report: PrefetchReport) -> None:

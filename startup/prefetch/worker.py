@@ -1,45 +1,30 @@
-"""The helper process: surveys the files, reads missing blocks, and reports to the launcher in JSON lines.
+"""The job of the helper process: surveys the files, reads missing blocks, and reports to the launcher.
 
-It shares no Python state and no interpreter lock with the launcher, which kills it to stop it. Standard
-output takes the lines. The process is started without the site module, so it imports only parts of the
-standard library that load in a few milliseconds.
+It imports only parts of the standard library that load in a few milliseconds.
 """
 
-import json
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterable
 
 from base.machine.page_cache import ResidencyProbe
 from startup.prefetch.messages import MAX_PROBLEMS, Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.survey import RESERVE_BYTES, Block, Survey, available_bytes, decide, survey_files
-from startup.processes import death_pipe, group_signals
+from startup.processes.helper import Send
 
 _TICK_S = 0.05
 _NICENESS = 10
 """Gives priority to the launcher's imports, also for disk accesses (ioprio_set(2))."""
-_PROCESS_NAME = "vllm-prefetch"
 
 _FALLBACK_BYTES = 256 << 10
 _KEPT_SHARE = 0.5
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the job on the paths and exits when everything is read."""
-    entry_ns = time.monotonic_ns()
-    job = Job.from_argument(arguments[0])
-    death_pipe.follow_parent(job.parent_pid)
-    _configure_process()
-    try:
-        report = _Prefetch(job, entry_ns).run(arguments[1:])
-    except Exception as err:  # noqa: BLE001 - the boundary of the process: the launcher gets the error
-        report = PrefetchReport("failed", f"{type(err).__name__}: {err}")
-    _send("report", report._asdict())
-    os._exit(0)  # a thread may still wait for the disk
+def run(job: Job, send: Send) -> None:
+    """Reads everything, and sends the progress and the report."""
+    os.nice(_NICENESS)
+    send(_Prefetch(job, send).run())
 
 
 class BlockReader:
@@ -169,16 +154,16 @@ class _OpenFile:
 
 
 class _Prefetch:
-    def __init__(self, job: Job, entry_ns: int) -> None:
+    def __init__(self, job: Job, send: Send) -> None:
         self._job = job
-        self._spans = [("prefetch_start", job.begin_ns, entry_ns)]
-        self._next_progress_ns = entry_ns
+        self._send = send
+        self._next_progress_ns = 0
 
-    def run(self, paths: Sequence[str]) -> PrefetchReport:
-        begin_ns = time.monotonic_ns()
-        survey = survey_files(paths, self._job.block_bytes, self._job.pages)
+    def run(self) -> PrefetchReport:
+        entry_ns = time.monotonic_ns()
+        survey = survey_files(self._job.paths, self._job.block_bytes, self._job.pages)
         decision = decide(survey, self._job)
-        self._spans.append(("prefetch_survey", begin_ns, time.monotonic_ns()))
+        spans = (("prefetch_start", self._job.begin_ns, entry_ns), ("prefetch_survey", entry_ns, time.monotonic_ns()))
         report = PrefetchReport(
             state="off" if decision.is_off else "done",
             reason=decision.reason,
@@ -187,7 +172,7 @@ class _Prefetch:
             resident_bytes=survey.resident_bytes,
             problems=survey.problems[:MAX_PROBLEMS],
             unknown_bytes=survey.unknown_bytes,
-            spans=tuple(self._spans),
+            spans=spans,
         )
         return report if decision.is_off else self._read(decision.survey, report)
 
@@ -222,17 +207,4 @@ class _Prefetch:
         if self._job.progress_interval_s is None or now_ns < self._next_progress_ns:
             return
         self._next_progress_ns = now_ns + int(self._job.progress_interval_s * 1e9)
-        _send("progress", PrefetchProgress(reader.read_bytes, due_bytes, (now_ns - begin_ns) / 1e9)._asdict())
-
-
-def _configure_process() -> None:
-    """Ignores group signals, on which the launcher acts, and lowers the priority of CPU and disk."""
-    group_signals.ignore()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.nice(_NICENESS)
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(_PROCESS_NAME, encoding="ascii")
-
-
-def _send(kind: str, fields: dict[str, object]) -> None:
-    os.write(1, json.dumps({kind: fields}).encode() + b"\n")
+        self._send(PrefetchProgress(reader.read_bytes, due_bytes, (now_ns - begin_ns) / 1e9))

@@ -120,7 +120,9 @@ def _follow(handle: PrefetchHandle, reporter: Reporter) -> PrefetchReport:
     for progress in handle.progress():
         reporter.update(f"prefetch {draw_bar(progress.share)} {_describe(progress)}")
     reporter.close()
-    return handle.result() or PrefetchReport("failed", "the helper process ended without a report")
+    report = handle.result()
+    assert report is not None
+    return report
 
 
 def _describe(progress: PrefetchProgress) -> str:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,10 +17,7 @@ from startup.prefetch.messages import Job, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.prefetch.worker import _OpenFile, _Prefetch
-from startup.processes.group_signals import GROUP_SIGNALS
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
-from tests.support.processes import disturbing
-from tests.support.waiting import is_gone, wait_until
 
 MIB = 1 << 20
 PLENTY = 1 << 50
@@ -36,17 +32,6 @@ HEAVY = {
 """Modules of the standard library that each take as long to import as all that the helper needs."""
 
 MakeFile = Callable[..., Path]
-
-PARENT = r"""
-import os, sys, time
-from pathlib import Path
-from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import start_prefetch
-options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=1 << 50)
-handle = start_prefetch([Path(sys.argv[1])], options)
-print(handle.pid, flush=True)
-time.sleep(600)
-"""
 
 
 def prefetch(files: list[Path], **options: object) -> PrefetchReport:
@@ -129,8 +114,8 @@ def test_files_in_memory_turn_it_off():
 def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
     path = make_file("f", 4, is_cold=True)
     monkeypatch.setattr(_OpenFile, "read", lambda file, block: evict(path))
-    arguments = Job(1, MIB, PLENTY, is_forced=True, progress_interval_s=None, parent_pid=os.getpid(), begin_ns=0)
-    report = _Prefetch(arguments, entry_ns=0).run([str(path)])
+    job = Job((str(path),), 1, MIB, PLENTY, is_forced=True, progress_interval_s=None, begin_ns=0)
+    report = _Prefetch(job, lambda _: None).run()
     assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
     assert report.read_bytes == MIB
 
@@ -193,37 +178,13 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
     assert not psutil.pid_exists(pid)
 
 
-def test_the_helper_ends_when_its_parent_is_killed(make_file):
-    command = [sys.executable, "-c", PARENT, str(make_file("slow", SLOW_MIB, is_sparse=True))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout
-        pid = int(parent.stdout.readline())
-        parent.kill()
-    wait_until(lambda: is_gone(pid))
-
-
-def test_the_helper_ignores_group_signals_from_its_start_on(make_file):
-    with start_prefetch([make_file("f", 128, is_sparse=True)], small_steps()) as handle:
-        status = Path(f"/proc/{handle.pid}/status")
-        assert not disturbing(status.read_text(), GROUP_SIGNALS)
-        assert handle.pid
-        process = psutil.Process(handle.pid)
-        wait_until(lambda: process.name() == "vllm-prefetch")
-        assert not disturbing(status.read_text(), GROUP_SIGNALS)
-        for number in GROUP_SIGNALS:
-            os.kill(handle.pid, number)
-        report = handle.result(120)
-    assert report is not None
-    assert report.state == "done"
-
-
 def test_a_killed_helper_is_only_a_warning(make_file, caplog):
     with slow_prefetch(make_file) as handle, caplog.at_level(logging.WARNING):
         assert handle.pid
         os.kill(handle.pid, signal.SIGKILL)
         report = handle.result(120)
-    assert report == PrefetchReport("failed", "the helper process ended without a report")
-    assert "no prefetch: the helper process ended without a report" in caplog.text
+    assert report == PrefetchReport("failed", "the helper process ended without a report: killed by signal 9")
+    assert "no prefetch: the helper process ended without a report: killed by signal 9" in caplog.text
 
 
 def test_an_interpreter_that_cannot_be_started_is_only_a_warning(tmp_path, monkeypatch, caplog):
@@ -233,20 +194,6 @@ def test_an_interpreter_that_cannot_be_started_is_only_a_warning(tmp_path, monke
     assert report is not None
     assert report.state == "failed"
     assert "no prefetch: the helper process cannot be started" in caplog.text
-
-
-def test_the_launchers_descriptors_are_closed(make_file):
-    before = open_descriptors()
-    prefetch([make_file("f", 1, is_cold=True)])
-    assert open_descriptors() <= before
-
-
-def open_descriptors() -> set[tuple[str, str]]:
-    found = set()
-    for link in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the descriptor of the listing itself
-            found.add((link.name, str(link.readlink())))
-    return found
 
 
 def test_the_helper_imports_little_and_no_third_party_module():

@@ -28,12 +28,12 @@ _MIB = 1 << 20
 def job(*, room_mb: int | None, is_forced: bool = False) -> Job:
     """With so much memory besides the reserve."""
     return Job(
+        paths=(),
         num_threads=8,
         block_bytes=16 << 20,
         memory_bytes=None if room_mb is None else RESERVE_BYTES + room_mb * MB,
         is_forced=is_forced,
         progress_interval_s=None,
-        parent_pid=1,
         begin_ns=0,
     )
 
@@ -84,11 +84,6 @@ def test_no_readable_file_is_off():
 def test_this_machines_memory_is_the_default():
     huge = Block("f", 0, 1 << 60, 1 << 60)
     assert "fit" in str(decide(Survey(1, huge.length, 0, 0, (huge,), ()), job(room_mb=None)).reason)
-
-
-def test_a_job_is_read_from_its_argument_unchanged():
-    sent = job(room_mb=None)._replace(progress_interval_s=0.5)
-    assert Job.from_argument(sent.to_argument()) == sent
 
 
 @pytest.fixture
