@@ -9,15 +9,21 @@ from typing import Final
 from startup.compile_cache import local
 from startup.compile_cache.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compile_cache.location import MOST_EXAMINED, Location, StoredArchive, open_location
-from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
+from startup.compile_cache.process import AddJob, FetchJob, SharingReport
 from startup.compile_cache.reasons import changed_sources
 from startup.compile_cache.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware, kind_of
+from startup.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
 """Of an archive, and of all its files."""
 _MOST_READ: Final = 10
 """Archives that do not fit, whose records are read to tell why: the newest."""
 _LONGEST_READ_S: Final = 5.0
+
+
+def share(job: FetchJob | AddJob, send: Send) -> None:
+    """Runs in the helper: sends how long compilations took that are fetched, and the report."""
+    send(fetch(job, send) if isinstance(job, FetchJob) else add(job))
 
 
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:

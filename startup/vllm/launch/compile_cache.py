@@ -22,8 +22,7 @@ from envs.registry import env
 from startup.caches import COMPILED, find_baked
 from startup.compile_cache import local
 from startup.compile_cache.exchange import CompiledEvent, Exchange
-from startup.compile_cache.messages import AddJob, FetchJob, SharingReport
-from startup.compile_cache.process import SharingProcess
+from startup.compile_cache.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.compile_cache.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.config import CompileCacheOption, flags_of

@@ -6,26 +6,28 @@ import os
 import random
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import pytest
 
-from startup.compile_cache import local
+from startup.compile_cache import local, process
 from startup.compile_cache.archive import read_record, unpack, write_archive
 from startup.compile_cache.location import open_location
-from startup.compile_cache.messages import AddJob, FetchJob
-from startup.compile_cache.process import SharingProcess
+from startup.compile_cache.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.compile_cache.sharing import add, fetch
+from startup.processes.helper import Helper
 from tests.startup.compile_cache.inputs import MOUNTED, UNUSABLE, unmount
+from tests.waiting import is_gone
 
 NUM_MACHINES: Final = 10
 NUM_KILLS: Final = 50
@@ -290,7 +292,7 @@ def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_
 def _kill_at(num_bytes: float, job: AddJob | FetchJob, *folders: Path) -> bool:
     """Kills the helper once it has written so many bytes into these folders; False if it has ended before."""
     helper = SharingProcess(job)
-    while helper._helper.poll() is None and _written(*folders) < num_bytes:
+    while not is_gone(helper._helper.pid) and _written(*folders) < num_bytes:
         time.sleep(0.0005)
     helper.close()
     return bool(helper.result().problems)
@@ -346,7 +348,8 @@ def test_a_fetching_helper_that_is_killed_leaves_all_or_nothing(make_machine, lo
 
 @pytest.mark.thorough
 def test_an_adding_helper_that_is_killed_leaves_no_half_archive(make_machine, location, monkeypatch):
-    monkeypatch.setattr("startup.compile_cache.process._WHEN_IDLE", "")  # beside other tests it would hardly run
+    busy = partial(Helper, is_idle=False)  # beside other tests, it would hardly run
+    monkeypatch.setattr(process, "Helper", lambda *words, is_idle: busy(*words))
     record = _record()
     first = make_machine("first")
     files = first.compile(record, 4_000_000)
@@ -567,35 +570,15 @@ def test_a_fetch_ends_when_its_location_does_not_answer(make_machine, tmp_path, 
     (problem,) = report.problems
     assert "is given up after 1 s" in problem
     assert time.monotonic() - begin_s < 60
-    assert helper._helper.poll() is not None
+    assert is_gone(helper._helper.pid)
 
 
-class _Clock:
-    """Once the helper has written, and that was read, 50 s have passed; only then the helper goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.has_written, self.may_end = folder / "written", folder / "end"
-        self._num_reads = 0
-
-    def monotonic(self) -> float:
-        self._num_reads += self.has_written.exists()
-        if self._num_reads < 3:
-            return 0.0
-        self.may_end.touch()
-        return 50.0
-
-
-@pytest.mark.parametrize(("compile_s", "is_late"), [(100.0, False), (20.0, True)])
-def test_a_fetch_may_take_as_long_as_compiling_did(compile_s, is_late, tmp_path, monkeypatch):
-    clock = _Clock(tmp_path)
-    script = f"""if True:
-        import pathlib, time
-        print({compile_s}, flush=True)
-        pathlib.Path({str(clock.has_written)!r}).touch()
-        while not pathlib.Path({str(clock.may_end)!r}).exists():
-            time.sleep(0.01)
-        print("{{}}")
-    """
-    monkeypatch.setattr("startup.download.process.helper_command", lambda *_, **__: [sys.executable, "-c", script])
-    monkeypatch.setattr("startup.compile_cache.process.time", clock)
-    assert SharingProcess(_fetch_job(tmp_path, _record(), tmp_path)).result().is_late == is_late
+@pytest.mark.parametrize(("compile_s", "num_models"), [(100.0, 1), (20.0, 0)])
+def test_a_fetch_may_take_as_long_as_compiling_did(compile_s, num_models, tmp_path, monkeypatch):
+    """The report comes when 50 s have passed since the helper has sent how long the compilation took."""
+    events, now_s = iter((compile_s, SharingReport(num_models=1))), iter((0.0, 0.0, 50.0))
+    helper = SimpleNamespace(receive=lambda _: next(events), close=lambda: None)
+    monkeypatch.setattr(process, "Helper", lambda *_, **__: helper)
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    report = SharingProcess(_fetch_job(tmp_path, _record(), tmp_path)).result()
+    assert (report.num_models, report.is_late) == (num_models, not num_models)
