@@ -1,10 +1,9 @@
 """What launcher and download helper send each other: the job, the hub's addresses, progress, report."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from base.wording import format_bytes
 from envs.registry import env
@@ -33,13 +32,19 @@ class DownloadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The only message to the helper; pickled."""
+    """What to download."""
 
     downloads: tuple[Download, ...]
     options: DownloadOptions
-    parent_pid: int
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
+
+
+class LogLine(NamedTuple):
+    """A line for the launcher's log."""
+
+    level: int
+    text: str
 
 
 class DownloadProgress(NamedTuple):
@@ -85,21 +90,10 @@ class DownloadReport(NamedTuple):
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "DownloadReport":
-        """The report from its JSON fields."""
-        spans = tuple((str(name), int(begin), int(end)) for name, begin, end in fields["spans"])
-        return cls(**{**fields, "folders": tuple(fields["folders"]), "spans": spans})
-
     @property
     def paths(self) -> tuple[Path, ...]:
         """The folders as paths."""
         return tuple(map(Path, self.folders))
-
-
-def to_line(kind: str, content: Any) -> bytes:
-    """One message of the helper: a line of JSON."""
-    return json.dumps({kind: content}).encode() + b"\n"
 
 
 class DownloadError(ModelNotFoundError):

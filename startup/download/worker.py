@@ -1,53 +1,40 @@
-"""The download helper: lists what is missing, fetches several files at once, and reports in lines of JSON.
-
-It shares no interpreter lock with the launcher, which kills it to stop it. Standard input has the job, which
-may contain a token; standard output takes the lines.
-"""
+"""The job of the download helper: lists what is missing, fetches several files at once, and reports."""
 
 import errno
 import fcntl
 import logging
 import os
-import pickle
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from base.wording import format_bytes
 from envs.redaction import without_login
+from envs.registry import env
 from startup.download.fetch import NO_ROOM, Fetch
 from startup.download.hub_client import HubClient
-from startup.download.messages import DownloadError, DownloadProgress, DownloadReport, Job, to_line
+from startup.download.messages import DownloadError, DownloadProgress, DownloadReport, Job, LogLine
 from startup.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
 from startup.download.transfer import Source
 from startup.model.file_plan import Download
-from startup.processes import death_pipe, group_signals
+from startup.processes.helper import Send
 
 if TYPE_CHECKING:
     from startup.download.object_store import ObjectStoreClient
 
 logger = logging.getLogger(__name__)
 
-Send = Callable[[str, Any], None]
-"""Takes the kind of a message and its content."""
-
-_PROCESS_NAME: Final = "vllm-download"
 _POLLED_EVERY_S: Final = 0.25
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def main() -> None:
-    """Runs the job on standard input and exits."""
-    entry_ns = time.monotonic_ns()
-    job: Job = pickle.load(sys.stdin.buffer)
-    death_pipe.follow_parent(job.parent_pid)
-    _configure_process()
-    DownloadRun(job, _send, entry_ns).run()
-    os._exit(0)  # a thread may still wait for the network
+def run(job: Job, send: Send) -> None:
+    """Downloads, and sends lines for the log, progress and the report."""
+    os.environ[env.HF_ENDPOINT.name] = job.options.endpoints[0]
+    logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
+    send(DownloadRun(job, send).run())
 
 
 @contextmanager
@@ -99,24 +86,20 @@ class _Plan(NamedTuple):
 class DownloadRun:
     """All downloads of a job, one repository after the other; runs on the main thread of the helper."""
 
-    def __init__(self, job: Job, send: Send, entry_ns: int) -> None:
-        """`send` takes the messages for the launcher."""
+    def __init__(self, job: Job, send: Send) -> None:
         self._job = job
         self._options = job.options
         self._send = send
         self._begin_s = time.monotonic()
-        self._spans = [("download_start", job.begin_ns, entry_ns)]
         self._fetched_bytes = 0
 
-    def run(self) -> None:
-        """Downloads, and sends the report; never raises."""
+    def run(self) -> DownloadReport:
+        """Downloads; a failure is in the report."""
         try:
             report = self._run()
         except DownloadError as err:
             report = DownloadReport(failure=err.kind, reason=str(err))
-        except Exception as err:  # noqa: BLE001 - the boundary of the process: the launcher gets the error
-            report = DownloadReport(failure="failed", reason=f"the download failed: {type(err).__name__}: {err}")
-        self._send("report", report._replace(fetched_bytes=self._fetched_bytes)._asdict())
+        return report._replace(fetched_bytes=self._fetched_bytes)
 
     def _run(self) -> DownloadReport:
         begin_ns = time.monotonic_ns()
@@ -124,12 +107,21 @@ class DownloadRun:
         hosts = (
             endpoint for plan in plans for endpoint in plan.listing.endpoints if plan.download.hub == "huggingface"
         )
-        self._send("listed", {"host": without_login(next(hosts, ""))})
+        host = next(hosts, "")
+        self._send(LogLine(logging.INFO, f"downloading {self._names}{f' from {without_login(host)}' if host else ''}"))
         listed_ns = time.monotonic_ns()
         folders = tuple(str(self._obtain(plan)) for plan in plans)
         end_ns = time.monotonic_ns()
-        self._spans += [("download_list", begin_ns, listed_ns), ("download_fetch", listed_ns, end_ns)]
-        return DownloadReport(folders, took_s=(end_ns - listed_ns) / 1e9, spans=tuple(self._spans))
+        spans = (
+            ("download_start", self._job.begin_ns, begin_ns),
+            ("download_list", begin_ns, listed_ns),
+            ("download_fetch", listed_ns, end_ns),
+        )
+        return DownloadReport(folders, took_s=(end_ns - listed_ns) / 1e9, spans=spans)
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(download.repo_id for download in self._job.downloads)
 
     def _list(self, download: Download) -> _Plan:
         client = self._create_client(download)
@@ -157,8 +149,7 @@ class DownloadRun:
     def _check_time(self, ahead_s: float = 0.0) -> None:
         limit = self._options.timeout_s
         if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
-            names = ", ".join(download.repo_id for download in self._job.downloads)
-            reason = f"{names} is not complete after {limit:g} s (--download-timeout); what has arrived is kept"
+            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); what has arrived is kept"
             raise DownloadError("timeout", reason)
 
     def _obtain(self, plan: _Plan) -> Path:
@@ -206,7 +197,7 @@ class DownloadRun:
 
     def _show(self, progress: DownloadProgress) -> None:
         self._check_time()
-        self._send("progress", progress._asdict())
+        self._send(progress)
 
     def _choose(self, plan: _Plan) -> list[str]:
         """The names of the wanted files; raises LookupError before the index is on disk."""
@@ -233,22 +224,13 @@ class DownloadRun:
             return []
 
 
-def _configure_process() -> None:
-    """Ignores group signals, on which the launcher acts; logs go to the launcher as lines."""
-    group_signals.ignore()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    with suppress(OSError):
-        Path("/proc/self/comm").write_text(_PROCESS_NAME, encoding="ascii")
-    logging.basicConfig(level=logging.WARNING, handlers=[_LineHandler()])
-
-
-class _LineHandler(logging.Handler):
+class _LogSender(logging.Handler):
     """Sends log records to the launcher."""
+
+    def __init__(self, send: Send) -> None:
+        super().__init__()
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("startup."):  # the hub's client logs each repeated request
-            _send("log", {"level": record.levelno, "text": record.getMessage()})
-
-
-def _send(kind: str, content: Any) -> None:
-    os.write(1, to_line(kind, content))
+            self._send(LogLine(record.levelno, record.getMessage()))

@@ -1,28 +1,21 @@
-"""Downloads from Xet storage, in a child process of the helper: its library may hang and cannot be ended.
+"""Downloads from Xet storage, in a helper process of the download: its library may hang and cannot be ended.
 
 The child is killed when it delivers nothing for the time limit; the rest is then fetched over plain HTTP.
 """
 
 import logging
 import os
-import pickle
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Final
 
-from envs.redaction import without_login
 from startup.download.repository import PART_ENDING, CachedRepository, HubFile
 from startup.download.transfer import Source
-from startup.processes import death_pipe, group_signals
+from startup.processes.helper import Helper, HelperEndedError, Send
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +24,17 @@ _LEAST_BYTES: Final = 8 << 20
 """Smaller files are not worth the request that tells whether Xet has them."""
 _TICK_S: Final = 0.25
 _READ_BYTES: Final = 1 << 20
-_REASONS: Final = {"stalled": "has delivered nothing for a while", "ended": "does not deliver all files"}
 _ENDING: Final = f".xet{PART_ENDING}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _XetJob:
-    """What the child gets on its standard input."""
+    """What the child fetches."""
 
     files: tuple[tuple[str, str, int], ...]
     """Address, path to write to and size of each file."""
     headers: dict[str, str]
     endpoint: str
-    parent_pid: int
 
 
 class XetFetch:
@@ -73,35 +64,29 @@ class XetFetch:
 
         Files that are not there at the end have to be fetched in another way.
         """
-        outcome = "stalled"
-        with self._start_child() as child:
-            try:
-                last_s, rest = time.monotonic(), b""
-                assert child.stdout is not None
-                while time.monotonic() - last_s < self._source.client.stall_s:
-                    if select.select([child.stdout], [], [], _TICK_S)[0]:
-                        received = os.read(child.stdout.fileno(), 1 << 16)
-                        if not received:
-                            outcome = "ended"
-                            break
-                        last_s = time.monotonic()
-                        *lines, rest = (rest + received).split(b"\n")
-                        for line in lines:
-                            self._take(line)
-                    yield
-            finally:
-                child.kill()
-                self._remove_parts()
+        outcome = "has delivered nothing for a while"
+        child = self._start_child()
+        try:
+            last_s = time.monotonic()
+            while time.monotonic() - last_s < self._source.client.stall_s:
+                if (event := child.receive(_TICK_S)) is not None:
+                    last_s = time.monotonic()
+                    self._take(event)
+                yield
+        except HelperEndedError:
+            outcome = "does not deliver all files"
+        finally:
+            child.close()
+            self._remove_parts()
         if self._files:
-            logger.warning("Xet storage %s for %s", _REASONS[outcome], self._source.repo_id)
+            logger.warning("Xet storage %s for %s", outcome, self._source.repo_id)
 
-    def _take(self, line: bytes) -> None:
-        """A line of the child: the bytes that it has received, or the number of a complete file."""
-        kind, _, number = line.partition(b" ")
-        if kind == b"bytes":
-            self.fetched_bytes = int(number)
-        elif kind == b"file":
-            self._keep(next(file for file in self._files if file.oid == number.decode()))
+    def _take(self, event: object) -> None:
+        """Of the child: how many bytes it has received, or the hash of a complete file."""
+        if isinstance(event, int):
+            self.fetched_bytes = event
+        else:
+            self._keep(next(file for file in self._files if file.oid == event))
 
     def _keep(self, file: HubFile) -> None:
         """Verifies a file and makes it visible."""
@@ -122,22 +107,11 @@ class XetFetch:
         for path in (self._repository.folder / "blobs").glob(f"*{_ENDING}"):
             path.unlink(missing_ok=True)
 
-    def _start_child(self) -> "subprocess.Popen[bytes]":
-        from startup.download.process import helper_command
-
+    def _start_child(self) -> Helper:
         source = self._source
         files = tuple((source.address(file).url, str(self._part(file)), file.size or 0) for file in self._files)
-        job = _XetJob(files=files, headers=source.client.headers, endpoint=source.endpoints[0], parent_pid=os.getpid())
-        child = subprocess.Popen(
-            helper_command("startup.download.xet"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert child.stdin is not None
-        with suppress(BrokenPipeError), child.stdin:
-            pickle.dump(job, child.stdin)
-        return child
+        job = _XetJob(files=files, headers=source.client.headers, endpoint=source.endpoints[0])
+        return Helper("xet", "startup.download.xet:run", job)
 
 
 def _is_available() -> bool:
@@ -148,16 +122,13 @@ def _is_available() -> bool:
     return bool(is_xet_available())
 
 
-def main() -> None:
-    """The child process: fetches the files of the job and tells the bytes received; ends with an error."""
-    job: _XetJob = pickle.load(sys.stdin.buffer)
-    death_pipe.follow_parent(job.parent_pid)
-    group_signals.ignore()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+def run(job: _XetJob, send: Send) -> None:
+    """The job of the child: fetches files; sends how many bytes it has received, and what is complete."""
     waiting: SimpleQueue[tuple[str, str, int]] = SimpleQueue()
     for file in job.files:
         waiting.put(file)
-    counter = _Counter()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library writes there
+    counter = _Counter(send)
     threads = [
         threading.Thread(target=_fetch_all, args=(job, waiting, counter), daemon=True) for _ in range(_NUM_THREADS)
     ]
@@ -165,8 +136,7 @@ def main() -> None:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         time.sleep(_TICK_S)
-        counter.tell()
-    os._exit(0)
+        counter.send_bytes()
 
 
 def _fetch_all(job: _XetJob, waiting: "SimpleQueue[tuple[str, str, int]]", counter: "_Counter") -> None:
@@ -186,19 +156,18 @@ def _fetch_all(job: _XetJob, waiting: "SimpleQueue[tuple[str, str, int]]", count
                 expected_size=size,
                 tqdm_class=counter.bar_class,
             )
-            counter.tell_file(Path(path).name.removesuffix(_ENDING))
-    except Empty:
+            counter.send(Path(path).name.removesuffix(_ENDING))
+    except Exception:  # noqa: BLE001 - none is left, or one failed: the helper fetches the rest in another way
         return
-    except Exception as err:  # noqa: BLE001 - the helper fetches the rest in another way
-        sys.stderr.write(f"{without_login(str(err))}\n")
 
 
 class _Counter:
     """Counts what the library's progress bars are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Send) -> None:
+        self.send = send
         self._bars: list[Any] = []
-        self._told = -1
+        self._sent = -1
 
     @property
     def bar_class(self) -> type[Any]:
@@ -218,14 +187,10 @@ class _Counter:
 
         return CountingBar
 
-    def tell(self) -> None:
-        """Writes the bytes from the network, if they or those on disk have changed."""
+    def send_bytes(self) -> None:
+        """Sends the number of bytes from the network, if they or those on disk have changed."""
         num_changes = sum(int(bar.n) for bar in self._bars)
-        if num_changes != self._told:
-            self._told = num_changes
+        if num_changes != self._sent:
+            self._sent = num_changes
             from_network = [bar for bar in self._bars if bar.is_network]
-            os.write(1, b"bytes %d\n" % sum(int(bar.n) for bar in from_network or self._bars))
-
-    def tell_file(self, oid: str) -> None:
-        """Writes that a file is complete."""
-        os.write(1, b"file %s\n" % oid.encode())
+            self.send(sum(int(bar.n) for bar in from_network or self._bars))

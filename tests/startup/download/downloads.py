@@ -1,13 +1,12 @@
 """Downloads as the helper does them, in the test's process."""
 
-import os
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from startup.download.messages import DownloadOptions, DownloadReport, Job
+from startup.download.messages import DownloadOptions, DownloadProgress, DownloadReport, Job
 from startup.download.worker import DownloadRun
 from startup.model.file_plan import Download
 from startup.model.wanted_files import WantedFiles
@@ -25,16 +24,14 @@ class Downloads:
 
     hub: HubServer
     cache: Path
-    messages: list[tuple[str, Any]] = field(default_factory=list)
+    progress: list[DownloadProgress] = field(default_factory=list)
 
     def run(self, repo_id: str = "org/model", **settings: Any) -> DownloadReport:
         """The report of a download; its threads have ended."""
         before = set(threading.enumerate())
-        DownloadRun(self.job(repo_id, **settings), self._take, time.monotonic_ns()).run()
+        report = DownloadRun(self.job(repo_id, **settings), self._take).run()
         wait_until(lambda: not {one for one in threading.enumerate() if "download" in one.name} - before)
-        kind, content = self.messages[-1]
-        assert kind == "report"
-        return DownloadReport.from_fields(content)
+        return report
 
     def job(self, repo_id: str = "org/model", **settings: Any) -> Job:
         """The message to the helper."""
@@ -43,7 +40,6 @@ class Downloads:
         return Job(
             downloads=(self.download(repo_id, **settings),),
             options=DownloadOptions(**options),
-            parent_pid=os.getpid(),
             begin_ns=time.monotonic_ns(),
         )
 
@@ -61,7 +57,8 @@ class Downloads:
     @property
     def notes(self) -> set[str]:
         """What the progress told that the download waits for."""
-        return {content["note"] for kind, content in self.messages if kind == "progress" and content["note"]}
+        return {progress.note for progress in self.progress if progress.note}
 
-    def _take(self, kind: str, content: Any) -> None:
-        self.messages.append((kind, content))
+    def _take(self, event: object) -> None:
+        if isinstance(event, DownloadProgress):
+            self.progress.append(event)

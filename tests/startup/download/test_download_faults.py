@@ -271,9 +271,7 @@ def test_a_content_of_wrong_size_is_replaced(downloads):
 
 
 def test_progress_has_bytes_rate_and_time_left(downloads):
-    from startup.download.messages import DownloadProgress
-
     downloads.hub.link.bytes_per_s = MIB
     downloads.run()
-    texts = [str(DownloadProgress(**content)) for kind, content in downloads.messages if kind == "progress"]
+    texts = list(map(str, downloads.progress))
     assert any(" of 1.0 MiB, " in text and "/s, about " in text for text in texts), texts

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from startup.download.messages import DownloadError, DownloadOptions
+from startup.download.messages import DownloadError, DownloadOptions, DownloadProgress
 from startup.download.process import DownloadHandle, start_download
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.download.downloads import MODEL, Downloads
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import wait_until
 
 BIG = {**MODEL, **{f"model-0000{n}-of-00004.safetensors": os.urandom(2 << 20) for n in range(1, 5)}}
 BIG.pop("model.safetensors")
@@ -67,14 +67,6 @@ def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
         with pytest.raises(DownloadError, match="the token may not see it") as caught:
             handle.result()
         assert caught.value.kind == "refused"
-
-
-def test_the_helper_ends_with_its_owner(big):
-    big.hub.may_answer.clear()
-    handle = start(big)
-    wait_until(lambda: bool(big.hub.requests))
-    handle.close()
-    assert is_gone(handle._helper.pid)
 
 
 def _kill_and_start_again(downloads: Downloads, num_kills: int) -> int:
@@ -175,9 +167,10 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(downloads, disk, tmp
     downloads.hub.link.bytes_per_s = 1 << 20
     take = downloads._take
 
-    def fill(kind: str, content: Any) -> None:
-        take(kind, content)
-        if kind == "progress" and content["done_bytes"] > 100_000 and not disk.path_inside(ballast).exists():
+    def fill(event: object) -> None:
+        take(event)
+        is_half = isinstance(event, DownloadProgress) and event.done_bytes > 100_000
+        if is_half and not disk.path_inside(ballast).exists():
             disk.fill(but=1 << 16)
 
     ballast = tmp_path / "disk" / "ballast"
