@@ -2,10 +2,10 @@
 
 import json
 import os
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from startup.router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFile
 from startup.router.models_file.document import MAX_BYTES
 from startup.router.models_file.reader import Defaults, read_models_file
 from startup.router.models_file.schema import load_schema
+from tests.support.properties import given, st
 
 NO_DEFAULTS = Defaults()
 
@@ -295,27 +296,27 @@ def test_the_schema_is_valid_and_describes_every_key_to_editors():
     assert [name for name, key in keys if not (key.get("title") and key.get("description"))] == []
 
 
-def test_random_changes_of_a_file_are_faults_or_accepted(read):
+_CHANGED = json.dumps(
+    {
+        "macros": {"a": "${b}", "b": 1},
+        "models": {
+            "m": {"model": "x", "args": {"max-model-len": "8k"}, "ttl": 5, "aliases": ["y"]},
+            "n": {"cmd": "vllm serve x --port ${PORT} ${a}", "env": ["A=b"]},
+            "o": {"cmd": "foo ${PORT}", "proxy": "http://127.0.0.1:${PORT}", "cmdStop": "kill ${PID}"},
+        },
+        "groups": {"g": {"members": ["m", "o"], "swap": True}},
+        "hooks": {"on_startup": {"preload": ["m"]}},
+    }
+)
+_TOKENS = ["", "{", "]", ":", ",", "5", "null", '"', "${", "*a", "&a ", "\n", "- ", "é", "[]", "true"]
+
+
+@given(st.integers(0, len(_CHANGED) - 1), st.integers(0, 5), st.sampled_from(_TOKENS))
+def test_any_change_of_a_file_is_a_fault_or_accepted(begin, num_removed, new):
     """Nothing but faults comes of any content."""
-    text = json.dumps(
-        {
-            "macros": {"a": "${b}", "b": 1},
-            "models": {
-                "m": {"model": "x", "args": {"max-model-len": "8k"}, "ttl": 5, "aliases": ["y"]},
-                "n": {"cmd": "vllm serve x --port ${PORT} ${a}", "env": ["A=b"]},
-                "o": {"cmd": "foo ${PORT}", "proxy": "http://127.0.0.1:${PORT}", "cmdStop": "kill ${PID}"},
-            },
-            "groups": {"g": {"members": ["m", "o"], "swap": True}},
-            "hooks": {"on_startup": {"preload": ["m"]}},
-        }
-    )
-    chance = random.Random(25)
-    for _ in range(80):
-        begin = chance.randrange(len(text))
-        end = begin + chance.randrange(6)
-        new = chance.choice(
-            ["", "{", "]", ":", ",", "5", "null", '"', "${", "*a", "&a ", "\n", "- ", "é", "[]", "true"]
-        )
-        content, faults = read(text[:begin] + new + text[end:])
-        assert isinstance(content, ModelsFile)
-        assert all(isinstance(fault, str) and fault for fault in faults)
+    with NamedTemporaryFile(mode="w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(_CHANGED[:begin] + new + _CHANGED[begin + num_removed :])
+        file.flush()
+        content, faults = read_models_file(Path(file.name), NO_DEFAULTS)
+    assert isinstance(content, ModelsFile)
+    assert all(map(str, faults))
