@@ -2,7 +2,7 @@
 
 A file is looked up in the cache folder first, and written there only. The baked folder holds bytecode and
 pickles: it is used only if nobody else can change it, who could run code as the user of a start.
-docs/dev/kept.md lists all that is kept, and when it is invalid.
+docs/operations.md lists all that is kept, and when it is invalid.
 """
 
 import functools
@@ -10,15 +10,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from base.json_depth import check_depth
 from base.machine.file_stamps import are_unchanged, read_stamp, store_stamps
 from base.machine.files import MODE, read_own, why_changeable, write_whole
 from envs.home import expand_home
@@ -276,42 +275,3 @@ def _why_unusable(folder: Path) -> str | None:
 
 def _compiled(package: Path) -> Iterator[Path]:
     return (Path(cache_from_source(str(path))) for name in _PROBES if (path := package / name).exists())
-
-
-FORMAT: Final = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """The content of the file."""
-
-    bake_id: str
-    created_at: str
-    engine: str
-    words: tuple[str, ...]
-    """The command line after `serve`, without addresses and keys."""
-    model: str
-    """The model's folder; empty if it was not on disk."""
-    packages: Mapping[str, str]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Parts that this folder lacks, and why."""
-    format: int = FORMAT
-
-    def save(self, folder: Path) -> None:
-        """Writes it into the folder."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Raises OSError or ValueError for a file that cannot be read, or of another format."""
-        import msgspec  # noqa: PLC0415 - few starts read a manifest
-
-        try:
-            raw = (folder / MANIFEST).read_bytes()
-            check_depth(raw)
-            content = msgspec.json.decode(raw)
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
-            return msgspec.convert(content, cls)
-        except (msgspec.MsgspecError, KeyError, TypeError) as err:
-            raise ValueError(f"{MANIFEST} is not complete: {err}") from err

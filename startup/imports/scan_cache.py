@@ -7,14 +7,13 @@ installed package to its distribution (0.05 s). Both depend only on the installe
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from startup.caches import Kept
+from startup.caches import Kept, Value
 from startup.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
@@ -30,6 +29,8 @@ CACHED_SCANS: Final = Hook(
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Required backends -> modules -> exported names, in the form of transformers."""
+_Group: TypeAlias = tuple[list[str], dict[str, list[str]]]
+"""The same for one set of backends, in the form of JSON."""
 
 _SITE_FOLDERS = ("site-packages", "dist-packages")
 
@@ -40,82 +41,54 @@ def cached_scans() -> Iterator[None]:
     if not CACHED_SCANS.applies:
         yield
         return
-    cache = _Cache()
-    add_cache = functools.partial(_replace_scan, cache)
     find_distributions = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = lambda: cache.distributions(find_distributions)
+    importlib.metadata.packages_distributions = lambda: _kept_or_new("distributions", dict, find_distributions)
     if _SCAN.module not in sys.modules:
-        after_import(_SCAN.module, add_cache)
+        after_import(_SCAN.module, _replace_scan)
     try:
         yield
     finally:
-        cancel(_SCAN.module, add_cache)
+        cancel(_SCAN.module, _replace_scan)
         importlib.metadata.packages_distributions = find_distributions
-    cache.save()
 
 
-class _Cache:
-    """One file per virtual environment."""
-
-    def __init__(self) -> None:
-        self._is_changed = False
-
-    def distributions(self, find: Callable[[], Mapping[str, list[str]]]) -> Mapping[str, list[str]]:
-        """Import names and their distributions, as of `importlib.metadata.packages_distributions`."""
-        cached = self._entries.get("distributions")
-        if isinstance(cached, dict):
-            return cached
-        found = find()
-        self._add("distributions", dict(found))
-        return found
-
-    def structure(self, scan: Callable[[], Structure]) -> Structure:
-        """The names that transformers' models export; a new object per call: transformers modifies it."""
-        cached = self._entries.get("structure")
-        if isinstance(cached, list):
-            return {
-                frozenset(backends): {m: set(names) for m, names in modules.items()} for backends, modules in cached
-            }
-        found = scan()
-        entry = [[sorted(backends), {m: sorted(names) for m, names in found[backends].items()}] for backends in found]
-        self._add("structure", entry)
-        return found
-
-    def save(self) -> None:
-        """Keeps new entries for later processes."""
-        if self._is_changed:
-            self._kept.write(self._entries)
-
-    def _add(self, name: str, value: object) -> None:
-        self._entries[name] = value
-        self._is_changed = True
-
-    @cached_property
-    def _entries(self) -> dict[str, Any]:
-        return self._kept.read(dict) or {}
-
-    @cached_property
-    def _kept(self) -> Kept:
-        """Valid until a package is installed, upgraded or removed."""
-        return Kept("imports", sys.prefix, (sys.version, distribution_stamps()))
+def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
+    """The kept value; it is valid until a package is installed, upgraded or removed."""
+    kept = Kept("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
+    if (value := kept.read(convert)) is None:
+        kept.write(value := compute())
+    return value
 
 
-def _replace_scan(cache: _Cache, module: ModuleType) -> None:
+def _replace_scan(module: ModuleType) -> None:
     """Adds the cache to the module of transformers that scans."""
     path = Path(module.__file__ or "")
-    # Sources outside such a folder, as of an editable install, change without a change of the key.
+    # Sources outside such a folder, as of an editable install, change without a change of the stamps.
     if not set(_SITE_FOLDERS) & set(path.parts):
         return
     scan = _SCAN.get(module)
     models = path.parents[1] / "models"
 
+    @functools.cache
+    def stored() -> list[_Group]:
+        return _kept_or_new("structure", list, lambda: _to_json(scan(str(models))))
+
     def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
+        """A new object per call: transformers modifies it."""
         if Path(module_path) not in (models, models / "__init__.py"):
             found: Structure = scan(module_path, prefix)
             return found
-        structure = cache.structure(lambda: scan(str(models)))
-        if prefix is None:
-            return structure
-        return {b: {f"{prefix}.{name}": v for name, v in modules.items()} for b, modules in structure.items()}
+        before = "" if prefix is None else f"{prefix}."
+        return {
+            frozenset(backends): {f"{before}{name}": set(exported) for name, exported in modules.items()}
+            for backends, modules in stored()
+        }
 
     _SCAN.replace(module, cached_scan)
+
+
+def _to_json(structure: Structure) -> list[_Group]:
+    return [
+        (sorted(backends), {name: sorted(exported) for name, exported in modules.items()})
+        for backends, modules in structure.items()
+    ]

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -70,7 +70,7 @@ def read_history(key: str) -> EarlierStarts | None:
 def record_start(key: str, record: StartRecord) -> None:
     """Adds a start to those with this key, of which the newest are kept; takes about a millisecond."""
     earlier = _kept(key).read(_to_records, is_own=True) or ()
-    _kept(key).write([asdict(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
+    _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
 
 def _kept(key: str) -> Kept:

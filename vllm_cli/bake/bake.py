@@ -1,19 +1,20 @@
 """Runs `vllm-cli bake`: one start with its caches in a new folder, which then replaces the old one."""
 
+import json
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.redaction import hide_in_words
 from envs.registry import env
-from startup.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX, Manifest
+from startup.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from startup.compile_cache.local import AOT, ENTRY
 from startup.hooks.hook import uses
 from startup.prefetch.survey import FileRanges, whole_file, write_pages
@@ -77,6 +78,23 @@ class Part(NamedTuple):
         return sum(file.stat().st_size for file in self.files)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Says what was baked; a start needs only that the file is there."""
+
+    bake_id: str
+    created_at: str
+    engine: str
+    words: tuple[str, ...]
+    """The command line after `serve`, without addresses and keys."""
+    model: str
+    """The model's folder; empty if it was not on disk."""
+    packages: Mapping[str, str]
+    left_out: Mapping[str, str]
+    """Parts that the folder lacks, and why."""
+    format: int = 3
+
+
 class BakeResult(NamedTuple):
     """What was written."""
 
@@ -112,7 +130,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
         if not (folder / COMPILED).exists():
             left_out[COMPILED_MODELS] = "nothing was compiled"
         manifest = _describe(words, subject, left_out)
-        manifest.save(folder)
+        (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     parts = tuple(part for part in _parts_of(config.output) if part.files)
     return BakeResult(manifest, parts, time.monotonic() - begin_s)
 

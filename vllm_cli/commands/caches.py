@@ -36,6 +36,7 @@ _OTHERS: Final = {
     "preload profiles": ("preload/*", "plain/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),
+    "flags and hooks of vLLM": ("vllm-facts/*", "hooks/*"),
 }
 """What this program keeps besides compiled models: patterns of files in its cache folder."""
 
@@ -118,7 +119,7 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
-    help="Remove all that this machine keeps: all compiled models, profiles, the import file.",
+    help="Remove all that this machine keeps: compiled models, profiles, the import file, the history.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")

@@ -5,22 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE, OWN, Manifest, _examine
-
-
-def write_manifest(folder: Path) -> Manifest:
-    """Writes a manifest into the folder."""
-    manifest = Manifest(
-        bake_id="first",
-        created_at="2026-01-01T00:00:00+00:00",
-        engine="vllm",
-        words=("model", "--enforce-eager"),
-        model="",
-        packages={},
-        left_out={"bytecode": "not needed"},
-    )
-    manifest.save(folder)
-    return manifest
+from startup.caches import CACHE, MANIFEST, OWN, _examine
 
 
 @pytest.fixture
@@ -29,7 +14,7 @@ def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tmp_path.chmod(0o755)
     folder = tmp_path / "baked"
     (folder / CACHE / OWN).mkdir(parents=True)
-    write_manifest(folder)
+    (folder / MANIFEST).write_text("{}")
     monkeypatch.setenv("VCLI_BAKED", str(folder))
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     _examine.cache_clear()

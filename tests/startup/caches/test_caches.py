@@ -1,6 +1,5 @@
 """Look-ups see the cache folder first, then the baked one, if nobody else can have changed that."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from startup import caches as baked_module
 from startup.caches import (
     BYTECODE,
     CACHE,
-    OWN,
     BakedFolder,
     _examine,
     find_baked,
@@ -19,27 +17,9 @@ from startup.caches import (
     use_baked_bytecode,
     why_not_trusted,
 )
-from startup.imports.scan_cache import _Cache
 from startup.timeline.history import StartRecord, read_history, record_start
-from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
-
-_KIND = StartKind("0.32.0", "LlamaForCausalLM", ("--enforce-eager",))
 
 _STRANGER = 4711
-
-
-def _record(total_s: float) -> StartRecord:
-    return StartRecord(total_s=total_s, spans={})
-
-
-def _write_in_baked(baked: Path, write: object, *arguments: object) -> None:
-    """Calls a function whose cache folder is the baked one."""
-    root = os.environ["VLLM_CACHE_ROOT"]
-    os.environ["VLLM_CACHE_ROOT"] = str(baked / CACHE)
-    try:
-        write(*arguments)  # type: ignore[operator]
-    finally:
-        os.environ["VLLM_CACHE_ROOT"] = root
 
 
 def _snapshot(folder: Path) -> dict[str, bytes]:
@@ -51,36 +31,15 @@ def test_without_a_baked_folder_there_is_one_layer(baked, monkeypatch):
     assert layers("x") == (Path(os.environ["VLLM_CACHE_ROOT"]) / "vllm_cli" / "x",)
 
 
-def test_a_baked_profile_is_used_until_the_user_has_one(baked):
-    _write_in_baked(baked, PreloadProfile(_KIND, engine_modules=("a",)).save)
-    before = _snapshot(baked)
-    assert load_profile(_KIND).engine_modules == ("a",)
-    PreloadProfile(_KIND, engine_modules=("b",)).save()
-    assert load_profile(_KIND).engine_modules == ("b",)
-    assert [profile.engine_modules for profile in load_all_profiles()] == [("b",)]
-    assert _snapshot(baked) == before
-
-
-def test_baked_starts_are_the_history_until_the_user_has_started(baked):
-    _write_in_baked(baked, record_start, "k", _record(9.0))
+def test_baked_starts_are_the_history_until_the_user_has_started(baked, monkeypatch):
+    with monkeypatch.context() as build:
+        build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
+        record_start("k", StartRecord(total_s=9.0, spans={}))
     before = _snapshot(baked)
     assert read_history("k").total_s == 9.0  # type: ignore[union-attr]
-    record_start("k", _record(3.0))
+    record_start("k", StartRecord(total_s=3.0, spans={}))
     assert read_history("k").total_s == 3.0  # type: ignore[union-attr]
     assert _snapshot(baked) == before
-
-
-def test_a_baked_package_scan_is_used(baked):
-    def scan() -> None:
-        cache = _Cache()
-        cache.distributions(lambda: {"torch": ["torch"]})
-        cache.save()
-
-    _write_in_baked(baked, scan)
-    assert _Cache().distributions(pytest.fail) == {"torch": ["torch"]}
-    (file,) = (baked / CACHE / OWN / "imports").iterdir()
-    file.write_text(json.dumps({**json.loads(file.read_text()), "stamps": "other packages"}))
-    assert _Cache().distributions(dict) == {}
 
 
 def test_baked_bytecode_is_read_and_nothing_is_written(baked, monkeypatch):

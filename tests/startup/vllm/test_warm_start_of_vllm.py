@@ -149,11 +149,11 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
             start.wait_ready().wait_logged("ready after")
             wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
         (profile,) = (folder / "cache").rglob("preload/*.json")
-        assert json.loads(profile.read_text())["is_complete"] is False
+        assert json.loads(profile.read_text())["value"]["is_complete"] is False
     with FakeStart(folder, *words) as start:
         start.wait_ready()
         wait_until(lambda: json.loads(profile.read_text())["value"]["num_starts"] == 2)
-    content = json.loads(profile.read_text())
+    content = json.loads(profile.read_text())["value"]
     assert content["is_complete"] is True
     assert "vllm.lazy" in content["engine_modules"]
 
