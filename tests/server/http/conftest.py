@@ -267,50 +267,6 @@ class LiveServer:
         assert last == "[DONE]"
         return [json.loads(line) for line in lines]
 
-    def stream_completion(self, **fields: Any) -> list[dict[str, Any]]:
-        return self.stream("/v1/completions", {"prompt": PROMPT} | fields)
-
-    def stream_chat(self, **fields: Any) -> list[dict[str, Any]]:
-        return self.stream("/v1/chat/completions", {"messages": MESSAGES} | fields)
-
-    def completion(self, **fields: Any) -> dict[str, Any]:
-        """The body of a completion, which a stream has said too; the engine keeps only the last request."""
-        return self._whole_and_streamed("/v1/completions", {"prompt": PROMPT} | fields)
-
-    def chat_completion(self, **fields: Any) -> dict[str, Any]:
-        """The body of a chat, which a stream has said too; the engine keeps only the last request."""
-        return self._whole_and_streamed("/v1/chat/completions", {"messages": MESSAGES} | fields)
-
-    def _whole_and_streamed(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        *chunks, last = self.stream(path, body | {"stream_options": {"include_usage": True}})
-        self.engine.requests.clear()
-        response = self.post(path, body)
-        assert response.status_code == 200, response.text
-        whole: dict[str, Any] = response.json()
-        assert said(chunks) == said([whole])
-        assert last["usage"] == {name: value for name, value in whole["usage"].items() if name in last["usage"]}
-        return whole
-
-
-def said(chunks: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """What each choice says in the chunks of a stream; a whole answer is one chunk."""
-    found: dict[int, dict[str, Any]] = {}
-    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-        one = found.setdefault(choice["index"], {"text": "", "reasoning": "", "calls": {}, "ids": [], "logprobs": {}})
-        part = choice.get("delta") or choice.get("message") or choice
-        one["text"] += part.get("text") or part.get("content") or ""
-        one["reasoning"] += part.get("reasoning") or ""
-        one["ids"] += choice.get("token_ids") or ()
-        for name, values in (choice["logprobs"] or {}).items():
-            one["logprobs"].setdefault(name, []).extend(values or ())
-        for index, call in enumerate(part.get("tool_calls") or ()):
-            function = one["calls"].setdefault(call.get("index", index), {"name": "", "arguments": ""})
-            for name in function:
-                function[name] += call["function"].get(name) or ""
-        if choice["finish_reason"]:
-            one["end"] = (choice["finish_reason"], choice.get("stop_reason"))
-    return found
-
 
 def assert_rejected(response: httpx.Response, param: str | None, words: str = "") -> None:
     """It is a 400 that names the parameter and has the words in its message."""

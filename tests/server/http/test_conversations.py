@@ -1,0 +1,175 @@
+"""The conversations of tests/conversations, replayed over HTTP with an engine that says what they say."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pprint import pformat
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from base.lifecycle import Lifecycle
+from server.limits import LimitsConfig
+from tests.conversations.conversation import (
+    Conversation,
+    Turn,
+    conversations,
+    differences,
+    joined,
+    read_stream,
+    said,
+    value_at,
+)
+from tests.server.http.conftest import _HTTP, LiveServer, ScriptedEngine, ready_lifecycle
+
+ALL = sorted(conversations(), key=lambda one: (one.place.partition(":")[0], json.dumps(one.server)))
+TOKENS_PER_STEP = (1, 4)
+"""Each text is streamed so, unless the conversation sets it."""
+
+
+@pytest.fixture(scope="module")
+def replaying(request: pytest.FixtureRequest, _start: Callable[..., Any]) -> Iterator[LiveServer]:
+    """The server of a conversation; those with the same settings, which are one object, share it."""
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(request.param).items()}
+    settings.pop("template", None)
+    state = settings.pop("state", "ready")
+    lifecycle = ready_lifecycle() if state == "ready" else Lifecycle()
+    if state not in ("ready", "starting"):
+        lifecycle.engine_ended(state)
+    limits = LimitsConfig(**settings.pop("limits", {}))
+    with _start(lifecycle=lifecycle, limits=limits, **settings) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("replaying", "conversation"),
+    [pytest.param(sys.intern(json.dumps(one.server)), one, id=f"{one.place}: {one.why}") for one in ALL],
+    indirect=["replaying"],
+    scope="module",
+)
+def test_a_conversation_goes_as_recorded(replaying, conversation, engine, encode, renderer, use_template, wait_until):
+    if template := conversation.server.get("template"):
+        use_template(template)
+    Replay(replaying, engine, encode, renderer, wait_until).run(conversation)
+
+
+class Replay:
+    """Asks the turns of a conversation; the engine keeps what one turn sets for the turns that follow."""
+
+    def __init__(
+        self,
+        server: LiveServer,
+        engine: ScriptedEngine,
+        encode: Callable[[str], list[int]],
+        renderer: Any,
+        wait_until: Callable[[Any], None],
+    ) -> None:
+        self._server, self._engine, self._encode, self._renderer = server, engine, encode, renderer
+        self._wait_until = wait_until
+        self._kept: dict[str, Any] = {}
+
+    def run(self, conversation: Conversation) -> None:
+        for turn in conversation.turns:
+            one = turn.filled(self._kept)
+            if problems := self._replay(one):
+                pytest.fail(
+                    "\n".join([f"tests/conversations/{one.place}: {conversation.why}", *problems]), pytrace=False
+                )
+
+    def _replay(self, turn: Turn) -> list[str]:
+        self._script(turn.line)
+        problems: list[str] = []
+        if turn.body and turn.body.get("stream") is True:
+            return self._check_events(turn)
+        if turn.line.get("until"):
+            self._wait_until(lambda: not self._check_whole(turn)[0])
+        problems, answer = self._check_whole(turn)
+        if not problems:
+            self._kept |= {name: value_at(answer, path) for name, path in turn.line.get("keep", {}).items()}
+            if turn.api and turn.line.get("streams", True):
+                problems = self._check_streams(turn, answer)
+        return problems
+
+    def _script(self, line: dict[str, Any]) -> None:
+        if "says" in line:
+            says = line["says"]
+            self._engine.reply = self._encode(says) if isinstance(says, str) else says
+        for name, value in line.get("engine", {}).items():
+            info = msgspec.structs.replace(self._engine.info, **value) if name == "info" else value
+            setattr(self._engine, name, info)
+
+    def _ask(self, turn: Turn, **fields: Any) -> httpx.Response:
+        self._engine.requests.clear()
+        headers = {name: value.encode() for name, value in turn.line.get("sends", {}).items()}
+        content = {"json": turn.body | fields} if turn.method == "POST" and turn.body is not None else {}
+        if isinstance(turn.body, str):
+            content = {"content": turn.body}
+        return httpx.request(turn.method, self._server.url + turn.path, headers=headers, **content, **_HTTP)
+
+    def _check_whole(self, turn: Turn) -> tuple[list[str], Any]:
+        response = self._ask(turn)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = response.text
+        return self._problems(turn, response, answer), answer
+
+    def _problems(self, turn: Turn, response: httpx.Response, answer: Any) -> list[str]:
+        expected = turn.line
+        status = expected.get("status", 200)
+        asked = expected.get("asked", {} if status < 400 else {"": []})
+        problems = [
+            *differences("status", response.status_code, {"": status}),
+            *differences("headers", dict(response.headers), expected.get("headers", {})),
+            *differences("answer", answer, expected.get("answer", {})),
+            *differences("asked", self._asked(), asked),
+        ]
+        if not expected.keys() & {"status", "headers", "answer", "events", "asked"}:
+            problems.append("  nothing is expected")
+        return (
+            [*problems, "  the answer:", pformat(answer, width=110, compact=True, sort_dicts=False)] if problems else []
+        )
+
+    def _asked(self) -> list[dict[str, Any]]:
+        """What the engine was asked, by the number of the sequence."""
+        by_number = sorted(self._engine.requests.items(), key=lambda item: int(item[0].rpartition("-")[2]))
+        decode = self._renderer.tokenizer.decode
+        return [
+            {name: json.loads(msgspec.json.encode(getattr(params, name))) for name in params.__struct_fields__}
+            | {"prompt": decode(tokens, skip_special_tokens=False), "tokens": tokens}
+            for _, (tokens, params) in by_number
+        ]
+
+    def _check_streams(self, turn: Turn, answer: Any) -> list[str]:
+        """Streams say what the whole answer says: its error, or its texts, ends and usage."""
+        steps = TOKENS_PER_STEP if self._engine.tokens_per_step == 1 else (self._engine.tokens_per_step,)
+        for tokens_per_step in steps:
+            self._engine.tokens_per_step = tokens_per_step
+            if problems := self._check_stream(turn, answer, tokens_per_step):
+                return [f"  as a stream with {tokens_per_step} tokens a step:", *problems]
+        self._engine.tokens_per_step = steps[0]
+        return self._check_events(turn) if "events" in turn.line else []
+
+    def _check_stream(self, turn: Turn, answer: Any, tokens_per_step: int) -> list[str]:
+        assert turn.api is not None
+        counts = turn.api in ("chat", "completion") and turn.line.get("status", 200) == 200
+        options = {"stream_options": {"include_usage": True}} if counts else {}
+        response = self._ask(turn, stream=True, **options)
+        if response.status_code != 200:
+            return differences("error", response.json(), {"": answer})
+        if "events" in turn.line and turn.line.get("status", 200) != 200:
+            return []  # the error is an event
+        stream = read_stream(response.text)
+        problems = differences("said", joined(turn.api, stream), {"": said(turn.api, answer)})
+        if counts and tokens_per_step == 1 and not problems:
+            usage = stream.data[-1]["usage"]
+            problems = differences("usage", usage, {name: answer["usage"][name] for name in usage})
+        return problems
+
+    def _check_events(self, turn: Turn) -> list[str]:
+        response = self._ask(turn, stream=True)
+        stream = read_stream(response.text)
+        problems = differences("events", stream.data, turn.line["events"])
+        return [*problems, "  the events:", *map(json.dumps, stream.data)] if problems else []
