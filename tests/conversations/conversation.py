@@ -49,7 +49,7 @@ class Turn:
     @property
     def api(self) -> str | None:
         """The API whose answers can be streamed, if the path is that of one."""
-        return next((name for name, (path, _) in DEFAULTS.items() if path == self.path), None)
+        return next((name for name, (path, _) in DEFAULTS.items() if path == self.path.partition("?")[0]), None)
 
     def filled(self, kept: dict[str, Any]) -> "Turn":
         """With the values that earlier turns have kept."""
@@ -152,12 +152,22 @@ def matches(found: Any, expected: Any) -> bool:
 
 
 def differences(what: str, found: Any, expected: dict[str, Any]) -> list[str]:
-    """A text for each path at which another value stands."""
-    texts = []
-    for path, value in expected.items():
-        if not matches(one := value_at(found, path), value):
-            texts.append(f"  {what}.{path}\n    expected: {value!r}\n    found:    {one!r}")
-    return texts
+    """A text for each place at which another value stands."""
+    values = ((path, value_at(found, path), value) for path, value in expected.items())
+    return [text for path, one, value in values for text in _differences(f"{what}.{path}", one, value)]
+
+
+def _differences(place: str, found: Any, expected: Any) -> list[str]:
+    if matches(found, expected):
+        return []
+    if isinstance(found, dict) and isinstance(expected, dict):
+        names = [*expected, *(found.keys() - expected.keys())]
+        pairs = [(name, found.get(name, ABSENT), expected.get(name, ABSENT)) for name in names]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = list(zip(range(len(found)), found, expected, strict=True))
+    else:
+        return [f"  {place}\n    expected: {expected!r}\n    found:    {found!r}"]
+    return [text for name, *pair in pairs for text in _differences(f"{place}.{name}", *pair)]
 
 
 class Stream(NamedTuple):

@@ -1,6 +1,7 @@
 """The conversations of tests/conversations, replayed over HTTP with an engine that says what they say."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pprint import pformat
@@ -69,6 +70,7 @@ class Replay:
         self._server, self._engine, self._encode, self._renderer = server, engine, encode, renderer
         self._wait_until = wait_until
         self._kept: dict[str, Any] = {}
+        self._tokens_per_step: tuple[int, ...] = TOKENS_PER_STEP
 
     def run(self, conversation: Conversation) -> None:
         for turn in conversation.turns:
@@ -96,6 +98,8 @@ class Replay:
         if "says" in line:
             says = line["says"]
             self._engine.reply = self._encode(says) if isinstance(says, str) else says
+        if "tokens_per_step" in line.get("engine", {}):
+            self._tokens_per_step = (line["engine"]["tokens_per_step"],)
         for name, value in line.get("engine", {}).items():
             info = msgspec.structs.replace(self._engine.info, **value) if name == "info" else value
             setattr(self._engine, name, info)
@@ -126,6 +130,9 @@ class Replay:
             *differences("answer", answer, expected.get("answer", {})),
             *differences("asked", self._asked(), asked),
         ]
+        calls = re.findall("chatcmpl-tool-[0-9a-f]+", response.text)
+        if len(calls) != len(set(calls)):
+            problems.append(f"  calls share an id: {calls}")
         if not expected.keys() & {"status", "headers", "answer", "events", "asked"}:
             problems.append("  nothing is expected")
         return (
@@ -144,12 +151,11 @@ class Replay:
 
     def _check_streams(self, turn: Turn, answer: Any) -> list[str]:
         """Streams say what the whole answer says: its error, or its texts, ends and usage."""
-        steps = TOKENS_PER_STEP if self._engine.tokens_per_step == 1 else (self._engine.tokens_per_step,)
-        for tokens_per_step in steps:
+        for tokens_per_step in self._tokens_per_step:
             self._engine.tokens_per_step = tokens_per_step
             if problems := self._check_stream(turn, answer, tokens_per_step):
                 return [f"  as a stream with {tokens_per_step} tokens a step:", *problems]
-        self._engine.tokens_per_step = steps[0]
+        self._engine.tokens_per_step = self._tokens_per_step[0]
         return self._check_events(turn) if "events" in turn.line else []
 
     def _check_stream(self, turn: Turn, answer: Any, tokens_per_step: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Texts over HTTP, as far as tests/conversations cannot say it: log lines, files of the model, real clients."""
+"""Texts over HTTP, where tests/conversations cannot say it: log lines, files of the model, real clients."""
 
 import logging
 
