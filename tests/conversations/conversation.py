@@ -48,7 +48,9 @@ class Turn:
 
     @property
     def api(self) -> str | None:
-        """The API whose answers can be streamed, if the path is that of one."""
+        """The API whose answers can be streamed, if it is asked for one."""
+        if self.method != "POST" or not isinstance(self.body, dict):
+            return None
         return next((name for name, (path, _) in DEFAULTS.items() if path == self.path.partition("?")[0]), None)
 
     def filled(self, kept: dict[str, Any]) -> "Turn":

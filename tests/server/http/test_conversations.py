@@ -83,7 +83,7 @@ class Replay:
     def _replay(self, turn: Turn) -> list[str]:
         self._script(turn.line)
         problems: list[str] = []
-        if turn.body and turn.body.get("stream") is True:
+        if turn.api and turn.body.get("stream") is True:
             return self._check_events(turn)
         if turn.line.get("until"):
             self._wait_until(lambda: not self._check_whole(turn)[0])
@@ -107,9 +107,9 @@ class Replay:
     def _ask(self, turn: Turn, **fields: Any) -> httpx.Response:
         self._engine.requests.clear()
         headers = {name: value.encode() for name, value in turn.line.get("sends", {}).items()}
-        content = {"json": turn.body | fields} if turn.method == "POST" and turn.body is not None else {}
-        if isinstance(turn.body, str):
-            content = {"content": turn.body}
+        content: dict[str, Any] = {}
+        if turn.body is not None:
+            content = {"content": turn.body} if isinstance(turn.body, str) else {"json": turn.body | fields}
         return httpx.request(turn.method, self._server.url + turn.path, headers=headers, **content, **_HTTP)
 
     def _check_whole(self, turn: Turn) -> tuple[list[str], Any]:

@@ -1,4 +1,4 @@
-"""/v1/responses with the real `openai` client: its helpers, streams without their clients, a store that fails."""
+"""/v1/responses with the real `openai` client: helpers, streams without their clients, a store that fails."""
 
 import openai
 import pytest
