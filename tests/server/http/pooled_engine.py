@@ -1,16 +1,22 @@
 """A real pooling core in the server's process, with the methods of the engine client."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from base.errors import EngineError
-from server.config import EngineConfig, ModelFiles
+from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.phases import Phases
 from server.engine.pooling.core import build_pooling_core
 from server.model_files.kind import read_model_kind
+from server.renderers.hf import HfRenderer
 from server.types import EngineOutput, EngineStats, PoolingParams
+from tests.server.http.conftest import LiveServer, run_app
+from tests.server.server_config import server_config
+
+NAME = "tiny"
 
 
 class PooledEngine:
@@ -69,3 +75,18 @@ class PooledEngine:
         self._found |= {output.request_id: output for output in outputs}
         for callback in self._subscribers:
             callback(self.core.stats)
+
+
+@contextmanager
+def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
+    """A server of the pooling model in the folder."""
+    names = ("runner", "convert", "pooler", "hf_overrides")
+    engine_options = {key: options.pop(key) for key in names if key in options}
+    engine = PooledEngine(folder, **engine_options)
+    config = server_config(**({"served_model_names": (NAME,)} | options))
+    files = ModelFiles(folder, folder)
+    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
+        hf.warm_up()
+        hf._executor.submit(int).result()  # starts the thread, which stays until the server ends
+        with run_app(config, hf, engine) as server:
+            yield server

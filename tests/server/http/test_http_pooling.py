@@ -1,7 +1,7 @@
 """The pooling endpoints over HTTP: real routes, renderer and pooling core, tiny models."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +10,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.config import ModelFiles, PoolerConfig, RendererConfig
-from server.renderers.hf import HfRenderer
+from server.config import PoolerConfig
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
-    MAX_LEN,
     edit_config,
     save_colbert,
     save_pooler,
     save_sentence_files,
 )
-from tests.server.http.conftest import LiveServer, assert_rejected, run_app
-from tests.server.http.pooled_engine import PooledEngine
-from tests.server.server_config import server_config
+from tests.server.http.conftest import LiveServer, assert_rejected
+from tests.server.http.pooled_engine import NAME, serve_folder
 
-NAME = "tiny"
 TEXTS = ["hello world", "the capital of france is paris", "the weather is sunny today and the cat sat on the mat", "a"]
 
 Serve = Callable[..., LiveServer]
-
-
-@contextmanager
-def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
-    names = ("runner", "convert", "pooler", "hf_overrides")
-    engine_options = {key: options.pop(key) for key in names if key in options}
-    engine = PooledEngine(folder, **engine_options)
-    config = server_config(**({"served_model_names": (NAME,)} | options))
-    files = ModelFiles(folder, folder)
-    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
-        hf.warm_up()
-        hf._executor.submit(int).result()  # starts the thread, which stays until the server ends
-        with run_app(config, hf, engine) as server:
-            yield server
 
 
 @pytest.fixture
@@ -99,36 +81,12 @@ def test_each_text_has_an_embedding(embedder, bert):
         _assert_close(item["embedding"], _embedding(embedder, bert, text))
 
 
-def test_body_has_the_fields_of_vllm(embedder):
-    answer = embedder.post("/v1/embeddings", {"input": "hello world", "request_id": "mine"}).json()
-    assert list(answer) == ["id", "object", "created", "model", "data", "usage"]
-    assert answer["id"] == "embd-mine"
-    assert answer["object"] == "list"
-    assert answer["model"] == NAME
-    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == 4
-    assert answer["usage"]["completion_tokens"] == 0
-
-
 def test_openai_client_reads_base64_and_floats(client, embedder, bert):
     default = client.embeddings.create(model=NAME, input=TEXTS)
     floats = client.embeddings.create(model=NAME, input=TEXTS, encoding_format="float")
     for text, one, other in zip(TEXTS, default.data, floats.data, strict=True):
         assert one.embedding == other.embedding
         _assert_close(one.embedding, _embedding(embedder, bert, text))
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"encoding_format": "bytes"},
-        {"encoding_format": "bytes_only"},
-        {"encoding_format": "base64", "embed_dtype": "fp8_e4m3"},
-        {"encoding_format": "base64", "endianness": "big"},
-    ],
-    ids=str,
-)
-def test_encodings_that_only_vllm_has_are_rejected(embedder, fields):
-    assert_rejected(embedder.post("/v1/embeddings", {"input": "a", **fields}), list(fields)[-1], "--engine vllm")
 
 
 def test_token_ids_are_not_changed(embedder, bert):
@@ -156,38 +114,6 @@ def test_truncation_keeps_special_tokens_and_the_requested_side(embedder, bert, 
     _assert_close(answer["data"][0]["embedding"], _embedding(embedder, bert, kept))
 
 
-def test_minus_one_truncates_to_the_context_length(embedder):
-    long = "cat " * 200
-    assert embedder.post("/v1/embeddings", {"input": long}).status_code == 400
-    answer = embedder.post("/v1/embeddings", {"input": long, "truncate_prompt_tokens": -1}).json()
-    assert answer["usage"]["prompt_tokens"] == MAX_LEN
-
-
-@pytest.mark.parametrize(
-    ("body", "param", "words"),
-    [
-        ({}, "input", "Missing required parameter"),
-        ({"input": []}, "input", "at least one prompt"),
-        ({"input": ["a", 1]}, "input", "not a mix"),
-        ({"input": [1, 10**6]}, "input", "Token id 1000000 is out of vocabulary"),
-        ({"input": [-1]}, "input", "Token id -1 is out of vocabulary"),
-        ({"input": "cat " * 100}, "input", "maximum context length is 64 tokens"),
-        ({"input": "", "add_special_tokens": False}, "input", "no tokens"),
-        ({"input": "a", "dimensions": 9}, "dimensions", r"only supports Matryoshka dimensions [8, 16], got 9"),
-        ({"input": "a", "dimensions": 33}, "dimensions", "in range [1, 32], got 33"),
-        ({"input": "a", "dimensions": 0}, "dimensions", "at least 1"),
-        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "Invalid enum value 'hex'"),
-        ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
-        ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
-        ({"input": "a", "padding": "max_length"}, "padding", "--engine vllm"),
-        ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "--engine vllm"),
-        ({"messages": [{"role": "user", "content": "b"}]}, "messages", "--engine vllm"),
-    ],
-)  # fmt: skip
-def test_bad_requests_name_the_field(embedder, body, param, words):
-    assert_rejected(embedder.post("/v1/embeddings", body), param, words)
-
-
 def test_dimensions_are_rejected_without_matryoshka(serve, tmp_path):
     save_pooler(tmp_path, "bert")
     response = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8})
@@ -199,45 +125,6 @@ def test_hf_overrides_replace_entries_of_the_configuration(serve, tmp_path):
     server = serve(tmp_path, hf_overrides={"matryoshka_dimensions": [4]})
     answer = server.post("/v1/embeddings", {"input": "a", "dimensions": 4}).json()
     assert len(answer["data"][0]["embedding"]) == 4
-
-
-def test_another_model_is_a_404(embedder):
-    response = embedder.post("/v1/embeddings", {"input": "a", "model": "other"})
-    assert response.status_code == 404
-    assert response.json()["error"]["param"] == "model"
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "api"),
-    [
-        ("/v1/completions", {"prompt": "a"}, "Completions"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, "Chat Completions"),
-        ("/classify", {"input": "a"}, "Classification"),
-    ],
-)
-def test_an_embedder_has_no_other_endpoints(embedder, path, body, api):
-    response = embedder.post(path, body)
-    assert response.status_code == 404
-    assert response.json()["error"]["message"] == f"The model does not support {api} API"
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "api", "convert"),
-    [
-        ("/v1/embeddings", {"input": "a"}, "Embeddings", "embed"),
-        ("/pooling", {"input": "a"}, "Pooling", "embed"),
-        ("/classify", {"input": "a"}, "Classification", "classify"),
-        ("/v1/score", {"text_1": "a", "text_2": "b"}, "Score", "embed"),
-        ("/rerank", {"query": "a", "documents": ["b"]}, "Rerank (Score)", "embed"),
-    ],
-)
-def test_a_generative_model_has_no_pooling_endpoints_without_the_flags_for_it(server, path, body, api, convert):
-    response = server.post(path, body)
-    assert response.status_code == 404
-    assert response.json()["error"]["message"] == (
-        f"The model does not support {api} API: it generates text, unless the server starts with "
-        f"`--runner pooling --convert {convert}`"
-    )
 
 
 def test_sentence_transformers_length_limit_applies(serve, tmp_path):
@@ -259,19 +146,6 @@ def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder, bert_folder, b
     tokens = server.post("/pooling", {"input": TEXTS, "task": "token_embed"}).json()
     for text, item in zip(TEXTS, tokens["data"], strict=True):
         _assert_close(item["data"], unit(hidden_states(bert, _encode(server, text)["input_ids"])))
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "words"),
-    [
-        ({"task": "classify"}, "task", "Supported tasks: embed, token_embed"),
-        ({"task": "token_embed"}, "task", "Try switching the model's pooling_task via --pooler-config.task"),
-        ({"task": "plugin"}, "task", "--engine vllm"),
-        ({"dimensions": 8}, "dimensions", "dimensions is currently not supported"),
-    ],
-)
-def test_pooling_rejects_unsupported_tasks(embedder, fields, param, words):
-    assert_rejected(embedder.post("/pooling", {"input": "a"} | fields), param, words)
 
 
 def test_classes_have_labels_and_probabilities(serve, tmp_path):
@@ -343,24 +217,6 @@ def test_documents_may_be_cut_before_they_are_paired(cross_encoder):
     server, model = cross_encoder
     answer = server.post("/score", {"text_1": "hello", "text_2": TEXTS[2], "max_tokens_per_doc": 3}).json()
     assert answer["data"][0]["score"] == pytest.approx(_cross_score(server, model, "hello", "the weather is"), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/score", {"text_1": "a"}, "text_1"),
-        ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
-        ("/score", {"text_1": [], "text_2": "c"}, "text_1"),
-        ("/score", {"text_1": "a", "text_2": {"content": []}}, "text_2"),
-        ("/score", {"text_1": "a", "text_2": "cat " * 100}, "text_2"),
-        ("/score", {"text_1": "a", "text_2": "b", "max_tokens_per_doc": 64}, "max_tokens_per_doc"),
-        ("/rerank", {"query": "a", "documents": []}, "documents"),
-        ("/rerank", {"documents": ["a"]}, "query"),
-        ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "top_n"),
-    ],
-)
-def test_bad_scores_name_the_field(cross_encoder, path, body, param):
-    assert_rejected(cross_encoder[0].post(path, body), param)
 
 
 def test_the_operators_template_builds_the_pairs(serve, tmp_path):
