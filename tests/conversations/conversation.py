@@ -76,16 +76,12 @@ def conversations() -> list[Conversation]:
 
 def read_file(path: Path) -> Iterator[Conversation]:
     server: dict[str, Any] = {}
-    names: dict[str, Any] = {}
     found: Conversation | None = None
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-        line = json.loads(text)
-        if "let" in line:
-            names |= fill(line["let"], names)
-        elif "server" in line:
-            server = fill(line["server"], names)
+    for place, line in read_lines(path):
+        if "server" in line:
+            server = line["server"]
         else:
-            turn = _read_turn(f"{path.name}:{number}", fill(line, names))
+            turn = _read_turn(place, line)
             if "why" in line:
                 if found:
                     yield found
@@ -94,6 +90,17 @@ def read_file(path: Path) -> Iterator[Conversation]:
             found.turns.append(turn)
     if found:
         yield found
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines with their places and with what `let` says in place of names."""
+    names: dict[str, Any] = {}
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        line = fill(json.loads(text), names)
+        if "let" in line:
+            names |= line["let"]
+        else:
+            yield f"{path.name}:{number}", line
 
 
 def _read_turn(place: str, line: dict[str, Any]) -> Turn:

@@ -5,6 +5,7 @@ import logging
 import socket
 
 import httpx
+import pytest
 
 from startup.logs.formatters import TextFormatter
 
@@ -20,8 +21,10 @@ def test_open_paths_contain_no_secrets(serve):
     assert [path for path in STATUS if "sesame" in server.get(path).text] == []
 
 
-def test_a_request_without_an_id_has_that_of_its_answer(serve):
-    response = serve(enable_request_id_headers=True).complete()
+@pytest.mark.parametrize("headers", [{}, {"x-request-id": "<script>"}], ids=["no id", "an unfit id"])
+def test_a_request_without_a_fit_id_has_that_of_its_answer(serve, headers):
+    server = serve(enable_request_id_headers=True)
+    response = server.post("/v1/completions", {"prompt": "a"}, headers=headers)
     assert response.json()["id"] == f"cmpl-{response.headers['x-request-id']}"
 
 

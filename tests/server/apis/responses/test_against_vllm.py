@@ -14,6 +14,7 @@ from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ToolCallPart
 from server.parsers.base import Content, Reasoning
 from server.types import SamplingParams
+from tests.conversations.conversation import read_lines
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_responses.py")
@@ -37,23 +38,7 @@ OUTPUTS: list[list[dict[str, Any]]] = [
     [{"reasoning": "a"}, {"calls": [call(0, "run", '{"input": "ls')]}, {"calls": [call(0, None, ' \\"x\\""}')]}],
     [{"calls": [call(0, "run", "pwd")]}, {"calls": [call(1, "other", "1")]}],
 ]
-SAID = {"type": "message", "role": "assistant", "content": "Hello"}
-SAID_IN_PARTS = {**SAID, "content": [{"type": "output_text", "text": "Hello"}]}
-THOUGHT = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]}
-SUMMARY = {**THOUGHT, "summary": [{"type": "summary_text", "text": "short"}], "content": None}
-CALL = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
-RESULT = {"type": "function_call_output", "call_id": "1", "output": "42"}
-CUSTOM = {"type": "custom_tool_call", "call_id": "1", "name": "run", "input": 'echo "é"'}
-USER = {"role": "user", "content": "Hi"}
-INPUTS: list[Any] = [
-    "Hi",
-    [USER, THOUGHT, SAID, CALL, {**CALL, "call_id": "2"}, RESULT, SAID],
-    [USER, SUMMARY, SAID_IN_PARTS, THOUGHT],
-    [{"role": "developer", "content": "Be kind."}, USER, {**CALL, "namespace": "n"}, RESULT],
-    [USER, CUSTOM, {**RESULT, "type": "custom_tool_call_output"}, USER],
-    [USER, {**SAID, "status": "incomplete"}],
-    [USER, {**THOUGHT, "status": "in_progress"}],
-]
+INPUTS: list[Any] = ["Hi", *(line["input"] for _, line in read_lines(Path(__file__).with_name("items.jsonl")))]
 
 
 @pytest.fixture(scope="module")
