@@ -189,4 +189,5 @@ class Replay:
         response = self._ask(turn, stream=True)
         stream = read_stream(response.text)
         problems = differences("events", stream.data, turn.line["events"])
+        problems += differences("headers of the stream", dict(response.headers), turn.line.get("headers", {}))
         return [*problems, "  the events:", *map(json.dumps, stream.data)] if problems else []

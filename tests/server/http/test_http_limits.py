@@ -25,28 +25,6 @@ def error_of(response: httpx.Response, status: int) -> str:
     return str(error["message"])
 
 
-@pytest.mark.parametrize(
-    ("limits", "fields", "message"),
-    [
-        ({"max_choices": 2}, {"n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
-        ({"max_json_values": 9}, {"user": [1] * 99}, "more than 9 objects, lists, texts and numbers"),
-        ({"max_queued_requests": 2}, {"prompt": ["a"] * 3}, "at most 2 at once (--max-num-queued-reqs)"),
-    ],
-)
-def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, fields, message):
-    """One limit per layer; the others: http_body/test_request_limits.py."""
-    server = serve(limits=LimitsConfig(**limits))
-    assert message in error_of(server.complete(**fields), 400)
-    assert not engine.requests
-    wait_until(lambda: server.parts.admission.num_sequences == 0)
-
-
-def test_a_body_announced_as_too_large_is_a_413(serve):
-    server = serve(limits=LimitsConfig(max_body_bytes=1000))
-    assert "1000 bytes" in error_of(server.complete(user="x" * 1000), 413)
-    assert server.complete(user="x" * 900).status_code == 200
-
-
 def test_a_chunked_body_is_counted_as_it_arrives(serve):
     server = serve(limits=LimitsConfig(max_body_bytes=1000))
     pieces = iter([b'{"prompt": "a", "user": "', b"x" * 2000, b'"}'])
@@ -113,12 +91,6 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
         engine.holds_after = None
     wait_until(lambda: admission.num_held_bytes == 0)
     assert server.post("/v1/completions", body).status_code == 200
-
-
-def test_a_request_alone_may_hold_more_than_all_together(serve, wait_until):
-    server = serve(limits=LimitsConfig(max_held_bytes=100))
-    assert server.complete(user="x" * 2000).status_code == 200
-    wait_until(lambda: server.parts.admission.num_held_bytes == 0)
 
 
 def test_a_failed_request_returns_its_lease(serve, engine, wait_until):

@@ -161,27 +161,6 @@ def test_a_response_reports_its_durations(server, engine, kind):
     assert spent["decode"] >= 10
 
 
-def test_a_stream_reports_the_durations_until_its_first_event(server, engine):
-    engine.queue_s, engine.prefill_s = 2.0, 3.0
-    spent = timing(server.complete(stream=True))
-    assert list(spent) == ["queue", "render", "prefill"]
-    assert (spent["queue"], spent["prefill"]) == (2000, 3000)
-
-
-def test_the_longest_sequence_counts(server, engine):
-    engine.prefill_s = 0.5
-    assert timing(server.complete(n=3))["prefill"] == 500
-
-
-def test_tokenizing_reports_only_the_rendering(server):
-    response = server.post("/tokenize", {"messages": [{"role": "user", "content": "Hello"}]})
-    assert list(timing(response)) == ["render"]
-
-
-def test_a_rejected_request_reports_no_durations(server):
-    assert "server-timing" not in server.complete(temperature=9).headers
-
-
 def lines_of(server, name):
     return [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
 
