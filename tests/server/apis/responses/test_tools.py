@@ -66,29 +66,6 @@ def test_without_tools_the_model_has_no_choice():
     assert read(None).choice == "none"
 
 
-@pytest.mark.parametrize(
-    "tool",
-    [
-        {"type": 3},
-        {"type": "function", "name": ""},
-        {"type": "function", "name": "x", "parameters": []},
-        {"type": "custom", "name": "x", "format": "text"},
-        {"type": "namespace", "name": "x", "tools": [{"type": "function"}]},
-        {"type": "namespace", "name": "x", "tools": "y"},
-    ],
-)
-def test_malformed_tools_are_named(tool):
-    with pytest.raises(RequestError, match=r"tools\[1\]"):
-        read([WEATHER, tool])
-
-
-@pytest.mark.parametrize("choice", [{}, {"type": "function"}, {"type": "allowed_tools", "mode": "x"}])
-def test_malformed_choices_are_named(choice):
-    with pytest.raises(RequestError) as error:
-        read([WEATHER], choice)
-    assert error.value.param == "tool_choice"
-
-
 def read_input(*pieces: str) -> tuple[list[str], str]:
     """What is shown after each piece and at the end, and the whole text."""
     reader = CustomInputReader()
