@@ -228,9 +228,6 @@ class LiveServer:
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", **(_CLIENT | options))
 
-    def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **(_CLIENT | options))
-
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, **(_HTTP | options))
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.conversations.conversation import without_ids
+from tests.conversations.conversation import differences, without_ids
 from tests.server.apis.messages.as_chats import LINES, body_of, chat_of, without_nulls
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
@@ -39,12 +39,15 @@ def test_chat_requests_are_those_of_vllm(tmp_path):
         if line.get("vllm", True)
     ]
     theirs = ask_vllm(SCRIPT, {"requests": requests, "streams": [], "messages": []}, tmp_path)["requests"]
+    problems = []
     for request, expected in zip(requests, theirs, strict=True):
         ours = chat_of(**request)
         if "tools" not in ours:
             assert ours.pop("tool_choice") == "none"
             expected["tool_choice"] = None
-        assert {name: ours.get(name) for name in expected} == expected | without_nulls(expected), request
+        found = {name: ours.get(name) for name in expected}
+        problems += differences(str(request), found, {"": expected | without_nulls(expected)})
+    assert problems == []
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 5])

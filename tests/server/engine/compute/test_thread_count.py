@@ -109,67 +109,34 @@ def test_a_load_that_stays_changes_the_number_once_at_most(load, is_fixed, chang
     assert machine.changes == changes
 
 
-def test_a_busy_neighbour_takes_a_thread_within_half_a_second():
-    machine = Machine(QUIET)
-    count = machine.count(2)
-    machine.run(count, 10)
-    machine.load = BUSY_NEIGHBOUR
-    machine.run(count, 0.5)
-    assert machine.num_threads == 1
+EIGHT_BUSY: Load = {n: Pace(0.1, 1, n - 1) for n in range(1, 9)}
+EIGHT: Load = {n: Pace(0.2 / n, n, 0, 8 - n) for n in range(1, 9)}
 
 
-def test_the_thread_comes_back_with_the_processor():
-    machine = Machine(BUSY_NEIGHBOUR)
-    count = machine.count(2)
-    machine.run(count, 300)
-    assert machine.num_threads == 1
-    machine.load = QUIET
-    machine.run(count, 1)
-    assert count.num_threads == machine.num_threads == 2
-    machine.run(count, 60)
-    assert machine.changes[-1] == 2
+@pytest.mark.parametrize(
+    ("loads", "gap_s"),
+    [
+        pytest.param([(QUIET, 10, 2), (BUSY_NEIGHBOUR, 0.5, 1)], 0, id="a neighbour takes one within half a second"),
+        pytest.param([(BUSY_NEIGHBOUR, 300, 1), (QUIET, 1, 2), (QUIET, 60, 2)], 0, id="it comes back and stays"),
+        pytest.param([(NEIGHBOUR_OF_FOUR, 5, 3), (QUIET_FOUR, 5, 4)], 0, id="one of four"),
+        pytest.param([(EIGHT_BUSY, 10, 1), (EIGHT, 10, 8)], 0, id="all come back at once"),
+        pytest.param([(STOLEN, 2, 1)], 0, id="time that the hypervisor takes counts as waiting"),
+        pytest.param([(BUSY_NEIGHBOUR, 10, 1), (QUIET, 200, 2)], 0.5, id="short bursts of requests are enough"),
+    ],
+)
+def test_the_number_of_threads_follows_the_load(loads, gap_s):
+    machine = Machine(loads[0][0])
+    count = machine.count(len(machine.load))
+    for load, seconds, num_threads in loads:
+        machine.load = load
+        machine.run(count, seconds, gap_s=gap_s)
+        assert count.num_threads == machine.num_threads == num_threads
 
 
 def test_a_processor_that_is_idle_only_without_the_second_thread_is_taken_ever_more_rarely():
     machine = Machine({1: QUIET[1], 2: BUSY_NEIGHBOUR[2]})
     machine.run(machine.count(2), 600)
     assert 8 <= machine.changes.count(2) <= 16
-
-
-def test_one_busy_processor_of_four_takes_one_thread_of_four():
-    machine = Machine(NEIGHBOUR_OF_FOUR)
-    count = machine.count(4)
-    machine.run(count, 5)
-    assert machine.num_threads == 3
-    machine.load = QUIET_FOUR
-    machine.run(count, 5)
-    assert machine.num_threads == 4
-
-
-def test_all_threads_come_back_at_once():
-    machine = Machine({n: Pace(0.1, 1, n - 1) for n in range(1, 9)})
-    count = machine.count(8)
-    machine.run(count, 10)
-    assert machine.num_threads == 1
-    machine.load = {n: Pace(0.2 / n, n, 0, 8 - n) for n in range(1, 9)}
-    machine.run(count, 10)
-    assert machine.num_threads == 8
-
-
-def test_time_that_the_hypervisor_takes_counts_as_waiting():
-    machine = Machine(STOLEN)
-    machine.run(machine.count(2), 2)
-    assert machine.num_threads == 1
-
-
-def test_short_bursts_of_requests_are_enough():
-    machine = Machine(BUSY_NEIGHBOUR)
-    count = machine.count(2)
-    machine.run(count, 10, gap_s=0.5)
-    assert machine.num_threads == 1
-    machine.load = QUIET
-    machine.run(count, 200, gap_s=0.5)
-    assert machine.num_threads == 2
 
 
 def test_changes_are_logged_once_a_minute(caplog):
