@@ -228,11 +228,14 @@ class LiveServer:
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", **(_CLIENT | options))
 
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, **(_HTTP | options))
+
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, **(_HTTP | options))
+        return self.ask("GET", path, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, **(_HTTP | options))
+        return self.ask("POST", path, json=body, **options)
 
     def complete(self, **fields: Any) -> httpx.Response:
         return self.post("/v1/completions", {"prompt": PROMPT} | fields)
@@ -241,7 +244,7 @@ class LiveServer:
         return self.post("/v1/chat/completions", {"messages": MESSAGES} | fields)
 
     def post_bytes(self, path: str, content: Any, content_type: str = "application/json") -> httpx.Response:
-        return httpx.post(self.url + path, content=content, headers={"content-type": content_type}, **_HTTP)
+        return self.ask("POST", path, content=content, headers={"content-type": content_type})
 
     def send(self, path: str, body: dict[str, Any]) -> socket.socket:
         """Sends a request and returns its connection, which the test may close at any time."""

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pprint import pformat
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.conversations.conversation import (
     value_at,
 )
 from tests.server.engine.pooling.tiny_poolers import edit_config, save_pooler
-from tests.server.http.conftest import _HTTP, LiveServer, ready_lifecycle
+from tests.server.http.conftest import LiveServer, ready_lifecycle
 from tests.server.http.pooled_engine import serve_folder
 
 ALL = sorted(conversations(), key=lambda one: (one.place.partition(":")[0], json.dumps(one.server)))
@@ -96,7 +97,8 @@ class Replay:
         if turn.api and turn.body.get("stream") is True:
             return self._check_events(turn)
         if turn.line.get("until"):
-            self._wait_until(lambda: not self._check_whole(turn)[0])
+            with suppress(AssertionError):  # the next answer says what is wrong
+                self._wait_until(lambda: not self._check_whole(turn)[0])
         problems, answer = self._check_whole(turn)
         if not problems:
             self._kept |= {name: value_at(answer, path) for name, path in turn.line.get("keep", {}).items()}
@@ -120,7 +122,7 @@ class Replay:
         content: dict[str, Any] = {}
         if turn.body is not None:
             content = {"content": turn.body} if isinstance(turn.body, str) else {"json": turn.body | fields}
-        return httpx.request(turn.method, self._server.url + turn.path, headers=headers, **content, **_HTTP)
+        return self._server.ask(turn.method, turn.path, headers=headers, **content)
 
     def _check_whole(self, turn: Turn) -> tuple[list[str], Any]:
         response = self._ask(turn)
@@ -176,10 +178,14 @@ class Replay:
         response = self._ask(turn, stream=True, **options)
         if response.status_code != 200:
             return differences("error", response.json(), {"": answer})
-        if "events" in turn.line and turn.line.get("status", 200) != 200:
-            return []  # the error is an event
+        if turn.line.get("status", 200) != 200:
+            return [] if "events" in turn.line else ["  the error is no answer, but an event:", response.text]
         stream = read_stream(response.text)
-        problems = differences("said", joined(turn.api, stream), {"": said(turn.api, answer)})
+        try:
+            found = joined(turn.api, stream)
+        except (AssertionError, LookupError) as err:
+            return [f"  {err!r} in the events:", response.text]
+        problems = differences("said", found, {"": said(turn.api, answer)})
         if counts and tokens_per_step == 1 and not problems:
             usage = stream.data[-1]["usage"]
             problems = differences("usage", usage, {name: answer["usage"][name] for name in usage})
@@ -188,6 +194,7 @@ class Replay:
     def _check_events(self, turn: Turn) -> list[str]:
         response = self._ask(turn, stream=True)
         stream = read_stream(response.text)
-        problems = differences("events", stream.data, turn.line["events"])
+        problems = differences("status of the stream", response.status_code, {"": 200})
+        problems += differences("events", stream.data, turn.line["events"])
         problems += differences("headers of the stream", dict(response.headers), turn.line.get("headers", {}))
         return [*problems, "  the events:", *map(json.dumps, stream.data)] if problems else []
