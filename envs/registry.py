@@ -70,7 +70,7 @@ class Environment:
     VCLI_STANDBY_FOLDER = text("Folder of the sockets of a router's own standby; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
-    VCLI_PROBE_PROCESS = boolean(True, "Answer probes in a process of its own, also while the server is busy.")
+    VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
     VCLI_API_PROCESS = optional_integer(
         "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 
 import uvloop
 
@@ -46,7 +46,6 @@ class ServerRun:
         self._may_accept = asyncio.Event()
         if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._may_accept.set()
-        self._closing = AsyncExitStack()
         with options.span("build_app"):
             self._server = build_server(renderer, config, options)
 
@@ -75,7 +74,6 @@ class ServerRun:
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         for task in (engine, stopping, trimming):
             task.cancel()
-        await self._closing.aclose()
         server.http.should_exit = True
         self._may_accept.set()
         ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
@@ -97,25 +95,8 @@ class ServerRun:
         await self._may_accept.wait()
         if self._server.http.should_exit:
             return
-        probes = self._server.probes
-        if probes is not None and await probes.start(self):
-            self._lifecycle.subscribe(lambda _: probes.refresh())
-            self._closing.push_async_callback(probes.end)
-        else:
-            self._options.on_serving()
+        self._options.on_serving()
         await self._server.http.serve(sockets=[self._options.listener])
-
-    def find_healthy_head(self) -> bytes | None:
-        """Implements `ProbedServer`; None also before uvicorn has set the headers of all responses."""
-        headers = self._server.http.server_state.default_headers
-        if self._lifecycle.state != "ready" or not headers:
-            return None
-        lines = (name + b": " + value for name, value in (*headers, (b"content-length", b"0")))
-        return b"\r\n".join((b"HTTP/1.1 200 OK", *lines, b""))
-
-    async def adopt(self, client: socket.socket) -> None:
-        """Implements `ProbedServer`."""
-        await self._server.http.adopt(client)
 
     async def _close(self) -> None:
         self._server.telemetry.close()

@@ -72,7 +72,7 @@ class ServerApp(Starlette):
             is_probe_seen: whether probes go through the middleware, too.
         """
         self._health = health
-        self.is_probe_seen = is_probe_seen
+        self._is_probe_seen = is_probe_seen
         self._root_path = root_path.rstrip("/")
         self._turns = LoopTurns()
         self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in READINESS_PATHS}
@@ -88,7 +88,7 @@ class ServerApp(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
-        if is_probe and not self.is_probe_seen and not _is_cross_origin(scope):
+        if is_probe and not self._is_probe_seen and not _is_cross_origin(scope):
             await self._health(scope, receive, send)
             return
         if not is_probe:

@@ -26,7 +26,6 @@ from server.routes.endpoint import AppParts
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
-from server.transport.probe_process import ProbeProcess
 from server.types import EngineInfo
 
 _DISTRIBUTION = "vllm-cli-server"
@@ -51,8 +50,6 @@ class RunOptions:
     """Called once, when this server is about to accept connections on the listener."""
     on_ready: Callable[[EngineInfo], None]
     """Called once, when the first real token has been generated."""
-    probes: ProbeProcess | None = None
-    """Answers probes, too, while the server is ready; then `on_serving` is not called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,6 @@ class Server:
 
     parts: AppParts
     http: GracefulServer
-    probes: ProbeProcess | None
     credentials: Credentials
     readiness: EngineReadiness
     monitor: EngineMonitor
@@ -91,11 +87,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         version=version(_DISTRIBUTION),
     )
     credentials = Credentials(config.network, config.tls, parts.api_keys)
-    app = build_app(parts)
-    has_tls = credentials.tls_context is not None
-    is_probe_missed = has_tls or app.is_probe_seen
-    probes = None if is_probe_missed else options.probes
-    http = GracefulServer(_uvicorn_config(app, config, options.limits, credentials, probes))
+    http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, credentials))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     watchdog_timeout_s = config.lifecycle.engine_watchdog_timeout_s
     monitor = EngineMonitor(engine, options.engine, lifecycle, watchdog_timeout_s=watchdog_timeout_s)
@@ -103,7 +95,6 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     return Server(
         parts=parts,
         http=http,
-        probes=probes,
         credentials=credentials,
         readiness=readiness,
         monitor=monitor,
@@ -113,12 +104,12 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
 
 
 def _uvicorn_config(
-    app: ServerApp, config: ServerConfig, limits: LimitsConfig, credentials: Credentials, probes: ProbeProcess | None
+    app: ServerApp, config: ServerConfig, limits: LimitsConfig, credentials: Credentials
 ) -> uvicorn.Config:
     uvicorn_config = uvicorn.Config(
         app,
         loop="none",
-        http=bounded_connections(limits, credentials.tls_context, probes),  # type: ignore[arg-type]
+        http=bounded_connections(limits, credentials.tls_context),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         interface="asgi3",

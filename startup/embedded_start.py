@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from base.errors import EngineError, ServerError
 from base.exit_codes import ENGINE_DIED, START_FAILED
 from base.lifecycle import Lifecycle, State
-from base.security.open_paths import PROBE_PATHS
 from envs.home import expand_home
 from envs.registry import env
 from server.config import ModelFiles
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
     from server.api_process import ServerRun
     from server.renderers.base import BaseRenderer
     from startup.download.process import DownloadHandle
-    from startup.probes.embedded_probes import EmbeddedProbes
 
 _ENGINE_SPAN: Final = "start_engine_process"
 
@@ -276,17 +274,8 @@ class _EmbeddedStart:
             span=self._span,
             on_serving=self._session.hand_over,
             on_ready=self._on_ready,
-            probes=self._prepare_probes(),
         )
         return ServerRun(renderer, self._config.server, options)
-
-    def _prepare_probes(self) -> "EmbeddedProbes | None":
-        from startup.probes.embedded_probes import EmbeddedProbes  # noqa: PLC0415 - imports asyncio
-
-        responder = self._session.responder
-        if responder is None or not env.VCLI_PROBE_PROCESS.get():
-            return None
-        return EmbeddedProbes(responder, self._config.server, PROBE_PATHS)
 
     def _on_state(self, state: State) -> None:
         if state == "draining":

@@ -5,11 +5,8 @@ Probes have the same limits, except that the limit of connections does not rejec
 
 import asyncio
 import logging
-import os
-import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +19,6 @@ from base.security.open_paths import PROBE_PATHS
 from server.limits import LimitsConfig, flag_of
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.lingering_transport import LingeringTransport
-from server.transport.probe_process import ProbeProcess
 from server.transport.read_watch import (
     READ_GRACE_S,
     ReadWatch,
@@ -49,15 +45,15 @@ _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunk
 
 
 def bounded_connections(
-    limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None, probes: ProbeProcess | None = None
+    limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None
 ) -> Callable[..., asyncio.Protocol]:
     """The factory with which uvicorn creates connections, which share one table.
 
-    TLS is handled here: uvicorn itself is configured without it. Then there is no process for probes.
+    TLS is handled here: uvicorn itself is configured without it.
     """
     table = ConnectionTable(raise_file_limit(limits.max_connections))
     if tls is None:
-        return partial(BoundedConnection, limits=limits, table=table, probes=probes)
+        return partial(BoundedConnection, limits=limits, table=table)
 
     def start_handshake(*, server_state: ServerState, **kwargs: Any) -> TlsHandshake:
         def create_connection(carrier: asyncio.Transport) -> BoundedConnection:
@@ -77,7 +73,6 @@ class BoundedConnection(HttpToolsProtocol):
         limits: LimitsConfig,
         table: ConnectionTable,
         carrier: asyncio.Transport | None = None,
-        probes: ProbeProcess | None = None,
         **kwargs: Any,
     ) -> None:
         """`carrier` is the transport below the connection's TLS; None without TLS."""
@@ -85,9 +80,6 @@ class BoundedConnection(HttpToolsProtocol):
         self._limits = limits
         self._carrier = carrier
         self._table = table
-        self._probes = probes
-        """What this connection is lent to while it is idle; None once it has had another request."""
-        self._is_lent = False
         self._watch = ReadWatch(limits, self.loop, is_reading=self._is_reading, on_timeout=self._handle_timeout)
         self._running: RequestResponseCycle | None = None
         """The request that is being answered."""
@@ -195,8 +187,6 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_response_complete()
         if self._running is None:
             self._table.note_idle(self)
-            if self._probes is not None:
-                self.loop.call_soon(self._lend)  # once the response is sent
 
     def shutdown(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
@@ -212,43 +202,11 @@ class BoundedConnection(HttpToolsProtocol):
             return False
         self._ignores_input = True
         self._watch.disarm()
-        if self._is_lent:
-            _shut_down(self._transport.get_extra_info("socket").fileno())
         self._transport.abort()
         return True
 
-    def take_back(self) -> None:
-        """The client has sent something else than a probe, or the process has ended."""
-        self._is_lent = False
-        if not self._transport.is_closing():
-            self.flow.resume_reading()
-            self._expect_next_request()
-
-    def drop(self) -> None:
-        """The client has closed the connection, or sent nothing for too long."""
-        self._is_lent = False
-        self._close()
-
-    def _lend(self) -> None:
-        is_idle = self._running is None and not self.pipeline and self._watch.stage is Stage.IDLE
-        if self._probes is None or not is_idle or self._transport.is_closing() or self._transport.num_unsent_bytes:
-            return
-        fd = self._transport.get_extra_info("socket").fileno()
-        client = f"{self.client[0]}:{self.client[1]}" if self.client else ""
-        if self._probes.lend(self, fd, client):
-            self._is_lent = True
-            self._unset_keepalive_if_required()
-            self.flow.pause_reading()
-
-    def _expect_next_request(self) -> None:
-        self._unset_keepalive_if_required()
-        handler = self.timeout_keep_alive_handler
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
-
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
-        if cycle.scope["path"] not in PROBE_PATHS:
-            self._probes = None
         self._table.note_busy(self)
         super()._start_asgi_task(cycle, _without_chunks(cycle, app) if cycle.scope["http_version"] == "1.0" else app)
 
@@ -380,9 +338,3 @@ def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3
         await app(scope, receive, send_plainly)
 
     return run
-
-
-def _shut_down(fd: int) -> None:
-    """Ends a connection of which another process has a duplicate."""
-    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)

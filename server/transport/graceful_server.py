@@ -43,12 +43,12 @@ class GracefulServer(uvicorn.Server):
         for listener in last:
             for client in _take_waiting(listener):
                 with contextlib.suppress(OSError):
-                    await self.adopt(client)
+                    await self._adopt(client)
         await self._wait_first_requests()
         await super().shutdown(sockets=[])
 
-    async def adopt(self, client: socket.socket) -> None:
-        """Serves an accepted connection, also before `serve`: there is no lifespan."""
+    async def _adopt(self, client: socket.socket) -> None:
+        """Serves an accepted connection; there is no lifespan."""
 
         def create_protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]

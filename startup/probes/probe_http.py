@@ -1,17 +1,16 @@
 """The HTTP of probes: the plain GET whose answer is known in advance, and the response to a path."""
 
 import re
-from collections.abc import Container
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 PATH = "/health"
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
 """Header of a 200 to a probe while no model runs, as a request would start it (`--idle-stop`): its state."""
 
-_HEAD = re.compile(rb"GET (/[a-z]+) HTTP/1\.([01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n")
+_HEAD = re.compile(rb"GET /health HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n")
 _MAY_CHANGE_THE_ANSWER = frozenset(
     [
         b"content-length",
@@ -26,32 +25,18 @@ _MAY_CHANGE_THE_ANSWER = frozenset(
 )
 
 
-class ProbeRequest(NamedTuple):
-    """A probe: a GET without body."""
-
-    num_bytes: int
-    """Length of the head, which is the whole request."""
-    path: str
-    http_version: str
-    keeps_alive: bool
-    """Whether the client may send another request on this connection."""
-
-
-def parse_probe(received: bytes, paths: Container[str] = (PATH,)) -> ProbeRequest | None:
-    """The probe at the start of these bytes; None for any other, unusual or incomplete request."""
-    match = _HEAD.match(received)
-    if match is None or (path := match[1].decode()) not in paths:
+def parse_probe(received: bytes) -> str | None:
+    """The HTTP version of a probe, a GET without body, if the bytes are one; None for anything else."""
+    match = _HEAD.fullmatch(received)
+    if match is None:
         return None
-    is_old, connection = match[2] == b"0", b""
-    for line in match[3].splitlines():
+    for line in match[2].splitlines():
         name, _, value = line.partition(b":")
         if (name := name.lower()) in _MAY_CHANGE_THE_ANSWER:
             return None
-        if name == b"connection":
-            connection = value.strip().lower()
-    if connection not in (b"", b"close", b"keep-alive"):
-        return None
-    return ProbeRequest(match.end(), path, f"1.{match[2].decode()}", not is_old and connection != b"close")
+        if name == b"connection" and value.strip().lower() not in (b"", b"close", b"keep-alive"):
+            return None
+    return match[1].decode()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Answers probes on the server's own socket from the start's first moment until the HTTP server accepts.
 
-It may stay longer and accept for the HTTP server (`keep`).
+It may stay longer and accept for vLLM (`keep`).
 
 The responder is a process of little code, the standard library and msgspec, forked before anything else is
 imported: imports and tokenizers hold the interpreter lock of the API process for 60 ms and more at a time,
@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from startup.probes import responder_process
+from startup.probes.acceptor import SERVE
 from startup.probes.listener import BACKLOG, is_listening
 from startup.probes.probe_http import Answers
-from startup.probes.responder_process import GIVEN_UP, HAND_OVER, OpenChannel, open_plain, run_process
-from startup.probes.serving_messages import ServingSettings
+from startup.probes.responder_process import OpenChannel, open_plain, run_process
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _END_S = 5.0
 _GIVE_UP_S = 5.0
 """How long the HTTP server waits until the process stops accepting, which takes microseconds."""
 _POLL_S = 0.01
+_SEND_BUFFER_BYTES = 1
+"""The kernel keeps a few messages then: a process that receives none for half a second is noticed."""
 
 
 class StartupResponder:
@@ -106,19 +108,20 @@ class StartupResponder:
         group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
         self._has_given_up.wait(_GIVE_UP_S)
 
-    def keep(self, settings: ServingSettings) -> socket.socket | None:
-        """Makes the process accept for the HTTP server from now on, instead of `hand_over`.
+    def keep(self) -> socket.socket | None:
+        """Makes the process accept for vLLM from now on, instead of `hand_over`.
 
-        Returns the connection to it, on which `Report`s arrive, or None if it has exited. The process ends
-        when it gets `HAND_OVER`, or with `kill`.
+        Returns the connection to it (`startup.probes.acceptor`), or None if it has exited. The process ends
+        when the connection's stream to it ends, or with `kill`.
         """
         self._is_handed_over = True
         try:
             if not is_listening(self._listener):
                 self._listener.listen(BACKLOG)
-            self._ours.send(settings.encode())
+            self._ours.send(SERVE)
         except OSError:
             return None
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         return self._ours
 
     def close(self) -> None:
@@ -134,8 +137,8 @@ class StartupResponder:
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)
-            self._ours.send(HAND_OVER)
-            self._ours.recv(len(GIVEN_UP))  # or nothing, if the process has exited
+            self._ours.shutdown(socket.SHUT_WR)
+            self._ours.recv(1)  # the end of its stream
             is_confirmed = True
         self._has_given_up.set()
         if not self._wait(responder_process.CONNECTION_S + _END_S if is_confirmed else _END_S):

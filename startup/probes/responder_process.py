@@ -1,7 +1,7 @@
 """The responder's process: accepts, reads and answers all connections in one thread, without blocking.
 
-A slow client therefore delays no other one. Once the HTTP server serves, `startup.probes.acceptor` may go on
-in this process.
+A slow client therefore delays no other one. Once vLLM serves, `startup.probes.acceptor` may go on in this
+process.
 """
 
 import logging
@@ -11,25 +11,19 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NoReturn, Protocol
 
 from base.errors import ServerError
 from startup.logs.setup import rename_process
-from startup.probes.acceptor import Acceptor
+from startup.probes.acceptor import SERVE, Acceptor
 from startup.probes.listener import is_listening
 from startup.probes.probe_http import Answer, Answers
-from startup.probes.serving_messages import SERVE, ServingSettings
 from startup.processes import death_pipe, group_signals
 
 logger = logging.getLogger(__name__)
 
 CONNECTION_S = 10.0
 """A connection is closed after this time, whatever its state."""
-HAND_OVER = b"hand over"
-"""Message of the API process: accept no more. Every other message contains the state of the start."""
-GIVEN_UP = b"given up"
-"""The reply to it."""
 
 _MAX_REQUEST_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 1 << 20
@@ -116,32 +110,29 @@ class _Loop:
                     connections += self._accept()
                 elif key.fileobj is self._api_process:
                     message = self._api_process.recv(_MAX_MESSAGE_BYTES)
-                    if not message:
-                        return
-                    if message.startswith(SERVE):
-                        self._accept_for_server(ServingSettings.decode(message), connections)
+                    if message == SERVE:
+                        self._accept_for_server(connections)
                         return
                     self._process(message)
                 else:
                     key.data.advance()
             connections = [c for c in connections if not c.is_done_by(time.monotonic())]
 
-    def _accept_for_server(self, settings: ServingSettings, connections: "list[ProbeConnection]") -> None:
+    def _accept_for_server(self, connections: "list[ProbeConnection]") -> None:
         if self._listener not in self._selector.get_map():  # it has not listened before
             self._selector.register(self._listener, selectors.EVENT_READ)
-        acceptor = Acceptor(self._listener, self._api_process, self._selector, settings)
-        acceptor.run(connections, HAND_OVER)
+        Acceptor(self._listener, self._api_process, self._selector).run(connections)
 
     def _process(self, message: bytes) -> None:
-        if message != HAND_OVER:
+        """Follows the state of the start; accepts no more at the end of the API process's stream."""
+        if message:
             self._answers.follow(message)
-        elif self._is_accepting:
-            self._is_accepting = False
-            if self._listener in self._selector.get_map():
-                self._selector.unregister(self._listener)
-            self._listener.close()
-            with suppress(OSError):  # the API process has exited: the next recv() returns nothing
-                self._api_process.send(GIVEN_UP)
+            return
+        self._is_accepting = False
+        for ended in (self._listener, self._api_process):
+            if ended in self._selector.get_map():
+                self._selector.unregister(ended)
+            ended.close()
 
     def _accept(self) -> "list[ProbeConnection]":
         try:

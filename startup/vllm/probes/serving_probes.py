@@ -2,45 +2,36 @@
 
 The responder accepts on the port and passes every connection but probes to this process
 (`startup.probes.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own
-socket had accepted them. If the responder ends or hangs, uvicorn accepts itself.
+socket had accepted them. A heartbeat tells the responder the answer of `/health`, and that the loop runs. If
+the responder ends or hangs, uvicorn accepts itself.
 """
 
 import asyncio
 import logging
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from http.client import responses
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
-from startup.hooks.hook import uses
+from startup.probes.acceptor import ACCEPTING, BEAT, CONNECTION, AnsweredProbe
 from startup.probes.probe_http import PATH
-from startup.probes.probe_link import ProbeLink
 from startup.probes.responder import StartupResponder
-from startup.probes.serving_messages import HealthAnswer, ServingSettings
+from startup.processes import group_signals
+from startup.vllm.probes.health_sampler import HealthSampler
 
 logger = logging.getLogger(__name__)
 
 Startup = Callable[[], Awaitable[None]]
 
-_SAMPLE_S: Final = 1.0
-"""Interval between two samples; the next one is taken at once when the engine fails."""
-_STATUSES: Final = frozenset({200, 503})
-"""Statuses that report the server's health; others are errors of the application."""
+_BEAT_S: Final = 0.1
+_MAX_REFUSED: Final = 24
+"""The responder is killed if the kernel refuses so many heartbeats in a row, as it has not read those before.
 
-
-class AppAnswer(NamedTuple):
-    """A complete answer."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    """Names in lower case."""
-    body: bytes
-
-    def header(self, name: bytes) -> bytes | None:
-        """The value of a header; None if it is missing."""
-        return next((value for each, value in self.headers if each == name), None)
+On a busy machine, one that runs has not read eight.
+"""
+_END_S: Final = 1.0
+_MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
 class CreatedServer(NamedTuple):
@@ -50,13 +41,22 @@ class CreatedServer(NamedTuple):
     server: asyncio.Server
 
 
-class ServingProbes(ProbeLink):
+class ServingProbes:
     """Connects one uvicorn server to the responder; all methods run on its event loop."""
 
     def __init__(self, responder: StartupResponder) -> None:
-        super().__init__(responder, "vLLM")
+        self._responder = responder
+        self._link: socket.socket
         self._created: CreatedServer
         self._sampler: HealthSampler
+        self._heartbeat: asyncio.Task[None]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._num_refused = 0
+        self._is_accepted_for = asyncio.Event()
+        """Set once the responder accepts for uvicorn, or uvicorn itself accepts."""
+        self._has_ended = asyncio.Event()
+        """Set once uvicorn itself accepts."""
+        self._is_ending = False
 
     def can_serve(self, server: Any, sockets: Sequence[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
@@ -83,20 +83,30 @@ class ServingProbes(ProbeLink):
         loop = asyncio.get_running_loop()
         with _created_by(loop) as created:
             await startup()
-        if server.started and len(created) == 1:
-            self._created = created[0]
-            self._sampler = HealthSampler(server)
-            settings = ServingSettings(
-                keep_alive_s=server.config.timeout_keep_alive,
-                reports_probes=_has_access_log(),
-                wants_realtime=uses("real-time probes"),
-            )
-            if await self._open(settings):
-                server.main_loop = self._ending_after(server.main_loop)
-                return
-        self._has_ended.set()
-        accept_without()
-        await _start_serving(created)
+        link = self._responder.keep() if server.started and len(created) == 1 else None
+        if link is None:
+            self._has_ended.set()
+            accept_without()
+            await _start_serving(created)
+            return
+        self._link, self._created, self._sampler = link, created[0], HealthSampler(server)
+        loop.add_reader(link.fileno(), self._receive)
+        self._heartbeat = loop.create_task(self._beat(), name="probe-heartbeat")
+        await self._is_accepted_for.wait()
+        server.main_loop = self._ending_after(server.main_loop)
+
+    async def end(self) -> None:
+        """Returns once uvicorn has all connections and accepts itself."""
+        self._is_ending = True
+        if not self._has_ended.is_set():
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_WR)
+            try:
+                await asyncio.wait_for(self._has_ended.wait(), _END_S)
+            except TimeoutError:
+                self._reap()
+                await self._has_ended.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """uvicorn's main loop; after it, uvicorn accepts itself until it shuts down."""
@@ -109,22 +119,92 @@ class ServingProbes(ProbeLink):
 
         return run
 
-    async def find_answer(self) -> HealthAnswer | None:
+    async def _beat(self) -> None:
+        """Sends heartbeats for ever. While `/health` itself does not return, there is none."""
+        while True:
+            self._send_beat(await self._find_answer())
+            await asyncio.sleep(_BEAT_S)
+
+    async def _find_answer(self) -> bytes:
         try:
             return await self._sampler.current()
         except Exception:  # the loop runs: without a heartbeat it would count as blocked
             logger.exception("the answer of /health is not known: vLLM answers each probe itself")
-            return None
+            return b""
 
-    async def connect(self, connection: socket.socket) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(self._created.create_protocol, connection)
+    def _send_beat(self, answer: bytes) -> None:
+        try:
+            self._link.send(BEAT + answer)
+            self._num_refused = 0
+        except BlockingIOError:
+            self._num_refused += 1
+            if self._num_refused == _MAX_REFUSED and not self._is_ending:
+                logger.warning("the responder process does not reply and is killed: vLLM answers /health itself")
+                self._is_ending = True
+                self._reap()
+        except OSError:
+            pass  # it has exited, or is to end
 
-    async def accept_without(self) -> None:
+    def _receive(self) -> None:
+        """Processes all messages of the responder: uvloop calls no more once the socket has had an error."""
+        while True:
+            try:
+                message, fds, _, _ = socket.recv_fds(
+                    self._link, _MAX_MESSAGE_BYTES, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except ConnectionResetError:  # it was killed before it read everything; its last messages come next
+                continue
+            if not message:
+                self._go_on_without()
+                return
+            self._process(message, fds)
+
+    def _process(self, message: bytes, fds: list[int]) -> None:
+        if message == CONNECTION:
+            for fd in fds:  # none if no descriptor was free
+                self._run(self._connect(socket.socket(fileno=fd)))
+        elif message == ACCEPTING:
+            self._is_accepted_for.set()
+        else:
+            self._log(AnsweredProbe.decode(message))
+
+    async def _connect(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._created.create_protocol, connection)
+        except OSError as err:  # the client has gone
+            logger.debug("a connection was not accepted: %s", err)
+            connection.close()
+
+    def _log(self, probe: AnsweredProbe) -> None:
+        """Writes the line that uvicorn writes for a request."""
+        args = (probe.client, "GET", self._sampler.root_path + PATH, probe.http_version, int(probe.status))
+        logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *args)
+
+    def _go_on_without(self) -> None:
+        """The responder has exited."""
+        if not self._is_ending:
+            logger.warning("the responder process was killed: vLLM answers /health itself")
+        self._is_ending = True
+        asyncio.get_running_loop().remove_reader(self._link.fileno())
+        self._heartbeat.cancel()
+        self._reap()
+        self._run(self._accept_without())
+
+    async def _accept_without(self) -> None:
         await _start_serving([self._created])
+        self._has_ended.set()
+        self._is_accepted_for.set()
 
-    @property
-    def path_prefix(self) -> str:
-        return self._sampler.root_path
+    def _reap(self) -> None:
+        thread = threading.Thread(target=self._responder.kill, name="responder-end", daemon=True)
+        group_signals.start_thread(thread)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 @contextmanager
@@ -156,122 +236,3 @@ def _is_probe_seen(server: Any) -> bool:
     """With a limit of connections, probes count; with `--middleware`, each may be answered differently."""
     args = getattr(getattr(server.config.app, "state", None), "args", None)
     return server.config.limit_concurrency is not None or bool(getattr(args, "middleware", None))
-
-
-def _has_access_log() -> bool:
-    return logging.getLogger("uvicorn.access").hasHandlers()
-
-
-class HealthSampler:
-    """Asks vLLM's application for its answer to `/health`, without a connection; runs on its event loop."""
-
-    def __init__(self, server: Any) -> None:
-        self._server = server
-        self._config = server.config
-        self.root_path: str = self._config.root_path
-        """uvicorn logs it before the path."""
-        self._sample: AppAnswer | None = None
-        """None if the application's answers differ from one to the next."""
-        self._sampled_s = float("-inf")
-        self._had_failed = False
-        self._has_logged = False
-
-    async def current(self) -> HealthAnswer | None:
-        """The answer that uvicorn would send; None if it has to answer each probe itself."""
-        has_failed = self._has_engine_failed()
-        if has_failed != self._had_failed or time.monotonic() - self._sampled_s >= _SAMPLE_S:
-            self._had_failed = has_failed
-            self._sample = await self._sample_until_steady()
-            self._sampled_s = time.monotonic()
-        fixed_headers = self._server.server_state.default_headers
-        if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
-            return None
-        return _as_answer(self._sample, fixed_headers)
-
-    def _has_engine_failed(self) -> bool:
-        """vLLM's `EngineClient.errored`."""
-        state = getattr(self._config.app, "state", None)
-        return bool(getattr(getattr(state, "engine_client", None), "errored", False))
-
-    async def _sample_until_steady(self) -> AppAnswer | None:
-        previous, sample = self._sample, await self._request()
-        if sample != previous:
-            previous, sample = sample, await self._request()
-        if sample == previous:
-            return sample
-        if not self._has_logged:
-            self._has_logged = True
-            logger.info("answers of /health differ from one to the next: vLLM answers each probe itself")
-        return None
-
-    async def _request(self) -> AppAnswer | None:
-        """None for an answer without a fixed length, one that ends the connection, or with another status."""
-        answer = await ask_app(self._server, PATH)
-        if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
-            return None
-        return answer if answer.status in _STATUSES else None
-
-
-def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:
-    lines = [f"HTTP/1.1 {sample.status} {responses.get(sample.status, '')}".encode()]
-    lines += (name + b": " + value for name, value in (*fixed_headers, *sample.headers))
-    return HealthAnswer(sample.status, b"\r\n".join([*lines, b""]), sample.body)
-
-
-async def ask_app(server: Any, path: str) -> AppAnswer | None:
-    """The answer of uvicorn's `server`; None if the application fails, which uvicorn would log."""
-    config = server.config
-    path = f"{config.root_path}{path}"
-    scope = {
-        "type": "http",
-        "asgi": {"version": config.asgi_version, "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": config.root_path,
-        "query_string": b"",
-        "headers": [(b"host", b"localhost"), (b"user-agent", b"vllm-cli")],
-        "client": ("127.0.0.1", 0),
-        "server": ("127.0.0.1", config.port),
-        "state": server.lifespan.state.copy(),
-    }
-    exchange = _Exchange()
-    try:
-        await config.loaded_app(scope, exchange.receive, exchange.send)
-    except Exception as err:  # noqa: BLE001 - the application's error
-        logger.debug("%s failed: %r", path, err)
-        return None
-    return exchange.answer()
-
-
-class _Exchange:
-    """One request without a body, and its answer."""
-
-    def __init__(self) -> None:
-        self._start: dict[str, Any] = {}
-        self._body = b""
-        self._is_requested = False
-        self._is_complete = asyncio.Event()
-
-    async def receive(self) -> dict[str, Any]:
-        if not self._is_requested:
-            self._is_requested = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self._is_complete.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-        elif message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                self._is_complete.set()
-
-    def answer(self) -> AppAnswer | None:
-        if not self._is_complete.is_set():
-            return None
-        headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
-        return AppAnswer(self._start["status"], headers, self._body)

@@ -3,67 +3,58 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count, islice
 from pathlib import Path
 
 import psutil
 import pytest
 
-from startup.probes import acceptor, report_queue
-from startup.probes.acceptor import TURN_S, Heartbeat
-from startup.probes.listener import listen
+from startup.probes import acceptor
+from startup.probes.acceptor import ACCEPTING, BEAT, CONNECTION, TURN_S, AnsweredProbe, Heartbeat
 from startup.probes.responder import StartupResponder
-from startup.probes.serving_messages import HealthAnswer, Kind, Report, ServingSettings
 from tests.startup.probes.conftest import Answers
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 _POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
-_HEALTHY = HealthAnswer(200, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n", b"")
+_HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class _Responder:
     """A responder's process that accepts; this process receives what it passes on only when it is told to."""
 
-    def __init__(self, stack: ExitStack, *, accept_delay_s: float = 0.0, keep_alive_s: int = 1000) -> None:
+    def __init__(self, stack: ExitStack, listener: socket.socket) -> None:
         self._stack = stack
-        self.listener = listener = stack.enter_context(listen(host="127.0.0.1", port=0, uds=None))
         self._address = listener.getsockname()
         others = set(psutil.Process().children())
         responder = stack.enter_context(StartupResponder(listener, Answers()))
         (self.process,) = set(psutil.Process().children()) - others
-        settings = ServingSettings(
-            keep_alive_s=keep_alive_s, reports_probes=False, wants_realtime=False, accept_delay_s=accept_delay_s
-        )
-        link = responder.keep(settings)
+        link = responder.keep()
         assert link is not None
-        self._link = link
-        self.beat()
+        link.settimeout(60)
+        assert link.recv(100) == ACCEPTING
+        self.link = link
 
-    def beat(self) -> None:
-        """The event loop runs: the answer is sent, and its receipt awaited."""
-        self._link.setblocking(True)
-        self._link.send(_HEALTHY.encode())
-        while self._receive()[0].kind is not Kind.ECHO:
-            pass
+    def beat(self, answer: bytes) -> None:
+        """The event loop runs, and this is the server's answer."""
+        self.link.send(BEAT + answer)
 
-    def _receive(self) -> tuple[Report, list[socket.socket]]:
-        message, fds, _, _ = socket.recv_fds(self._link, 1 << 12, 1)
-        return Report.decode(message), [self._stack.enter_context(socket.socket(fileno=fd)) for fd in fds]
+    def ask(self) -> socket.socket:
+        """A client whose answer is 200, which it has not read; 2 s after the heartbeat it would be 503."""
+        while True:
+            self.beat(_HEALTHY)
+            client = self.connect(_PROBE)
+            if client.recv(len(_HEALTHY), socket.MSG_PEEK) == _HEALTHY:
+                return client
 
-    def take(self, number: int) -> list[bytes]:
-        """Receives this many connections; returns their first bytes."""
-        first: list[bytes] = []
-        held: dict[int, socket.socket] = {}
-        while len(first) < number:
-            report, connections = self._receive()
-            if report.kind is Kind.HOLD:
-                held[report.connection_id] = connections[0]
-            elif report.kind is Kind.TAKE:
-                connection = connections[0] if connections else held.pop(report.connection_id)
-                connection.settimeout(60)  # one that was accepted before its client has sent anything
-                first.append(connection.recv(1 << 12))
-        return first
+    def receive(self) -> socket.socket:
+        """The next connection that is passed on."""
+        fds: list[int] = []
+        while not fds:
+            _, fds, _, _ = socket.recv_fds(self.link, 1 << 12, 1)
+        connection = self._stack.enter_context(socket.socket(fileno=fds[0]))
+        connection.settimeout(60)
+        return connection
 
     def connect(self, request: bytes) -> socket.socket:
         client = self._stack.enter_context(socket.create_connection(self._address, timeout=60))
@@ -87,87 +78,82 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def held(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> _Responder:
+def responder(stack: ExitStack, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> _Responder:
     """The kernel keeps only a few messages for an event loop that does not run."""
-    monkeypatch.setattr(report_queue, "_SEND_BUFFER_BYTES", 1)
-    return _Responder(stack)
+    monkeypatch.setattr(acceptor, "_SEND_BUFFER_BYTES", 1)
+    return _Responder(stack, listener)
 
 
-def _answer(client: socket.socket) -> bytes:
-    return client.recv(1 << 12)
+def _read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(1 << 12), b""))
 
 
-def _is_open(client: socket.socket) -> bool:
-    client.settimeout(0)
-    with suppress(BlockingIOError):
-        return client.recv(1) != b""
-    return True
+def test_a_probe_is_answered_and_logged_and_its_connection_closed(responder):
+    client = responder.ask()
+    assert _read_all(client) == _HEALTHY
+    logged = AnsweredProbe("{}:{}".format(*client.getsockname()), "1.1", "200")
+    while AnsweredProbe.decode(responder.link.recv(1 << 12)) != logged:
+        pass  # others before it
 
 
-def test_probes_are_answered_while_nothing_can_be_passed_on(held):
+def test_a_request_in_one_piece_with_a_probe_is_passed_on_with_it(responder):
+    responder.ask()
+    responder.connect(_PROBE + _POST)
+    assert responder.receive().recv(1 << 12) == _PROBE + _POST
+
+
+def test_a_client_that_sends_another_request_after_an_answered_probe_has_the_answer_and_then_the_end(responder):
+    client = responder.ask()
+    client.sendall(_POST)
+    assert _read_all(client) == _HEALTHY
+
+
+def test_a_probe_in_pieces_is_passed_on_with_its_first_one(responder):
+    responder.ask()
+    responder.connect(_PROBE[:10])
+    assert responder.receive().recv(1 << 12) == _PROBE[:10]
+
+
+def test_a_connection_without_bytes_is_passed_on(responder):
+    responder.ask()
+    client = responder.connect(b"")
+    assert responder.receive().getpeername() == client.getsockname()
+
+
+def test_probes_are_passed_on_while_the_server_answers_each_itself(responder):
+    responder.beat(b"")
+    message = b""
+    while message != CONNECTION:  # until it has received the heartbeat
+        responder.connect(_PROBE)
+        message = responder.link.recv(1 << 12)
+
+
+def test_probes_are_answered_while_nothing_can_be_passed_on(responder):
     for _ in range(30):
-        held.connect(_POST)
-    kept = held.connect(_PROBE)
-    for _ in range(3):
-        assert _answer(kept).startswith(b"HTTP/1.1 200 ")
-        kept.sendall(_PROBE)
-    late = held.connect(b"")
-    late.sendall(_PROBE)
-    assert _answer(late).startswith(b"HTTP/1.1 200 ")
-    assert held.take(30) == [_POST] * 30
+        responder.connect(_POST)
+    responder.ask()
+    assert [responder.receive().recv(1 << 12) for _ in range(30)] == [_POST] * 30
 
 
-def test_a_kept_connection_is_closed_after_the_keep_alive_time(stack):
-    client = _Responder(stack, keep_alive_s=1).connect(_PROBE)
-    assert _answer(client).startswith(b"HTTP/1.1 200 ")
-    assert _answer(client) == b""
-
-
-def test_the_oldest_answered_client_is_closed_if_no_descriptor_is_free(stack):
-    responder = _Responder(stack)
+def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(responder):
     responder.leave_descriptors(8)
-    clients = []
-    for _ in range(20):
-        clients.append(responder.connect(_PROBE))
-        assert _answer(clients[-1]).startswith(b"HTTP/1.1 200 ")
-    is_open = [_is_open(client) for client in clients]
-    assert is_open == sorted(is_open)
-    assert 0 < sum(is_open) < len(clients)
-
-
-def test_no_client_is_closed_for_one_that_the_server_may_accept(stack):
-    responder = _Responder(stack, accept_delay_s=0.001)
-    responder.leave_descriptors(8)
-    clients = [responder.connect(_PROBE) for _ in range(8)]
-    assert all(_answer(client).startswith(b"HTTP/1.1 200 ") for client in clients)
-    late = responder.connect(_PROBE)
-    late.settimeout(0.5)
-    with pytest.raises(TimeoutError):
-        _answer(late)
-    assert all(map(_is_open, clients))
-    accepted, _ = responder.listener.accept()
-    stack.enter_context(accepted)
-    assert accepted.recv(1 << 12) == _PROBE
-
-
-def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(held):
-    held.leave_descriptors(8)
     for _ in range(40):
-        held.connect(_POST)
-    used_s, begin_s = sum(held.process.cpu_times()), time.perf_counter()
+        responder.connect(_POST)
+    used_s, begin_s = sum(responder.process.cpu_times()), time.perf_counter()
     time.sleep(0.5)
-    assert sum(held.process.cpu_times()) - used_s < 0.5 * (time.perf_counter() - begin_s)
-    assert held.take(40) == [_POST] * 40
-    assert _answer(held.connect(_PROBE)).startswith(b"HTTP/1.1 200 ")
+    assert sum(responder.process.cpu_times()) - used_s < 0.5 * (time.perf_counter() - begin_s)
+    assert [responder.receive().recv(1 << 12) for _ in range(40)] == [_POST] * 40
+    responder.ask()
 
 
 def test_no_time_passes_while_the_process_itself_is_stopped():
     """As in a frozen container; an event loop that does not run grows older with each turn."""
     heartbeat = Heartbeat()
     now = time.monotonic()
+    heartbeat.receive(_HEALTHY, now)
     heartbeat.turn(now)
     heartbeat.turn(now + 1000.0)
-    assert heartbeat.age_s(now + 1000.0) <= 2 * TURN_S
+    assert heartbeat.current_answer(now + 1000.0) == _HEALTHY
     for turn in range(100):
         heartbeat.turn(now + 1000.0 + turn * TURN_S)
-    assert heartbeat.age_s(now + 1000.0 + 99 * TURN_S) >= 99 * TURN_S
+    assert b"has not run for" in heartbeat.current_answer(now + 1000.0 + 99 * TURN_S)

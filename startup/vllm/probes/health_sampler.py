@@ -1,0 +1,147 @@
+"""Asks vLLM's application for its answer to `/health`, for the responder to repeat."""
+
+import asyncio
+import logging
+import time
+from http.client import responses
+from typing import Any, Final, NamedTuple
+
+from startup.probes.probe_http import PATH
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE_S: Final = 1.0
+"""Interval between two samples; the next one is taken at once when the engine fails."""
+_STATUSES: Final = frozenset({200, 503})
+"""Statuses that report the server's health; others are errors of the application."""
+_MAX_ANSWER_BYTES: Final = 4000
+"""What the kernel accepts as one message, however small the buffer."""
+
+
+class AppAnswer(NamedTuple):
+    """A complete answer."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    """Names in lower case."""
+    body: bytes
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header; None if it is missing."""
+        return next((value for each, value in self.headers if each == name), None)
+
+
+class HealthSampler:
+    """Asks vLLM's application for its answer to `/health`, without a connection; runs on its event loop."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._config = server.config
+        self.root_path: str = self._config.root_path
+        """uvicorn logs it before the path."""
+        self._sample: AppAnswer | None = None
+        """None if the application's answers differ from one to the next."""
+        self._sampled_s = float("-inf")
+        self._had_failed = False
+        self._has_logged = False
+
+    async def current(self) -> bytes:
+        """The answer, after which the connection closes; empty if uvicorn has to answer each probe itself."""
+        has_failed = self._has_engine_failed()
+        if has_failed != self._had_failed or time.monotonic() - self._sampled_s >= _SAMPLE_S:
+            self._had_failed = has_failed
+            self._sample = await self._sample_until_steady()
+            self._sampled_s = time.monotonic()
+        fixed_headers = self._server.server_state.default_headers
+        if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
+            return b""
+        answer = _as_answer(self._sample, fixed_headers)
+        return answer if len(answer) <= _MAX_ANSWER_BYTES else b""
+
+    def _has_engine_failed(self) -> bool:
+        """vLLM's `EngineClient.errored`."""
+        state = getattr(self._config.app, "state", None)
+        return bool(getattr(getattr(state, "engine_client", None), "errored", False))
+
+    async def _sample_until_steady(self) -> AppAnswer | None:
+        previous, sample = self._sample, await self._request()
+        if sample != previous:
+            previous, sample = sample, await self._request()
+        if sample == previous:
+            return sample
+        if not self._has_logged:
+            self._has_logged = True
+            logger.info("answers of /health differ from one to the next: vLLM answers each probe itself")
+        return None
+
+    async def _request(self) -> AppAnswer | None:
+        """None for an answer without a fixed length, one that ends the connection, or with another status."""
+        answer = await ask_app(self._server, PATH)
+        if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
+            return None
+        return answer if answer.status in _STATUSES else None
+
+
+def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> bytes:
+    lines = [f"HTTP/1.1 {sample.status} {responses.get(sample.status, '')}".encode()]
+    lines += (name + b": " + value for name, value in (*fixed_headers, *sample.headers))
+    return b"\r\n".join([*lines, b"connection: close", b"", sample.body])
+
+
+async def ask_app(server: Any, path: str) -> AppAnswer | None:
+    """The answer of uvicorn's `server`; None if the application fails, which uvicorn would log."""
+    config = server.config
+    path = f"{config.root_path}{path}"
+    scope = {
+        "type": "http",
+        "asgi": {"version": config.asgi_version, "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": config.root_path,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"user-agent", b"vllm-cli")],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", config.port),
+        "state": server.lifespan.state.copy(),
+    }
+    exchange = _Exchange()
+    try:
+        await config.loaded_app(scope, exchange.receive, exchange.send)
+    except Exception as err:  # noqa: BLE001 - the application's error
+        logger.debug("%s failed: %r", path, err)
+        return None
+    return exchange.answer()
+
+
+class _Exchange:
+    """One request without a body, and its answer."""
+
+    def __init__(self) -> None:
+        self._start: dict[str, Any] = {}
+        self._body = b""
+        self._is_requested = False
+        self._is_complete = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._is_requested:
+            self._is_requested = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._is_complete.set()
+
+    def answer(self) -> AppAnswer | None:
+        if not self._is_complete.is_set():
+            return None
+        headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
+        return AppAnswer(self._start["status"], headers, self._body)
