@@ -189,8 +189,8 @@ def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_mai
         roles = count_roles(server)
         assert server.terminate() == 0
         assert_gone(family)
-    del roles["prefetch"]  # it may have ended
-    assert roles == Counter(["api", "engine", "responder", *_PROCESSES_OF_METHOD[method]])
+    del roles["prefetch"], roles["responder"]  # they may have ended
+    assert roles == Counter(["api", "engine", *_PROCESSES_OF_METHOD[method]])
     assert not (has_torch and method == "forkserver")
     audit = tmp_path / "audit"
     assert not audit.exists(), audit.read_text()

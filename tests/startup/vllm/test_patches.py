@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import select
 import socket
 import subprocess
 import sys
@@ -13,13 +14,16 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
+from startup.probes.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
+from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
-from startup.vllm.probes.serving_probes import HealthSampler
+from startup.vllm.probes.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
 
 
@@ -250,6 +254,33 @@ def _server_answering(status: int) -> Any:
 def test_only_200_and_503_are_repeated(status, is_repeated):
     answer = asyncio.run(HealthSampler(_server_answering(status)).current())
     assert answer.startswith(b"HTTP/1.1 %d " % status) == is_repeated
+
+
+def test_vllm_accepts_itself_after_a_responder_that_left_much_in_both_directions():
+    """uvloop reports a heartbeat that it had not read as an error of the connection, and calls once."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+
+    async def run() -> None:
+        server = _server_answering(200)
+        server.started, server.main_loop = True, None
+        responder: Any = SimpleNamespace(keep=lambda: ours, kill=lambda: None)
+        probes = ServingProbes(responder)
+        theirs.send(ACCEPTING)
+        loop = asyncio.get_running_loop()
+        await probes.start(server, lambda: loop.create_server(asyncio.Protocol, sock=listener), lambda: None)
+        while not select.select([theirs], [], [], 0)[0]:
+            await asyncio.sleep(0.01)
+        for _ in range(100):
+            theirs.send(AnsweredProbe("a", "1.1", "200").encode())
+        theirs.close()
+        async with asyncio.timeout(60):
+            await probes.end()
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+    with socket.socket() as listener, ours, theirs:
+        listener.bind(("127.0.0.1", 0))
+        uvloop.run(run())
 
 
 async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_engine_is_stopped():
