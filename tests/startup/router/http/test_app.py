@@ -18,6 +18,7 @@ from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_pool import ModelRefused
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, post
 from tests.startup.router.http.test_proxy import CHAT, body_of, echo, headers_of
+from tests.support.http_client import Answer
 from tests.support.ports import free_port
 
 ENTRIES = (
@@ -40,8 +41,8 @@ def telling(name: str) -> Any:
     return tell
 
 
-async def server_of(response: aiohttp.ClientResponse) -> str:
-    return str((await response.json())["server"])
+def server_of(response: Answer) -> str:
+    return str(response.json["server"])
 
 
 # Which model
@@ -50,26 +51,23 @@ async def server_of(response: aiohttp.ClientResponse) -> str:
 @pytest.mark.parametrize(
     ("model", "server"), [("org/first", "org/first"), ("one", "org/first"), ("lora", "org/first"), ("second", "second")]
 )
-async def test_the_body_names_the_model(router, client, model, server):
+async def test_the_body_names_the_model(router, ask, model, server):
     await serve_two(router)
-    async with client.post(router.url + CHAT, json={"model": model}) as response:
-        assert await server_of(response) == server
+    assert server_of(await ask("POST", CHAT, json={"model": model})) == server
 
 
-async def test_a_form_names_the_model(router, client):
+async def test_a_form_names_the_model(router, ask):
     await serve_two(router)
     form = aiohttp.FormData()
     form.add_field("file", b"\r\n--" * 200_000, filename="a.wav")
     form.add_field("model", "second")
-    async with client.post(router.url + "/v1/audio/transcriptions", data=form) as response:
-        assert await server_of(response) == "second"
+    assert server_of(await ask("POST", "/v1/audio/transcriptions", data=form)) == "second"
 
 
-async def test_the_query_names_the_model(router, client):
+async def test_the_query_names_the_model(router, ask):
     await serve_two(router)
     for method in ("GET", "POST", "DELETE"):
-        async with client.request(method, router.url + "/tokenizer_info?model=org%2Ffirst") as response:
-            assert await server_of(response) == "org/first"
+        assert server_of(await ask(method, "/tokenizer_info?model=org%2Ffirst")) == "org/first"
 
 
 @pytest.mark.parametrize(
@@ -81,67 +79,59 @@ async def test_the_query_names_the_model(router, client):
         ("/upstream/one//health", "org/first", "//health"),
     ],
 )
-async def test_the_path_names_the_model(router, client, path, server, target):
+async def test_the_path_names_the_model(router, ask, path, server, target):
     await serve_two(router)
-    async with client.get(aiohttp.client.URL(router.url + path, encoded=True)) as response:
-        assert await response.json() == {"server": server, "target": target}
+    assert (await ask("GET", path)).json == {"server": server, "target": target}
 
 
-async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, client):
+async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, ask):
     await serve_two(router, root_path="/root")
     targets = {"/upstream/second": "/upstream/second/", "/root/upstream/one?a=%20": "/root/upstream/one/?a=%20"}
     for path, target in targets.items():
-        async with client.get(aiohttp.client.URL(router.url + path, encoded=True), allow_redirects=False) as response:
-            assert (response.status, response.headers["Location"]) == (301, target)
-    async with client.post(router.url + "/upstream/second") as response:
-        assert await server_of(response) == "second"
+        response = await ask("GET", path, allow_redirects=False)
+        assert (response.status, response.headers["location"]) == (301, target)
+    assert server_of(await ask("POST", "/upstream/second")) == "second"
 
 
-async def test_files_of_a_page_do_not_start_its_model(router, client):
+async def test_files_of_a_page_do_not_start_its_model(router, ask):
     await router.serve("m")
     for path in ("favicon.ico", "assets/a.JS", "a/b.css"):
-        async with client.get(f"{router.url}/upstream/m/{path}") as response:
-            assert response.status == 409
+        assert (await ask("GET", f"/upstream/m/{path}")).status == 409
     await router.start_model("m", echo)
-    async with client.get(f"{router.url}/upstream/m/favicon.ico") as response:
-        assert response.status == 200
+    assert (await ask("GET", "/upstream/m/favicon.ico")).status == 200
 
 
-async def test_the_longest_name_in_the_path_counts(router, client):
+async def test_the_longest_name_in_the_path_counts(router, ask):
     await router.serve("org", "org/first")
     for name in ("org", "org/first"):
         await router.start_model(name, telling(name))
     for path, server in (("org/first/metrics", "org/first"), ("org/other", "org")):
-        async with client.get(f"{router.url}/upstream/{path}") as response:
-            assert await server_of(response) == server
+        assert server_of(await ask("GET", f"/upstream/{path}")) == server
 
 
-async def test_only_stored_responses_are_looked_for(router, client):
+async def test_only_stored_responses_are_looked_for(router, ask):
     await serve_two(router)
     for name in ("render", "input_tokens", "compact"):
-        async with client.post(f"{router.url}/v1/responses/{name}", json={"model": "second"}) as response:
-            assert await server_of(response) == "second"
+        assert server_of(await ask("POST", f"/v1/responses/{name}", json={"model": "second"})) == "second"
 
 
-async def test_the_path_wins_over_the_body(router, client):
+async def test_the_path_wins_over_the_body(router, ask):
     await serve_two(router)
-    async with client.post(router.url + "/upstream/second/v1/x", json={"model": "unknown"}) as response:
-        assert await server_of(response) == "second"
+    assert server_of(await ask("POST", "/upstream/second/v1/x", json={"model": "unknown"})) == "second"
 
 
-async def test_the_only_model_needs_no_name(router, client):
+async def test_the_only_model_needs_no_name(router, ask):
     await router.serve("m", running=telling("m"))
     for body in (b"{}", b'{"model":null}', b"no json", b""):
-        async with client.post(router.url + CHAT, data=body) as response:
-            assert await server_of(response) == "m"
+        assert server_of(await ask("POST", CHAT, data=body)) == "m"
 
 
-async def test_what_a_browser_asks_for_starts_nothing(router, client):
+async def test_what_a_browser_asks_for_starts_nothing(router, ask):
     await router.serve("m")
     for path in ("/favicon.ico", "/openapi.json"):
-        async with client.get(router.url + path) as response:
-            assert response.status == 404
-            assert f"use /upstream/NAME{path}." in (await response.json())["error"]["message"]
+        response = await ask("GET", path)
+        assert response.status == 404
+        assert f"use /upstream/NAME{path}." in response.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -159,11 +149,11 @@ async def test_what_a_browser_asks_for_starts_nothing(router, client):
         (b'["second"]', 400, "The request body is not valid JSON, or not an object."),
     ],
 )
-async def test_a_request_without_a_known_model(router, client, body, status, text):
+async def test_a_request_without_a_known_model(router, ask, body, status, text):
     await serve_two(router)
-    async with client.post(router.url + CHAT, data=body) as response:
-        assert response.status == status
-        error = (await response.json())["error"]
+    response = await ask("POST", CHAT, data=body)
+    assert response.status == status
+    error = response.json["error"]
     kind = "NotFoundError" if status == 404 else "BadRequestError"
     param = None if "not valid JSON" in text else "model"
     assert error == {"message": text, "type": kind, "param": param, "code": status}
@@ -180,26 +170,26 @@ async def test_a_request_without_a_known_model(router, client, body, status, tex
         ("POST", CHAT, {"Content-Encoding": "gzip"}, 415, "Content-Encoding 'gzip' is not supported: send it without."),
     ],
 )
-async def test_the_true_reason_of_a_refusal_is_told(router, client, method, path, headers, status, text):
+async def test_the_true_reason_of_a_refusal_is_told(router, ask, method, path, headers, status, text):
     await serve_two(router)
-    async with client.request(method, router.url + path, data=b"{}", headers=headers) as response:
-        assert (response.status, response.headers.get("Allow")) == (status, "POST" if status == 405 else None)
-        if method != "HEAD":
-            error = (await response.json())["error"]
-            assert error["message"] == text
-            assert error["type"] == {404: "NotFoundError", 405: "Method Not Allowed"}.get(
-                status, "UnsupportedMediaTypeError"
-            )
+    response = await ask(method, path, data=b"{}", headers=headers)
+    assert (response.status, response.headers.get("allow")) == (status, "POST" if status == 405 else None)
+    if method != "HEAD":
+        error = response.json["error"]
+        assert error["message"] == text
+        assert error["type"] == {404: "NotFoundError", 405: "Method Not Allowed"}.get(
+            status, "UnsupportedMediaTypeError"
+        )
 
 
-async def test_a_name_of_a_megabyte_is_shown_short(router, client):
+async def test_a_name_of_a_megabyte_is_shown_short(router, ask):
     await serve_two(router)
-    async with client.post(router.url + CHAT, json={"model": "x" * (1 << 20)}) as response:
-        assert response.status == 404
-        assert len(await response.read()) < 1000
+    response = await ask("POST", CHAT, json={"model": "x" * (1 << 20)})
+    assert response.status == 404
+    assert len(response.body) < 1000
 
 
-async def test_stored_responses_are_found_at_the_model_that_has_them(router, client):
+async def test_stored_responses_are_found_at_the_model_that_has_them(router, ask):
     asked = []
 
     def keeping(*known: str) -> Any:
@@ -214,25 +204,24 @@ async def test_stored_responses_are_found_at_the_model_that_has_them(router, cli
     await router.start_model("b", keeping("resp_1"))
     await router.pool.start("broken", SmallChild(base_url=f"http://127.0.0.1:{free_port()}"))
     for method, path in (("GET", "/v1/responses/resp_1?stream=true"), ("POST", "/v1/responses/resp_1/cancel")):
-        async with client.request(method, router.url + path) as response:
-            assert (response.status, await response.json()) == (200, {"id": "resp_1"})
+        response = await ask(method, path)
+        assert (response.status, response.json) == (200, {"id": "resp_1"})
         find = "GET /v1/responses/resp_1"
         assert asked == [find, find, f"{method} {path}"]
         asked.clear()
-    async with client.get(router.url + "/v1/responses/resp_2") as response:
-        assert response.status == 404
-        assert "resp_2" in (await response.json())["error"]["message"]
+    response = await ask("GET", "/v1/responses/resp_2")
+    assert response.status == 404
+    assert "resp_2" in response.json["error"]["message"]
     await router.pool.children["broken"].connector.close()
 
 
 # The router's own answers
 
 
-async def test_models_are_listed_with_their_states(router, client):
+async def test_models_are_listed_with_their_states(router, ask):
     await router.serve("starting", entries=ENTRIES)
     await router.start_model("org/first", echo)
-    async with client.get(router.url + "/v1/models") as response:
-        listed = await response.json()
+    listed = (await ask("GET", "/v1/models")).json
     first, adapter, starting = listed["data"]
     assert listed["object"] == "list"
     assert (first["id"], first["object"], first["root"], first["status"]) == (
@@ -245,14 +234,13 @@ async def test_models_are_listed_with_their_states(router, client):
     assert (adapter["id"], adapter["parent"]) == ("lora", "org/first")
     assert (starting["id"], starting["status"], starting["memory_bytes"]) == ("starting", "starting", None)
     for name in ("org/first", "org%2Ffirst", "one", "second"):
-        async with client.get(aiohttp.client.URL(f"{router.url}/v1/models/{name}", encoded=True)) as response:
-            assert (await response.json())["id"] == ("second" if name == "second" else "org/first")
-    async with client.get(router.url + "/v1/models/org/frst") as response:
-        assert response.status == 404
-        assert "Did you mean `org/first`?" in (await response.json())["error"]["message"]
+        assert (await ask("GET", f"/v1/models/{name}")).json["id"] == ("second" if name == "second" else "org/first")
+    response = await ask("GET", "/v1/models/org/frst")
+    assert response.status == 404
+    assert "Did you mean `org/first`?" in response.json["error"]["message"]
 
 
-async def test_the_context_length_of_a_model_that_has_run_is_listed(router, client):
+async def test_the_context_length_of_a_model_that_has_run_is_listed(router, ask):
     asked = 0
 
     async def list_one(request: web.BaseRequest) -> web.StreamResponse:
@@ -263,14 +251,13 @@ async def test_the_context_length_of_a_model_that_has_run_is_listed(router, clie
     await router.serve("m", "no list", "stopped", running=list_one)
     await router.start_model("no list", echo)
     for _ in range(3):
-        async with client.get(router.url + "/v1/models") as response:
-            listed = (await response.json())["data"]
+        listed = (await ask("GET", "/v1/models")).json["data"]
         assert [card["max_model_len"] for card in listed] == [4096, None, None]
         router.pool.children.pop("m", None)
     assert asked == 1
 
 
-async def test_models_are_loaded_and_unloaded(router, client):
+async def test_models_are_loaded_and_unloaded(router, client, ask):
     await router.serve(entries=ENTRIES)
     loading = asyncio.create_task(client.post(router.url + "/v1/models/org/first/load"))
     await asyncio.sleep(0.05)
@@ -278,8 +265,7 @@ async def test_models_are_loaded_and_unloaded(router, client):
     await router.start_model("org/first", echo)
     async with await loading as response:
         assert await response.json() == {"id": "org/first", "status": "ready", "start_s": 0.5}
-    async with client.get(router.url + "/running") as response:
-        running = (await response.json())["running"]
+    running = (await ask("GET", "/running")).json["running"]
     assert [(model["model"], model["state"]) for model in running] == [("org/first", "ready")]
     for method, path, answer in (
         ("POST", "/v1/models/one/unload", {"id": "org/first", "status": "stopped"}),
@@ -288,53 +274,50 @@ async def test_models_are_loaded_and_unloaded(router, client):
         ("GET", "/unload", "OK"),
     ):
         await router.start_model("org/first", echo)
-        async with client.request(method, router.url + path) as response:
-            found = await response.text()
+        found = (await ask(method, path)).body.decode()
         assert (found if answer == "OK" else json.loads(found)) == answer
         assert not router.pool.children
 
 
-async def test_a_load_that_fails_is_told(router, client):
+async def test_a_load_that_fails_is_told(router, ask):
     await router.serve("m")
     await router.pool.refuse(ModelRefused(503, "no such file", 7.5))
-    async with client.post(router.url + "/v1/models/m/load") as response:
-        assert (response.status, response.headers["Retry-After"]) == (503, "8")
-        assert (await response.json())["error"]["message"] == "no such file"
-    async with client.post(router.url + "/v1/models/n/load") as response:
-        assert response.status == 404
+    response = await ask("POST", "/v1/models/m/load")
+    assert (response.status, response.headers["retry-after"]) == (503, "8")
+    assert response.json["error"]["message"] == "no such file"
+    assert (await ask("POST", "/v1/models/n/load")).status == 404
 
 
-async def test_a_file_of_llama_swap_has_its_answers(router, client):
+async def test_a_file_of_llama_swap_has_its_answers(router, ask):
     card = {"name": "A title", "description": "For tests", "meta": {"llamaswap": {"a": 1}}}
     command = ForeignCommand(words=("x", "--api-key", "secret"), address="http://h:1", port=1)
     await router.serve(entries=[ModelEntry(name="m", foreign=command, card=card, ttl_s=5)])
     await router.start_model("m", echo)
-    async with client.get(router.url + "/health") as response:
-        assert await response.text() == "OK"
+    assert (await ask("GET", "/health")).body.decode() == "OK"
     for path in ("/v1/models", "/models"):
-        async with client.get(router.url + path) as response:
-            (found,) = (await response.json())["data"]
-            assert {key: found[key] for key in card} == card
-    async with client.get(router.url + "/running") as response:
-        assert (await response.json())["running"] == [
-            {
-                "model": "m",
-                "state": "ready",
-                "ttl": 5,
-                "name": "A title",
-                "description": "For tests",
-                "cmd": "x --api-key '********'",
-                "proxy": "http://localhost",
-            }
-        ]
+        response = await ask("GET", path)
+        (found,) = response.json["data"]
+        assert {key: found[key] for key in card} == card
+    response = await ask("GET", "/running")
+    assert response.json["running"] == [
+        {
+            "model": "m",
+            "state": "ready",
+            "ttl": 5,
+            "name": "A title",
+            "description": "For tests",
+            "cmd": "x --api-key '********'",
+            "proxy": "http://localhost",
+        }
+    ]
 
 
-async def test_no_answer_tells_the_library(router, client):
+async def test_no_answer_tells_the_library(router, ask):
     await router.serve("m", running=echo)
     for path in ("/health", "/startupz", "/nothing", "/v1/models", "/upstream/m/x", "/upstream/m"):
-        async with client.get(router.url + path, allow_redirects=False) as response:
-            assert response.status in (200, 301, 404)
-            assert response.headers["Server"] == ("vllm-cli" if path != "/upstream/m/x" else response.headers["Server"])
+        response = await ask("GET", path, allow_redirects=False)
+        assert response.status in (200, 301, 404)
+        assert response.headers["server"] == ("vllm-cli" if path != "/upstream/m/x" else response.headers["server"])
 
 
 USES = (
@@ -382,14 +365,12 @@ async def statuses(client: aiohttp.ClientSession, router: SmallRouter, headers: 
     ],
     ids=str,
 )
-async def test_pages_of_other_sites_use_no_model(router, client, headers):
+async def test_pages_of_other_sites_use_no_model(router, client, ask, headers):
     assert await statuses(client, router, headers) == {403}
     for path in READS:
-        async with client.get(router.url + path, headers=headers) as response:
-            assert response.status == 200, "a link to a page of the router"
+        assert (await ask("GET", path, headers=headers)).status == 200, "a link to a page of the router"
     handshake = {"Connection": "Upgrade", "Upgrade": "websocket", **headers}
-    async with client.get(router.url + "/v1/realtime?model=m", headers=handshake) as response:
-        assert response.status == 403
+    assert (await ask("GET", "/v1/realtime?model=m", headers=handshake)).status == 403
 
 
 @pytest.mark.parametrize(
@@ -409,46 +390,40 @@ async def test_own_pages_friends_and_programs_use_the_models(router, client, hea
     assert await statuses(client, router, headers) == {200}
 
 
-async def test_readiness_of_the_router_and_of_a_model(router, client):
+async def test_readiness_of_the_router_and_of_a_model(router, ask):
     await router.serve("m", "starting", "stopped", running=echo)
     for path in ("/health", "/ping", "/livez", "/readyz", "/readyz?model=m"):
-        async with client.get(router.url + path) as response:
-            assert response.status == 200
-    async with client.get(router.url + "/readyz?model=starting") as response:
-        body = await response.json()
+        assert (await ask("GET", path)).status == 200
+    response = await ask("GET", "/readyz?model=starting")
+    body = response.json
     assert (response.status, body["status"]) == (503, "starting")
     assert (body["phase"], body["progress"], body["eta_s"]) == ("load_weights", 0.42, 1.3)
-    async with client.get(router.url + "/readyz?model=stopped") as response:
-        assert (response.status, (await response.json())["status"]) == (503, "stopped")
-    async with client.get(router.url + "/readyz?model=x") as response:
-        assert (response.status, "starting" in await response.text()) == (404, False), "it needs no key"
+    response = await ask("GET", "/readyz?model=stopped")
+    assert (response.status, response.json["status"]) == (503, "stopped")
+    response = await ask("GET", "/readyz?model=x")
+    assert (response.status, "starting" in response.body.decode()) == (404, False), "it needs no key"
     router.pool.is_draining = True
     for path in ("/health", "/readyz", "/ping"):
-        async with client.get(router.url + path) as response:
-            assert (response.status, (await response.json())["status"]) == (503, "draining")
-    async with client.get(router.url + "/livez") as response:
-        assert response.status == 200
+        response = await ask("GET", path)
+        assert (response.status, response.json["status"]) == (503, "draining")
+    assert (await ask("GET", "/livez")).status == 200
 
 
-async def test_metrics_and_status(router, client):
+async def test_metrics_and_status(router, ask):
     await router.serve("m", "n", running=echo)
-    async with client.get(router.url + "/metrics") as response:
-        lines = (await response.text()).splitlines()
+    lines = (await ask("GET", "/metrics")).body.decode().splitlines()
     assert 'vllm_cli:model_state{model="m",state="ready"} 1.0' in lines
     assert 'vllm_cli:model_state{model="n",state="stopped"} 1.0' in lines
     assert 'vllm_cli:model_starts_total{model="m"} 1.0' in lines
-    async with client.get(router.url + "/status.json") as response:
-        status = await response.json()
+    status = (await ask("GET", "/status.json")).json
     assert (status["status"], status["version"], status["router"]["needs_key"]) == ("ready", "9.9", False)
     assert [(row["id"], row["status"]) for row in status["models"]] == [("m", "ready"), ("n", "stopped")]
-    async with client.get(router.url + "/") as response:
-        assert "Content-Security-Policy" in response.headers
+    assert "content-security-policy" in (await ask("GET", "/")).headers
     for path, answer in (("/version", {"version": "9.9"}), ("/load", {"server_load": 0})):
-        async with client.get(router.url + path) as response:
-            assert await response.json() == answer
+        assert (await ask("GET", path)).json == answer
 
 
-async def test_another_method_is_a_405(router, client):
+async def test_another_method_is_a_405(router, ask):
     await router.serve("m")
     for method, path in (
         ("POST", "/v1/models"),
@@ -456,15 +431,15 @@ async def test_another_method_is_a_405(router, client):
         ("GET", "/api/models/unload"),
         ("HEAD", "/unload"),
     ):
-        async with client.request(method, router.url + path) as response:
-            assert response.status == 405
-            assert response.headers["Allow"]
+        response = await ask(method, path)
+        assert response.status == 405
+        assert response.headers["allow"]
 
 
-async def test_the_head_of_an_answer_of_the_router(router, client):
+async def test_the_head_of_an_answer_of_the_router(router, ask):
     await router.serve("m")
-    async with client.head(router.url + "/v1/models") as response:
-        assert (response.status, await response.read()) == (200, b"")
+    response = await ask("HEAD", "/v1/models")
+    assert (response.status, response.body) == (200, b"")
 
 
 # Keys
@@ -473,7 +448,7 @@ KEY = {"Authorization": "Bearer secret"}
 
 
 @pytest.mark.parametrize("is_everywhere", [False, True])
-async def test_keys_protect_the_same_paths_as_one_server(router, client, is_everywhere):
+async def test_keys_protect_the_same_paths_as_one_server(router, ask, is_everywhere):
     await router.serve("m", running=echo, keys=("secret",), api_key_everywhere=is_everywhere)
     is_open = {
         "/health": True,
@@ -489,31 +464,28 @@ async def test_keys_protect_the_same_paths_as_one_server(router, client, is_ever
         "/v1/x?model=m": False,
     }
     for path, may_be_read in is_open.items():
-        async with client.get(router.url + path) as response:
-            assert (response.status == 401) is not may_be_read, path
+        assert ((await ask("GET", path)).status == 401) is not may_be_read, path
     for password, status in (("secret", 200), ("no", 401)):
         basic = {"Authorization": f"Basic {base64.b64encode(f'any:{password}'.encode()).decode()}"}
-        async with client.get(router.url + "/v1/models", headers=basic) as response:
-            assert response.status == status
+        assert (await ask("GET", "/v1/models", headers=basic)).status == status
     for wrong in ({"Authorization": "Bearer no"}, {"X-Api-Key": "no"}):
-        async with client.get(router.url + "/v1/models", headers=wrong) as response:
-            assert (await response.json())["error"]["message"] == "The API key is not one of the server's."
-    async with client.get(router.url + "/v1/models") as response:
-        assert response.headers["WWW-Authenticate"] == "Bearer"
-        text = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
-        error = {"message": text, "type": "Unauthorized", "param": None, "code": 401}
-        assert await response.json() == {"error": error}
+        response = await ask("GET", "/v1/models", headers=wrong)
+        assert response.json["error"]["message"] == "The API key is not one of the server's."
+    response = await ask("GET", "/v1/models")
+    assert response.headers["www-authenticate"] == "Bearer"
+    text = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+    error = {"message": text, "type": "Unauthorized", "param": None, "code": 401}
+    assert response.json == {"error": error}
 
 
 @pytest.mark.parametrize("has_only_model", [False, True])
-async def test_the_router_opens_what_the_page_of_security_says(router, client, has_only_model):
+async def test_the_router_opens_what_the_page_of_security_says(router, ask, has_only_model):
     page = (Path(__file__).parents[4] / "docs" / "security.md").read_text()
     [closed] = re.findall(r"answers\s+itself: all but (.*?)\.\n", page, re.DOTALL)
     await router.serve("m", running=echo, keys=("secret",), has_only_model=has_only_model)
     refused = set()
     for path in STATUS_PATHS:
-        async with client.get(router.url + path) as response:
-            refused |= {path} if response.status == 401 else set()
+        refused |= {path} if (await ask("GET", path)).status == 401 else set()
     assert refused == set(re.findall(r"`([^`]+)`", closed))
 
 
@@ -554,33 +526,33 @@ async def test_a_request_without_a_key_is_not_read(router):
 # CORS, paths, logs
 
 
-async def test_cors_as_one_server_does_it(router, client):
+async def test_cors_as_one_server_does_it(router, ask):
     await router.serve(
         "m", running=echo, keys=("secret",), allowed_origins=("https://a.example",), allowed_methods=("POST",)
     )
-    ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    async with client.options(router.url + CHAT, headers=ask) as response:
-        assert (response.status, await response.text()) == (200, "OK")
-        assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
-    async with client.options(router.url + CHAT, headers={**ask, "Origin": "https://b.example"}) as response:
-        assert (response.status, await response.text()) == (400, "Disallowed CORS origin")
-        assert "Access-Control-Allow-Origin" not in response.headers
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    response = await ask("OPTIONS", CHAT, headers=preflight)
+    assert (response.status, response.body.decode()) == (200, "OK")
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+    response = await ask("OPTIONS", CHAT, headers={**preflight, "Origin": "https://b.example"})
+    assert (response.status, response.body.decode()) == (400, "Disallowed CORS origin")
+    assert "access-control-allow-origin" not in response.headers
     for path in (CHAT, "/nothing"):
-        async with client.post(router.url + path, data=body_of(), headers={**KEY, **ask}) as response:
-            assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
-            assert "Origin" in response.headers["Vary"]
+        response = await ask("POST", path, data=body_of(), headers={**KEY, **preflight})
+        assert response.headers["access-control-allow-origin"] == "https://a.example"
+        assert "Origin" in response.headers["vary"]
 
 
 @pytest.mark.parametrize("origins", [(), ("https://a.example",)])
-async def test_options_reaches_no_model_and_needs_no_key(router, client, origins):
+async def test_options_reaches_no_model_and_needs_no_key(router, ask, origins):
     await router.serve("m", running=echo, keys=("secret",), allowed_origins=origins)
-    ask = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
+    preflight = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
     for path in (CHAT, "/upstream/m/x", "/v1/x?model=m", "/unload", "/health"):
-        async with client.options(router.url + path) as response:
-            assert (response.status, "POST" in response.headers["Allow"]) == (405, True)
-        async with client.options(router.url + path, headers=ask) as response:
-            assert response.status == (400 if origins else 405)
-            assert "Access-Control-Allow-Origin" not in response.headers
+        response = await ask("OPTIONS", path)
+        assert (response.status, "POST" in response.headers["allow"]) == (405, True)
+        response = await ask("OPTIONS", path, headers=preflight)
+        assert response.status == (400 if origins else 405)
+        assert "access-control-allow-origin" not in response.headers
 
 
 @pytest.mark.parametrize("size", [1, 300_000])
@@ -618,27 +590,24 @@ async def test_the_beginning_of_a_request_starts_nothing(router, parts):
     assert router.pool.num_waiting == 0
 
 
-async def test_the_root_path_is_the_routers(router, client):
+async def test_the_root_path_is_the_routers(router, ask):
     await router.serve("m", running=telling("m"), root_path="/llm/")
     for path, target in (("/llm/v1/x%2F?model=m", "/v1/x%2F?model=m"), ("/llmv1/x?model=m", "/llmv1/x?model=m")):
-        async with client.post(aiohttp.client.URL(router.url + path, encoded=True)) as response:
-            assert (await response.json())["target"] == target
-    async with client.get(router.url + "/llm/health") as response:
-        assert response.status == 200
+        assert (await ask("POST", path)).json["target"] == target
+    assert (await ask("GET", "/llm/health")).status == 200
 
 
-async def test_request_ids_pass(router, client):
+async def test_request_ids_pass(router, ask):
     await router.serve("m", running=echo)
-    async with client.post(router.url + CHAT, data=body_of(), headers={"X-Request-Id": "r-1"}) as response:
-        assert headers_of(await response.json(), "x-request-id") == ["r-1"]
+    response = await ask("POST", CHAT, data=body_of(), headers={"X-Request-Id": "r-1"})
+    assert headers_of(response.json, "x-request-id") == ["r-1"]
 
 
-async def test_the_access_log_has_uvicorns_lines(router, client, caplog):
+async def test_the_access_log_has_uvicorns_lines(router, ask, caplog):
     caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
     await router.serve("m", unlogged=("/health",))
     for path in ("/health", "/v1/models?a=%20&api_key=secret"):
-        async with client.get(router.url + path) as response:
-            await response.read()
+        await ask("GET", path)
     (record,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
     assert isinstance(record.args, tuple)
     assert record.args[1:] == ("GET", "/v1/models?a=%20&api_key=********", "1.1", 200)

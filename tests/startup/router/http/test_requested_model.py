@@ -272,31 +272,27 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(status=503 if request.path == "/health" else 200, text=f"server {request.raw_path}\n")
 
 
-async def test_its_server_gets_all_requests_and_answers_for_itself(router, client):
+async def test_its_server_gets_all_requests_and_answers_for_itself(router, ask):
     await router.serve("m", has_only_model=True)
     await router.start_model("m", answer)
-    async with client.post(router.url + CHAT, json={"model": "another"}) as response:
-        assert await response.text() == f"server {CHAT}\n"
-    async with client.get(router.url + "/any?x=1") as response:
-        assert await response.text() == "server /any?x=1\n"
-    async with client.get(router.url + "/health") as response:
-        assert (response.status, await response.text()) == (503, "server /health\n")
+    assert (await ask("POST", CHAT, json={"model": "another"})).body.decode() == f"server {CHAT}\n"
+    assert (await ask("GET", "/any?x=1")).body.decode() == "server /any?x=1\n"
+    response = await ask("GET", "/health")
+    assert (response.status, response.body.decode()) == (503, "server /health\n")
 
 
-async def test_its_last_reports_are_repeated_while_it_is_stopped(router, client):
+async def test_its_last_reports_are_repeated_while_it_is_stopped(router, ask):
     await router.serve("m", has_only_model=True)
     child = await router.start_model("m", answer)
     assert router.pool.before_stop is not None
     await router.pool.before_stop(child)
     await router.pool.unload("m")
     for path in ("/startupz", "/version", "/v1/models"):
-        async with client.get(router.url + path) as response:
-            assert (response.status, await response.text()) == (200, f"server {path}\n")
-    async with client.get(router.url + "/metrics") as response:
-        text = await response.text()
+        response = await ask("GET", path)
+        assert (response.status, response.body.decode()) == (200, f"server {path}\n")
+    text = (await ask("GET", "/metrics")).body.decode()
     assert 'vllm_cli:model_state{model="m",state="stopped"} 1.0\n' in text
     assert text.endswith("server /metrics\n")
-    async with client.get(router.url + "/health") as response:
-        assert (response.status, response.headers["Model-State"]) == (200, "stopped")
-    async with client.get(router.url + "/readyz?model") as response:
-        assert response.status == 503
+    response = await ask("GET", "/health")
+    assert (response.status, response.headers["model-state"]) == (200, "stopped")
+    assert (await ask("GET", "/readyz?model")).status == 503
