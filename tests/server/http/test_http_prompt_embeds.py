@@ -66,7 +66,11 @@ def test_rows_are_decoded_in_the_pool(accepting, num_prompts, monkeypatch):
 
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
 def test_rows_reach_the_engine_in_the_model_s_type(accepting, engine, prompt):
-    body = accepting.complete(prompt=prompt, prompt_embeds=torch_payload(rows(7)), return_token_ids=True).json()
+    fields = {"prompt": prompt, "prompt_embeds": torch_payload(rows(7)), "return_token_ids": True}
+    chunks = accepting.stream("/v1/completions", fields)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
+    engine.requests.clear()
+    body = accepting.complete(**fields).json()
     (choice,) = body["choices"]
     assert (choice["text"], choice["prompt_token_ids"]) == (TEXT, [0] * 7)
     assert body["usage"]["prompt_tokens"] == 7
