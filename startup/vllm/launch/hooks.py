@@ -23,7 +23,7 @@ from startup.hooks.sources import Finding, Sources, check_hooks, installed_packa
 from startup.imports import lean, scan_cache
 from startup.processes import forkserver as own_forkserver
 from startup.processes import interpreter, library_state
-from startup.vllm import command_line, imports
+from startup.vllm import command_line, facts, imports
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches import (
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 _PLACED_IN: Final = (
     command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
     spans, model_registry, compiler, compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean,
-    library_state, temp_files, process_titles,
+    library_state, temp_files, process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -42,6 +42,7 @@ from startup.timeline import start_origin
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
+from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import StartKind, disable_preloading, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
@@ -144,6 +145,7 @@ class _VllmStart:
         self._options = options
         self._model = line.model_folder
         self._profile = load_profile(StartKind.of(vllm, line.words, self._model))
+        self._facts = KeptFacts(vllm)
         self._session = StartSession(self._subject(), timeline)
         self._span = timeline.span
         self._journal: Journal
@@ -355,10 +357,11 @@ class _VllmStart:
 
     def _note_failure(self) -> None:
         if not self._is_ready and sys.exception() is not None:
+            self._facts.record()  # so that the next start reports a misspelt flag at once
             self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
-        """Saves what this start recorded in the preload profile."""
+        """Saves what this start recorded in the preload profile, and what vLLM accepts."""
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
@@ -366,6 +369,7 @@ class _VllmStart:
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
             learn(name for names in recordings.modules.values() for name in names)
+        self._facts.record()
         return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:
