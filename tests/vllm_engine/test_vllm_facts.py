@@ -42,7 +42,7 @@ def test_of_plain_values_nothing_else_passes(real):
 def test_registered_names(real):
     names = real["facts"][1]
     examples = {
-        "--tool-call-parser": "hermes", "--reasoning-parser": "qwen3", "--quantization": "fp8", "--load-format": "dummy",
-        "--attention-backend": "FLASH_ATTN", "architectures": "LlamaForCausalLM",
+        "--tool-call-parser": "hermes", "--reasoning-parser": "qwen3", "--quantization": "fp8",
+        "--load-format": "dummy", "--attention-backend": "FLASH_ATTN", "architectures": "LlamaForCausalLM",
     }  # fmt: skip
     assert [flag for flag, name in examples.items() if name not in names.get(flag, ())] == []
