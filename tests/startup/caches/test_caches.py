@@ -80,7 +80,7 @@ def test_a_baked_package_scan_is_used(baked):
     _write_in_baked(baked, scan)
     assert _Cache().distributions(pytest.fail) == {"torch": ["torch"]}
     (file,) = (baked / CACHE / OWN / "imports").iterdir()
-    file.write_text(json.dumps({**json.loads(file.read_text()), "key": ["other packages"]}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stamps": "other packages"}))
     assert _Cache().distributions(dict) == {}
 
 

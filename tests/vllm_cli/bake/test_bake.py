@@ -117,8 +117,8 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
         start.wait_ready()
         start.wait_logged("ready after")
     own = tmp_path / "cache" / "vllm_cli" / "preload" / baked.name
-    assert json.loads(own.read_bytes())["num_starts"] == 2
-    assert json.loads(baked.read_bytes())["num_starts"] == 1
+    assert json.loads(own.read_bytes())["value"]["num_starts"] == 2
+    assert json.loads(baked.read_bytes())["value"]["num_starts"] == 1
 
 
 @pytest.mark.thorough
