@@ -32,7 +32,11 @@ _HEAD: Final = ("MODEL", "VLLM", "TORCH", "SIZE", "COMPILED IN", "LAST USE", "HE
 _HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS", "STATE")
 
 
-_OTHERS: Final = {"preload profiles": ("preload/*", "plain/*"), "import file": ("imports/*",)}
+_OTHERS: Final = {
+    "preload profiles": ("preload/*", "plain/*"),
+    "import file": ("imports/*",),
+    "start history": ("history/*", "history.*"),
+}
 """What this program keeps besides compiled models: patterns of files in its cache folder."""
 
 
