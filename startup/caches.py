@@ -2,22 +2,31 @@
 
 A file is looked up in the cache folder first, and written there only. The baked folder holds bytecode and
 pickles: it is used only if nobody else can change it, who could run code as the user of a start.
+docs/dev/kept.md lists all that is kept, and when it is invalid.
 """
 
 import functools
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from base.json_depth import check_depth
-from base.machine.files import why_changeable
+from base.machine.file_stamps import are_unchanged, read_stamp, store_stamps
+from base.machine.files import MODE, read_own, why_changeable, write_whole
 from envs.home import expand_home
 from envs.registry import env
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"
@@ -140,6 +149,94 @@ def layers(name: str) -> tuple[Path, ...]:
     own = cache_folder() / name
     baked = find_baked().folder
     return (own,) if baked is None else (own, baked / CACHE / OWN / name)
+
+
+_MOST_FILES: Final = 200
+"""Values in one folder; those written longest ago are removed."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A value that a start keeps for later ones, as JSON in a file of its own.
+
+    The user's is read, else the baked one. It is missing if the file is damaged, if others could change it,
+    or if another version of this package has written something else.
+    """
+
+    folder: str
+    """In the cache folder."""
+    key: object
+    """Values with different keys are kept beside each other. Keys and stamps are compared by their `repr`."""
+    stamps: object = None
+    """A value with other stamps is outdated: it is missing, and the next one replaces it."""
+
+    @property
+    def path(self) -> Path:
+        """The user's file."""
+        return cache_folder() / self._name
+
+    def read(self, convert: Callable[[Any], Value], *, is_own: bool = False) -> Value | None:
+        """The value; None if it is missing.
+
+        Args:
+            convert: gets the JSON value; raises ValueError, TypeError, LookupError or AttributeError if it is
+                not what was written.
+            is_own: leaves out the baked value.
+        """
+        found = (_read(path, convert, self.stamps) for path in ((self.path,) if is_own else layers(self._name)))
+        return next((value for value in found if value is not None), None)
+
+    def write(self, value: object, files: Iterable[str] = ()) -> None:
+        """Replaces the user's value; does nothing where no file can be written.
+
+        Args:
+            value: as `json.dumps` accepts it.
+            files: that the value was made from; it is outdated when one of them has changed.
+        """
+        path = self.path
+        content = {"stamps": digest(self.stamps), "files": store_stamps(files), "value": value}
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() or not path.exists():  # others, such as pipes, are not ours
+                write_whole(path, json.dumps(content, separators=(",", ":")), mode=MODE)
+            for old in _newest_first(path.parent)[_MOST_FILES:]:
+                old.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the user's value."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.folder}/{digest(self.key)}.json"
+
+
+def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
+    """The values with all keys, whatever their stamps: the user's, the newest first, then the baked ones."""
+    paths = [path for layer in layers(folder) for path in _newest_first(layer)]
+    return (value for path in paths if (value := _read(path, convert)) is not None)
+
+
+def digest(value: object) -> str:
+    """A short name for a text, or for what else has this `repr`."""
+    text = value if isinstance(value, str) else repr(value)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path, convert: Callable[[Any], Value], stamps: object = None) -> Value | None:
+    try:
+        content = json.loads(read_own(path))
+        if (stamps is None or content["stamps"] == digest(stamps)) and are_unchanged(content["files"]):
+            return convert(content["value"])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as err:
+        is_changeable = isinstance(err, PermissionError) and err.errno is None
+        logger.log(logging.WARNING if is_changeable else logging.DEBUG, "%s: %s", path, err)
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json"), key=lambda path: read_stamp(path).mtime_ns, reverse=True)
 
 
 def keep_bytecode(package: Path) -> str | None:

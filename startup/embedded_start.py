@@ -8,8 +8,6 @@ A process that was forked from a standby has imported all of it. Its forkserver 
 loads the weights during all further steps.
 """
 
-import hashlib
-import json
 import logging
 import os
 import threading
@@ -32,7 +30,7 @@ from server.config import ModelFiles
 from server.model_files.kind import accepts_images
 from server.model_files.tokenizer_files import find_tokenizer_mode
 from server.types import EngineInfo
-from startup.caches import keep_bytecode, use_baked_bytecode
+from startup.caches import digest, keep_bytecode, use_baked_bytecode
 from startup.causes.phase import SERVING
 from startup.config import StartupConfig
 from startup.crash.output_record import OutputRecord
@@ -335,4 +333,4 @@ def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
         "start_method": config.start_method,
         "versions": dict(versions),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest(facts)

@@ -31,7 +31,7 @@ def save_ready_start(
     logger.info("phases of this start:\n%s", report.table())
     logger.info("ready after %.2f s: %s", report.total_s, address)
     _save_files(report, state.subject)
-    record_start(StartRecord.from_report(report, state.history_key))
+    record_start(state.history_key, StartRecord.from_report(report))
 
 
 def save_failed_start(state: StartState) -> None:

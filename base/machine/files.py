@@ -31,6 +31,10 @@ def why_changeable(
     return None
 
 
+_MOST_BYTES = 16 << 20
+"""Of a file that is read as a whole: this program writes none that is larger."""
+
+
 def read_own(path: str | os.PathLike[str]) -> bytes:
     """The content of a regular file that only root and this user can change; raises OSError for any other."""
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
@@ -38,6 +42,8 @@ def read_own(path: str | os.PathLike[str]) -> bytes:
         reason = why_changeable(status) if stat.S_ISREG(status.st_mode) else "it is not a regular file"
         if reason is not None:
             raise PermissionError(f"{os.fspath(path)} is not used: {reason}")
+        if status.st_size > _MOST_BYTES:
+            raise OSError(f"{os.fspath(path)} is not used: it has {status.st_size} bytes")
         return file.read()
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from base.machine.file_stamps import StoredStamp, read_stamp
 from base.machine.files import MODE
-from startup.caches import layers
+from startup.caches import digest, layers
 from startup.hooks.hook import uses
 from startup.imports import import_file
 from startup.imports.distributions import distribution_stamps, installed_folders
@@ -52,7 +51,7 @@ class LearnedImports(NamedTuple):
 
 def import_file_paths() -> tuple[Path, ...]:
     """The places of the import file: the user's, then the baked one, if there is one."""
-    return layers(f"imports/{sha256(sys.prefix.encode()).hexdigest()[:16]}.code")
+    return layers(f"imports/{digest(sys.prefix)}.code")
 
 
 @contextmanager
@@ -104,15 +103,6 @@ def read_learned() -> LearnedImports | None:
     path = import_file_paths()[0]
     index = _read(path)
     return None if index is None else LearnedImports(path, len(index.modules), path.stat().st_size)
-
-
-def delete_learned() -> bool:
-    """Removes the user's import file; returns whether there was one."""
-    path = import_file_paths()[0]
-    _notes(path).unlink(missing_ok=True)
-    was_there = path.exists()
-    path.unlink(missing_ok=True)
-    return was_there
 
 
 def _note(names: Iterable[str]) -> None:

@@ -6,18 +6,15 @@ installed package to its distribution (0.05 s). Both depend only on the installe
 
 import functools
 import importlib.metadata
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from base.machine.files import MODE, read_own, write_whole
-from startup.caches import layers
+from startup.caches import Kept
 from startup.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
@@ -58,7 +55,7 @@ def cached_scans() -> Iterator[None]:
 
 
 class _Cache:
-    """One file per virtual environment; its key changes when a package is installed or removed."""
+    """One file per virtual environment."""
 
     def __init__(self) -> None:
         self._is_changed = False
@@ -85,12 +82,9 @@ class _Cache:
         return found
 
     def save(self) -> None:
-        """Writes new entries to the file; does nothing if the folder cannot be written to."""
+        """Keeps new entries for later processes."""
         if self._is_changed:
-            with suppress(OSError):
-                path = self._paths[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, json.dumps({"key": self._key, "entries": self._entries}), mode=MODE)
+            self._kept.write(self._entries)
 
     def _add(self, name: str, value: object) -> None:
         self._entries[name] = value
@@ -98,27 +92,12 @@ class _Cache:
 
     @cached_property
     def _entries(self) -> dict[str, Any]:
-        for path in self._paths:
-            with suppress(OSError, ValueError, TypeError, KeyError):
-                content = json.loads(read_own(path))
-                if content["key"] == self._key:
-                    return dict(content["entries"])
-        return {}
+        return self._kept.read(dict) or {}
 
     @cached_property
-    def _key(self) -> list[object]:
-        return scan_key()
-
-    @cached_property
-    def _paths(self) -> tuple[Path, ...]:
-        """Where the file may be; it is written to the first place."""
-        name = sha256(sys.prefix.encode()).hexdigest()[:16]
-        return layers(f"imports/{name}.json")
-
-
-def scan_key() -> list[object]:
-    """Changes when a package is installed, upgraded or removed."""
-    return [sys.version, sha256(repr(distribution_stamps()).encode()).hexdigest()]
+    def _kept(self) -> Kept:
+        """Valid until a package is installed, upgraded or removed."""
+        return Kept("imports", sys.prefix, (sys.version, distribution_stamps()))
 
 
 def _replace_scan(cache: _Cache, module: ModuleType) -> None:

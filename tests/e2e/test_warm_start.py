@@ -82,8 +82,7 @@ def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_pa
     for environment in (standby.environment, OFF):
         with ServerProcess([str(tiny_llama)], environment={**environment, **cache}):
             pass
-    keys = [json.loads(line)["key"] for line in (tmp_path / "vllm_cli" / "history.jsonl").read_text().splitlines()]
-    assert keys[0] != keys[1]
+    assert len(list((tmp_path / "vllm_cli" / "history").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
     assert "phases of this start:" in caplog.text
     report = json.loads((tmp_path / "report").read_text())
     assert report["outcome"] == "ready"
-    assert len((tmp_path / "vllm_cli" / "history.jsonl").read_text().splitlines()) == 1
+    assert len(list((tmp_path / "vllm_cli" / "history").iterdir())) == 1
 
 
 def test_a_failed_start_is_reported_and_closed(session, manager, tmp_path):
@@ -77,7 +77,7 @@ def test_a_failed_start_is_reported_and_closed(session, manager, tmp_path):
     wait_until(lambda: any(line.startswith("STATUS=failed: 2 faults: no weights") for line in manager.lines))
     report = json.loads((tmp_path / "report").read_text())
     assert (report["outcome"], report["error"]) == ("failed", "2 faults:\n  no weights\n  no memory")
-    assert not (tmp_path / "vllm_cli" / "history.jsonl").exists()
+    assert not (tmp_path / "vllm_cli" / "history").exists()
 
 
 def test_errors_of_the_preflight_may_be_warnings(session, caplog):

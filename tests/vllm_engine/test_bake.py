@@ -58,7 +58,7 @@ def test_the_first_start_has_what_the_build_has_learned(baked, small_model, expe
     laid = tmp_path / "cache" / "modelinfos" / name
     assert laid.read_bytes() == (baked / CACHE / "modelinfos" / name).read_bytes()
     (profile,) = (tmp_path / "cache" / "vllm_cli" / "preload").iterdir()
-    assert '"num_starts": 2' in profile.read_text()  # continues the profile of the build
+    assert '"num_starts":2' in profile.read_text()  # continues the profile of the build
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")

@@ -37,13 +37,13 @@ READ_PAGES: Final = "pages to prefetch"
 NO_START: Final = "a start with a request"
 
 _OWN_PARTS: Final = {
-    HISTORY: "history.jsonl",
+    HISTORY: "history/*.json",
     PROFILES: "preload/*.json",
     SCANS: "imports/*.json",
     IMPORTS: "imports/*.code",
 }
 """Patterns of files."""
-_TEMPORARY: Final = ("*.lock", "standby", "imports/*.missed", COMPILED)
+_TEMPORARY: Final = ("standby", "imports/*.missed", COMPILED)
 _IMPORT_FILES: Final = "imports/*.code"
 
 
@@ -136,7 +136,7 @@ def _start(
         wait_ready(server, config.timeout_s, reporter)
         reporter.note(f"{ask(server)} answers; saving")
         cache = folder / CACHE / OWN
-        wait_saved(server, lambda: (cache / "history.jsonl").exists())
+        wait_saved(server, lambda: any(cache.glob(_OWN_PARTS[HISTORY])))
         if uses("import file"):
             wait_saved(server, lambda: any(cache.glob(_IMPORT_FILES)))
         wait_saved(server, lambda: _has_all_archives(folder))

@@ -5,19 +5,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from base.wording import format_bytes
 from envs.registry import env
+from startup.caches import cache_folder
 from startup.compile_cache import local
 from startup.compile_cache.archive import ArchiveError, read_record
 from startup.compile_cache.location import MOST_EXAMINED, MOST_LISTED, Location, LocationError, open_location
 from startup.compile_cache.reasons import other_place
 from startup.compile_cache.record import CompiledModel, Hardware
 from startup.config import CompileCacheOption
-from startup.imports.learned_imports import delete_learned, import_file_paths, read_learned
+from startup.imports.learned_imports import read_learned
 from startup.logs.formatters import escape_controls
 from vllm_cli.flags.param_types import ByteSize, CompileCacheType, Duration
 from vllm_cli.terminal import align, printable
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
 _UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60))
 _HEAD: Final = ("MODEL", "VLLM", "TORCH", "SIZE", "COMPILED IN", "LAST USE", "HERE")
 _HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS", "STATE")
+
+
+_OTHERS: Final = {
+    "preload profiles": ("preload/*", "plain/*"),
+    "import file": ("imports/*",),
+    "start history": ("history/*", "history.*"),
+}
+"""What this program keeps besides compiled models: patterns of files in its cache folder."""
 
 
 class _Kept(NamedTuple):
@@ -213,14 +223,15 @@ def _choose(models: Iterable[_Kept], older_s: float | None, keep_bytes: int | No
 
 def _others(models: Iterable[_Kept]) -> Iterator[_Kept]:
     """What this machine keeps besides these models."""
-    from startup.vllm.fork.preload_profile import profiles_folder
-
     if num_bytes := _num_unrecorded_bytes(models):
         yield _Kept("compiled without a record", num_bytes)
-    profiles, import_files = profiles_folder().glob("*.json"), import_file_paths()[:1]
-    for name, paths in {"preload profiles": list(profiles), "import file": import_files}.items():
-        if sizes := [path.stat().st_size for path in paths if path.exists()]:
+    for name in _OTHERS:
+        if sizes := [path.stat().st_size for path in _files_of(name)]:
             yield _Kept(name, sum(sizes))
+
+
+def _files_of(name: str) -> list[Path]:
+    return [path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file()]
 
 
 def _num_unrecorded_bytes(models: Iterable[_Kept]) -> int:
@@ -229,16 +240,14 @@ def _num_unrecorded_bytes(models: Iterable[_Kept]) -> int:
 
 def _remove(models: Sequence[_Kept], *, is_all: bool) -> None:
     """Raises OSError if something is still there."""
-    from startup.vllm.fork.preload_profile import delete_all_profiles
-
     for model in models:
         if model.location is not None:
             model.location.remove(model.name)
         elif model.record is not None:
             local.remove(model.record)
     if is_all:
-        delete_all_profiles()
-        delete_learned()
+        for path in (path for name in _OTHERS for path in _files_of(name)):
+            path.unlink(missing_ok=True)
         local.remove_all()
     if any(model.record is not None and local.is_installed(model.record) for model in models):
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")

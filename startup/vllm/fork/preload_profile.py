@@ -1,23 +1,20 @@
 """Preload profiles: the modules and variables of vLLM's processes, recorded in earlier starts.
 
-There is one file per kind of start in the cache folder. A first start preloads a fixed list (`plan_preload`).
+One is kept for each kind of start. A first start preloads a fixed list (`plan_preload`).
 """
 
 import json
-import logging
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from base.json_depth import read_json
-from base.machine.files import MODE, read_own, write_whole
 from envs.redaction import hide_in_words
-from startup.caches import cache_folder, layers
+from startup.caches import Kept, cache_folder, digest, read_all
 from startup.hooks.hook import Hook, Name, Text, left_out
 from startup.serve_words import is_eager, normalise, split
 from startup.timeline.history import installed_versions
@@ -33,11 +30,8 @@ RECORDED_PROCESSES: Final = Hook(
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 
-logger = logging.getLogger(__name__)
-
-_FORMAT: Final = 5
+_FORMAT: Final = 6
 _FOLDER: Final = "preload"
-_DISABLED: Final = ".disabled"
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _RELEVANT_FLAGS: Final = frozenset(
@@ -98,7 +92,7 @@ class StartKind:
     @property
     def key(self) -> str:
         """The name of the kind's file."""
-        return sha256(json.dumps([_FORMAT, asdict(self)]).encode()).hexdigest()[:16]
+        return digest((_FORMAT, self))
 
 
 @dataclass(frozen=True)
@@ -139,41 +133,21 @@ class PreloadProfile:
         )
 
     def save(self) -> None:
-        """Writes the profile's file; does nothing if the folder cannot be written to."""
-        with suppress(OSError):
-            profiles_folder().mkdir(parents=True, exist_ok=True)
-            write_whole(profiles_folder() / _file_name(self.kind), json.dumps(asdict(self), indent=1), mode=MODE)
+        """Keeps the profile for later starts of its kind."""
+        _kept(self.kind).write(asdict(self))
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
-    """The profile of this kind of start; an empty one if there is no readable file."""
-    for path in layers(f"{_FOLDER}/{_file_name(kind)}"):
-        try:
-            return _read(path)
-        except PermissionError as err:
-            logger.warning("preload profile: %s", err)
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-    return PreloadProfile(kind)
+    """The profile of this kind of start; an empty one if none is kept."""
+    return _kept(kind).read(_to_profile) or PreloadProfile(kind)
 
 
 def load_all_profiles() -> list[PreloadProfile]:
     """The profiles of all kinds of start, the one saved last first, then baked ones."""
     profiles: dict[StartKind, PreloadProfile] = {}
-    for folder in layers(_FOLDER):
-        for path in sorted(folder.glob("*.json"), key=_saved_ns, reverse=True):
-            with suppress(OSError, ValueError, TypeError, KeyError):
-                profile = _read(path)
-                profiles.setdefault(profile.kind, profile)
+    for profile in read_all(_FOLDER, _to_profile):
+        profiles.setdefault(profile.kind, profile)
     return list(profiles.values())
-
-
-def delete_all_profiles() -> int:
-    """Removes all profiles but baked ones; returns their number. Preloading is not disabled any more."""
-    paths = list(profiles_folder().glob("*.json"))
-    for path in (*paths, *profiles_folder().glob(f"*{_DISABLED}")):
-        path.unlink(missing_ok=True)
-    return len(paths)
 
 
 def profiles_folder() -> Path:
@@ -186,55 +160,32 @@ def disabled_reason(vllm: InstalledVllm) -> str | None:
 
     Another version of Python, vLLM or this package preloads again.
     """
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        disabled = json.loads(read_own(_disabling_file(vllm)))
-        if disabled["version"] == _own_version():
-            return str(disabled["reason"])
-    return None
+    return _kept_disabled(vllm).read(str, is_own=True)
 
 
 def disable_preloading(vllm: InstalledVllm, reason: str) -> None:
-    """A start has failed in code of this package; does nothing if the folder cannot be written to."""
-    with suppress(OSError):
-        profiles_folder().mkdir(parents=True, exist_ok=True)
-        disabled = {"reason": reason, "vllm": vllm.version, "python": sys.version, "version": _own_version()}
-        write_whole(_disabling_file(vllm), json.dumps(disabled, indent=1), mode=MODE)
+    """A start has failed in code of this package."""
+    _kept_disabled(vllm).write(reason)
 
 
 def enable_preloading(vllm: InstalledVllm) -> None:
     """Preloads from the next start on; called if plain vLLM fails as well."""
-    with suppress(OSError):
-        _disabling_file(vllm).unlink(missing_ok=True)
+    _kept_disabled(vllm).remove()
 
 
-def _disabling_file(vllm: InstalledVllm) -> Path:
-    kind = (sys.version, sys.prefix, vllm.version)
-    return profiles_folder() / f"{sha256(repr(kind).encode()).hexdigest()[:16]}{_DISABLED}"
+def _kept(kind: StartKind) -> Kept:
+    return Kept(_FOLDER, kind.key)
 
 
-def _own_version() -> str | None:
-    return installed_versions((_DISTRIBUTION,)).get(_DISTRIBUTION)
+def _kept_disabled(vllm: InstalledVllm) -> Kept:
+    own = installed_versions((_DISTRIBUTION,)).get(_DISTRIBUTION)
+    return Kept("plain", (sys.version, sys.prefix, vllm.version), own)
 
 
-def _saved_ns(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_mtime_ns
-    return 0
+def _to_profile(content: Any) -> PreloadProfile:
+    import msgspec  # noqa: PLC0415 - the forkserver reads no profile
 
-
-def _file_name(kind: StartKind) -> str:
-    return f"{kind.key}.json"
-
-
-def _read(path: Path) -> PreloadProfile:
-    content: dict[str, Any] = read_json(read_own(path))
-    for name in ("engine_modules", "api_modules"):
-        if not all(isinstance(module, str) for module in content[name]):
-            raise ValueError(path)
-        content[name] = tuple(content[name])
-    kind = content.pop("kind")
-    content.pop("disabled_reason", None)  # of an earlier version of this package
-    return PreloadProfile(StartKind(**{**kind, "flags": tuple(kind["flags"])}), **content)
+    return msgspec.convert(content, PreloadProfile)
 
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from startup.caches import (
     why_not_trusted,
 )
 from startup.imports.scan_cache import _Cache
-from startup.timeline.history import StartRecord, history_path, read_history, record_start
+from startup.timeline.history import StartRecord, read_history, record_start
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
 
 _KIND = StartKind("0.32.0", "LlamaForCausalLM", ("--enforce-eager",))
@@ -29,7 +29,7 @@ _STRANGER = 4711
 
 
 def _record(total_s: float) -> StartRecord:
-    return StartRecord(key="k", model="m", total_s=total_s, spans={})
+    return StartRecord(total_s=total_s, spans={})
 
 
 def _write_in_baked(baked: Path, write: object, *arguments: object) -> None:
@@ -62,12 +62,11 @@ def test_a_baked_profile_is_used_until_the_user_has_one(baked):
 
 
 def test_baked_starts_are_the_history_until_the_user_has_started(baked):
-    _write_in_baked(baked, lambda: record_start(_record(9.0)))
+    _write_in_baked(baked, record_start, "k", _record(9.0))
     before = _snapshot(baked)
     assert read_history("k").total_s == 9.0  # type: ignore[union-attr]
-    record_start(_record(3.0))
+    record_start("k", _record(3.0))
     assert read_history("k").total_s == 3.0  # type: ignore[union-attr]
-    assert history_path().exists()
     assert _snapshot(baked) == before
 
 
@@ -80,7 +79,7 @@ def test_a_baked_package_scan_is_used(baked):
     _write_in_baked(baked, scan)
     assert _Cache().distributions(pytest.fail) == {"torch": ["torch"]}
     (file,) = (baked / CACHE / OWN / "imports").iterdir()
-    file.write_text(json.dumps({**json.loads(file.read_text()), "key": ["other packages"]}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stamps": "other packages"}))
     assert _Cache().distributions(dict) == {}
 
 

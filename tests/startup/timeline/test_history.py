@@ -1,6 +1,5 @@
-"""Starts are recorded in a bounded file, and a damaged file never fails the next start."""
+"""The newest starts with one key are kept, and their medians are told."""
 
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,14 +9,13 @@ import pytest
 
 from server.config import EngineConfig, RendererConfig
 from server.server_config import ServerConfig
+from startup.caches import Kept
 from startup.config import ModelConfig, StartupConfig
 from startup.embedded_start import start_key
 from startup.timeline.history import (
     MAX_PER_KEY,
-    MAX_RECORDS,
     EarlierStarts,
     StartRecord,
-    history_path,
     installed_versions,
     read_history,
     record_start,
@@ -27,17 +25,18 @@ from tests.startup.timeline.start_reports import report_of
 PACKAGES = ("torch", "transformers", "huggingface-hub", "click", "no-such-package")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "history.jsonl"
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    return tmp_path
 
 
-def record_of(key: str = "k", **times: float) -> StartRecord:
-    return StartRecord.from_report(report_of(**times), key)
+def record_of(**times: float) -> StartRecord:
+    return StartRecord.from_report(report_of(**times))
 
 
-def earlier_starts(path: Path, key: str = "k") -> EarlierStarts:
-    earlier = read_history(key, path)
+def earlier_starts(key: str = "k") -> EarlierStarts:
+    earlier = read_history(key)
     assert earlier is not None
     return earlier
 
@@ -54,101 +53,37 @@ def config_of(model: str | None = "some/model", **engine: object) -> StartupConf
     )
 
 
-def test_medians_come_from_the_starts_with_the_same_key(path):
+def test_medians_come_from_the_starts_with_the_same_key():
     for import_s in (1.0, 1.2, 5.0):
-        record_start(record_of(import_s=import_s), path)
-    record_start(record_of("other", import_s=90), path)
-    earlier = earlier_starts(path)
+        record_start("k", record_of(import_s=import_s))
+    record_start("other", record_of(import_s=90))
+    earlier = earlier_starts()
     assert len(earlier.records) == 3
     assert earlier.total_s == pytest.approx(1.9)
     assert earlier.spans["engine:load_weights"].begin_s == pytest.approx(1.4)
+    assert earlier.records[0] == record_of(import_s=1.0)
 
 
-def test_the_file_lies_in_the_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    record_start(record_of())
-    assert history_path() == tmp_path / "vllm_cli" / "history.jsonl"
-    assert read_history("k") is not None
-
-
-def test_a_model_that_is_started_often_does_not_displace_the_others(path):
-    path.parent.mkdir()
-    lines = [record_of("rare").to_line(), *[record_of("busy").to_line()] * (2 * MAX_RECORDS)]
-    path.write_text("\n".join(lines))
-    record_start(record_of("busy"), path)
-    assert len(path.read_text().splitlines()) < MAX_RECORDS
-    assert read_history("rare", path) is not None
-
-
-def test_the_file_never_grows_beyond_twice_what_it_keeps(path):
-    for _ in range(2 * MAX_RECORDS + 10):
-        record_start(record_of("a"), path)
-        assert len(path.read_text().splitlines()) <= 2 * MAX_RECORDS
-    earlier = earlier_starts(path, "a")
-    assert len(earlier.records) == MAX_PER_KEY
+def test_the_newest_starts_are_kept():
+    for import_s in range(MAX_PER_KEY + 10):
+        record_start("k", record_of(import_s=import_s))
+    records = earlier_starts().records
+    assert (len(records), records[0]) == (MAX_PER_KEY, record_of(import_s=10))
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "value",
     [
-        b"",
-        b"\0" * 5000,
-        b"\xff\xfe{}",
-        b"[1]\nnull\n{}\n42",
-        b'{"version":2,"key":"k","model":"m","total_s":-1,"spans":{}}',
-        b'{"version":2,"key":"k","model":"m","total_s":NaN,"spans":{}}',
-        b'{"version":2,"key":"k","model":"m","total_s":1,"spans":[]}',
-        b'{"version":2,"key":"k","model":"m","total_s":1,"spans":{"a":{}}}',
-        b'{"version":99,"key":"k","total_s":1}',
-        b"[" * 200_000,
-        b"x" * (5 << 20),
+        7, {}, [{}], [{"total_s": -1, "spans": {}}], [{"total_s": 1, "spans": []}], [{"total_s": 1, "spans": {"a": 1}}],
+        [{"total_s": 1, "spans": {"a": {}}}],
     ],
-    ids=["empty", "zeros", "no text", "other", "negative", "nan", "list", "spans", "version", "deep", "huge"],
-)
-def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage):
-    path.parent.mkdir()
-    path.write_bytes(damage)
-    assert read_history("k", path) is None
-    record_start(record_of(), path)
-    earlier = earlier_starts(path)
-    assert len(earlier.records) == 1
-
-
-def test_whole_lines_around_a_damaged_one_still_count(path):
-    path.parent.mkdir()
-    line = record_of().to_line()
-    path.write_text(f"{line}\n{line[:40]}\n{line}")
-    earlier = earlier_starts(path)
-    assert len(earlier.records) == 2
-
-
-@pytest.mark.parametrize("obstacle", ["folder", "fifo", "file for folder"])
-def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle):
-    if obstacle == "file for folder":
-        path.parent.write_text("")
-    else:
-        path.parent.mkdir()
-        path.mkdir() if obstacle == "folder" else os.mkfifo(path)
-    assert read_history("k", path) is None
-    record_start(record_of(), path)
-    assert read_history("k", path) is None
-
-
-@pytest.mark.thorough
-def test_concurrent_starts_leave_only_complete_lines(path):
-    code = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from pathlib import Path\n"
-        "from tests.startup.timeline.test_history import record_of\n"
-        "from startup.timeline.history import record_start\n"
-        "for _ in range(20): record_start(record_of(), Path(sys.argv[1]))"
-    )
-    words = [sys.executable, "-c", code, str(path), str(Path(__file__).parents[3])]
-    writers = [subprocess.Popen(words) for _ in range(3)]
-    assert [writer.wait(200) for writer in writers] == [0, 0, 0]
-    lines = path.read_text().splitlines()
-    assert 1 <= len(lines) <= 60
-    assert all(StartRecord.from_line(line.encode()) for line in lines)
+    ids=["number", "object", "empty", "negative", "list", "number as span", "object as span"],
+)  # fmt: skip
+def test_what_is_no_history_counts_as_none_and_is_replaced(value):
+    Kept("history", "k").write(value)
+    assert read_history("k") is None
+    record_start("k", record_of())
+    assert len(earlier_starts().records) == 1
 
 
 def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeypatch):
@@ -160,11 +95,6 @@ def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     assert start_key(config_of("model"), {}) == start_key(config_of(str(tmp_path / "model")), {})
-
-
-def test_a_record_is_the_same_after_writing_and_reading_its_line():
-    record = record_of()
-    assert StartRecord.from_line(record.to_line().encode()) == record
 
 
 def test_versions_are_those_of_the_metadata():

@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def earlier_starts() -> EarlierStarts:
     """Ready after 1.7 s: boot until 0.2, import_server until 0.5, wait_for_engine until 1.7."""
-    return EarlierStarts((StartRecord.from_report(report_of(), "k"),))
+    return EarlierStarts((StartRecord.from_report(report_of()),))
 
 
 def meter_of(timeline: PhaseTimeline) -> ProgressMeter:

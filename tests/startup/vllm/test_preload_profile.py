@@ -21,7 +21,7 @@ def _profiles(folder: Path) -> list[Path]:
 
 def _profile(folder: Path) -> dict[str, Any]:
     (path,) = _profiles(folder)
-    return json.loads(path.read_text())
+    return json.loads(path.read_text())["value"]
 
 
 def _importer(folder: Path, *, num_starts: int) -> str:
@@ -47,7 +47,7 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
     assert _LATE in profile["engine_modules"]
     profile["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
     (path,) = _profiles(folder)
-    path.write_text(json.dumps(profile))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "value": profile}))
     assert _importer(folder, num_starts=2) == "forkserver"
     assert _LATE in _profile(folder)["engine_modules"]
     assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
@@ -61,8 +61,9 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
     assert "No preload profile" in _caches(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
-def test_an_invalid_profile_counts_as_none(content, folder):
+@pytest.mark.parametrize("value", [[], {"kind": 1}, {"engine_modules": [1]}], ids=repr)
+def test_an_invalid_profile_counts_as_none(value, folder):
+    from startup.caches import Kept
     from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_profile
     from startup.vllm.installed import InstalledVllm
 
@@ -71,8 +72,7 @@ def test_an_invalid_profile_counts_as_none(content, folder):
         patch.setenv("VLLM_CACHE_ROOT", str(folder))
         PreloadProfile(kind, num_starts=1).save()
         assert load_profile(kind).num_starts == 1
-        (path,) = folder.rglob(f"{kind.key}.json")
-        path.write_text(content)
+        Kept("preload", kind.key).write(value)
         assert load_profile(kind) == PreloadProfile(kind)
 
 

@@ -152,7 +152,7 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
         assert json.loads(profile.read_text())["is_complete"] is False
     with FakeStart(folder, *words) as start:
         start.wait_ready()
-        wait_until(lambda: json.loads(profile.read_text())["num_starts"] == 2)
+        wait_until(lambda: json.loads(profile.read_text())["value"]["num_starts"] == 2)
     content = json.loads(profile.read_text())
     assert content["is_complete"] is True
     assert "vllm.lazy" in content["engine_modules"]
