@@ -12,16 +12,13 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from base.machine.file_stamps import are_unchanged, store_stamps
-from base.machine.files import write_whole
 from envs import foreign
-from startup.caches import layers
+from startup.caches import Kept
 from startup.hooks.hook import Hook, Name
 from startup.vllm.installed import InstalledVllm
 
@@ -104,6 +101,8 @@ class Plugin(NamedTuple):
 
     group: str
     name: str
+    package: str
+    """The folder of its metadata, which names the version."""
 
 
 class VllmFacts(NamedTuple):
@@ -128,20 +127,15 @@ class KeptFacts:
     """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""
 
     def __init__(self, vllm: InstalledVllm) -> None:
-        self._folders = plugin_folders()
-        key = (sys.version, str(vllm.folder), vllm.version, self._folders, foreign.text_of(_ALLOWED_PLUGINS))
-        self._paths = layers(f"vllm-facts/{sha256(repr(key).encode()).hexdigest()[:16]}.json")
+        folders = plugin_folders()
+        self._plugins = read_plugins(folders)
+        self._installed = [folder for folder in folders if folder.endswith("-packages")]
+        key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
+        self._kept = Kept("vllm-facts", key)
 
     def read(self) -> VllmFacts:
         """The recorded facts, or the plugins alone."""
-        import msgspec  # noqa: PLC0415 - few words need the facts
-
-        for path in self._paths:
-            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, msgspec.MsgspecError):
-                content = msgspec.json.decode(path.read_bytes())
-                if are_unchanged(content["files"]):
-                    return msgspec.convert(content["facts"], VllmFacts)
-        return VllmFacts(installed_plugins=read_plugins(self._folders))
+        return (self._kept.read(_facts) or VllmFacts())._replace(installed_plugins=self._plugins)
 
     def record(self, *, imports_all: bool = False) -> None:
         """Records what vLLM has imported in this process, unless that is known; never raises.
@@ -155,18 +149,24 @@ class KeptFacts:
             with suppress(Exception):  # of a library that is missing here
                 importlib.import_module(name.module)
         try:
-            flags = tuple(flags_of(_build_parser()))
-            self._write(VllmFacts(flags, dict(_read_names()), read_plugins(self._folders)))
+            self._write(tuple(flags_of(_build_parser())), dict(_read_names()))
         except Exception as err:  # noqa: BLE001 - another version of vLLM
             logger.debug("vLLM's flags are not recorded: %s", err)
 
-    def _write(self, facts: VllmFacts) -> None:
+    def _write(self, flags: tuple[FlagFact, ...], names: dict[str, tuple[str, ...]]) -> None:
         modules = [module for name, module in sys.modules.items() if name.startswith(_SOURCES)]
         files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
-        content = {"files": store_stamps((*sorted(files), *self._folders, __file__)), "facts": facts}
-        with suppress(OSError):
-            self._paths[0].parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._paths[0], json.dumps(content, separators=(",", ":")))
+        self._kept.write((flags, names), (*sorted(files), *self._installed, __file__))
+
+
+def _facts(value: Any) -> VllmFacts:
+    """From JSON."""
+    flags, names = value
+    known = (
+        FlagFact(tuple(options), kind, nargs, tuple(opposites), is_optional, choices and tuple(choices))
+        for options, kind, nargs, opposites, is_optional, choices in flags
+    )
+    return VllmFacts(tuple(known), {flag: tuple(values) for flag, values in names.items()})
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
@@ -210,7 +210,7 @@ def _turns_off(action: argparse.Action, option: str) -> bool:
     return not getattr(result, action.dest)
 
 
-def _kind_of(convert: Callable[[str], Any] | None) -> tuple[ValueKind, bool]:
+def _kind_of(convert: Any) -> tuple[ValueKind, bool]:
     """How a function of argparse converts a value, and whether the value may be missing."""
     name = getattr(convert, "__name__", "")
     if convert is not None and name in _WRAPPERS:
@@ -247,14 +247,14 @@ def _plugins_in(folder: Path) -> Iterator[Plugin]:
         with suppress(OSError, UnicodeDecodeError, configparser.Error):
             text = path.read_text(encoding="utf-8")
             if "[vllm." in text:
-                yield from _plugins_of(text)
+                yield from _plugins_of(text, path.parent.name)
 
 
-def _plugins_of(text: str) -> Iterator[Plugin]:
+def _plugins_of(text: str, package: str) -> Iterator[Plugin]:
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
     parser.read_string(text)
     for group in filter(parser.has_section, _GROUPS):
         for name, value in parser.items(group):
             if not value.startswith("vllm."):
-                yield Plugin(group, name)
+                yield Plugin(group, name, package)

@@ -356,9 +356,10 @@ class _VllmStart:
         add_compiled()
 
     def _note_failure(self) -> None:
-        if not self._is_ready and sys.exception() is not None:
+        if not self._is_ready:
             self._facts.record()  # so that the next start reports a misspelt flag at once
-            self._compile_cache.note_failure()
+            if sys.exception() is not None:
+                self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
         """Saves what this start recorded in the preload profile, and what vLLM accepts."""

@@ -146,7 +146,7 @@ def test_other_plugins_have_a_record_of_their_own(vllm, tmp_path, monkeypatch, c
     assert (facts.flags, len(facts.installed_plugins)) == ((), changed == "path")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"files": {}, "facts": {"flags": 1}}', "[1]"])
+@pytest.mark.parametrize("content", ["", "{}", '{"stamps": "", "files": {}, "value": [1, {}]}', "[1]"])
 def test_a_damaged_record_is_replaced(vllm, tmp_path, content):
     first = _record(vllm)
     (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()

@@ -45,7 +45,9 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
         *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"
     ) -> CheckedStart:
         known = VllmFacts() if is_first else facts
-        known = known._replace(installed_plugins=(Plugin("vllm.general_plugins", "own"),) if has_plugin else ())
+        known = known._replace(
+            installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
+        )
         plan = CommandLine.of(words).plan
         return CheckedStart(InstalledVllm(version, package), known, read_arguments(words, known), plan)
 
