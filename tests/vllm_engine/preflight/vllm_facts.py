@@ -5,6 +5,7 @@ has the recorded `facts`, and for each option of the `flags` which values vLLM a
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -34,6 +35,7 @@ def main(question: str, answer: str) -> None:
 def record() -> VllmFacts:
     """Records the facts of the installed vLLM in the cache folder, with an import of it."""
     kept = KeptFacts(require_vllm())
+    importlib.import_module("vllm.entrypoints.cli.serve")
 
     kept.record(imports_all=True)
     return kept.read()
