@@ -34,7 +34,7 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.installed import InstalledVllm, require_vllm
-from startup.vllm.launch.hooks import leave_out_unfit
+from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
@@ -98,7 +98,7 @@ class SharedImports:
         """
         was_enabled = gc.isenabled()
         gc.disable()
-        leave_out_unfit(self._vllm)
+        leave_out_unneeded(self._vllm)
         prepare_spans()
         prepare_compiled_models()
         prepare_temp_files()

@@ -111,9 +111,21 @@ def test_vllm_with_another_uvicorn_starts_plain(folder):
         assert start.responders() == start.forkservers() == []
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
-        assert "starts without preloading: the hook 'serving' does not fit this version" in warning
-        assert "uvicorn.server has no Server.startup" in warning
+        assert "the hook 'serving' does not fit this version (uvicorn.server has no Server.startup)" in warning
+        assert "starts again without preloading" in warning
         assert start.lines_with("Traceback") == []
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        (warning,) = start.lines_with("WARNING")
+        assert "starts without preloading: an earlier start with preloading failed" in warning
+
+
+def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
+    fake = rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind(")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        (warning,) = start.lines_with("WARNING")
+        assert "starts without preloading: the hook 'port' does not fit this version" in warning
 
 
 def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):
