@@ -64,7 +64,9 @@ def test_the_reason_of_a_plain_start(version, variables, words, reason, folder, 
 
 @pytest.mark.parametrize("words", [("org/image", "--omni", "--own-flag", "1"), ("--omni", "org/image")], ids=" ".join)
 def test_a_command_of_vllm_omni_reaches_it_unchanged_and_without_a_preflight(words, folder):
-    delegates = 'def main() -> None:\n    if "--omni" in sys.argv:\n        return print("omni:", sys.argv[1:])\n'
+    delegates = (
+        'import sys\ndef main() -> None:\n    if "--omni" in sys.argv:\n        return print("omni:", sys.argv[1:])\n'
+    )
     fake = rewrite(variant(folder), "def main() -> None:\n", delegates)
     done = run_fake(folder, *words, env=environment(folder, fake))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"omni: {['serve', *words]}\n", "")

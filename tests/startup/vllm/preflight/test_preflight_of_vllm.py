@@ -28,7 +28,7 @@ def serve() -> "Iterator[Serve]":
                 capture_output=True,
                 text=True,
                 cwd=folder,
-                env=environment(folder, FAKE, VLLM_TARGET_DEVICE="cpu", **variables),
+                env=environment(folder, FAKE, VLLM_TARGET_DEVICE="cpu", **{"VCLI_PREFLIGHT": None, **variables}),
                 timeout=120,
             )
 
