@@ -1,15 +1,27 @@
 """What a hook is: a change that the launcher makes in other programs' modules, and what it relies on there.
 
-A module that places a hook declares it and takes the names from the declaration, so that `vllm-cli preload
-check` checks what the hook really uses. All hooks are listed in `startup.vllm.launch.hooks`.
+A module that places a hook declares it and takes the names from the declaration, so that what the hook really
+uses is checked: texts in the files of their modules, names once their modules are imported. All hooks are
+listed in `startup.vllm.launch.hooks`.
 """
 
-from collections.abc import Iterable
+import ast
+import inspect
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal, TypeAlias
 
 from envs.registry import env
+
+logger = logging.getLogger(__name__)
 
 Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
@@ -45,6 +57,46 @@ class Name:
         owner, _, name = self.path.rpartition(".")
         setattr(Name(self.module, owner).get(module) if owner else module, name, value)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The module."""
+        return (self.module,)
+
+    def problems(self, module: ModuleType) -> Iterator[str]:
+        """Why the loaded module does not have what the hook needs."""
+        if not self.path:
+            return
+        value = self._find(module)
+        if value is _MISSING:
+            yield f"{self.module} has no {self.path}"
+        elif self.parameters is not None and inspect.isroutine(inspect.unwrap(value)):
+            yield from self._differences(value)
+
+    def _find(self, module: ModuleType) -> Any:
+        """The value; an attribute that only instances have is known by its annotation or assignment."""
+        value: Any = module
+        for part in self.path.split("."):
+            owner, value = value, getattr(value, part, _MISSING)
+            if value is _MISSING:
+                return None if inspect.isclass(owner) and _is_set(owner, part) else _MISSING
+        return value
+
+    def _differences(self, function: Any) -> Iterator[str]:
+        """Parameters that the hook passes and the function does not take, or needs and does not get."""
+        try:
+            given = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # of compiled code
+            return
+        if "." in self.path and given and given[0].name in ("self", "cls"):
+            given = given[1:]
+        taken = [each for each in given if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        names, passed = [each.name for each in taken], self.parameters or ()
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in given)
+        if unknown := [parameter for parameter in passed if not takes_any and parameter not in names]:
+            yield f"{self.module}.{self.path} takes no {', '.join(unknown)}"
+        if needed := [each.name for each in taken if each.name not in passed and each.default is each.empty]:
+            yield f"{self.module}.{self.path} needs {', '.join(needed)}"
+
 
 @dataclass(frozen=True)
 class Text:
@@ -60,6 +112,11 @@ class Text:
     def __str__(self) -> str:
         return f"{self.modules[0]}: {self.meaning}"
 
+    def is_found(self) -> bool:
+        """Whether a file of one of the modules has it; none is imported."""
+        texts = (path.read_text(encoding="utf-8", errors="replace") for path in map(_source, self.modules) if path)
+        return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -72,8 +129,31 @@ class Reads:
     def __str__(self) -> str:
         return f"{self.function.module}.{self.function.path} reads of {self.argument}: {', '.join(self.attributes)}"
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The function's module."""
+        return self.function.modules
+
+    def problems(self, module: ModuleType) -> Iterator[str]:
+        """Which attributes the function of the loaded module reads, too; nothing without the function."""
+        function = self.function._find(module)
+        if function is _MISSING:
+            return
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+        attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+        read = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == self.argument}
+        if unknown := read.difference(self.attributes):
+            name = f"{self.function.module}.{self.function.path}"
+            yield f"{name} reads {', '.join(sorted(unknown))} of {self.argument} too"
+
 
 Need: TypeAlias = Name | Text | Reads
+
+_MISSING: Final = object()
+
+
+class UnfitHookError(Exception):
+    """A hook without which vLLM must start without preloading does not fit."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +178,38 @@ class Hook:
 
     @property
     def applies(self) -> bool:
-        """Whether the hook may be placed: it fits, and VCLI_LEAVE_OUT does not name it."""
-        return self.name not in _left_out and self.name not in env.VCLI_LEAVE_OUT.get()
+        """Whether the hook may be placed: VCLI_LEAVE_OUT does not name it, and it fits as far as is known.
+
+        A hook that does not fit is left out from then on, with a warning.
+
+        Raises:
+            UnfitHookError: the hook does not fit and is essential.
+        """
+        if self.name in _left_out or self.name in env.VCLI_LEAVE_OUT.get():
+            return False
+        if (problem := next(self.problems(), None)) is None:
+            return True
+        if self.is_essential:
+            raise UnfitHookError(f"the hook {self.name!r} does not fit this version ({problem})")
+        _left_out.add(self.name)
+        _unfit.append(self.name)
+        if not _State.is_silent:
+            log_unfit([self.name])
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """Why the hook does not fit: in files, and in modules that are loaded; each need is checked once."""
+        for need in self.needs:
+            if need not in _met and _is_package(need.modules[0]):
+                found = list(_problems(need))
+                yield from found
+                if not found and (isinstance(need, Text) or need.modules[0] in sys.modules):
+                    _met.add(need)
+
+    @property
+    def absent_packages(self) -> list[str]:
+        """Packages that the hook is about and that are not installed here."""
+        return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
 
 
 def uses(part: Part) -> bool:
@@ -113,6 +223,13 @@ def names_without(part: Part) -> str:
 
 
 _left_out: Final[set[str]] = set()
+_unfit: Final[list[str]] = []
+"""Those of them that do not fit."""
+_met: Final[set[Need]] = set()
+
+
+class _State:
+    is_silent = False
 
 
 def leave_out(names: Iterable[str]) -> None:
@@ -123,3 +240,84 @@ def leave_out(names: Iterable[str]) -> None:
 def left_out() -> tuple[str, ...]:
     """The names of these hooks, in alphabetical order."""
     return tuple(sorted(_left_out))
+
+
+def unfit() -> tuple[str, ...]:
+    """The names of those that were found not to fit."""
+    return tuple(_unfit)
+
+
+def find_unfit_silently() -> None:
+    """From now on, this process and its forks log no warnings about hooks: the launcher does."""
+    _State.is_silent = True
+
+
+def log_unfit(names: Iterable[str]) -> None:
+    """Logs in one line which speed-ups this version of vLLM lacks."""
+    logger.warning("%s", UNFIT.format(", ".join(map(repr, names))))
+
+
+UNFIT: Final = (
+    "vLLM starts without some speed-ups, since these hooks do not fit: {}; `vllm-cli preload check` shows all"
+)
+
+
+def _problems(need: Need) -> Iterator[str]:
+    if not any(map(_source, need.modules)):
+        yield f"module {' or '.join(need.modules)} is missing"
+    elif isinstance(need, Text):
+        if not need.is_found():
+            yield f"{' or '.join(need.modules)}: {need.meaning} is not found"
+    elif (module := sys.modules.get(need.modules[0])) is not None and not _is_being_imported(module):
+        yield from need.problems(module)
+
+
+def _is_being_imported(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False)) and module.__name__ not in _executed
+
+
+_executed: Final[set[str]] = set()
+"""Modules whose code has ended, although their import has not."""
+
+
+def note_executed(module: str) -> None:
+    """The code of a module has ended: from now on its names are checked."""
+    _executed.add(module)
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_package(module: str) -> bool:
+    """Whether the package of a module is installed here."""
+    return _package(_root(module)) is not None
+
+
+@cache
+def _package(root: str) -> Path | None:
+    """The folder of a package, or the file of a module; it is not imported."""
+    try:
+        spec = find_spec(root)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None
+    return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module; None for a missing or compiled one."""
+    package = _package(_root(module))
+    if package is None or not package.is_dir():
+        return package
+    path = package.joinpath(*module.split(".")[1:])
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _is_set(owner: type, name: str) -> bool:
+    """Whether instances of a class have the attribute."""
+    if any(name in vars(each).get("__annotations__", ()) for each in owner.__mro__):
+        return True
+    source = _source(owner.__module__)
+    return source is not None and re.search(rf"\bself\.{name}\b", source.read_text(encoding="utf-8")) is not None

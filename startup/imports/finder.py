@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from startup.hooks.hook import Name
+from startup.hooks.hook import Hook, Name, UnfitHookError, note_executed
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +24,14 @@ Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 """The spec of a module that is imported instead of the one of this name; None for the module itself."""
 
 
-def after_import(name: str, action: Action) -> None:
+def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
     """Calls `action` once the module has been imported; at once if it is loaded already.
 
-    An error in the action is logged; the import succeeds all the same.
+    An error in the action is logged; the import succeeds all the same. For a hook, nothing is called if what
+    it needs of the imported modules is not there; the import raises UnfitHookError if the hook is essential.
     """
+    if hook is not None:
+        action = functools.partial(_run_if_it_applies, hook, action)
     module = sys.modules.get(name)
     if module is not None:
         _run(action, module)
@@ -37,14 +40,20 @@ def after_import(name: str, action: Action) -> None:
     _finder.settle()
 
 
-def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]]) -> None:
+def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hook: Hook) -> None:
     """Replaces a function by what `wrap` makes of it, once its module has been imported."""
 
     def replace_function(module: ModuleType) -> None:
         function = name.get(module)
         name.replace(module, functools.wraps(function)(wrap(function)))
 
-    after_import(name.module, replace_function)
+    after_import(name.module, replace_function, hook)
+
+
+def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:
+    note_executed(module.__name__)
+    if hook.applies:
+        action(module)
 
 
 def before_import(name: str, action: Action) -> None:
@@ -189,6 +198,8 @@ class _ActingLoader:
 def _run(action: Action, module: ModuleType) -> None:
     try:
         action(module)
+    except UnfitHookError:
+        raise
     except Exception as err:  # noqa: BLE001 - another version of the module works without the action
         effect = "the start continues without the optimisations that need it"
         logger.warning("%s is not as expected: %s; %s", module.__name__, err, effect)

@@ -19,8 +19,7 @@ from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
 from startup.serve_words import OMNI, is_flag_like, is_for_information, normalise, split
-from startup.vllm.facts.installed_facts import read_facts
-from startup.vllm.facts.vllm_facts import FlagFact
+from startup.vllm.facts import FlagFact, read_facts
 from startup.vllm.installed import find_vllm
 from startup.vllm.known_flags import flags_that_change, num_values
 
@@ -37,6 +36,19 @@ _CONFIG: Final = "--config"
 
 _LEVEL: Final = re.compile(r"-O.")
 """`-O3` and `-O.mode=3` have their value attached."""
+
+_SWITCH: Final = re.compile(
+    r"--(?:(?:no|enable|disable|skip|trust|use)-(?!access-log-for-endpoints).*|async-scheduling|enforce-eager|grpc|"
+    r"headless|language-model-only)|-ep|-dp[ehm]"
+)
+"""The common switches of tested releases, by which MODEL is found before vLLM's flags are recorded."""
+_SEVERAL: Final = (
+    "--allowed-media-domains", "--api-key", "--collect-detailed-traces", "--cpu-offload-params",
+    "--cudagraph-capture-sizes", "--hf-token", "--ignore-patterns", "--kv-cache-dtype-skip-layers",
+    "--logits-processors", "--lora-modules", "--lora-target-modules", "--numa-bind-cpus", "--numa-bind-nodes",
+    "--offload-params", "--served-model-name", "--sleep-preserve-parameter-names",
+)  # fmt: skip
+"""Its flags that take several values."""
 
 _DEFAULT_PORT: Final = 8000
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
@@ -151,7 +163,7 @@ class CommandLine:
 def _with_model_first(words: Sequence[str]) -> Sequence[str]:
     """The same words with MODEL in front, where everything here looks for it.
 
-    Behind a flag, only the flags of the installed vLLM tell MODEL from a value.
+    Behind a flag, only the flags of the installed vLLM distinguish MODEL from a value.
     """
     is_named_by_flag = _CONFIG in words or any(normalise(word.partition("=")[0]) == "--model" for word in words)
     if all(map(is_flag_like, words)) or not is_flag_like(words[0]) or is_named_by_flag or OMNI in words:
@@ -159,14 +171,22 @@ def _with_model_first(words: Sequence[str]) -> Sequence[str]:
     if (vllm := find_vllm()) is None:
         return words
     numbers = _numbers_of_values(read_facts(vllm).flags)
+    if not numbers and not vllm.is_tested:
+        return words
+    number_of = (lambda name: numbers.get(name, "?")) if numbers else _usual_number
     place = 0
-    for given in split(words, lambda name: 0 if _LEVEL.match(name) else numbers.get(name, "?")):
+    for given in split(words, lambda name: 0 if _LEVEL.match(name) else number_of(name)):
         if given.words[0] == "--":
             place += 1
         if not given.flag and place < len(words):
             return (words[place], *words[:place], *words[place + 1 :])
         place += len(given.words)
     return words
+
+
+def _usual_number(name: str) -> int | str:
+    """How many values a flag of a tested release takes."""
+    return 0 if _SWITCH.fullmatch(name) else "+" if name in _SEVERAL else 1
 
 
 def _numbers_of_values(flags: Iterable[FlagFact]) -> dict[str, int | str]:

@@ -124,7 +124,7 @@ def make_calls_cheap() -> None:
     """From now on; a second call does nothing."""
     if not CHEAP_CALLS.applies:
         return
-    after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source))
+    after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
 

@@ -97,6 +97,8 @@ class StartRecordings:
     """Variables of children that the forkserver started without."""
     failed: dict[str, str] = field(default_factory=dict)
     """Modules that the forkserver could not preload, with the error."""
+    unfit: set[str] = field(default_factory=set)
+    """Hooks that the forkserver has left out."""
     num_threads: int = 1
     """The forkserver's threads when it could begin to fork."""
 
@@ -120,6 +122,7 @@ class StartRecordings:
             self.modules.setdefault(line["process"], []).extend(line["modules"])
         self.environment.update(line.get("environment", {}))
         self.failed.update(line.get("failed", {}))
+        self.unfit.update(line.get("unfit", ()))
         self.num_threads = max(self.num_threads, line.get("num_threads", 1))
 
 

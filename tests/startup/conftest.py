@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
+from startup.hooks import hook
 from startup.imports import finder
 from tests.support.hub import HubServer
 
@@ -29,11 +30,18 @@ class ToyPackages:
         (folder / f"{last}.py").write_text(source)
         importlib.invalidate_caches()
 
+    def fit(self, placed: hook.Hook) -> None:
+        """Takes all that a hook needs for granted, also what no module here has."""
+        hook._met.update(placed.needs)
+
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackages]:
     """Removes the test's modules and finders at its end."""
     monkeypatch.setattr(finder, "_finder", finder._Finder())
+    for name in ("_left_out", "_unfit", "_met", "_executed"):
+        monkeypatch.setattr(hook, name, type(getattr(hook, name))())
+    monkeypatch.setattr(hook, "_package", hook._package.__wrapped__)
     modules, finders, path = set(sys.modules), list(sys.meta_path), list(sys.path)
     sys.path.insert(0, str(tmp_path))
     yield ToyPackages(tmp_path)

@@ -114,15 +114,65 @@ def build_hooks_page() -> str:
     """Every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run; no\n"
-        "file is changed. `vllm-cli preload check` compares this table with the sources of an installed or unpacked\n"
-        "vLLM, and so does each start, which leaves out what does not fit and says so in one line. If a hook in\n"
-        "**bold** does not fit, vLLM starts without preloading, as `vllm serve` does. VCLI_LEAVE_OUT leaves out other\n"
-        "hooks by name, to measure or isolate them."
+        "file is changed. A hook is checked where it is placed: texts in files, names in the imported module. What\n"
+        "does not fit is left out, with a warning. If a hook in **bold** does not fit, vLLM starts without\n"
+        "preloading, as `vllm serve` does; where only an import shows it, this start begins again, and later ones\n"
+        "are plain at once. `vllm-cli preload check` imports all modules and checks all hooks. VCLI_LEAVE_OUT\n"
+        "leaves out other hooks by name, to measure or isolate them."
     )
     sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), ""]
     sections += ["## What each hook relies on", ""]
     sections += [line for hook in HOOKS for line in _item(hook.name, (f"`{need}`" for need in hook.needs))]
+    sections += ["", "## Code that lives by the shape of other code", ""]
+    sections += _table(("Code", "What it takes for granted", "Otherwise", "Test"), _SHAPES)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
+
+
+_SHAPES: Final = (
+    (
+        "`patches/compiled_models.py:_note_text`",
+        "the caller of `safe_hash` has `self`, and its source appends each hashed expression to a list",
+        "`explain` shows the hashed text as a whole, without names",
+        "`vllm_engine/test_compile_reasons.py`",
+    ),
+    (
+        "`patches/model_caches.py:PreparedPool`",
+        "vLLM's renderer calls `copy.copy`: its module is two frames above `__copy__`",
+        "the tokenizer is copied again: a slower warm start",
+        "`vllm_engine/test_same_as_plain.py`",
+    ),
+    (
+        "`patches/early_engine.py:_replace_init`",
+        "`AsyncLLM.__init__` makes renderer, input processor and client by names of its module",
+        "the hook does not fit, or vLLM gets a second client and the first one is stopped",
+        "`vllm_engine/test_same_as_plain.py`",
+    ),
+    (
+        "`patches/late_imports.py`",
+        "import statements outside of functions, whose names are used only in calls and annotations",
+        "a statement that is not there has no effect; another use of a name imports its module",
+        "`vllm_engine/test_same_as_plain.py`",
+    ),
+    (
+        "`vllm/facts.py:_kind_of`",
+        "the names of vLLM's functions that convert values, and of the function that they wrap",
+        "the values of such flags are not checked before vLLM",
+        "`vllm_engine/test_vllm_facts.py`",
+    ),
+    (
+        "`vllm/imports.py:_get_source`",
+        "torch counts the frames up to the code that defines an operator, as `inspect.stack` does",
+        "the hook does not fit; else an operator's error names another line",
+        "`vllm_engine/test_same_as_plain.py`",
+    ),
+    (
+        "`causes/own_faults.py`, `causes/known/places.py`",
+        "the functions of vLLM and multiprocessing in tracebacks",
+        "`explain` shows a more general cause; a fault of ours may be taken for one of vLLM's",
+        "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
+    ),
+)
+"""Code, the shape of foreign code that it relies on, what happens without it, and tests with real vLLM."""
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {

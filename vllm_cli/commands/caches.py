@@ -36,7 +36,7 @@ _OTHERS: Final = {
     "preload profiles": ("preload/*", "plain/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),
-    "flags and hooks of vLLM": ("vllm-facts/*", "hooks/*"),
+    "flags of vLLM": ("vllm-facts/*", "hooks/*"),
 }
 """What this program keeps besides compiled models: patterns of files in its cache folder."""
 

@@ -29,19 +29,20 @@ def preload() -> None:
     "--vllm",
     "path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder that contains vLLM, such as an unpacked wheel or site-packages.",
+    help="A folder that contains vLLM, such as an unpacked wheel; its libraries are installed or lie beside it.",
     show_default="the installed vLLM",
 )
 def check(*, as_json: bool, path: "Path | None") -> None:
-    """Check which hooks fit a version of vLLM, and of the libraries beside it, by their sources.
+    """Check which hooks fit a version of vLLM and its libraries, whose modules it imports.
 
     A hook is a place where the launcher changes or uses another program's internals (docs/dev/vllm-hooks.md).
-    Nothing is imported from vLLM. Exit codes: 0 if all hooks fit, 1 if one does not, 2 without a vLLM.
+    Records vLLM's flags for the checks of later starts. Exit codes: 0 if all hooks fit, 1 if one does not, 2
+    without a vLLM.
 
     \b
     Examples:
       vllm-cli preload check
-      pip download --no-deps vllm && unzip -q 'vllm-*.whl' -d new && vllm-cli preload check --vllm new
+      pip install --target new vllm && vllm-cli preload check --vllm new
     """
     from startup.vllm.installed import require_vllm, vllm_in
     from startup.vllm.launch.hooks import report_hooks
@@ -50,7 +51,9 @@ def check(*, as_json: bool, path: "Path | None") -> None:
         vllm = require_vllm() if path is None else vllm_in(path)
     except StartupError as err:
         raise click.UsageError(str(err)) from err
-    report = report_hooks(vllm, is_installed=path is None)
+    if path is not None:
+        sys.path.insert(0, str(path.absolute()))
+    report = report_hooks(vllm)
     click.echo(json.dumps(report.to_fields(), indent=2) if as_json else "\n".join(_describe_check(report)))
     sys.exit(0 if report.all_fit else 1)
 

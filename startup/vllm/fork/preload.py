@@ -21,7 +21,7 @@ from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
 from startup.compile_cache.exchange import Exchange  # noqa: E402
 from startup.crash.output_record import OutputRecord  # noqa: E402
-from startup.hooks.hook import leave_out, uses  # noqa: E402
+from startup.hooks.hook import find_unfit_silently, leave_out, unfit, uses  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
@@ -44,6 +44,7 @@ def _preload(plan: PreloadPlan) -> None:
         follow_parent(launcher)
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     leave_out(plan.left_out)
+    find_unfit_silently()
     journal = Journal(Path(plan.folder))
     record = OutputRecord(Path(plan.folder))
     record_spans(journal, record)
@@ -65,7 +66,7 @@ def _preload(plan: PreloadPlan) -> None:
     gc.freeze()
     gc.enable()
     redirect_spawn(journal, record, environment=environment_at_exec())
-    journal.write(failed=failed, num_threads=threading.active_count())
+    journal.write(failed=failed, num_threads=threading.active_count(), unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
 

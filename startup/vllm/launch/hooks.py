@@ -1,30 +1,24 @@
-"""All hooks, and which of them fit the installed vLLM: checked once, later read from a file.
+"""All hooks, and which of them fit the installed vLLM.
 
-The check parses some sources of vLLM and its libraries. Its result is valid while these files are the same.
 To add a hook: declare it in the module that places it, and place it only if it `applies`; run `make docs`.
 A new module with hooks is added to `_PLACED_IN`.
 """
 
-import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from functools import cache
-from hashlib import sha256
-from typing import Any, Final, NamedTuple, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from base.machine.file_stamps import are_unchanged, store_stamps
-from base.machine.files import write_whole
 from envs.registry import env
-from startup.caches import layers
-from startup.hooks.hook import Hook, Part, leave_out
-from startup.hooks.sources import Finding, Sources, check_hooks, installed_package, packages_beside
+from startup.hooks.hook import Hook, Part, Text, leave_out, log_unfit, unfit
 from startup.imports import lean, scan_cache
 from startup.processes import forkserver as own_forkserver
 from startup.processes import interpreter, library_state
-from startup.vllm import command_line, imports
+from startup.vllm import command_line, facts, imports
+from startup.vllm.facts import KeptFacts
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
+from startup.vllm.imports import import_leniently
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches import (
     compiled_models,
@@ -46,7 +40,7 @@ logger = logging.getLogger(__name__)
 _PLACED_IN: Final = (
     command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
     spans, model_registry, compiler, compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean,
-    library_state, temp_files, process_titles,
+    library_state, temp_files, process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 
@@ -56,40 +50,34 @@ _BY_NAME: Final = {hook.name: hook for hook in HOOKS}
 _COMMAND: Final = "`vllm-cli preload check` shows all"
 
 
-@cache
-def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
-    """One finding per hook."""
-    paths = layers(f"hooks/{_key(vllm)}.json")
-    for path in paths:
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            content = json.loads(path.read_bytes())
-            if are_unchanged(content["files"]):
-                return tuple(Finding(hook, state, tuple(reasons)) for hook, state, reasons in content["findings"])
-    sources = Sources(installed_package)
-    findings = tuple(check_hooks(HOOKS, sources, vllm.release))
-    files = store_stamps(map(str, sources.looked_at))
-    with suppress(OSError):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        write_whole(paths[0], json.dumps({"files": files, "findings": findings}))
-    return findings
+HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
+"""`not needed`: by this release of vLLM. `not checked`: packages are missing, or cannot be imported."""
+
+
+class Finding(NamedTuple):
+    """The result for one hook."""
+
+    hook: str
+    state: HookState
+    reasons: tuple[str, ...] = ()
+    """What is missing or changed, or which packages are missing."""
+
+
+def leave_out_unneeded(vllm: InstalledVllm) -> None:
+    """From now on, this process and its forks place no hooks for other releases."""
+    leave_out(hook.name for hook in HOOKS if not hook.is_for(vllm.release))
 
 
 def leave_out_unfit(vllm: InstalledVllm) -> None:
-    """From now on, this process and its forks place only hooks that fit."""
-    leave_out(_hooks_to_leave_out(check_installed(vllm)))
-
-
-def log_left_out(vllm: InstalledVllm) -> None:
-    """Logs in one line which speed-ups this version of vLLM lacks."""
-    findings = check_installed(vllm)
-    if (notice := describe_unfit(findings)) is not None:
-        logger.warning("vLLM %s %s", vllm.version, notice)
+    """The same, and those that do not fit as far as it is known without an import: one line names them."""
+    leave_out_unneeded(vllm)
+    needed = (hook for hook in HOOKS if hook.is_for(vllm.release) and not hook.is_essential)
+    early = [hook.name for hook in needed if next(hook.problems(), None) is not None]
+    leave_out(early)
+    if names := sorted({*early, *unfit()}):
+        log_unfit(names)
     if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
         logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
-
-
-def _hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
-    return [finding.hook for finding in findings if finding.state in ("does not fit", "not needed")]
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
@@ -97,25 +85,12 @@ def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
     return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(Part)))
 
 
-def find_obstacle(findings: Iterable[Finding]) -> str | None:
-    """Why vLLM must start without preloading, as a text; None if all essential hooks fit."""
-    for finding in findings:
-        if finding.state == "does not fit" and hook_of(finding).is_essential:
-            return f"the hook {finding.hook!r} does not fit this version ({finding.reasons[0]}); {_COMMAND}"
+def find_obstacle() -> str | None:
+    """Why vLLM must start without preloading, as far as it is known; None if all essential hooks fit."""
+    for hook in HOOKS:
+        if hook.is_essential and (problem := next(hook.problems(), None)) is not None:
+            return f"the hook {hook.name!r} does not fit this version ({problem}); {_COMMAND}"
     return None
-
-
-def describe_unfit(findings: Sequence[Finding]) -> str | None:
-    """One line about the hooks that do not fit, to be continued after vLLM's version; None if all fit."""
-    names = [repr(finding.hook) for finding in findings if finding.state == "does not fit"]
-    if not names:
-        return None
-    return f"starts without some speed-ups, since these hooks do not fit: {', '.join(names)}; {_COMMAND}"
-
-
-def _key(vllm: InstalledVllm) -> str:
-    """The name of the file for this installation and table of hooks."""
-    return sha256(repr((sys.version, str(vllm.folder), vllm.version, HOOKS)).encode()).hexdigest()[:16]
 
 
 class HookReport(NamedTuple):
@@ -139,10 +114,30 @@ class HookReport(NamedTuple):
         return {**version, "fits": self.all_fit, "hooks": hooks}
 
 
-def report_hooks(vllm: InstalledVllm, *, is_installed: bool) -> HookReport:
-    """Reads the sources of vLLM and its libraries, which lie beside it if it is not installed."""
-    find = installed_package if is_installed else packages_beside(vllm.folder.parent)
-    return HookReport(vllm, check_hooks(HOOKS, Sources(find), vllm.release))
+def report_hooks(vllm: InstalledVllm) -> HookReport:
+    """Imports the modules that hooks need, and records what vLLM accepts."""
+    facts = KeptFacts(vllm)
+    with redirect_stdout(sys.stderr):
+        failed = import_leniently({module: None for hook in HOOKS for module in _imported(hook)})
+        facts.record(imports_all=True)
+    return HookReport(vllm, [_check(hook, vllm, failed) for hook in HOOKS])
+
+
+def _imported(hook: Hook) -> Iterator[str]:
+    return (need.modules[0] for need in hook.needs if not isinstance(need, Text))
+
+
+def _check(hook: Hook, vllm: InstalledVllm, failed: Mapping[str, str]) -> Finding:
+    if not hook.is_for(vllm.release):
+        return Finding(hook.name, "not needed")
+    if reasons := tuple(hook.problems()):
+        return Finding(hook.name, "does not fit", reasons)
+    absent = hook.absent_packages
+    unknown = [f"{package} is not installed here" for package in absent]
+    for module in _imported(hook):
+        if module in failed and module.partition(".")[0] not in absent:
+            unknown.append(f"{module} cannot be imported here ({failed[module]})")
+    return Finding(hook.name, "not checked" if unknown else "applies", tuple(unknown))
 
 
 def hook_of(finding: Finding) -> Hook:

@@ -22,7 +22,7 @@ from startup.model.location import without_file_scheme
 from startup.processes.library_state import update_hub
 from startup.serve_words import normalise
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts.vllm_facts import plugin_folders, read_plugins
+from startup.vllm.facts import plugin_folders, read_plugins
 
 logger = logging.getLogger(__name__)
 

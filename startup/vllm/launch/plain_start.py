@@ -21,7 +21,7 @@ from startup.timeline import start_origin
 from startup.vllm.command_line import CommandLine, run_plain_vllm
 from startup.vllm.fork.preload_profile import disabled_reason, enable_preloading
 from startup.vllm.installed import OLDEST, InstalledVllm
-from startup.vllm.launch.hooks import check_installed, find_obstacle
+from startup.vllm.launch.hooks import find_obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"{failure}; `vllm-cli caches prune --all` enables it again")
     if interpreter.is_free_threaded():
         return PlainReason(f"{interpreter.name()} is not supported")
-    if (obstacle := find_obstacle(check_installed(vllm))) is not None:
+    if (obstacle := find_obstacle()) is not None:
         return PlainReason(obstacle)
     return None
 

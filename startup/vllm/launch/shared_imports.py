@@ -21,6 +21,7 @@ from startup.model.request import ModelRequest
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.serve_words import ServeWords, is_eager
 from startup.vllm.command_line import CommandLine
+from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
@@ -32,8 +33,8 @@ from startup.vllm.fork.preload_profile import (
     platform_modules,
 )
 from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
-from startup.vllm.installed import InstalledVllm
-from startup.vllm.launch.hooks import leave_out_unfit
+from startup.vllm.installed import InstalledVllm, require_vllm
+from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
@@ -97,7 +98,7 @@ class SharedImports:
         """
         was_enabled = gc.isenabled()
         gc.disable()
-        leave_out_unfit(self._vllm)
+        leave_out_unneeded(self._vllm)
         prepare_spans()
         prepare_compiled_models()
         prepare_temp_files()
@@ -226,8 +227,10 @@ def main(role: str, model: str) -> None:
         if model:
             inspect_models(model_modules(Path(model)))
     else:
+        facts = KeptFacts(require_vllm())
         with learned_imports():
             failed = import_api_server(LATER_MODULES)
         if failed:
             sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
         learn()
+        facts.record(imports_all=True)

@@ -28,7 +28,7 @@ from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord
 from startup.download.messages import DownloadError, use_first_endpoint
 from startup.errors import StartupError
-from startup.hooks.hook import names_without, uses
+from startup.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
 from startup.preflight.all_checks import PreflightOptions
@@ -42,6 +42,7 @@ from startup.timeline import start_origin
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
+from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import StartKind, disable_preloading, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
@@ -51,7 +52,7 @@ from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_inspections
 from startup.vllm.launch.compile_cache import CompileCache, forbid_compiling
 from startup.vllm.launch.crash_digest import CrashDigest
-from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
+from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm.launch.plain_start import (
     END_S,
@@ -144,6 +145,7 @@ class _VllmStart:
         self._options = options
         self._model = line.model_folder
         self._profile = load_profile(StartKind.of(vllm, line.words, self._model))
+        self._facts = KeptFacts(vllm)
         self._session = StartSession(self._subject(), timeline)
         self._span = timeline.span
         self._journal: Journal
@@ -175,7 +177,6 @@ class _VllmStart:
         log_as("launcher", self._options.log_format, session.phase)
         session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
         leave_out_unfit(self._vllm)
-        log_left_out(self._vllm)
         self._begin_records()
         add_baked_inspections(self._journal.folder)
         session.stack.callback(self._compile_cache.close)
@@ -313,6 +314,8 @@ class _VllmStart:
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
+        if (obstacle := find_obstacle()) is not None:
+            raise UnfitHookError(obstacle)
         if is_lean and failed:
             logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
@@ -354,18 +357,23 @@ class _VllmStart:
         add_compiled()
 
     def _note_failure(self) -> None:
-        if not self._is_ready and sys.exception() is not None:
-            self._compile_cache.note_failure()
+        if not self._is_ready:
+            self._facts.record()  # so that the next start reports a misspelt flag at once
+            if sys.exception() is not None:
+                self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
-        """Saves what this start recorded in the preload profile."""
+        """Saves what this start recorded in the preload profile, and what vLLM accepts."""
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
+        if names := recordings.unfit.difference(left_out()):
+            log_unfit(sorted(names))
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
             learn(name for names in recordings.modules.values() for name in names)
+        self._facts.record()
         return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:

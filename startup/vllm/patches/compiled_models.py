@@ -98,12 +98,12 @@ def prepare_compiled_models() -> None:
     """Prepares vLLM's modules, which are imported from now on, for `tell_compiled_models`."""
     if COMPILED_MODELS.applies and not _State.is_prepared:
         _State.is_prepared = True
-        wrap_after_import(_ENVIRONMENT, _with_hardware)
-        wrap_after_import(_GET_FACTORS, _note_factors)
-        wrap_after_import(_HASH_TEXT, _note_text)
-        wrap_after_import(_INIT_DEVICE, _tell_early)
-        after_import(_DECORATORS, _replace_load)
-        wrap_after_import(_COMPILE, _with_record)
+        wrap_after_import(_ENVIRONMENT, _with_hardware, COMPILED_MODELS)
+        wrap_after_import(_GET_FACTORS, _note_factors, COMPILED_MODELS)
+        wrap_after_import(_HASH_TEXT, _note_text, COMPILED_MODELS)
+        wrap_after_import(_INIT_DEVICE, _tell_early, COMPILED_MODELS)
+        after_import(_DECORATORS, _replace_load, COMPILED_MODELS)
+        wrap_after_import(_COMPILE, _with_record, COMPILED_MODELS)
 
 
 def factors_of(config: Any) -> HashedFactors:

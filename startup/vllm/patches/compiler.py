@@ -93,7 +93,7 @@ def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
 def compiler_imported(when: CompilerTime) -> Iterator[None]:
     """Around imports of vLLM: delays the import of the compiler, unless it is loaded already."""
     if when != "now" and LAZY_COMPILE.applies:
-        after_import(_COMPILE.module, _make_compile_lazy)
+        after_import(_COMPILE.module, _make_compile_lazy, LAZY_COMPILE)
     if when == "late" and LATE_COMPILER.applies:
         delay_import(COMPILER, patched_by=_PATCH_COMPILER)
     if when != "deferred" or not DEFERRED_COMPILER.applies:
@@ -130,7 +130,7 @@ def _without_inner_kernels() -> Iterator[None]:
 def repair_loading() -> None:
     """From now on, this process and its forks load compiled models that vLLM has stored."""
     if AOT_LOADING.applies:
-        after_import(_DECORATORS, _add_finalize_loading)
+        after_import(_DECORATORS, _add_finalize_loading, AOT_LOADING)
 
 
 def _add_finalize_loading(decorators: ModuleType) -> None:

@@ -70,7 +70,7 @@ _INTERVAL_S: Final = 0.25
 def start_engine_early(wait: "EngineWait") -> None:
     """From now on, vLLM's asynchronous client starts its engine first."""
     if EARLY_ENGINE.applies:
-        after_import(_ASYNC_LLM, functools.partial(_replace_init, wait))
+        after_import(_ASYNC_LLM, functools.partial(_replace_init, wait), EARLY_ENGINE)
 
 
 def _replace_init(wait: "EngineWait", module: Any) -> None:
@@ -178,7 +178,7 @@ class EngineWait:
     def hook(self) -> None:
         """From now on, the work is done during vLLM's wait."""
         if ENGINE_WAIT.applies:
-            wrap_after_import(_WAIT_FOR_ENGINE, self._with_work)
+            wrap_after_import(_WAIT_FOR_ENGINE, self._with_work, ENGINE_WAIT)
 
     def _with_work(self, wait: Callable[..., None]) -> Callable[..., None]:
         def wait_and_work(*args: Any, **kwargs: Any) -> None:
@@ -232,7 +232,7 @@ class _Waiting:
 def notice_engine_death(on_death: Callable[[], None]) -> None:
     """From now on, `on_death` is called when the API server ends because its engine has died."""
     if ENGINE_DEATH.applies:
-        after_import(_LAUNCHER, lambda module: _replace_watch(module, on_death))
+        after_import(_LAUNCHER, lambda module: _replace_watch(module, on_death), ENGINE_DEATH)
 
 
 def _replace_watch(module: Any, on_death: Callable[[], None]) -> None:

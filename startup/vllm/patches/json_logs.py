@@ -138,7 +138,7 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
 def omit_prefixes_in_json() -> None:
     """From now on, processes that log JSON have their name in each record instead; so do their forks."""
     if STREAM_PREFIXES.applies:
-        wrap_after_import(_DECORATE_LOGS, _decorate_text_only)
+        wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 
 
 def _decorate_text_only(decorate: Callable[..., None]) -> Callable[..., None]:

@@ -219,7 +219,7 @@ class PreparedPool:
 def load_tokenizer_late() -> None:
     """From now on, the engine's manager of structured output loads its tokenizer when it is used."""
     if LATE_TOKENIZER.applies:
-        after_import(_OUTPUT_MANAGER.module, _replace_tokenizer)
+        after_import(_OUTPUT_MANAGER.module, _replace_tokenizer, LATE_TOKENIZER)
 
 
 def _replace_tokenizer(module: Any) -> None:
@@ -256,7 +256,7 @@ class _LateAttribute:
 def reuse_tokenizer() -> None:
     """From now on, the search ends with the tokenizer that it was called with."""
     if PROCESSOR_LOOKUP.applies:
-        wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer)
+        wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer, PROCESSOR_LOOKUP)
 
 
 def _with_loaded_tokenizer(search: Callable[..., Any]) -> Callable[..., Any]:

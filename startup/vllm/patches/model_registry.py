@@ -44,7 +44,7 @@ _TIMEOUT_S: Final = 120.0
 def inspect_models_in_forks() -> None:
     """From now on vLLM's model registry runs its inspections in processes forked from the forkserver."""
     if MODEL_INSPECTION.applies:
-        wrap_after_import(_RUN_IN_SUBPROCESS, _forked_if_possible)
+        wrap_after_import(_RUN_IN_SUBPROCESS, _forked_if_possible, MODEL_INSPECTION)
 
 
 def _forked_if_possible(in_new_program: Callable[..., Any]) -> Callable[..., Any]:

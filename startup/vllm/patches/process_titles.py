@@ -24,7 +24,7 @@ PROCESS_TITLES: Final = Hook(
 def show_titles() -> None:
     """From now on, a title that this process or a fork of it sets also replaces its command line."""
     if PROCESS_TITLES.applies:
-        wrap_after_import(_SET_TITLE, _show_title)
+        wrap_after_import(_SET_TITLE, _show_title, PROCESS_TITLES)
 
 
 def _show_title(set_title: Callable[[str], None]) -> Callable[[str], None]:

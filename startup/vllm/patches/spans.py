@@ -39,7 +39,7 @@ def prepare_spans() -> None:
     """Prepares the functions that are imported from now on for `record_spans`; a second call does nothing."""
     if SPANS.applies and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
-        wrap_after_import(_INSTRUMENT, _with_timing)
+        wrap_after_import(_INSTRUMENT, _with_timing, SPANS)
 
 
 def _with_timing(instrument: Callable[..., Any]) -> Callable[..., Any]:

@@ -44,7 +44,7 @@ def prepare_temp_files() -> None:
     if TEMP_FILES.applies and not _Place.is_prepared:
         _Place.is_prepared = True
         for name in (_SOCKET, _RENDEZVOUS):
-            wrap_after_import(name, _in_folder)
+            wrap_after_import(name, _in_folder, TEMP_FILES)
 
 
 def _in_folder(make_address: Callable[[], str]) -> Callable[[], str]:

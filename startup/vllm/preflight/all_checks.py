@@ -1,8 +1,8 @@
 """Runs all checks of a start of vLLM, so that all its faults are reported at once, before heavy imports.
 
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
-may change is a warning. The flags are those of the installed vLLM (`startup.vllm.facts`). What vLLM checks in
-its first seconds is left to it: rules between flags, ranges, names of parsers, methods and architectures,
+may change is a warning. Flags and names are those that earlier starts of the installed vLLM have recorded
+(`startup.vllm.facts`). What vLLM checks in its first seconds is left to it: rules between flags, ranges,
 lengths, variables. `startup.causes` explains those. Flags and models of vllm-omni (--omni) are not known.
 """
 
@@ -15,7 +15,7 @@ from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_c
 from startup.preflight.resources import check_cache_folder
 from startup.serve_words import OMNI
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts.installed_facts import read_facts
+from startup.vllm.facts import read_facts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, argument_findings, read_arguments
 from startup.vllm.preflight.devices import device_findings
@@ -36,10 +36,8 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
     starts: list[CheckedStart] = []
 
     def read_words() -> tuple[Finding, ...]:
-        """Reads facts and words; without the flags of this vLLM, its words have no known meaning."""
         facts = read_facts(vllm)
-        if facts.flags:
-            starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts), line.plan))
+        starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts), line.plan))
         return ()
 
     yield "words", read_words

@@ -2,11 +2,12 @@
 
 argparse itself splits the words, completes abbreviations and counts values, so nothing differs from vLLM.
 It converts no value: `flag_values` checks each, and all faults are found at once. Rules between flags, and
-ranges, are vLLM's own, which applies them before it loads anything.
+ranges, are vLLM's own, which applies them before it loads anything. Before the flags of this vLLM are
+recorded, only those are read that other checks ask for.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -15,14 +16,37 @@ from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.model.file_plan import FilePlan
 from startup.preflight.report import USAGE, Finding, error, warning
-from startup.serve_words import STRAY_REMEDY, is_stray
-from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts
+from startup.serve_words import STRAY_REMEDY, is_stray, split
+from startup.vllm.facts import FlagFact, ValueKind, VllmFacts
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.known_flags import num_values
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
 from startup.vllm.preflight.words import WordsError, prepare_words
 
 _HELP: Final = ("-h", "--help")
 _MAX_MATCHES: Final = 5
+_MAX_NAMES: Final = 8
+
+_REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
+    "--tool-call-parser": ("--tool-parser-plugin", str),
+    "--reasoning-parser": ("--reasoning-parser-plugin", str),
+    "--load-format": ("", str.lower),
+    "--attention-backend": ("", str.upper),
+}
+"""Flags for a registered name: the flag of a plugin that may know more, and how vLLM writes the value."""
+_ANY: Final = "AUTO"
+"""A value of --attention-backend that is no name."""
+
+_USUAL_KINDS: Final[dict[str, ValueKind]] = {
+    "--tensor-parallel-size": "int", "--pipeline-parallel-size": "int", "--prefill-context-parallel-size": "int",
+    "--data-parallel-size": "int", "--data-parallel-size-local": "int", "--max-lora-rank": "int",
+    "--gpu-memory-utilization": "float", "--kv-cache-memory-bytes": "size", "--hf-overrides": "json or text",
+}  # fmt: skip
+"""How all versions read the values that checks ask for, if not as texts."""
+_LONG_NAMES: Final = {
+    "-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size",
+    "-pcp": "--prefill-context-parallel-size", "-dpl": "--data-parallel-size-local", "-q": "--quantization",
+}  # fmt: skip
 
 
 class GivenFlag(NamedTuple):
@@ -119,6 +143,9 @@ def read_arguments(words: Sequence[str], facts: VllmFacts) -> ServeArguments:
     except WordsError as err:
         arguments.problems.append(str(err))
         return arguments
+    if not facts.flags:
+        arguments.given += _given_usually(prepared)
+        return arguments
     parser = _Parser(arguments)
     for fact in _reachable(facts.flags, prepared):
         parser.add_argument(*fact.names, action=_Record, nargs=fact.nargs, dest=fact.parameter, fact=fact)
@@ -136,11 +163,12 @@ def argument_findings(start: CheckedStart) -> Iterator[Finding]:
     arguments = start.arguments
     for problem in arguments.problems:
         yield error(USAGE, problem)
-    is_certain = start.facts.has_all_flags and not start.facts.plugins
     for problem in describe_unknown(arguments.unknown, start.facts):
-        yield (error if is_certain else warning)(USAGE, problem)
+        yield (warning if start.facts.plugins else error)(USAGE, problem)
     for given in arguments.given:
         yield from _value_findings(start, given)
+    for flag in _REGISTERED:
+        yield from _name_findings(start, flag)
     if (name := arguments.value("--config")) is not None:
         yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
 
@@ -153,6 +181,35 @@ def _value_findings(start: CheckedStart, given: GivenFlag) -> Iterator[Finding]:
             # What a plugin adds to the choices of a flag is not known.
             is_certain = given.fact.choices is None or not start.facts.plugins
             yield (error if is_certain else warning)(USAGE, str(err))
+
+
+def _given_usually(words: Sequence[str]) -> Iterator[GivenFlag]:
+    """The flags of words whose meaning in this vLLM is not known."""
+    for given in split(words, num_values):
+        if given.flag:
+            name = _LONG_NAMES.get(given.name, given.name)
+            kind = _USUAL_KINDS.get(name, "text")
+            yield GivenFlag(FlagFact((name,), kind), tuple(given.values), name)
+
+
+def _name_findings(start: CheckedStart, flag: str) -> Iterator[Finding]:
+    """Whether vLLM has registered the value of a flag; without --enable-auto-tool-choice it does not look."""
+    plugin, fold = _REGISTERED[flag]
+    given = start.value(flag)
+    if not isinstance(given, str) or not given or start.value(plugin) or fold(given) == _ANY:
+        return
+    is_used = flag != "--tool-call-parser" or start.has("--enable-auto-tool-choice")
+    if (problem := name_problem(start.facts, flag, fold(given), given)) is not None:
+        yield (error if is_used and not start.facts.plugins else warning)(flag[2:].replace("-", "_"), problem)
+
+
+def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
+    """What is wrong with a name of this flag; None if it is registered, or nothing is known."""
+    names = facts.names.get(flag, ())
+    if not names or name in names:
+        return None
+    guess = did_you_mean(name, names) or f": choose one of {list_some(names, _MAX_NAMES)}"
+    return f"this vLLM has no {flag} {given!r}{guess}"
 
 
 def describe_unknown(words: Iterable[str], facts: VllmFacts) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from base.json_depth import JsonDepthError, read_json
 from base.wording import list_some
 from envs.suggestion import did_you_mean, former_form
-from startup.vllm.facts.vllm_facts import FlagFact
+from startup.vllm.facts import FlagFact
 from startup.vllm.preflight.words import expand_sizes, parse_size
 
 _NO_VALUE: Final = ("", "None")

@@ -4,11 +4,13 @@ Errors are only about folders and snapshots whose reading by vLLM is known: othe
 configuration, object stores and overrides of the configuration are left to vLLM.
 """
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from envs.suggestion import did_you_mean
 from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, is_offline
@@ -16,7 +18,8 @@ from startup.model.wanted_files import MISTRAL_WEIGHTS
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.places import check_place
 from startup.preflight.report import Finding, error, warning
-from startup.vllm.preflight.arguments import CheckedStart
+from startup.vllm.facts import ARCHITECTURES
+from startup.vllm.preflight.arguments import CheckedStart, name_problem
 
 _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
@@ -27,6 +30,11 @@ _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
 """Files that every start reads; of others it depends on the model, and a fault is only a warning."""
 _INDEX: Final = "model.safetensors.index.json"
 _PLAIN: Final = ("auto", "hf")
+_QUANTIZED: Final = ("quantization_config", "compression_config")
+"""Keys of config.json with which vLLM may choose another method than the flag names."""
+_QUANTIZED_FILE: Final = "hf_quant_config.json"
+_TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*|)$")
+"""The end of an architecture's name; vLLM serves some with the class of another end."""
 
 
 class ModelChecks:
@@ -47,6 +55,8 @@ class ModelChecks:
         yield from faults
         if any(finding.severity == "error" for finding in faults):
             return  # what else is missing has the same cause
+        yield from self._quantization_findings(self.folder)
+        yield from self._architecture_findings(self.folder)
         yield from self._weight_findings(self.folder)
         yield from self._tokenizer_findings()
 
@@ -107,6 +117,27 @@ class ModelChecks:
         elif not self.config.get("model_type") and not self.config.get("architectures"):
             yield warning("config", f"{path} names neither model_type nor architectures")
 
+    def _quantization_findings(self, folder: Path) -> Iterator[Finding]:
+        flag, start = "--quantization", self._start
+        given = start.value(flag)
+        if not isinstance(given, str) or (problem := name_problem(start.facts, flag, given, given)) is None:
+            return
+        is_quantized = any(key in self.config for key in _QUANTIZED) or (folder / _QUANTIZED_FILE).exists()
+        is_certain = bool(self.config) and not is_quantized and not start.facts.plugins
+        yield (error if is_certain else warning)("quantization", problem)
+
+    def _architecture_findings(self, folder: Path) -> Iterator[Finding]:
+        """A warning: vLLM also serves classes of transformers and of a model's own code."""
+        given, known = self.config.get("architectures"), self._start.facts.names.get(ARCHITECTURES, ())
+        if not isinstance(given, list) or not given or not known or self.config.get("auto_map"):
+            return
+        stems, tasks = map(set, zip(*map(_split_architecture, known), strict=True))
+        is_known = any(stem in stems and task in tasks for stem, task in map(_split_architecture, map(str, given)))
+        if is_known or self._start.has("--model-impl"):
+            return
+        what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(str(given[0]), known)}"
+        yield warning("architecture", f"{what}, and can serve it only if transformers has it")
+
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
         if (checkpoint := self.checkpoint) is None:
             return
@@ -140,6 +171,12 @@ class ModelChecks:
         for finding in small_file_findings(folder):
             is_certain = any(f"{folder / name} " in finding.message for name in _TOKENIZER_JSON)
             yield finding._replace(severity="error" if is_certain else "warning")
+
+
+def _split_architecture(name: str) -> tuple[str, str]:
+    found = _TASK.search(name)
+    end = found.start() if found else len(name)
+    return name[:end], name[end:]
 
 
 def _has_other_weights(folder: Path) -> bool:

@@ -205,16 +205,16 @@ def _hook_uvicorn(
 
         return notify_and_shutdown
 
-    wrap_after_import(_STARTUP, wrap_startup)
-    wrap_after_import(_SHUTDOWN, wrap_shutdown)
+    wrap_after_import(_STARTUP, wrap_startup, SERVING)
+    wrap_after_import(_SHUTDOWN, wrap_shutdown, SERVING)
     _hook_end()
 
 
 def _hook_end() -> None:
     if DRAIN.applies:
-        wrap_after_import(_END_CLIENT, _end_handler_first)
+        wrap_after_import(_END_CLIENT, _end_handler_first, DRAIN)
     if PORT_USER.applies:
-        wrap_after_import(_PORT_USER, lambda _: lambda port: None)
+        wrap_after_import(_PORT_USER, lambda _: lambda port: None, PORT_USER)
 
 
 def _create_probes(

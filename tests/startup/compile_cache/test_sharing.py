@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Final
 
 import pytest
-from tests.waiting import is_gone
 
 from startup.compile_cache import local, process
 from startup.compile_cache.archive import read_record, unpack, write_archive
@@ -28,6 +27,7 @@ from startup.compile_cache.record import CompiledModel, Hardware
 from startup.compile_cache.sharing import add, fetch
 from startup.processes.helper import Helper
 from tests.startup.compile_cache.inputs import MOUNTED, UNUSABLE, unmount
+from tests.support.waiting import is_gone
 
 NUM_MACHINES: Final = 10
 NUM_KILLS: Final = 50

@@ -1,27 +1,30 @@
-"""Hooks are compared with planted sources, which are read and not imported; the table of hooks is whole."""
+"""Hooks are compared with files, and with modules once they are imported; the table of hooks is whole."""
 
 import ast
+import importlib
+import itertools
+import logging
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from startup.hooks.hook import Hook, Name, Need, Reads, Text
-from startup.hooks.sources import Finding, Sources, check_hooks, installed_package, packages_beside
+from startup.hooks import hook as hook_module
+from startup.hooks.hook import Hook, Name, Need, Reads, Text, UnfitHookError, unfit
+from startup.imports.finder import after_import, wrap_after_import
 from startup.processes import forkserver, new_program
 from startup.processes.forkserver import FORKSERVER
-from startup.vllm.launch.hooks import HOOKS, names_that_cannot_be_left_out
+from startup.vllm.launch.hooks import HOOKS, find_obstacle, names_that_cannot_be_left_out
 
-_MODULE = '''
-"""Text with the word hidden
-def hidden(): in quotes
-"""
+_MODULE = """
 import os.path as path
-from typing import overload
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 VALUE = 1
 
@@ -30,25 +33,8 @@ def call(first, second=None, *, third, fourth=None):
 
 def anything(*args, **kwargs): ...
 
-if path:
-    conditional = 1
-else:
-    def conditional(one): ...
-
-try:
-    from package.inner import moved
-except ImportError:
-    moved = None
-
-@overload
-def twice(a): ...
-@overload
-def twice(b): ...
-def twice(c): ...
-
-text = """
-def in_text(): ...
-"""
+@lru_cache
+def kept(one): ...
 
 class Owner:
     setting: int = 1
@@ -57,115 +43,152 @@ class Owner:
         self.state = 0
 
     async def method(self, first): ...
-'''
+
+@dataclass
+class Data:
+    values: list = field(default_factory=list)
+"""
 _SOURCES = {
-    "__init__": "from .inner import moved as renamed\nfrom absent import lost\n",
+    "__init__": "",
     "inner": "def moved(argument): return argument.read, argument.written\n",
+    "outer": "from .inner import moved as renamed\n",
     "module": _MODULE,
-    "newer": "a = lambda: yield from\n",
 }
+_NUMBER = itertools.count()
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    (tmp_path / "package").mkdir()
-    for name, source in _SOURCES.items():
-        (tmp_path / "package" / f"{name}.py").write_text(source)
-    return Sources(packages_beside(tmp_path))
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package that is not imported yet."""
+    name = f"planted{next(_NUMBER)}"
+    (tmp_path / name).mkdir()
+    for module, source in _SOURCES.items():
+        (tmp_path / name / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(hook_module, "_left_out", set())
+    monkeypatch.setattr(hook_module, "_unfit", [])
+    yield name
+    for module in [each for each in sys.modules if each.partition(".")[0] == name]:
+        del sys.modules[module]
 
 
-def _check(need: Need, sources: Sources, **hook: tuple[int, int]) -> Finding:
-    planted = Hook("planted", does="something", without="nothing", needs=(need,), **hook)
-    (finding,) = check_hooks([planted], sources, (0, 32))
-    return finding
+def _hook(*needs: Need, is_essential: bool = False) -> Hook:
+    return Hook("planted", does="something", without="nothing", needs=needs, is_essential=is_essential)
 
 
-def _in_module(path: str, *parameters: str) -> Name:
-    return Name("package.module", path, parameters or None)
+def _in_module(path: str, *parameters: str, module: str = "module") -> Name:
+    return Name(f"PACKAGE.{module}", path, parameters or None)
 
 
 CALL = _in_module("call", "first", "third")
 
 
+def _of(need: Need, package: str) -> Need:
+    """The need, about this package."""
+    return eval(repr(need).replace("PACKAGE", package))
+
+
+def _imported(need: Need, package: str) -> list[str]:
+    for module in _SOURCES:
+        importlib.import_module(f"{package}.{module}")
+    return [reason.replace(package, "PACKAGE") for reason in _hook(_of(need, package)).problems()]
+
+
 @pytest.mark.parametrize(
     "need",
     [
-        Name("package"),
-        *map(_in_module, ("VALUE", "path", "conditional", "text", "Owner", "Owner.setting", "Owner.state", "call")),
+        Name("PACKAGE"),
+        *map(_in_module, ("VALUE", "path", "Owner", "Owner.setting", "Owner.state", "call", "Data.values")),
         CALL,
         _in_module("call", "first", "second", "third", "fourth"),
         _in_module("anything", "whatever"),
-        _in_module("conditional", "one"),
-        _in_module("twice", "c"),
+        _in_module("kept", "one"),
         _in_module("Owner.method", "first"),
-        Name("package", "renamed", ("argument",)),
-        Name("package", "lost", ("of a package that is not there",)),
-        Text(("package.absent", "package.module"), r"^VALUE = \d", "a value"),
+        _in_module("renamed", "argument", module="outer"),
+        Text(("PACKAGE.absent", "PACKAGE.module"), r"^VALUE = \d", "a value"),
         Reads(CALL, "first", ("known", "other", "more")),
-        Reads(Name("package", "renamed"), "argument", ("read", "written")),
+        Reads(_in_module("renamed", module="outer"), "argument", ("read", "written")),
+        Name("absent_package.module", "name"),
     ],
     ids=str,
 )
-def test_what_is_there_applies(need, sources):
-    assert _check(need, sources) == Finding("planted", "applies")
+def test_what_is_there_applies(need, package):
+    assert _imported(need, package) == []
 
 
 @pytest.mark.parametrize(
     ("need", "reason"),
     [
-        (Name("package.absent"), "module package.absent is missing"),
-        (Name("package.absent", "name"), "module package.absent is missing"),
-        (Name("package.newer", "a"), "package.newer has no a"),
-        *((_in_module(path), f"package.module has no {path}") for path in ("absent", "hidden", "state", "Owner.other")),
-        (_in_module("call", "first"), "package.module.call needs third"),
-        (_in_module("call", "first", "third", "fifth"), "package.module.call takes no fifth"),
-        (_in_module("twice", "a"), "package.module.twice takes no a"),
-        (Name("package.module", "Owner.method", ()), "package.module.Owner.method needs first"),
+        (Name("PACKAGE.absent"), "module PACKAGE.absent is missing"),
+        (Name("PACKAGE.absent", "name"), "module PACKAGE.absent is missing"),
+        *((_in_module(path), f"PACKAGE.module has no {path}") for path in ("absent", "state", "Owner.other")),
+        (_in_module("call", "first"), "PACKAGE.module.call needs third"),
+        (_in_module("call", "first", "third", "fifth"), "PACKAGE.module.call takes no fifth"),
+        (Name("PACKAGE.module", "Owner.method", ()), "PACKAGE.module.Owner.method needs first"),
         (
-            Text(("package.module", "package.other"), "absent", "a word"),
-            "package.module or package.other: a word is not",
+            Text(("PACKAGE.module", "PACKAGE.other"), "absent", "a word"),
+            "PACKAGE.module or PACKAGE.other: a word is not found",
         ),
-        (Reads(CALL, "first", ("known",)), "package.module.call reads other of first too"),
+        (Reads(CALL, "first", ("known",)), "PACKAGE.module.call reads other of first too"),
     ],
     ids=str,
 )
-def test_what_is_missing_or_changed_is_named(need, reason, sources):
-    finding = _check(need, sources)
-    assert finding.state == "does not fit"
-    assert finding.reasons[0].startswith(reason)
+def test_what_is_missing_or_changed_is_named(need, reason, package):
+    assert _imported(need, package) == [reason]
 
 
-def test_a_package_that_is_not_there_is_not_checked(sources):
-    finding = _check(Name("absent.module", "name"), sources)
-    assert finding == Finding("planted", "not checked", ("absent is not installed here",))
+@pytest.mark.parametrize(
+    ("need", "is_known"),
+    [(CALL, False), (Text(("PACKAGE.module",), "absent", "a word"), True), (Name("PACKAGE.absent"), True)],
+    ids=["name", "text", "module"],
+)
+def test_texts_and_modules_are_looked_for_without_an_import(need, is_known, package, caplog):
+    hook = _hook(_of(need, package))
+    assert hook.applies is not is_known
+    assert package not in sys.modules
+    assert unfit() == (("planted",) if is_known else ())
 
 
-@pytest.mark.parametrize("limits", [{"until": (0, 31)}, {"since": (0, 33)}], ids=["older", "newer"])
-def test_a_release_that_does_not_need_the_hook_is_not_checked(limits, sources):
-    assert _check(Name("package.absent"), sources, **limits) == Finding("planted", "not needed")
+def test_a_hook_is_left_out_where_it_would_be_placed(package, caplog):
+    called: list[object] = []
+    name = Name(f"{package}.module", "call", ("none",))
+    with caplog.at_level(logging.WARNING):
+        wrap_after_import(name, called.append, _hook(name))
+        after_import(name.module, called.append, _hook(name))
+        importlib.import_module(name.module)
+    assert called == []
+    (record,) = caplog.records
+    assert "starts without some speed-ups, since these hooks do not fit: 'planted'; `vllm-cli" in record.getMessage()
 
 
-def test_all_files_are_known_that_a_result_depends_on(sources, tmp_path):
-    _check(Name("package.inner", "moved"), sources)
-    assert tmp_path / "package" / "inner.py" in sources.looked_at
-    assert tmp_path / "package" / "inner" / "__init__.py" in sources.looked_at
+def test_an_essential_hook_ends_the_import(package):
+    name = Name(f"{package}.module", "absent")
+    after_import(name.module, lambda _: None, _hook(name, is_essential=True))
+    with pytest.raises(UnfitHookError, match="the hook 'planted' does not fit this version .*has no absent"):
+        importlib.import_module(name.module)
+
+
+def test_a_module_that_is_being_imported_is_not_checked(package, tmp_path):
+    (tmp_path / package / "module.py").write_text(
+        "from startup.hooks.hook import Hook, Name\n"
+        f"hook = Hook('planted', does='', without='', needs=(Name('{package}.module', 'late'),))\n"
+        "early = hook.applies\nlate = 1\n"
+    )
+    module = importlib.import_module(f"{package}.module")
+    assert (module.early, module.hook.applies) == (True, True)
+
+
+def test_this_python_has_what_essential_hooks_need():
+    for need in FORKSERVER.needs:
+        importlib.import_module(need.modules[0])
+    assert find_obstacle() is None
 
 
 def test_names_are_unique_and_every_hook_is_described():
     assert [name for name, number in Counter(hook.name for hook in HOOKS).items() if number > 1] == []
     assert [hook.name for hook in HOOKS if not (hook.does and hook.without and hook.needs)] == []
-
-
-def test_the_installed_libraries_fit():
-    """Of those that this environment has; vLLM is not among them."""
-    others = [
-        hook for hook in HOOKS if all(isinstance(n, Name) and not n.module.startswith("vllm") for n in hook.needs)
-    ]
-    findings = check_hooks(others, Sources(installed_package), (0, 32))
-    assert len(findings) > 5
-    assert [finding for finding in findings if finding.state == "does not fit"] == []
 
 
 def test_a_variable_leaves_hooks_out(monkeypatch):

@@ -11,10 +11,10 @@ from typing import Final
 
 import pytest
 from tests.processes import disturbing
-from tests.waiting import is_gone, wait_until
 
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.processes.helper import Helper, HelperEndedError
+from tests.support.waiting import is_gone, wait_until
 
 FOREVER_S: Final = 60.0
 HANG: Final = "import os, time; send(os.getpid()); time.sleep(600)"

@@ -29,11 +29,12 @@ def command(*words: str) -> list[str]:
 
 
 def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -> dict[str, str]:
-    """This process's environment without vllm-cli's settings; caches are in `folder`."""
+    """This process's environment without vllm-cli's settings and its preflight; caches are in `folder`."""
     ours = {variable.name for variable in variables()}
     kept = {n: v for n, v in os.environ.items() if n not in ours and not n.startswith(OWN_PREFIX)}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "TMPDIR": str(folder), "HF_ENDPOINT": NO_HUB}
+    own["VCLI_PREFLIGHT"] = "off"  # the models of most tests have no weights
     path = {"PYTHONPATH": f"{fake}:{ROOT}" if fake else str(ROOT)}
     return {n: v for n, v in {**kept, **own, **path, **changes}.items() if v is not None}
 

@@ -64,7 +64,9 @@ def test_the_reason_of_a_plain_start(version, variables, words, reason, folder, 
 
 @pytest.mark.parametrize("words", [("org/image", "--omni", "--own-flag", "1"), ("--omni", "org/image")], ids=" ".join)
 def test_a_command_of_vllm_omni_reaches_it_unchanged_and_without_a_preflight(words, folder):
-    delegates = 'def main() -> None:\n    if "--omni" in sys.argv:\n        return print("omni:", sys.argv[1:])\n'
+    delegates = (
+        'import sys\ndef main() -> None:\n    if "--omni" in sys.argv:\n        return print("omni:", sys.argv[1:])\n'
+    )
     fake = rewrite(variant(folder), "def main() -> None:\n", delegates)
     done = run_fake(folder, *words, env=environment(folder, fake))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"omni: {['serve', *words]}\n", "")
@@ -111,9 +113,21 @@ def test_vllm_with_another_uvicorn_starts_plain(folder):
         assert start.responders() == start.forkservers() == []
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
-        assert "starts without preloading: the hook 'serving' does not fit this version" in warning
-        assert "uvicorn.server has no Server.startup" in warning
+        assert "the hook 'serving' does not fit this version (uvicorn.server has no Server.startup)" in warning
+        assert "starts again without preloading" in warning
         assert start.lines_with("Traceback") == []
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        (warning,) = start.lines_with("WARNING")
+        assert "starts without preloading: an earlier start with preloading failed" in warning
+
+
+def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
+    fake = rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind(")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        (warning,) = start.lines_with("WARNING")
+        assert "starts without preloading: the hook 'port' does not fit this version" in warning
 
 
 def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):

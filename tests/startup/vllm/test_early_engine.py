@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.patches.early_engine import EngineWait, start_engine_early
+from startup.vllm.patches.early_engine import EARLY_ENGINE, EngineWait, start_engine_early
 from tests.startup.conftest import ToyPackages
 
 _UTILS = """
@@ -64,6 +64,7 @@ _EARLY = ["engine", "renderer", "processor", "warm-up", "ready"]
 def vllm(toys: ToyPackages) -> Any:
     toys.write("vllm.v1.engine.utils", _UTILS)
     toys.write("vllm.v1.engine.async_llm", _ASYNC_LLM)
+    toys.fit(EARLY_ENGINE)
     wait = EngineWait()
     wait.hook()
     start_engine_early(wait)

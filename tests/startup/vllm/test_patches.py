@@ -204,7 +204,7 @@ def find(name):
 _RENDERER = """
 from transformers.models.auto import processing_auto
 
-def _try_get_processor_chat_template(tokenizer, *, revision):
+def _try_get_processor_chat_template(tokenizer, *, revision, code_revision=None, trust_remote_code=False):
     return processing_auto.find(tokenizer), revision
 """
 

@@ -2,8 +2,11 @@
 
 import pytest
 
+from startup.vllm import command_line
 from startup.vllm.command_line import CommandLine
-from tests.startup.vllm.facts.small_vllm import write_small_vllm
+from startup.vllm.facts import VllmFacts, flags_of
+from startup.vllm.installed import InstalledVllm
+from tests.startup.vllm import small_parser
 
 
 def _line(text: str) -> CommandLine:
@@ -37,11 +40,21 @@ def test_model_is_the_first_word_or_the_flags_value(words, model):
         ("--headless --model m", "--headless --model m"),
     ],
 )
-def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, tmp_path, monkeypatch):
-    write_small_vllm(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+@pytest.mark.parametrize("is_first", [False, True])
+def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, is_first, tmp_path, monkeypatch):
+    known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
+    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
+    monkeypatch.setattr(command_line, "read_facts", lambda _: known)
     assert " ".join(_line(words).words) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [("0.33.0", "--monokernel m"), ("0.34.0", "--enforce-eager m"), ("0.33.0", "--hf-token m")]
+)
+def test_before_the_flags_are_recorded_no_word_is_moved_that_may_be_a_value(version, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm(version, tmp_path))
+    monkeypatch.setattr(command_line, "read_facts", lambda _: VllmFacts())
+    assert (_line(words).words, _line(words).model) == (tuple(words.split()), None)
 
 
 def test_a_config_file_is_read_only_where_vllm_reads_it(tmp_path):

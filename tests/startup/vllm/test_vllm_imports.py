@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.imports import make_calls_cheap, stub_unused_commands
+from startup.vllm.imports import UNUSED_COMMANDS, make_calls_cheap, stub_unused_commands
 
 _UTILS = """
 import inspect, sys
@@ -63,6 +63,7 @@ def test_modules_of_other_subcommands_contain_only_names(toys):
         toys.write(f"vllm.entrypoints.cli.{name}", raises)
     toys.write("vllm.entrypoints.cli.serve", "value = 1\n")
     toys.write("vllm.entrypoints.cli.something_new", "value = 2\n")
+    toys.fit(UNUSED_COMMANDS)
     stub_unused_commands()
     parser = argparse.ArgumentParser(prog="vllm")
     commands = parser.add_subparsers()
@@ -78,6 +79,7 @@ def test_modules_of_other_subcommands_contain_only_names(toys):
 def test_stubs_accept_any_options(toys):
     toys.write("vllm.entrypoints.cli.snapshot")
     toys.write("vllm.entrypoints.cli.benchmark.other")
+    toys.fit(UNUSED_COMMANDS)
     stub_unused_commands()
     snapshot = importlib.import_module("vllm.entrypoints.cli.snapshot")
     assert [command.name for command in snapshot.cmd_init(create_requested=False)] == ["snapshot"]

@@ -42,6 +42,13 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
     "unknown level": _usage("{model} --uvicorn-log-level loud", message="'loud' is not one of"),
     "broken JSON": _usage("{model} --hf-overrides", '{"a": 1,}', message="--hf-overrides"),
     "broken JSON of a list": _usage("{model} --allowed-origins *", message="--allowed-origins '*' is not JSON"),
+    "unknown tool parser": _fault(
+        "{model} --enable-auto-tool-choice --tool-call-parser hermse", message="did you mean 'hermes'"
+    ),
+    "unknown reasoning parser": _fault("{model} --reasoning-parser qwen33", message="no --reasoning-parser 'qwen33'"),
+    "unknown quantization": _fault("{model} --quantization fp9", message="no --quantization 'fp9'"),
+    "unknown load format": _fault("{model} --load-format safetensor", message="'safetensors'", stage="later"),
+    "unknown attention backend": _fault("{model} --attention-backend flash_atn", message="no --attention-backend"),
     "no such config file": _usage("{model} --config missing.yaml", message="--config missing.yaml cannot be read"),
     "config file of another kind": _usage("{model} --config {settings.json}", message=".yaml or .yml"),
     "config file is a list": _usage("{model} --config {list.yaml}", message="must be a mapping"),

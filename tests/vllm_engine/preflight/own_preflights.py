@@ -16,10 +16,15 @@ from startup.preflight.all_checks import PreflightOptions
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight
+from tests.vllm_engine.preflight.vllm_facts import record
 
 
 def main(question: str, answer: str) -> None:
     os.environ["VLLM_CACHE_ROOT"] = f"{answer}.cache"
+    if not (pid := os.fork()):
+        record()
+        os._exit(0)
+    os.waitpid(pid, 0)
     vllm = require_vllm()
     answers = []
     for start in json.loads(Path(question).read_text()):

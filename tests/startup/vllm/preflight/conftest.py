@@ -1,4 +1,4 @@
-"""Starts of a small vLLM, whose sources are those of `facts/small_vllm.py`."""
+"""Starts of a vLLM whose parser is that of `small_parser.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,33 +7,47 @@ from typing import TypeAlias
 import pytest
 
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts.installed_facts import read_facts_in
-from startup.vllm.facts.vllm_facts import Plugin, VllmFacts
+from startup.vllm.facts import Plugin, VllmFacts, flags_of
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, read_arguments
-from tests.startup.vllm.facts.small_vllm import write_small_vllm
+from tests.startup.vllm import small_parser
 
 CheckStart: TypeAlias = Callable[..., CheckedStart]
+
+NAMES = {
+    "--tool-call-parser": ("hermes", "llama3_json"),
+    "--reasoning-parser": ("deepseek_r1", "qwen3"),
+    "--quantization": ("awq", "fp8"),
+    "--load-format": ("auto", "dummy", "gguf", "hf", "safetensors"),
+    "--attention-backend": ("FLASH_ATTN", "TORCH_SDPA"),
+    "architectures": ("BertForSequenceClassification", "LlamaForCausalLM", "Qwen3ForCausalLM"),
+}
 
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the package vllm."""
-    return write_small_vllm(tmp_path_factory.mktemp("site"))
+    folder = tmp_path_factory.mktemp("site") / "vllm"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")
-def facts(package: Path) -> VllmFacts:
-    return read_facts_in(package.parent)
+def facts() -> VllmFacts:
+    return VllmFacts(tuple(flags_of(small_parser.build())), NAMES)
 
 
 @pytest.fixture
 def start(package: Path, facts: VllmFacts) -> CheckStart:
     """A start of the small vLLM with some words, and with a plugin if there is one."""
 
-    def create(*words: str, has_plugin: bool = False, version: str = "0.32.0+cpu") -> CheckedStart:
-        plugins = (Plugin("vllm.general_plugins", "own"),) if has_plugin else ()
-        known = facts._replace(installed_plugins=plugins)
+    def create(
+        *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"
+    ) -> CheckedStart:
+        known = VllmFacts() if is_first else facts
+        known = known._replace(
+            installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
+        )
         plan = CommandLine.of(words).plan
         return CheckedStart(InstalledVllm(version, package), known, read_arguments(words, known), plan)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from startup.preflight.report import PreflightReport
-from startup.vllm.facts.vllm_facts import VllmFacts
+from startup.vllm.facts import VllmFacts
 from startup.vllm.preflight.arguments import argument_findings, describe_unknown, read_arguments
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
 from startup.vllm.preflight.words import WordsError, expand_sizes, parse_size, prepare_words
@@ -207,7 +207,8 @@ def _parse(facts: VllmFacts, name: str, text: str) -> object:
         ("-cc", '{"mode": 8k}', {"mode": 8000}),
         ("--moe-backend", "Deep-GEMM", "deep_gemm"),
         ("--max-lora-rank", "16", 16),
-        ("--device-ids", "a,b", "a,b"),
+        ("--shape", "a,b", "a,b"),
+        ("--mm-processor-device", "cuda", "cuda"),
     ],
 )
 def test_values(facts, name, text, value):
@@ -268,3 +269,51 @@ def test_a_config_file_that_vllm_would_not_read_is_a_warning(start):
     ((_, severity, text),) = _found(start, "m --config=settings.yaml")
     assert severity == "warning"
     assert "write `--config settings.yaml`" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "severity", "message"),
+    [
+        (
+            "--enable-auto-tool-choice --tool-call-parser hermse",
+            "error",
+            "no --tool-call-parser 'hermse' (did you mean 'hermes'?)",
+        ),
+        ("--tool-call-parser hermse", "warning", "no --tool-call-parser 'hermse'"),
+        ("--reasoning-parser qwen", "error", "no --reasoning-parser 'qwen' (did you mean 'qwen3'?)"),
+        ("--load-format Dumy", "error", "no --load-format 'Dumy' (did you mean 'dummy'?)"),
+        ("--attention-backend flash", "error", "no --attention-backend 'flash'"),
+    ],
+)
+def test_a_name_that_is_not_registered(start, words, severity, message):
+    ((_, found, text),) = _found(start, f"m {words}")
+    assert (found, message in text) == (severity, True)
+    assert [severity for _, severity, _ in _found(start, f"m {words}", has_plugin=True)] == ["warning"]
+    assert _found(start, f"m {words}", is_first=True) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--reasoning-parser mine --reasoning-parser-plugin mine.py",
+        "--load-format SafeTensors",
+        "--attention-backend auto",
+        "--attention-backend torch_sdpa",
+        "--enable-auto-tool-choice --tool-call-parser hermes",
+    ],
+)
+def test_a_registered_name(start, words):
+    assert _found(start, f"m {words}") == []
+
+
+def test_before_the_flags_are_recorded_only_values_that_checks_need_are_read(start):
+    words = "m --dtpe x --load-format=Dummy -tp 2 --hf-overrides {} --enable-lora --lora-modules a=b c=d"
+    checked = start(*words.split(), is_first=True)
+    assert list(argument_findings(checked)) == []
+    assert (checked.load_format, checked.number("--tensor-parallel-size", 1), checked.value("--hf-overrides")) == (
+        "dummy", 2, {},
+    )  # fmt: skip
+    assert checked.has("--enable-lora")
+    assert checked.arguments.all_values("--lora-modules") == ["a=b", "c=d"]
+    ((_, severity, text),) = _found(start, "m --tensor-parallel-size two", is_first=True)
+    assert (severity, "'two' is not a whole number" in text) == ("error", True)

@@ -127,3 +127,29 @@ def test_tokenizer(start, folder, tmp_path):
     other.mkdir()
     (other / "vocab.txt").write_text("a")
     assert _findings(start, folder, "--tokenizer", other) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "severity"),
+    [
+        ({}, {}, "error"),
+        ({"quantization_config": {"quant_method": "awq"}}, {}, "warning"),
+        ({}, {"has_plugin": True}, "warning"),
+    ],
+)
+def test_an_unknown_quantization(start, folder, config, options, severity):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    (found,) = _findings(start, folder, "-q", "awk", **options)
+    assert (found.severity, "no --quantization 'awk' (did you mean 'awq'?)" in found.message) == (severity, True)
+    assert _findings(start, folder, "-q", "awq") == []
+
+
+def test_an_unknown_architecture(start, folder):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["LlamaForCausaLM"]}))
+    (found,) = _findings(start, folder)
+    assert (found.severity, "'LlamaForCausaLM' (did you mean 'LlamaForCausalLM'?)" in found.message) == (
+        "warning",
+        True,
+    )
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["Qwen3ForSequenceClassification"]}))
+    assert _findings(start, folder) == []

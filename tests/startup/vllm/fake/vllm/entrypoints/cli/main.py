@@ -1,24 +1,6 @@
 """`vllm`: imports its subcommands to list them."""
 
-import argparse
-import sys
-
-
-class FlexibleArgumentParser(argparse.ArgumentParser):
-    """`--help=TOPIC` prints a part of the help; flags may have underscores."""
-
-    def parse_args(self, args=None, namespace=None):
-        topic = next((word for word in sys.argv if word.startswith("--help=")), None)
-        if topic is not None:
-            print(f"fake vLLM's help about {topic.removeprefix('--help=')}")
-            raise SystemExit(0)
-        words = sys.argv[1:] if args is None else args
-        return super().parse_args([_with_dashes(word) for word in words], namespace)
-
-
-def _with_dashes(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 
 def main() -> None:

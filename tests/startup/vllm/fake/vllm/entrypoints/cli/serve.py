@@ -9,6 +9,7 @@ from typing import Any
 import uvloop
 from vllm.config import create_engine_config
 from vllm.entrypoints.launcher import run_server, setup_server
+from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int, optional_type
 from vllm.v1.engine import async_llm  # noqa: F401
 from vllm.v1.engine.utils import launch_engine
 from vllm.v1.utils import APIServerProcessManager
@@ -39,40 +40,50 @@ class ServeSubcommand:
     @staticmethod
     def subparser_init(commands: Any) -> argparse.ArgumentParser:
         parser = commands.add_parser("serve", description="fake vLLM's serve", usage="vllm serve [model_tag] [options]")
-        parser.add_argument("model_tag", nargs="?")
-        parser.add_argument("--model")
-        parser.add_argument("--host")
-        parser.add_argument("--port", type=int, default=8000)
-        parser.add_argument("--uds")
-        parser.add_argument("--ssl-keyfile")
-        parser.add_argument("--ssl-certfile")
-        parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
-        parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
-        parser.add_argument("--nnodes", type=int, default=1)
-        parser.add_argument("--node-rank", type=int, default=0)
-        parser.add_argument("--master-addr", default="127.0.0.1")
-        parser.add_argument("--api-server-count", "-asc", type=int, default=1)
-        parser.add_argument("--headless", action="store_true")
-        parser.add_argument("--enforce-eager", action="store_true")
-        parser.add_argument("--numa-bind", action="store_true")
-        parser.add_argument("--served-model-name", nargs="+")
-        parser.add_argument("--change-state", metavar="FILE")
-        parser.add_argument("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
-        parser.add_argument("--config-gate", metavar="FILE", help="No process is started before this file exists.")
-        parser.add_argument("--engine-fails", action="store_true")
-        parser.add_argument("--worker-prints-error", action="store_true")
-        parser.add_argument("--api-key", nargs="+")
-        parser.add_argument("--middleware", action="append", default=[])
-        parser.add_argument("--hf-token", nargs="?")
-        parser.add_argument("--log-level")
-        parser.add_argument("--log-config-file")
-        parser.add_argument("--disable-access-log-for-endpoints")
-        parser.add_argument("--disable-uvicorn-access-log", action="store_true")
-        parser.add_argument("--distributed-executor-backend")
-        parser.add_argument("--worker-imports", nargs="*", default=[])
-        parser.add_argument("--raises")
-        parser.add_argument("--shutdown-timeout", type=int, default=0)
-        return parser
+        return make_arg_parser(parser)
+
+
+def make_arg_parser(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
+    parser.add_argument("model_tag", nargs="?")
+    parser.add_argument("--model")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--uds")
+    parser.add_argument("--ssl-keyfile")
+    parser.add_argument("--ssl-certfile")
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--master-addr", default="127.0.0.1")
+    parser.add_argument("--api-server-count", "-asc", type=int, default=1)
+    parser.add_argument("--headless", action="store_true")
+    parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--numa-bind", action="store_true")
+    parser.add_argument("--served-model-name", nargs="+")
+    parser.add_argument("--change-state", metavar="FILE")
+    parser.add_argument("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
+    parser.add_argument("--config-gate", metavar="FILE", help="No process is started before this file exists.")
+    parser.add_argument("--engine-fails", action="store_true")
+    parser.add_argument("--worker-prints-error", action="store_true")
+    parser.add_argument("--api-key", nargs="+")
+    parser.add_argument("--middleware", action="append", default=[])
+    parser.add_argument("--hf-token", nargs="?")
+    parser.add_argument("--log-level")
+    parser.add_argument("--log-config-file")
+    parser.add_argument("--disable-access-log-for-endpoints")
+    parser.add_argument("--disable-uvicorn-access-log", action="store_true")
+    parser.add_argument("--distributed-executor-backend")
+    parser.add_argument("--worker-imports", nargs="*", default=[])
+    parser.add_argument("--raises")
+    parser.add_argument("--shutdown-timeout", type=int, default=0)
+    parser.add_argument("--chat-template")
+    parser.add_argument("--dtype", choices=["auto", "float16", "half"])
+    parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--max-model-len", type=optional_type(human_readable_int))
+    parser.add_argument("--quantization", "-q", type=optional_type(str))
+    return parser
 
 
 def cmd_init() -> list[ServeSubcommand]:

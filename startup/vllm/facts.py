@@ -1,0 +1,260 @@
+"""What the installed vLLM accepts: its flags, the names that it has registered, and the plugins beside it.
+
+The API process of each start has vLLM's own parser and registries. It records them once for an installation
+(`KeptFacts.record`), as `vllm-cli bake` and `preload check` do, and the next start checks its words with them
+before anything heavy is imported. What is not recorded is not checked.
+"""
+
+import argparse
+import configparser
+import importlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from envs import foreign
+from startup.caches import Kept
+from startup.hooks.hook import Hook, Name
+from startup.vllm.installed import InstalledVllm
+
+logger = logging.getLogger(__name__)
+
+_MAKE_PARSER: Final = Name("vllm.entrypoints.cli.serve", "make_arg_parser", ("parser",))
+_PARSER: Final = Name("vllm.utils.argparse_utils", "FlexibleArgumentParser")
+FACTS: Final = Hook(
+    "flags of vLLM",
+    does="records vLLM's flags and registered names, with which the next start checks its words",
+    without="vLLM itself reports a misspelt flag, after its imports",
+    needs=(_MAKE_PARSER, _PARSER),
+)
+
+ARCHITECTURES: Final = "architectures"
+_REGISTRIES: Final = {
+    "--tool-call-parser": Name("vllm.tool_parsers", "ToolParserManager.list_registered"),
+    "--reasoning-parser": Name("vllm.reasoning", "ReasoningParserManager.list_registered"),
+    "--quantization": Name("vllm.model_executor.layers.quantization", "QUANTIZATION_METHODS"),
+    "--load-format": Name("vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
+    "--attention-backend": Name("vllm.v1.attention.backends.registry", "AttentionBackendEnum.__members__"),
+    ARCHITECTURES: Name("vllm.model_executor.models.registry", "ModelRegistry.models"),
+}
+"""Where vLLM has the names that a flag takes, and those of models; read if vLLM has imported the module."""
+
+_SOURCES: Final = ("vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.platforms", "vllm.utils.argparse")
+"""Beginnings of the modules that add flags: the record is valid while their files are the same."""
+_MACHINES: Final = ("--mm-processor-device",)
+"""Flags whose choices depend on the machine."""
+_ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
+_GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
+_METADATA: Final = ("*.dist-info", "*.egg-info")
+
+ValueKind = Literal[
+    "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
+]
+"""How vLLM reads a value: `size` is an integer with a suffix such as 8k, `object` JSON with known fields,
+`folded` a choice in any case and with dashes; a value of the kind `unknown` is not checked.
+"""
+_KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
+_KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
+    "human_readable_int": "size",
+    "human_readable_int_or_auto": "size or auto",
+    "union_dict_and_str": "json or text",
+    "parse_dataclass": "object",
+}
+"""Functions of vLLM that convert a value."""
+_OPTIONAL: Final = "_optional_type"
+_WRAPPERS: Final = (_OPTIONAL, "_parse_type")
+"""Functions of vLLM that call the one that they name `return_type`."""
+
+
+class FlagFact(NamedTuple):
+    """One flag, in the terms of argparse."""
+
+    names: tuple[str, ...]
+    """In vLLM's order; a short name may come before or after the long one."""
+    kind: ValueKind = "unknown"
+    nargs: int | str | None = None
+    """0 for a switch."""
+    opposites: tuple[str, ...] = ()
+    """The options that turn a switch off, such as `--no-x`."""
+    is_optional: bool = False
+    """Whether an empty value, and `None`, stand for no value."""
+    choices: tuple[Any, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The first long name."""
+        return next((name for name in self.names if name.startswith("--")), self.names[0])
+
+    @property
+    def parameter(self) -> str:
+        """The attribute of argparse's result."""
+        return self.name.lstrip("-").replace("-", "_")
+
+
+class Plugin(NamedTuple):
+    """An entry point of another package."""
+
+    group: str
+    name: str
+    package: str
+    """The folder of its metadata, which names the version."""
+
+
+class VllmFacts(NamedTuple):
+    """What one installation of vLLM accepts."""
+
+    flags: tuple[FlagFact, ...] = ()
+    """All that its parser has, those of plugins too; empty if nothing is recorded."""
+    names: dict[str, tuple[str, ...]] = {}
+    """The registered names by flag, and those of architectures."""
+    installed_plugins: tuple[Plugin, ...] = ()
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """The plugins that vLLM will load; what they add may depend on more than the installation."""
+        if not foreign.is_set(_ALLOWED_PLUGINS):
+            return self.installed_plugins
+        allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
+        return tuple(plugin for plugin in self.installed_plugins if plugin.name in allowed)
+
+
+class KeptFacts:
+    """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""
+
+    def __init__(self, vllm: InstalledVllm) -> None:
+        folders = plugin_folders()
+        self._plugins = read_plugins(folders)
+        self._installed = [folder for folder in folders if folder.endswith("-packages")]
+        key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
+        self._kept = Kept("vllm-facts", key)
+
+    def read(self) -> VllmFacts:
+        """The recorded facts, or the plugins alone."""
+        return (self._kept.read(_facts) or VllmFacts())._replace(installed_plugins=self._plugins)
+
+    def record(self, *, imports_all: bool = False) -> None:
+        """Records what vLLM has imported in this process, unless that is known; never raises.
+
+        Args:
+            imports_all: imports registries that the API process does not, and replaces the record.
+        """
+        if not FACTS.applies or _MAKE_PARSER.module not in sys.modules or (self.read().flags and not imports_all):
+            return
+        for name in _REGISTRIES.values() if imports_all else ():
+            with suppress(Exception):  # of a library that is missing here
+                importlib.import_module(name.module)
+        try:
+            self._write(tuple(flags_of(_build_parser())), dict(_read_names()))
+        except Exception as err:  # noqa: BLE001 - another version of vLLM
+            logger.debug("vLLM's flags are not recorded: %s", err)
+
+    def _write(self, flags: tuple[FlagFact, ...], names: dict[str, tuple[str, ...]]) -> None:
+        modules = [module for name, module in sys.modules.items() if name.startswith(_SOURCES)]
+        files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
+        self._kept.write((flags, names), (*sorted(files), *self._installed, __file__))
+
+
+def _facts(value: Any) -> VllmFacts:
+    """From JSON."""
+    flags, names = value
+    known = (
+        FlagFact(tuple(options), kind, nargs, tuple(opposites), is_optional, choices and tuple(choices))
+        for options, kind, nargs, opposites, is_optional, choices in flags
+    )
+    return VllmFacts(tuple(known), {flag: tuple(values) for flag, values in names.items()})
+
+
+def read_facts(vllm: InstalledVllm) -> VllmFacts:
+    """The facts about an installed vLLM, as far as they are recorded."""
+    return KeptFacts(vllm).read()
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    """As vLLM does, in some milliseconds."""
+    parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
+    built: argparse.ArgumentParser = _MAKE_PARSER.get(sys.modules[_MAKE_PARSER.module])(parser)
+    return built
+
+
+def flags_of(parser: argparse.ArgumentParser) -> Iterator[FlagFact]:
+    """The flags of vLLM's parser."""
+    options: dict[argparse.Action, list[str]] = {}
+    for option, action in parser._option_string_actions.items():
+        options.setdefault(action, []).append(option)
+    for action, names in options.items():
+        yield _flag(action, names)
+
+
+def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
+    opposites = tuple(option for option in options if _turns_off(action, option))
+    names = tuple(option for option in options if option not in opposites)
+    is_plain = type(action) in (argparse._StoreAction, argparse._AppendAction)
+    kind, is_optional = _kind_of(action.type) if is_plain else ("unknown", False)
+    choices = tuple(action.choices) if action.choices is not None else None
+    if kind == "unknown" or not set(names).isdisjoint(_MACHINES):
+        choices = None
+    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices)
+
+
+def _turns_off(action: argparse.Action, option: str) -> bool:
+    """Whether an option is one of the opposites of a switch."""
+    if not isinstance(action, argparse.BooleanOptionalAction):
+        return False
+    result = argparse.Namespace()
+    action(argparse.ArgumentParser(), result, None, option)
+    return not getattr(result, action.dest)
+
+
+def _kind_of(convert: Any) -> tuple[ValueKind, bool]:
+    """How a function of argparse converts a value, and whether the value may be missing."""
+    name = getattr(convert, "__name__", "")
+    if convert is not None and name in _WRAPPERS:
+        kind, is_optional = _kind_of(inspect.getclosurevars(convert).nonlocals["return_type"])
+        return kind, is_optional or name == _OPTIONAL
+    if convert is not None and name == "<lambda>":
+        return "folded" if convert("A-b") == "a_b" else "unknown", False
+    return _KINDS.get(convert) or _KINDS_BY_NAME.get(name, "unknown"), False
+
+
+def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
+    for flag, name in _REGISTRIES.items():
+        with suppress(Exception):  # another version of vLLM: these names are not checked
+            found = name.get(sys.modules[name.module])
+            yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
+
+
+def plugin_folders() -> list[str]:
+    """The folders that packages are installed in: their stamps change with an installation."""
+    folders = map(Path, dict.fromkeys(filter(None, sys.path)))
+    return [str(folder) for folder in folders if any(any(folder.glob(pattern)) for pattern in _METADATA)]
+
+
+def read_plugins(folders: list[str]) -> tuple[Plugin, ...]:
+    """All plugins that are installed there, without vLLM's own; they may add flags, parsers and models.
+
+    Reads the lists of entry points themselves: `importlib.metadata` would parse those of all packages.
+    """
+    return tuple(plugin for folder in folders for plugin in _plugins_in(Path(folder)))
+
+
+def _plugins_in(folder: Path) -> Iterator[Plugin]:
+    for path in (found for pattern in _METADATA for found in folder.glob(f"{pattern}/entry_points.txt")):
+        with suppress(OSError, UnicodeDecodeError, configparser.Error):
+            text = path.read_text(encoding="utf-8")
+            if "[vllm." in text:
+                yield from _plugins_of(text, path.parent.name)
+
+
+def _plugins_of(text: str, package: str) -> Iterator[Plugin]:
+    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
+    parser.read_string(text)
+    for group in filter(parser.has_section, _GROUPS):
+        for name, value in parser.items(group):
+            if not value.startswith("vllm."):
+                yield Plugin(group, name, package)

@@ -1,1 +1,0 @@
-"""What the installed vLLM accepts, read from its sources without an import: begin with vllm_facts.py."""

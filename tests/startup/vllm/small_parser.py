@@ -1,0 +1,107 @@
+"""A parser in the form of vLLM's, with few of its flags: each way in which vLLM converts a value."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+
+def human_readable_int(value: str) -> int:
+    return int(value)
+
+
+def human_readable_int_or_auto(value: str) -> int:
+    return -1 if value == "auto" else int(value)
+
+
+def union_dict_and_str(value: str) -> Any:
+    return json.loads(value) if re.match(r"\s*{.*}\s*$", value) else value
+
+
+def parse_dataclass(value: str) -> Any:
+    return json.loads(value)
+
+
+def parse_type(return_type: Callable[[str], Any]) -> Callable[[str], Any]:
+    def _parse_type(val: str) -> Any:
+        return return_type(val)
+
+    return _parse_type
+
+
+def optional_type(return_type: Callable[[str], Any]) -> Callable[[str], Any]:
+    def _optional_type(val: str) -> Any:
+        return None if val in ("", "None") else return_type(val)
+
+    return _optional_type
+
+
+class AdapterAction(argparse.Action):
+    """As vLLM's own actions, which convert their values."""
+
+
+class EnableDisableAction(argparse.BooleanOptionalAction):
+    """Pairs `--enable-x` with `--disable-x`, as vLLM from 0.33 on; help does not show `--no-enable-x`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, **kwargs)
+        inverse = [option.replace("--enable-", "--disable-") for option in option_strings]
+        self.option_strings = [*self.option_strings, *inverse]
+        self.off = {option for option in self.option_strings if option not in option_strings}
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, option_string not in self.off)
+
+
+def build() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument
+    add("model_tag", nargs="?")
+    for name in ("headless", "grpc"):
+        add(f"--{name}", action="store_true")
+    for name in ("enforce-eager", "enable-prefix-caching", "skip-tokenizer-init", "trust-remote-code"):
+        add(f"--{name}", action=argparse.BooleanOptionalAction)
+    add("--enable-auto-tool-choice", action=argparse.BooleanOptionalAction)
+    paired = add("--enable-lora", action=EnableDisableAction)
+    paired.option_strings = ["--enable-lora", "--disable-lora"]
+    texts = (
+        "chat-template", "config", "config-format", "data-parallel-backend", "device-ids", "download-dir",
+        "hf-config-path", "io-processor-plugin", "load-format", "log-config-file", "model-impl", "offload-backend",
+        "reasoning-parser", "reasoning-parser-plugin", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tokenizer",
+        "tokenizer-mode", "tool-parser-plugin", "uds", "master-addr",
+    )  # fmt: skip
+    for name in texts:
+        add(f"--{name}")
+    for name in ("host", "attention-backend", "distributed-executor-backend", "tool-call-parser", "model"):
+        add(f"--{name}", type=optional_type(str))
+    add("--quantization", "-q", type=optional_type(str))
+    for name in ("ignore-patterns", "logits-processors", "served-model-name", "api-key"):
+        add(f"--{name}", nargs="+", type=optional_type(str))
+    add("--hf-token", nargs="?", const=True, type=optional_type(str))
+    add("--lora-modules", nargs="+", action=AdapterAction)
+    add("--middleware", action="append", default=[])
+    add("--port", type=int)
+    add("--tensor-parallel-size", "-tp", type=int)
+    add("--data-parallel-size", "-dp", type=int)
+    for name in ("pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes"):
+        add(f"--{name}", type=int)
+    for name in ("prefill-context-parallel-size", "node-rank", "cpu-offload-gb"):
+        add(f"--{name}", type=int)
+    add("--gpu-memory-utilization", "--device-memory-utilization", type=float)
+    add("--max-model-len", type=optional_type(human_readable_int_or_auto))
+    add("--max-num-batched-tokens", type=optional_type(human_readable_int))
+    add("--kv-cache-memory-bytes", type=optional_type(human_readable_int))
+    add("--allowed-origins", type=json.loads)
+    add("--default-chat-template-kwargs", type=parse_type(json.loads))
+    add("--hf-overrides", type=union_dict_and_str)
+    add("--compilation-config", "-cc", type=parse_dataclass)
+    add("--speculative-config", "-sc", type=optional_type(json.loads))
+    add("--dtype", choices=["auto", "float16", "half"])
+    add("--uvicorn-log-level", choices=["critical", "error", "info"])
+    add("--moe-backend", type=lambda s: s.lower().replace("-", "_"), choices=["auto", "deep_gemm"])
+    add("--max-lora-rank", type=int, choices=[8, 16, 64])
+    add("--kv-role", type=optional_type(str), choices=["producer", None])
+    add("--mm-processor-device", choices=["auto", "cpu"])
+    add("--shape", type=lambda text: text.split("x"), choices=[["1"]])
+    return parser

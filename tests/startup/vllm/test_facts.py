@@ -1,0 +1,161 @@
+"""What vLLM's parser accepts is recorded once per installation, and read by later starts."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from startup.vllm.facts import FlagFact, KeptFacts, VllmFacts, flags_of, read_plugins
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.preflight.arguments import read_arguments
+from tests.startup.vllm import small_parser
+
+FACTS = VllmFacts(tuple(flags_of(small_parser.build())))
+
+
+def _flag(facts: VllmFacts, name: str) -> FlagFact:
+    return next(flag for flag in facts.flags if name in (*flag.names, *flag.opposites))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "nargs"),
+    [
+        ("--headless", "unknown", 0),
+        ("--max-num-seqs", "int", None),
+        ("--host", "text", None),
+        ("--lora-modules", "unknown", "+"),
+        ("--api-key", "text", "+"),
+        ("--allowed-origins", "json", None),
+        ("--middleware", "text", None),
+        ("--default-chat-template-kwargs", "json", None),
+        ("--enable-prefix-caching", "unknown", 0),
+        ("--max-model-len", "size or auto", None),
+        ("--max-num-batched-tokens", "size", None),
+        ("--hf-token", "text", "?"),
+        ("--hf-overrides", "json or text", None),
+        ("-cc", "object", None),
+        ("--gpu-memory-utilization", "float", None),
+        ("--moe-backend", "folded", None),
+        ("--shape", "unknown", None),
+    ],
+)
+def test_kind_and_number_of_values(name, kind, nargs):
+    flag = _flag(FACTS, name)
+    assert (flag.kind, flag.nargs) == (kind, nargs)
+
+
+def test_choices_that_always_hold():
+    choices = {flag.name: flag.choices for flag in FACTS.flags if flag.choices is not None}
+    assert choices == {
+        "--dtype": ("auto", "float16", "half"),
+        "--uvicorn-log-level": ("critical", "error", "info"),
+        "--moe-backend": ("auto", "deep_gemm"),
+        "--max-lora-rank": (8, 16, 64),
+        "--kv-role": ("producer", None),
+    }
+
+
+def test_names_and_opposites():
+    assert _flag(FACTS, "-q").names == ("--quantization", "-q")
+    assert _flag(FACTS, "--device-memory-utilization").name == "--gpu-memory-utilization"
+    assert _flag(FACTS, "--enforce-eager").opposites == ("--no-enforce-eager",)
+    assert _flag(FACTS, "--headless").opposites == ()
+    assert _flag(FACTS, "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora")
+    assert (_flag(FACTS, "--host").is_optional, _flag(FACTS, "--port").is_optional) == (True, False)
+    arguments = read_arguments(["m", "--disable-lora"], FACTS)
+    assert (arguments.unknown, arguments.has("--enable-lora")) == ([], False)
+
+
+def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
+    for name, value in (("own", "own.plugin:register"), ("vllm", "vllm.plugins.lora:register")):
+        metadata = tmp_path / f"{name}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "entry_points.txt").write_text(
+            f"[console_scripts]\nx = y:z\n\n[vllm.general_plugins]\n{name} = {value}\n"
+        )
+    facts = VllmFacts(installed_plugins=read_plugins([str(tmp_path)]))
+    assert [plugin.name for plugin in facts.plugins] == ["own"]
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert facts.plugins == ()
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
+    """One whose modules are imported: a parser, a source that it depends on, and a registry."""
+    site = tmp_path / "site"
+    (site / "vllm-0.32.0.dist-info").mkdir(parents=True)
+    (site / "config.py").write_text("")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    parsers = SimpleNamespace(list_registered=lambda: ["b", "a"])
+    modules = {
+        "vllm.entrypoints.cli.serve": {"make_arg_parser": lambda parser: parser},
+        "vllm.utils.argparse_utils": {"FlexibleArgumentParser": lambda add_help: small_parser.build()},
+        "vllm.config.model": {"__file__": str(site / "config.py")},
+        "vllm.tool_parsers": {"ToolParserManager": parsers},
+        "vllm.reasoning": {},
+    }
+    for name, values in modules.items():
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        vars(sys.modules[name]).update(values)
+    return InstalledVllm("0.32.0", site / "vllm")
+
+
+def _record(vllm: InstalledVllm) -> VllmFacts:
+    kept = KeptFacts(vllm)
+    assert kept.read() == VllmFacts()
+    kept.record()
+    return kept.read()
+
+
+def test_what_vllm_has_is_recorded_and_read_again(vllm):
+    facts = _record(vllm)
+    assert json.loads(json.dumps(facts.flags)) == json.loads(json.dumps(FACTS.flags))
+    assert facts.names == {"--tool-call-parser": ("a", "b")}
+
+
+def test_a_record_is_written_once(vllm, monkeypatch):
+    _record(vllm)
+    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", None)
+    KeptFacts(vllm).record()
+    assert KeptFacts(vllm).read().names != {}
+    KeptFacts(vllm).record(imports_all=True)
+    assert KeptFacts(vllm).read().names == {}
+
+
+def test_a_changed_source_or_installation_has_no_record(vllm, tmp_path):
+    _record(vllm)
+    (tmp_path / "site" / "config.py").write_text("changed = True")
+    assert KeptFacts(vllm).read() == VllmFacts()
+    assert KeptFacts(vllm._replace(version="0.33.0")).read() == VllmFacts()
+
+
+@pytest.mark.parametrize("changed", ["path", "variable"])
+def test_other_plugins_have_a_record_of_their_own(vllm, tmp_path, monkeypatch, changed):
+    _record(vllm)
+    if changed == "path":
+        metadata = tmp_path / "plugins" / "own-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nown = own.plugin:register\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "plugins"))
+    else:
+        monkeypatch.setenv("VLLM_PLUGINS", "own")
+    facts = KeptFacts(vllm).read()
+    assert (facts.flags, len(facts.installed_plugins)) == ((), changed == "path")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"stamps": "", "files": {}, "value": [1, {}]}', "[1]"])
+def test_a_damaged_record_is_replaced(vllm, tmp_path, content):
+    first = _record(vllm)
+    (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
+    path.write_text(content)
+    assert _record(vllm) == first
+
+
+def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm, monkeypatch):
+    monkeypatch.setitem(vars(sys.modules["vllm.utils.argparse_utils"]), "FlexibleArgumentParser", None)
+    assert _record(vllm) == VllmFacts()
+    monkeypatch.delitem(sys.modules, "vllm.entrypoints.cli.serve")
+    assert _record(vllm) == VllmFacts()
