@@ -27,7 +27,8 @@ def server(start_vllm: StartVllm) -> Iterator[VllmServer]:
 
 def _responder(server: VllmServer) -> psutil.Process:
     words = server.main_process().cmdline()
-    (responder,) = (p for p in server.main_process().children() if p.cmdline() == words)
+    running = (p for p in server.main_process().children() if p.status() != psutil.STATUS_ZOMBIE)
+    (responder,) = (p for p in running if p.cmdline() == words)
     return responder
 
 

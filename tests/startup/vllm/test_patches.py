@@ -277,6 +277,7 @@ def test_vllm_accepts_itself_after_a_responder_that_left_much_in_both_directions
         async with asyncio.timeout(60):
             await probes.end()
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        probes._created.server.close()
 
     with socket.socket() as listener, ours, theirs:
         listener.bind(("127.0.0.1", 0))
