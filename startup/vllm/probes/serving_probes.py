@@ -9,6 +9,7 @@ the responder ends or hangs, uvicorn accepts itself.
 import asyncio
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ _MAX_REFUSED: Final = 24
 On a busy machine, one that runs has not read eight.
 """
 _END_S: Final = 1.0
+_MAX_MESSAGES_PER_TURN: Final = 64
+"""A busy loop reads slower than the responder logs probes."""
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
@@ -146,8 +149,10 @@ class ServingProbes:
             pass  # it has exited, or is to end
 
     def _receive(self) -> None:
-        """Processes all messages of the responder: uvloop calls no more once the socket has had an error."""
-        while True:
+        """Processes the responder's messages, some per turn."""
+        num_left = _MAX_MESSAGES_PER_TURN
+        while num_left > 0:
+            num_left -= 1
             try:
                 message, fds, _, _ = socket.recv_fds(
                     self._link, _MAX_MESSAGE_BYTES, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -155,6 +160,7 @@ class ServingProbes:
             except BlockingIOError:
                 return
             except ConnectionResetError:  # it was killed before it read everything; its last messages come next
+                num_left = sys.maxsize  # all of them, as uvloop calls no more
                 continue
             if not message:
                 self._go_on_without()
