@@ -2,15 +2,8 @@
 
 import click
 
-from base.exit_codes import USAGE
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-
-
-class InputError(click.ClickException):
-    """The user's input is not valid; exit code 2."""
-
-    exit_code = USAGE
 
 
 class ConnectionFailedError(click.ClickException):

@@ -22,7 +22,7 @@ from startup.timeline.history import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
 from vllm_cli.private_server import start_private_server
 from vllm_cli.terminal import Reporter

@@ -21,8 +21,9 @@ from startup.vllm.launch.shared_imports import learn_imports
 from vllm_cli.bake.subject import Subject
 from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
-from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.flags.engine_choice import choose_engine
+from vllm_cli.flags.errors import InputError
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter

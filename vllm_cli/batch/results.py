@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple, Self
 from base.json_depth import read_json
 from base.wording import list_some
 from vllm_cli.batch.requests import LinePlace
-from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.flags.errors import InputError
 
 _NUM_SHOWN: Final = 3
 

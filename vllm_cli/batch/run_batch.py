@@ -20,7 +20,8 @@ from vllm_cli.batch.results import OutputFile
 from vllm_cli.batch.sender import Sender
 from vllm_cli.client.server import Server, explain_failures
 from vllm_cli.client.waiting import Readiness
-from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.private_server import start_private_server
 from vllm_cli.supervised_command import CommandEndedError

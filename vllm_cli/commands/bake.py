@@ -10,7 +10,7 @@ from base.wording import format_bytes
 from envs.home import expand_home
 from envs.registry import env
 from startup.caches import FIXED_PATH, OFF
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 
 if TYPE_CHECKING:

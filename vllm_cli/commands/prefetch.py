@@ -19,7 +19,7 @@ from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 from vllm_cli.flags.serve_command import request_of
 from vllm_cli.terminal import Reporter

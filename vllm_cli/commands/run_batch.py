@@ -10,7 +10,7 @@ from startup.config import flags_of
 from startup.serve_words import split
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from startup.serve_words import is_vllm_installed
 from startup.standby import places
 from startup.standby.places import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.param_types import ByteSize
 from vllm_cli.terminal import Reporter, align
 

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from startup.timeline.report import ReportError, StartReport, read_report
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 
 _STDIN: Final = Path("-")
 

@@ -16,7 +16,7 @@ import click
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.serve_words import Given, split
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.param_types import HumanInt
 from vllm_cli.flags.supported import CONFIG

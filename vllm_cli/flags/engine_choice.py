@@ -10,7 +10,7 @@ from envs.suggestion import did_you_mean
 from startup.config import VllmOptions
 from startup.prefetch.options import PrefetchOptions
 from startup.serve_words import LAUNCHER_FLAGS, ServeWords
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import SupportedFlag
 from vllm_cli.flags.supported import ENGINE, GROUPS, SUPPORTED
 

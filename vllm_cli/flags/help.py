@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from envs.suggestion import did_you_mean
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape, SupportedFlag
 from vllm_cli.flags.param_types import ByteSize, spell_size
 from vllm_cli.flags.supported import GROUPS

@@ -6,8 +6,8 @@ import click
 
 from envs.redaction import hide_in_words
 from startup.engine.torch_environment import has_gpu
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import GivenFlag
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.table import IGNORE_REASONS, REJECTED_FEATURES
 

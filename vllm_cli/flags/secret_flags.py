@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from base.machine.command_line import is_visible
 from envs.redaction import is_secret_flag
 from startup.serve_words import Given, split
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import GivenFlag
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.supported import SUPPORTED
 from vllm_cli.flags.table import find_flag

@@ -22,9 +22,9 @@ from startup.serve_words import (
     is_stray,
     split,
 )
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, read_config_file
 from vllm_cli.flags.engine_choice import choose_engine, vllm_options
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.help import write_groups, write_topic
 from vllm_cli.flags.option import FlagOption, complete_model

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.serve_words import normalise
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.supported import SUPPORTED
 from vllm_cli.flags.unsupported import IGNORED, REJECTED

@@ -40,9 +40,9 @@ from startup.serve_words import is_flag_like
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
 from vllm_cli.flags.serve_command import parse_start
 

@@ -21,8 +21,8 @@ from startup.router.words.router_words import (
     without_ours,
 )
 from startup.vllm.command_line import CommandLine
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Shape
 from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
 from vllm_cli.flags.serve_command import parse_start

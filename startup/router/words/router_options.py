@@ -21,7 +21,7 @@ from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of
 from startup.router.words.router_words import SeveralModels
 from startup.standby.places import KINDS
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 
 logger = logging.getLogger(__name__)
 

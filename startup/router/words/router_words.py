@@ -10,8 +10,8 @@ from envs.registry import env
 from startup.config import StartupConfig, flags_of
 from startup.serve_words import is_flag_like
 from startup.vllm.known_flags import flags_that_change
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag
 from vllm_cli.flags.screening import show_notices
 from vllm_cli.flags.secret_flags import empty_key_notices, find_values, secret_notices, split_flags, without_flags

@@ -16,7 +16,7 @@ from tests.support.cli import run_cli
 from tests.support.standby_process import OFF, StandbyProcess
 from tests.support.waiting import is_gone, wait_until
 from vllm_cli.commands.standby import _parse_kinds, _table
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 
 _MIB = 1 << 20
 

@@ -5,8 +5,8 @@ import json
 import click
 import pytest
 
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
 
 

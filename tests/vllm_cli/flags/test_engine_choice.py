@@ -6,9 +6,9 @@ import click
 import pytest
 
 from startup.config import CompileCacheOption
-from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.engine_choice import choose_engine, vllm_options
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.screening import notices, reject_unsupported
 from vllm_cli.main import main
 

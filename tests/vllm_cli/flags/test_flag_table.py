@@ -11,7 +11,7 @@ import pytest
 from envs.registry import LOGGING_LEVELS, variables
 from envs.replacements import REPLACEMENTS
 from server.config import DTypeName, RendererConfig
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from vllm_cli.flags.table import FLAGS, find_flag, spellings

@@ -12,7 +12,7 @@ from server.limits import LimitsConfig, flag_of
 from startup.config import DEFAULT_MODEL_ID
 from startup.router.words.router_words import read_several
 from vllm_cli.commands.serve import serve
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.serve_command import CONFIG_OF_START
 from vllm_cli.flags.supported import GROUPS
 from vllm_cli.main import main

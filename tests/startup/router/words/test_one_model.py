@@ -6,8 +6,8 @@ import pytest
 from startup.router.model_entry import ModelEntry
 from startup.router.router import RouterOptions
 from startup.router.words.one_model import embedded_router, vllm_router
-from vllm_cli.errors import InputError
 from vllm_cli.flags.engine_choice import vllm_options
+from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
 
 _END = ("--engine", "embedded", "--disable-uvicorn-access-log")

@@ -19,7 +19,7 @@ from startup.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
 from tests.startup.vllm.fake_start import FAKE
 from vllm_cli.commands.serve import serve
-from vllm_cli.errors import InputError
+from vllm_cli.flags.errors import InputError
 
 COMMON = ("--engine", "embedded")
 
