@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.processes import disturbing
+from tests.support.processes import disturbing
 
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.processes.helper import Helper, HelperEndedError
