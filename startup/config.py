@@ -65,7 +65,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModelsConfig:
-    """Several models behind one port (`startup.router`); without effect for one model."""
+    """Several models behind one port (`router`); without effect for one model."""
 
     help_group: ClassVar[Group] = "Several models"
     role: ClassVar[Role] = "router"
@@ -140,7 +140,7 @@ class StartOptions:
         syntax="duration",
         metavar="DURATION",
     )
-    """With it, this process is a router (`startup.router`), which starts the model's server."""
+    """With it, this process is a router (`router`), which starts the model's server."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",

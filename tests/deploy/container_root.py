@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from startup.config import DEFAULT_MODEL_ID
 from tests.deploy.shipped import Start
-from tests.startup.router.router_process import FOREIGN
+from tests.router.router_process import FOREIGN
 from tests.startup.vllm.fake_start import FAKE
 from tests.support.ports import free_port
 

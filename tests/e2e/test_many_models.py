@@ -11,7 +11,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.startup.router.router_process import RouterProcess, embedded, foreign
+from tests.router.router_process import RouterProcess, embedded, foreign
 from tests.support.http_client import RawClient, ask
 from tests.support.waiting import wait_until
 

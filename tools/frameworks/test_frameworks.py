@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.startup.router.router_process import RouterProcess
+from tests.router.router_process import RouterProcess
 from tools.frameworks.agent_model import save_agent_model
 from tools.frameworks.clients.scenario import (
     ANSWER,

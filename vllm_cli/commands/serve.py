@@ -23,7 +23,7 @@ from vllm_cli.flags.serve_command import (
 
 if TYPE_CHECKING:
     from startup.preflight.report import PreflightReport
-    from startup.router.router import RouterOptions
+    from router.router import RouterOptions
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
@@ -52,7 +52,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.idle_stop_s is not None and not options.is_preflight_only:
-            from startup.router.words.one_model import vllm_router
+            from router.words.one_model import vllm_router
 
             return _route(vllm_router(options, ctx.meta[WORDS]))
         _apply_standby_mode(options.standby)
@@ -62,7 +62,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     if config.idle_stop_s is not None and not ctx.params.get("preflight_only"):
         if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
             start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
-        from startup.router.words.one_model import embedded_router
+        from router.words.one_model import embedded_router
 
         return _route(embedded_router(config, ctx.meta[WORDS]))
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
@@ -74,10 +74,10 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 
 def _serve_several(ctx: click.Context) -> int:
-    from startup.router.words.router_words import read_several
+    from router.words.router_words import read_several
 
     several = read_several(ctx)
-    from startup.router.words.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
+    from router.words.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
 
     begin = time.perf_counter()
     reader = ModelsReader(several)
@@ -90,7 +90,7 @@ def _serve_several(ctx: click.Context) -> int:
 
 
 def _route(options: "RouterOptions") -> int:
-    from startup.router.router import run_router
+    from router.router import run_router
 
     return run_router(options)
 

@@ -53,7 +53,7 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
-        is_router = has_several_models(args)  # whose words `startup.router.words` reads
+        is_router = has_several_models(args)  # whose words `router.words` reads
         if not is_router:
             _reject_flags_of_several(args)
         if not is_router and choose_engine(args) == "vllm":

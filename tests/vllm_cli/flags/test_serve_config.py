@@ -10,7 +10,7 @@ import pytest
 from base.errors import ConfigError
 from server.limits import LimitsConfig, flag_of
 from startup.config import DEFAULT_MODEL_ID
-from startup.router.words.router_words import read_several
+from router.words.router_words import read_several
 from vllm_cli.commands.serve import serve
 from vllm_cli.flags.errors import InputError
 from vllm_cli.flags.serve_command import CONFIG_OF_START

@@ -1,0 +1,311 @@
+"""One model's process: its start, its readiness and its end, with all processes that belong to it."""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+
+import aiohttp
+
+from base.machine.processes import descendants
+from router.child_log import ChildLog, LogRelay
+from router.child_place import find_marked
+from router.child_process import ChildProcess, describe_end
+from router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
+from router.model_entry import ModelEntry
+from router.process_watch import ProcessWatch
+from startup.temp_folder import remove_left_behind
+
+logger = logging.getLogger(__name__)
+
+_AFTER_CRASH_S: Final = 2.0
+"""How long the others may take to end after the first process has ended by itself."""
+_KILL_S: Final = 10.0
+_OUTPUT_S: Final = 0.5
+"""How long the last output may take to come after the end."""
+_LEAST_POLL_S: Final = 0.02
+_MOST_POLL_S: Final = 0.25
+_POLL_SHARE: Final = 0.01
+"""The pause between two polls as a part of the time since the start."""
+_ANSWER_S: Final = 2.0
+_REASON_S: Final = 2.0
+
+
+class ChildPlace(NamedTuple):
+    """What a child gets from the router."""
+
+    socket_path: str
+    """Where a server of ours listens; also the mark of all its processes (`router.child_place`)."""
+    environment: Mapping[str, str]
+    """The whole environment, without the variables of the entry."""
+    relay: LogRelay
+
+
+class Child:
+    """One process of a model, on the event loop of the main thread."""
+
+    def __init__(self, entry: ModelEntry, place: ChildPlace) -> None:
+        """Raises OSError if no port is free."""
+        self.entry = entry
+        self.progress = ChildProgress("starting")
+        self._has_served = False
+        self.process: ChildProcess | None = None
+        self.exit_code: int | None = None
+        """-N after signal N; None until the process has ended, and if there was none."""
+        self.place = place
+        self._server = _server_of(entry, place)
+        self._environment = {**place.environment, **entry.env}
+        self._log = ChildLog(entry.name, place.relay)
+        self._watch = ProcessWatch()
+        self._listener_pid = 0
+        self._wants_stop = asyncio.Event()
+        self._is_killed = False
+        self._started_s = time.monotonic()
+        self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def base_url(self) -> str:
+        """Of its server."""
+        return self._server.base_url
+
+    @property
+    def connector(self) -> aiohttp.BaseConnector:
+        """Its connections, any number; closed when its processes have ended."""
+        return self._server.connector
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its first process, and the one that listens, if that is another one: a standby has forked it."""
+        first = 0 if self.process is None else self.process.pid
+        return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
+
+    async def run(
+        self,
+        on_ready: Callable[[], None],
+        before_stop: "Callable[[Child], Awaitable[None]] | None" = None,
+        on_crash: Callable[[], None] = lambda: None,
+    ) -> str | None:
+        """Lives from the start to the end of its last process.
+
+        Must not be cancelled: `stop` and `kill` end it.
+
+        Args:
+            on_ready: called once requests are answered.
+            before_stop: awaited when it answers requests and is to end.
+            on_crash: called when its first process has ended by itself; others may still run.
+
+        Returns:
+            Why it has failed; None if it was asked to end.
+        """
+        try:
+            reason = await self._live(on_ready, before_stop)
+            if self._has_served and not self._wants_stop.is_set():
+                on_crash()
+        finally:
+            self.exit_code = await self._finish()
+        self._reason.set_result(self._describe(reason, self.exit_code))
+        return None if self._wants_stop.is_set() else self._reason.result()
+
+    async def end_reason(self) -> str:
+        """Why a connection to it failed: waits a moment for its end; empty if it still runs."""
+        await asyncio.wait({self._reason}, timeout=_REASON_S)
+        return self._reason.result() if self._reason.done() else ""
+
+    def stop(self) -> None:
+        """Asks it to end; a server of ours answers its running requests before."""
+        self._wants_stop.set()
+
+    def drain(self) -> None:
+        """The router ends: ours answer their running requests by themselves, a command waits for `stop`.
+
+        Without a `stop`, it is stopped and killed when a server of ours would be.
+        """
+        if not self._server.is_foreign:
+            self.stop()
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(STOP_S, self.stop)
+        loop.call_later(STOP_S + ERRORS_S, self.kill)
+
+    def signal_group(self, number: int) -> None:
+        """Sends a signal to the process group of its first process."""
+        if self.process is not None and self._watch.is_running(self.process.pid):
+            self.process.signal_group(number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._is_killed = True
+        self._wants_stop.set()
+        self.signal_group(signal.SIGKILL)
+        self._watch.signal(signal.SIGKILL)
+
+    # Its life
+
+    async def _live(
+        self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
+    ) -> str | None:
+        """Returns when it has ended, or is to end; why, if it is not its own end or a request."""
+        try:
+            if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
+                return obstacle
+            if self._server.words:
+                self._launch()
+        except OSError as err:
+            return f"The process cannot be started: {err}"
+        ended = asyncio.create_task(self._wait_end(), name=f"end of {self.entry.name}")
+        stopped = asyncio.create_task(self._wants_stop.wait(), name=f"stop of {self.entry.name}")
+        ready = asyncio.create_task(self._wait_ready(), name=f"start of {self.entry.name}")
+        try:
+            limit_s = self.entry.start_timeout_s
+            await asyncio.wait({ended, stopped, ready}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and not stopped.done():
+                if not ready.done():
+                    return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
+                ready.result()
+                self._has_served = True
+                on_ready()
+                await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if before_stop is not None and not ended.done() and not self._is_killed:
+                    await before_stop(self)
+            return None
+        finally:
+            for task in (ended, stopped, ready):
+                task.cancel()
+            await asyncio.gather(ended, stopped, ready, return_exceptions=True)
+
+    def _launch(self) -> None:
+        """Raises OSError."""
+        with self._log.open() as output_fd:
+            become = partial(_become, self._server.execute, self._environment, output_fd)
+            self.process = ChildProcess.fork(become)
+        self._watch.add([self.process.pid])
+        if not self._watch.is_running(self.process.pid):  # no descriptor is free: nobody would see its end
+            self.process.kill()
+            self.process = None
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def _wait_end(self) -> None:
+        """Returns when its first process has ended; never for a server that ran already."""
+        if self.process is None:
+            await asyncio.Event().wait()
+        else:
+            await self._watch.wait(self.process.pid, None)
+
+    async def _wait_ready(self) -> None:
+        """Returns once requests are answered."""
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
+        async with aiohttp.ClientSession(connector=self.connector, connector_owner=False, timeout=timeout) as session:
+            while not await self._is_ready(session):
+                elapsed_s = time.monotonic() - self._started_s
+                await asyncio.sleep(min(max(_LEAST_POLL_S, elapsed_s * _POLL_SHARE), _MOST_POLL_S))
+        self._note_processes()
+
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
+        with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            found = await self._server.poll(session)
+            self._listener_pid = self._listener_pid or self._server.find_listener()
+            self.progress = found.progress or self.progress
+            return found.is_ready
+        return False
+
+    # Its end
+
+    async def _finish(self) -> int | None:
+        """Returns when all of its processes have ended: how the first one has; None if there was none."""
+        code = None
+        if self.process is not None:
+            has_crashed = not self._watch.is_running(self.process.pid)
+            self._note_processes()
+            if not self._is_killed:
+                await self._ask_to_end(self.process)
+                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else self._server.stop_s)
+            await self._kill_all(self.process)
+            await self._log.close(_OUTPUT_S)
+            code = self.process.poll()
+            if code != 0 and not self._server.is_foreign:
+                await asyncio.to_thread(remove_left_behind)
+        await self.connector.close()
+        self._watch.close()
+        Path(self.place.socket_path).unlink(missing_ok=True)
+        return code
+
+    def _note_processes(self) -> None:
+        """Takes note of what belongs to it now, at its readiness and before its stop.
+
+        After an end, orphans cannot be found in this way. Those of a start that crashes end with their
+        process group, by their own death pipes, or as marked ones (`router.child_place`).
+        """
+        self._listener_pid = self._server.find_listener() or self._listener_pid
+        self._watch.add(self.pids)
+        for pid in self.pids:
+            self._watch.add(descendants(pid))
+
+    async def _ask_to_end(self, process: ChildProcess) -> None:
+        """Sends SIGTERM: to a server of ours, which ends its processes itself, or to all of a foreign one."""
+        is_running = self._watch.is_running(process.pid)
+        if not self._server.is_foreign:
+            if is_running:
+                process.signal(signal.SIGTERM)
+            return
+        if is_running and (words := self._server.stop_words(process.pid)):
+            await self._run_stop_command(words)
+            await self._watch.wait(process.pid, self._server.stop_s)
+        self._watch.signal(signal.SIGTERM)
+        self._watch.signal(signal.SIGCONT)
+
+    async def _run_stop_command(self, words: Sequence[str]) -> None:
+        output_fd = os.dup(2)
+        try:
+            become = partial(_become, partial(execute_words, words), self._environment, output_fd)
+            command = ChildProcess.fork(become)
+        except OSError as err:
+            logger.warning("cmdStop of %s cannot be started: %s", self.entry.name, err)
+            return
+        finally:
+            os.close(output_fd)
+        self._watch.add([command.pid])
+        await self._watch.wait(command.pid, self._server.stop_s)
+        command.signal_group(signal.SIGKILL)
+        await self._watch.wait(command.pid, _KILL_S)
+        command.poll()
+
+    async def _kill_all(self, process: ChildProcess) -> None:
+        process.signal_group(signal.SIGKILL)  # before it is reaped: the group's number is still its own
+        self._watch.signal(signal.SIGKILL)
+        if self._server.is_foreign:
+            self._watch.add(await asyncio.to_thread(find_marked, self.place.socket_path))
+            self._watch.signal(signal.SIGKILL)
+        if not await self._watch.wait_all(_KILL_S):
+            logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
+
+    def _describe(self, reason: str | None, code: int | None) -> str:
+        """Why it has ended; after a signal without lines that explain nothing."""
+        text = reason or ("The process was stopped" if code is None else describe_end(code))
+        is_signal = reason is None and code is not None and code < 0
+        words = [*self.entry.words, *self._server.words]
+        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self._has_served)
+        return f"{text}: {told}" if told else f"{text}."
+
+
+def _server_of(entry: ModelEntry, place: ChildPlace) -> OwnServer | ForeignServer:
+    if entry.foreign is not None:
+        return ForeignServer(entry.foreign)
+    return OwnServer(entry.words, place.socket_path)
+
+
+def _become(
+    execute: Callable[[Mapping[str, str]], NoReturn], environment: Mapping[str, str], output_fd: int
+) -> NoReturn:
+    """In the new process."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output_fd, 1)
+    os.dup2(output_fd, 2)
+    execute(environment)

@@ -1,0 +1,123 @@
+"""Where the models' processes live: their sockets and their environment; what ends them after the router.
+
+The kernel ends the servers and commands that the router has started when the router ends. What a user's
+command has started itself is found by a variable that it has inherited: VCLI_ROUTER. A guard does so after a
+router that was killed.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final, NoReturn, Self
+
+from base.machine.command_line import replace_command_line
+from envs.registry import env
+from startup.logs.options import LogOptions
+from startup.processes import group_signals
+from router.child_process import inherited_environment
+from startup.temp_folder import own_folder
+
+_NUM_SCANS: Final = 50
+_BETWEEN_SCANS_S: Final = 0.02
+_FIRST_FD: Final = 3
+_MOST_FDS: Final = 1024
+"""More than a router has when it starts."""
+_TITLE: Final = b"vllm-cli router's guard"
+
+
+class ChildPlaces:
+    """Belongs to one router."""
+
+    def __init__(self, logs: LogOptions) -> None:
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(own_folder())
+        self._base = inherited_environment()
+        self._base[env.VCLI_LOG_FORMAT.name] = logs.format
+        self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
+
+    @property
+    def folder(self) -> str:
+        """Of the sockets."""
+        return str(self._folder)
+
+    def socket_path(self, number: int) -> str:
+        """Where a process listens."""
+        return str(self._folder / f"{number}.sock")
+
+    def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a process: the router's, without what is only for the router."""
+        return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
+
+    def close(self) -> None:
+        """Removes the folder."""
+        self._stack.close()
+
+
+def find_marked(place: str) -> list[int]:
+    """Processes of this user whose VCLI_ROUTER is this path, or one in this folder."""
+    itself, within = (f"\0{env.VCLI_ROUTER.name}={place}{end}".encode() for end in ("\0", "/"))
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                variables = b"\0" + (folder / "environ").read_bytes() + b"\0"
+                if itself in variables or within in variables:
+                    found.append(int(folder.name))
+    return found
+
+
+class Guard:
+    """A process that outlives the router for a moment: ends its marked processes, and removes its folder."""
+
+    def __init__(self, pid: int, life_fd: int) -> None:
+        self._pid = pid
+        self._life_fd = life_fd
+
+    @classmethod
+    def start(cls, folder: str) -> Self:
+        """To be called while this process has no other threads, and no sockets that must not outlive it."""
+        read_fd, life_fd = os.pipe()
+        with group_signals.blocked():
+            pid = os.fork()
+            if pid == 0:  # the signals stay blocked here until they are ignored
+                try:
+                    os.close(life_fd)
+                    _guard(read_fd, folder)
+                finally:
+                    os._exit(1)
+        os.close(read_fd)
+        return cls(pid, life_fd)
+
+    def close(self) -> None:
+        """Returns when it has ended."""
+        os.close(self._life_fd)
+        os.waitpid(self._pid, 0)
+
+
+def _guard(read_fd: int, folder: str) -> NoReturn:
+    """In the new process, until the kernel closes the other end of the pipe."""
+    os.setsid()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    group_signals.ignore()
+    os.closerange(_FIRST_FD, read_fd)
+    os.closerange(read_fd + 1, _MOST_FDS)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    with suppress(OSError):
+        replace_command_line(_TITLE)
+    os.read(read_fd, 1)
+    for _ in range(_NUM_SCANS):
+        if not (pids := find_marked(folder)):
+            break
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_BETWEEN_SCANS_S)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)

@@ -1,0 +1,191 @@
+"""What a child runs: a server of ours on a UNIX socket, or a command of the user on a port."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from base.machine.server_ports import find_free_port, list_server_ports
+from base.server_settings import SHUTDOWN_TIMEOUT_S
+from router.child_process import execute_serve
+from router.model_entry import ForeignCommand
+from startup.serve_words import split
+from startup.standby.places import peer_of
+
+STOP_S: Final = SHUTDOWN_TIMEOUT_S
+"""How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
+ERRORS_S: Final = 5.0
+"""How long a server may take to end after its requests' time to finish."""
+_SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
+_KEEP_ALIVE_S: Final = 2.0
+"""uvicorn closes idle connections after 5 s."""
+_NO_ENDPOINT: Final = "none"
+_LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+_OK: Final = 200
+_PORT: Final = "${PORT}"
+_PID: Final = "${PID}"
+
+
+class ChildProgress(NamedTuple):
+    """How far a start is, as its server tells it."""
+
+    phase: str
+    fraction: float | None = None
+    remaining_s: float | None = None
+
+    def __str__(self) -> str:
+        share = "" if self.fraction is None else f" {100 * self.fraction:.0f} %"
+        left = "" if self.remaining_s is None else f", {self.remaining_s:.1f} s left"
+        return f"{self.phase}{share}{left}"
+
+
+class Readiness(NamedTuple):
+    """The answer to a poll."""
+
+    is_ready: bool
+    progress: ChildProgress | None = None
+
+
+class OwnServer:
+    """`serve` of this program, of either engine; it ends its processes itself."""
+
+    is_foreign: Final = False
+
+    def __init__(self, words: Sequence[str], socket_path: str) -> None:
+        self.words = words
+        self.base_url = "http://localhost"
+        self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        self._socket_path = socket_path
+        self._is_ready = False
+
+    @property
+    def stop_s(self) -> float:
+        """How long it may take to end: it ends its requests, if any, with an error after its own limit."""
+        if not self._is_ready:
+            return ERRORS_S
+        limit_s = STOP_S
+        for given in split(self.words, {_SHUTDOWN_TIMEOUT: 1}.get):
+            if given.flag == _SHUTDOWN_TIMEOUT and given.values:
+                with suppress(ValueError):
+                    limit_s = float(given.values[0])
+        return limit_s + ERRORS_S
+
+    async def find_obstacle(self) -> str | None:
+        """Why it cannot start here."""
+        return None
+
+    def execute(self, environment: Mapping[str, str]) -> NoReturn:
+        """In the new process."""
+        execute_serve([*self.words, "--uds", self._socket_path], environment)
+
+    async def poll(self, session: aiohttp.ClientSession) -> Readiness:
+        """Whether requests are answered; raises for a server that does not answer yet."""
+        async with session.get(f"{self.base_url}/health") as answer:
+            self._is_ready = answer.status == _OK
+            return Readiness(self._is_ready, None if self._is_ready else _read_progress(await answer.json()))
+
+    def find_listener(self) -> int:
+        """The process that listens; 0 if it cannot be seen, or not yet."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
+            connection.connect(self._socket_path)
+            return peer_of(connection)[0]
+        return 0
+
+    def stop_words(self, pid: int) -> list[str]:
+        """The command that stops it; empty for SIGTERM."""
+        return []
+
+
+class ForeignServer:
+    """A command of the user; the methods are those of `OwnServer`."""
+
+    is_foreign: Final = True
+    stop_s: Final = STOP_S
+
+    def __init__(self, command: ForeignCommand) -> None:
+        """Chooses a port if the command names none; raises OSError."""
+        self._command = _with_port(command)
+        self.words: Sequence[str] = self._command.words
+        self.base_url = self._command.address
+        self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+
+    async def find_obstacle(self) -> str | None:
+        """Another process on its port would answer in its name."""
+        is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
+        text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
+        return text if is_local and await _accepts(self.base_url) else None
+
+    def execute(self, environment: Mapping[str, str]) -> NoReturn:
+        """In the new process."""
+        port = str(self._command.port)
+        execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
+
+    async def poll(self, session: aiohttp.ClientSession) -> Readiness:
+        """Any answer but 200 means: not yet."""
+        if self._command.check_endpoint == _NO_ENDPOINT:
+            return Readiness(await _accepts(self.base_url))
+        async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
+            is_ready = answer.status == _OK
+            phase = f"{self._command.check_endpoint} (checkEndpoint) answers {answer.status}"
+            return Readiness(is_ready, None if is_ready else ChildProgress(phase))
+
+    def find_listener(self) -> int:
+        """It listens on no UNIX socket, which would tell."""
+        return 0
+
+    def stop_words(self, pid: int) -> list[str]:
+        """The user's cmdStop."""
+        return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
+
+
+def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Becomes a program, in a new process."""
+    try:
+        os.execvpe(words[0], list(words), environment)
+    except OSError as err:
+        os.write(2, f"Error: {words[0]} cannot be executed: {err.strerror}\n".encode(errors="replace"))
+        raise SystemExit(127) from err
+
+
+def _read_progress(body: object) -> ChildProgress | None:
+    match body:
+        case {
+            "phase": str(phase),
+            "progress": None | float() | int() as share,
+            "eta_s": None | float() | int() as left,
+        }:
+            return ChildProgress(phase, share, left)
+    return None
+
+
+def _with_port(command: ForeignCommand) -> ForeignCommand:
+    port = str(command.port or find_free_port(list_server_ports()))
+
+    def fill(text: str) -> str:
+        return text.replace(_PORT, port)
+
+    return replace(
+        command,
+        words=tuple(map(fill, command.words)),
+        stop_words=tuple(map(fill, command.stop_words)),
+        address=fill(command.address).rstrip("/"),
+        check_endpoint=fill(command.check_endpoint),
+        port=int(port),
+    )
+
+
+async def _accepts(url: str) -> bool:
+    """Whether a process listens there."""
+    parts = urlsplit(url)
+    with suppress(OSError):
+        _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.close()
+        return True
+    return False

@@ -1,0 +1,137 @@
+"""Who may use the router: API keys, and pages of other sites."""
+
+import base64
+import binascii
+from collections.abc import MutableMapping
+from contextlib import suppress
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+
+from base.security.api_keys import ApiKeys
+from base.security.open_paths import find_open_paths
+from base.server_settings import NetworkConfig
+from router.http.answers import FailedRequestError
+from router.http.own_answers import OwnAnswer
+
+_PORTS: Final = {"http": 80, "https": 443}
+_ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
+"""What a browser's question has, beside the method OPTIONS."""
+
+
+class CorsPolicy:
+    """Cross-origin requests, by the flags and rules of the embedded engine's server: those of Starlette.
+
+    Nothing is allowed without --allowed-origins.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.is_on = bool(config.allowed_origins)
+        if self.is_on:
+            from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - 28 ms, and memory
+            from starlette.responses import Response  # noqa: PLC0415
+
+            self._rules = CORSMiddleware(
+                Response(),
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
+            )
+
+    def is_preflight(self, request: web.BaseRequest) -> bool:
+        """Whether a browser asks if it may send a request."""
+        is_asked = request.method == hdrs.METH_OPTIONS and all(name in request.headers for name in _ASKED)
+        return self.is_on and is_asked
+
+    def answer_preflight(self, request: web.BaseRequest) -> web.Response:
+        """The answer to such a request."""
+        from starlette.datastructures import Headers  # noqa: PLC0415
+
+        answer = self._rules.preflight_response(Headers(dict(request.headers)))
+        return web.Response(status=answer.status_code, body=answer.body, headers=answer.headers)
+
+    def allows(self, origin: str | None) -> bool:
+        """Whether pages of this origin may use the server."""
+        return self.is_on and origin is not None and self._rules.is_allowed_origin(origin)
+
+    def add_headers(self, origin: str | None, headers: MutableMapping[str, str]) -> None:
+        """Adds what a browser needs to show the response to a page of this origin."""
+        if origin is not None:
+            headers.update(self._rules.simple_headers)
+            if self._rules.preflight_explicit_allow_origin and self.allows(origin):
+                headers["Access-Control-Allow-Origin"] = origin
+        vary = headers.get("Vary")
+        headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
+
+
+class Access:
+    """Checks requests before anything is done for them."""
+
+    def __init__(self, api_keys: ApiKeys, cors: CorsPolicy, *, is_key_everywhere: bool) -> None:
+        """With `is_key_everywhere`, only probes are open."""
+        self._keys = api_keys
+        self._cors = cors
+        self._open_paths = find_open_paths(is_key_everywhere=is_key_everywhere)
+        self.key_headers = frozenset({"authorization", "x-api-key"} if self.needs_key else ())
+        """The headers, in lower case, that may hold a key of the router: models' servers do not get them."""
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether there are keys."""
+        return bool(len(self._keys))
+
+    def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
+        """Raises FailedRequestError for a request that may not have its answer.
+
+        Only what the router answers itself may be open. What reaches, starts or stops a model needs a key, if
+        there are keys, and is refused to pages of other sites, whatever its method.
+
+        Args:
+            own: the router's answer; None if a model has to answer.
+        """
+        if self.needs_key and (own is None or path not in self._open_paths):
+            self._check_key(request)
+        if own is None or not own.is_read:
+            self._check_site(request)
+
+    def _check_key(self, request: web.Request) -> None:
+        def read_header(name: str) -> bytes:
+            value = request.headers.get(name, "").encode("utf-8", "surrogateescape")
+            return _bearer_of(value) if value[:6].lower() == b"basic " else value
+
+        refusal = self._keys.refusal(read_header)
+        if refusal is not None:
+            raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
+
+    def _check_site(self, request: web.Request) -> None:
+        """A page of another site may send some requests without asking before.
+
+        Browsers tell in Sec-Fetch-Site whose page it is, but send that only to https and to this machine.
+        Elsewhere Origin tells it, which a GET may lack. Programs send neither.
+        """
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
+        if site == "same-origin" or self._cors.allows(origin):  # the first even if a proxy has changed Host
+            return
+        is_other = origin is not None and not _is_of_host(origin, request.headers.get(hdrs.HOST, ""))
+        if is_other or site not in (None, "none"):
+            raise FailedRequestError(403, "Pages of other sites may not use the models: see --allowed-origins.")
+
+
+def _bearer_of(basic: bytes) -> bytes:
+    """The password of `Authorization: Basic ...` as a bearer's key: some tools send only that."""
+    with suppress(binascii.Error):
+        return b"Bearer " + base64.b64decode(basic[6:]).partition(b":")[2]
+    return b""
+
+
+def _is_of_host(origin: str, host: str) -> bool:
+    """Whether a page of this origin was read from this host; a proxy may have ended TLS."""
+    try:
+        page, asked = urlsplit(origin), urlsplit(f"//{host}")
+        default = _PORTS[page.scheme]
+        ports = page.port or default, asked.port or default
+        return bool(page.hostname) and page.hostname == asked.hostname and ports[0] == ports[1]
+    except (KeyError, ValueError):
+        return False

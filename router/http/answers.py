@@ -1,0 +1,109 @@
+"""The router's own answers: JSON, and errors in the format of the API that was called."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from base.json_depth import check_depth
+from server.http_body.response_body import (
+    ANTHROPIC,
+    ErrorResponse,
+    FailureFormat,
+    encode_event,
+    error_response,
+    failure_format,
+)
+from router.model_pool import ModelRefused
+
+_TYPES: Final = {
+    401: "Unauthorized",
+    403: "ForbiddenError",
+    404: "NotFoundError",
+    408: "RequestTimeoutError",
+    409: "ConflictError",
+    405: "Method Not Allowed",
+    413: "RequestEntityTooLargeError",
+    415: "UnsupportedMediaTypeError",
+    429: "RateLimitError",
+    431: "Request Header Fields Too Large",
+    503: "ServiceUnavailableError",
+}
+_MOST_SHOWN: Final = 200
+SERVER: Final = "vllm-cli"
+"""The header `Server`, as aiohttp's own would tell its version."""
+
+
+class FailedRequestError(Exception):
+    """A request that the router answers with an error itself."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        closes: bool = False,
+    ) -> None:
+        """`closes` tells that the connection ends with the answer."""
+        super().__init__(message)
+        kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+        self.status = status
+        self.closes = closes
+        self.body = error_response(message, type=kind, code=status, param=param)
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def from_refused(cls, refused: ModelRefused) -> "FailedRequestError":
+        """The error of a request that its model cannot answer."""
+        after_s = refused.retry_after_s
+        headers = None if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
+        param = "model" if refused.status == 404 else None
+        return cls(refused.status, refused.message, param=param, headers=headers)
+
+
+def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A response with a JSON body."""
+    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers, content_type="application/json")
+
+
+def error_answer(failed: FailedRequestError, path: str) -> web.Response:
+    """An error, in the format of the path's API."""
+    body = failure_format(path).to_body(failed.body)
+    answer = json_answer(body, status=failed.status, headers=failed.headers)
+    if failed.closes:
+        answer.force_close()
+    return answer
+
+
+def error_events(body: ErrorResponse, path: str) -> bytes:
+    """The same as the last events of a stream that has begun."""
+    failures = failure_format(path)
+    return failures.encode_event(failures.to_body(body)) + failures.end
+
+
+def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
+    """The error that a model's server has answered, as the last events of a stream that has begun."""
+    failures = failure_format(path)
+    try:
+        check_depth(body)
+        found = msgspec.json.decode(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "error" not in found:
+        text = body[:_MOST_SHOWN].decode("utf-8", "replace")
+        return error_events(FailedRequestError(status, f"The model's server answered {status}: {text}").body, path)
+    return _event_name(failures) + encode_event(found) + failures.end
+
+
+def shown(name: str) -> str:
+    """A name that a client has sent, for a message."""
+    text = name.encode("utf-8", "replace").decode()
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+def _event_name(failures: FailureFormat) -> bytes:
+    return b"event: error\n" if failures is ANTHROPIC else b""

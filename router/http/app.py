@@ -1,0 +1,250 @@
+"""The router's HTTP server: which requests it answers itself, and to which model all others go."""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.http_exceptions import HttpProcessingError
+
+from base.access_log import ACCESS_LOGGER, set_up_access_log
+from base.request_ids import REQUEST_ID, is_valid
+from base.security.api_keys import ApiKeys
+from base.security.open_paths import PROBE_PATHS
+from base.security.tls import RenewableTls
+from base.server_settings import LoggingConfig, NetworkConfig
+from server.limits import LimitsConfig, flag_of
+from router.http.access import Access, CorsPolicy
+from router.http.answers import SERVER, FailedRequestError, error_answer, shown
+from router.http.background import RESPONSES
+from router.http.connection import ClientRequest, ClientServer
+from router.http.model_choice import ModelChoice
+from router.http.only_model import OnlyModelAnswers
+from router.http.own_answers import OwnAnswers
+from router.http.proxy import Call, Proxy
+from router.http.request_body import BodyRoom, RequestBody
+from router.http.requested_model import RequestedModel
+from router.model_entry import ModelEntry
+from router.model_pool import ModelPool, ModelRefused
+
+logger = logging.getLogger(__name__)
+
+_STREAM_PATHS: Final = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+    }
+)
+"""Endpoints whose `stream` asks for events."""
+_STORED: Final = f"{RESPONSES}resp_"
+"""Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
+_UPSTREAM: Final = "/upstream/"
+_ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
+_ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
+"""Methods that models' servers may have."""
+_CLIENT_GONE: Final = 499
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppOptions:
+    """The settings of the application."""
+
+    network: NetworkConfig
+    limits: LimitsConfig
+    logging: LoggingConfig
+    api_keys: ApiKeys
+    tls: RenewableTls | None
+    version: str
+    keep_alive_s: float
+    """How long a connection without a request stays open."""
+    has_only_model: bool = False
+    """Whether there will never be another model: it gets all requests, whatever they name."""
+
+
+def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
+    """Runs the application."""
+    set_up_access_log(options.logging.disable_access_log_for_endpoints)
+    handler = _Handler(pool, options)
+    server = ClientServer(
+        handler.handle,
+        handler.complete_headers,
+        options.limits,
+        options.tls,
+        keepalive_timeout=options.keep_alive_s,
+        access_log_class=AccessLog,
+        access_log=None if options.logging.disable_access_log else logging.getLogger(ACCESS_LOGGER),
+        logger=_quiet_logger(),
+    )
+    return web.ServerRunner(server, shutdown_timeout=1.0)
+
+
+def _quiet_logger() -> logging.Logger:
+    """For what aiohttp logs about connections: a traceback for each request that is not HTTP."""
+    quiet = logging.getLogger(f"{__name__}.connections")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
+
+
+class AccessLog(AbstractAccessLogger):
+    """Writes uvicorn's records, which the log's formats and filters know."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether lines are written at all."""
+        return self.logger.isEnabledFor(logging.INFO)
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """One line per response."""
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+        version = f"{request.version.major}.{request.version.minor}"
+        arguments = (client, request.method, request.raw_path, version, response.status)
+        self.logger.info('%s - "%s %s HTTP/%s" %d', *arguments)
+
+
+class _Handler:
+    """Answers every request; on the event loop."""
+
+    def __init__(self, pool: ModelPool, options: AppOptions) -> None:
+        network = options.network
+        self.cors = CorsPolicy(network)
+        self._pool = pool
+        self._root_path = network.root_path.rstrip("/")
+        self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
+        self._choice = ModelChoice(pool)
+        self._proxy = Proxy(pool)
+        self._bodies = BodyRoom(options.limits)
+        self._has_only_model = options.has_only_model
+        create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
+        needs_key = self._access.needs_key
+        self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
+
+    async def handle(self, request: ClientRequest) -> web.StreamResponse:
+        """The response to any request."""
+        raw_path = self._without_root(request.rel_url.raw_path)
+        path = unquote(raw_path) if "%" in raw_path else raw_path
+        request_id = request.headers.get("X-Request-Id")
+        if request_id is not None and is_valid(request_id):
+            REQUEST_ID.set(request_id)
+        try:
+            request.check_head()
+            if not request.protocol.has_room and path not in PROBE_PATHS:
+                text = f"The server has reached its limit of connections ({flag_of('max_connections')})."
+                raise FailedRequestError(503, text, headers={"Retry-After": "1"}, closes=True)
+            return await self._answer(request, path, raw_path)
+        except FailedRequestError as err:
+            failed = err
+        except web.HTTPMovedPermanently:
+            raise
+        except ModelRefused as refused:
+            failed = FailedRequestError.from_refused(refused)
+        except (web.RequestPayloadError, HttpProcessingError) as err:
+            failed = FailedRequestError(400, f"The request's body cannot be read: {err}")
+        except ConnectionError:  # to the client
+            failed = FailedRequestError(_CLIENT_GONE, "")
+        except Exception:
+            logger.exception("a request failed unexpectedly")
+            failed = FailedRequestError(500, "Internal server error")
+        if request.transport is not None and (failed.status == _CLIENT_GONE or request.writer.output_size):
+            request.transport.abort()  # a response that has begun cannot become an error
+        return error_answer(failed, path)
+
+    def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Called before the head of a response is sent."""
+        if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's nor that of a model's server
+            response.headers[hdrs.SERVER] = SERVER
+        if self.cors.is_on and not self.cors.is_preflight(request):
+            self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
+
+    async def _answer(self, request: web.Request, path: str, raw_path: str) -> web.StreamResponse:
+        if request.method == hdrs.METH_OPTIONS:
+            return self._answer_options(request)
+        own = self._own.find(request.method, path)
+        self._access.check(request, path, own)
+        if own is not None:
+            return await own.handler(request)
+        if path.startswith(_UPSTREAM):
+            return await self._relay_upstream(request, raw_path)
+        if self._has_only_model:
+            return await self._relay(request, raw_path, next(iter(self._pool.entries.values())))
+        if path.startswith(_STORED) and "model" not in request.query:
+            return await self._relay(request, raw_path, await self._model_of_response(raw_path))
+        return await self._relay(request, raw_path, None)
+
+    async def _relay_upstream(self, request: web.Request, raw_path: str) -> web.StreamResponse:
+        """Passes any path of a model's server on; icons, scripts and images alone do not start it."""
+        is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
+        if is_read and path == "/" and not raw_path.endswith("/"):  # addresses in the page are relative to it
+            query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
+            raise web.HTTPMovedPermanently(f"{request.rel_url.raw_path}/{query}")
+        if is_read and path.lower().endswith(_ASSETS) and not self._pool.is_ready(entry.name):
+            raise FailedRequestError(409, f"`{entry.name}` does not run, and files of its pages do not start it.")
+        return await self._relay(request, path, entry)
+
+    def _answer_options(self, request: web.Request) -> web.Response:
+        """No OPTIONS reaches a model. Without CORS, the answer is that of our servers for their own paths."""
+        if not self.cors.is_preflight(request):
+            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
+        return self.cors.answer_preflight(request)
+
+    async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
+        """Passes the request on to this model, or to the one that it names."""
+        dropped = self._access.key_headers
+        if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+            entry = entry or self._choice.by_query(request, path)
+            return await self._proxy.relay_websocket(request, entry, path, dropped)
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+        if entry is None and encoding != "identity":
+            raise FailedRequestError(415, f"Content-Encoding {shown(encoding)!r} is not supported: send it without.")
+        body = RequestBody(self._bodies)
+        try:
+            requested = await _read(request, body) if request.body_exists else RequestedModel()
+            if entry is None:
+                entry = self._choice.by_body(request, path, requested)
+                if entry.changes is not None and body.num_bytes:
+                    await body.change(entry.changes, requested, request.headers.get(hdrs.CONTENT_TYPE, ""))
+            call = Call(
+                request=request,
+                entry=entry,
+                path=path,
+                body=body,
+                may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
+                is_background=requested.is_background and path == RESPONSES.rstrip("/"),
+                dropped=dropped,
+            )
+            return await self._proxy.relay(call)
+        finally:
+            body.close()
+
+    async def _model_of_response(self, path: str) -> ModelEntry:
+        """The running model that has stored a response: only that one knows it."""
+        if (made := self._proxy.background.find(path)) is not None:
+            return made.entry
+        response_id = path.removeprefix(RESPONSES).partition("/")[0]
+        for name, entry in self._pool.entries.items():
+            child = self._pool.child_of(name)
+            if child is not None and await self._proxy.ask(child, RESPONSES + response_id) is not None:
+                return entry
+        raise FailedRequestError(404, f"Response with id '{shown(unquote(response_id))}' not found.")
+
+    def _without_root(self, path: str) -> str:
+        root = self._root_path
+        return path[len(root) :] or "/" if root and (path + "/").startswith(root + "/") else path
+
+
+async def _read(request: web.Request, body: RequestBody) -> RequestedModel:
+    """Reads the body, and which model it names; raises FailedRequestError."""
+    body.check_length(request.content_length or 0)
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
+    await body.read(request.content)
+    return await body.find_model(request.headers.get(hdrs.CONTENT_TYPE, ""))

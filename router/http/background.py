@@ -1,0 +1,72 @@
+"""Responses that a model makes in the background: its process stays until their clients have read them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import hdrs
+
+from router.child import Child
+from router.model_entry import ModelEntry
+from router.model_pool import ModelPool
+
+RESPONSES: Final = "/v1/responses/"
+"""Begins the path of a stored response."""
+_FOLLOW_S: Final = 1.0
+"""Between two looks at a response."""
+_UNREAD_S: Final = 120.0
+"""How long a response that has ended is kept for its client."""
+
+
+@dataclass(eq=False)
+class BackgroundResponse:
+    """A response that a model makes in the background, or has made."""
+
+    entry: ModelEntry
+    child: Child
+    path: str
+    is_read: bool
+    """Whether its client has got all of it, or does not want it any more."""
+    following: asyncio.Task[None] | None = None
+
+
+class BackgroundResponses:
+    """Those that their clients may still ask for; on the event loop."""
+
+    def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]]) -> None:
+        """`goes_on` asks a server whether the response with this path is not complete."""
+        self._pool = pool
+        self._goes_on = goes_on
+        self._kept: dict[str, BackgroundResponse] = {}
+        """By id."""
+
+    def find(self, path: str) -> BackgroundResponse | None:
+        """The response that a request with this path is about."""
+        return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
+
+    async def is_last_use(self, made: BackgroundResponse, method: str, path: str) -> bool:
+        """Whether its client needs it no more if this request succeeds."""
+        return method == hdrs.METH_DELETE or (path == made.path and not await self._goes_on(made.child, path))
+
+    def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
+        """Keeps the lease until the response has ended, then the process until its client has read it."""
+        made = self._kept[response_id] = BackgroundResponse(entry, child, RESPONSES + response_id, is_read)
+        made.following = asyncio.create_task(self._follow(response_id, made, lease), name=f"follow {response_id}")
+
+    async def _follow(self, response_id: str, made: BackgroundResponse, lease: AsyncExitStack) -> None:
+        def has_process() -> bool:
+            return self._pool.process_of(made.entry.name) is made.child
+
+        with ExitStack() as stack:
+            stack.callback(self._kept.pop, response_id)
+            async with lease:
+                await asyncio.sleep(_FOLLOW_S)
+                while has_process() and await self._goes_on(made.child, made.path):
+                    await asyncio.sleep(_FOLLOW_S)
+                stack.enter_context(self._pool.hold(made.entry.name))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_UNREAD_S):
+                    while has_process() and not made.is_read and not self._pool.is_draining:
+                        await asyncio.sleep(_FOLLOW_S)

@@ -1,0 +1,107 @@
+"""Which model a request is for: by its name, by the path, or the only one there is."""
+
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+from aiohttp import hdrs, web
+
+from router.http.answers import FailedRequestError, shown
+from router.http.requested_model import RequestedModel
+from router.model_entry import ModelEntry
+from router.model_pool import ModelPool
+
+_WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
+"""GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
+_POSTED: Final = frozenset(
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/v1/score",
+        "/rerank",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/tokenize",
+        "/detokenize",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+    )
+)
+"""Where bodies name a model. Other paths of a model's server are known to it alone."""
+_MOST_OFFERED: Final = 20
+"""Names of models in a message."""
+_MOST_SEGMENTS: Final = 8
+"""Of a path that may be the name of a model."""
+
+
+class Upstream(NamedTuple):
+    """A model, and a path of its server."""
+
+    entry: ModelEntry
+    path: str
+
+
+class ModelChoice:
+    """Raises FailedRequestError with vLLM's texts, and with names that the client could have meant."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
+
+    def by_name(self, name: str) -> ModelEntry:
+        """The model that has this name."""
+        if (entry := self._pool.resolve(name)) is None:
+            raise self._not_found(name)
+        return entry
+
+    def by_path(self, raw_rest: str) -> Upstream:
+        """The model at the beginning of a path behind /upstream/; names contain slashes."""
+        segments = raw_rest.split("/")
+        for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # `org/name` before `org`
+            if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
+                return Upstream(entry, "/" + "/".join(segments[number:]))
+        raise self._not_found(unquote(segments[0]))
+
+    def by_query(self, request: web.Request, path: str) -> ModelEntry:
+        """The model that the query names, or the only one."""
+        requested = request.query.get("model")
+        return self.by_name(requested) if requested else self._only(request, path)
+
+    def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
+        """The model that the body names, or the query, or the only one."""
+        if requested.is_other_type:
+            raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
+        if requested.name:  # an empty name is none, as in vLLM
+            return self.by_name(requested.name)
+        if requested.fault and len(self._pool.entries) > 1 and not request.query.get("model"):
+            raise FailedRequestError(400, f"The request body {requested.fault}.")
+        return self.by_query(request, path)
+
+    def _only(self, request: web.Request, path: str) -> ModelEntry:
+        is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        if is_read and path in _POSTED:
+            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": "POST"})
+        if is_read and not path.startswith(_WITHOUT_NAME):
+            raise FailedRequestError(404, f"Not Found: for that of a model's server, use /upstream/NAME{path}.")
+        entries = self._pool.entries
+        if len(entries) == 1:
+            return next(iter(entries.values()))
+        if path not in _POSTED and path not in _WITHOUT_NAME:
+            raise FailedRequestError(404, "Not Found: a path that the router does not know needs `model`.")
+        where = "the query" if is_read else "the request" if request.body_exists else "the body, which is empty"
+        raise FailedRequestError(400, f"Missing required field `model` in {where}. {self._offer()}.", param="model")
+
+    def _not_found(self, requested: str) -> FailedRequestError:
+        near = self._pool.near_names(requested)
+        hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f"{self._offer()}."
+        return FailedRequestError(404, f"The model `{shown(requested)}` does not exist. {hint}", param="model")
+
+    def _offer(self) -> str:
+        names = [entry.name for entry in self._pool.entries.values() if not entry.unlisted]
+        more = f" and {len(names) - _MOST_OFFERED} more" if len(names) > _MOST_OFFERED else ""
+        return f"Served here: {', '.join(names[:_MOST_OFFERED])}{more}"

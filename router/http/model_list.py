@@ -1,0 +1,229 @@
+"""What the router tells about its models: lists, states, metrics, and the data of the status page."""
+
+import asyncio
+import shlex
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from base.json_depth import check_depth
+from envs.redaction import hide_in_words
+from router.model_entry import ModelEntry
+from router.model_pool import ModelPool, ModelStatus
+from startup.serve_words import is_flag_like
+
+if TYPE_CHECKING:
+    from router.child import Child
+
+STATES: Final = ("stopped", "starting", "ready", "draining", "failed")
+_OWNER: Final = "vllm-cli"
+
+
+class Exposition(NamedTuple):
+    """The metrics as text."""
+
+    body: bytes
+    content_type: str
+
+
+class ModelList:
+    """Describes the models of a pool; on the event loop."""
+
+    def __init__(self, pool: ModelPool, *, version: str, needs_key: bool) -> None:
+        self._pool = pool
+        self._version = version
+        self._needs_key = needs_key
+        self._created = int(time.time())
+        self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
+        """`max_model_len` of models that have run, with the entry for which it holds."""
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_PoolCollector(pool))
+
+    async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
+        """Asks the running models whose `max_model_len` is unknown."""
+        running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
+        unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
+        answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
+        for (entry, _), answer in zip(unknown, answers, strict=True):
+            if answer is not None:
+                self._lengths[entry.name] = entry, _read_length(answer)
+
+    def models(self) -> dict[str, Any]:
+        """The body of GET /v1/models: all that are not hidden, whatever their state."""
+        cards = [card for status in self._pool.view() if not status.entry.unlisted for card in self._cards(status)]
+        return {"object": "list", "data": cards}
+
+    def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
+        """The body of GET /v1/models/{id}, for any of the model's names."""
+        cards = self._cards(self.status_of(entry.name))
+        return next((card for card in cards if card["id"] == requested), cards[0])
+
+    def running(self) -> dict[str, Any]:
+        """The body of GET /running, as llama-swap writes it."""
+        running = [status for status in self._pool.view() if status.state in _RUNNING]
+        return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
+
+    def readiness(self, name: str) -> dict[str, Any] | None:
+        """Why the model is not ready, with how far its start is; None if it is."""
+        status = self.status_of(name)
+        if status.state == "ready":
+            return None
+        message = status.reason or f"The model is {status.state}"
+        body: dict[str, Any] = {
+            "error": {"code": 503, "message": message, "type": "unavailable_error"},
+            "status": status.state,
+        }
+        if (progress := status.progress) is not None:
+            body |= {"phase": progress.phase, "progress": progress.fraction, "eta_s": progress.remaining_s}
+        return body
+
+    def status(self) -> dict[str, Any]:
+        """The body of GET /status.json."""
+        now = time.time()
+        return {
+            "status": "draining" if self._pool.is_draining else "ready",
+            "version": self._version,
+            "time_s": now,
+            "router": {**self._pool.router_status(), "needs_key": self._needs_key},
+            "models": [_page_row(status, now) for status in self._pool.view()],
+            "starts": list(self._pool.starts),
+        }
+
+    def metrics(self, accept: str | None) -> Exposition:
+        """The body of GET /metrics."""
+        encode, content_type = choose_encoder(accept or "")
+        return Exposition(encode(self._registry), content_type)
+
+    def status_of(self, name: str) -> ModelStatus:
+        """The model of this name."""
+        return next(status for status in self._pool.view() if status.entry.name == name)
+
+    def _knows(self, entry: ModelEntry) -> bool:
+        return entry.name in self._lengths and self._lengths[entry.name][0] == entry
+
+    def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
+        """The model itself, then its adapters."""
+        entry = status.entry
+        root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
+        card = {
+            "id": entry.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": _OWNER,
+            "root": root,
+            "parent": None,
+            "max_model_len": self._lengths[entry.name][1] if self._knows(entry) else None,
+            "status": status.state,
+            "since": round(status.since_unix_s, 3),
+            "size_bytes": status.size_bytes,
+            "memory_bytes": status.memory_bytes,
+            "aliases": list(entry.aliases),
+            **entry.card,
+        }
+        if status.reason:
+            card["reason"] = status.reason
+        others: dict[str, Any] = {"max_model_len": None, "aliases": []}  # as in vLLM
+        adapters = [{**card, **others, "id": name, "parent": entry.name} for name in entry.adapters]
+        return [card, *adapters]
+
+
+def _read_length(body: bytes) -> int | None:
+    """`max_model_len` of the first model that a server lists."""
+    try:
+        check_depth(body)
+        return msgspec.json.decode(body, type=_Listed).data[0].max_model_len
+    except (ValueError, IndexError):
+        return None
+
+
+class _ListedModel(msgspec.Struct):
+    max_model_len: int | None = None
+
+
+class _Listed(msgspec.Struct):
+    data: list[_ListedModel]
+
+
+_RUNNING: Final = ("starting", "ready", "draining")
+_LLAMA_SWAP_STATES: Final = {"draining": "stopping"}
+
+
+def _llama_swap(status: ModelStatus, child: "Child | None") -> dict[str, Any]:
+    entry = status.entry
+    return {
+        "model": entry.name,
+        "state": _LLAMA_SWAP_STATES.get(status.state, status.state),
+        "ttl": int(entry.ttl_s or 0),
+        "name": entry.card.get("name", ""),
+        "description": entry.card.get("description", ""),
+        "cmd": shlex.join(hide_in_words(entry.words if entry.foreign is None else entry.foreign.words)),
+        "proxy": child.base_url if child is not None and entry.foreign is not None else "",
+    }
+
+
+def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
+    entry, progress = status.entry, status.progress
+    return {
+        "id": entry.name,
+        "aliases": list(entry.aliases),
+        "engine": entry.engine,
+        "status": status.state,
+        "since": status.since_unix_s,
+        "for_s": max(0.0, now - status.since_unix_s),
+        "memory_bytes": status.memory_bytes,
+        "size_bytes": status.size_bytes,
+        "num_running": status.num_running,
+        "num_waiting": status.num_waiting,
+        "num_starts": status.num_starts,
+        "last_start_s": status.last_start_s,
+        "reason": status.reason or None,
+        "pinned": entry.pinned,
+        "pid": status.pid,
+        "progress": None
+        if progress is None
+        else {"phase": progress.phase, "fraction": progress.fraction, "remaining_s": progress.remaining_s},
+    }
+
+
+class _PoolCollector(Collector):  # type: ignore[misc]
+    """Metrics from the pool's own figures, so that there is one count of everything."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        view, router = self._pool.view(), self._pool.router_status()
+        state = _gauge("model_state", "1 for the state that the model has, else 0.", "model", "state")
+        for status in view:
+            for name in STATES:
+                state.add_metric([status.entry.name, name], float(status.state == name))
+        starts = CounterMetricFamily("vllm_cli:model_starts", "Starts of the model's server.", labels=["model"])
+        last_start = _gauge("model_last_start_seconds", "How long the last complete start took.", "model")
+        running = _gauge("model_requests_running", "Requests that the model is answering.", "model")
+        waiting = _gauge("model_requests_waiting", "Requests that wait for the model.", "model")
+        memory = _gauge("model_memory_bytes", "Memory of the model's processes.", "model")
+        for status in view:
+            labels = [status.entry.name]
+            starts.add_metric(labels, status.num_starts)
+            running.add_metric(labels, status.num_running)
+            waiting.add_metric(labels, status.num_waiting)
+            memory.add_metric(labels, status.memory_bytes or 0)
+            if status.last_start_s is not None:
+                last_start.add_metric(labels, status.last_start_s)
+        own = _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", "process")
+        own.add_metric(["router"], router["memory_bytes"])
+        own.add_metric(["standby"], router["standby_bytes"])
+        budget = _gauge("memory_budget_bytes", "The memory that models may use together; 0 without a bound.")
+        budget.add_metric([], router["memory_budget_bytes"] or 0)
+        yield from (state, starts, last_start, running, waiting, memory, own, budget)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"vllm_cli:{name}", text, labels=labels)

@@ -1,0 +1,97 @@
+"""What the router of `serve MODEL --idle-stop` answers: what the model's server does, also without it."""
+
+import asyncio
+import math
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from base.status_page.page import DATA_PATH
+from startup.probes.probe_http import MODEL_STATE_HEADER
+from router.child import Child
+from router.http.answers import json_answer
+from router.http.model_choice import ModelChoice
+from router.http.own_answers import OwnAnswers
+from router.http.proxy import Fetched, Proxy
+from router.model_pool import ModelPool
+
+_KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
+"""The last answers of these are repeated while the model does not run."""
+
+_SILENT: Final = {
+    "error": {"code": 503, "message": "The model's server does not answer /health.", "type": "unavailable_error"},
+    "status": "silent",
+}
+
+
+class OnlyModelAnswers(OwnAnswers):
+    """None but that of `load` starts the model, and none counts as its use."""
+
+    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
+        super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
+        (self._name,) = pool.entries
+        self._last: dict[str, Fetched] = {}
+        self._handlers["/startupz"] = {"GET": self._tell_start}
+        del self._handlers["/models"]
+        pool.before_stop = self._keep_answers
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """200 if a request would be answered: the model runs, or ran and can be started."""
+        status = self._list.status_of(self._name)
+        if self._pool.is_draining:
+            return await super().health(request)
+        if status.state != "ready" and status.last_start_s is not None and not status.retry_after_s:
+            return web.Response(headers={MODEL_STATE_HEADER: status.state})
+        if (answer := await self._fetch("/health")) is not None:
+            return _as_response(answer)
+        after_s = str(max(1, math.ceil(status.retry_after_s or 0)))
+        return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
+
+    async def readyz(self, request: web.Request) -> web.StreamResponse:
+        """With `?model`, whether the model itself is ready."""
+        if request.query.get("model") == "":
+            return self._tell_readiness(self._name)
+        return await super().readyz(request)
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """The router's own families, then those of the model's server."""
+        own, answer = self._list.metrics(None), await self._find("/metrics")
+        body = own.body if answer is None else own.body + answer.body
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
+
+    async def tell_version(self, request: web.Request) -> web.StreamResponse:
+        answer = await self._find("/version")
+        return await super().tell_version(request) if answer is None else _as_response(answer)
+
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
+        answer = await self._find("/v1/models")
+        return await super().list_models(request) if answer is None else _as_response(answer)
+
+    async def _tell_start(self, request: web.Request) -> web.StreamResponse:
+        answer = await self._find("/startupz")
+        return await self.health(request) if answer is None else _as_response(answer)
+
+    async def status(self, request: web.Request) -> web.StreamResponse:
+        answer = await self._fetch(DATA_PATH)
+        if answer is not None:
+            return _as_response(answer)
+        return json_answer({**self._list.status(), "status": self._list.status_of(self._name).state})
+
+    async def _find(self, path: str) -> Fetched | None:
+        """What the model's server answers, or has answered last."""
+        answer = await self._fetch(path)
+        if answer is not None and answer.status == 200:
+            self._last[path] = answer
+        return self._last.get(path)
+
+    async def _fetch(self, path: str) -> Fetched | None:
+        child = self._pool.process_of(self._name)
+        return None if child is None else await self._proxy.fetch(child, path)
+
+    async def _keep_answers(self, _: Child) -> None:
+        await asyncio.gather(*map(self._find, _KEPT))
+
+
+def _as_response(answer: Fetched) -> web.Response:
+    headers = {hdrs.CONTENT_TYPE: answer.content_type or "application/json"}
+    return web.Response(status=answer.status, body=answer.body, headers=headers)

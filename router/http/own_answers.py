@@ -1,0 +1,152 @@
+"""What the router answers itself: probes, lists, metrics, the status page, and models loaded by hand."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final, NamedTuple
+
+from aiohttp import hdrs, web
+
+from base.status_page.page import DATA_PATH, read_page
+from router.http.answers import FailedRequestError, json_answer, shown
+from router.http.model_choice import ModelChoice
+from router.http.model_list import ModelList
+from router.http.proxy import Proxy
+from router.model_pool import ModelPool
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_MODELS: Final = "/v1/models/"
+_UNLOAD: Final = "/api/models/unload/"
+_UNLOAD_ALL: Final = "/unload"
+"""llama-swap's, the one GET that changes something."""
+
+
+class OwnAnswer(NamedTuple):
+    """How the router answers a request itself."""
+
+    handler: Handler
+    is_read: bool
+    """Whether it starts and stops no model."""
+
+
+class OwnAnswers:
+    """No answer starts a model but that of `load`; on the event loop."""
+
+    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
+        """`proxy` asks models' servers what only they know."""
+        self._pool = pool
+        self._proxy = proxy
+        self._choice = choice
+        self._version = version
+        self._list = ModelList(pool, version=version, needs_key=needs_key)
+        self._handlers: dict[str, Mapping[str, Handler]] = {
+            "/health": {"GET": self.health},
+            "/ping": {"GET": self.health, "POST": self.health},
+            "/livez": {"GET": self._livez},
+            "/readyz": {"GET": self.readyz},
+            "/metrics": {"GET": self.metrics},
+            "/version": {"GET": self.tell_version},
+            "/load": {"GET": self._tell_load},
+            "/v1/models": {"GET": self.list_models},
+            "/models": {"GET": self.list_models},
+            "/startupz": {"GET": self._livez},
+            "/running": {"GET": self._list_running},
+            _UNLOAD_ALL: {"GET": self._unload_all},
+            "/api/models/unload": {"POST": self._unload_all},
+            "/": {"GET": self._page},
+            DATA_PATH: {"GET": self.status},
+        }
+
+    def find(self, method: str, path: str) -> OwnAnswer | None:
+        """The answer; None if a model has to answer. Raises FailedRequestError for another method."""
+        handlers = self._handlers.get(path) or self._find_by_prefix(path)
+        if handlers is None:
+            return None
+        is_read = method in (hdrs.METH_GET, hdrs.METH_HEAD) and path != _UNLOAD_ALL
+        if (handler := handlers.get(hdrs.METH_GET if is_read else method)) is None:
+            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": ", ".join(handlers)})
+        return OwnAnswer(handler, is_read)
+
+    def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
+        """The handlers of a path that ends with the name of a model; names contain slashes."""
+        if path.startswith(_UNLOAD):
+            return {"POST": partial(self._unload, path.removeprefix(_UNLOAD))}
+        if not path.startswith(_MODELS):
+            return None
+        rest = path.removeprefix(_MODELS)
+        handlers: dict[str, Handler] = {"GET": partial(self._show_model, rest)}
+        name, _, verb = rest.rpartition("/")
+        if name and verb in ("load", "unload"):
+            handlers["POST"] = partial(self._load if verb == "load" else self._unload, name)
+        return handlers
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        if not self._pool.is_draining:
+            has_commands = any(entry.foreign for entry in self._pool.entries.values())
+            return web.Response(text="OK" if has_commands else None)  # llama-swap's body
+        error = {"code": 503, "message": "The server is draining.", "type": "unavailable_error"}
+        return json_answer({"error": error, "status": "draining"}, status=503, headers={"Retry-After": "1"})
+
+    async def _livez(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def readyz(self, request: web.Request) -> web.StreamResponse:
+        requested = request.query.get("model")
+        if not requested or self._pool.is_draining:
+            return await self.health(request)
+        if (entry := self._pool.resolve(requested)) is None:  # without the names of others: no key is needed
+            raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
+        return self._tell_readiness(entry.name)
+
+    def _tell_readiness(self, name: str) -> web.StreamResponse:
+        problem = self._list.readiness(name)
+        return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        exposition = self._list.metrics(request.headers.get(hdrs.ACCEPT))
+        headers = {"Content-Type": exposition.content_type}
+        return web.Response(body=exposition.body, headers=headers)
+
+    async def tell_version(self, request: web.Request) -> web.StreamResponse:
+        return json_answer({"version": self._version})
+
+    async def _tell_load(self, request: web.Request) -> web.StreamResponse:
+        return json_answer({"server_load": sum(status.num_running for status in self._pool.view())})
+
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
+        await self._list.learn_lengths(self._proxy.ask)
+        return json_answer(self._list.models())
+
+    async def _show_model(self, name: str, request: web.Request) -> web.StreamResponse:
+        entry = self._choice.by_name(name)
+        await self._list.learn_lengths(self._proxy.ask)
+        return json_answer(self._list.model(entry, name))
+
+    async def _list_running(self, request: web.Request) -> web.StreamResponse:
+        return json_answer(self._list.running())
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        page = read_page()
+        headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
+        return web.Response(body=page.body, headers=headers)
+
+    async def status(self, request: web.Request) -> web.StreamResponse:
+        return json_answer(self._list.status())
+
+    async def _load(self, name: str, request: web.Request) -> web.StreamResponse:
+        entry = self._choice.by_name(name)
+        await self._pool.load(entry.name)
+        return json_answer(
+            {"id": entry.name, "status": "ready", "start_s": self._list.status_of(entry.name).last_start_s}
+        )
+
+    async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
+        entry = self._choice.by_name(name)
+        await self._pool.unload(entry.name)
+        return json_answer({"id": entry.name, "status": "stopped"})
+
+    async def _unload_all(self, request: web.Request) -> web.StreamResponse:
+        """llama-swap's answer is the text OK."""
+        await asyncio.gather(*map(self._pool.unload, self._pool.entries))
+        return web.Response(text="OK")

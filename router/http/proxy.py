@@ -1,0 +1,538 @@
+"""One request to a model's server and its response back: a client that does not read stops the server."""
+
+import asyncio
+import logging
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import msgspec
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from base.json_depth import check_depth
+from router.child import Child
+from router.http.answers import FailedRequestError, error_events, relayed_error_events
+from router.http.background import BackgroundResponses
+from router.http.request_body import RequestBody
+from router.http.waiting import WaitingComments
+from router.model_entry import ModelEntry
+from router.model_pool import ModelPool, ModelRefused
+
+logger = logging.getLogger(__name__)
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers about one connection, RFC 9110."""
+_NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
+_HANDSHAKE: Final = "sec-websocket-"
+_OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
+_CORS: Final = "access-control-"
+_SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
+"""What aiohttp's client would add to a request without them."""
+_BEGIN_BYTES: Final = 4096
+_WHOLE_BYTES: Final = 64 << 10
+"""A shorter body of announced length is written together with its head."""
+_MOST_ERROR_BYTES: Final = 1 << 20
+_MOST_MESSAGE_BYTES: Final = 64 << 20
+"""Of a WebSocket."""
+_ANSWER_S: Final = 2.0
+"""How long a server may take to answer the router itself."""
+_STALL_S: Final = 30.0
+"""How long a client may read nothing, and a WebSocket be silent, while others wait for the model's memory."""
+_MOST_TRIES: Final = 3
+"""To send a request: over a connection that was just closed, to a process that has ended, to the next one."""
+_RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
+_CLOSE_S: Final = 2.0
+"""How long the end of a WebSocket may take."""
+_MOST_HEADER_BYTES: Final = 64 << 10
+_NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=10.0)
+_WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+
+
+def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """The headers of a request, in lower case: aiohttp's client keeps duplicates that are spelled alike."""
+    dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
+    names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
+    return CIMultiDict((name, value) for name, value in names if name not in dropped)
+
+
+def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The headers of a response; which pages may read it, only the router says (`access.py`)."""
+    dropped = _HOP_BY_HOP | _named_by_connection(headers)
+    names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
+    return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
+
+
+def _in_utf8(value: str) -> str:
+    """aiohttp does not send bytes that it has not read as UTF-8: they are taken for Latin-1."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value
+
+
+def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """The headers of a WebSocket's request; aiohttp's client writes those of its own handshake."""
+    handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
+    return headers_to_server(headers, dropped | handshake | _OF_BODY)  # it has no body
+
+
+def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
+    """Further headers that are about one connection only."""
+    if hdrs.CONNECTION not in headers:
+        return frozenset()
+    return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A request that was read, and its model."""
+
+    request: web.Request
+    entry: ModelEntry
+    path: str
+    """As the client has written it, without the prefixes that are the router's."""
+    body: RequestBody
+    may_wait_visibly: bool
+    """Whether comments may be sent while it waits: the response will be a stream of events."""
+    is_background: bool
+    """Whether the model goes on with the response when the client has its answer, or is gone."""
+    dropped: frozenset[str]
+    """Further headers that are not passed on, in lower case: the router's own keys."""
+
+
+class Fetched(NamedTuple):
+    """What a model's server has answered to the router itself."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Proxy:
+    """Passes requests on; on the event loop."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self.background = BackgroundResponses(pool, self._goes_on)
+        self._pool = pool
+        self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
+
+    async def relay(self, call: Call) -> web.StreamResponse:
+        """The response of the model's server, which has been sent when this returns.
+
+        Raises:
+            ModelRefused: the model cannot be started, or has ended before it has answered.
+        """
+        comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name))
+        if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
+            comments.start()
+        try:
+            return await self._relay(call, comments)
+        except ModelRefused as refused:
+            response = await comments.end()
+            if response is None:
+                raise
+            events = error_events(FailedRequestError.from_refused(refused).body, call.path)
+            await response.write(events)
+            await response.write_eof()
+            return response
+        finally:
+            comments.close()
+
+    async def relay_websocket(
+        self, request: web.Request, entry: ModelEntry, path: str, dropped: frozenset[str]
+    ) -> web.StreamResponse:
+        """Passes the messages of a WebSocket on, in both directions, until one side closes it."""
+        protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+        async with self._pool.lease(entry.name) as child:
+            try:
+                upstream = await self._session_of(child).ws_connect(
+                    _target(child, path, request.rel_url.raw_query_string),
+                    headers=headers_of_websocket(request.headers, dropped),
+                    protocols=[name for name in protocols if name],
+                    autoclose=False,
+                    autoping=False,
+                    max_msg_size=_MOST_MESSAGE_BYTES,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+                )
+            except aiohttp.WSServerHandshakeError as err:
+                status = 502 if err.status == HTTPStatus.OK else err.status
+                raise ModelRefused(status, f"The model's server answers {err.status} {err.message}.") from err
+            except aiohttp.ClientError as err:
+                raise await _ended(child, err) from err
+            async with upstream:
+                downstream = web.WebSocketResponse(
+                    protocols=[upstream.protocol] if upstream.protocol else [],
+                    autoclose=False,
+                    autoping=False,
+                    compress=False,
+                    max_msg_size=_MOST_MESSAGE_BYTES,
+                )
+                await downstream.prepare(request)
+                is_closed = await exchange(downstream, upstream, lambda: not self._pool.is_ready(entry.name))
+                if not is_closed and request.transport is not None:
+                    request.transport.abort()
+            return downstream
+
+    async def ask(self, child: Child, path: str) -> bytes | None:
+        """The body of a server's short answer to a question of the router; None if it is no success."""
+        answer = await self.fetch(child, path)
+        return answer.body if answer is not None and answer.status == 200 else None
+
+    async def fetch(self, child: Child, path: str) -> Fetched | None:
+        """A server's short answer to a GET of the router, without a lease; None without an answer."""
+        headers = {hdrs.ACCEPT_ENCODING: "identity"}
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_S),
+                self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
+            ):
+                return Fetched(answer.status, answer.headers.get(hdrs.CONTENT_TYPE, ""), await answer.read())
+        except (TimeoutError, aiohttp.ClientError, OSError) as err:
+            logger.debug("%s %s is not answered: %s", child.base_url, path, err)
+            return None
+
+    async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
+        """Sends the request; again if the model's process has closed the connection or ended unnoticed."""
+        reason = ""
+        for _ in range(_MOST_TRIES):
+            try:
+                return await self._send(call, comments)
+            except _NotSentError as err:
+                reason = str(err)
+                logger.info("%s is requested again: %s", call.entry.name, reason)
+        raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
+
+    async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
+        """The lease ends with the response; that of a background response when the model has made it."""
+        made = self.background.find(call.path)
+        async with AsyncExitStack() as lease:
+            if made is not None and made.entry.name == call.entry.name:  # also while it admits no other request
+                child = made.child
+                is_last_use = await self.background.is_last_use(made, call.request.method, call.path)
+            else:
+                child = await lease.enter_async_context(self._pool.lease(call.entry.name))
+                made, is_last_use = None, False
+            begun = await comments.end()
+            upstream = await self._request(call, child, has_begun=begun is not None)
+            is_read = False
+            with closing(
+                _Copy(upstream, call.request, is_needed=lambda: not self._pool.is_ready(call.entry.name))
+            ) as copy:
+                try:
+                    with _closing(upstream):
+                        if begun is not None:
+                            response = await _continue(begun, upstream, call, copy)
+                        else:
+                            response = await _answer(call.request, upstream, child, copy)
+                        is_whole = upstream.status == 200 and upstream.content.is_eof()
+                        is_read = is_whole and (is_last_use or upstream.content_type == "text/event-stream")
+                    if made is not None:
+                        made.is_read |= is_read
+                    return response
+                finally:  # also if the client has left: the model goes on
+                    if call.is_background and (response_id := copy.response_id) is not None:
+                        self.background.keep(response_id, call.entry, child, lease.pop_all(), is_read=is_read)
+
+    async def _request(self, call: Call, child: Child, *, has_begun: bool) -> aiohttp.ClientResponse:
+        """Sends the request and returns when the head of the response is there.
+
+        Args:
+            has_begun: whether the client's response has begun, so that its body must not be encoded.
+
+        Raises:
+            _NotSentError: the server has not read all of it, so that it may be sent again.
+            ModelRefused: the server has ended.
+        """
+        headers = headers_to_server(call.request.headers, call.dropped)
+        if has_begun:
+            headers.popall(hdrs.ACCEPT_ENCODING, None)
+        data = call.body.data()
+        if data is not None:
+            headers[hdrs.CONTENT_LENGTH.lower()] = str(call.body.num_bytes)
+        reuses: list[object] = []
+        try:
+            return await self._session_of(child).request(
+                call.request.method,
+                _target(child, call.path, call.request.rel_url.raw_query_string),
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                trace_request_ctx=reuses,
+            )
+        except aiohttp.ClientConnectorError as err:
+            await child.end_reason()
+            raise _NotSentError(str(err)) from err
+        except (aiohttp.ClientError, ConnectionError) as err:
+            # An idle connection may be closed: a reset tells that not all of the request was read; an end
+            # over TCP looks like that of a server that has died of it.
+            is_end = isinstance(err, aiohttp.ServerDisconnectedError)
+            if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
+                raise _NotSentError(str(err)) from err
+            raise await _ended(child, err) from err
+
+    async def _goes_on(self, child: Child, path: str) -> bool:
+        """Whether a stored response is not complete, as far as is known."""
+        answer = await self.fetch(child, path)
+        return answer is None or _goes_on(answer.body)
+
+    def _session_of(self, child: Child) -> aiohttp.ClientSession:
+        session = self._sessions.get(child)
+        if session is None or session.closed:
+            session = aiohttp.ClientSession(
+                connector=child.connector,
+                connector_owner=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=_SESSION_ADDS,
+                timeout=_NO_LIMIT,
+                max_line_size=_MOST_HEADER_BYTES,
+                max_field_size=_MOST_HEADER_BYTES,
+                trace_configs=[_noting_reuse()],
+            )
+            self._sessions[child] = session
+        return session
+
+
+class _NotSentError(Exception):
+    """The model's server has not read the request."""
+
+
+def _noting_reuse() -> aiohttp.TraceConfig:
+    """Appends to the list of a request when it gets the connection of an earlier one."""
+
+    async def note(_: aiohttp.ClientSession, context: Any, parameters: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.append(parameters)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
+
+
+@contextmanager
+def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
+    """Ends the request to the model's server, unless its response was read to its end."""
+    try:
+        yield
+    finally:
+        if upstream.content.is_eof():
+            upstream.release()
+        else:
+            if (connection := upstream.connection) is not None and connection.transport is not None:
+                connection.transport.abort()  # without waiting for the server to read what was written
+            upstream.close()
+
+
+async def _answer(
+    request: web.Request, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
+) -> web.StreamResponse:
+    """Sends the response as it comes."""
+    headers = headers_to_client(upstream.headers)
+    length = upstream.content_length
+    if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
+        try:
+            body = await upstream.read()
+        except aiohttp.ClientError as err:
+            raise await _ended(child, err) from err
+        copy.begin = body[:_BEGIN_BYTES]
+        return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
+    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+    await response.prepare(request)
+    await copy.run(response)
+    return response
+
+
+async def _continue(
+    begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call, copy: "_Copy"
+) -> web.StreamResponse:
+    """Sends the body behind the comments; anything but a stream of events becomes the event of an error."""
+    if upstream.status == 200 and upstream.content_type == "text/event-stream":
+        await copy.run(begun)
+        return begun
+    body = bytearray()
+    with suppress(aiohttp.ClientError):
+        while len(body) < _MOST_ERROR_BYTES and (part := await upstream.content.readany()):
+            body += part
+    await begun.write(relayed_error_events(upstream.status, bytes(body), call.path))
+    await begun.write_eof()
+    return begun
+
+
+class _Stored(msgspec.Struct):
+    status: str
+
+
+def _goes_on(body: bytes) -> bool:
+    """Whether a stored response is not complete."""
+    with suppress(ValueError):
+        check_depth(body)
+        return msgspec.json.decode(body, type=_Stored).status in ("queued", "in_progress")
+    return False
+
+
+class _Copy:
+    """Copies the body of a response."""
+
+    def __init__(
+        self, upstream: aiohttp.ClientResponse, request: web.Request, *, is_needed: Callable[[], bool]
+    ) -> None:
+        """`is_needed` tells whether others wait for the model to be stopped."""
+        self.begin = b""
+        """Of the body."""
+        self._upstream = upstream
+        self._request = request
+        self._is_needed = is_needed
+        self._loop = asyncio.get_running_loop()
+        self._writing_since_s: float | None = None
+        self._timer = self._loop.call_later(_STALL_S / 3, self._check)
+
+    @property
+    def response_id(self) -> str | None:
+        """Of a stored response, which begins with it."""
+        found = _RESPONSE_ID.search(self.begin)
+        return None if found is None else found[1].decode()
+
+    async def run(self, response: web.StreamResponse) -> None:
+        """If the model's server breaks the body off, closes the connection to the client."""
+        read, write, time = self._upstream.content.readany, response.write, self._loop.time
+        while True:
+            try:
+                part = await read()
+            except aiohttp.ClientError as err:
+                logger.warning("the server of a model broke a response off: %s", err)
+                _break_off(self._request)
+                return
+            if not part:
+                await response.write_eof()
+                return
+            if len(self.begin) < _BEGIN_BYTES:
+                self.begin += part[:_BEGIN_BYTES]
+            self._writing_since_s = time()
+            await write(part)
+            self._writing_since_s = None
+
+    def close(self) -> None:
+        """Nothing is copied any more."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        """Ends the response of a client that does not read."""
+        since_s = self._writing_since_s
+        is_stalled = since_s is not None and self._loop.time() - since_s >= _STALL_S
+        if is_stalled and self._is_needed() and self._request.transport is not None:
+            logger.info("a client that does not read is disconnected: others wait for its model")
+            self._request.transport.abort()
+        self._timer = self._loop.call_later(_STALL_S / 3, self._check)
+
+
+def _break_off(request: web.Request) -> None:
+    """Closes the client's connection so that the response does not look complete."""
+    transport = request.transport
+    if transport is None:
+        return
+    if request.version >= aiohttp.HttpVersion11:
+        transport.close()  # what was written is sent before; the end of the body is missing
+        return
+    # the end of the connection would be the end of the body: a reset is none
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+async def _ended(child: Child, err: Exception) -> ModelRefused:
+    """Why the model's server has not answered."""
+    reason = await child.end_reason()
+    text = f"The model's server has ended: {reason}" if reason else f"The model's server broke off: {err}"
+    return ModelRefused(503, text, 1.0)
+
+
+def _target(child: Child, path: str, query: str) -> URL:
+    """The address at the model's server; path and query as the client has written them."""
+    base = URL(child.base_url)
+    prefix = base.raw_path.rstrip("/")
+    return URL.build(
+        scheme=base.scheme, authority=base.raw_authority, path=prefix + path, query_string=query, encoded=True
+    )
+
+
+async def exchange(
+    client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse, is_needed: Callable[[], bool]
+) -> bool:
+    """Passes messages on until one side closes the WebSocket, which then closes the other one.
+
+    A silent one is closed once `is_needed` tells that others wait for the model to be stopped.
+    Returns whether both sides have closed it in time.
+    """
+    time = asyncio.get_running_loop().time
+    last_s = time()
+
+    def note_content() -> None:
+        nonlocal last_s
+        last_s = time()
+
+    pumps = (_pump(client, server, note_content), _pump(server, client, note_content))
+    tasks = {asyncio.create_task(pump) for pump in pumps}
+    code, reason = aiohttp.WSCloseCode.OK, b""
+    try:
+        while not (await asyncio.wait(tasks, timeout=_STALL_S / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if time() - last_s >= _STALL_S and is_needed():
+                code, reason = aiohttp.WSCloseCode.SERVICE_RESTART, b"Others wait for this model's memory"
+                break
+    finally:
+        await _cancel(tasks)
+    ends = {asyncio.create_task(client.close(code=code, message=reason)), asyncio.create_task(server.close())}
+    try:
+        return not (await asyncio.wait(ends, timeout=_CLOSE_S))[1]
+    finally:
+        await _cancel(ends)
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[], None]) -> None:
+    """Passes the messages of one direction on, the last one included."""
+    while True:
+        message = await source.receive()
+        match message.type:
+            case aiohttp.WSMsgType.TEXT:
+                note_content()
+                await drain.send_str(message.data)
+            case aiohttp.WSMsgType.BINARY:
+                note_content()
+                await drain.send_bytes(message.data)
+            case aiohttp.WSMsgType.PING:
+                await drain.ping(message.data)
+            case aiohttp.WSMsgType.PONG:
+                await drain.pong(message.data)
+            case aiohttp.WSMsgType.CLOSE:
+                text = message.extra or ""
+                await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())
+                return
+            case _:
+                await drain.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"The other side has ended")
+                return

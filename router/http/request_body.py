@@ -1,0 +1,189 @@
+"""The body of a request, which is read whole before its model is known."""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from mmap import ACCESS_READ, mmap
+from typing import TYPE_CHECKING, Final
+
+from server.limits import LimitsConfig, flag_of
+from router.http.answers import FailedRequestError
+from router.http.body_changes import Edit, form_edits, json_edits
+from router.http.body_members import BodyFaultError
+from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+from router.model_entry import BodyChanges
+
+if TYPE_CHECKING:
+    from aiohttp import StreamReader
+
+_MOST_IN_MEMORY: Final = 1 << 20
+"""A longer body lies in an unlinked temporary file, and is read by threads."""
+_READ_BACK_BYTES: Final = 256 << 10
+_MOST_ON_LOOP: Final = 4 << 10
+"""A longer body is searched by a thread: this much takes up to 2 ms."""
+_LOOSE_BYTES: Final = 256 << 10
+"""Of a body that is not UTF-8: vLLM takes all encodings of JSON."""
+
+
+class BodyRoom:
+    """What all bodies take together."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self.limits = limits
+        self.num_bytes = 0
+        self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
+        """Bodies in files may take seconds, and delay no others. More threads would delay the event loop."""
+
+
+def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
+    return tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY, prefix="vllm-cli-body-")
+
+
+class RequestBody:
+    """One body; must be closed."""
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self._file = _create_file()
+        self.num_bytes = 0
+
+    def check_length(self, announced: int) -> None:
+        """Raises FailedRequestError for a length that no body may have."""
+        most = self._room.limits.max_body_bytes
+        if announced > most:
+            raise FailedRequestError(
+                413, f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')})."
+            )
+
+    async def read(self, content: "StreamReader") -> None:
+        """Reads all of it; raises FailedRequestError."""
+        limits, loop = self._room.limits, asyncio.get_running_loop()
+        left_s = limits.body_timeout_s
+        try:
+            while True:
+                begin_s = loop.time()
+                async with asyncio.timeout(left_s):
+                    part = await content.readany()
+                if not part:
+                    return
+                left_s -= loop.time() - begin_s  # what the disk takes is not the client's time
+                if limits.min_body_rate:
+                    left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
+                await self._keep(part)
+        except TimeoutError:
+            message = f"The body arrives too slowly ({flag_of('body_timeout_s')}, {flag_of('min_body_rate')})."
+            raise FailedRequestError(408, message) from None
+        except ConnectionError:
+            raise
+        except OSError as err:
+            raise _not_kept(err) from err
+
+    async def _keep(self, part: bytes) -> None:
+        self.num_bytes += len(part)
+        self._room.num_bytes += len(part)
+        self.check_length(self.num_bytes)
+        most = self._room.limits.max_held_bytes
+        if most is not None and self._room.num_bytes > most:
+            text = f"The bodies of other requests take all room ({flag_of('max_held_bytes')}): try it again later."
+            raise FailedRequestError(503, text)
+        if self._is_in_memory:
+            self._file.write(part)
+        else:
+            await asyncio.to_thread(self._file.write, part)
+
+    async def find_model(self, media_type: str) -> RequestedModel:
+        """What the body requests."""
+        boundary = boundary_of(media_type)
+        if self.num_bytes <= _MOST_ON_LOOP:
+            return self._find(boundary)
+        async with self._room.searching[self._is_in_memory]:
+            return await asyncio.to_thread(self._find, boundary)
+
+    async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:
+        """Changes it before the model gets it; raises FailedRequestError."""
+        is_form = boundary_of(media_type) is not None
+
+        def run() -> None:
+            with self._content() as content:
+                if is_form:
+                    edits = form_edits(requested.members, changes)
+                else:
+                    edits = json_edits(content, requested.members, changes, requested.name)
+            self._apply(edits)
+
+        if requested.fault:
+            return
+        try:
+            await asyncio.to_thread(run)
+        except BodyFaultError as err:
+            raise FailedRequestError(400, f"The request body {err}.") from err
+        except OSError as err:
+            raise _not_kept(err) from err
+
+    def close(self) -> None:
+        """Gives up what is kept."""
+        self._room.num_bytes -= self.num_bytes
+        self.num_bytes = 0
+        self._file.close()
+
+    def data(self) -> "bytes | AsyncIterator[bytes] | None":
+        """What the session sends, as often as it is called; None if there is nothing."""
+        if not self.num_bytes:
+            return None
+        return self._bytes() if self._is_in_memory else self._stream()
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return self.num_bytes <= _MOST_IN_MEMORY
+
+    def _bytes(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read()
+
+    @contextmanager
+    def _content(self) -> Iterator[bytes | mmap]:
+        if self._is_in_memory:
+            yield self._bytes()
+            return
+        self._file.flush()
+        with mmap(self._file.fileno(), 0, access=ACCESS_READ) as content:
+            yield content
+
+    def _find(self, boundary: bytes | None) -> RequestedModel:
+        if boundary is None and self.num_bytes <= _LOOSE_BYTES:
+            self._make_utf8()
+        with self._content() as content:
+            return find_in_json(content) if boundary is None else find_in_form(content, boundary)
+
+    def _make_utf8(self) -> None:
+        content = self._bytes()
+        encoding = json.detect_encoding(content)
+        if not encoding.startswith("utf-8"):
+            with suppress(UnicodeError):
+                self._apply([Edit(0, len(content), content.decode(encoding).encode())])
+
+    def _apply(self, edits: Sequence[Edit]) -> None:
+        """Copies all but what is replaced."""
+        changed, at = _create_file(), 0
+        for begin, end, text in [*edits, Edit(self.num_bytes, self.num_bytes, b"")]:
+            self._file.seek(at)
+            while part := self._file.read(min(begin - at, _READ_BACK_BYTES)):
+                changed.write(part)
+                at += len(part)
+            changed.write(text)
+            at = end
+        self._file.close()
+        self._file = changed
+        self._room.num_bytes += changed.tell() - self.num_bytes
+        self.num_bytes = changed.tell()
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        await asyncio.to_thread(self._file.seek, 0)
+        while part := await asyncio.to_thread(self._file.read, _READ_BACK_BYTES):
+            yield part
+
+
+def _not_kept(err: OSError) -> FailedRequestError:
+    return FailedRequestError(503, f"The request's body cannot be kept: {err.strerror}.")

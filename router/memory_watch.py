@@ -1,0 +1,96 @@
+"""Measures the memory of models, router and standbys while they run, and tells the scheduler."""
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from base.machine.processes import pss_bytes
+from router.model_memory import MemoryMeter
+from router.scheduler import Scheduler
+from router.scheduler_terms import Action
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S: Final = 1.0
+_MODEL_S: Final = 60.0
+"""A measurement costs processor time: a model is measured when it is new, then as often if it is used."""
+_ROUTER_S: Final = 10.0
+
+
+@dataclass
+class _Followed:
+    """A model that is ready."""
+
+    pids: Collection[int]
+    measured_s: float = -math.inf
+    is_used: bool = True
+    """Whether it had a request since it was measured."""
+
+
+class MemoryWatch:
+    """Used on the event loop; what takes time runs on threads."""
+
+    def __init__(self, meter: MemoryMeter, scheduler: Scheduler, apply: Callable[[list[Action]], None]) -> None:
+        """
+        Args:
+            apply: does what the scheduler decides.
+        """
+        self.router_bytes = 0
+        self.standby_bytes = 0
+        self._meter = meter
+        self._scheduler = scheduler
+        self._apply = apply
+        self._followed: dict[str, _Followed] = {}
+        self._measuring: asyncio.Task[None] | None = None
+
+    def begin(self, standby_bytes: Callable[[], int]) -> None:
+        """Measures regularly from now on."""
+        self._measuring = asyncio.create_task(self._run(standby_bytes), name="memory")
+
+    def close(self) -> None:
+        """Measures nothing more."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+
+    def follow(self, name: str, pids: Collection[int]) -> None:
+        """The model is ready."""
+        self._followed[name] = _Followed(pids)
+
+    def forget(self, name: str) -> None:
+        """The model's processes have ended."""
+        self._followed.pop(name, None)
+        self._meter.forget(name)
+
+    def note_use(self, name: str) -> None:
+        """The model gets a request."""
+        if (followed := self._followed.get(name)) is not None:
+            followed.is_used = True
+
+    async def _run(self, standby_bytes: Callable[[], int]) -> None:
+        router_s = -math.inf
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                if time.monotonic() - router_s >= _ROUTER_S:
+                    router_s = time.monotonic()
+                    self.router_bytes = await asyncio.to_thread(pss_bytes, os.getpid())
+                    self.standby_bytes = await asyncio.to_thread(standby_bytes)
+                await self._measure_due(time.monotonic())
+            except Exception:
+                logger.exception("the memory of models could not be measured")
+
+    async def _measure_due(self, now: float) -> None:
+        for name, followed in list(self._followed.items()):
+            if not followed.is_used or now - followed.measured_s < _MODEL_S:
+                continue
+            followed.measured_s, followed.is_used = now, False
+            need = await asyncio.to_thread(self._meter.measure, name, followed.pids)
+            if self._followed.get(name) is followed:
+                self._apply(self._scheduler.measured(name, need, time.monotonic()))
+            else:
+                self._meter.forget(name)  # it has ended meanwhile

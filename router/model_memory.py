@@ -1,0 +1,291 @@
+"""The memory of models: what is free, what their processes use, and an estimate before they were measured."""
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from base.machine.memory import read_memory
+from base.machine.nvml import Gpu, keep_driver_open, read_gpus
+from base.machine.processes import descendants, pss_bytes
+from envs import foreign
+from startup.engine.torch_environment import expects_gpu
+from startup.model.checkpoint_folder import find_weight_files
+from startup.model.json_file import read_json_object
+from startup.preflight.checkpoint import read_checkpoint
+from startup.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
+from router.model_entry import ModelEntry
+from router.scheduler_terms import Need
+from startup.vllm.preflight.words import parse_size
+
+_VLLM_BYTES: Final = 1700 << 20
+"""Memory of vLLM's processes beside weights and KV cache: measured 1.7 GiB without GPUs."""
+_FOREIGN_BYTES: Final = 256 << 20
+"""The same of other servers."""
+_WEIGHTS_SHARE: Final = 1.1
+"""Weights in memory for each byte on disk: buffers of the computation are about a tenth."""
+_GPU_BYTES: Final = 1 << 30
+"""Memory of a GPU beside weights and a KV cache of a given size: CUDA's own, captured graphs, activations."""
+_UTILIZATION: Final = 0.9
+_CPU_UTILIZATION: Final = 0.92
+"""What vLLM wants to be free of a machine without GPUs if no size is given."""
+_GIB: Final = 1 << 30
+_SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_FLAGS: Final = {
+    "--gpu-memory-utilization": "utilization",
+    "--device-memory-utilization": "utilization",
+    "--kv-cache-memory-bytes": "kv_cache",
+    "--tensor-parallel-size": "tensor",
+    "-tp": "tensor",
+    "--pipeline-parallel-size": "pipeline",
+    "-pp": "pipeline",
+    "--dtype": "dtype",
+    "--quantization": "quantization",
+    "-q": "quantization",
+}
+_NOTHING: Final = ("", "auto", "None")
+"""Values of flags that are as if the flag was not given."""
+_QUANTIZED: Final = "quantization_config"
+_QUANTIZED_SHARE: Final = 0.25
+"""Bytes of a weight that is quantized while it is loaded, for each of half precision: those of 4 bits."""
+
+
+def default_budget() -> int | None:
+    """The memory that the machine has, or the container; None if the system does not tell."""
+    state = read_memory()
+    return state.total_bytes if state else None
+
+
+class MemoryMeter:
+    """Measures models and remembers the results; each method may run on any thread.
+
+    `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
+    vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
+    sizes, and of weights that are converted while they are loaded the headers, once for each model.
+    """
+
+    def __init__(self, find_model: Callable[[str], str | None]) -> None:
+        """
+        Args:
+            find_model: the folder or file of a model that is on disk, by its entry's name.
+        """
+        self._find_model = find_model
+        self._lock = threading.Lock()
+        self._entries: dict[str, ModelEntry] = {}
+        self._sizes: dict[str, _Size] = {}
+        self._now: dict[str, Need] = {}
+        self._estimates: dict[str, Need] = {}
+        self._reserved: dict[str, Need] = {}
+        self._gpus = tuple(read_gpus_here())
+        if self._gpus:
+            keep_driver_open()
+
+    def free(self) -> Need | None:
+        """Memory that is really free, of all GPUs together; None if the system does not tell."""
+        state = read_memory()
+        if state is None:
+            return None
+        gpus = read_gpus_here() if self._gpus else ()
+        return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
+
+    def measure(self, name: str, pids: Collection[int]) -> Need:
+        """What the processes of a model need: what they use with all that they have started.
+
+        It is at least what must be free for the next start. Where the driver does not tell who uses a GPU, as
+        in a container, the estimate stands for it.
+        """
+        tree = set(pids).union(*(descendants(pid) for pid in pids))
+        gpus = read_gpus_here() if self._gpus else ()
+        used = (process.used_bytes or 0 for gpu in gpus for process in gpu.processes if process.pid in tree)
+        memory = Need(sum(map(pss_bytes, tree)), sum(used))
+        with self._lock:
+            if not memory.gpu_bytes:
+                memory = memory._replace(gpu_bytes=self._estimates.get(name, memory).gpu_bytes)
+            self._now[name] = memory
+            if not self._sizes.get(name, _NO_SIZE).on_disk:
+                self._sizes.pop(name, None)  # it was downloaded for its start
+            return memory.at_least(self._reserved.get(name, memory))
+
+    def measured_bytes(self, name: str) -> int | None:
+        """The memory of the model's processes when they were last measured."""
+        with self._lock:
+            memory = self._now.get(name)
+        return None if memory is None else memory.ram_bytes + memory.gpu_bytes
+
+    def forget(self, name: str) -> None:
+        """The model's processes have ended."""
+        with self._lock:
+            self._now.pop(name, None)
+
+    def size_bytes(self, name: str) -> int | None:
+        """The model's weights on disk; None if there are none."""
+        return self._size_of(name).on_disk or None
+
+    def need_of(self, entry: ModelEntry) -> Need:
+        """The estimate for a model that was never measured; reads the disk for an entry that has changed."""
+        with self._lock:
+            if self._entries.get(entry.name) != entry:
+                self._entries[entry.name] = entry
+                self._sizes.pop(entry.name, None)
+        need = estimate(entry, self._size_of(entry.name).loaded, self._gpus)
+        with self._lock:
+            self._estimates[entry.name] = need
+            self._reserved[entry.name] = Need(reserved_bytes(entry, self._gpus))
+        return need
+
+    def _size_of(self, name: str) -> "_Size":
+        with self._lock:
+            size, entry = self._sizes.get(name), self._entries.get(name)
+        if size is None:
+            place = self._find_model(name)
+            size = _NO_SIZE if place is None else _read_size(Path(place), entry)
+            with self._lock:
+                self._sizes[name] = size
+        return size
+
+
+class _Size(NamedTuple):
+    """Bytes of a model's weights."""
+
+    on_disk: int
+    loaded: int
+
+
+_NO_SIZE: Final = _Size(0, 0)
+
+
+def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
+    on_disk = weight_bytes(place)
+    return _Size(on_disk, (entry and converted_bytes(entry, place)) or on_disk)
+
+
+def read_gpus_here() -> tuple[Gpu, ...]:
+    """The GPUs that models will use: none if they are hidden."""
+    state = read_gpus() if expects_gpu() else None
+    return state.gpus if state else ()
+
+
+def weight_bytes(place: Path) -> int:
+    """The size of a model's weights: of those in the folder that are loaded, or of the one file."""
+    files: Iterable[Path] = [place]
+    if place.is_dir():
+        files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
+    return sum(map(_size, files))
+
+
+def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
+    """The size of weights in memory that change their type while they are loaded; None if they do not.
+
+    vLLM converts weights in float32 to half precision if no type is given.
+    """
+    config = read_json_object(place / "config.json").content if place.is_dir() else {}
+    if entry.foreign is not None or not config:
+        return None
+    given = _read_flags(entry)
+    own = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = "half" if given.dtype == "auto" and entry.engine == "vllm" and own == "float32" else given.dtype
+    if given.is_quantized and _QUANTIZED not in config:
+        return int(loaded_bytes(read_checkpoint(place), "half") * _QUANTIZED_SHARE)
+    return None if dtype == "auto" else loaded_bytes(read_checkpoint(place), dtype)
+
+
+def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
+    """What a model will need, before it was measured for the first time.
+
+    The weights and a tenth, the program, and the KV cache if its size is given. On a GPU, both engines take a
+    share of the memory if no size is given: then this share is the need. See also `reserved_bytes`.
+
+    Args:
+        size_bytes: of its weights, as they are loaded.
+    """
+    weights = int(size_bytes * _WEIGHTS_SHARE)
+    if entry.foreign is not None:
+        return Need(_FOREIGN_BYTES + (weights or _gguf_bytes(entry.foreign.words)))
+    given = _read_flags(entry)
+    if gpus and _may_use_gpus(entry):
+        return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus]))
+    used = weights + _program_bytes(entry) + (given.kv_cache_bytes or 0)
+    return Need(max(used, reserved_bytes(entry, gpus)))
+
+
+def reserved_bytes(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> int:
+    """Memory that must be free when the model starts, whatever it takes later.
+
+    Without GPUs, vLLM refuses to start unless its share of the machine's memory is free, or a size is given
+    for the KV cache. It does not know the limit of a container.
+    """
+    given, state = _read_flags(entry), read_memory()
+    has_gpu = bool(gpus) and _may_use_gpus(entry)
+    if entry.engine != "vllm" or has_gpu or given.kv_cache_bytes is not None or state is None or state.is_cgroup:
+        return 0
+    return int((given.utilization or _CPU_UTILIZATION) * state.total_bytes)
+
+
+class _Given(NamedTuple):
+    """What decides the memory, in the words and variables of a model; None where nothing is given."""
+
+    utilization: float | None
+    kv_cache_bytes: int | None
+    num_gpus: int
+    dtype: str
+    is_quantized: bool
+    """Whether a method of quantization is given."""
+
+
+def _read_flags(entry: ModelEntry) -> _Given:
+    from startup.vllm.command_line import CommandLine
+
+    given = CommandLine.of(entry.words).values
+    values = {_FLAGS[flag]: value for flag, value in given.items() if flag in _FLAGS and value not in _NOTHING}
+    kv_cache = _size_of(values.get("kv_cache", ""))
+    if entry.engine == "vllm" and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
+        kv_cache = int(space) * _GIB or kv_cache
+    num_gpus = (_size_of(values.get("tensor", "")) or 1) * (_size_of(values.get("pipeline", "")) or 1)
+    return _Given(
+        utilization=_share_of(values.get("utilization", "")),
+        kv_cache_bytes=kv_cache,
+        num_gpus=num_gpus,
+        dtype=values.get("dtype", "auto"),
+        is_quantized="quantization" in values,
+    )
+
+
+def _gpu_need(given: _Given, weights: int, totals: list[int]) -> int:
+    if given.kv_cache_bytes is not None:
+        return weights + given.num_gpus * (given.kv_cache_bytes + _GPU_BYTES)
+    return int((given.utilization or _UTILIZATION) * sum(totals[: given.num_gpus]))
+
+
+def _program_bytes(entry: ModelEntry) -> int:
+    return _VLLM_BYTES if entry.engine == "vllm" else PROGRAM_BYTES
+
+
+def _may_use_gpus(entry: ModelEntry) -> bool:
+    return entry.env.get(_VISIBLE, "0") not in ("", "-1")
+
+
+def _gguf_bytes(words: Iterable[str]) -> int:
+    """The models that a foreign command names."""
+    return int(_WEIGHTS_SHARE * sum(_size(Path(word)) for word in words if word.endswith(".gguf")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _size_of(text: str) -> int | None:
+    try:
+        return parse_size(text) or None
+    except ValueError:
+        return None
+
+
+def _share_of(text: str) -> float | None:
+    try:
+        return float(text) if 0 < float(text) <= 1 else None
+    except ValueError:
+        return None

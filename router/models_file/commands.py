@@ -1,0 +1,166 @@
+"""The key `cmd`: commands of our own engines, which are recognised, and those of other servers."""
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from base.wording import list_some
+from startup.config import flags_of
+from router.model_entry import ForeignCommand, ModelEntry
+from router.models_file.document import Findings, KeyPath, show
+from startup.serve_words import is_vllm_installed, split
+
+PORT: Final = "${PORT}"
+
+_ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_API_SERVER: Final = "vllm.entrypoints.openai.api_server"
+_ENGINES: Final = {"vllm": "vllm", "vllm-cli": "auto", _API_SERVER: "vllm", "vllm.entrypoints.cli.main": "vllm"}
+_PYTHON: Final = re.compile(r"python(3(\.\d+)?)?")
+_LOCAL: Final = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
+class ServeCommand(NamedTuple):
+    """A `cmd` that is recognised."""
+
+    engine: str
+    words: list[str]
+    """MODEL and flags, without those of the address."""
+    env: dict[str, str]
+
+
+def split_command(text: str) -> list[str]:
+    """The words of a `cmd`: lines may end in a backslash, lines that begin with # are comments.
+
+    Raises:
+        ValueError: a quote is not closed.
+    """
+    return shlex.split(" ".join(line.removesuffix("\\") for line in without_comments(text).splitlines()))
+
+
+def without_comments(text: str) -> str:
+    """A command without the lines that begin with #."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+
+
+def recognise(words: Iterable[str]) -> ServeCommand | None:
+    """What a command serves with this program's engines; None for any other command.
+
+    A program that is named by its path in another environment, or exists only there, is another command.
+    """
+    rest = list(words)
+    env: dict[str, str] = {}
+    if rest and Path(rest[0]).name in ("env", "exec"):
+        rest = rest[1:]
+    while rest and _ASSIGNMENT.match(rest[0]):
+        name, _, env[name] = rest.pop(0).partition("=")
+    if not rest or not _is_of_this_environment(rest[0]):
+        return None
+    program = Path(rest.pop(0)).name
+    if _PYTHON.fullmatch(program) and rest[:1] == ["-m"] and len(rest) > 1:
+        program = rest[1].replace("_", "-") if rest[1] == "vllm_cli" else rest[1]
+        rest = rest[2:]
+    if program not in _ENGINES or (_ENGINES[program] == "vllm" and _is_only_elsewhere(program)):
+        return None
+    if program != _API_SERVER:
+        if rest[:1] != ["serve"]:
+            return None
+        rest = rest[1:]
+    return ServeCommand(_ENGINES[program], _with_model_first(without_address(rest)), env)
+
+
+def _is_of_this_environment(program: str) -> bool:
+    path = Path(program)
+    if not path.is_absolute() or not path.exists():
+        return True
+    own = Path(sys.executable).parent
+    return path.parent == own or path.parent.resolve() == own.resolve()
+
+
+def _is_only_elsewhere(program: str) -> bool:
+    """Whether a vLLM is on PATH, and none in this environment."""
+    return not is_vllm_installed() and shutil.which(program) is not None
+
+
+def _with_model_first(words: list[str]) -> list[str]:
+    """`--model X` as MODEL, which comes before the flags."""
+    parts = list(split(words, {"--model": 1}.get))
+    model = next((given for given in reversed(parts) if given.flag == "--model" and given.values), None)
+    if model is None or not words[0].startswith("-"):
+        return words
+    return [model.values[0], *(word for given in parts if given.flag != "--model" for word in given.words)]
+
+
+def without_address(words: Iterable[str]) -> list[str]:
+    """The words without --host, --port and --uds."""
+    address = dict.fromkeys(flags_of("address"), 1)
+    return [word for given in split(words, address.get) if given.flag not in address for word in given.words]
+
+
+def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
+    """The command of another server; what is wrong with its address is reported."""
+    address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
+    names_port = any(PORT in word for word in words)
+    if PORT in address and not names_port:
+        findings.fault(
+            (*path, "cmd"),
+            f"must contain {PORT}, or `proxy` must name the port on which the command listens, such as "
+            "proxy: http://127.0.0.1:8080",
+        )
+    return ForeignCommand(
+        words=tuple(words),
+        address=address,
+        port=_port_of(address, path, findings),
+        check_endpoint=_endpoint(keys.get("checkEndpoint") or "/health"),
+        stop_words=tuple(_stop_words(keys.get("cmdStop") or "", path, findings)),
+    )
+
+
+def _endpoint(path: str) -> str:
+    return path if path == "none" or path.startswith("/") else f"/{path}"
+
+
+def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
+    if PORT in address:
+        return None
+    try:
+        parts = urlsplit(address)
+        if not parts.hostname or parts.port == 0:
+            raise ValueError("no host, or port 0")
+    except ValueError as err:
+        findings.fault(
+            (*path, "proxy"), f"must be an address such as http://127.0.0.1:{PORT}, got {show(address)}: {err}"
+        )
+        return None
+    return parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _stop_words(text: str, path: KeyPath, findings: Findings) -> list[str]:
+    try:
+        return split_command(text)
+    except ValueError as err:
+        findings.fault((*path, "cmdStop"), f"must be a command, got {show(text)}: {err}".rstrip("."))
+        return []
+
+
+def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
+    """The models; of two commands with one fixed port, each one excludes the other."""
+    result = dict(entries)
+    by_address: dict[tuple[str, int], list[str]] = {}
+    for name, entry in entries.items():
+        if entry.foreign is not None and entry.foreign.words and entry.foreign.port is not None:
+            host = urlsplit(entry.foreign.address).hostname or ""
+            by_address.setdefault(("localhost" if host in _LOCAL else host, entry.foreign.port), []).append(name)
+    for (_, port), sharing in by_address.items():
+        for name in sharing:
+            others = frozenset(sharing) - {name}
+            if others - entries[name].excludes:
+                text = f"has port {port}, as {list_some(sorted(others))}: these never run together"
+                findings.notice(("models", name, "proxy"), f"{text}; ${{PORT}} is a free port")
+            result[name] = replace(entries[name], excludes=entries[name].excludes | others)
+    return result

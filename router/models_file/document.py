@@ -1,0 +1,259 @@
+"""A YAML document with the line of each key, read with limits, and the faults that are found in it."""
+
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from envs.redaction import MASK, hide_in_command, is_secret_name
+from router.model_entry import Fault, Notice
+
+Key: TypeAlias = str | int
+KeyPath: TypeAlias = tuple[Key, ...]
+
+MAX_BYTES: Final = 1 << 20
+_MAX_VALUES: Final = 100_000
+"""Values of a document, those of aliases counted each time."""
+_MAX_DEPTH: Final = 40
+_MAX_SHOWN: Final = 60
+"""Characters of a value in a message."""
+
+_TAG: Final = "tag:yaml.org,2002:"
+_COLLECTIONS: Final = (f"{_TAG}map", f"{_TAG}seq")
+
+
+class DocumentError(Exception):
+    """The file cannot be read, or is not YAML."""
+
+    def __init__(self, text: str, line: int | None = None) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+@dataclass
+class Node:
+    """A value of the document."""
+
+    value: Any
+    """A scalar, a list of nodes, or a dictionary of nodes."""
+    line: int
+    key_lines: dict[str, int] = field(default_factory=dict)
+    """Of a mapping."""
+    text: str | None = None
+    """Of a scalar: as it is written."""
+    is_quoted: bool = False
+
+    def plain(self) -> Any:
+        """The value without lines."""
+        match self.value:
+            case dict():
+                return {key: node.plain() for key, node in self.value.items()}
+            case list():
+                return [node.plain() for node in self.value]
+        return self.value
+
+    def line_of(self, path: KeyPath) -> int:
+        """The line of the key, or of the nearest one above it that the document has."""
+        node, line = self, self.line
+        for key in path:
+            match node.value:
+                case dict() if key in node.value:
+                    line = node.key_lines[str(key)]
+                    node = node.value[key]
+                case list() if isinstance(key, int) and key < len(node.value):
+                    node = node.value[key]
+                    line = node.line
+                case dict() if key in node.key_lines:
+                    return node.key_lines[str(key)]
+                case _:
+                    break
+        return line
+
+
+class Findings:
+    """Collects what is wrong with a document."""
+
+    def __init__(self, file: str, root: Node | None = None) -> None:
+        self.file = file
+        self.root = root
+        self.faults: list[Fault] = []
+        self.fault_paths: set[KeyPath] = set()
+        self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
+        """The places of each notice about a key."""
+        self.is_lenient = False
+        """Whether the file is one of llama-swap, which ignores what it does not know."""
+        self.anchored: set[str] = set()
+        """Keys at the top level whose values are used elsewhere, too."""
+
+    def fault(self, path: KeyPath, text: str) -> None:
+        """Something that must be changed."""
+        self.fault_paths.add(path)
+        self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
+
+    def notice(self, path: KeyPath, text: str) -> None:
+        """Something that has no effect here, or another one than elsewhere: shown once, where it is first."""
+        self._noticed.setdefault((path[-1], text), []).append(path)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """All of them, in the order of the file."""
+        found = []
+        for (_, text), paths in self._noticed.items():
+            first = min(paths, key=lambda path: self.line_of(path) or 0)
+            more = f" (in {len(paths)} places)" if len(paths) > 1 else ""
+            found.append(Notice(text + more, self.line_of(first), spell_path(first), self.file))
+        return tuple(sorted(found, key=lambda notice: notice.line or 0))
+
+    def oddity(self, path: KeyPath, text: str) -> None:
+        """A fault, but in a file of llama-swap something without effect."""
+        (self.notice if self.is_lenient else self.fault)(path, text)
+
+    def line_of(self, path: KeyPath) -> int | None:
+        """The line of a key."""
+        return self.root.line_of(path) if self.root is not None else None
+
+
+def spell_path(path: Iterable[Key]) -> str:
+    """`models.qwen.aliases[0]`."""
+    parts = [f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else repr(key)}" for key in path]
+    return "".join(parts).removeprefix(".")
+
+
+def show(value: object, path: KeyPath = ()) -> str:
+    """A value in a message, short and without secrets."""
+    if any(is_secret_name(str(key)) or key == "apiKeys" for key in path):
+        return MASK
+    text = hide_in_command(value) if isinstance(value, str) else str(value)
+    text = text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+    if isinstance(value, str):
+        return repr(text)
+    names: dict[object, str] = {True: "true", False: "false"}
+    return names.get(value, text) if isinstance(value, bool) else "nothing" if value is None else text
+
+
+def read_text(path: Path) -> str:
+    """The text of the file; raises DocumentError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise DocumentError(f"is {kind}: name a YAML file")
+        if status.st_size > MAX_BYTES:
+            raise DocumentError(f"has {status.st_size} bytes: at most {MAX_BYTES} are read")
+        content = path.read_bytes()
+    except (OSError, ValueError) as err:
+        raise DocumentError(f"cannot be read: {getattr(err, 'strerror', None) or err}") from err
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = content.count(b"\n", 0, err.start) + 1
+        raise DocumentError(f"is not UTF-8: byte {content[err.start]:#04x}", line) from err
+
+
+def parse(text: str, findings: Findings) -> Node | None:
+    """The document's root, None if it is empty; equal keys are faults.
+
+    Raises:
+        DocumentError: the text is not YAML, or nothing can be made of it.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)  # libyaml's loader would overflow the stack
+        return None if root is None else _Reader(findings).read(root, ())
+    except RecursionError as err:
+        raise DocumentError("is nested too deeply") from err
+    except yaml.MarkedYAMLError as err:
+        mark = err.problem_mark or err.context_mark
+        line = None if mark is None else mark.line + 1
+        what = ", ".join(part for part in (err.context, err.problem) if part)
+        raise DocumentError(f"is not YAML: {what}", line) from err
+    except yaml.reader.ReaderError as err:
+        line = text.count("\n", 0, err.position) + 1
+        raise DocumentError(f"is not YAML: {err.reason}", line) from err
+    except yaml.YAMLError as err:
+        raise DocumentError(f"is not YAML: {err}") from err
+
+
+def value_of(text: str) -> Any:
+    """What YAML reads in a text without quotes; the text itself if that is no value."""
+    import yaml
+
+    loader: Any = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+class _Reader:
+    """Makes values of YAML's nodes; an alias counts as often as it is used."""
+
+    def __init__(self, findings: Findings) -> None:
+        import yaml
+
+        self._yaml = yaml
+        self._scalars = yaml.SafeLoader("")
+        self._findings = findings
+        self._num_values = 0
+        self._top_keys: dict[int, str] = {}
+        """Of each node of YAML, by its identity: the key below which it is first."""
+
+    def read(self, node: Any, path: KeyPath) -> Node:
+        line = node.start_mark.line + 1
+        self._num_values += 1
+        if self._num_values > _MAX_VALUES:
+            raise DocumentError(f"has more than {_MAX_VALUES} values, those of its aliases included", line)
+        if len(path) > _MAX_DEPTH:
+            raise DocumentError(f"is nested more than {_MAX_DEPTH} levels deep", line)
+        top_key = str(path[0]) if path else ""
+        if self._top_keys.setdefault(id(node), top_key) != top_key:
+            self._findings.anchored.add(self._top_keys[id(node)])
+        if isinstance(node, self._yaml.ScalarNode):
+            return Node(self._read_scalar(node, line), line, text=node.value, is_quoted=node.style is not None)
+        if node.tag not in _COLLECTIONS:
+            raise DocumentError(f"the tag {node.tag} is not supported: remove it", line)
+        if isinstance(node, self._yaml.SequenceNode):
+            return Node([self.read(each, (*path, index)) for index, each in enumerate(node.value)], line)
+        return self._read_mapping(node, path, line)
+
+    def _read_scalar(self, node: Any, line: int) -> Any:
+        try:
+            return self._scalars.construct_object(node)
+        except ValueError as err:
+            raise DocumentError(f"{show(node.value)} is no value: {err}; put a text in quotes", line) from err
+
+    def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
+        """A key is what is written: `no: ...` names a model `no`."""
+        read = Node({}, line)
+        merged: list[Node] = []
+        for key, value in node.value:
+            key_line = key.start_mark.line + 1
+            if not isinstance(key, self._yaml.ScalarNode):
+                raise DocumentError("a key must be a text", key_line)
+            child = self.read(value, (*path, key.value))
+            if key.tag == f"{_TAG}merge":
+                merged += _mappings_of(child, key_line)
+                continue
+            if key.value in read.value:
+                text = f"is given twice, first in line {read.key_lines[key.value]}: remove one of them"
+                place = spell_path((*path, key.value))
+                self._findings.faults.append(Fault(text, key_line, place, self._findings.file))
+            read.value[key.value] = child
+            read.key_lines[key.value] = key_line
+        for other in merged:  # the first one wins, and what the mapping itself has
+            for name, child in other.value.items():
+                if name not in read.value:
+                    read.value[name] = child
+                    read.key_lines[name] = other.key_lines[name]
+        return read
+
+
+def _mappings_of(node: Node, line: int) -> Sequence[Node]:
+    """What `<<` merges."""
+    nodes = node.value if isinstance(node.value, list) else [node]
+    if not all(isinstance(each.value, dict) for each in nodes):
+        raise DocumentError("<< must be followed by mappings such as *defaults", line)
+    return list(nodes)

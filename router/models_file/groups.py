@@ -1,0 +1,126 @@
+"""Which models must not run together, and which run from the start."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+from base.wording import list_some
+from envs.suggestion import did_you_mean
+from router.model_entry import ModelEntry
+from router.models_file.document import Findings, KeyPath, show
+
+
+@dataclass
+class _Group:
+    name: str
+    members: list[str] = field(default_factory=list)
+    swap: bool = True
+    exclusive: bool = True
+    persistent: bool = False
+
+
+class Rooms(NamedTuple):
+    """Where the file says which models must not run together."""
+
+    kind: str
+    """`groups` or `matrix`."""
+    path: KeyPath
+    content: Mapping[str, Any]
+
+
+def find_rooms(document: Mapping[str, Any], findings: Findings) -> Rooms:
+    """The key at the top level, or its place below `routing`; there, `use` decides."""
+    router = (document.get("routing") or {}).get("router") or {}
+    settings = router.get("settings") or {}
+    given = [Rooms(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
+    below = [Rooms(kind, (*_SETTINGS, kind), settings[kind]) for kind in _KINDS if settings.get(kind)]
+    if given and below:
+        findings.fault(below[0].path, f"must not be given beside {given[0].kind} at the top level: use one of both")
+    if len(given) > 1:
+        findings.fault(("matrix",), "must not be given beside groups: use one of both")
+    used = "matrix" if router.get("use") == "matrix" else "groups"
+    below = [rooms for rooms in below if rooms.kind == used]
+    return next(iter((*given, *below)), Rooms("groups", ("groups",), {}))
+
+
+_KINDS: Final = ("groups", "matrix")
+_SETTINGS: Final = ("routing", "router", "settings")
+
+
+def apply_groups(
+    groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
+) -> dict[str, ModelEntry]:
+    """The models with what they exclude.
+
+    As in llama-swap, other servers that are in no group run one at a time. Models of our own that are in no
+    group are only bound by memory.
+    """
+    known = list(_checked_groups(groups, path, entries, findings))
+    grouped = {member for group in known for member in group.members}
+    others = [n for n, entry in entries.items() if n not in grouped and entry.foreign and entry.foreign.words]
+    if len(others) > 1 and not groups:
+        findings.notice(
+            ("models",),
+            f"{list_some(others)} run one at a time, as the memory that such commands need is unknown: to let them run "
+            "together, put them into a group with swap: false and exclusive: false",
+        )
+    known.append(_Group("", others, exclusive=bool(groups)))
+    kept = {member for group in known if group.persistent for member in group.members}
+    kept |= {entry.name for entry in entries.values() if entry.pinned}
+    result = dict(entries)
+    for group in known:
+        outside = set(entries) - set(group.members) - kept if group.exclusive else set()
+        if not group.name:
+            outside &= grouped
+        for name in group.members:
+            inside = set(group.members) - {name} if group.swap else set()
+            result[name] = replace(entries[name], excludes=frozenset(outside | inside))
+    _check_pinned(known, entries, findings)
+    return result
+
+
+def _checked_groups(
+    groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
+) -> Iterator[_Group]:
+    group_of: dict[str, str] = {}
+    for name, keys in groups.items():
+        group = _Group(name, [], *(keys.get(key, default) for key, default in _GROUP_DEFAULTS))
+        for number, named in enumerate(keys.get("members", ())):
+            place = (*path, name, "members", number)
+            member = _named(named, place, entries, findings)
+            if member in group_of:
+                findings.fault(place, f"{show(named)} is already in groups.{group_of[member]}: name it in one group")
+            elif member is not None:
+                group_of[member] = name
+                group.members.append(member)
+        yield group
+
+
+def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
+    """The model with this name, or with this alias; llama-swap takes no notice of others."""
+    entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
+    if entry is None:
+        findings.oddity(path, f"{show(name)} is no model of this file{did_you_mean(name, entries)}")
+    return None if entry is None else entry.name
+
+
+_GROUP_DEFAULTS: Final = (("swap", True), ("exclusive", True), ("persistent", False))
+
+
+def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], findings: Findings) -> None:
+    """A model that is never stopped for another one keeps the others of its group from starting."""
+    for group in groups:
+        pinned = next((name for name in group.members if entries[name].pinned), None)
+        if pinned is not None and group.swap and len(group.members) > 1:
+            where = f"groups.{group.name}" if group.name else "commands without a group"
+            findings.fault(
+                ("models", pinned, "pinned"),
+                f"must be false, or no other model of {where}, of which one runs at a time, could ever start",
+            )
+
+
+def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findings: Findings) -> set[str]:
+    """The models of `hooks.on_startup.preload`."""
+    place = ("hooks", "on_startup", "preload")
+    found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
+    return {name for name in found if name is not None}

@@ -1,0 +1,169 @@
+"""The file as it is meant: macros and variables replaced, keys without a value left out, texts as written."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from envs import foreign
+from envs.suggestion import did_you_mean
+from router.models_file.commands import without_comments
+from router.models_file.document import Findings, Key, KeyPath, Node, value_of
+from router.models_file.schema import load_schema
+
+_MACRO: Final = re.compile(r"\$\{(env\.[A-Za-z_][A-Za-z0-9_]*|[A-Za-z0-9_-]+)\}")
+_ENVIRONMENT: Final = "env."
+_MAX_TEXT: Final = 1 << 16
+"""Characters of a text after its macros are replaced; each level of macros could double it."""
+_COMMANDS: Final = ("cmd", "cmdStop")
+_WITHOUT_PORT: Final = ("model", "args", "aliases", "useModelName", "filters")
+"""Keys of a model in whose values `${PORT}` is not known."""
+_TEXTS: Final = frozenset(
+    ("model", "cmd", "cmdStop", "proxy", "checkEndpoint", "name", "description", "useModelName", "stripParams", "id")
+)
+_LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload"))
+"""Keys whose values are texts, also where YAML reads a number."""
+_FREE: Final = frozenset(("args", "env", "metadata", "setParams", "setParamsByID"))
+"""Keys of a model with names and values of the user's choice."""
+
+
+class MacroError(Exception):
+    """A macro cannot be replaced."""
+
+
+class Macros:
+    """The texts that `${NAME}` stands for."""
+
+    def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
+        """
+        Args:
+            texts: by name.
+            kept: macros that stay, such as PORT, which is known only when a model starts.
+        """
+        self._texts = texts
+        self._kept = kept
+
+    def expand(self, text: str) -> Any:
+        """The text, or the value of another type if it is nothing but the name of one; raises MacroError."""
+        return self._expand(text, ())
+
+    def _expand(self, text: str, within: tuple[str, ...]) -> Any:
+        if (whole := _MACRO.fullmatch(text)) is not None:
+            return self._value(whole, within)
+        expanded = _MACRO.sub(lambda match: _as_text(self._value(match, within)), text)
+        if len(expanded) > _MAX_TEXT:
+            raise MacroError(f"has more than {_MAX_TEXT} characters with its macros: shorten them")
+        return expanded
+
+    def _value(self, match: re.Match[str], within: tuple[str, ...]) -> Any:
+        name = match[1]
+        if name.startswith(_ENVIRONMENT):
+            variable = name.removeprefix(_ENVIRONMENT)
+            if not foreign.is_set(variable):
+                raise MacroError(f"{match[0]}: the environment variable {variable} is not set")
+            return foreign.text_of(variable)
+        if name in self._kept:
+            return match[0]
+        if name in within:
+            circle = " -> ".join((*within[within.index(name) :], name))
+            raise MacroError(f"the macros contain themselves: {circle}")
+        if name not in self._texts:
+            places = {"PID": ": it is known in cmdStop only", "PORT": ": it is known in cmd, proxy and env only"}
+            hint = places.get(name) or did_you_mean(name, self._texts)
+            raise MacroError(f"there is no macro {match[0]}{hint}")
+        value = self._texts[name]
+        return self._expand(value, (*within, name)) if isinstance(value, str) else value
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def complete(root: Node, findings: Findings) -> Node:
+    """The document with macros replaced; what cannot be replaced is a fault. Unknown keys do not change."""
+    if not isinstance(root.value, dict):
+        return root
+    schema = load_schema()
+    known, known_of_model = schema["properties"], schema["$defs"]["model"]["properties"]
+    shared = _texts_of(root)
+    outside = _Completion(findings, lambda path: Macros(shared))
+
+    def complete_key(key: str, node: Node) -> Node:
+        if key == "models" and isinstance(node.value, dict):
+            return outside.mapping(("models",), node, complete_model)
+        return outside.read((key,), node) if key in known and key not in ("models", "macros") else node
+
+    def complete_model(name: str, node: Node) -> Node:
+        if not isinstance(node.value, dict):
+            return node
+        texts = {**shared, "MODEL_ID": name, **_texts_of(node)}
+        within = _Completion(findings, lambda path: Macros(texts, _kept_at(path[2])))
+
+        def complete_value(key: str, child: Node) -> Node:
+            if key in _COMMANDS and child.text is not None:
+                child = replace(child, text=without_comments(child.text))
+            is_read = key in known_of_model and key != "macros"
+            return within.read(("models", name, key), child) if is_read else child
+
+        return within.mapping(("models", name), node, complete_value)
+
+    return outside.mapping((), root, complete_key)
+
+
+def _texts_of(node: Node) -> dict[str, Any]:
+    """The macros that a mapping defines."""
+    defined = node.value.get("macros")
+    return defined.plain() if defined is not None and isinstance(defined.value, dict) else {}
+
+
+def _kept_at(key: Key) -> Collection[str]:
+    return () if key in _WITHOUT_PORT else ("PORT", "PID") if key == "cmdStop" else ("PORT",)
+
+
+class _Completion:
+    """Replaces the macros of a part of the document."""
+
+    def __init__(self, findings: Findings, macros_at: Callable[[KeyPath], Macros]) -> None:
+        """`macros_at` returns those that are known at a place."""
+        self._findings = findings
+        self._macros_at = macros_at
+
+    def read(self, path: KeyPath, node: Node) -> Node:
+        """A value below a known key."""
+        match node.value:
+            case dict():
+                return self.mapping(path, node, lambda key, child: self.read((*path, key), child))
+            case list():
+                return replace(node, value=[self.read((*path, n), child) for n, child in enumerate(node.value)])
+        return replace(node, value=self._scalar(path, node))
+
+    def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
+        """A mapping, also its keys; a key without a value is no key, but the name of a model is one."""
+        result = Node({}, node.line)
+        keeps_empty = path == ("models",) or not _FREE.isdisjoint(path[2:])
+        for key, child in node.value.items():
+            if child.value is None and not keeps_empty and (*path, key) != ("models",):
+                continue
+            name = _as_text(self._expand((*path, key), key)) if path else key
+            result.value[name] = complete_value(name, child)
+            result.key_lines[name] = node.key_lines[key]
+        return result
+
+    def _scalar(self, path: KeyPath, node: Node) -> Any:
+        is_named_so = path[-1] in _TEXTS or (isinstance(path[-1], int) and path[-2] in _LISTS_OF_TEXTS)
+        is_text = is_named_so and _FREE.isdisjoint(path[2:])
+        given = node.text if is_text and node.value is not None else node.value
+        if not isinstance(given, str):
+            return given
+        value = self._expand(path, given)
+        if is_text:
+            return _as_text(value)
+        is_typed = isinstance(value, str) and not node.is_quoted and f"${{{_ENVIRONMENT}" in given
+        return value_of(value) if is_typed else value
+
+    def _expand(self, path: KeyPath, text: str) -> Any:
+        try:
+            return self._macros_at(path).expand(text)
+        except MacroError as err:
+            self._findings.fault(path, str(err))
+            return "-"

@@ -1,0 +1,269 @@
+"""Reads and checks the file of `vllm-cli serve --models`: all its faults at once, each with its line and key.
+
+`models.schema.json` decides which keys there are and of which type; this module, what they mean together.
+The flags in the file are checked by `router.words`, with the parsers of both engines.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from envs.variable import parse_duration
+from router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
+from router.models_file import commands
+from router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
+from router.models_file.groups import apply_groups, check_preload, find_rooms
+from router.models_file.macros import complete
+from router.models_file.matrix import apply_matrix
+from router.models_file.schema import check_structure
+
+_OUR_KEYS: Final = "VLLM_API_KEY"
+
+
+class Defaults(NamedTuple):
+    """What a model has if the file says nothing."""
+
+    ttl_s: float | None = None
+    start_timeout_s: float | None = None
+
+
+def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
+    """The models that have no faults, and all faults of the others.
+
+    Args:
+        path: the file.
+        defaults: for keys that the file does not have.
+        name: the file as messages name it, if not by its path.
+    """
+    findings = Findings(name or str(path))
+    try:
+        text = read_text(path)
+        findings.root = parse(text, findings)
+        if findings.root is None or findings.root.value is None:
+            raise DocumentError("is empty: name the models under `models:`")
+    except DocumentError as err:
+        return ModelsFile({}), (*findings.faults, Fault(str(err), err.line, "", findings.file))
+    findings.is_lenient = _is_of_llama_swap(findings.root.plain())
+    findings.root = complete(findings.root, findings)
+    document = findings.root.plain()
+    wrong = check_structure(document, findings)
+    content = _Reader(document, defaults, findings, wrong).read() if isinstance(document, dict) else ModelsFile({})
+    faults = sorted(dict.fromkeys(findings.faults), key=lambda fault: fault.line or 0)
+    return replace(content, notices=findings.notices), tuple(faults)
+
+
+def _is_of_llama_swap(document: Any) -> bool:
+    """Whether there are commands: only in such a file, keys that are unknown here may mean something."""
+    models = document.get("models") if isinstance(document, dict) else None
+    models = models.values() if isinstance(models, dict) else ()
+    return any("cmd" in model or "proxy" in model for model in models if isinstance(model, dict))
+
+
+@dataclass
+class _Reader:
+    """Makes entries of a document; what has structural faults is left out."""
+
+    document: dict[str, Any]
+    defaults: Defaults
+    findings: Findings
+    wrong: set[KeyPath]
+
+    def read(self) -> ModelsFile:
+        document = self.document
+        ttl_s = self._duration(("globalTTL",), self.defaults.ttl_s)
+        timeout_s = self._duration(("healthCheckTimeout",), self.defaults.start_timeout_s)
+        self.defaults = self.defaults._replace(ttl_s=ttl_s, start_timeout_s=timeout_s)
+        models = document.get("models")
+        models = models if isinstance(models, dict) else {}
+        right = [name for name in models if not self._is_wrong("models", name)]
+        entries = {name: self._entry(name, models[name] or {}) for name in right}
+        self._check_names(entries)
+        everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
+        entries = commands.exclude_equal_ports({name: everyone[name] for name in entries}, self.findings)
+        if not self._is_wrong("hooks"):
+            names = document.get("hooks", {}).get("on_startup", {}).get("preload", ())
+            loaded = check_preload(names, everyone, self.findings)
+            entries = {n: replace(e, preload=e.preload or n in loaded) for n, e in entries.items()}
+        faulty = {path[1] for path in self.findings.fault_paths if path[:1] == ("models",) and len(path) > 1}
+        entries = {name: entry for name, entry in entries.items() if name not in faulty}
+        return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
+
+    def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
+        """The models with what they exclude."""
+        if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
+            return entries
+        kind, path, content = find_rooms(self.document, self.findings)
+        if kind == "matrix":
+            return apply_matrix(content, path, entries, self.findings)
+        right = {name: keys for name, keys in content.items() if not self._is_wrong(*path, name)}
+        return apply_groups(right, path, entries, self.findings)
+
+    def _is_wrong(self, *path: Key) -> bool:
+        return any(each[: len(path)] == path for each in self.wrong)
+
+    def _duration(self, path: KeyPath, default: float | None, node: Any = None) -> float | None:
+        """Seconds; None for 0, which stands for no limit."""
+        value = (self.document if node is None else node).get(str(path[-1]))
+        if value is None or self._is_wrong(*map(str, path)) or value == -1:
+            return default
+        if isinstance(value, str) and value.strip() in ("0", "0s"):
+            return None
+        try:
+            seconds = parse_duration(value) if isinstance(value, str) else float(value)
+        except ValueError as err:
+            self.findings.fault(path, f"must be {err}, or 0 for no limit, got {show(value)}")
+            return default
+        if not math.isfinite(seconds):
+            self.findings.fault(path, f"must be a finite number, got {show(value)}")
+            return default
+        return seconds or None
+
+    def _entry(self, name: str, keys: Mapping[str, Any]) -> ModelEntry:
+        path = ("models", name)
+        pinned = bool(keys.get("pinned"))
+        ttl_s = self._duration((*path, "ttl"), None if pinned else self.defaults.ttl_s, keys)
+        if pinned and ttl_s is not None:
+            self.findings.fault((*path, "ttl"), "must be left out, as `pinned: true` keeps the model")
+        changes = _changes(keys)
+        aliases = [each if isinstance(each, str) else each["id"] for each in keys.get("aliases") or ()]
+        entry = ModelEntry(
+            name=name,
+            aliases=tuple(alias for alias in dict.fromkeys((*aliases, *changes.set_by_name)) if alias != name),
+            env=self._environment(path, keys.get("env")),
+            ttl_s=ttl_s,
+            preload=bool(keys.get("preload")),
+            pinned=pinned,
+            concurrency=keys.get("concurrency") or keys.get("concurrencyLimit") or None,
+            refuses_excess="concurrencyLimit" in keys,
+            unlisted=bool(keys.get("unlisted")),
+            changes=changes if changes != BodyChanges() else None,
+            card=_card(keys),
+            start_timeout_s=self._duration((*path, "start_timeout"), self.defaults.start_timeout_s, keys),
+            line=self.findings.line_of(path),
+        )
+        if (*path, "cmd") in self.findings.fault_paths:
+            return entry
+        if "cmd" in keys:
+            entry = self._with_command(entry, keys, path)
+        elif "proxy" in keys:
+            command = commands.foreign_command(keys, [], path, self.findings)
+            entry = replace(entry, foreign=command, engine="other")
+        else:
+            words = [keys.get("model") or name, *self._words(path, keys.get("args"))]
+            entry = replace(entry, words=tuple(words), engine=keys.get("engine", "auto"))
+        if entry.foreign is None and changes.model is not None:
+            text = "has no effect: the model's server answers to all names of the model"
+            self.findings.notice((*path, "useModelName"), text)
+            entry = replace(entry, changes=replace(changes, model=None))
+        return entry
+
+    def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
+        try:
+            words = commands.split_command(keys["cmd"])
+        except ValueError as err:
+            text = f"must be a command, got {show(keys['cmd'])}: {str(err).rstrip('.')}"
+            self.findings.fault((*path, "cmd"), text)
+            return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
+        if not words:
+            self.findings.fault((*path, "cmd"), "must be a command, got only comments and blanks")
+            return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
+        served = commands.recognise(words)
+        if served is None:
+            command = commands.foreign_command(keys, words, path, self.findings)
+            return replace(entry, foreign=command, engine="other")
+        for key in ("cmdStop", "proxy", "checkEndpoint"):
+            if keys.get(key):
+                text = "has no effect: the model is started by this program, which knows how to reach and stop it"
+                self.findings.notice((*path, key), text)
+        if not served.words:
+            self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
+        return replace(entry, words=tuple(served.words), engine=served.engine, env={**served.env, **entry.env})
+
+    def _words(self, path: KeyPath, args: Any) -> list[str]:
+        """The flags as words."""
+        if isinstance(args, str):
+            try:
+                return shlex.split(args)
+            except ValueError as err:
+                self.findings.fault((*path, "args"), f"must be words, got {show(args)}: {str(err).rstrip('.')}")
+                return []
+        if isinstance(args, dict):
+            return [word for key, value in args.items() for word in _flag_words(key, value)]
+        return list(map(str, args or ()))
+
+    def _environment(self, path: KeyPath, given: Any) -> dict[str, str]:
+        pairs = given.items() if isinstance(given, dict) else (each.split("=", 1) for each in given or ())
+        variables = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in pairs}
+        if _OUR_KEYS in variables:
+            text = f"must not have {_OUR_KEYS}: keys are those of the server in front, --api-key-file or apiKeys"
+            self.findings.fault((*path, "env"), text)
+        return variables
+
+    def _api_keys(self) -> tuple[str, ...]:
+        if self._is_wrong("apiKeys"):
+            return ()
+        keys = tuple(self.document.get("apiKeys") or ())
+        for number, key in enumerate(keys):
+            if not key.strip():
+                self.findings.fault(("apiKeys", number), "must not be empty")
+        return keys
+
+    def _log_level(self) -> str | None:
+        level = self.document.get("logLevel")
+        return None if level is None or self._is_wrong("logLevel") else {"warn": "WARNING"}.get(level, level.upper())
+
+    def _check_names(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Each name of a request stands for one model."""
+        models = self.document.get("models")
+        owners = {name: name for name in models} if isinstance(models, dict) else {}
+        for entry in entries.values():
+            for number, alias in enumerate(entry.aliases):
+                path = ("models", entry.name, "aliases", number)
+                if (owner := owners.setdefault(alias, entry.name)) != entry.name:
+                    self.findings.fault(
+                        path, f"{show(alias)} is already a name of models.{owner}: choose another alias"
+                    )
+
+
+def _changes(keys: Mapping[str, Any]) -> BodyChanges:
+    """What is changed in requests; `model` decides where they go, and only `useModelName` changes it."""
+    filters = keys.get("filters") or {}
+    names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
+    by_name = filters.get("setParamsByID") or {}
+    return BodyChanges(
+        model=keys.get("useModelName") or None,
+        strip=tuple(name.strip() for name in names if name.strip() not in ("", "model")),
+        set=_without_model(filters.get("setParams") or {}),
+        set_by_name={name: _without_model(params) for name, params in by_name.items()},
+    )
+
+
+def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "model"}
+
+
+def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What /v1/models shows of the file, as llama-swap does."""
+    card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
+    return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
+
+
+def _flag_words(key: str, value: Any) -> Iterable[str]:
+    """The words of `max-model-len: 8k`, as in the file of --config."""
+    flag = f"--{key.lstrip('-')}" if not key.startswith("-") or key.startswith("--") else key
+    match value:
+        case None:
+            return ()
+        case True:
+            return (flag,)
+        case False:
+            return (f"--{flag[5:]}",) if flag.startswith("--no-") else (f"--no-{flag.lstrip('-')}",)
+        case list() if all(isinstance(each, str | int | float) for each in value):
+            return (flag, *map(str, value)) if value else ()
+        case dict() | list():
+            return (f"{flag}={json.dumps(value)}",)
+    return (f"{flag}={value}",)

@@ -1,0 +1,127 @@
+"""Checks the keys and types of the file of models by `models.schema.json`, and names those without effect."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+
+from envs.suggestion import did_you_mean
+from router.models_file.document import Findings, KeyPath, show
+
+_SCHEMA: Final = Path(__file__).parents[1] / "models.schema.json"
+_TYPES: Final = {
+    "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
+    "integer": "a whole number", "number": "a number",
+}  # fmt: skip
+_LIKELY: Final = {
+    "bind": "--host and --port",
+    "healthCheckTimeout": "`start_timeout`",
+    "health_check_timeout": "`start_timeout` of a model, `healthCheckTimeout` of all",
+    "host": "--host",
+    "listen": "--host and --port",
+    "maxRunningModels": "--max-running",
+    "max_running_models": "--max-running",
+    "port": "--port",
+    "ttl": "`globalTTL`",
+    "unload": "`ttl` of a model, `globalTTL` of all",
+    "unloadAfter": "`ttl` of a model, `globalTTL` of all",
+}
+"""What stands here for keys that are spelled differently."""
+
+
+@cache
+def load_schema() -> dict[str, Any]:
+    """The JSON schema of the file."""
+    schema: dict[str, Any] = json.loads(_SCHEMA.read_text(encoding="utf-8"))
+    return schema
+
+
+def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
+    """Reports what does not fit the schema, and keys that have no effect; returns where it does not fit."""
+    wrong: set[KeyPath] = set()
+    faulty = tuple(findings.fault_paths)  # of macros: what stands for them need not fit
+    for err in Draft202012Validator(load_schema()).iter_errors(document):
+        path = tuple(err.absolute_path)
+        if err.validator == "additionalProperties":  # the other keys can be checked
+            _report_unknown(err, path, findings)
+            continue
+        wrong.add(path)
+        if any(each[: len(path)] == path for each in faulty):
+            continue
+        for place, text in _describe(err, path):
+            findings.fault(place, text)
+    _report_ignored(document, load_schema(), (), findings)
+    return wrong
+
+
+def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
+    """In a file of llama-swap they have no effect; what an anchor is for has one."""
+    known = err.schema.get("properties", {})
+    for key in err.instance:
+        if key in known or key.startswith("x-") or (not path and key in findings.anchored):
+            continue
+        hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, known)
+        if findings.is_lenient:
+            findings.notice((*path, key), f"is not known here, and has no effect{hint}")
+        else:
+            hint = hint or f"; known are {', '.join(known)}"
+            findings.fault((*path, key), f"is not known here{hint}")
+
+
+def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """The place and the text of each fault that the schema's error stands for."""
+    schema, value = err.schema, err.instance
+    expected = schema.get("errorMessage") if isinstance(schema, dict) else None
+    if "propertyNames" in err.absolute_schema_path:
+        yield (*path, str(value)), expected or f"must be a name that matches {err.validator_value}"
+    elif err.validator == "required":
+        missing = [key for key in err.validator_value if key not in value]
+        yield path, f"must have the key {' and '.join(missing)}"
+    elif err.validator in ("minProperties", "minItems"):
+        yield path, "must not be empty"
+    elif err.validator == "maxProperties":
+        yield path, f"must have at most {err.validator_value} keys, got {len(value)}"
+    elif expected is not None and err.validator in ("not", "if", "allOf"):
+        yield path, expected
+    else:
+        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}"
+
+
+def _expectation(err: Any) -> str:
+    wanted = err.validator_value
+    match err.validator:
+        case "type":
+            types = [wanted] if isinstance(wanted, str) else [each for each in wanted if each != "null"]
+            return f"must be {' or '.join(_TYPES[each] for each in types)}"
+        case "enum":
+            hint = did_you_mean(err.instance, wanted) if isinstance(err.instance, str) else ""
+            return f"must be one of {', '.join(wanted)}{hint}"
+        case "minimum":
+            return f"must be {wanted} or more"
+        case "maximum":
+            return f"must be {wanted} or less"
+        case "minLength":
+            return "must not be empty"
+    return f"does not fit: {err.validator} {wanted}"
+
+
+def _shown(value: Any, path: KeyPath) -> str:
+    """Of a collection only its kind: it may contain secrets."""
+    if isinstance(value, dict | list):
+        return _TYPES["object" if isinstance(value, dict) else "array"]
+    return show(value, path)
+
+
+def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, findings: Findings) -> None:
+    """Keys of llama-swap that have no effect here: those that are deprecated in the schema."""
+    while "$ref" in schema:
+        schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+    if schema.get("deprecated"):
+        findings.notice(path, schema["description"])
+    elif isinstance(document, dict):
+        others = schema.get("additionalProperties") or {}
+        for key, value in document.items():
+            _report_ignored(value, schema.get("properties", {}).get(key, others), (*path, key), findings)

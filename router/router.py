@@ -1,0 +1,322 @@
+"""`serve --models FILE`, `serve A B` and `serve MODEL --idle-stop`: owns the port and the models' processes.
+
+The router is a light process: it imports no torch. It runs one event loop on its main thread, because the
+kernel ends a child with the *thread* that has forked it.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+import uvloop
+from aiohttp import web
+
+from base.errors import ServerError
+from base.exit_codes import OK
+from base.security.api_keys import ApiKeys
+from base.security.credentials import FileWatch
+from base.security.tls import RenewableTls, tls_files
+from base.server_settings import SAME_SIGNAL_S
+from envs.registry import env
+from server.server_config import ServerConfig
+from server.transport.connection_table import raise_file_limit
+from startup.config import StartupConfig
+from startup.errors import StartupError
+from startup.logs.setup import configure_logging
+from startup.probes import listener
+from startup.processes.quick_end import end_like
+from router.child import ChildPlace
+from router.child_log import LogRelay
+from router.child_place import ChildPlaces, Guard
+from router.http.app import AppOptions, create_runner
+from router.model_entry import ModelEntry, ModelsFileError
+from router.model_memory import MemoryMeter
+from router.model_pool import ModelPool, ModelRefused
+from router.scheduler_terms import SchedulerLimits
+from router.standbys import Standbys
+from startup.run_record import ROUTER, RunRecord, recorded
+from startup.systemd.service_manager import ServiceManager, take_socket
+from startup.temp_folder import ensure_temp_folder
+
+logger = logging.getLogger(__name__)
+
+_KEEP_ALIVE_S: Final = 75.0
+"""Longer than load balancers keep a connection; without VLLM_HTTP_TIMEOUT_KEEP_ALIVE."""
+_DISTRIBUTION: Final = "vllm-cli-server"
+_TEND_S: Final = 1.0
+_SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
+_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """The settings of a router."""
+
+    config: StartupConfig
+    """Of the router's own flags; the keys of the file of models are among its keys."""
+    entries: Mapping[str, ModelEntry]
+    """By name, in the order of the file or of the command line."""
+    reload: Callable[[], Mapping[str, ModelEntry]] | None
+    """Reads and checks the file again, on a thread; raises ModelsFileError. None without a file."""
+    path: Path | None
+    """The file, which is watched."""
+    limits: SchedulerLimits
+    find_standby_kinds: Callable[[], tuple[str, ...]]
+    """Of the standbys that the router keeps for its present models; none if their starts are to be cold."""
+    find_model: Callable[[str], str | None]
+    """The folder of a model that is on disk, by the entry's name."""
+    only: str | None = None
+    """The model of `serve MODEL --idle-stop`, for all requests; the router ends if its first start fails."""
+
+
+def run_router(options: RouterOptions) -> int:
+    """Runs until a signal; returns the exit code.
+
+    Raises:
+        PortInUseError: another process listens there.
+        StartupError: the address cannot be used, or a file of keys or TLS.
+    """
+    config = options.config
+    configure_logging(config.logs, role="router")
+    ensure_temp_folder()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    raise_file_limit(2 * config.limits.max_connections)  # of clients, and of these to models' servers
+    network, tls = config.server.network, config.server.tls
+    with ExitStack() as stack:
+        places = stack.enter_context(closing(ChildPlaces(config.logs)))
+        if options.only is None:  # a server of ours ends its processes itself
+            stack.enter_context(closing(Guard.start(places.folder)))
+        listening = stack.enter_context(
+            take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
+        )
+        address = listener.describe(listening, is_tls=tls.ssl_certfile is not None)
+        stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
+        secrets = _Secrets.of(config.server)
+        standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
+        gc.freeze()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_Router(options, listening, secrets, places, standbys).run())
+    return end_like(code)
+
+
+class _Secrets(NamedTuple):
+    """What the router's files of keys and TLS hold."""
+
+    api_keys: ApiKeys
+    tls: RenewableTls | None
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> Self:
+        """Raises StartupError for a file that cannot be used."""
+        try:
+            tls = None if config.tls.ssl_certfile is None else RenewableTls(config.tls)
+            return cls(ApiKeys.from_config(config.network), tls)
+        except ServerError as err:
+            raise StartupError(str(err)) from err
+
+
+class _Router:
+    """One run, on the event loop."""
+
+    def __init__(
+        self,
+        options: RouterOptions,
+        listening: socket.socket,
+        secrets: _Secrets,
+        places: ChildPlaces,
+        standbys: Standbys,
+    ) -> None:
+        self._options = options
+        self._listener = listening
+        self._secrets = secrets
+        self._places = places
+        self._standbys = standbys
+        self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
+        self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place, only=options.only)
+        self._manager = ServiceManager.from_environment()
+        self._stopped = asyncio.Event()
+        self._stopped_s = 0.0
+        self._exit_code = OK
+        self._is_ready = False
+        """Whether all models with `preload` have started, or have failed to."""
+        self._reloading: asyncio.Task[None] | None = None
+        self._wants_reload = False
+        self._status = ""
+
+    async def run(self) -> int:
+        """Serves until a signal; returns the exit code, -N to end by signal N."""
+        self._handle_signals()
+        await self._follow(self._options.entries)
+        async with AsyncExitStack() as stack:
+            await self._listen(stack)
+            self._pool.begin(self._standbys.memory_bytes)
+            starting = asyncio.create_task(self._preload_all(), name="preload")
+            tending = asyncio.create_task(self._tend_regularly(), name="tend")
+            await self._stopped.wait()
+            self._manager.notify_stopping("stopping")
+            await self._pool.drain()
+            for task in (tending, starting):
+                task.cancel()
+            await asyncio.gather(tending, starting, return_exceptions=True)
+        self._manager.close()
+        self._relay.close()
+        return self._exit_code
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        options, (api_keys, tls) = self._options, self._secrets
+        server, is_default = options.config.server, env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.raw is None
+        app_options = AppOptions(
+            network=server.network,
+            limits=options.config.limits,
+            logging=server.logging,
+            api_keys=api_keys,
+            tls=tls,
+            keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
+            version=version(_DISTRIBUTION),
+            has_only_model=options.only is not None,
+        )
+        runner = create_runner(self._pool, app_options)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, self._listener, backlog=listener.BACKLOG).start()
+        if server.network.api_key_file:
+            self._watch(stack, [server.network.api_key_file], api_keys.reload)
+        if tls is not None and server.tls.enable_ssl_refresh:
+            self._watch(stack, tls_files(server.tls), tls.reload)
+        if options.path is not None:
+            loop = asyncio.get_running_loop()
+            self._watch(stack, [options.path], lambda: loop.call_soon_threadsafe(self._request_reload))
+        logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
+
+    @property
+    def _address(self) -> str:
+        return listener.describe(self._listener, is_tls=self._secrets.tls is not None)
+
+    def _watch(
+        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], object]
+    ) -> None:
+        watch = FileWatch(paths, on_change)
+        watch.start()
+        stack.callback(watch.close)
+
+    def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
+        return ChildPlace(
+            socket_path=self._places.socket_path(number),
+            environment=self._places.environment(number, self._standbys.variables_for(entry)),
+            relay=self._relay,
+        )
+
+    async def _preload_all(self) -> None:
+        """The router is ready when these starts have ended, as a server is when its model is."""
+        entries = self._options.entries.values()
+        await asyncio.gather(*(self._preload(entry.name) for entry in entries if entry.preload))
+        if not self._stopped.is_set():
+            self._is_ready = True
+            await self._standbys.tend()
+            self._manager.notify_ready(f"ready: {self._address}")
+
+    async def _preload(self, name: str) -> None:
+        try:
+            await self._pool.load(name)
+        except ModelRefused as err:
+            if name != self._options.only:
+                logger.warning("%s was not loaded: %s", name, err.message)
+            elif not self._stopped.is_set():
+                self._manager.notify_failure(err.message)
+                self._exit_code = self._pool.exit_code(name)
+                self._stopped.set()
+
+    async def _tend_regularly(self) -> None:
+        """A standby would compete with the first starts for the processor."""
+        while True:
+            await asyncio.sleep(_TEND_S)
+            if self._is_ready:
+                await self._standbys.tend()
+            states = [status.state for status in self._pool.view()]
+            status = f"{sum(state == 'ready' for state in states)} of {len(states)} models run"
+            if status != self._status:
+                self._status = status
+                self._manager.notify_status(status)
+
+    async def _follow(self, entries: Mapping[str, ModelEntry]) -> None:
+        unneeded = self._standbys.follow(self._options.find_standby_kinds(), entries.values())
+        self._pool.set_entries(entries)
+        for standby in unneeded:
+            await asyncio.to_thread(standby.close)
+
+    # Signals
+
+    def _handle_signals(self) -> None:
+        """SIGHUP reads the file of models again; without one it ends the router, as it does a server."""
+        loop = asyncio.get_running_loop()
+        has_file = self._options.reload is not None
+        for number in _ENDING if has_file else (*_ENDING, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._end, number)
+        if has_file:
+            loop.add_signal_handler(signal.SIGHUP, self._request_reload)
+        for number in _IGNORED:
+            loop.add_signal_handler(number, logger.debug, "signal %d has no effect", number)
+        for number in _STOPS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._suspend, number)
+
+    def _suspend(self, number: int) -> None:
+        """Job control: stops the models' process groups and this process; returns once it is continued."""
+        loop = asyncio.get_running_loop()
+        self._pool.signal_groups(number)
+        loop.remove_signal_handler(number)
+        os.kill(os.getpid(), number)  # returns at once without job control
+        loop.add_signal_handler(number, self._suspend, number)
+        self._pool.signal_groups(signal.SIGCONT)
+
+    def _end(self, number: int) -> None:
+        now = time.monotonic()
+        if not self._stopped.is_set():
+            logger.info("stopping: running requests are answered, all others are refused")
+            self._stopped.set()
+            self._stopped_s = now
+            is_usual = self._is_ready and number in (signal.SIGTERM, signal.SIGINT)
+            self._exit_code = OK if is_usual else -number
+        elif now - self._stopped_s > SAME_SIGNAL_S:
+            logger.info("stopping at once")
+            self._exit_code = -number
+            self._pool.kill()
+
+    # The file of models
+
+    def _request_reload(self) -> None:
+        """The file has changed, or SIGHUP: reads it; once more if it changes meanwhile."""
+        assert self._options.reload is not None
+        self._wants_reload = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload(self._options.reload), name="reload")
+
+    async def _reload(self, read: Callable[[], Mapping[str, ModelEntry]]) -> None:
+        while self._wants_reload and not self._pool.is_draining:
+            self._wants_reload = False
+            try:
+                entries = await asyncio.to_thread(read)
+                await asyncio.to_thread(self._pool.read_sizes, entries)
+            except ModelsFileError as err:
+                logger.error("the file of models has faults, the previous one stays in use:\n%s", err)
+            except (StartupError, OSError) as err:
+                logger.error("the file of models cannot be used, the previous one stays in use: %s", err)
+            else:
+                if not self._pool.is_draining:
+                    await self._follow(entries)
+                    logger.info("the file of models was read again: %d models", len(entries))

@@ -1,0 +1,186 @@
+"""The router's own standbys, one for each kind of server among its models: they make its starts warm."""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from base.machine.processes import child_pids, pss_bytes
+from envs.registry import env
+from startup.processes import death_pipe
+from startup.processes.back_off import LONGEST_S, BackOff
+from router.child_process import inherited_environment
+from router.model_entry import ModelEntry
+from startup.serve_words import ServeWords
+from startup.standby import places
+from startup.standby.places import kind_for
+
+logger = logging.getLogger(__name__)
+
+_END_S: Final = 5.0
+
+
+class Standbys:
+    """Used on the main thread."""
+
+    def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
+        """
+        Args:
+            find_model: the folder of a model that is on disk, by its entry's name.
+            folder: of the router.
+        """
+        self._find_model = find_model
+        self._folder = Path(folder)
+        self._standbys: dict[str, OwnStandby] = {}
+
+    def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
+        """Has those that are missing started; returns those that are not needed any more, to be closed.
+
+        Args:
+            entries: of each kind, the first model's class and tokenizer are kept, too.
+        """
+        names: dict[str, str] = {}
+        for entry in entries:
+            names.setdefault(kind_of_entry(entry), entry.name)
+        unneeded = [self._standbys.pop(kind) for kind in self._standbys.keys() - kinds]
+        for kind in kinds:
+            if kind not in self._standbys:
+                find_model = partial(self._find_model, names.get(kind, ""))
+                self._standbys[kind] = OwnStandby(kind, find_model, self._folder / f"standby-{kind}")
+        return unneeded
+
+    async def tend(self) -> None:
+        """Starts those that are due; called regularly."""
+        for standby in [*self._standbys.values()]:
+            await standby.tend()
+
+    def variables_for(self, entry: ModelEntry) -> dict[str, str]:
+        """With these, the model's start is warm."""
+        standby = self._standbys.get(kind_of_entry(entry))
+        return {} if standby is None else standby.variables
+
+    def memory_bytes(self) -> int:
+        """PSS of all; takes some milliseconds."""
+        return sum(standby.memory_bytes() for standby in self._standbys.values())
+
+    def close(self) -> None:
+        """Ends them."""
+        for standby in self._standbys.values():
+            standby.close()
+
+
+class OwnStandby:
+    """`vllm-cli standby` for one kind of server, in a folder of its own; it ends with the router."""
+
+    def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
+        """
+        Args:
+            kind: of the template process (`startup.standby.places`).
+            find_model: the folder of the model whose class and tokenizer it keeps, too.
+            folder: of its sockets, which it creates.
+        """
+        self._kind = kind
+        self._find_model = find_model
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._back_off = BackOff()
+        self._due_s = 0.0
+        self._started_s = 0.0
+        self._is_closed = False
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """With these, a start uses it; empty if it does not run."""
+        return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
+
+    async def tend(self) -> None:
+        """Starts it if it is due, unless the user's own standby has this kind; called regularly."""
+        now = time.monotonic()
+        if self._process is not None:
+            if (code := self._process.poll()) is not None:
+                self._note_end(code, now)
+        elif now >= self._due_s:
+            self._due_s = now + LONGEST_S  # looks again for the user's own
+            folder, is_served = await asyncio.to_thread(lambda: (self._find_model(), _is_served(self._kind)))
+            if not is_served and not self._is_closed:
+                self._try_start(folder, now)  # by this thread, with which the kernel ends it
+
+    def memory_bytes(self) -> int:
+        """Its PSS and that of its template process."""
+        process = self._process
+        return 0 if process is None else sum(map(pss_bytes, (process.pid, *child_pids(process.pid))))
+
+    def close(self) -> None:
+        """Ends it; its folder is gone afterwards."""
+        self._is_closed = True
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _try_start(self, folder: str | None, now: float) -> None:
+        try:
+            self._start(folder, now)
+        except OSError as err:
+            logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
+
+    def _start(self, folder: str | None, now: float) -> None:
+        """It ends by SIGTERM if the router is killed, so that it removes its folder."""
+        model = () if folder is None else ("--model", folder)
+        router_pid = os.getpid()
+        environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
+        if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would be among those of the server
+            environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vllm_cli", "standby", "--for", self._kind, *model],
+            cwd=places.module_folder(),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: death_pipe.follow_parent(router_pid, signal.SIGTERM),
+        )
+        self._started_s = now
+
+    def _note_end(self, code: int, now: float) -> None:
+        self._process = None
+        pause_s = self._back_off.take_s(now - self._started_s)
+        self._due_s = now + pause_s
+        logger.warning("the standby's process ended with exit code %d; it is started again in %g s", code, pause_s)
+
+
+def _is_served(kind: str) -> bool:
+    """Whether a standby that the user has started forks servers of this kind."""
+    try:
+        folder_fd = places.open_folder()
+    except (OSError, places.UnsafeFolderError):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.setblocking(False)
+            connection.connect(places.socket_path(folder_fd, places.CONTROL))
+            return os.path.exists(places.socket_path(folder_fd, kind))  # noqa: PTH110
+    except OSError:
+        return False
+    finally:
+        os.close(folder_fd)
+
+
+def kind_of_entry(entry: ModelEntry) -> str:
+    """The kind of template process for the model's start; empty for a command that is not ours."""
+    if entry.foreign is not None:
+        return ""
+    words = ServeWords(entry.words)
+    return kind_for(words.engine(entry.env.get("VCLI_ENGINE")), words)

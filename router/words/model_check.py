@@ -1,0 +1,259 @@
+"""Completes the command line of a model of a router; checks it by its engine's parser and its preflight.
+
+A model with variables of its own is checked in a process that has them: parsers, preflight and the libraries
+that they use read the environment of their process.
+"""
+
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+
+from base.errors import ConfigError
+from base.machine.memory import read_memory
+from envs.redaction import is_secret_flag
+from envs.registry import env
+from envs.variable import EnvError
+from server.config import LoraModule
+from startup.config import StartupConfig, flags_of
+from startup.engine.installed import require_embedded_engine
+from startup.errors import StartupError
+from startup.model.file_plan import plan_files
+from startup.model.request import ModelRequest
+from startup.preflight.all_checks import PreflightOptions, run_preflight
+from startup.preflight.report import USAGE, Finding, PreflightReport
+from startup.processes.new_program import OWN_PACKAGES_MODULE
+from router.child_process import inherited_environment
+from router.model_entry import Fault, ModelEntry
+from router.standbys import kind_of_entry
+from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
+from startup.serve_words import is_flag_like
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import require_vllm
+from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
+from vllm_cli.flags.arguments import read_config_file
+from vllm_cli.flags.engine_choice import choose_engine
+from vllm_cli.flags.errors import InputError
+from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
+from vllm_cli.flags.serve_command import parse_start
+
+_ENGINE: Final = "--engine"
+_SERVED_NAME: Final = "--served-model-name"
+_LORA_MODULES: Final = "--lora-modules"
+_CONFIG: Final = "--config"
+_CODE: Final = (
+    f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
+)
+_CHECK_S: Final = 120
+"""How long the check of a model in its own process may take: usually a quarter of a second."""
+
+
+class CheckedModel(NamedTuple):
+    """An entry with its complete command line, and what was found."""
+
+    entry: ModelEntry
+    faults: tuple[Fault, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """Of its preflight; the errors among them are faults, too."""
+    request: ModelRequest | None = None
+    standby_kind: str | None = None
+
+
+class ModelCheck:
+    """Completes the command line of a model and checks it, on any thread."""
+
+    def __init__(self, config: StartupConfig, words: RouterWords, file: str) -> None:
+        self._config = config
+        self._defaults = words.defaults
+        self._engine = _last_value(words.own, _ENGINE)
+        self._file = file
+
+    def run(self, entry: ModelEntry) -> CheckedModel:
+        """Never raises for a fault."""
+        if entry.foreign is not None:
+            return CheckedModel(entry, tuple(self._check_program(entry)))
+        return self._guarded(lambda: self._check_as_started(self._completed(entry)), entry)
+
+    def run_here(self, entry: ModelEntry) -> CheckedModel:
+        """Checks a completed entry in its own environment, which is that of this process."""
+        return self._guarded(lambda: self._check(entry), entry)
+
+    def _guarded(self, check: Callable[[], CheckedModel], entry: ModelEntry) -> CheckedModel:
+        """Runs a check; what it raises is a fault of the entry."""
+        try:
+            return check()
+        except click.ClickException as err:
+            text = err.format_message()
+        except click.exceptions.Exit:
+            text = "must not have --help or --version"
+        except (ConfigError, EnvError) as err:
+            text = str(err)
+        except StartupError as err:
+            return CheckedModel(entry, (self._fault(entry, str(err), "engine"),))
+        return CheckedModel(entry, (self._fault(entry, text.rstrip(".")),))
+
+    def _fault(self, entry: ModelEntry, text: str, check: str = USAGE) -> Fault:
+        return Fault(text, entry.line, key_of(entry, self._file), self._file, check)
+
+    def _check_program(self, entry: ModelEntry) -> Iterator[Fault]:
+        assert entry.foreign is not None
+        program = next(iter(entry.foreign.words), None)
+        if program is not None and shutil.which(program, path=entry.env.get("PATH")) is None:
+            text = f"the program {program!r} of cmd is not found: install it, or give its path"
+            yield self._fault(entry, text, "program")
+
+    def _completed(self, entry: ModelEntry) -> ModelEntry:
+        """With defaults, engine, names, and without secrets; raises InputError."""
+        own = list(entry.words)
+        _reject_flags(own)
+        engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
+        engine = choose_engine((_ENGINE, engine) if engine else ())
+        begin = int(bool(own) and not is_flag_like(own[0]))
+        defaults = without_ours(self._defaults) if engine == "vllm" else self._defaults
+        words = [*own[:begin], *defaults, *own[begin:]]
+        words, variables = secrets_as_variables(words)
+        names = _served_names(words)
+        words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
+        if any(is_secret_flag(given.flag) and any(given.values) for _, given in split_flags(words)):
+            raise InputError("a key on the command line of a model can be read by others: use `env` for it")
+        all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
+        words += [_ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names]
+        return replace(
+            entry,
+            words=tuple(words),
+            engine=engine,
+            env={**variables, **entry.env},
+            aliases=tuple(name for name in all_names if name != entry.name),
+        )
+
+    def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
+        """Checks it with the variables that its process will have; they are on no command line."""
+        if not entry.env:
+            return self._check(entry)
+        command = [sys.executable, "-P", "-c", _CODE, _root_folder()]
+        job, environment = pickle.dumps((self, entry)), {**inherited_environment(), **entry.env}
+        try:
+            done = subprocess.run(command, input=job, stdout=subprocess.PIPE, env=environment, timeout=_CHECK_S)
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise StartupError(f"cannot be checked with its env: {err}") from err
+        if done.returncode != 0:
+            raise StartupError(f"cannot be checked with its env: Python ends with exit code {done.returncode}")
+        checked: CheckedModel = pickle.loads(done.stdout)
+        return checked
+
+    def _check(self, entry: ModelEntry) -> CheckedModel:
+        start = parse_start(entry.words, is_quiet=True)
+        if isinstance(start, StartupConfig):
+            return self._check_embedded(entry, start)
+        return self._check_vllm(entry, start.words, has_standby=start.standby != "off")
+
+    def _check_vllm(self, entry: ModelEntry, words: Sequence[str], *, has_standby: bool) -> CheckedModel:
+        vllm = require_vllm()
+        line = CommandLine.of(words)
+        _reject_keys(line.values)
+        entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
+        kind = kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
+        check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
+        return self._checked(entry, check, line.request, kind)
+
+    def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
+        require_embedded_engine()
+        if path := _last_value(entry.words, _CONFIG):
+            _reject_keys(read_config_file(Path(path)).flags)
+        memory = read_memory()
+        # Other models can be stopped, so that all memory is free.
+        options = PreflightOptions(
+            is_listening=True, memory=memory and memory._replace(available_bytes=memory.total_bytes), asks_hub=True
+        )
+        entry = replace(entry, adapters=tuple(module.name for module in config.server.lora_modules))
+        has_standby = config.standby != "off" and not config.engine.trust_remote_code
+        kind = kind_of_entry(entry) if has_standby else None
+        request = ModelRequest.of_start(config)
+        return self._checked(entry, lambda: run_preflight(config, options=options), request, kind)
+
+    def _checked(
+        self,
+        entry: ModelEntry,
+        run_preflight: Callable[[], PreflightReport],
+        request: ModelRequest,
+        kind: str | None,
+    ) -> CheckedModel:
+        if self._config.preflight == "off":
+            return CheckedModel(entry, request=request, standby_kind=kind)
+        report = run_preflight()
+        found = report.findings
+        if self._config.preflight == "warn":
+            found = tuple(f._replace(severity="warning") if f.severity == "error" else f for f in found)
+        faults = tuple(self._fault(entry, f.message, f.check) for f in found if f.severity == "error")
+        return CheckedModel(entry, faults, found, request, kind)
+
+
+def _reject_flags(words: Sequence[str]) -> None:
+    for flag, given in split_flags(words):
+        if flag is not None and (reason := fault_of_model(flag)) is not None:
+            raise InputError(f"must not have {given.flag}: {reason}")
+
+
+def _reject_keys(flags: Iterable[str]) -> None:
+    """Of its --config: its words have none."""
+    for flag in sorted(flags_of("keys").intersection(flags)):
+        text = f"its --config must not have {flag.removeprefix('--')}"
+        raise InputError(f"{text}: give keys on the command line, for all models")
+
+
+def _last_value(words: Sequence[str], name: str) -> str | None:
+    values = [values[-1] for values in find_values(words, name) if values]
+    return values[-1] if values else None
+
+
+def _served_names(words: Sequence[str]) -> list[str]:
+    """Those of the last --served-model-name, which is the one that counts with vLLM."""
+    given = find_values(words, _SERVED_NAME)
+    return [name for name in given[-1] if name] if given else []
+
+
+def _adapters(values: Iterable[str]) -> tuple[str, ...]:
+    names = []
+    for value in values:
+        with suppress(ConfigError):  # vLLM reports it
+            names.append(LoraModule.parse(value).name)
+    return tuple(names)
+
+
+def _root_folder() -> str:
+    """Where that process finds this program."""
+    own_packages = find_spec(OWN_PACKAGES_MODULE)
+    assert own_packages is not None
+    assert own_packages.origin is not None
+    return str(Path(own_packages.origin).parents[1])
+
+
+def folder_of(request: ModelRequest | None) -> str | None:
+    """The model's folder, if it is on disk."""
+    with suppress(StartupError, OSError, ValueError):
+        folder = None if request is None else plan_files(request).model_folder
+        return None if folder is None else str(folder)
+    return None
+
+
+def key_of(entry: ModelEntry, file: str) -> str:
+    """The model as its faults name it."""
+    return f"models.{entry.name}" if file else entry.name
+
+
+def main() -> None:
+    """Checks the entry on standard input, and writes the result to standard output."""
+    check: ModelCheck
+    check, entry = pickle.load(sys.stdin.buffer)
+    with redirect_stdout(sys.stderr):
+        checked = check.run_here(entry)
+    pickle.dump(checked, sys.stdout.buffer)

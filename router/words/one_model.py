@@ -1,0 +1,120 @@
+"""The settings of a router with one model (`serve MODEL --idle-stop`), for both engines."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from envs.registry import env
+from startup.config import StartOptions, StartupConfig, VllmOptions, flags_of
+from startup.model.request import ModelRequest
+from router.model_entry import ModelEntry
+from router.router import RouterOptions
+from router.scheduler_terms import SchedulerLimits
+from router.standbys import kind_of_entry
+from router.words.model_check import folder_of
+from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
+from startup.vllm.command_line import CommandLine
+from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
+from vllm_cli.flags.errors import InputError
+from vllm_cli.flags.flag import Shape
+from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
+from vllm_cli.flags.serve_command import parse_start
+from vllm_cli.flags.supported import CONFIG
+
+_MAX_WAITING: Final = 1024
+
+
+def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
+    """The router of the embedded engine's model."""
+    words = _without_config_file(words)
+    entry = _entry(config, words, "embedded", config.server.served_model_names)
+    has_standby = not config.engine.trust_remote_code
+    return _router(_read_port(words), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
+
+
+def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
+    """The router of vLLM's model; raises InputError for what it cannot have."""
+    line = CommandLine.of(options.words)
+    if (name := next(filter(line.has, sorted(flags_of("tls"))), None)) is not None and not find_values(words, name):
+        raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
+    of_port = sorted(flags_of("address", "port", "both"))
+    in_file = [f"{name}={line.values[name]}" for name in of_port if name in line.values]
+    names = line.lists.get("--served-model-name") or (line.served_name,)
+    entry = _entry(options, without_ours(words), "vllm", names)
+    port = _read_port(words, in_file)
+    return _router(port, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+
+
+def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
+    """The settings of the router's own flags, and of the variables, by the embedded engine's rules."""
+    own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
+    config = parse_start(["model", *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"], is_quiet=True)
+    assert isinstance(config, StartupConfig)
+    return config
+
+
+def _without_config_file(words: Sequence[str]) -> Sequence[str]:
+    """The words with the settings of the file of --config as flags: some of them are the router's."""
+    given = Arguments.parse(words)
+    if (path := given.last_value(CONFIG.name)) is None:
+        return words
+    in_file = read_config_file(Path(path))
+    merged = Arguments(flags={**in_file.flags, **given.flags}, positionals=given.positionals)
+    del merged.flags[CONFIG.name]
+    return [*(word for each in merged.flags.values() for word in _words_of(each)), "--", *merged.positionals]
+
+
+def _words_of(given: GivenFlag) -> list[str]:
+    if given.flag.shape is Shape.SWITCH:
+        return [given.flag.name if given.value else given.flag.opposite]
+    return [f"{given.flag.name}={value}" for value in given.values]
+
+
+def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:
+    """The model with its own command line, on which there are no keys: others can read it."""
+    kept: list[str] = []
+    for flag, given in split_flags(words):
+        name = given.flag if flag is None else flag.name
+        if is_elsewhere(name, given.values):
+            raise InputError(f"{name} does not go with --idle-stop: all its processes are on this machine.")
+        if name == "--listen-when-ready":
+            raise InputError(f"{name} does not go with --idle-stop, whose port is always open: leave one of them out.")
+        if is_of_models(flag):
+            kept += given.words[1:] if given.words[0] == "--" else given.words
+    kept, variables = secrets_as_variables(kept)
+    return ModelEntry(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        words=(*kept, "--engine", engine, QUIET_FLAG),
+        engine=engine,
+        env=variables,
+        ttl_s=options.idle_stop_s,
+        preload=True,
+    )
+
+
+def _router(
+    config: StartupConfig,
+    options: StartOptions,
+    entry: ModelEntry,
+    request: ModelRequest,
+    *,
+    has_standby: bool,
+) -> RouterOptions:
+    """
+    Args:
+        config: what the router's own flags say.
+        options: how the model is started.
+    """
+    is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
+    kinds = (kind_of_entry(entry),) if is_warm else ()
+    return RouterOptions(
+        config=config,
+        entries={entry.name: entry},
+        reload=None,
+        path=None,
+        limits=SchedulerLimits(max_waiting=_MAX_WAITING),
+        find_standby_kinds=lambda: kinds,
+        find_model=lambda _: folder_of(request),
+        only=entry.name,
+    )

@@ -1,0 +1,226 @@
+"""The settings of a router (`serve --models FILE`, `serve A B`), and all faults of its models at once."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from base.wording import format_bytes, list_some
+from startup.config import StartupConfig
+from startup.errors import CommandLineError
+from startup.preflight.report import Finding, PreflightReport
+from router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, Notice
+from router.model_memory import MemoryMeter, default_budget
+from router.models_file.reader import Defaults, read_models_file
+from router.router import RouterOptions
+from router.scheduler_terms import SchedulerLimits
+from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of
+from router.words.router_words import SeveralModels
+from startup.standby.places import KINDS
+from vllm_cli.flags.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_MAX_AT_ONCE: Final = 8
+"""Preflights that run at once: those of models that are not on disk wait for the hub."""
+_OF_MACHINE: Final = ("environment", "cache", "shm")
+"""Checks whose findings are the same for all models."""
+
+
+@dataclass(frozen=True)
+class CheckedModels:
+    """All models, and everything that is wrong with them."""
+
+    models: Mapping[str, CheckedModel]
+    faults: tuple[Fault, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    log_level: str | None = None
+
+    @property
+    def entries(self) -> dict[str, ModelEntry]:
+        """By name."""
+        return {name: model.entry for name, model in self.models.items()}
+
+    def report(self, duration_s: float) -> PreflightReport:
+        """As of one model; the check of a fault of the file is `usage`."""
+        found = [Finding(fault.check, "error", str(fault)) for fault in self.faults]
+        found += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
+        for model in self.models.values():
+            others = (finding for finding in model.findings if finding.severity != "error")
+            found += [each._replace(message=f"{model.entry.name}: {each.message}") for each in others]
+        return PreflightReport(tuple(dict.fromkeys(found)), duration_s)
+
+
+class ModelsReader:
+    """Reads and checks the models of one command line: at the start, and again when the file changes."""
+
+    def __init__(self, several: SeveralModels) -> None:
+        self._config = several.config
+        self._words = several.words
+        file = several.config.several.models
+        self.path = Path(file) if file is not None and not several.words.models else None
+        """The file; None for models that the command line names."""
+        self.last = CheckedModels({})
+        """Without faults."""
+        self._given: Mapping[str, ModelEntry] = {}
+        """Its entries as the file has them, without defaults."""
+
+    def read(self) -> CheckedModels:
+        """Never raises for a fault."""
+        content, faults = self._content()
+        checked = self._check(content, faults)
+        if not checked.faults:
+            self.last = checked
+            self._given = content.entries
+        return checked
+
+    def _content(self) -> tuple[ModelsFile, tuple[Fault, ...]]:
+        if self.path is None:
+            return ModelsFile(self._entries_of_words()), ()
+        return read_models_file(self.path, self._defaults)
+
+    def reload(self) -> Mapping[str, ModelEntry]:
+        """The models of the file as it is now; raises ModelsFileError for its faults."""
+        former = self.last
+        read = self.read()
+        if read.faults:
+            raise ModelsFileError(read.faults)
+        for notice in set(read.notices) - set(former.notices):
+            logger.warning("%s", notice)
+        if read.api_keys != former.api_keys:
+            logger.warning("%s: apiKeys has changed, which takes effect at the next start of the server", self.path)
+        return read.entries
+
+    def find_model(self, name: str) -> str | None:
+        """The folder of a model that is on disk."""
+        model = self.last.models.get(name)
+        return None if model is None else folder_of(model.request)
+
+    @property
+    def _defaults(self) -> Defaults:
+        config = self._config
+        return Defaults(ttl_s=config.idle_stop_s, start_timeout_s=config.startup_timeout_s)
+
+    def _entries_of_words(self) -> dict[str, ModelEntry]:
+        entries: dict[str, ModelEntry] = {}
+        for word in self._words.models:
+            name = _name_of(word)
+            if name in entries:
+                first = entries[name].words[0]
+                text = "is given twice" if first == word else f"has the name {name!r}, as has {first}"
+                raise InputError(f"{word} {text}: for names of your own, write a file for --models.")
+            entries[name] = ModelEntry(
+                name=name,
+                words=(word,),
+                ttl_s=self._defaults.ttl_s,
+                start_timeout_s=self._defaults.start_timeout_s,
+            )
+        return entries
+
+    def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
+        """Completes and checks all models but those that have not changed since they were right."""
+        file = "" if self.path is None else str(self.path)
+        check = ModelCheck(self._config, self._words, file)
+        entries = list(content.entries.values())
+
+        def run(entry: ModelEntry) -> CheckedModel:
+            former = self.last.models.get(entry.name) if self._given.get(entry.name) == entry else None
+            if former is None:
+                return check.run(entry)
+            return former._replace(entry=replace(former.entry, line=entry.line))
+
+        with ThreadPoolExecutor(min(_MAX_AT_ONCE, max(1, len(entries))), thread_name_prefix="preflight") as threads:
+            checked = list(threads.map(run, entries))
+        faults = [*faults_of_file, *_once(fault for model in checked for fault in model.faults)]
+        faults += [*_double_names(checked, file), *self._without_room(checked, file)]
+        faults.sort(key=lambda fault: fault.line or 0)
+        models = {model.entry.name: model for model in checked}
+        return CheckedModels(models, tuple(faults), content.notices, content.api_keys, content.log_level)
+
+    def _without_room(self, models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
+        """Models that could never start."""
+        limits = self._config.several
+        requests = {model.entry.name: model.request for model in models}
+        meter = MemoryMeter(lambda name: folder_of(requests[name]))
+        given = limits.memory_budget_bytes
+        budget = default_budget() if given is None and self._config.preflight == "auto" else given
+        for entry in (model.entry for model in models if not model.faults):
+            need = meter.need_of(entry).ram_bytes
+            if budget is not None and need > budget:
+                whose = "--memory-budget is" if given is not None else "this machine has"
+                remedy = " or limit its KV cache, such as by --gpu-memory-utilization" if entry.engine == "vllm" else ""
+                text = f"needs about {format_bytes(need)} of memory, and {whose} {format_bytes(budget)}: leave it out"
+                yield Fault(text + remedy, entry.line, key_of(entry, file), file, "memory")
+        pinned = [model.entry.name for model in models if model.entry.pinned]
+        if limits.max_running is not None and len(models) > len(pinned) >= limits.max_running:
+            text = f"--max-running {limits.max_running} leaves no room beside the pinned models {list_some(pinned)}"
+            yield Fault(text, file=file)
+
+
+def router_options(several: SeveralModels, reader: ModelsReader, checked: CheckedModels) -> RouterOptions:
+    """The settings of a router.
+
+    Raises:
+        CommandLineError: a key, a value or a flag is not accepted; the message lists all faults.
+        ModelsFileError: the preflights found faults.
+    """
+    if checked.faults:
+        err = ModelsFileError(checked.faults)
+        raise CommandLineError(str(err)) if err.has_usage_error else err
+    config = several.config
+    network = config.server.network
+    network = replace(network, api_keys=(*network.api_keys, *checked.api_keys))
+    config = replace(config, server=replace(config.server, network=network))
+    if checked.log_level is not None and not several.has_log_level:
+        config = replace(config, logging_level=checked.log_level)
+    return RouterOptions(
+        config=config,
+        entries=checked.entries,
+        reload=None if reader.path is None else reader.reload,
+        path=reader.path,
+        limits=SchedulerLimits(**asdict(config.several)),
+        find_standby_kinds=lambda: _standby_kinds(config, reader.last.models.values()),
+        find_model=reader.find_model,
+    )
+
+
+def _standby_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tuple[str, ...]:
+    if config.idle_warm == "off":
+        return ()
+    wanted = {model.standby_kind for model in models}
+    return tuple(kind for kind in KINDS if kind in wanted)
+
+
+def _name_of(word: str) -> str:
+    """The last part of a folder's path, also if that is a link, or of an address; a hub id as it is."""
+    if "://" in word:
+        return urlsplit(word).path.strip("/").rpartition("/")[2] or word
+    path = Path(word).expanduser()
+    is_path = path.is_dir() or word.startswith(("/", "./", "../", "~"))
+    return os.path.basename(os.path.abspath(path)) if is_path else word  # noqa: PTH100, PTH119 - follows no link
+
+
+def _once(faults: Iterable[Fault]) -> list[Fault]:
+    """Faults of the machine are not repeated for each model, nor is a program that several models lack."""
+    faults = [replace(f, line=None, key="") if f.check in _OF_MACHINE else f for f in faults]
+    lacking: dict[str, list[str]] = {}
+    for fault in faults:
+        if fault.check == "program":
+            lacking.setdefault(fault.text, []).append(fault.key)
+    several = {text: list_some(keys) for text, keys in lacking.items() if len(keys) > 1}
+    return list(dict.fromkeys(replace(f, line=None, key=several[f.text]) if f.text in several else f for f in faults))
+
+
+def _double_names(models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
+    """Names of --served-model-name and of adapters, which the file itself does not show."""
+    owners: dict[str, str] = {}
+    for entry in (model.entry for model in models):
+        for name in dict.fromkeys(entry.request_names):
+            if owners.setdefault(name, entry.name) != entry.name:
+                text = f"answers to {name!r}, as does {owners[name]}: choose another alias or served name"
+                yield Fault(text, entry.line, key_of(entry, file), file)

@@ -1,0 +1,254 @@
+"""The real application over real sockets, in front of models' servers that a test writes."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from base.security.api_keys import ApiKeys
+from base.security.tls import RenewableTls
+from base.server_settings import LoggingConfig, NetworkConfig
+from server.limits import LimitsConfig
+from router.child import ChildProgress
+from router.http.app import AppOptions, create_runner
+from router.model_entry import ModelEntry
+from router.model_pool import ModelRefused, ModelStatus
+from router.scheduler_terms import NOTHING
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_IDLE_S = 60.0
+"""The router closes no idle connection to a model while a test runs."""
+
+
+class SmallChild:
+    """A model's server, without a process."""
+
+    def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
+        self.base_url = base_url
+        self.connector = (
+            aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=_IDLE_S)
+            if socket_path
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S)
+        )
+        self.reason = ""
+
+    async def end_reason(self) -> str:
+        return self.reason
+
+    async def close(self) -> None:
+        await self.connector.close()
+
+
+class SmallPool:
+    """Models that a test starts and stops by hand."""
+
+    def __init__(self, entries: Sequence[ModelEntry]) -> None:
+        self.entries: Mapping[str, ModelEntry] = {entry.name: entry for entry in entries}
+        self.children: dict[str, SmallChild] = {}
+        self.refused: ModelRefused | None = None
+        self.is_draining = False
+        self.is_claimed = False
+        """Whether others wait for the room of all models, so that none admits a request."""
+        self.before_stop: Callable[[SmallChild], Awaitable[None]] | None = None
+        self.starts: deque[dict[str, Any]] = deque()
+        self.num_leases = 0
+        self.num_waiting = 0
+        self.changed = asyncio.Condition()
+
+    def resolve(self, requested: str) -> ModelEntry | None:
+        return next((entry for entry in self.entries.values() if requested in entry.request_names), None)
+
+    def near_names(self, requested: str) -> list[str]:
+        return [name for name in self.entries if name[:3] == requested[:3]]
+
+    def is_ready(self, name: str) -> bool:
+        return name in self.children and not self.is_claimed
+
+    def child_of(self, name: str) -> SmallChild | None:
+        return self.children[name] if self.is_ready(name) else None
+
+    def process_of(self, name: str) -> SmallChild | None:
+        return self.children.get(name)
+
+    def progress(self, name: str) -> str:
+        return "starting, load_weights 42 %,\n1.3 s left"
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[SmallChild]:
+        async with self.changed:
+            self.num_waiting += 1
+            self.changed.notify_all()
+            try:
+                await self.changed.wait_for(lambda: self.refused is not None or self.is_ready(name))
+            finally:
+                self.num_waiting -= 1
+        if self.refused is not None:
+            raise self.refused
+        self.num_leases += 1
+        try:
+            yield self.children[name]
+        finally:
+            self.num_leases -= 1
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        self.num_leases += 1
+        try:
+            yield
+        finally:
+            self.num_leases -= 1
+
+    async def start(self, name: str, child: SmallChild) -> None:
+        async with self.changed:
+            self.children[name] = child
+            self.changed.notify_all()
+
+    async def refuse(self, refused: ModelRefused) -> None:
+        async with self.changed:
+            self.refused = refused
+            self.changed.notify_all()
+
+    async def load(self, name: str) -> None:
+        async with self.lease(name):
+            pass
+
+    async def unload(self, name: str) -> None:
+        self.children.pop(name, None)
+
+    def view(self) -> list[ModelStatus]:
+        return [
+            ModelStatus(
+                entry=entry,
+                state="ready" if name in self.children else "starting" if name == "starting" else "stopped",
+                since_unix_s=time.time() - 5,
+                progress=ChildProgress("load_weights", 0.42, 1.3) if name == "starting" else None,
+                memory_bytes=1 << 20 if name in self.children else None,
+                size_bytes=1 << 21,
+                since_s=0.0,
+                need=NOTHING,
+                reason="",
+                retry_at_s=None,
+                num_running=self.num_leases,
+                num_waiting=self.num_waiting,
+                num_starts=1,
+                last_start_s=0.5,
+                retry_after_s=None,
+                pid=None,
+            )
+            for name, entry in self.entries.items()
+        ]
+
+    def router_status(self) -> dict[str, Any]:
+        return {
+            "uptime_s": 1.0,
+            "memory_bytes": 1,
+            "standby_bytes": 0,
+            "memory_budget_bytes": None,
+            "needed_bytes": 0,
+            "max_running": None,
+        }
+
+
+class SmallRouter:
+    """A router on a TCP port."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self.pool: SmallPool
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def serve(
+        self,
+        *names: str,
+        running: Handler | None = None,
+        entries: Sequence[ModelEntry] = (),
+        keys: Sequence[str] = (),
+        has_only_model: bool = False,
+        limits: LimitsConfig | None = None,
+        tls: RenewableTls | None = None,
+        unlogged: Sequence[str] = (),
+        keep_alive_s: float = 75.0,
+        **network: Any,
+    ) -> None:
+        """Serves models of these names; none of them runs, or only the first one, with this handler."""
+        self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
+        options = AppOptions(
+            network=NetworkConfig(**network),
+            limits=limits or LimitsConfig(),
+            logging=LoggingConfig(disable_access_log_for_endpoints=tuple(unlogged)),
+            api_keys=ApiKeys(tuple(keys)),
+            tls=tls,
+            keep_alive_s=keep_alive_s,
+            version="9.9",
+            has_only_model=has_only_model,
+        )
+        runner = create_runner(self.pool, options)  # type: ignore[arg-type]
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        if running is not None:
+            await self.start_model(names[0], running)
+
+    async def start_model(self, name: str, handler: Handler) -> SmallChild:
+        """Starts the model's server on a UNIX socket."""
+        child = self.create_child()
+        server = web.Server(handler, handler_cancellation=True, max_line_size=1 << 17)  # type: ignore[arg-type]
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.UnixSite(runner, child.connector.path).start()
+        await self.pool.start(name, child)
+        return child
+
+    async def start_raw_model(
+        self, name: str, handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    ) -> SmallChild:
+        """Starts a server that writes bytes itself."""
+        child = self.create_child()
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with closing(writer):
+                await handler(reader, writer)
+
+        server = await asyncio.start_unix_server(handle, child.connector.path)
+        self._stack.callback(server.close)
+        await self.pool.start(name, child)
+        return child
+
+    def create_child(self) -> SmallChild:
+        """Its connections are closed after its server: aiohttp waits for what the server has not read."""
+        child = SmallChild(self._folder / f"{time.monotonic_ns()}.sock")
+        self._stack.push_async_callback(child.close)
+        return child
+
+    async def connect(self, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client that writes bytes itself."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **kwargs)
+        self._stack.callback(lambda: writer.transport.abort())  # holds the writer, not only its transport
+        return reader, writer
+
+
+def post(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
+    """The bytes of a request."""
+    lines = [f"POST {path} HTTP/{version}", "Host: h", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+async def eventually(is_true: Callable[[], bool]) -> None:
+    """Returns once it is so."""
+    async with asyncio.timeout(30):
+        while not is_true():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,626 @@
+"""Which requests the router answers itself, to which model the others go, and who may send them."""
+
+import asyncio
+import base64
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from base.access_log import ACCESS_LOGGER
+from base.security.open_paths import STATUS_PATHS
+from router.model_entry import ForeignCommand, ModelEntry
+from router.model_pool import ModelRefused
+from tests.router.http.small_router import SmallChild, SmallRouter, post
+from tests.router.http.test_proxy import CHAT, body_of, echo, headers_of
+from tests.support.http_client import Answer
+from tests.support.ports import free_port
+
+ENTRIES = (
+    ModelEntry(name="org/first", aliases=("one",), words=("org/first-7b", "--seed", "1"), adapters=("lora",)),
+    ModelEntry(name="second", unlisted=True),
+)
+
+
+async def serve_two(router: SmallRouter, **kwargs: Any) -> None:
+    """Two models that run, and say their names."""
+    await router.serve(entries=ENTRIES, **kwargs)
+    for name in ("org/first", "second"):
+        await router.start_model(name, telling(name))
+
+
+def telling(name: str) -> Any:
+    async def tell(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"server": name, "target": request.raw_path})
+
+    return tell
+
+
+def server_of(response: Answer) -> str:
+    return str(response.json["server"])
+
+
+# Which model
+
+
+@pytest.mark.parametrize(
+    ("model", "server"), [("org/first", "org/first"), ("one", "org/first"), ("lora", "org/first"), ("second", "second")]
+)
+async def test_the_body_names_the_model(router, ask, model, server):
+    await serve_two(router)
+    assert server_of(await ask("POST", CHAT, json={"model": model})) == server
+
+
+async def test_a_form_names_the_model(router, ask):
+    await serve_two(router)
+    form = aiohttp.FormData()
+    form.add_field("file", b"\r\n--" * 200_000, filename="a.wav")
+    form.add_field("model", "second")
+    assert server_of(await ask("POST", "/v1/audio/transcriptions", data=form)) == "second"
+
+
+async def test_the_query_names_the_model(router, ask):
+    await serve_two(router)
+    for method in ("GET", "POST", "DELETE"):
+        assert server_of(await ask(method, "/tokenizer_info?model=org%2Ffirst")) == "org/first"
+
+
+@pytest.mark.parametrize(
+    ("path", "server", "target"),
+    [
+        ("/upstream/org/first/v1/x%2Fy?a=%20", "org/first", "/v1/x%2Fy?a=%20"),
+        ("/upstream/org%2Ffirst/metrics", "org/first", "/metrics"),
+        ("/upstream/second/", "second", "/"),
+        ("/upstream/one//health", "org/first", "//health"),
+    ],
+)
+async def test_the_path_names_the_model(router, ask, path, server, target):
+    await serve_two(router)
+    assert (await ask("GET", path)).json == {"server": server, "target": target}
+
+
+async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, ask):
+    await serve_two(router, root_path="/root")
+    targets = {"/upstream/second": "/upstream/second/", "/root/upstream/one?a=%20": "/root/upstream/one/?a=%20"}
+    for path, target in targets.items():
+        response = await ask("GET", path, allow_redirects=False)
+        assert (response.status, response.headers["location"]) == (301, target)
+    assert server_of(await ask("POST", "/upstream/second")) == "second"
+
+
+async def test_files_of_a_page_do_not_start_its_model(router, ask):
+    await router.serve("m")
+    for path in ("favicon.ico", "assets/a.JS", "a/b.css"):
+        assert (await ask("GET", f"/upstream/m/{path}")).status == 409
+    await router.start_model("m", echo)
+    assert (await ask("GET", "/upstream/m/favicon.ico")).status == 200
+
+
+async def test_the_longest_name_in_the_path_counts(router, ask):
+    await router.serve("org", "org/first")
+    for name in ("org", "org/first"):
+        await router.start_model(name, telling(name))
+    for path, server in (("org/first/metrics", "org/first"), ("org/other", "org")):
+        assert server_of(await ask("GET", f"/upstream/{path}")) == server
+
+
+async def test_only_stored_responses_are_looked_for(router, ask):
+    await serve_two(router)
+    for name in ("render", "input_tokens", "compact"):
+        assert server_of(await ask("POST", f"/v1/responses/{name}", json={"model": "second"})) == "second"
+
+
+async def test_the_path_wins_over_the_body(router, ask):
+    await serve_two(router)
+    assert server_of(await ask("POST", "/upstream/second/v1/x", json={"model": "unknown"})) == "second"
+
+
+async def test_the_only_model_needs_no_name(router, ask):
+    await router.serve("m", running=telling("m"))
+    for body in (b"{}", b'{"model":null}', b"no json", b""):
+        assert server_of(await ask("POST", CHAT, data=body)) == "m"
+
+
+async def test_what_a_browser_asks_for_starts_nothing(router, ask):
+    await router.serve("m")
+    for path in ("/favicon.ico", "/openapi.json"):
+        response = await ask("GET", path)
+        assert response.status == 404
+        assert f"use /upstream/NAME{path}." in response.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (b'{"model":"org/frst"}', 404, "The model `org/frst` does not exist. Did you mean `org/first`?"),
+        (b'{"model":"x"}', 404, "The model `x` does not exist. Served here: org/first."),
+        (b'{"model":"\\ud800"}', 404, "The model `?` does not exist. Served here: org/first."),
+        (b'{"model":5}', 400, "Invalid value for `model`: expected `str`."),
+        (b'{"model":["second"]}', 400, "Invalid value for `model`: expected `str`."),
+        (b"{}", 400, "Missing required field `model` in the request. Served here: org/first."),
+        (b'{"model":""}', 400, "Missing required field `model` in the request. Served here: org/first."),
+        (b"", 400, "Missing required field `model` in the body, which is empty. Served here: org/first."),
+        (b'{"model"', 400, "The request body is not valid JSON, or not an object."),
+        (b'["second"]', 400, "The request body is not valid JSON, or not an object."),
+    ],
+)
+async def test_a_request_without_a_known_model(router, ask, body, status, text):
+    await serve_two(router)
+    response = await ask("POST", CHAT, data=body)
+    assert response.status == status
+    error = response.json["error"]
+    kind = "NotFoundError" if status == 404 else "BadRequestError"
+    param = None if "not valid JSON" in text else "model"
+    assert error == {"message": text, "type": kind, "param": param, "code": status}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "text"),
+    [
+        ("GET", CHAT, {}, 405, "Method Not Allowed"),
+        ("HEAD", CHAT, {}, 405, ""),
+        ("POST", "/v1/nothing", {}, 404, "Not Found: a path that the router does not know needs `model`."),
+        ("GET", "/v1/files", {}, 404, "Not Found: a path that the router does not know needs `model`."),
+        ("GET", "/v1/batches", {}, 404, "Not Found: a path that the router does not know needs `model`."),
+        ("POST", CHAT, {"Content-Encoding": "gzip"}, 415, "Content-Encoding 'gzip' is not supported: send it without."),
+    ],
+)
+async def test_the_true_reason_of_a_refusal_is_told(router, ask, method, path, headers, status, text):
+    await serve_two(router)
+    response = await ask(method, path, data=b"{}", headers=headers)
+    assert (response.status, response.headers.get("allow")) == (status, "POST" if status == 405 else None)
+    if method != "HEAD":
+        error = response.json["error"]
+        assert error["message"] == text
+        assert error["type"] == {404: "NotFoundError", 405: "Method Not Allowed"}.get(
+            status, "UnsupportedMediaTypeError"
+        )
+
+
+async def test_a_name_of_a_megabyte_is_shown_short(router, ask):
+    await serve_two(router)
+    response = await ask("POST", CHAT, json={"model": "x" * (1 << 20)})
+    assert response.status == 404
+    assert len(response.body) < 1000
+
+
+async def test_stored_responses_are_found_at_the_model_that_has_them(router, ask):
+    asked = []
+
+    def keeping(*known: str) -> Any:
+        async def find(request: web.BaseRequest) -> web.StreamResponse:
+            asked.append(f"{request.method} {request.raw_path}")
+            return web.json_response({"id": "resp_1"}, status=200 if request.path.split("/")[3] in known else 404)
+
+        return find
+
+    await router.serve("a", "b", "stopped", "broken")
+    await router.start_model("a", keeping())
+    await router.start_model("b", keeping("resp_1"))
+    await router.pool.start("broken", SmallChild(base_url=f"http://127.0.0.1:{free_port()}"))
+    for method, path in (("GET", "/v1/responses/resp_1?stream=true"), ("POST", "/v1/responses/resp_1/cancel")):
+        response = await ask(method, path)
+        assert (response.status, response.json) == (200, {"id": "resp_1"})
+        find = "GET /v1/responses/resp_1"
+        assert asked == [find, find, f"{method} {path}"]
+        asked.clear()
+    response = await ask("GET", "/v1/responses/resp_2")
+    assert response.status == 404
+    assert "resp_2" in response.json["error"]["message"]
+    await router.pool.children["broken"].connector.close()
+
+
+# The router's own answers
+
+
+async def test_models_are_listed_with_their_states(router, ask):
+    await router.serve("starting", entries=ENTRIES)
+    await router.start_model("org/first", echo)
+    listed = (await ask("GET", "/v1/models")).json
+    first, adapter, starting = listed["data"]
+    assert listed["object"] == "list"
+    assert (first["id"], first["object"], first["root"], first["status"]) == (
+        "org/first",
+        "model",
+        "org/first-7b",
+        "ready",
+    )
+    assert (first["aliases"], first["size_bytes"], first["memory_bytes"]) == (["one"], 1 << 21, 1 << 20)
+    assert (adapter["id"], adapter["parent"]) == ("lora", "org/first")
+    assert (starting["id"], starting["status"], starting["memory_bytes"]) == ("starting", "starting", None)
+    for name in ("org/first", "org%2Ffirst", "one", "second"):
+        assert (await ask("GET", f"/v1/models/{name}")).json["id"] == ("second" if name == "second" else "org/first")
+    response = await ask("GET", "/v1/models/org/frst")
+    assert response.status == 404
+    assert "Did you mean `org/first`?" in response.json["error"]["message"]
+
+
+async def test_the_context_length_of_a_model_that_has_run_is_listed(router, ask):
+    asked = 0
+
+    async def list_one(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal asked
+        asked += request.path == "/v1/models"
+        return web.json_response({"data": [{"id": "x", "max_model_len": 4096}]})
+
+    await router.serve("m", "no list", "stopped", running=list_one)
+    await router.start_model("no list", echo)
+    for _ in range(3):
+        listed = (await ask("GET", "/v1/models")).json["data"]
+        assert [card["max_model_len"] for card in listed] == [4096, None, None]
+        router.pool.children.pop("m", None)
+    assert asked == 1
+
+
+async def test_models_are_loaded_and_unloaded(router, client, ask):
+    await router.serve(entries=ENTRIES)
+    loading = asyncio.create_task(client.post(router.url + "/v1/models/org/first/load"))
+    await asyncio.sleep(0.05)
+    assert not loading.done()
+    await router.start_model("org/first", echo)
+    async with await loading as response:
+        assert await response.json() == {"id": "org/first", "status": "ready", "start_s": 0.5}
+    running = (await ask("GET", "/running")).json["running"]
+    assert [(model["model"], model["state"]) for model in running] == [("org/first", "ready")]
+    for method, path, answer in (
+        ("POST", "/v1/models/one/unload", {"id": "org/first", "status": "stopped"}),
+        ("POST", "/api/models/unload/org/first", {"id": "org/first", "status": "stopped"}),
+        ("POST", "/api/models/unload", "OK"),
+        ("GET", "/unload", "OK"),
+    ):
+        await router.start_model("org/first", echo)
+        found = (await ask(method, path)).body.decode()
+        assert (found if answer == "OK" else json.loads(found)) == answer
+        assert not router.pool.children
+
+
+async def test_a_load_that_fails_is_told(router, ask):
+    await router.serve("m")
+    await router.pool.refuse(ModelRefused(503, "no such file", 7.5))
+    response = await ask("POST", "/v1/models/m/load")
+    assert (response.status, response.headers["retry-after"]) == (503, "8")
+    assert response.json["error"]["message"] == "no such file"
+    assert (await ask("POST", "/v1/models/n/load")).status == 404
+
+
+async def test_a_file_of_llama_swap_has_its_answers(router, ask):
+    card = {"name": "A title", "description": "For tests", "meta": {"llamaswap": {"a": 1}}}
+    command = ForeignCommand(words=("x", "--api-key", "secret"), address="http://h:1", port=1)
+    await router.serve(entries=[ModelEntry(name="m", foreign=command, card=card, ttl_s=5)])
+    await router.start_model("m", echo)
+    assert (await ask("GET", "/health")).body.decode() == "OK"
+    for path in ("/v1/models", "/models"):
+        response = await ask("GET", path)
+        (found,) = response.json["data"]
+        assert {key: found[key] for key in card} == card
+    response = await ask("GET", "/running")
+    assert response.json["running"] == [
+        {
+            "model": "m",
+            "state": "ready",
+            "ttl": 5,
+            "name": "A title",
+            "description": "For tests",
+            "cmd": "x --api-key '********'",
+            "proxy": "http://localhost",
+        }
+    ]
+
+
+async def test_no_answer_tells_the_library(router, ask):
+    await router.serve("m", running=echo)
+    for path in ("/health", "/startupz", "/nothing", "/v1/models", "/upstream/m/x", "/upstream/m"):
+        response = await ask("GET", path, allow_redirects=False)
+        assert response.status in (200, 301, 404)
+        assert response.headers["server"] == ("vllm-cli" if path != "/upstream/m/x" else response.headers["server"])
+
+
+USES = (
+    ("POST", CHAT),
+    ("GET", "/v1/x?model=m"),
+    ("HEAD", "/v1/x?model=m"),
+    ("GET", "/upstream/m/x"),
+    ("GET", "/v1/%78?model=m"),
+    ("POST", "/tokenize"),
+    ("GET", "/v1/responses/resp_1"),
+    ("POST", "/v1/models/m/load"),
+    ("POST", "/v1/models/m/unload"),
+    ("POST", "/api/models/unload"),
+    ("GET", "/unload"),
+)
+"""Requests that start or stop a model, or reach its server."""
+READS = ("/", "/health", "/readyz?model=m", "/status.json", "/metrics", "/v1/models", "/running")
+FRIEND = "https://friend.example"
+
+
+async def statuses(client: aiohttp.ClientSession, router: SmallRouter, headers: dict[str, str]) -> set[int]:
+    """Of the answers to all USES; the model runs before each."""
+    await router.serve("m", allowed_origins=(FRIEND,))
+    found = set()
+    for method, path in USES:
+        if "m" not in router.pool.children:
+            await router.start_model("m", echo)
+        url = aiohttp.client.URL(router.url + path, encoded=True)
+        async with client.request(method, url, headers=headers, data=body_of()) as response:
+            found.add(response.status)
+    return found
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none", "Origin": "https://a.example"},
+        {"Sec-Fetch-Site": "cross-site", "Host": "h", "Origin": "http://h"},
+        *({"Host": "h:8000", "Origin": origin} for origin in ("http://a.example", "http://h", "http://h:8001")),
+        *({"Host": "h:8000", "Origin": origin} for origin in ("null", "", "file://", "app://h:8000", "http://h:x")),
+        {"Host": "", "Origin": "http://"},
+        *({"Host": host, "Origin": "https://h"} for host in ("h:80", "h.example", "a@h:1", "[h", "")),
+    ],
+    ids=str,
+)
+async def test_pages_of_other_sites_use_no_model(router, client, ask, headers):
+    assert await statuses(client, router, headers) == {403}
+    for path in READS:
+        assert (await ask("GET", path, headers=headers)).status == 200, "a link to a page of the router"
+    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", **headers}
+    assert (await ask("GET", "/v1/realtime?model=m", headers=handshake)).status == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "none"},
+        {"Sec-Fetch-Site": "same-origin", "Host": "127.0.0.1:8000", "Origin": "https://behind-a-proxy.example"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": FRIEND},
+        *({"Host": host, "Origin": "https://h.example"} for host in ("h.example", "H.example:443")),
+        *({"Host": host, "Origin": "http://h.example"} for host in ("h.example", "h.example:80")),
+        *({"Host": "[::1]:8000", "Origin": f"{scheme}://[::1]:8000"} for scheme in ("http", "https")),
+    ],
+    ids=str,
+)
+async def test_own_pages_friends_and_programs_use_the_models(router, client, headers):
+    assert await statuses(client, router, headers) == {200}
+
+
+async def test_readiness_of_the_router_and_of_a_model(router, ask):
+    await router.serve("m", "starting", "stopped", running=echo)
+    for path in ("/health", "/ping", "/livez", "/readyz", "/readyz?model=m"):
+        assert (await ask("GET", path)).status == 200
+    response = await ask("GET", "/readyz?model=starting")
+    body = response.json
+    assert (response.status, body["status"]) == (503, "starting")
+    assert (body["phase"], body["progress"], body["eta_s"]) == ("load_weights", 0.42, 1.3)
+    response = await ask("GET", "/readyz?model=stopped")
+    assert (response.status, response.json["status"]) == (503, "stopped")
+    response = await ask("GET", "/readyz?model=x")
+    assert (response.status, "starting" in response.body.decode()) == (404, False), "it needs no key"
+    router.pool.is_draining = True
+    for path in ("/health", "/readyz", "/ping"):
+        response = await ask("GET", path)
+        assert (response.status, response.json["status"]) == (503, "draining")
+    assert (await ask("GET", "/livez")).status == 200
+
+
+async def test_metrics_and_status(router, ask):
+    await router.serve("m", "n", running=echo)
+    lines = (await ask("GET", "/metrics")).body.decode().splitlines()
+    assert 'vllm_cli:model_state{model="m",state="ready"} 1.0' in lines
+    assert 'vllm_cli:model_state{model="n",state="stopped"} 1.0' in lines
+    assert 'vllm_cli:model_starts_total{model="m"} 1.0' in lines
+    status = (await ask("GET", "/status.json")).json
+    assert (status["status"], status["version"], status["router"]["needs_key"]) == ("ready", "9.9", False)
+    assert [(row["id"], row["status"]) for row in status["models"]] == [("m", "ready"), ("n", "stopped")]
+    assert "content-security-policy" in (await ask("GET", "/")).headers
+    for path, answer in (("/version", {"version": "9.9"}), ("/load", {"server_load": 0})):
+        assert (await ask("GET", path)).json == answer
+
+
+async def test_another_method_is_a_405(router, ask):
+    await router.serve("m")
+    for method, path in (
+        ("POST", "/v1/models"),
+        ("DELETE", "/v1/models/m"),
+        ("GET", "/api/models/unload"),
+        ("HEAD", "/unload"),
+    ):
+        response = await ask(method, path)
+        assert response.status == 405
+        assert response.headers["allow"]
+
+
+async def test_the_head_of_an_answer_of_the_router(router, ask):
+    await router.serve("m")
+    response = await ask("HEAD", "/v1/models")
+    assert (response.status, response.body) == (200, b"")
+
+
+# Keys
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.mark.parametrize("is_everywhere", [False, True])
+async def test_keys_protect_the_same_paths_as_one_server(router, ask, is_everywhere):
+    await router.serve("m", running=echo, keys=("secret",), api_key_everywhere=is_everywhere)
+    is_open = {
+        "/health": True,
+        "/readyz?model=m": True,
+        "/metrics": not is_everywhere,
+        "/status.json": not is_everywhere,
+        "/": not is_everywhere,
+        "/v1/models": False,
+        "/running": False,
+        "/unload": False,
+        "/upstream/m/health": False,
+        "/v1/models/m/load": False,
+        "/v1/x?model=m": False,
+    }
+    for path, may_be_read in is_open.items():
+        assert ((await ask("GET", path)).status == 401) is not may_be_read, path
+    for password, status in (("secret", 200), ("no", 401)):
+        basic = {"Authorization": f"Basic {base64.b64encode(f'any:{password}'.encode()).decode()}"}
+        assert (await ask("GET", "/v1/models", headers=basic)).status == status
+    for wrong in ({"Authorization": "Bearer no"}, {"X-Api-Key": "no"}):
+        response = await ask("GET", "/v1/models", headers=wrong)
+        assert response.json["error"]["message"] == "The API key is not one of the server's."
+    response = await ask("GET", "/v1/models")
+    assert response.headers["www-authenticate"] == "Bearer"
+    text = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+    error = {"message": text, "type": "Unauthorized", "param": None, "code": 401}
+    assert response.json == {"error": error}
+
+
+@pytest.mark.parametrize("has_only_model", [False, True])
+async def test_the_router_opens_what_the_page_of_security_says(router, ask, has_only_model):
+    page = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
+    [closed] = re.findall(r"answers\s+itself: all but (.*?)\.\n", page, re.DOTALL)
+    await router.serve("m", running=echo, keys=("secret",), has_only_model=has_only_model)
+    refused = set()
+    for path in STATUS_PATHS:
+        refused |= {path} if (await ask("GET", path)).status == 401 else set()
+    assert refused == set(re.findall(r"`([^`]+)`", closed))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+async def test_only_what_the_router_answers_itself_is_open(router, client, method):
+    await router.serve("m", running=echo, keys=("secret",))
+    for path in ("/tokenize", "/openapi.json", "/%6fpenapi.json", "/health/", "//health", "/livez%2f", "/upstream/m/"):
+        url = aiohttp.client.URL(f"{router.url}{path}?model=m", encoded=True)
+        async with client.request(method, url, data=body_of()) as response:
+            assert response.status == 401, path
+
+
+async def test_the_routers_key_does_not_reach_the_model(router, client):
+    await router.serve("m", running=echo, keys=("secret",))
+    anthropic, both = {"X-Api-Key": "secret"}, {**KEY, "X-Api-Key": "secret"}
+    for path, headers in (
+        (CHAT, both),
+        (CHAT, anthropic),
+        ("/upstream/m/v1/messages", anthropic),
+        ("/v1/%6dessages", anthropic),
+    ):
+        url = aiohttp.client.URL(router.url + path, encoded=True)
+        async with client.post(url, data=body_of(), headers=headers) as response:
+            answer = await response.json()
+            assert response.status == 200
+        assert headers_of(answer, "authorization") == headers_of(answer, "x-api-key") == []
+
+
+async def test_a_request_without_a_key_is_not_read(router):
+    await router.serve("m", keys=("secret",))
+    reader, writer = await router.connect()
+    writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    assert b" 401 " in await reader.readline()
+    body = (await reader.readuntil(b"}}")).partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["error"]["type"] == "authentication_error"
+
+
+# CORS, paths, logs
+
+
+async def test_cors_as_one_server_does_it(router, ask):
+    await router.serve(
+        "m", running=echo, keys=("secret",), allowed_origins=("https://a.example",), allowed_methods=("POST",)
+    )
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    response = await ask("OPTIONS", CHAT, headers=preflight)
+    assert (response.status, response.body.decode()) == (200, "OK")
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+    response = await ask("OPTIONS", CHAT, headers={**preflight, "Origin": "https://b.example"})
+    assert (response.status, response.body.decode()) == (400, "Disallowed CORS origin")
+    assert "access-control-allow-origin" not in response.headers
+    for path in (CHAT, "/nothing"):
+        response = await ask("POST", path, data=body_of(), headers={**KEY, **preflight})
+        assert response.headers["access-control-allow-origin"] == "https://a.example"
+        assert "Origin" in response.headers["vary"]
+
+
+@pytest.mark.parametrize("origins", [(), ("https://a.example",)])
+async def test_options_reaches_no_model_and_needs_no_key(router, ask, origins):
+    await router.serve("m", running=echo, keys=("secret",), allowed_origins=origins)
+    preflight = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
+    for path in (CHAT, "/upstream/m/x", "/v1/x?model=m", "/unload", "/health"):
+        response = await ask("OPTIONS", path)
+        assert (response.status, "POST" in response.headers["allow"]) == (405, True)
+        response = await ask("OPTIONS", path, headers=preflight)
+        assert response.status == (400 if origins else 405)
+        assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_the_policy_of_a_models_server_does_not_count(router, client, size):
+    async def allow_all(request: web.BaseRequest) -> web.StreamResponse:
+        policy = {"Access-Control-Allow-Origin": "*", "access-control-allow-credentials": "true", "X-Own": "1"}
+        return web.Response(body=b"x" * size, headers=policy)
+
+    await router.serve("m", running=allow_all, allowed_origins=("https://a.example",))
+    for headers, allowed in (({"Origin": "https://a.example"}, ["https://a.example"]), ({}, [])):
+        async with client.post(router.url + CHAT, data=body_of(), headers=headers) as response:
+            assert (response.headers["X-Own"], len(await response.read())) == ("1", size)
+            assert response.headers.getall("Access-Control-Allow-Origin", []) == allowed
+            assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n"], id="half a head"),
+        pytest.param([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"], id="hello of TLS"),
+        pytest.param([b"GET /hea", b"lth HTTP/1.1\r\n", b"Host: h\r\nConnection: close\r\n\r\n"], id="probe in parts"),
+    ],
+)
+async def test_the_beginning_of_a_request_starts_nothing(router, parts):
+    await router.serve("m")
+    reader, writer = await router.connect()
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.05)
+    if len(parts) == 1:
+        writer.write_eof()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 OK") if len(parts) > 1 else b" 200 " not in answer
+    assert router.pool.num_waiting == 0
+
+
+async def test_the_root_path_is_the_routers(router, ask):
+    await router.serve("m", running=telling("m"), root_path="/llm/")
+    for path, target in (("/llm/v1/x%2F?model=m", "/v1/x%2F?model=m"), ("/llmv1/x?model=m", "/llmv1/x?model=m")):
+        assert (await ask("POST", path)).json["target"] == target
+    assert (await ask("GET", "/llm/health")).status == 200
+
+
+async def test_request_ids_pass(router, ask):
+    await router.serve("m", running=echo)
+    response = await ask("POST", CHAT, data=body_of(), headers={"X-Request-Id": "r-1"})
+    assert headers_of(response.json, "x-request-id") == ["r-1"]
+
+
+async def test_the_access_log_has_uvicorns_lines(router, ask, caplog):
+    caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
+    await router.serve("m", unlogged=("/health",))
+    for path in ("/health", "/v1/models?a=%20&api_key=secret"):
+        await ask("GET", path)
+    (record,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    assert isinstance(record.args, tuple)
+    assert record.args[1:] == ("GET", "/v1/models?a=%20&api_key=********", "1.1", 200)
+    assert record.getMessage().startswith("127.0.0.1:")
+    assert record.getMessage().endswith('- "GET /v1/models?a=%20&api_key=******** HTTP/1.1" 200')
+
+
+async def test_an_absolute_target_and_a_long_one(router):
+    await router.serve("m", running=telling("m"))
+    reader, writer = await router.connect()
+    writer.write(post("http://other.example/v1/x?a=1", body_of()))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b'"/v1/x?a=1"' in await reader.readuntil(b"}")
+    writer.write(post("/v1/x?a=" + "1" * 40_000, body_of()))
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")

@@ -1,0 +1,183 @@
+"""What clients send before a request is complete is limited as at the embedded engine's server; raw HTTP."""
+
+import asyncio
+import json
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp import web
+
+from base.security.tls import RenewableTls
+from base.server_settings import TlsConfig
+from server.limits import LimitsConfig
+from tests.router.http.small_router import SmallRouter, eventually, post
+from tests.router.http.test_proxy import CHAT, MB, body_of, echo
+from tests.support.certificates import make_certificate, needs_openssl
+
+GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
+
+
+async def answer_to(router: SmallRouter, request: bytes) -> tuple[bytes, Any]:
+    """The status line, and the body, which is JSON, of the last response of a connection."""
+    reader, writer = await router.connect()
+    writer.write(request)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b"Server: vllm-cli" in head or b"server: vllm-cli" in head
+    return head.partition(b"\r\n")[0], json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        pytest.param(b"GET /health HTTP/1.1\r\n\r\n", 400, id="no Host"),
+        pytest.param(b"GET /health HTTP/1.1\r\nHost: h\r\nHost: g\r\n\r\n", 400, id="two Hosts"),
+        pytest.param(b"no HTTP\r\n\r\n", 400, id="no HTTP"),
+        pytest.param(b"GET /health HTTP/0.9\r\nHost: h\r\n\r\n", 400, id="HTTP/0.9"),
+        pytest.param(b"GET /health HTTP/2.0\r\nHost: h\r\n\r\n", 400, id="HTTP/2.0"),
+        pytest.param(
+            b"POST /v1/x HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, id="chunked HTTP/1.0"
+        ),
+        pytest.param(b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", 400, id="CONNECT"),
+        pytest.param(b"OPTIONS * HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 405, id="OPTIONS"),
+        pytest.param(b"GET /a%0ab HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 404, id="newline"),
+    ],
+)
+async def test_raw_requests_are_answered_with_json(router, request_bytes, status):
+    await router.serve("m", "n")
+    line, body = await answer_to(router, request_bytes)
+    assert line.split()[:2] in ([b"HTTP/1.1", b"%d" % status], [b"HTTP/1.0", b"%d" % status])
+    assert body["error"]["code"] == status
+    assert router.pool.num_waiting == 0
+
+
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "in parts"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param([b"Authorization: Bearer sk-secret" + b"x" * 70_000], id="one header"),
+        pytest.param([b"X-%d: sk-secret%b" % (n, b"x" * 1000) for n in range(70)], id="together"),
+        pytest.param([b"X-%d: sk-secret" % n for n in range(300)], id="many"),
+    ],
+)
+async def test_too_many_headers_are_a_431_without_a_part_of_them(router, headers, pause):
+    await router.serve("m")
+    reader, writer = await router.connect()
+    request = GET + b"\r\n".join(headers) + b"\r\n\r\n"
+    for part in (request[:50_000], request[50_000:]) if pause else (request,):
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    answer = await reader.read()
+    assert answer.split()[1] == b"431"
+    assert b"sk-secret" not in answer
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert (error["code"], error["type"]) == (431, "Request Header Fields Too Large")
+
+
+async def test_limits_of_headers_are_the_flags(router):
+    await router.serve("m", limits=LimitsConfig(max_headers=3, max_head_bytes=200))
+    assert (await answer_to(router, GET + b"A: 1\r\nB: 2\r\nC: 3\r\n\r\n"))[0].split()[1] == b"431"
+    assert (await answer_to(router, GET + b"A: %b\r\n\r\n" % (b"x" * 200)))[0].split()[1] == b"431"
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /hea", GET], ids=["nothing", "a part", "without an end"])
+async def test_a_head_has_a_time_limit(router, begun):
+    await router.serve("m", limits=LimitsConfig(header_timeout_s=0.2))
+    reader, writer = await router.connect()
+    writer.write(begun)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 408 ") if begun else answer == b""
+
+
+async def test_a_request_and_its_answer_may_take_longer_than_a_head(router):
+    async def slowly(request: Any) -> Any:
+        await asyncio.sleep(0.5)
+        return await echo(request)
+
+    await router.serve("m", running=slowly, limits=LimitsConfig(header_timeout_s=0.2))
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(post(CHAT, body_of()))
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}")
+
+
+async def test_an_idle_connection_is_closed(router):
+    await router.serve("m", keep_alive_s=0.2)
+    reader, writer = await router.connect()
+    writer.write(GET + b"\r\n")
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    await reader.read()
+
+
+async def test_the_longest_idle_connection_makes_room(router):
+    await router.serve("m", limits=LimitsConfig(max_connections=2))
+    first, second = [await router.connect() for _ in range(2)]
+    for reader, writer in (first, second, first):  # the second one is idle for longer
+        writer.write(GET + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    third = await router.connect()
+    with suppress(ConnectionError):
+        assert await second[0].read() == b""
+    for reader, writer in (first, third):
+        writer.write(GET + b"\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_requests_that_are_being_answered_keep_their_connections(router):
+    """Further ones get 503, but for probes."""
+    await router.serve("m", limits=LimitsConfig(max_connections=1))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of()))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    line, body = await answer_to(router, post(CHAT, body_of()))
+    assert (line.split()[1], body["error"]["code"]) == (b"503", 503)
+    probing, probe = await router.connect()
+    probe.write(GET + b"\r\n")
+    assert b" 200 " in await probing.readuntil(b"\r\n\r\n")
+    await router.start_model("m", echo)
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+@needs_openssl
+def test_a_tls_handshake_counts_as_a_connection(tmp_path):
+    files = make_certificate(tmp_path, "a")
+    tls = RenewableTls(TlsConfig(ssl_certfile=str(files.certificate), ssl_keyfile=str(files.key)))
+
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            router = SmallRouter(tmp_path, stack)
+            await router.serve("m", tls=tls, limits=LimitsConfig(max_connections=2, header_timeout_s=60))
+            halves = [await router.connect() for _ in range(4)]
+            with suppress(ConnectionError):
+                assert await halves[0][0].read() == b""
+            reader, writer = await router.connect(ssl=files.client_context(), server_hostname="localhost")
+            writer.write(GET + b"\r\n")
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in the router
+        runner.run(run())
+
+
+async def test_a_client_that_does_not_read_is_disconnected(router):
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * MB)
+
+    await router.serve("m", running=endless, limits=LimitsConfig(send_timeout_s=0.2, send_buffer_bytes=1))
+    reader, writer = await router.connect(limit=1)
+    writer.write(post(CHAT, body_of()))
+    await eventually(lambda: router.pool.num_leases == 1)
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_headers_that_are_not_utf_8_arrive(router):
+    await router.serve("m", running=echo)
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(), "X-Name: caf\\").replace(b"\\", b"\xe9"))
+    await reader.readuntil(b"\r\n\r\n")
+    assert b'["x-name", "caf\\u00e9"]' in await reader.readuntil(b"]]")

@@ -1,0 +1,826 @@
+"""What arrives at a model's server is what the client has sent, and the other way round."""
+
+import asyncio
+import errno
+import gzip
+import json
+import os
+import socket
+import tempfile
+import time
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from server.limits import LimitsConfig
+from router.http import background, proxy, waiting
+from router.model_pool import ModelRefused
+from tests.router.http.small_router import SmallChild, SmallRouter, eventually, post
+from tests.support.ports import free_port
+
+CHAT = "/v1/chat/completions"
+MB = 1 << 20
+
+
+def body_of(model: str = "m", size: int = 0, **fields: Any) -> bytes:
+    """A request's body; with a size, the model comes behind so many bytes."""
+    return json.dumps({"prompt": "x" * size, "model": model, **fields}).encode()
+
+
+async def echo(request: web.BaseRequest) -> web.StreamResponse:
+    """Answers with what it has got."""
+    body = await read_all(request)
+    return web.json_response(
+        {
+            "method": request.method,
+            "target": request.raw_path,
+            "headers": [[name.lower(), value] for name, value in request.headers.items()],
+            "size": len(body),
+            "body": body[:1000].decode("latin-1"),
+        }
+    )
+
+
+async def read_all(request: web.BaseRequest) -> bytes:
+    """Without the limit of `request.read`."""
+    return b"".join([part async for part in request.content.iter_any()])
+
+
+def headers_of(answer: dict[str, Any], name: str) -> list[str]:
+    return [value for found, value in answer["headers"] if found == name]
+
+
+# Requests
+
+
+async def test_path_query_and_headers_arrive_as_they_were_written(router):
+    await router.serve("m", running=echo)
+    reader, writer = await router.connect()
+    target = "/v1/a%2Fb/%7Ec//d?x=%20+&x=2&q=a%26b"
+    names = ("X-Twice: 1", "x-twice: 2", "Connection: keep-alive, x-mine", "X-Mine: 1", "TE: trailers", "Keep-Alive: 5")
+    writer.write(post(target, body_of(), *names, "Authorization: Bearer theirs", "Accept-Encoding: br"))
+    answer = json.loads(await read_body(reader))
+    assert answer["target"] == target
+    assert headers_of(answer, "x-twice") == ["1", "2"]
+    assert headers_of(answer, "authorization") == ["Bearer theirs"]
+    assert headers_of(answer, "accept-encoding") == ["br"]
+    assert {"x-mine", "te", "keep-alive", "user-agent", "accept", "content-type"}.isdisjoint(dict(answer["headers"]))
+    assert answer["body"] == body_of().decode()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
+async def test_any_method_is_passed_on(router, client, method):
+    await router.serve("m", "n", running=echo)
+    async with client.request(method, f"{router.url}/v1/x?model=m") as response:
+        assert response.status == 200
+        body = await response.read()
+    if method != "HEAD":
+        assert json.loads(body)["method"] == method
+
+
+@pytest.mark.parametrize("size", [0, 300_000, pytest.param(5 * MB, id="5 MB")])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_bodies_arrive_whole(router, client, size, is_chunked):
+    await router.serve("m", "n", running=echo)
+    body = body_of(size=size)
+
+    async def pieces() -> Any:
+        for begin in range(0, len(body), 70_001):
+            yield body[begin : begin + 70_001]
+
+    async with client.post(router.url + CHAT, data=pieces() if is_chunked else body) as response:
+        answer = await response.json()
+    assert answer["size"] == len(body)
+    assert headers_of(answer, "content-length") == [str(len(body))]
+    assert headers_of(answer, "transfer-encoding") == []
+
+
+async def test_a_client_that_expects_100_is_asked_for_its_body(router):
+    await router.serve("m", "n", running=echo)
+    reader, writer = await router.connect()
+    body = body_of()
+    head, _, _ = post(CHAT, body, "Expect: 100-continue").partition(b"\r\n\r\n")
+    writer.write(head + b"\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    answer = json.loads(await read_body(reader))
+    assert answer["body"] == body.decode()
+    assert headers_of(answer, "expect") == []
+
+
+async def test_a_broken_chunked_body_is_a_400(router):
+    await router.serve("m", "n", running=echo)
+    reader, writer = await router.connect()
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
+    assert b" 400 " in await reader.readline()
+
+
+@pytest.mark.thorough
+async def test_nobody_waits_for_a_long_body(router, client):
+    await router.serve("m", "n", running=echo, limits=LimitsConfig(max_body_bytes=64 * MB))
+    body = body_of(size=50 * MB)
+    sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
+    longest_s = 0.0
+    while not sending.done():
+        begin_s = time.thread_time()  # of the loop of client, router and model, on which other processes have no effect
+        async with client.get(router.url + "/health") as response:
+            assert response.status == 200
+        longest_s = max(longest_s, time.thread_time() - begin_s)
+    async with await sending as response:
+        assert (await response.json())["size"] == len(body)
+    assert longest_s < 1
+
+
+@pytest.mark.parametrize("way", ["announced", "chunked"])
+async def test_a_body_that_is_too_long_is_a_413(router, way):
+    """What is announced is not asked for; the path may name the model."""
+    await router.serve("m", "n", limits=LimitsConfig(max_body_bytes=MB))
+    reader, writer = await router.connect()
+    length = "Expect: 100-continue\r\nContent-Length: 1048577" if way == "announced" else "Transfer-Encoding: chunked"
+    writer.write(f"POST /upstream/m{CHAT} HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n".encode())
+    if way == "chunked":
+        writer.write(b"100001\r\n" + b"x" * (MB + 1) + b"\r\n")
+    assert b" 413 " in await reader.readline()
+    assert b"larger than 1048576 bytes (--http-max-body-size)" in await reader.readuntil(b"}}")
+    assert router.pool.num_waiting == 0
+
+
+async def test_all_bodies_together_are_limited(router, client):
+    await router.serve("m", "n", limits=LimitsConfig(max_held_bytes=2 * MB))
+    waiting_body = body_of(size=3 * MB // 2)
+    sending = asyncio.create_task(client.post(router.url + CHAT, data=BytesIO(waiting_body)))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    async with client.post(router.url + CHAT, data=BytesIO(body_of(size=MB))) as response:
+        assert response.status == 503
+        assert "take all room (--http-max-held-size)" in (await response.json())["error"]["message"]
+    await router.start_model("m", echo)
+    async with await sending as response:
+        assert (await response.json())["size"] == len(waiting_body)
+    async with client.post(router.url + CHAT, data=BytesIO(body_of(size=MB))) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("trickles", [False, True])
+async def test_a_body_that_comes_too_slowly_is_a_408(router, trickles):
+    await router.serve("m", "n", limits=LimitsConfig(body_timeout_s=0.2, min_body_rate=MB))
+    reader, writer = await router.connect()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n{")
+    answer = asyncio.create_task(reader.readline())
+    while trickles and not answer.done():
+        writer.write(b" ")
+        await asyncio.sleep(0.01)
+    assert b" 408 " in await answer
+
+
+async def test_a_body_without_room_is_a_503(router, client, monkeypatch):
+    await router.serve("m", "n")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", fail)
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert response.status == 503
+        assert "No space left" in (await response.json())["error"]["message"]
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The temporary files that were made."""
+    found = []
+    create = tempfile.TemporaryFile
+
+    def create_and_count(*args: Any, **kwargs: Any) -> Any:
+        found.append(create(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", create_and_count)
+    return found
+
+
+async def test_what_waits_is_in_files_once_it_is_much(router, client, files):
+    await router.serve("m", "n")
+    body = body_of(size=3 * MB)
+    sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    assert len(files) == 1
+    await router.start_model("m", echo)
+    async with await sending as response:
+        assert (await response.json())["size"] == len(body)
+    assert files[0].closed
+
+
+# Responses
+
+
+def answering(**kwargs: Any) -> Any:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(**kwargs)
+
+    return answer
+
+
+async def test_a_compressed_body_stays_compressed(router, client):
+    await router.serve("m")
+    packed = gzip.compress(b"text")
+    await router.start_model("m", answering(body=packed, headers={"Content-Encoding": "gzip", "Vary": "a"}))
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert await response.read() == packed
+        assert response.headers["Content-Encoding"] == "gzip"
+
+
+async def test_headers_of_responses_are_passed_on(router, client):
+    await router.serve("m")
+    headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Location", "/else"), ("Server", "theirs")]
+    await router.start_model("m", answering(status=307, reason="Elsewhere", headers=headers))
+    for _ in range(2):
+        async with client.post(router.url + CHAT, data=body_of(), allow_redirects=False) as response:
+            assert (response.status, response.reason) == (307, "Elsewhere")
+            assert response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+            assert response.headers["Location"] == "/else"
+            assert response.headers["Server"] == "theirs"
+
+
+async def test_cookies_are_not_kept(router):
+    cookies = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        cookies.append(request.headers.get("Cookie"))
+        return web.Response(headers={"Set-Cookie": "a=1"})
+
+    await router.serve("m", running=answer)
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(post(CHAT, body_of()))
+        await read_body(reader)
+    assert cookies == [None, None]
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_responses_without_a_body(router, status):
+    await router.serve("m", running=answering(status=status))
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(post(CHAT, body_of()))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert f" {status} ".encode() in head
+        assert b"transfer-encoding" not in head.lower()
+
+
+async def test_the_answer_to_head_has_the_length_and_no_body(router):
+    await router.serve("m", running=answering(body=b"x" * 1234))
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(b"HEAD /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b"content-length: 1234" in (await reader.readuntil(b"\r\n\r\n")).lower()
+
+
+async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
+    await router.serve("m", running=streaming(3))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(), version="1.0"))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert await reader.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+def streaming(number: int, *, then: Any = None) -> Any:
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for index in range(number):
+            await response.write(f"data: {index}\n\n".encode())
+        if then is not None:
+            await then(request)
+        return response
+
+    return stream
+
+
+async def test_each_event_arrives_when_it_is_written(router, client):
+    go_on = asyncio.Semaphore(0)
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for index in range(5):
+            await response.write(f"data: {index}\n\n".encode())
+            await go_on.acquire()
+        return response
+
+    await router.serve("m", running=stream)
+    async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
+        for index in range(5):
+            assert await response.content.readuntil(b"\n\n") == f"data: {index}\n\n".encode()
+            go_on.release()
+        assert await response.read() == b""
+
+
+# Back-pressure
+
+
+async def test_a_client_that_does_not_read_stops_the_model(router):
+    written = 0
+
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+            written += 65536
+
+    await router.serve("m", running=endless)
+    reader, writer = await router.connect(limit=1024)
+    writer.transport.pause_reading()
+    writer.write(post(CHAT, body_of()))
+    await eventually(lambda: written > 0)
+    before = 0
+    while written > before:
+        before = written
+        await asyncio.sleep(0.3)
+    assert written < 40 * MB  # the sockets' buffers
+
+
+async def test_a_client_that_does_not_read_holds_no_model_that_others_need(router, monkeypatch):
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+
+    monkeypatch.setattr(proxy, "_STALL_S", 0.3)
+    await router.serve("m")
+    child = await router.start_model("m", endless)
+    _, writer = await router.connect(limit=1024)
+    writer.transport.pause_reading()
+    writer.write(post(CHAT, body_of()))
+    await eventually(lambda: router.pool.num_leases == 1)
+    await asyncio.sleep(1.0)
+    assert router.pool.num_leases == 1
+    del router.pool.children["m"]
+    await eventually(lambda: router.pool.num_leases == 0)
+    await child.connector.close()
+
+
+class BackgroundModel:
+    """A server with one response, whose status a test changes."""
+
+    def __init__(self) -> None:
+        self.status = "queued"
+
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        text = json.dumps({"id": "resp_1", "status": self.status, "metadata": {"status": "queued"}})
+        if request.method == "POST" and (await request.json())["stream"]:
+            return web.Response(text=f'data: {{"response": {text}}}\n\n', content_type="text/event-stream")
+        return web.Response(text=text, content_type="application/json")
+
+
+@pytest.fixture
+async def background_model(router: SmallRouter, monkeypatch: pytest.MonkeyPatch) -> BackgroundModel:
+    monkeypatch.setattr(background, "_FOLLOW_S", 0.02)
+    model = BackgroundModel()
+    await router.serve("m", "n", running=model.respond)
+    return model
+
+
+async def respond(router: SmallRouter, client: aiohttp.ClientSession, *, is_stream: bool = False) -> None:
+    body = body_of(background=True, stream=is_stream)
+    async with client.post(router.url + "/v1/responses", data=body) as response:
+        assert "resp_1" in await response.text()
+
+
+async def read_response(router: SmallRouter, client: aiohttp.ClientSession, method: str = "GET") -> str:
+    """Its status; it must be answered at once, whatever the router waits for."""
+    async with asyncio.timeout(30), client.request(method, f"{router.url}/v1/responses/resp_1") as response:
+        return str((await response.json())["status"])
+
+
+async def test_a_response_in_the_background_keeps_its_model_until_it_was_read(router, client, background_model):
+    """Also while the model admits no other request, because another one waits for its room."""
+    await respond(router, client)
+    router.pool.is_claimed = True
+    for background_model.status in ("queued", "in_progress"):
+        assert await read_response(router, client) == background_model.status
+    background_model.status = "completed"
+    await asyncio.sleep(0.2)
+    assert router.pool.num_leases == 1
+    assert await read_response(router, client) == "completed"
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+@pytest.mark.parametrize("way", ["streamed", "deleted", "never read", "router ends"])
+async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(
+    router, client, background_model, monkeypatch, way
+):
+    if way == "never read":
+        monkeypatch.setattr(background, "_UNREAD_S", 0.1)
+    await respond(router, client, is_stream=way == "streamed")
+    await asyncio.sleep(0.2)
+    assert router.pool.num_leases == 1
+    background_model.status = "completed"
+    if way == "deleted":
+        await read_response(router, client, "DELETE")
+    router.pool.is_draining = way == "router ends"
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_a_response_in_the_background_ends_with_its_model(router, client, monkeypatch):
+    async def respond(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"id": "resp_1", "status": "queued"})
+
+    monkeypatch.setattr(background, "_FOLLOW_S", 0.02)
+    await router.serve("m")
+    child = await router.start_model("m", respond)
+    async with client.post(router.url + "/v1/responses", data=body_of(background=True)) as response:
+        assert response.status == 200
+    await asyncio.sleep(0.1)
+    assert router.pool.num_leases == 1
+    del router.pool.children["m"]
+    await eventually(lambda: router.pool.num_leases == 0)
+    await child.connector.close()
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize("size", [0, 3 * MB])
+async def test_a_client_that_leaves_gives_its_place_up(router, size):
+    await router.serve("m", "n")
+    _, writer = await router.connect()
+    writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * size + b'"}'))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    writer.transport.abort()
+    await eventually(lambda: router.pool.num_waiting == 0)
+
+
+@pytest.mark.parametrize("num_events", [None, 0, 3])
+async def test_a_client_that_leaves_cancels_its_request(router, num_events):
+    """Before the head of the response, after it, and in the middle of the stream."""
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.BaseRequest) -> web.StreamResponse:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    await router.serve("m", running=hold if num_events is None else streaming(num_events, then=hold))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of()))
+    if num_events:
+        await reader.readuntil(b"data: 2")
+    async with asyncio.timeout(30):
+        await begun.wait()
+        writer.close()
+        await cancelled.wait()
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_a_client_that_leaves_while_it_sends_reaches_no_model(router, client, files):
+    await router.serve("m", running=echo)
+    _, writer = await router.connect()
+    request = post(CHAT, b'{"model":"m","x":"' + b"x" * 5 * MB + b'"}')
+    writer.write(request[: 2 * MB])
+    await eventually(lambda: len(files) == 1)
+    writer.close()
+    await eventually(lambda: files[0].closed)
+    assert (router.pool.num_leases, router.pool.num_waiting) == (0, 0)
+
+
+# Models' servers that end
+
+
+async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(router, client):
+    async def die(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    await router.serve("m")
+    child = await router.start_model("m", die)
+    child.reason = "killed by SIGKILL"
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert response.status == 503
+        error = (await response.json())["error"]
+    assert "killed by SIGKILL" in error["message"]
+    assert response.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_response_that_is_broken_off_never_looks_complete(router, version):
+    async def die(request: web.BaseRequest) -> None:
+        assert request.transport is not None
+        await asyncio.sleep(0.05)
+        request.transport.abort()
+
+    await router.serve("m", running=streaming(3, then=die))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(), version=version))
+    if version == "1.0":
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        return
+    received = await reader.read()
+    assert b"data: 2" in received
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+async def test_a_long_body_that_is_cut_is_cut_for_the_client(router):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+
+    await router.serve("m")
+    await router.start_raw_model("m", answer)
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of()))
+    received = await reader.read()
+    assert received.endswith(b"\r\n\r\n" + b"x" * 1000)
+
+
+async def test_an_early_answer_to_a_long_body_arrives(router, client):
+    async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+    await router.serve("m")
+    await router.start_raw_model("m", reject)
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * 20 * MB + b'"}'))
+    assert b" 413 " in await reader.readline()
+
+
+@pytest.mark.parametrize("size", [0, 3 * MB])
+@pytest.mark.parametrize("way", ["unread", "unanswered", "dead"])
+async def test_a_request_over_a_connection_that_has_just_been_closed_is_sent_again(router, client, tmp_path, size, way):
+    """Not if the model has died of it."""
+    await router.serve("m")
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+    def serve_two_connections() -> None:
+        with listener.accept()[0] as connection:
+            read_request(connection)
+            connection.sendall(answer)
+            connection.recv(1, socket.MSG_PEEK)  # the next request has come
+            if way != "unread":
+                read_request(connection)
+        listener.settimeout(1.0 if way == "dead" else 30.0)
+        with suppress(TimeoutError), listener.accept()[0] as connection:
+            read_request(connection)
+            connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        child = router.create_child()
+        listener.bind(child.connector.path)
+        listener.listen()
+        listener.settimeout(30.0)
+        child.reason = "killed by SIGSEGV" if way == "dead" else ""
+        await router.pool.start("m", child)
+        serving = asyncio.create_task(asyncio.to_thread(serve_two_connections))
+        # A connection whose request has not quite been sent when the answer comes is not used again.
+        for num_bytes, expected in ((0, 200), (size, 503 if way == "dead" else 200)):
+            async with client.post(router.url + CHAT, data=body_of(size=num_bytes)) as response:
+                assert response.status == expected
+        await serving
+
+
+def read_request(connection: socket.socket) -> None:
+    """Reads all of a request of `body_of`."""
+    received = b""
+    while not received.endswith(b"}"):
+        chunk = connection.recv(1 << 20)
+        assert chunk, "the connection was closed within a request"
+        received += chunk
+
+
+@pytest.mark.parametrize("size", [0, 3 * MB])
+async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(router, client, size):
+    await router.serve("m")
+    pool = router.pool
+
+    class Gone(SmallChild):
+        async def end_reason(self) -> str:
+            del pool.children["m"]
+            started.append(asyncio.create_task(router.start_model("m", echo)))
+            return "it was killed"
+
+    started: list[asyncio.Task[SmallChild]] = []
+    gone = Gone(base_url=f"http://127.0.0.1:{free_port()}")
+    await pool.start("m", gone)
+    async with client.post(router.url + CHAT, data=body_of(size=size)) as response:
+        assert (await response.json())["size"] == len(body_of(size=size))
+    await started[0]
+    await gone.connector.close()
+
+
+# Waiting
+
+
+@pytest.fixture
+def quick_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_INTERVAL_S", 0.05)
+
+
+@pytest.mark.usefixtures("quick_comments")
+async def test_a_stream_gets_comments_while_its_model_starts(router):
+    await router.serve("m")
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(stream=True), "Accept-Encoding: gzip"))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"text/event-stream" in head
+    assert b": starting, load_weights 42 %, 1.3 s left\n\n" in await reader.readuntil(b"\n\n")
+    await router.start_model("m", streaming(2))
+    rest = await reader.readuntil(b"0\r\n\r\n")
+    assert b"data: 0\n\n" in rest
+    assert b"data: 1\n\n" in rest
+
+
+@pytest.mark.usefixtures("quick_comments")
+async def test_a_request_that_is_no_stream_waits_without_comments(router, client):
+    await router.serve("m")
+    sending = [
+        asyncio.create_task(client.post(router.url + path, data=body_of(stream=stream)))
+        for path, stream in ((CHAT, False), ("/v1/embeddings", True))
+    ]
+    await eventually(lambda: router.pool.num_waiting == 2)
+    await asyncio.sleep(0.3)
+    await router.start_model("m", echo)
+    for task in sending:
+        async with await task as response:
+            assert response.content_type == "application/json"
+
+
+@pytest.mark.usefixtures("quick_comments")
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize("way", ["refused", "answered"])
+async def test_an_error_after_comments_is_an_event(router, client, path, way):
+    await router.serve("m")
+    async with client.post(router.url + path, data=body_of(stream=True)) as response:
+        assert response.status == 200
+        if way == "refused":
+            await router.pool.refuse(ModelRefused(503, "no memory", 3))
+        else:
+            answer = {"type": "error", "error": {"message": "no memory", "code": 400}, "more": "x" * 300_000}
+            await router.start_model("m", answering(status=400, text=json.dumps(answer, indent=1)))
+        text = (await response.read()).decode()
+    events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
+    if path == CHAT:
+        assert events[1:] == ["data: [DONE]"]
+    else:
+        assert events[0].startswith("event: error\n")
+    data = events[0].rpartition("data: ")[2]
+    assert json.loads(data)["error"]["message"] == "no memory"
+
+
+async def test_a_refused_request_is_an_error_of_its_api(router, client):
+    await router.serve("m")
+    await router.pool.refuse(ModelRefused(429, "too many wait", 1.2))
+    async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "2"
+        assert (await response.json())["error"]["message"] == "too many wait"
+
+
+# WebSockets
+
+
+async def talk(request: web.BaseRequest) -> web.StreamResponse:
+    """Returns every message; ends with a code of its own when it is asked to."""
+    socket = web.WebSocketResponse(protocols=["realtime"])
+    await socket.prepare(request)
+    await socket.send_str(f"{request.raw_path} {request.headers.get('Authorization')}")
+    async for message in socket:
+        if message.type == aiohttp.WSMsgType.TEXT and message.data == "end":
+            await socket.close(code=4001, message=b"enough")
+        elif message.type == aiohttp.WSMsgType.TEXT and message.data == "flood":
+            while True:
+                await socket.send_bytes(b"x" * MB)
+        elif message.type == aiohttp.WSMsgType.TEXT:
+            await socket.send_str(message.data)
+        elif message.type == aiohttp.WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
+    codes.append(socket.close_code)
+    return socket
+
+
+codes: list[int | None] = []
+
+
+@pytest.fixture
+async def realtime(router: SmallRouter) -> str:
+    codes.clear()
+    await router.serve("m", "n", running=talk)
+    return f"{router.url}/v1/realtime?model=m&x=%20"
+
+
+async def test_messages_of_websockets_pass_in_both_directions(client, realtime):
+    headers = {"Authorization": "Bearer theirs"}
+    async with client.ws_connect(realtime, protocols=["other", "realtime"], headers=headers) as socket:
+        assert socket.protocol == "realtime"
+        assert (await socket.receive_str()) == "/v1/realtime?model=m&x=%20 Bearer theirs"
+        await socket.send_str("é" * 100_000)
+        assert (await socket.receive_str()) == "é" * 100_000
+        await socket.send_bytes(bytes(range(256)) * 8000)
+        assert (await socket.receive_bytes()) == bytes(range(256)) * 8000
+        await socket.send_str("end")
+        message = await socket.receive()
+        assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 4001)
+
+
+async def test_the_end_of_a_websocket_by_the_client_reaches_the_model(client, realtime, router):
+    async with client.ws_connect(realtime) as socket:
+        await socket.receive_str()
+        await socket.close(code=4002)
+    await eventually(lambda: router.pool.num_leases == 0)
+    assert codes == [4002]
+
+
+async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, router):
+    socket = await client.ws_connect(realtime)
+    await socket.receive_str()
+    assert socket._response.connection is not None
+    assert socket._response.connection.transport is not None
+    socket._response.connection.transport.abort()
+    await eventually(lambda: len(codes) == 1)
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_silent_websocket_is_closed_once_others_need_the_model(router, client, realtime, monkeypatch, reads):
+    """PINGs, which clients send by themselves, are no content; a client that reads nothing is silent, too."""
+    monkeypatch.setattr(proxy, "_STALL_S", 0.3)
+    monkeypatch.setattr(proxy, "_CLOSE_S", 0.2)
+    async with client.ws_connect(realtime) as ws:
+        transport = ws._response.connection.transport
+        await ws.receive_str()
+        if reads:
+            received = asyncio.create_task(ws.receive())  # without it, aiohttp 3.13 takes no PONG
+        else:
+            transport.pause_reading()
+            await ws.send_str("flood")
+        for _ in range(20):
+            if reads:  # not by `heartbeat`, which ends a connection whose PONG is late
+                await ws.ping()
+            await asyncio.sleep(0.05)
+        assert router.pool.num_leases == 1
+        router.pool.is_claimed = True
+        if reads:
+            message = await received
+            assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.SERVICE_RESTART)
+        await eventually(lambda: router.pool.num_leases == 0)
+        transport.abort()
+
+
+@pytest.mark.parametrize(("status", "passed"), [(403, 403), (200, 502)])
+async def test_a_handshake_that_the_model_rejects_is_its_status(client, router, status, passed):
+    await router.serve("m", running=answering(status=status))
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await client.ws_connect(f"{router.url}/v1/realtime?model=m")
+    assert caught.value.status == passed
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "body", "expected"),
+    [("websocket", None, 200), ("websocket", b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n", 400), ("h2c", b"{}", 200)],
+    ids=["no body", "body", "other upgrade"],
+)
+@pytest.mark.parametrize("pause_s", [0, 0.1], ids=["at once", "in parts"])
+async def test_only_a_get_begins_a_websocket_and_no_body_precedes_one(client, router, upgrade, body, expected, pause_s):
+    """With a body, aiohttp 3.13 would read the next request from it."""
+    methods = []
+
+    async def note(request: web.Request) -> web.Response:
+        methods.append(request.method)
+        return web.json_response({})
+
+    async def parts():
+        await asyncio.sleep(pause_s)
+        yield body
+
+    await router.serve("m", running=note)
+    headers = {"Connection": "Upgrade", "Upgrade": upgrade}
+    url = f"{router.url}/upstream/m/v1/completions"
+    sent = parts() if body and pause_s else body
+    async with client.post(url, data=sent, headers=headers) as answer:
+        assert answer.status == expected
+        assert expected == 200 or "Upgrade" in (await answer.json())["error"]["message"]
+    assert methods == ["POST"] * (expected == 200)
+
+
+async def read_body(reader: asyncio.StreamReader) -> bytes:
+    """The body of a response of known length."""
+    async with asyncio.timeout(30):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return await reader.readexactly(length)

@@ -1,0 +1,298 @@
+"""The router finds the model of a body as json.loads and forms do; its only model gets all requests."""
+
+import asyncio
+import random
+import sys
+from collections.abc import Callable
+from time import thread_time
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from server.limits import LimitsConfig
+from router.http import body_members, request_body
+from router.http.body_members import json_members
+from router.http.request_body import BodyRoom, RequestBody
+from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
+from tests.router.http.test_proxy import CHAT
+
+TURN_S = 0.005
+"""How long nothing that grows with a body may hold the event loop."""
+
+
+def costly(num_bytes: int) -> dict[str, bytes]:
+    """Bodies of about this size that scanners read slowly."""
+    begin, end = b'{"model":"a","x":', b',"model":"b"}'
+    nested = {"lists": b"[],", "deep lists": b"[[[[]]]],", "numbers": b"1,", "texts": b'"a",', "quotes": b'"",'}
+    bodies = {name: begin + b"[%b0]" % (text * (num_bytes // len(text))) + end for name, text in nested.items()}
+    return bodies | {
+        "equal keys": b"{" + b'"model":"a",' * (num_bytes // 12) + b'"x":1}',
+        "other keys": b"{%b}" % b",".join(b'"%d":[%b1]' % (n, b"[]," * (num_bytes // 3000)) for n in range(998)),
+        "brackets": begin + b"[" * num_bytes,
+        "escaped keys": b"{" + b'"\\u0061":1,' * (num_bytes // 11) + b'"x":1}',
+        "escapes": begin + b'"%b"' % (b'\\"' * (num_bytes // 2)) + end,
+        "a text": begin + b'"%b"' % (b"a" * num_bytes) + end,
+        "blanks": begin + b" " * num_bytes + b"1" + end,
+        "a number": begin + b"1" * num_bytes + end,
+    }
+
+
+COSTLY = costly(1 << 18)
+
+
+def longest_call_s(run: Callable[[], Any]) -> float:
+    """The processor time of the longest call of a C function: other threads wait meanwhile."""
+    begin_s = longest_s = 0.0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal begin_s, longest_s
+        if event == "c_call":
+            begin_s = thread_time()
+        elif event == "c_return":
+            longest_s = max(longest_s, thread_time() - begin_s)
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return longest_s
+
+
+@pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
+def test_no_call_holds_the_interpreter_for_long(body):
+    assert longest_call_s(lambda: find_in_json(body)) < TURN_S
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_is_searched_on_the_event_loop_takes_less_than_a_turn(name):
+    body = costly(request_body._MOST_ON_LOOP)[name][: request_body._MOST_ON_LOOP]
+    costs_s = []
+    for _ in range(5):
+        begin_s = thread_time()
+        find_in_json(body)
+        costs_s.append(thread_time() - begin_s)
+    assert min(costs_s) < TURN_S
+
+
+async def test_the_event_loop_is_free_while_a_long_body_is_searched():
+    body = RequestBody(BodyRoom(LimitsConfig()))
+    await body._keep(costly(8 << 20)["lists"])
+    num_turns = await count_turns(body.find_model(""))
+    body.close()
+    assert num_turns > FREE_TURNS
+
+
+def test_members_of_an_object_are_bounded():
+    def of(number: int) -> bytes:
+        return b"{" + b",".join(b'"%d":1' % index for index in range(number)) + b"}"
+
+    assert len(json_members(of(1000)).all) == 1000
+    assert find_in_json(of(1001)).fault == "has more than 1000 members"
+
+
+@pytest.mark.parametrize("piece_bytes", [2, 3, 5, 64])
+def test_pieces_end_anywhere(piece_bytes, monkeypatch):
+    monkeypatch.setattr(body_members, "_PIECE_BYTES", piece_bytes)
+    body = rb'{"a":[{"b":"]\\\"}"},[]],"c":-1.5e10 ,"mod\u0065l":"\"x\\","d":{},"e":"","f":tru' + b"e}"
+    members = json_members(body)
+    values = [body[member.value : member.end] for member in members.all]
+    assert values == [rb'[{"b":"]\\\"}"},[]]', b"-1.5e10", rb'"\"x\\"', b"{}", b'""', b"true"]
+    assert members.end == len(body) - 1
+    assert find_in_json(body).name == '"x\\'
+
+
+def without_places(found: RequestedModel) -> RequestedModel:
+    return found._replace(members=RequestedModel().members)
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (rb'{"mod\u0065l":"x"}', "x"),
+        (rb'{"model":"\u0078\/y"}', "x/y"),
+        (b'{"messages":[{"model":"no"}],"model":"x"}', "x"),
+        (b'{"a":{"model":"no"},"b":NaN,"model":"x"}', "x"),
+        (rb'{"messages":"\ud800","model":"x"}', "x"),
+        (b'{"model":"first","model":"last"}', "last"),
+        (b'{"model":"first","model":null}', None),
+        (b'{"model":null}', None),
+        (b'\xef\xbb\xbf{ "model" :\n"x" } ', "x"),
+        (b'{"x":10000000000000000000000000000000,"model":"x"}', "x"),
+        (b'{"model":"' + b"x" * 5000 + b'"}', "x" * 4096),
+        (b'{"model":"' + b"x" * 50_000 + b'"}', "x" * 4096),
+        pytest.param(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b',"model":"x"}', "x", id="deep"),
+    ],
+)
+def test_the_model_of(body, model):
+    assert without_places(find_in_json(body)) == RequestedModel(model)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"x","stream":',
+        b'{"model" "x"}',
+        b'{"model":"x",}',
+        b'{"model":"x"} {}',
+        b'["model"]',
+        b'"model"',
+        b'{"model":"\xff"}',
+        b'{"model":"a\nb"}',
+        b'{"model":"x"',
+        b'{"model":"x" 1}',
+        b'{"a":1 2}',
+        b"{,}",
+        b'{"model":"x"}}',
+        b'{5:1,"model":"x"}',
+        b"",
+    ],
+)
+def test_what_is_no_json_object_has_no_model(body):
+    assert find_in_json(body) == RequestedModel(fault="is not valid JSON, or not an object")
+
+
+@pytest.mark.parametrize("value", ["5", "true", "[]", '{"a":"b"}', "NaN"])
+def test_a_model_that_is_no_text_is_told(value):
+    found = find_in_json(b'{"model":' + value.encode() + b"}")
+    assert without_places(found) == RequestedModel(is_other_type=True)
+
+
+@pytest.mark.parametrize("value", ["false", "null", '"true"', "1", "[true]"])
+def test_only_true_asks_for_a_stream(value):
+    assert not find_in_json(b'{"stream":' + value.encode() + b"}").is_stream
+
+
+def test_a_stream_and_a_response_in_the_background_are_found():
+    found = find_in_json(b'{"model":"x","stream":true,"background": true }')
+    assert without_places(found) == RequestedModel("x", is_stream=True, is_background=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
+async def test_all_encodings_of_json_are_read(encoding):
+    body = RequestBody(BodyRoom(LimitsConfig()))
+    await body._keep('{"model":"ä"}'.encode(encoding))
+    assert (await body.find_model("")).name == "ä"
+    body.close()
+
+
+async def test_two_bodies_are_searched_at_once_and_two_that_lie_in_files(monkeypatch):
+    """More threads would hold the interpreter, and with it the event loop."""
+    room, may_end, searched = BodyRoom(LimitsConfig()), asyncio.Event(), []
+    bodies = [RequestBody(room) for _ in range(8)]
+    for number, body in enumerate(bodies):
+        await body._keep(b'{"x":"%b"}' % (b"x" * (10_000 if number % 2 else 2_000_000)))
+
+    async def wait_first(find: Callable[..., RequestedModel], *arguments: Any) -> RequestedModel:
+        searched.append(find.__self__._is_in_memory)  # type: ignore[attr-defined]
+        await may_end.wait()
+        return find(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", wait_first)
+    async with asyncio.TaskGroup() as tasks:
+        for body in bodies:
+            tasks.create_task(body.find_model(""))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sorted(searched) == [False, False, True, True]
+        may_end.set()
+    assert len(searched) == 8
+    for body in bodies:
+        body.close()
+
+
+BOUNDARY = b"--------a-boundary"
+
+
+def form(*fields: tuple[str, bytes, str]) -> bytes:
+    parts = [
+        b'--%b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+        % (BOUNDARY, name.encode(), f'; filename="{file}"'.encode() if file else b"", value)
+        for name, value, file in fields
+    ]
+    return b"".join(parts) + b"--%b--\r\n" % BOUNDARY
+
+
+AUDIO = bytes(random.Random(1).randbytes(200_000)) + b"\r\n--" * 50
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param([("model", b"x/y", ""), ("file", AUDIO, "a.wav"), ("stream", b"true", "")], id="before"),
+        pytest.param([("stream", b"true", ""), ("file", AUDIO, "a.wav"), ("model", b"x/y", "")], id="behind"),
+        pytest.param([("model", b"no", "f"), ("model", b"x/y", ""), ("stream", b"True", "")], id="a file named model"),
+        pytest.param([("model", b"no", ""), ("model", b"x/y", ""), ("stream", b"on", "")], id="twice"),
+    ],
+)
+def test_finds_the_fields_of_a_form(fields):
+    assert without_places(find_in_form(form(*fields), BOUNDARY)) == RequestedModel("x/y", is_stream=True)
+
+
+def test_a_form_is_bounded():
+    endless = b"--%b\r\n" % BOUNDARY + b"X-Header: " + b"a" * 100_000
+    assert find_in_form(endless, BOUNDARY).fault
+    assert find_in_form(form(*[("a", b"", "")] * 2000), BOUNDARY).fault
+    assert len(find_in_form(form(("model", b"x" * 100_000, "")), BOUNDARY).name or "") == 4096
+    assert longest_call_s(lambda: find_in_form(b"--a\r\nA: b\r\n\r\n" + b"\r\n--axx" * 100_000, b"a")) < TURN_S
+
+
+@pytest.mark.parametrize("boundary", [BOUNDARY, b"b" * 900])
+def test_a_broken_form_has_no_model(boundary):
+    body = b'--%b\r\nContent-Disposition; name="model"\n\nx' % boundary
+    assert find_in_form(body, boundary).fault.startswith("is not a valid form")
+
+
+def test_a_form_is_told_by_its_media_type():
+    assert boundary_of('Multipart/Form-Data; boundary="a;b"') == b"a;b"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "",
+        "application/json; charset=utf-8",
+        "text/plain",
+        "multipart/form-data",
+        'a/b; c="',
+        ";;",
+        "multipart/form-data; boundary=",
+        pytest.param("multipart/form-data; boundary=a; é", id="not ascii"),
+        pytest.param('multipart/form-data; boundary=a; b="' + ";" * 60_000, id="too long"),
+    ],
+)
+def test_other_media_types_are_taken_for_json(media_type):
+    assert boundary_of(media_type) is None
+
+
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    """A server that is ill, and says which path was asked."""
+    return web.Response(status=503 if request.path == "/health" else 200, text=f"server {request.raw_path}\n")
+
+
+async def test_its_server_gets_all_requests_and_answers_for_itself(router, ask):
+    await router.serve("m", has_only_model=True)
+    await router.start_model("m", answer)
+    assert (await ask("POST", CHAT, json={"model": "another"})).body.decode() == f"server {CHAT}\n"
+    assert (await ask("GET", "/any?x=1")).body.decode() == "server /any?x=1\n"
+    response = await ask("GET", "/health")
+    assert (response.status, response.body.decode()) == (503, "server /health\n")
+
+
+async def test_its_last_reports_are_repeated_while_it_is_stopped(router, ask):
+    await router.serve("m", has_only_model=True)
+    child = await router.start_model("m", answer)
+    assert router.pool.before_stop is not None
+    await router.pool.before_stop(child)
+    await router.pool.unload("m")
+    for path in ("/startupz", "/version", "/v1/models"):
+        response = await ask("GET", path)
+        assert (response.status, response.body.decode()) == (200, f"server {path}\n")
+    text = (await ask("GET", "/metrics")).body.decode()
+    assert 'vllm_cli:model_state{model="m",state="stopped"} 1.0\n' in text
+    assert text.endswith("server /metrics\n")
+    response = await ask("GET", "/health")
+    assert (response.status, response.headers["model-state"]) == (200, "stopped")
+    assert (await ask("GET", "/readyz?model")).status == 503

@@ -1,0 +1,345 @@
+"""One model's process: real processes with good and bad habits; it ends with the one that starts it."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import aiohttp
+import psutil
+import pytest
+
+from base.machine.server_ports import list_server_ports
+from envs.registry import env
+from startup.logs.options import LogOptions
+from router import child_server, standbys
+from router.child import Child, ChildPlace
+from router.child_log import LogRelay
+from router.child_place import ChildPlaces
+from router.child_process import ChildProcess, describe_end
+from router.child_server import ForeignServer
+from router.model_entry import ForeignCommand, ModelEntry
+from tests.router.router_process import FOREIGN
+from tests.support.waiting import is_gone, wait_until
+
+_ROUNDS = 10
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """What the relay writes."""
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def place(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildPlace]:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
+    yield ChildPlace(places.socket_path(1), places.environment(1, {}), relay)
+    relay.close()
+    places.close()
+    os.close(fd)
+
+
+def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
+    command = {"words": (sys.executable, str(FOREIGN), "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
+    foreign = ForeignCommand(**{"port": None, **command, **keys})
+    variables = {"FLAVOUR": "salty", "OWN_PORT": "${PORT}"}
+    return ModelEntry(name="m", foreign=foreign, env=variables, start_timeout_s=start_timeout_s)
+
+
+class Running:
+    """A child that is ready."""
+
+    def __init__(self, child: Child, life: "asyncio.Task[str | None]") -> None:
+        self.child = child
+        self.life = life
+
+    def family(self) -> list[psutil.Process]:
+        process = psutil.Process(self.child.pids[0])
+        return [process, *process.children(recursive=True)]
+
+    async def get(self, path: str) -> Any:
+        async with (
+            aiohttp.ClientSession(connector=self.child.connector, connector_owner=False) as session,
+            session.get(self.child.base_url + path) as answer,
+        ):
+            return await answer.json()
+
+
+async def start(entry: ModelEntry, place: ChildPlace) -> Running:
+    child, ready = Child(entry, place), asyncio.Event()
+    life = asyncio.create_task(child.run(ready.set))
+    async with asyncio.timeout(60):
+        await ready.wait()
+    return Running(child, life)
+
+
+@pytest.fixture
+async def running(place: ChildPlace) -> AsyncIterator[Running]:
+    found = await start(entry_of("has-children"), place)
+    yield found
+    found.child.kill()
+    await found.life
+
+
+async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running):
+    family = running.family()
+    marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
+    running.child.stop()
+    assert await running.life is None
+    assert len(marked) == 4, "the server, two children, and an orphan in a session of its own"
+    assert all(is_gone(pid) for pid in (*marked, *(process.pid for process in family)))
+
+
+async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running):
+    marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
+    running.family()[0].kill()
+    assert await running.life == "The server was ended by SIGKILL."
+    assert await running.child.end_reason() == "The server was ended by SIGKILL."
+    assert all(map(is_gone, marked))
+
+
+def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
+    given: dict[str, str] = {}
+
+    class Process:
+        def __init__(self, words: list[str], env: dict[str, str], **_: Any) -> None:
+            given.update(env, words=" ".join(words))
+
+        def terminate(self) -> None:
+            pass
+
+        def wait(self, timeout_s: float) -> None:
+            pass
+
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
+    monkeypatch.setattr(standbys.subprocess, "Popen", Process)
+    monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
+    standby = standbys.OwnStandby("embedded", lambda: None, tmp_path)
+    asyncio.run(standby.tend())
+    standby.close()
+    assert "standby --for embedded" in given["words"]
+    assert env.VLLM_API_KEY.name not in given
+
+
+async def test_a_model_on_a_file_system_that_hangs_does_not_hold_the_event_loop(monkeypatch, tmp_path):
+    monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
+    may_go_on = threading.Event()
+    standby = standbys.OwnStandby("embedded", lambda: str(may_go_on.wait()), tmp_path)
+    tending = asyncio.create_task(standby.tend())
+    await asyncio.sleep(0.01)
+    assert not tending.done()
+    standby.close()
+    may_go_on.set()
+    await tending
+    assert standby.variables == {}, "it is not needed any more"
+
+
+async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running):
+    variables = (await running.get("/env"))["variables"]
+    assert variables["FLAVOUR"] == "salty"
+    assert running.child.base_url.endswith(f":{variables['OWN_PORT']}")
+    assert env.VLLM_API_KEY.name not in variables
+
+
+async def test_a_command_that_does_not_exist_is_named(place):
+    reason = await Child(entry_of(words=("/no/such/program",)), place).run(lambda: None)
+    assert reason is not None
+    assert "/no/such/program cannot be executed: No such file or directory" in reason
+
+
+async def test_a_command_that_never_listens_is_ended_after_its_time(place):
+    script = "echo loading for ever; exec sleep 600"  # no interpreter, whose start may take longer
+    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=1.5), place)
+    reason = await child.run(lambda: None)
+    assert reason is not None
+    assert reason.startswith("The start took longer than 1.5 s")
+    assert "loading for ever" in reason
+    assert is_gone(child.pids[0])
+
+
+async def test_a_command_that_ignores_sigterm_is_killed(place, monkeypatch):
+    monkeypatch.setattr(ForeignServer, "stop_s", 0.2)
+    found = await start(entry_of("ignores-sigterm", "has-children"), place)
+    found.child.stop()
+    assert await found.life is None
+    assert is_gone(found.child.pids[0])
+
+
+async def test_a_stop_during_the_start_ends_it(place):
+    child = Child(entry_of("never-listens"), place)
+    life = asyncio.create_task(child.run(lambda: None))
+    while not child.pids:
+        await asyncio.sleep(0.01)
+    child.stop()
+    assert await life is None
+    assert is_gone(child.pids[0])
+
+
+async def test_a_start_of_ours_that_does_not_end_is_killed_soon(place, tiny_llama, monkeypatch):
+    monkeypatch.setattr(child_server, "ERRORS_S", 0.2)
+    child = Child(ModelEntry(name="m", words=(str(tiny_llama),)), place)
+    life = asyncio.create_task(child.run(lambda: None))
+    while not child.pids:
+        await asyncio.sleep(0.01)
+    psutil.Process(child.pids[0]).suspend()
+    await asyncio.to_thread(wait_until, lambda: psutil.Process(child.pids[0]).status() == psutil.STATUS_STOPPED)
+    child.stop()
+    assert await asyncio.wait_for(asyncio.shield(life), 20) is None
+    assert is_gone(child.pids[0])
+
+
+async def test_a_stop_before_the_first_turn_starts_nothing(place):
+    child = Child(entry_of(), place)
+    life = asyncio.create_task(child.run(lambda: None))
+    child.stop()
+    assert await life is None
+    assert not child.pids
+
+
+async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
+    found = await start(entry_of(), place)
+    port = int(found.child.base_url.rpartition(":")[2])
+    reason = await Child(entry_of(port=port), place).run(lambda: None)
+    found.child.stop()
+    await found.life
+    assert reason == f"Another process listens on http://127.0.0.1:{port}: end it, or leave out cmd to use it."
+
+
+async def test_no_client_of_this_machine_can_get_the_port_of_a_command_that_is_still_starting():
+    foreign = entry_of().foreign
+    assert foreign is not None
+    servers = [ForeignServer(foreign) for _ in range(50)]
+    for server in servers:
+        await server.connector.close()
+    ports = {int(server.base_url.rpartition(":")[2]) for server in servers}
+    assert ports <= set(list_server_ports()) or 0 in list_server_ports()
+
+
+async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
+    found = await start(entry_of(), place)
+    other = await start(entry_of(words=(), address=found.child.base_url), place)
+    assert (await other.get("/env"))["variables"]["FLAVOUR"] == "salty"
+    other.child.stop()
+    assert await other.life is None
+    assert (await found.get("/env"))["variables"]
+    found.child.stop()
+    await found.life
+
+
+async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
+    """The server runs already, since the start of an interpreter may take longer."""
+    found = await start(entry_of(), place)
+    port = int(found.child.base_url.rpartition(":")[2])
+    check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.5}
+    reason = await Child(entry_of(words=(), port=port, **check), place).run(lambda: None)
+    found.child.stop()
+    await found.life
+    assert reason is not None
+    assert f"its last phase was /{port}?status=404 (checkEndpoint) answers 404" in reason
+
+
+async def test_a_start_without_a_free_descriptor_leaves_no_process(place, monkeypatch):
+    pids = []
+
+    def fail(pid: int) -> int:
+        pids.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    reason = await Child(entry_of(), place).run(lambda: None)
+    assert reason is not None
+    assert "cannot be started: [Errno 24] Too many open files" in reason
+    assert is_gone(pids[0])
+
+
+def test_a_group_of_another_user_is_no_error(monkeypatch):
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(pid, number)
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(os, "kill", refuse)
+    ChildProcess(os.getpid()).signal_group(signal.SIGTERM)
+    ChildProcess(os.getpid()).signal(signal.SIGTERM)
+
+
+async def test_a_stop_command_gets_the_pid(place, tmp_path):
+    told = tmp_path / "told"
+    script = f"echo $0 > {told}; kill -TERM $0"
+    found = await start(entry_of(stop_words=("sh", "-c", script, "${PID}")), place)
+    found.child.stop()
+    assert await found.life is None
+    assert told.read_text().strip() == str(found.child.pids[0])
+
+
+async def test_without_an_endpoint_a_command_is_ready_when_it_listens(place):
+    found = await start(entry_of(check_endpoint="none"), place)
+    found.child.stop()
+    assert await found.life is None
+
+
+@pytest.mark.thorough
+async def test_a_hundred_megabytes_of_output_are_relayed_in_bounded_memory(place, output):
+    before = psutil.Process().memory_info().rss
+    found = await start(entry_of("prints"), place)
+    grown = psutil.Process().memory_info().rss - before
+    found.child.stop()
+    assert await found.life is None
+    assert grown < 64 << 20
+    assert output.read_bytes().startswith(b"[m] 0 xxx")
+
+
+def _is_marked(process: psutil.Process, child: Child) -> bool:
+    try:
+        return process.environ().get(env.VCLI_ROUTER.name) == child.place.socket_path and not is_gone(process.pid)
+    except psutil.Error:
+        return False
+
+
+@pytest.fixture
+def told() -> Iterator[socket.socket]:
+    """What an event loop of this process would be told of its signals."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(theirs.fileno())
+        yield ours
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def sleep() -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+
+
+def end_of(process: ChildProcess) -> int:
+    codes: list[int] = []
+    wait_until(lambda: (code := process.poll()) is not None and not codes.append(code))
+    return codes[0]
+
+
+def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told):
+    for _ in range(_ROUNDS):
+        process = ChildProcess.fork(sleep)
+        assert os.getpgid(process.pid) == process.pid
+        process.signal(signal.SIGTERM)
+        assert end_of(process) == -signal.SIGTERM
+    with pytest.raises(BlockingIOError):
+        told.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(3, "The server ended with exit code 3"), (-9, "The server was ended by SIGKILL")]
+)
+def test_an_end_is_described(code, text):
+    assert describe_end(code) == text

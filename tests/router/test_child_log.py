@@ -1,0 +1,127 @@
+"""The output of the models' processes: names, bounds, and what it tells of a failure."""
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from router.child_log import ChildLog, LogRelay, encode_line
+
+_MASK = "********"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def relay(output: Path) -> Iterator[LogRelay]:
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT)
+    relay = LogRelay("text", fd)
+    yield relay
+    relay.close()
+    os.close(fd)
+
+
+async def written(text: bytes, relay: LogRelay) -> ChildLog:
+    """The log of a process that has written this and ended."""
+    log = ChildLog("qwen", relay)
+    with log.open() as fd:
+        copy = os.dup(fd)
+    writing = threading.Thread(target=_write, args=(copy, text))
+    writing.start()
+    await log.close(60)
+    writing.join()
+    relay.close()
+    return log
+
+
+def _write(fd: int, text: bytes) -> None:
+    with open(fd, "wb") as file:
+        file.write(text)
+
+
+async def test_each_line_gets_the_name_also_a_last_one_without_an_end(relay, output):
+    await written(b"one\n\ntwo", relay)
+    assert output.read_bytes() == b"[qwen] one\n[qwen] \n[qwen] two\n"
+
+
+async def test_of_a_progress_bar_the_last_state_is_relayed(relay, output):
+    await written(b"\r10 %\r50 %\r100 %\r\nnext\n", relay)
+    assert output.read_bytes() == b"[qwen] 100 %\n[qwen] next\n"
+
+
+async def test_a_line_without_an_end_is_cut_and_not_kept_whole(relay, output):
+    log = await written(b"x" * 1_000_000, relay)
+    lines = output.read_bytes().splitlines()
+    assert max(map(len, lines)) <= 1 << 15
+    assert len(log.explain_failure()) < 1000
+
+
+async def test_a_failure_is_explained_as_by_vllm_cli_explain(relay):
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
+    log = await written(f"{trace}torch.OutOfMemoryError: CUDA out of memory. Tried\n".encode() + b"bye\n", relay)
+    told = log.explain_failure()
+    assert "CUDA out of memory" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("slot 0: prompt: my secret prompt", ""),
+        ("torch.OutOfMemoryError: CUDA out of memory. prompt", "the GPU has not enough memory"),
+    ],
+)
+async def test_texts_of_requests_are_not_told(relay, line, told):
+    log = await written(f"{line}\n".encode(), relay)
+    assert log.explain_failure(has_served=True) == told
+
+
+async def test_last_lines_tell_a_failure_that_is_not_known_without_secrets(relay):
+    log = await written(b"a\nb\nserver --api-key sk-123 failed\nred \x1b[31m and k3y-of-words\n", relay)
+    told = log.explain_failure(["serve", "--hf-token", "k3y-of-words"])
+    assert told == f"b / server --api-key {_MASK} {_MASK} / red \\x1b[31m and {_MASK}"
+
+
+async def test_a_standard_error_that_nobody_reads_delays_nothing_and_lines_are_counted():
+    read_fd, write_fd = os.pipe()
+    relay = LogRelay("text", write_fd)
+    for _ in range(200):  # 12 MiB: the thread may have taken 4 MiB before it waits, and 4 MiB may wait
+        relay.write([b"x" * (1 << 16) + b"\n"])
+    await asyncio.sleep(0)
+    reading = threading.Thread(target=lambda: _read_all(read_fd, found))
+    found: list[bytes] = []
+    reading.start()
+    relay.close(60)
+    os.close(write_fd)
+    reading.join()
+    text = b"".join(found)
+    assert b"lines of models were left out" in text
+    assert len(text) < 9 << 20
+
+
+def test_a_record_of_json_gets_the_model_and_other_lines_become_records():
+    assert json.loads(encode_line('{"level": "INFO", "message": "x"}', "qwen", "json"))["model"] == "qwen"
+    record = json.loads(encode_line("plain \x1b[31m", "qwen", "json"))
+    assert (record["message"], record["model"], record["level"]) == ("plain \\x1b[31m", "qwen", "INFO")
+
+
+def test_what_a_record_has_escaped_stays_escaped():
+    line = encode_line(json.dumps({"message": "\u202e \x9b"}), "qwen", "json")
+    assert line.isascii()
+    assert json.loads(line)["message"] == "\u202e \x9b"
+
+
+@pytest.mark.parametrize("line", ["{not json", "[1]", '{"a": 1} rest', "{" * 5000])
+def test_no_line_breaks_the_json(line):
+    assert json.loads(encode_line(line, "qwen", "json"))["message"] == line
+
+
+def _read_all(fd: int, found: list[bytes]) -> None:
+    with open(fd, "rb") as file:
+        found.append(file.read())

@@ -1,0 +1,454 @@
+"""Files of llama-swap: macros, commands, groups, and what is not supported."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.model_entry import BodyChanges, ForeignCommand, ModelsFile
+from router.models_file.commands import recognise, split_command
+from router.models_file.macros import MacroError, Macros
+from router.models_file.reader import Defaults, read_models_file
+from router.models_file.schema import load_schema
+from startup.serve_words import is_vllm_installed
+
+OURS = Path(sys.executable).parent
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    def read_text(text: str) -> tuple[ModelsFile, list[str]]:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        content, faults = read_models_file(path, Defaults(), "config.yaml")
+        return content, [str(fault) for fault in faults]
+
+    return read_text
+
+
+EXAMPLE = """
+healthCheckTimeout: 500
+logLevel: warn
+startPort: 10001
+globalTTL: 300
+macros:
+  "latest-llama": >
+    /opt/llama/llama-server
+    --port ${PORT}
+  default_ctx: 4096
+  args: "--ctx-size ${default_ctx}"
+apiKeys: ["sk-one", "${env.KEY_OF_TEST}"]
+models:
+  gpt:
+    macros: {default_ctx: 16384}
+    cmd: |
+      # a comment, with ${nothing} in it
+      ${latest-llama} \\
+      --model 'a b.gguf'
+      ${args} --alias ${MODEL_ID}
+    name: "gpt-oss 120B"
+    description: "A thinking model"
+    env:
+      - "CUDA_VISIBLE_DEVICES=0,1"
+    checkEndpoint: /ready
+    ttl: 60
+    concurrencyLimit: 4
+    aliases: ["gpt-4o-mini"]
+    metadata: {port: "${PORT}", list: [1, 2]}
+  docker:
+    proxy: "http://127.0.0.1:${PORT}"
+    cmd: docker run --name ${MODEL_ID} -p ${PORT}:8080 image
+    cmdStop: docker stop ${MODEL_ID} --pid ${PID}
+    unlisted: true
+    ttl: 0
+  fixed:
+    proxy: http://127.0.0.1:8999/v1
+    cmd: server --listen 8999
+    checkEndpoint: none
+groups:
+  big: {swap: true, exclusive: false, members: [gpt, docker]}
+hooks:
+  on_startup:
+    preload: [gpt]
+"""
+
+
+STARTPORT = "config.yaml:4: startPort: has no effect: ${PORT} is a port that is free when the model starts"
+
+
+def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
+    monkeypatch.setenv("KEY_OF_TEST", "sk-two")
+    content, faults = read(EXAMPLE)
+    assert (faults, list(map(str, content.notices))) == ([], [STARTPORT])
+    gpt, docker, fixed = content.entries.values()
+    words = "/opt/llama/llama-server --port ${PORT} --model|a b.gguf|--ctx-size 16384 --alias gpt"
+    assert gpt.foreign == ForeignCommand(
+        words=tuple(word for part in words.split("|") for word in ([part] if part == "a b.gguf" else part.split())),
+        address="http://127.0.0.1:${PORT}",
+        port=None,
+        check_endpoint="/ready",
+    )
+    assert (gpt.ttl_s, gpt.concurrency, gpt.start_timeout_s, gpt.engine, gpt.preload) == (60, 4, 500, "other", True)
+    assert (gpt.env, gpt.aliases, gpt.excludes) == (
+        {"CUDA_VISIBLE_DEVICES": "0,1"}, ("gpt-4o-mini",), frozenset({"docker"}),
+    )  # fmt: skip
+    assert docker.foreign is not None
+    assert docker.foreign.stop_words == ("docker", "stop", "docker", "--pid", "${PID}")
+    assert (docker.ttl_s, docker.unlisted, docker.preload) == (None, True, False)
+    assert fixed.foreign is not None
+    assert (fixed.foreign.port, fixed.foreign.check_endpoint, fixed.ttl_s) == (8999, "none", 300)
+    assert fixed.excludes == {"gpt", "docker"}
+    assert (content.api_keys, content.log_level) == (("sk-one", "sk-two"), "WARNING")
+    assert "sk-one" not in repr(content)
+
+
+@pytest.mark.parametrize(
+    ("command", "engine", "words", "env"),
+    [
+        ("vllm serve a/b --port ${PORT} --max-model-len 8k", "vllm", "a/b --max-model-len 8k", {}),
+        ("vllm serve a/b --port=5 --host 0.0.0.0 -tp 2", "vllm", "a/b -tp 2", {}),
+        ("vllm-cli serve a/b --uds x.sock", "auto", "a/b", {}),
+        (f"{OURS}/vllm-cli serve a/b", "auto", "a/b", {}),
+        (f"{OURS}/python -m vllm_cli serve a/b", "auto", "a/b", {}),
+        ("env A=b C='d e' vllm serve a/b", "vllm", "a/b", {"A": "b", "C": "d e"}),
+        ("A=b exec vllm serve a/b", None, "", {}),
+        ("exec vllm serve a/b", "vllm", "a/b", {}),
+        ("/nowhere/bin/vllm serve a/b", "vllm", "a/b", {}),
+        ("python -m vllm.entrypoints.openai.api_server --model a/b --port 5", "vllm", "a/b", {}),
+        ("python -m vllm.entrypoints.openai.api_server --dtype auto --model=a/b", "vllm", "a/b --dtype auto", {}),
+        ("python3.12 -m vllm.entrypoints.cli.main serve a/b", "vllm", "a/b", {}),
+        ("vllm bench serve", None, "", {}),
+        ("vllm", None, "", {}),
+        ("python -m http.server", None, "", {}),
+        ("python serve.py", None, "", {}),
+        ("llama-server --port ${PORT}", None, "", {}),
+        ("docker run vllm/vllm-openai serve a/b", None, "", {}),
+        ("env -i vllm serve a/b", None, "", {}),
+        ("env", None, "", {}),
+    ],
+)
+def test_a_command_of_our_engines_is_recognised(command, engine, words, env):
+    found = recognise(split_command(command))
+    if engine is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.engine, found.words, found.env) == (engine, words.split(), env)
+
+
+def test_a_vllm_of_another_environment_is_another_server(tmp_path, monkeypatch):
+    other = tmp_path / "vllm"
+    other.touch(mode=0o755)
+    assert recognise([str(other), "serve", "a/b"]) is None
+    assert recognise(["vllm", "serve", "a/b"]) is not None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (recognise(["vllm", "serve", "a/b"]) is None) is not is_vllm_installed()
+
+
+def test_a_recognised_command_gives_words_variables_and_engine(read):
+    content, faults = read(
+        "models:\n  q:\n    cmd: env A=1 B=2 vllm serve x --port ${PORT} --dtype auto\n    env: {B: 3}\n"
+        "    proxy: http://x:1\n"
+    )
+    assert faults == []
+    entry = content.entries["q"]
+    assert (entry.words, entry.engine, entry.foreign) == (("x", "--dtype", "auto"), "vllm", None)
+    assert entry.env == {"A": "1", "B": "3"}
+    assert [str(notice) for notice in content.notices] == [
+        "config.yaml:5: models.q.proxy: has no effect: the model is started by this program, which knows how to "
+        "reach and stop it"
+    ]
+
+
+MACROS = {
+    "macros: {a: '${b}', b: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> b -> a",
+    "macros: {a: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> a",
+    "macros: {abcd: x}\nmodels: {m: {cmd: '${abce}'}}": "there is no macro ${abce} (did you mean 'abcd'?)",
+    "models: {m: {cmd: 'x ${PID}'}}": "there is no macro ${PID}: it is known in cmdStop only",
+    "models: {m: {model: 'x${PORT}'}}": "there is no macro ${PORT}: it is known in cmd, proxy and env only",
+    "models: {m: {cmd: 'x ${env.NO_VAR}'}}": "${env.NO_VAR}: the environment variable NO_VAR is not set",
+    "macros: {PORT: 5}\nmodels: {m: }": "macros.PORT: must be a name of up to 64 letters",
+    "macros: {'a b': 5}\nmodels: {m: }": "macros.a b: must be a name of up to 64 letters",
+    "macros: {a: [5]}\nmodels: {m: }": "macros.a: must be a text, a number, true or false",
+    "models: {m: {macros: {a: null}}}": "models.m.macros.a: must be a text, a number, true or false",
+    "apiKeys: ['${env.NOT_SET_HERE}']\nmodels: {m: }": "apiKeys[0]: ${env.NOT_SET_HERE}: the environment variable",
+}
+
+
+@pytest.mark.parametrize(("text", "fault"), MACROS.items(), ids=range(len(MACROS)))
+def test_a_macro_that_cannot_be_replaced_is_a_fault(read, text, fault):
+    _, faults = read(text)
+    assert len(faults) == 1, faults
+    assert fault in faults[0]
+
+
+def test_macros_are_replaced_in_all_texts_of_a_model(read):
+    content, faults = read(
+        "macros: {dir: /models, len: 8k, on: true}\nmodels:\n  m:\n    model: ${dir}/${MODEL_ID}\n"
+        "    args: {max-model-len: '${len}', seed: 1}\n    env: ['DEBUG=${on}']\n"
+    )
+    assert faults == []
+    assert content.entries["m"].words == ("/models/m", "--max-model-len=8k", "--seed=1")
+    assert content.entries["m"].env == {"DEBUG": "true"}
+
+
+def test_macros_that_double_each_other_are_cut_off():
+    texts = {f"a{n}": f"${{a{n + 1}}}${{a{n + 1}}}" for n in range(64)} | {"a64": "x" * 100}
+    with pytest.raises(MacroError, match="has more than 65536 characters with its macros"):
+        Macros(texts).expand("${a0}")
+
+
+COMMANDS = {
+    'cmd: "x \'y"': 'models.m.cmd: must be a command, got "x \'y": No closing quotation',
+    "cmd: '# only a comment'": "models.m.cmd: must be a command, got only comments and blanks",
+    "cmd: server": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port on which the command listens",
+    "{cmd: server, proxy: 'http://h:${PORT}'}": "models.m.cmd: must contain ${PORT}",
+    "{cmd: server, proxy: ftp}": "models.m.proxy: must be an address such as http://127.0.0.1:${PORT}, got 'ftp'",
+    "{cmd: server, proxy: 'http://h:x'}": "models.m.proxy: must be an address such as",
+    "{cmd: server, proxy: 'http://h:70000'}": "models.m.proxy: must be an address such as",
+    "{cmd: server, proxy: 'http://h:0'}": "models.m.proxy: must be an address such as",
+    "{cmd: 'x ${PORT}', checkEndpoint: a b}": "models.m.checkEndpoint: must be a path such as /health, or none",
+    "{cmd: 'x ${PORT}', cmdStop: \"kill '\"}": "models.m.cmdStop: must be a command",
+    "cmd: vllm serve": "models.m.cmd: must name the model, as in: vllm serve Qwen/Qwen3-0.6B",
+    "cmd: ''": "models.m.cmd: must be a command, got only comments and blanks",
+    "proxy: 'http://h:${PORT}'": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port",
+    "cmd: [a]": "models.m.cmd: must be a text, got a list",
+}
+
+
+@pytest.mark.parametrize(("keys", "fault"), COMMANDS.items(), ids=range(len(COMMANDS)))
+def test_a_command_that_cannot_run_is_a_fault(read, keys, fault):
+    text = f"models: {{m: {keys}}}" if keys.startswith("{") else f"models:\n  m:\n    {keys}\n"
+    _, faults = read(text)
+    assert len(faults) == 1, faults
+    assert fault in faults[0]
+
+
+def _servers(*names: str, **keys: str) -> str:
+    lines = [f"  {name}: {{cmd: 'x ${{PORT}}'{keys.get(name, '')}}}" for name in names]
+    return "\n".join(["models:", *lines, ""])
+
+
+def _excludes(content: ModelsFile) -> dict[str, str]:
+    return {entry.name: "".join(sorted(entry.excludes)) for entry in content.entries.values()}
+
+
+@pytest.mark.parametrize(
+    ("groups", "excludes"),
+    [
+        ("", {"a": "bc", "b": "ac", "c": "ab", "o": ""}),
+        ("g: {members: [a, b], swap: false, exclusive: false}", {"a": "", "b": "", "c": "ab", "o": ""}),
+        ("g: {members: [a, b, c], exclusive: false}", {"a": "bc", "b": "ac", "c": "ab", "o": ""}),
+        ("g: {members: [a, b]}", {"a": "bco", "b": "aco", "c": "ab", "o": ""}),
+        ("g: {members: [a], persistent: true}, h: {members: [b, c, o]}", {"a": "bco", "b": "co", "c": "bo", "o": "bc"}),
+    ],
+    ids=["no groups", "together", "one at a time", "exclusive", "persistent"],
+)
+def test_groups_are_those_of_llama_swap(read, groups, excludes):
+    content, faults = read(_servers("a", "b", "c") + f"  o: {{model: x}}\ngroups: {{{groups}}}\n")
+    assert faults == []
+    assert _excludes(content) == excludes
+    assert len(content.notices) == (not groups)
+
+
+def test_a_pinned_model_is_stopped_by_no_group(read):
+    text = _servers("a") + "  o: {model: x, pinned: true}\ngroups: {g: {members: [a]}}\n"
+    content, faults = read(text)
+    assert (faults, _excludes(content)) == ([], {"a": "", "o": ""})
+
+
+GROUPS = {
+    "groups: {g: {members: [a]}, h: {members: [a]}}": "groups.h.members[0]: 'a' is already in groups.g",
+    "groups: [a]": "groups: must be a mapping, got a list",
+    "groups: {g: {members: [a, b]}}\nx-p: 1": "models.b.pinned: must be false, or no other model of groups.g",
+    "groups: {g: {members: [a]}}\nmatrix: {sets: {x: a}}": "matrix: must not be given beside groups",
+    "matrix: {sets: {}}": "matrix.sets: must not be empty",
+    "matrix: {sets: {x: a & (b | c)}}": "matrix.sets.x: 'c' is no model, and no name of `vars`",
+    "matrix: {sets: {x: a b}}": "matrix.sets.x: must be an expression such as (a | b) & c, got 'a b'",
+    "matrix: {sets: {x: (a}}": "matrix.sets.x: must be an expression such as (a | b) & c, got '(a'",
+    "matrix: {sets: {x: a & (b | +x)}}": "must not contain itself: x -> x",
+    f"matrix: {{sets: {{x: {'(' * 9999}}}}}": "matrix.sets.x: must be an expression such as",
+}
+
+
+@pytest.mark.parametrize(("text", "fault"), GROUPS.items(), ids=range(len(GROUPS)))
+def test_a_wrong_group_or_hook_is_a_fault(read, text, fault):
+    _, faults = read(_servers("a") + f"  b: {{model: x, pinned: {str('x-p' in text).lower()}}}\n{text}\n")
+    assert len(faults) == 1, faults
+    assert fault in faults[0]
+
+
+def test_two_servers_with_one_port_never_run_together(read):
+    text = "models:\n  a: {cmd: x, proxy: 'http://127.0.0.1:8999'}\n  b: {cmd: y, proxy: 'http://localhost:8999/v1'}\n"
+    together = "groups: {g: {members: [a, b], swap: false}}\n"
+    content, faults = read(text + together)
+    assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
+    assert [str(notice) for notice in content.notices] == [
+        "config.yaml:2: models.a.proxy: has port 8999, as b: these never run together; ${PORT} is a free port",
+        "config.yaml:3: models.b.proxy: has port 8999, as a: these never run together; ${PORT} is a free port",
+    ]
+    assert _excludes(read(text.replace("127.0.0.1", "10.0.0.9") + together)[0]) == {"a": "", "b": ""}
+    assert _excludes(read(text.replace("cmd: x, ", "") + together)[0]) == {"a": "", "b": ""}
+
+
+def test_what_has_no_effect_is_named_once_with_its_remedy(read):
+    keys = "capabilities: {tools: true}, sendLoadingState: true, compat: {ignoreWebsockets: true}, zzz: 1, port: 5"
+    content, faults = read(
+        f"models:\n  a: {{cmd: vllm serve x, {keys}}}\n  b: {{model: y, {keys}}}\npeers: {{p: {{}}}}\n"
+        "routing: {scheduler: {use: fifo}}\nsendLoadingState: true\nlisten: ':80'\nmaxRunningModels: 1\nttl: 9\n"
+        "groups: {g: {members: [a, nobody], swaps: true}}\nhooks: {at_start: 1, on_startup: {preload: ['', x, a]}}\n"
+        "default: &d {ttl: 5}\n.base: &e {unlisted: true}\nused: [*d, *e]\n"
+    )
+    assert (faults, len(content.entries), content.entries["a"].preload) == ([], 2, True)
+    found = [str(notice).removeprefix("config.yaml:") for notice in content.notices]
+    expected = {
+        "2: models.a.capabilities: has no effect: clients learn": "(in 2 places)",
+        "2: models.a.sendLoadingState: has no effect: streams get comments": "(in 3 places)",
+        "2: models.a.compat: has no effect: a WebSocket": "(in 2 places)",
+        "2: models.a.zzz: is not known here, and has no effect": "(in 2 places)",
+        "2: models.a.port: is not known here, and has no effect: see --port": "(in 2 places)",
+        "4: peers: has no effect: route to other servers": "in front",
+        "5: routing.scheduler: has no effect: the order": "",
+        "7: listen: is not known here, and has no effect: see --host and --port": "",
+        "8: maxRunningModels: is not known here, and has no effect: see --max-running": "",
+        "9: ttl: is not known here, and has no effect: see `globalTTL`": "",
+        "10: groups.g.swaps: is not known here, and has no effect (did you mean 'swap'?)": "",
+        "10: groups.g.members[1]: 'nobody' is no model of this file": "",
+        "11: hooks.at_start: is not known here": "",
+        "11: hooks.on_startup.preload[0]: '' is no model": "",
+        "11: hooks.on_startup.preload[1]: 'x' is no model": "",
+        "14: used: is not known here": "",
+    }
+    for text, end in expected.items():
+        assert [each for each in found if each.startswith(text) and each.endswith(end)], (text, found)
+    assert len(found) == len(expected)
+
+
+def test_what_is_spelled_differently_is_named(read):
+    content, faults = read("unloadAfter: 300\nmodels: {m: {cmd: 'x ${PORT}', unload: 120}}\n")
+    assert faults == []
+    assert [notice.text.partition("see ")[2] for notice in content.notices] == [
+        "`ttl` of a model, `globalTTL` of all"
+    ] * 2
+
+
+def test_an_anchor_may_be_under_any_key(read):
+    text = "defaults: &d {ttl: 5}\n.base: &b [x]\nunused: &u 5\nmodels: {m: {<<: *d, aliases: *b}}\n"
+    assert read(text)[1] == ["config.yaml:3: unused: is not known here; known are " + ", ".join(KNOWN)]
+
+
+KNOWN = load_schema()["properties"]
+EMPTY_KEYS = ("cmdStop", "checkEndpoint", "aliases", "env", "ttl", "concurrencyLimit", "unlisted", "useModelName")
+EMPTY_KEYS += ("name", "description", "metadata", "filters", "macros", "timeouts", "preload")
+
+
+def test_a_key_without_a_value_is_no_key(read):
+    lines = ["models:", "  m:", "    cmd: x ${PORT}", "    proxy:", *(f"    {key}:" for key in EMPTY_KEYS)]
+    lines += [f"{key}:" for key in KNOWN if key != "models"]
+    content, faults = read("\n".join(lines))
+    assert (faults, content.notices) == ([], ())
+    assert content.entries["m"] == read("models: {m: {cmd: 'x ${PORT}'}}")[0].entries["m"]
+
+
+def test_numbers_are_texts_where_texts_are_meant(read):
+    content, faults = read(
+        "apiKeys: [007]\nmodels:\n  4.10: {cmd: 'x ${PORT}', aliases: [1.10, yes], name: 0x10}\n"
+        "  b: {cmd: 'y ${PORT}'}\ngroups: {g: {members: [4.10]}}\nhooks: {on_startup: {preload: [1.10]}}\n"
+    )
+    assert faults == []
+    entry = content.entries["4.10"]
+    assert (entry.aliases, entry.card, entry.preload) == (("1.10", "yes"), {"name": "0x10"}, True)
+    assert (entry.excludes, content.api_keys) == ({"b"}, ("007",))
+
+
+def test_groups_may_be_empty_and_name_models_by_their_aliases(read):
+    text = _servers("a", "b", a=", aliases: [x, a, x]")
+    content, faults = read(text + "groups: {e: {members: []}, n: {swap: false}, g: {members: [x], exclusive: false}}\n")
+    assert (faults, content.entries["a"].aliases) == ([], ("x",))
+    assert _excludes(content) == {"a": "", "b": "a"}
+
+
+def test_the_settings_of_routing_are_those_of_the_top_level(read):
+    text = _servers("a", "b") + "routing: {router: {use: %s, settings: {groups: %s, matrix: {sets: {x: a & b}}}}}\n"
+    content, faults = read(text % ("group", "{g: {members: [a, b], swap: true}}"))
+    assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
+    content, faults = read(text % ("matrix", "{g: {members: [a, b]}}"))
+    assert (faults, _excludes(content)) == ([], {"a": "", "b": ""})
+    _, faults = read(text % ("group", "{g: {members: [a]}}") + "groups: {h: {members: [a]}}\n")
+    assert len(faults) == 1
+    assert "routing.router.settings.groups: must not be given beside groups at the top level" in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("sets", "excludes"),
+    [
+        ("x: a & b, y: b & c", {"a": "cd", "b": "d", "c": "ad", "d": "abc"}),
+        ("x: (v | b) & (c | d)", {"a": "b", "b": "a", "c": "d", "d": "c"}),
+        ("x: a | b, y: (+x) & c & d", {"a": "b", "b": "a", "c": "", "d": ""}),
+        ("x: a", {"a": "bcd", "b": "acd", "c": "abd", "d": "abc"}),
+    ],
+)
+def test_models_that_share_a_set_of_the_matrix_run_together(read, sets, excludes):
+    text = _servers("a", "b", "c", "d") + f"matrix: {{vars: {{v: a}}, evict_costs: {{a: 5}}, sets: {{{sets}}}}}\n"
+    content, faults = read(text)
+    assert (faults, _excludes(content)) == ([], excludes)
+    assert [notice.key for notice in content.notices] == ["matrix.evict_costs"]
+
+
+def test_macros_and_variables_stand_everywhere(read, monkeypatch):
+    for name, value in {"TTL": "70", "IS": "true", "NAME": "big", "KEY": "0123"}.items():
+        monkeypatch.setenv(name, value)
+    content, faults = read(
+        """
+macros: {limit: 3, wait: 90, pre: "${env.NAME}", never: 0}
+globalTTL: ${wait}
+healthCheckTimeout: "${wait}"
+apiKeys: ["${env.KEY}"]
+models:
+  ${pre}-model:
+    cmd: x ${PORT}
+    macros: {limit: 4}
+    ttl: ${env.TTL}
+    concurrencyLimit: ${limit}
+    unlisted: ${env.IS}
+    aliases: ["${MODEL_ID}:x"]
+    name: The ${pre} one
+    metadata: {port: "${PORT}", limit: "${limit}", texts: [5, "${limit} and ${env.IS}"]}
+    filters: {stripParams: "${pre}", setParamsByID: {"${MODEL_ID}:y": {"n": "${limit}"}}}
+    env: ["PORT=${PORT}", "N=${limit}"]
+  other: {cmd: "y ${PORT}"}
+groups: {g: {members: ["${pre}-model"], swap: "${env.IS}"}}
+hooks: {on_startup: {preload: ["${pre}-model"]}}
+"""
+    )
+    assert faults == ["config.yaml:19: groups.g.swap: must be true or false, got 'true'"]  # in quotes: a text
+    entry, other = content.entries.values()
+    assert (entry.name, entry.aliases, entry.preload) == ("big-model", ("big-model:x", "big-model:y"), True)
+    assert (entry.ttl_s, other.ttl_s, entry.start_timeout_s) == (70, 90, 90)
+    assert (entry.concurrency, entry.refuses_excess, entry.unlisted, entry.line) == (4, True, True, 7)
+    meta = {"llamaswap": {"port": "${PORT}", "limit": 4, "texts": [5, "4 and true"]}}
+    assert entry.card == {"name": "The big one", "meta": meta}
+    assert entry.changes == BodyChanges(strip=("big",), set_by_name={"big-model:y": {"n": 4}})
+    assert entry.env == {"PORT": "${PORT}", "N": "4"}
+    assert content.api_keys == ("0123",)
+
+
+def test_changes_of_bodies_are_read(read):
+    keys = "useModelName: up, filters: {stripParams: ' a,, model ,b ', setParams: {model: x, t: {u: 1}}}"
+    own = "v: {cmd: vllm serve x, proxy: 'http://h:1', cmdStop: y"
+    content, faults = read(f"models:\n  m: {{cmd: 'x ${{PORT}}', {keys}}}\n  {own}, {keys}}}\n  w: {{{keys}}}\n")
+    assert faults == []
+    assert [notice.key for notice in content.notices] == [
+        f"models.v.{key}" for key in ("cmdStop", "proxy", "useModelName")
+    ]
+    changes = BodyChanges(model="up", strip=("a", "b"), set={"t": {"u": 1}})
+    assert content.entries["m"].changes == changes
+    assert content.entries["v"].changes == content.entries["w"].changes == replace(changes, model=None)
+
+
+def test_a_server_that_runs_already_needs_no_command(read):
+    content, faults = read("models: {m: {proxy: 'http://127.0.0.1:8081'}, n: {proxy: 'http://127.0.0.1:8082'}}\n")
+    assert (faults, _excludes(content), content.notices) == ([], {"m": "", "n": ""}, ())
+    assert content.entries["m"].foreign == ForeignCommand(words=(), address="http://127.0.0.1:8081", port=8081)

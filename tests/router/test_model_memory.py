@@ -1,0 +1,233 @@
+"""Memory of models: measured on real processes, estimated from words, variables and real files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from base.machine.memory import MemoryState, read_memory
+from base.machine.nvml import Gpu
+from startup.preflight.memory_fit import PROGRAM_BYTES
+from router.model_entry import ForeignCommand, ModelEntry
+from router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes
+from router.scheduler_terms import Need
+from tests.startup.preflight.conftest import write_safetensors
+
+MIB = 1 << 20
+GIB = 1 << 30
+_HOLD = "block = bytearray({size}); block[::4096] = b'x' * len(block[::4096]); "
+_PARENT = (
+    "import subprocess, sys; "
+    + _HOLD
+    + "child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, stdin=subprocess.PIPE); "
+    "child.stdout.readline(); print('ready', flush=True); sys.stdin.readline(); child.communicate()"
+)
+_CHILD = _HOLD + "print('ready', flush=True); import sys; sys.stdin.readline()"
+
+Tree = subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    """A process that holds 40 MiB, with a child that holds 60 MiB."""
+    script = _PARENT.format(size=40 * MIB, child=_CHILD.format(size=60 * MIB))
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.communicate()
+
+
+def gpu(number: int) -> Gpu:
+    return Gpu(number, f"GPU-{number}", "H200", 100 * GIB, 90 * GIB, ())
+
+
+def entry(*words: str, **values: object) -> ModelEntry:
+    return ModelEntry(name="m", words=("/models/m", *words), **{"engine": "embedded", **values})  # type: ignore[arg-type]
+
+
+# Measured
+
+
+def test_a_measurement_has_the_whole_process_tree(tree):
+    meter = MemoryMeter(lambda name: None)
+
+    memory = meter.measure("m", [tree.pid])
+
+    assert 100 * MIB < memory.ram_bytes < 160 * MIB
+    assert memory.gpu_bytes == 0
+    assert meter.measured_bytes("m") == memory.ram_bytes
+
+
+def test_roots_that_are_in_one_tree_count_once(tree):
+    import psutil
+
+    (child,) = psutil.Process(tree.pid).children()
+    meter = MemoryMeter(lambda name: None)
+
+    assert meter.measure("m", [tree.pid, child.pid]).ram_bytes < 160 * MIB
+
+
+def test_ended_processes_need_nothing(tree):
+    tree.communicate()
+    meter = MemoryMeter(lambda name: None)
+
+    assert meter.measure("m", [tree.pid]) == Need()
+    meter.forget("m")
+    assert meter.measured_bytes("m") is None
+
+
+def test_the_default_budget_is_what_the_machine_has():
+    state = read_memory()
+    assert state is not None
+    assert default_budget() == state.total_bytes
+
+
+# Sizes on disk
+
+
+def test_the_size_of_a_model_is_that_of_the_weights_that_are_loaded(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3000)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 5000)
+    (tmp_path / "tokenizer.json").write_bytes(b"x" * 700)
+    assert weight_bytes(tmp_path) == 3000
+
+
+def test_the_size_of_a_gguf_file_or_its_folder(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 4000)
+    assert weight_bytes(file) == 4000
+    assert weight_bytes(tmp_path) == 4000
+
+
+def test_a_size_is_read_once_and_again_after_a_download(tmp_path):
+    places: list[str | None] = [None]
+    meter = MemoryMeter(lambda name: places[0])
+    assert meter.size_bytes("m") is None
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3000)
+    places[0] = str(tmp_path)
+    assert meter.size_bytes("m") is None
+    meter.measure("m", [])
+    assert meter.size_bytes("m") == 3000
+    places[0] = None
+    assert meter.size_bytes("m") == 3000
+
+
+def test_a_changed_entry_may_be_another_model(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 1000)
+    meter = MemoryMeter(lambda name: str(file))
+    meter.need_of(entry())
+    file.write_bytes(b"x" * 2000)
+    meter.need_of(entry())
+    assert meter.size_bytes("m") == 1000
+    meter.need_of(entry("--max-model-len", "8k"))
+    assert meter.size_bytes("m") == 2000
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "config", "size"),
+    [
+        ("", "embedded", {"dtype": "float32"}, None),
+        ("--dtype bfloat16", "embedded", {"dtype": "float32"}, 24),
+        ("--dtype=float32", "embedded", {"dtype": "float32"}, 40),
+        ("--dtype auto", "vllm", {"dtype": "float32"}, 24),
+        ("", "vllm", {}, 24),
+        ("--dtype float", "vllm", {"torch_dtype": "float32"}, 40),
+        ("", "vllm", {"dtype": "bfloat16"}, None),
+        ("--quantization fp8", "vllm", {"dtype": "bfloat16"}, 6),
+        ("-q gptq", "vllm", {"dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"}}, None),
+        ("-q None", "vllm", {"dtype": "bfloat16"}, None),
+        ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
+    ],
+)
+def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, config, size):
+    """Eight bytes that are not converted, and eight elements of float32; None if nothing is converted."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    (tmp_path / "settings.yaml").write_text("dtype: float32\n")
+    write_safetensors(tmp_path / "model.safetensors", {"a": ("F32", [8], 32), "b": ("I8", [8], 8)})
+    model = entry(*words.format(folder=tmp_path).split(), engine=engine)
+    assert converted_bytes(model, tmp_path) == size
+    meter = MemoryMeter(lambda name: str(tmp_path))
+    assert meter.need_of(model) == estimate(model, size or weight_bytes(tmp_path))
+    assert meter.size_bytes("m") == weight_bytes(tmp_path)
+
+
+# Estimates
+
+
+def test_an_embedded_model_needs_its_weights_and_the_program():
+    assert estimate(entry(), GIB) == Need(int(1.1 * GIB) + PROGRAM_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        pytest.param(("--kv-cache-memory-bytes", "2G"), 2 * GIB, id="value"),
+        pytest.param(("--kv-cache-memory-bytes=2147483648",), 2 * GIB, id="attached"),
+        pytest.param(("--kv_cache_memory_bytes", "2G"), 2 * GIB, id="underscores"),
+        pytest.param(("--kv-cache-memory-bytes", "much"), 0, id="invalid"),
+        pytest.param(("--kv-cache-memory-bytes",), 0, id="no value"),
+    ],
+)
+def test_the_kv_cache_counts_if_its_size_is_given(words, added):
+    assert estimate(entry(*words), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
+
+
+def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeypatch):
+    monkeypatch.setattr("router.model_memory.read_memory", lambda: MemoryState(80 * GIB, 100 * GIB))
+    meter = MemoryMeter(lambda name: None)
+
+    assert meter.need_of(entry(engine="vllm")) == Need(92 * GIB)
+    assert meter.need_of(entry("--gpu-memory-utilization", "0.25", engine="vllm")) == Need(25 * GIB)
+    assert meter.measure("m", []) == Need(25 * GIB)
+    assert meter.measured_bytes("m") == 0
+
+
+def test_vllm_does_not_know_the_limit_of_a_container(monkeypatch):
+    state = MemoryState(80 * GIB, 100 * GIB, is_cgroup=True)
+    monkeypatch.setattr("router.model_memory.read_memory", lambda: state)
+    assert estimate(entry(engine="vllm"), GIB).ram_bytes < 4 * GIB
+
+
+def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
+    by_entry = estimate(entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), GIB)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    by_environment = estimate(entry(engine="vllm"), GIB)
+    by_flag = estimate(entry("--kv-cache-memory-bytes", "1G", engine="vllm"), GIB)
+
+    assert by_entry == by_environment == by_flag, "the variable wins"
+    assert 4 * GIB < by_entry.ram_bytes < 7 * GIB
+
+
+def test_on_gpus_a_share_of_as_many_as_the_model_takes():
+    gpus = [gpu(0), gpu(1)]
+    assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 90 * GIB
+    assert estimate(entry("-tp", "2", "--gpu-memory-utilization", "0.5"), GIB, gpus).gpu_bytes == 100 * GIB
+    sized = estimate(entry("--kv-cache-memory-bytes", "10G"), 20 * GIB, gpus)
+    assert sized.gpu_bytes == int(1.1 * 20 * GIB) + 11 * GIB
+    assert sized.ram_bytes == PROGRAM_BYTES
+
+
+def test_a_model_that_sees_no_gpu_needs_none():
+    assert estimate(entry(env={"CUDA_VISIBLE_DEVICES": ""}), GIB, [gpu(0)]).gpu_bytes == 0
+
+
+def test_another_server_needs_the_gguf_files_that_it_names(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 1000)
+    words = ("llama-server", "-m", str(file), "--mmproj", "missing.gguf")
+    foreign = ForeignCommand(words=words, address="http://127.0.0.1:1", port=None)
+
+    assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 1100)
+
+
+def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
+    monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (gpu(0),))
+    meter = MemoryMeter(lambda name: None)
+    needed = meter.need_of(entry(engine="vllm"))
+
+    assert meter.measure("m", []).gpu_bytes == needed.gpu_bytes == 90 * GIB
+    assert (meter.free() or Need()).gpu_bytes == 90 * GIB

@@ -1,0 +1,178 @@
+"""The pool with real processes: leases that are cancelled at any moment, refusals, and its end."""
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from startup.logs.options import LogOptions
+from router import child as child_module
+from router.child import ChildPlace
+from router.child_log import LogRelay
+from router.child_place import ChildPlaces
+from router.model_entry import ForeignCommand, ModelEntry
+from router.model_memory import MemoryMeter
+from router.model_pool import ModelPool, ModelRefused
+from router.scheduler_terms import SchedulerLimits
+from tests.router.router_process import FOREIGN
+from tests.support.waiting import is_gone, wait_until
+
+
+def entry_of(name: str, *words: str, stop_words: tuple[str, ...] = (), **keys: object) -> ModelEntry:
+    command = (sys.executable, str(FOREIGN), "${PORT}", *words)
+    foreign = ForeignCommand(words=command, address="http://127.0.0.1:${PORT}", port=None, stop_words=stop_words)
+    return ModelEntry(**{"name": name, "foreign": foreign, **keys})  # type: ignore[arg-type]
+
+
+def by_name(*entries: ModelEntry) -> dict[str, ModelEntry]:
+    return {entry.name: entry for entry in entries}
+
+
+@pytest.fixture
+async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
+    """Room for two models."""
+    fd = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
+    places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
+
+    def place(_: ModelEntry, number: int) -> ChildPlace:
+        return ChildPlace(places.socket_path(number), places.environment(number, {}), relay)
+
+    limits = SchedulerLimits(max_running=2, max_waiting=30, max_wait_s=0.1, min_stay_s=0.0)
+    pool = ModelPool(limits, MemoryMeter(lambda _: None), place)
+    pool.begin(lambda: 0)
+    yield pool
+    await pool.drain()
+    relay.close()
+    places.close()
+    os.close(fd)
+
+
+@pytest.mark.thorough
+async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool):
+    rng = random.Random(3)
+    entries = [entry_of(name) for name in "abc"]
+    pool.set_entries(by_name(*entries))
+
+    async def use(name: str) -> None:
+        with suppress(ModelRefused):
+            async with pool.lease(name) as child:
+                assert child.entry.name == name
+                await asyncio.sleep(rng.random() * 0.2)
+
+    users = [asyncio.create_task(use(rng.choice("abc"))) for _ in range(60)]
+    for user in users:
+        await asyncio.sleep(rng.random() * 0.05)
+        if rng.random() < 0.7:
+            user.cancel()
+    await asyncio.gather(*users, return_exceptions=True)
+    assert {(status.num_running, status.num_waiting) for status in pool.view()} == {(0, 0)}
+    async with pool.lease("a") as child:
+        pid = child.pids[0]
+    await pool.unload("a")
+    assert is_gone(pid)
+
+
+async def test_a_start_that_fails_refuses_with_its_reason_and_then_at_once(pool):
+    pool.set_entries(by_name(entry_of("a", "dies")))
+    for _ in range(2):
+        with pytest.raises(ModelRefused, match="the disk is on fire") as refused:
+            async with pool.lease("a"):
+                pass
+        assert refused.value.status == 503
+        assert refused.value.retry_after_s == 1
+    (status,) = pool.view()
+    assert (status.state, status.num_starts) == ("failed", 1)
+
+
+async def test_more_waiters_than_allowed_are_refused(pool):
+    pool.set_entries(by_name(entry_of("a", "never-listens")))
+
+    async def use() -> int:
+        try:
+            async with pool.lease("a"):
+                return 200
+        except ModelRefused as err:
+            return err.status
+
+    users = [asyncio.create_task(use()) for _ in range(32)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [user.result() for user in users if user.done()] == [429, 429]
+    pool.set_entries({})
+    assert {await user for user in users[:30]} == {404}
+
+
+async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(pool):
+    pool.set_entries(by_name(entry_of("a")))
+    async with pool.lease("a") as before:
+        pool.set_entries(by_name(entry_of("a", ttl_s=60.0, aliases=("b",))))
+    for _ in range(100):
+        async with pool.lease("a") as after:
+            assert after is before
+    assert pool.resolve("b") is pool.entries["a"]
+    pool.set_entries(by_name(entry_of("a", "other words")))
+    async with pool.lease("a") as changed:
+        assert changed is not before
+        assert Path(changed.place.socket_path).name == "2.sock"  # however many requests there were
+        assert is_gone(before.pids[0])
+
+
+async def test_requests_wait_while_a_dead_process_leaves_others_behind(pool, monkeypatch):
+    async def end_slowly(*_: object) -> None:
+        await asyncio.sleep(1.0)
+
+    monkeypatch.setattr(child_module.Child, "_ask_to_end", end_slowly)
+    pool.set_entries(by_name(entry_of("a")))
+    async with pool.lease("a") as before:
+        pass
+    os.kill(before.pids[0], 9)
+    async with asyncio.timeout(30):
+        while pool.is_ready("a"):
+            await asyncio.sleep(0.01)
+    assert pool.process_of("a") is before
+    async with pool.lease("a") as after:
+        assert after is not before
+
+
+async def test_near_names_are_found_in_bounded_time(pool):
+    pool.set_entries(by_name(entry_of("qwen-small"), entry_of("hidden", unlisted=True)))
+    assert pool.near_names("qwen-smal") == ["qwen-small"]
+    assert pool.near_names("hiden") == []
+    assert pool.near_names("qwen-small" * 1_000_000) == []
+
+
+@pytest.mark.parametrize("stop", ["drain", "cmdStop", "unload", "for another", "ttl"])
+async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool, stop):
+    words = ("sh", "-c", "kill -TERM $0", "${PID}") if stop == "cmdStop" else ()
+    entry = entry_of("a", stop_words=words, ttl_s=0.01 if stop == "ttl" else None)
+    pool.set_entries(by_name(entry, entry_of("b", excludes=frozenset("a"))))
+    async with pool.lease("a"), pool.lease("a") as child:
+        stopping = asyncio.create_task(_stop(pool, stop))
+        await asyncio.sleep(0.3)
+        assert not is_gone(child.pids[0])
+    await asyncio.wait_for(stopping, 30)
+    await asyncio.to_thread(wait_until, lambda: is_gone(child.pids[0]))
+
+
+async def _stop(pool: ModelPool, how: str) -> None:
+    """Stops the model `a`."""
+    if how == "for another":
+        async with pool.lease("b"):
+            pass
+    elif how != "ttl":
+        await (pool.unload("a") if how == "unload" else pool.drain())
+
+
+async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool, monkeypatch):
+    monkeypatch.setattr(child_module, "STOP_S", 0.2)
+    monkeypatch.setattr(child_module, "ERRORS_S", 0.2)
+    pool.set_entries(by_name(entry_of("a"), entry_of("b", "ignores-sigterm")))
+    async with pool.lease("a") as ends, pool.lease("b") as stays:
+        await asyncio.wait_for(pool.drain(), 30)
+        assert is_gone(ends.pids[0])
+        assert is_gone(stays.pids[0])

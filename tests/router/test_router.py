@@ -1,0 +1,117 @@
+"""A router as a process: its end, signals, and changes of its file."""
+
+import random
+import signal
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from envs.registry import env
+from tests.router.router_process import RouterProcess, embedded, foreign
+from tests.startup.systemd.notify_socket import NotifySocket
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
+from tests.support.processes import GONE_S, assert_gone
+from tests.support.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+
+def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path):
+    with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign()}) as router:
+        assert router.post("a").status == router.post("b").status == 200
+        folder = Path(psutil.Process(router.pid("a")).environ()[env.VCLI_ROUTER.name]).parent
+        family = [process for process in psutil.process_iter() if _is_of(process, folder)]
+        assert len(family) == 5, "two servers, and three processes that the one has started"
+        router.terminate(signal.SIGKILL)
+        assert_gone(family)
+        wait_until(lambda: not folder.exists())
+
+
+def test_sigterm_lets_running_requests_end_and_breaks_starts_off(tiny_llama, tmp_path):
+    ours = embedded(tiny_llama, args=["--max-model-len", "4096"])
+    may_answer = tmp_path / "may-answer"
+    models = {"ours": ours, "a": foreign("waits", str(may_answer)), "b": foreign("never-listens")}
+    with RouterProcess(tmp_path, models) as router:
+        assert router.post("ours").status == 200
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(router.post, "b")
+            wait_until(lambda: router.models()["b"]["pid"])
+            starting = router.tree("b")
+            running = pool.submit(router.post, "a")
+            wait_until(lambda: router.models()["a"]["num_running"] == 1)
+            stream = StreamReader(f"{router.url}/upstream/ours", 1000)
+            router.process.send_signal(signal.SIGTERM)
+            assert waiting.result().status == 503
+            may_answer.touch()
+            assert running.result().status == 200
+            events = stream.finish()
+        assert events[-1] is None, "the stream is complete"
+        assert len(events) > 700
+        assert router.process.wait(GONE_S) == 0
+        assert_gone(starting)
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path):
+    with RouterProcess(tmp_path, {"a": foreign("ignores-sigterm", "has-children")}) as router:
+        assert router.post("a").status == 200
+        family = router.tree("a")
+        router.process.send_signal(signal.SIGTERM)
+        router.wait_logged("stopping: ")
+        wait_until(lambda: router.process.poll() is not None or router.process.send_signal(signal.SIGTERM))
+        assert router.process.wait(GONE_S) == -signal.SIGTERM
+        assert_gone(family)
+
+
+def test_changes_and_faults_of_the_file_touch_no_model_that_stays_the_same(tmp_path):
+    rng = random.Random(5)
+    same = {"same": foreign("same"), "other": foreign("other")}
+    with RouterProcess(tmp_path, same) as router:
+        pids = {name: router.post(name).json["pid"] for name in same}
+        router.file.write_text("models:\n  a:\n    comand: x\n")
+        router.wait_logged("models.yaml:3")
+        for number in range(40):
+            extra = {f"extra{rng.randrange(5)}": foreign(str(number)) for _ in range(3)}
+            router.write({**extra, **same} if number % 2 else {**same, **extra, "same": foreign("same", aliases=["s"])})
+            if number % 5 == 0:
+                router.process.send_signal(signal.SIGHUP)
+            if number % 10 == 0:
+                router.post(rng.choice(list(extra)))
+        router.write({"same": foreign("same", aliases=["t"]), "other": foreign("changed")})
+        wait_until(lambda: router.post("t").status == 200)
+        assert router.post("t").json["pid"] == pids["same"]
+        assert router.post("other").json["words"] == ["changed"]
+        assert router.post("extra0").status == 404
+        wait_until(lambda: is_gone(pids["other"]))
+        wait_until(lambda: len(_children(router)) == 2)  # one of the others may still be stopping
+
+
+def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, NotifySocket(f"{folder}/notify") as manager:
+        environment = {env.NOTIFY_SOCKET.name: manager.address}
+        models = {"a": foreign("has-children", preload=True), "b": foreign("dies", preload=True)}
+        with RouterProcess(tmp_path, models, environment=environment) as router:
+            wait_until(lambda: "READY=1" in manager.lines)
+            (message,) = [each for each in manager.messages if not each.startswith("STATUS=")]
+            assert message.startswith("READY=1\nSTATUS=ready: http://")
+            assert (router.state("a"), router.state("b")) == ("ready", "failed")
+            variables = ask(f"{router.url}/upstream/a/env").json["variables"]
+            assert env.NOTIFY_SOCKET.name not in variables
+            assert router.terminate() == 0
+            wait_until(lambda: "STOPPING=1" in manager.lines)
+
+
+def _children(router: RouterProcess) -> list[psutil.Process]:
+    """The servers of its models."""
+    folder = Path(psutil.Process(router.pid("same")).environ()[env.VCLI_ROUTER.name]).parent
+    return [process for process in psutil.process_iter() if _is_of(process, folder)]
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get(env.VCLI_ROUTER.name, "").startswith(f"{folder}/")
+    except psutil.Error:
+        return False

@@ -1,0 +1,111 @@
+"""`serve MODEL --idle-stop`: what is the router's, what its model gets, and what is refused."""
+
+import click
+import pytest
+
+from router.model_entry import ModelEntry
+from router.router import RouterOptions
+from router.words.one_model import embedded_router, vllm_router
+from vllm_cli.flags.engine_choice import vllm_options
+from vllm_cli.flags.errors import InputError
+from vllm_cli.flags.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
+
+_END = ("--engine", "embedded", "--disable-uvicorn-access-log")
+
+
+def _embedded(*words: str) -> RouterOptions:
+    words = (*words, "--idle-stop", "10m")
+    with ServeCommand(name="serve", params=serve_parameters()).make_context("serve", [*words]) as ctx:
+        return embedded_router(ctx.meta[CONFIG_OF_START], words)
+
+
+def _vllm(*words: str) -> RouterOptions:
+    words = ("m", "--idle-stop", "10m", *words)
+    with click.Context(click.Command("serve")) as ctx:
+        return vllm_router(vllm_options(ctx, words), words)
+
+
+def _only(options: RouterOptions) -> ModelEntry:
+    (entry,) = options.entries.values()
+    assert options.only == entry.name
+    assert entry.preload
+    return entry
+
+
+@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
+def test_address_tls_and_keys_are_the_router_s(run):
+    words = ["--port", "0", "--ssl-certfile", "a", "--ssl-keyfile=b", "--api-key", "one", "two", "--dtype", "float32"]
+    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
+    assert (options.config.server.network.port, options.config.server.tls.ssl_keyfile) == (0, "b")
+    assert options.config.server.network.api_keys == ("one", "two")
+    assert _only(options).words[:3] == ("m", "--dtype", "float32")
+    assert "--port" not in " ".join(_only(options).words)
+
+
+@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
+def test_limits_of_clients_apply_at_the_port(run):
+    words = ["--http-header-timeout", "5", "--http-max-connections", "7", "--disable-access-log-for-endpoints", "/a,/b"]
+    words += ["--h11-max-header-count", "300", "--http-max-body-size", "1GiB"]
+    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
+    limits = options.config.limits
+    assert (limits.header_timeout_s, limits.max_connections, limits.max_headers) == (5, 7, 300)
+    assert (limits.max_body_bytes, limits.max_held_bytes) == (1 << 30, 4 << 30)
+    assert options.config.server.logging.disable_access_log_for_endpoints == ("/a", "/b")
+    assert _only(options).words[:3] == ("m", "--h11-max-header-count", "300"), "the model takes as many"
+    assert ("--http-max-body-size" in _only(options).words) is (run is _embedded), "vLLM has no such flag"
+
+
+def test_the_model_gets_all_other_words_without_secrets():
+    words = ("m", "--served-model-name", "a", "b", "--startup-timeout", "30", "--hf-token", "secret")
+    entry = _only(_embedded(*words, "--log-level", "DEBUG"))
+    assert entry.words == (*words[:6], "--log-level", "DEBUG", *_END)
+    assert (entry.name, entry.aliases, entry.ttl_s, dict(entry.env)) == ("a", ("b",), 600, {"HF_TOKEN": "secret"})
+
+
+def test_a_config_file_is_split_as_the_words_are(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("model: m\nport: 1\napi-key: key\nidle-stop: 1h\nmax-model-len: 8\nseed: 1\n")
+    options = _embedded("--config", str(file), "--seed", "2")
+    assert (options.config.server.network.port, options.config.server.network.api_keys) == (1, ("key",))
+    assert _only(options).words == ("--model=m", "--max-model-len=8", "--seed=2", *_END)
+
+
+def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(
+        "port: 1\nmax-model-len: 8\nh11-max-header-count: 9\nroot-path: /api\nallowed-origins: [http://a]\n"
+    )
+    options = _vllm("--config", str(file))
+    network = options.config.server.network
+    assert (network.port, network.root_path, network.allowed_origins) == (1, "/api", ("http://a",))
+    assert options.config.limits.max_headers == 9
+    assert _only(options).words[:3] == ("m", "--config", str(file))
+    file.write_text("ssl-certfile: a\n")
+    with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):
+        _vllm("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--headless"], ["--nnodes=2"], ["--grpc"], ["--node-rank", "0"], ["--listen-when-ready"]],
+    ids=" ".join,
+)
+def test_what_a_router_of_one_model_cannot_have_is_refused(words):
+    with pytest.raises(InputError, match="does not go with --idle-stop"):
+        _vllm(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [((), ("embedded",)), (("--idle-warm", "off"), ()), (("--standby", "off"), ()), (("--trust-remote-code",), ())],
+    ids=str,
+)
+def test_a_standby_is_kept_unless_it_cannot_be_used(words, kinds, monkeypatch):
+    monkeypatch.setenv("VCLI_STANDBY", "auto")
+    assert _embedded("m", *words).find_standby_kinds() == kinds
+
+
+def test_a_model_on_disk_is_found_for_the_standby(tiny_llama):
+    options = _embedded(str(tiny_llama))
+    assert options.find_model(str(options.only)) == str(tiny_llama)
+    assert _embedded("nowhere").find_model("nowhere") is None
