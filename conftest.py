@@ -38,8 +38,8 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """SmolLM2-135M-Instruct as bf16 safetensors: the default model, downloaded by `make test` or here."""
-    from startup.download.obtain import resolve_model
-    from startup.model.request import ModelRequest
+    from startup.files.download.obtain import resolve_model
+    from startup.files.model.request import ModelRequest
 
     return resolve_model(ModelRequest()).path
 

@@ -1,6 +1,6 @@
 """Settings: dataclass fields whose metadata declares flag, help, environment variable and range.
 
-`vllm_cli.flags` derives the options of `serve` from this metadata, so nothing here imports click.
+`startup.words` derives the options of `serve` from this metadata, so nothing here imports click.
 """
 
 from collections.abc import Callable, Iterator, Mapping

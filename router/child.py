@@ -21,7 +21,7 @@ from router.child_process import ChildProcess, describe_end
 from router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
 from router.process_watch import ProcessWatch
-from startup.temp_folder import remove_left_behind
+from startup.ground.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from router.child_process import execute_serve
 from router.model_entry import ForeignCommand
-from startup.serve_words import split
+from startup.ground.serve_words import split
 from startup.standby.places import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from startup.errors import StartupError
-from startup.preflight.report import USAGE
+from startup.ground.errors import StartupError
+from startup.session.preflight.report import USAGE
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 

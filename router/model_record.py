@@ -6,7 +6,7 @@ Standard library only; no decisions about other models.
 import math
 from collections import OrderedDict
 
-from startup.processes.back_off import BackOff
+from startup.ground.processes.back_off import BackOff
 from router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
 
 

@@ -6,7 +6,7 @@ Standard library only.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from startup.config import SeveralModelsConfig
+from startup.ground.config import SeveralModelsConfig
 
 State = Literal["stopped", "starting", "ready", "draining", "failed"]
 """`draining`: its process admits no more requests; it is stopped when its last request has ended.

@@ -131,7 +131,7 @@ def _is_positive_int(value: object) -> bool:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the resolved model is on disk, as found by `startup.model.file_plan`."""
+    """Where the resolved model is on disk, as found by `startup.files.model.file_plan`."""
 
     path: Path
     """Folder with config.json and weights."""

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
-from startup.logs.setup import PACKAGES
+from startup.ground.logs.setup import PACKAGES
 from startup.vllm.installed import NEWEST_TESTED
 from tests.support.generated_docs import DOCS, MAX_CHARS, walk_commands
 from tests.support.generated_docs import PAGES as GENERATED
@@ -109,7 +109,7 @@ def test_the_specification_is_the_newest_tested_release_of_vllm(page):
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_modules_that_a_page_names_exist(page):
-    """`startup/session.py` is that file, `session.py` any of that name, with the end of its path."""
+    """`startup/session/session.py` is that file, `session.py` any of that name, with the end of its path."""
     named = re.findall(r"`([\w/]+\.py)`", page.read_text())
     assert [name for name in named if not any(module.endswith(f"/{name}") for module in _MODULES)] == []
 

@@ -20,7 +20,7 @@ from tests.support.generated_docs import walk_commands
 from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
 from vllm_cli.commands.bench import bench
-from vllm_cli.flags.arguments import Arguments
+from startup.words.arguments import Arguments
 from vllm_cli.main import COMMANDS, cli
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)

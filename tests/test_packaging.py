@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from startup.engine.installed import MODULES
+from startup.embedded.installed import MODULES
 from tests.e2e.server_process import ServerProcess
 from vllm_cli.main import COMMANDS
 
@@ -281,7 +281,7 @@ _USERS_FILES = {
 _ASKED = """
 import vllm_cli.own_packages, importlib, sys
 sys.path.insert(0, sys.argv[1])
-import startup.config, server.config, server, base, base.errors, envs.registry
+import startup.ground.config, server.config, server, base, base.errors, envs.registry
 assert importlib.import_module("server").check() == "check of the package"
 assert importlib.import_module("server.auth").check() == server.same() == "deep check"
 import server.auth.deep, envs.more

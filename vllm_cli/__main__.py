@@ -17,11 +17,11 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
     from base.machine.command_line import mask_command_line
-    from startup.serve_words import is_called_as_vllm, use_vllm_engine
+    from startup.ground.serve_words import is_called_as_vllm, use_vllm_engine
 
     mask_command_line()
     if os.getpid() == 1:
-        from startup.processes.init_process import become_init
+        from startup.ground.processes.init_process import become_init
 
         become_init()
     if is_called_as_vllm():
@@ -63,8 +63,8 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
 
     with low_numbers_taken():  # front processes have files of these numbers
         import vllm_cli.commands.serve  # noqa: F401 - what every server imports
-        from startup.logs.setup import configure_logging, log_options_of_environment
-        from startup.processes.quick_end import end_without_finalizing
+        from startup.ground.logs.setup import configure_logging, log_options_of_environment
+        from startup.ground.processes.quick_end import end_without_finalizing
         from startup.standby.template import wait_for_start
 
     configure_logging(log_options_of_environment(), role="template")

@@ -21,8 +21,8 @@ from envs.redaction import hide_quoted
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
-from startup.engine.installed import INSTALL_COMMAND, MODULES
-from startup.errors import CommandLineError, CrashError, StartupError
+from startup.embedded.installed import INSTALL_COMMAND, MODULES
+from startup.ground.errors import CommandLineError, CrashError, StartupError
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -195,7 +195,7 @@ def _is_interruption(err: BaseException | None) -> bool:
 def _fail_start(err: StartupError) -> int:
     if not isinstance(err, CrashError) or err.json_line is None:
         return _fail(err, err.exit_code if isinstance(err, CrashError) else START_FAILED)
-    from startup.logs.setup import real_stderr  # noqa: PLC0415 - only after a crash
+    from startup.ground.logs.setup import real_stderr  # noqa: PLC0415 - only after a crash
 
     with suppress(OSError):
         click.echo(hide_quoted(err.json_line, sys.argv), file=real_stderr())

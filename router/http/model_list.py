@@ -16,7 +16,7 @@ from base.json_depth import check_depth
 from envs.redaction import hide_in_words
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelStatus
-from startup.serve_words import is_flag_like
+from startup.ground.serve_words import is_flag_like
 
 if TYPE_CHECKING:
     from router.child import Child

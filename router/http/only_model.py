@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from base.status_page.page import DATA_PATH
-from startup.probes.probe_http import MODEL_STATE_HEADER
+from startup.port.probe_http import MODEL_STATE_HEADER
 from router.child import Child
 from router.http.answers import json_answer
 from router.http.model_choice import ModelChoice

@@ -24,27 +24,27 @@ from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
 from server.config import LoraModule
-from startup.config import StartupConfig, flags_of
-from startup.engine.installed import require_embedded_engine
-from startup.errors import StartupError
-from startup.model.file_plan import plan_files
-from startup.model.request import ModelRequest
-from startup.preflight.all_checks import PreflightOptions, run_preflight
-from startup.preflight.report import USAGE, Finding, PreflightReport
-from startup.processes.new_program import OWN_PACKAGES_MODULE
+from startup.ground.config import StartupConfig, flags_of
+from startup.embedded.installed import require_embedded_engine
+from startup.ground.errors import StartupError
+from startup.files.model.file_plan import plan_files
+from startup.files.model.request import ModelRequest
+from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+from startup.session.preflight.report import USAGE, Finding, PreflightReport
+from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from router.child_process import inherited_environment
 from router.model_entry import Fault, ModelEntry
 from router.standbys import kind_of_entry
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
-from startup.serve_words import is_flag_like
+from startup.ground.serve_words import is_flag_like
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
-from vllm_cli.flags.arguments import read_config_file
-from vllm_cli.flags.engine_choice import choose_engine
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
-from vllm_cli.flags.serve_command import parse_start
+from startup.words.arguments import read_config_file
+from startup.words.engine_choice import choose_engine
+from startup.words.errors import InputError
+from startup.words.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
+from startup.words.serve_command import parse_start
 
 _ENGINE: Final = "--engine"
 _SERVED_NAME: Final = "--served-model-name"

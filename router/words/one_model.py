@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.config import StartOptions, StartupConfig, VllmOptions, flags_of
-from startup.model.request import ModelRequest
+from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
+from startup.files.model.request import ModelRequest
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.scheduler_terms import SchedulerLimits
@@ -14,12 +14,12 @@ from router.standbys import kind_of_entry
 from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
 from startup.vllm.command_line import CommandLine
-from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.flag import Shape
-from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
-from vllm_cli.flags.serve_command import parse_start
-from vllm_cli.flags.supported import CONFIG
+from startup.words.arguments import Arguments, GivenFlag, read_config_file
+from startup.words.errors import InputError
+from startup.words.flag import Shape
+from startup.words.secret_flags import find_values, secrets_as_variables, split_flags
+from startup.words.serve_command import parse_start
+from startup.words.supported import CONFIG
 
 _MAX_WAITING: Final = 1024
 

@@ -7,15 +7,15 @@ from typing import Final, NamedTuple, TypeGuard
 import click
 
 from envs.registry import env
-from startup.config import StartupConfig, flags_of
-from startup.serve_words import is_flag_like
+from startup.ground.config import StartupConfig, flags_of
+from startup.ground.serve_words import is_flag_like
 from startup.vllm.known_flags import flags_that_change
-from vllm_cli.flags.arguments import Arguments
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.flag import Flag
-from vllm_cli.flags.screening import show_notices
-from vllm_cli.flags.secret_flags import empty_key_notices, find_values, secret_notices, split_flags, without_flags
-from vllm_cli.flags.serve_command import WORDS, build_startup_config, read_settings, unknown_variable_notices
+from startup.words.arguments import Arguments
+from startup.words.errors import InputError
+from startup.words.flag import Flag
+from startup.words.screening import show_notices
+from startup.words.secret_flags import empty_key_notices, find_values, secret_notices, split_flags, without_flags
+from startup.words.serve_command import WORDS, build_startup_config, read_settings, unknown_variable_notices
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
 """Roles of flags that a model behind the router cannot have."""

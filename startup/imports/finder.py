@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from startup.hooks.hook import Hook, Name, UnfitHookError, note_executed
+from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed
 
 logger = logging.getLogger(__name__)
 

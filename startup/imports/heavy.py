@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from startup.hooks.hook import uses
+from startup.ground.hooks.hook import uses
 from startup.imports.learned_imports import learned_imports
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, Final
 
-from startup.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Hook, Name
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 

@@ -18,8 +18,8 @@ from typing import BinaryIO, Final, NamedTuple
 
 from base.machine.file_stamps import StoredStamp, read_stamp
 from base.machine.files import MODE
-from startup.caches import digest, layers
-from startup.hooks.hook import uses
+from startup.ground.caches import digest, layers
+from startup.ground.hooks.hook import uses
 from startup.imports import import_file
 from startup.imports.distributions import distribution_stamps, installed_folders
 from startup.imports.import_file import ImportFile, Index, ModuleEntry, UnusableFileError, checksum, install, uninstall

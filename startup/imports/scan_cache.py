@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from startup.caches import Kept, Value
-from startup.hooks.hook import Hook, Name
+from startup.ground.caches import Kept, Value
+from startup.ground.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
 

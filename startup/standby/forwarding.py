@@ -11,12 +11,12 @@ import socket
 import sys
 from contextlib import suppress
 
-from startup.processes import messages
-from startup.processes.quick_end import end_like
+from startup.ground.processes import messages
+from startup.ground.processes.quick_end import end_like
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
-    from startup.systemd.notify_relay import NotifyRelay
+    from startup.port.systemd.notify_relay import NotifyRelay
 
 _TO_MAIN = (
     signal.SIGINT,

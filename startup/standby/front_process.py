@@ -10,14 +10,14 @@ import sys
 import time
 
 from envs import foreign
-from startup.processes import messages
-from startup.serve_words import ServeWords, has_several_models
+from startup.ground.processes import messages
+from startup.ground.serve_words import ServeWords, has_several_models
 from startup.standby import places
 from startup.standby.places import kind_of, peer_of
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
-    from startup.systemd.notify_relay import NotifyRelay
+    from startup.port.systemd.notify_relay import NotifyRelay
 
 _ACK_S = 0.04
 """How long a standby may take to answer at all; a running one takes a millisecond."""
@@ -66,7 +66,7 @@ def serve_warm(words: list[str]) -> int | None:
         from base.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
 
         return START_FAILED
-    from startup.timeline import start_origin  # noqa: PLC0415 - slow to import for a warm start
+    from startup.ground import start_origin  # noqa: PLC0415 - slow to import for a warm start
 
     start_origin.cold_reason = reason
     return None
@@ -103,7 +103,7 @@ def _notify_relay() -> "NotifyRelay | None":
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
-    from startup.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
+    from startup.port.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
 
     try:
         return NotifyRelay(address)

@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from envs import foreign
 from envs.home import expand_home
-from startup.processes import messages
-from startup.serve_words import ServeWords, is_eager, is_for_information
+from startup.ground.processes import messages
+from startup.ground.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
 """Name of the socket on which the standby itself answers; templates have the names of their kinds."""

@@ -15,12 +15,12 @@ from typing import Final, Self
 from base.machine.processes import pss_bytes
 from base.wording import format_bytes
 from envs.registry import env
-from startup.errors import StartupError
-from startup.model.file_plan import plan_files
-from startup.model.request import ModelRequest
-from startup.prefetch.process import PrefetchHandle, start_prefetch
-from startup.processes.group_signals import GROUP_SIGNALS
-from startup.run_record import STANDBY, RunRecord, recorded
+from startup.ground.errors import StartupError
+from startup.files.model.file_plan import plan_files
+from startup.files.model.request import ModelRequest
+from startup.files.prefetch.process import PrefetchHandle, start_prefetch
+from startup.ground.processes.group_signals import GROUP_SIGNALS
+from startup.ground.run_record import STANDBY, RunRecord, recorded
 from startup.standby import places
 from startup.standby.places import peer_of
 from startup.standby.status import STATUS, STOP, StandbyStatus
@@ -88,7 +88,7 @@ class _Standby:
             stack.callback(template.close)
 
     def run(self) -> int:
-        from startup.systemd.service_manager import ServiceManager
+        from startup.port.systemd.service_manager import ServiceManager
 
         self._selector.register(self._control, selectors.EVENT_READ)
         signals_fd = self._watch_signals()
@@ -210,7 +210,7 @@ class _Standby:
 class _ModelPages:
     """Keeps the models' weights in the page cache: reads them again when they were evicted.
 
-    Reads within the limits of every prefetch (`startup.prefetch.survey`); no page is locked.
+    Reads within the limits of every prefetch (`startup.files.prefetch.survey`); no page is locked.
     """
 
     def __init__(self, models: tuple[str, ...]) -> None:

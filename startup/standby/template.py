@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.libc import load_libc
 from envs import foreign
-from startup.engine.torch_environment import set_torch_variables
-from startup.errors import StartupError
+from startup.imports.torch_environment import set_torch_variables
+from startup.ground.errors import StartupError
 from startup.imports.heavy import import_engine
-from startup.model.checkpoint_folder import modeling_module
-from startup.model.file_plan import plan_files
-from startup.model.request import ModelRequest
-from startup.processes import death_pipe, messages
-from startup.processes.child_watch import ChildWatch
+from startup.files.model.checkpoint_folder import modeling_module
+from startup.files.model.file_plan import plan_files
+from startup.files.model.request import ModelRequest
+from startup.ground.processes import death_pipe, messages
+from startup.ground.processes.child_watch import ChildWatch
 from startup.standby import places
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
@@ -253,17 +253,17 @@ def _private_memory() -> Iterator[tuple[int, int]]:
 
 
 _EMBEDDED: Final = (
-    "startup.embedded_start",
-    "startup.engine.process",
-    "startup.preflight.all_checks",
+    "startup.embedded.start",
+    "startup.embedded.engine_process",
+    "startup.session.preflight.all_checks",
     "server.api_process",
     "server.renderers.registry",
     "server.renderers.hf",
     "server.renderers.vision",
     "server.engine.pooling.core",
-    "startup.probes.tls_channel",
-    "startup.logs.json_lines",
-    "startup.processes.forkserver",
+    "startup.port.tls_channel",
+    "startup.ground.logs.json_lines",
+    "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
 """Modules of the API process, and what an engine imports for its random numbers; its others are those of

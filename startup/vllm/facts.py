@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from envs import foreign
-from startup.caches import Kept
-from startup.hooks.hook import Hook, Name
+from startup.ground.caches import Kept
+from startup.ground.hooks.hook import Hook, Name
 from startup.vllm.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)

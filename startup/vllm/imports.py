@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
-from startup.hooks.hook import Hook, Name, Text
+from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, replace, stop_replacing
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.errors import StartupError
-from startup.hooks.hook import Release
+from startup.ground.errors import StartupError
+from startup.ground.hooks.hook import Release
 
 OLDEST: Final = (0, 29)
 """The first release whose processes are started in the way that this package supports."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.redaction import is_secret_name
-from startup.timeline.spans import API, PhaseSpan
+from startup.reports.timeline.spans import API, PhaseSpan
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
 """Prefixes of variables that libraries read when they are loaded; none of them holds a secret."""

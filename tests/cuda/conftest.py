@@ -50,7 +50,7 @@ def llama_on_gpu(llama_folder: Path) -> PreTrainedModel:
 @cache
 def why_no_gpu() -> str | None:
     """The reason why these tests cannot run; None if they can."""
-    from startup.engine.torch_environment import expects_gpu
+    from startup.imports.torch_environment import expects_gpu
 
     if not expects_gpu():
         return "there is no GPU, it is hidden by CUDA_VISIBLE_DEVICES, or torch is built without CUDA"

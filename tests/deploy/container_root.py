@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from startup.config import DEFAULT_MODEL_ID
+from startup.ground.config import DEFAULT_MODEL_ID
 from tests.deploy.shipped import Start
 from tests.router.router_process import FOREIGN
 from tests.startup.vllm.fake_start import FAKE

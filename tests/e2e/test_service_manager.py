@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.server_process import ServerProcess
-from tests.startup.systemd.notify_socket import NotifySocket
+from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader

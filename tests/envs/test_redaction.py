@@ -11,7 +11,7 @@ from envs.redaction import hide_in_command, hide_in_words, is_secret_name, witho
 from envs.registry import variables
 from tests.support.growth import growth
 from tests.support.properties import given, st
-from vllm_cli.flags.table import FLAGS
+from startup.words.table import FLAGS
 
 ROOT = Path(__file__).parents[2]
 

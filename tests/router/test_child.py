@@ -17,7 +17,7 @@ import pytest
 
 from base.machine.server_ports import list_server_ports
 from envs.registry import env
-from startup.logs.options import LogOptions
+from startup.ground.logs.options import LogOptions
 from router import child_server, standbys
 from router.child import Child, ChildPlace
 from router.child_log import LogRelay

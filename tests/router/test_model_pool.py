@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.logs.options import LogOptions
+from startup.ground.logs.options import LogOptions
 from router import child as child_module
 from router.child import ChildPlace
 from router.child_log import LogRelay

@@ -11,7 +11,7 @@ import pytest
 
 from envs.registry import env
 from tests.router.router_process import RouterProcess, embedded, foreign
-from tests.startup.systemd.notify_socket import NotifySocket
+from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, assert_gone

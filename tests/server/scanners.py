@@ -41,7 +41,7 @@ from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.loader import decode_data_url
 from server.routes.endpoint import read_announced_bytes, read_request_id
 from server.types import GuidedDecoding, ReasoningMarker
-from startup.probes.probe_http import parse_probe
+from startup.port.probe_http import parse_probe
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS
@@ -223,7 +223,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "probe",
-        ("startup.probes.probe_http",),
+        ("startup.port.probe_http",),
         lambda text: parse_probe(text.encode()),
         _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
     ),

@@ -125,7 +125,7 @@ def test_every_module_that_reads_text_is_in_the_list():
 
 def test_the_list_names_no_module_that_is_gone():
     modules = {module for module, _ in _sources()}
-    assert _listed() - {"startup.probes.probe_http"} <= modules
+    assert _listed() - {"startup.port.probe_http"} <= modules
     assert all(any(m == name or m.startswith(name + ".") for m in modules) for name in OTHER_TEXT)
 
 

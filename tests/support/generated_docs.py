@@ -16,13 +16,13 @@ import click
 from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
-from startup.hooks.hook import Hook
+from startup.ground.hooks.hook import Hook
 from startup.vllm.installed import NEWEST_TESTED
 from startup.vllm.launch.hooks import HOOKS
-from vllm_cli.flags.flag import Flag, SupportedFlag
-from vllm_cli.flags.help import spell, spell_default
-from vllm_cli.flags.supported import GROUPS
-from vllm_cli.flags.unsupported import IGNORED, REJECTED
+from startup.words.flag import Flag, SupportedFlag
+from startup.words.help import spell, spell_default
+from startup.words.supported import GROUPS
+from startup.words.unsupported import IGNORED, REJECTED
 from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
 
 DOCS: Final = Path(__file__).parents[2] / "docs"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from envs.registry import OWN_PREFIX, variables
-from startup.config import StartupConfig
+from startup.ground.config import StartupConfig
 from tests.support import cli
 
 
@@ -25,7 +25,7 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def parse() -> Callable[..., StartupConfig]:
     """The configuration of a start with `vllm-cli serve WORDS...`."""
     from vllm_cli.commands.serve import serve
-    from vllm_cli.flags.serve_command import CONFIG_OF_START
+    from startup.words.serve_command import CONFIG_OF_START
 
     def parse_words(*words: str) -> StartupConfig:
         with serve.make_context("serve", list(words)) as ctx:

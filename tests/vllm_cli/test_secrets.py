@@ -12,7 +12,7 @@ import pytest
 
 from envs.redaction import hide_in_words
 from tests.support.waiting import wait_until
-from vllm_cli.flags.secret_flags import secret_notices, secrets_as_variables
+from startup.words.secret_flags import secret_notices, secrets_as_variables
 
 CLI = [sys.executable, "-m", "vllm_cli"]
 

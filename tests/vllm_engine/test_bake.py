@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from startup.caches import CACHE
+from startup.ground.caches import CACHE
 from tests.support.containers import as_user, overlay_root
 from tests.support.page_cache import evict
 from tests.support.peer_vllm import PYTHON, ROOT

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from startup.prefetch.survey import FileRanges
+from startup.files.prefetch.survey import FileRanges
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _GAP_BYTES: Final = 128 << 10

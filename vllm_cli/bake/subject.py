@@ -6,10 +6,10 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.config import flags_of
-from startup.model.file_plan import plan_files
-from vllm_cli.flags.secret_flags import without_flags
-from vllm_cli.flags.serve_command import request_of
+from startup.ground.config import flags_of
+from startup.files.model.file_plan import plan_files
+from startup.words.secret_flags import without_flags
+from startup.words.serve_command import request_of
 
 _LEAST_SHARE: Final = 0.5
 """Share of a folder's modules that must be compiled; some never are, and this program has compiled a few."""

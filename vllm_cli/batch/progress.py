@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from startup.timeline.live_line import draw_bar
+from startup.reports.timeline.live_line import draw_bar
 from vllm_cli.batch.results import Result
 
 Ending = Literal["completed", "incomplete", "interrupted"]

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from base.json_depth import read_json
 from base.wording import list_some
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 
 ENDPOINTS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank",

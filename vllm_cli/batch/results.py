@@ -13,7 +13,7 @@ from base.json_depth import read_json
 from base.wording import list_some
 from vllm_cli.batch.requests import LinePlace
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 
 _NUM_SHOWN: Final = 3
 

@@ -20,7 +20,7 @@ from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
 from vllm_cli.bench.request import CompletionFormat, open_session, send_request
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
 from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 

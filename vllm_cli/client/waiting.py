@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 from base.json_depth import read_json
 from base.machine.processes import is_alive
-from startup.probes.probe_http import MODEL_STATE_HEADER
-from startup.timeline.live_line import draw_bar
+from startup.port.probe_http import MODEL_STATE_HEADER
+from startup.reports.timeline.live_line import draw_bar
 from vllm_cli.client.server import Answer, Server
 from vllm_cli.client.server_address import ServerAddress
 

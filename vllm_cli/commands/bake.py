@@ -9,9 +9,9 @@ import click
 from base.wording import format_bytes
 from envs.home import expand_home
 from envs.registry import env
-from startup.caches import FIXED_PATH, OFF
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.option import ServeFlagsCommand, complete_model
+from startup.ground.caches import FIXED_PATH, OFF
+from startup.words.errors import InputError
+from startup.words.option import ServeFlagsCommand, complete_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

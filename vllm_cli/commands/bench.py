@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from envs.registry import env
-from startup.download.obtain import resolve_model
-from startup.model.request import ModelRequest
+from startup.files.download.obtain import resolve_model
+from startup.files.model.request import ModelRequest
 from vllm_cli.errors import CommandGroup
 
 if TYPE_CHECKING:

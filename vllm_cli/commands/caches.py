@@ -12,16 +12,16 @@ import click
 
 from base.wording import format_bytes
 from envs.registry import env
-from startup.caches import cache_folder
-from startup.compile_cache import local
-from startup.compile_cache.archive import ArchiveError, read_record
-from startup.compile_cache.location import MOST_EXAMINED, MOST_LISTED, Location, LocationError, open_location
-from startup.compile_cache.reasons import other_place
-from startup.compile_cache.record import CompiledModel, Hardware
-from startup.config import CompileCacheOption
+from startup.ground.caches import cache_folder
+from startup.vllm.compiled_models import local
+from startup.vllm.compiled_models.archive import ArchiveError, read_record
+from startup.vllm.compiled_models.location import MOST_EXAMINED, MOST_LISTED, Location, LocationError, open_location
+from startup.vllm.compiled_models.reasons import other_place
+from startup.vllm.compiled_models.record import CompiledModel, Hardware
+from startup.ground.config import CompileCacheOption
 from startup.imports.learned_imports import read_learned
-from startup.logs.formatters import escape_controls
-from vllm_cli.flags.param_types import ByteSize, CompileCacheType, Duration
+from startup.ground.logs.formatters import escape_controls
+from startup.words.param_types import ByteSize, CompileCacheType, Duration
 from vllm_cli.terminal import align, printable
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _archives(address: str, most: int) -> Iterator[_Kept]:
 def _examine(models: Iterable[_Kept]) -> Iterator[_Kept]:
     """With the records of archives, and with what does not fit here."""
     from startup.vllm.installed import find_vllm
-    from startup.vllm.launch.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
+    from startup.vllm.launch.compiled_models import present_versions  # noqa: PLC0415 - slow to import for --help
 
     vllm, hardware = find_vllm(), Hardware.present()
     versions = present_versions(vllm) if vllm else None

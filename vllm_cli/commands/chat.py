@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from startup.logs.formatters import escape_controls
+from startup.ground.logs.formatters import escape_controls
 from vllm_cli.client.server import Piece, server_options, take_server
 from vllm_cli.errors import ConnectionFailedError
 

@@ -12,7 +12,7 @@ import click
 from base.machine.hardware import cpu_model
 from envs.registry import unknown_variables, variables
 from envs.variable import EnvError, EnvVar
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 from vllm_cli.version import VERSION
 
 

@@ -7,10 +7,10 @@ from typing import Final
 
 import click
 
-from startup.causes.digest import digest_to_dict, write_digest
-from startup.causes.first_cause import KNOWN, Cause, find_cause
-from startup.causes.log_line import read_lines
-from vllm_cli.flags.errors import InputError
+from startup.reports.causes.digest import digest_to_dict, write_digest
+from startup.reports.causes.first_cause import KNOWN, Cause, find_cause
+from startup.reports.causes.log_line import read_lines
+from startup.words.errors import InputError
 
 _LOG_FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 _STDIN: Final = Path("-")

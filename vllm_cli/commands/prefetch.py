@@ -10,18 +10,18 @@ import click
 
 from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
-from startup.download.obtain import resolve_model
-from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
-from startup.logs.options import LogOptions
-from startup.logs.setup import configure_logging
-from startup.model.file_plan import FilePlan, plan_files
-from startup.prefetch.messages import PrefetchProgress, PrefetchReport
-from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import PrefetchHandle, start_prefetch
-from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.option import ServeFlagsCommand, complete_model
-from vllm_cli.flags.serve_command import request_of
+from startup.files.download.obtain import resolve_model
+from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
+from startup.ground.logs.options import LogOptions
+from startup.ground.logs.setup import configure_logging
+from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
+from startup.ground.prefetch_options import PrefetchOptions
+from startup.files.prefetch.process import PrefetchHandle, start_prefetch
+from startup.reports.timeline.live_line import LiveLine, draw_bar
+from startup.words.errors import InputError
+from startup.words.option import ServeFlagsCommand, complete_model
+from startup.words.serve_command import request_of
 from vllm_cli.terminal import Reporter
 
 _DEFAULTS: Final = PrefetchOptions()

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from startup.config import flags_of
-from startup.serve_words import split
+from startup.ground.config import flags_of
+from startup.ground.serve_words import split
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.option import ServeFlagsCommand, complete_model
+from startup.words.errors import InputError
+from startup.words.option import ServeFlagsCommand, complete_model
 
 if TYPE_CHECKING:
     from vllm_cli.batch.run_batch import BatchConfig

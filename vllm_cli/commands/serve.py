@@ -7,22 +7,16 @@ import click
 
 from base.exit_codes import OK, START_FAILED, USAGE
 from envs.registry import env
-from startup.config import StandbyMode, StartupConfig, VllmOptions
-from startup.engine.installed import require_embedded_engine
-from startup.errors import StartupError
-from startup.serve_words import has_several_models
-from startup.timeline import start_origin
-from vllm_cli.flags.screening import show_notices
-from vllm_cli.flags.serve_command import (
-    CONFIG_OF_START,
-    VLLM,
-    WORDS,
-    ServeCommand,
-    serve_parameters,
-)
+from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
+from startup.embedded.installed import require_embedded_engine
+from startup.ground.errors import StartupError
+from startup.ground.serve_words import has_several_models
+from startup.ground import start_origin
+from startup.words.screening import show_notices
+from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
 
 if TYPE_CHECKING:
-    from startup.preflight.report import PreflightReport
+    from startup.session.preflight.report import PreflightReport
     from router.router import RouterOptions
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
@@ -68,7 +62,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
         return _check(config, as_json=bool(ctx.params.get("json")))
-    from startup.embedded_start import start_embedded
+    from startup.embedded.start import start_embedded
 
     return start_embedded(config)
 
@@ -111,7 +105,7 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
     vllm = require_vllm()
     if options.is_preflight_only:
-        from startup.preflight.all_checks import PreflightOptions
+        from startup.session.preflight.all_checks import PreflightOptions
         from startup.vllm.command_line import CommandLine
         from startup.vllm.preflight.all_checks import run_preflight
 
@@ -123,7 +117,7 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
 
 def _check(config: StartupConfig, *, as_json: bool) -> int:
-    from startup.preflight.all_checks import PreflightOptions, run_preflight
+    from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 
     return _print(run_preflight(config, options=PreflightOptions(asks_hub=True)), as_json=as_json)
 

@@ -9,14 +9,14 @@ from typing import Final
 
 import click
 
-from startup.errors import StartupError
-from startup.logs.setup import configure_logging, log_options_of_environment
-from startup.serve_words import is_vllm_installed
+from startup.ground.errors import StartupError
+from startup.ground.logs.setup import configure_logging, log_options_of_environment
+from startup.ground.serve_words import is_vllm_installed
 from startup.standby import places
 from startup.standby.places import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.param_types import ByteSize
+from startup.words.errors import InputError
+from startup.words.param_types import ByteSize
 from vllm_cli.terminal import Reporter, align
 
 NOT_RUNNING: Final = 1

@@ -7,8 +7,8 @@ from typing import Final
 
 import click
 
-from startup.timeline.report import ReportError, StartReport, read_report
-from vllm_cli.flags.errors import InputError
+from startup.reports.timeline.report import ReportError, StartReport, read_report
+from startup.words.errors import InputError
 
 _STDIN: Final = Path("-")
 

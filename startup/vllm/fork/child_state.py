@@ -3,7 +3,7 @@
 A forkserver's children have the environment, standard streams and limits that the forkserver started with.
 vLLM changes them between its own start and that of its children: it sets OpenMP variables around each
 worker's start, raises the limit of open files, and so on. The forkserver passes on variables and streams
-(`startup.processes.new_program.run_program`), and here is the rest.
+(`startup.ground.processes.new_program.run_program`), and here is the rest.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from envs import foreign
-from startup.processes.library_state import refresh_libraries
+from startup.ground.processes.library_state import refresh_libraries
 
 _LIMITS: Final = tuple(
     getattr(resource, name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"

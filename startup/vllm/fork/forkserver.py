@@ -1,8 +1,8 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So the programs of `spawn`
-run in forks (`startup.processes.forkserver`). These get their parent's current state (`child_state`), end
-with the process that started them (`startup.processes.death_pipe`), and outlive the forkserver. Children of
+run in forks (`startup.ground.processes.forkserver`). These get their parent's current state (`child_state`), end
+with the process that started them (`startup.ground.processes.death_pipe`), and outlive the forkserver. Children of
 children are forked from the same one.
 """
 
@@ -16,11 +16,11 @@ from multiprocessing import process
 from typing import Final
 
 from envs import foreign
-from startup.crash.output_record import OutputRecord, ProcessEnds
-from startup.hooks.hook import Hook, Name, Text
-from startup.processes.death_pipe import arm
-from startup.processes.forkserver import ForkedPopen, install
-from startup.processes.new_program import Program, without_main_module
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.ground.processes.death_pipe import arm
+from startup.ground.processes.forkserver import ForkedPopen, install
+from startup.ground.processes.new_program import Program, without_main_module
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
-from startup.caches import Kept, cache_folder, digest, read_all
-from startup.hooks.hook import Hook, Name, Text, left_out
-from startup.serve_words import is_eager, normalise, split
-from startup.timeline.history import installed_versions
+from startup.ground.caches import Kept, cache_folder, digest, read_all
+from startup.ground.hooks.hook import Hook, Name, Text, left_out
+from startup.ground.serve_words import is_eager, normalise, split
+from startup.reports.timeline.history import installed_versions
 from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import API_SERVER, StartRecordings

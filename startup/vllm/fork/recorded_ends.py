@@ -8,7 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Final
 
-from startup.crash.output_record import OutputRecord, ProcessEnds
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 
 _FAILED: Final = 1
 _of_fork: OutputRecord | None = None

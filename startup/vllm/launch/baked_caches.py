@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from envs.registry import env
-from startup.caches import CACHE, INSPECTIONS, find_baked
+from startup.ground.caches import CACHE, INSPECTIONS, find_baked
 
 
 def add_baked_inspections(session_folder: Path) -> None:

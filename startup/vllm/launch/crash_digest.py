@@ -7,14 +7,14 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING, Final, Literal
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
-from startup.causes.phase import phase_of_functions
-from startup.crash.output_record import OutputRecord
-from startup.errors import CrashError
-from startup.logs.options import LogFormat
-from startup.processes.quick_end import end_without_finalizing
+from startup.reports.causes.phase import phase_of_functions
+from startup.reports.crash.output_record import OutputRecord
+from startup.ground.errors import CrashError
+from startup.ground.logs.options import LogFormat
+from startup.ground.processes.quick_end import end_without_finalizing
 
 if TYPE_CHECKING:
-    from startup.causes.first_cause import Cause
+    from startup.reports.causes.first_cause import Cause
 
 _API_SERVER: Final = "APIServer"
 """vLLM's name of this process."""
@@ -85,7 +85,7 @@ class CrashDigest:
         raise self._build_error(code, f"vLLM ended with exit code {code} and no message")
 
     def _has_sign_of(self, kind: Literal["stop", "crash"]) -> bool:
-        from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
+        from startup.reports.crash import crash_report  # noqa: PLC0415 - only after a failure
 
         cause = crash_report.find_crash(self._record)
         return cause is not None and crash_report.was_stopped(cause) == (kind == "stop")
@@ -102,7 +102,7 @@ class CrashDigest:
             shown: what it has yet to show of its failure.
             is_ready: whether vLLM was ready in any case.
         """
-        from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
+        from startup.reports.crash import crash_report  # noqa: PLC0415 - only after a failure
 
         cause = None if self._is_ready() else crash_report.find_crash(self._record, shown)
         if cause is not None and not crash_report.was_stopped(cause):

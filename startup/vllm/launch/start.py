@@ -22,25 +22,25 @@ from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
 from envs.variable import EnvError
-from startup.caches import keep_bytecode, use_baked_bytecode
-from startup.causes.own_faults import OWN_FAULT
-from startup.config import VllmOptions
-from startup.crash.output_record import OutputRecord
-from startup.download.messages import DownloadError, use_first_endpoint
-from startup.errors import StartupError
-from startup.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
+from startup.ground.caches import keep_bytecode, use_baked_bytecode
+from startup.reports.causes.own_faults import OWN_FAULT
+from startup.ground.config import VllmOptions
+from startup.reports.crash.output_record import OutputRecord
+from startup.files.download.messages import DownloadError, use_first_endpoint
+from startup.ground.errors import StartupError
+from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
-from startup.model.file_plan import plan_files
-from startup.preflight.all_checks import PreflightOptions
-from startup.preflight.report import PreflightReport
-from startup.processes import group_signals
-from startup.processes.new_program import discard_dormant, start_resource_tracker
-from startup.processes.quick_end import end_without_finalizing
-from startup.run_record import RunRecord, recorded
-from startup.session import ListenAddress, StartSession
-from startup.timeline import start_origin
-from startup.timeline.history import StartSubject
-from startup.timeline.timeline import PhaseTimeline
+from startup.files.model.file_plan import plan_files
+from startup.session.preflight.all_checks import PreflightOptions
+from startup.session.preflight.report import PreflightReport
+from startup.ground.processes import group_signals
+from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
+from startup.ground.processes.quick_end import end_without_finalizing
+from startup.ground.run_record import RunRecord, recorded
+from startup.session.session import ListenAddress, StartSession
+from startup.ground import start_origin
+from startup.reports.timeline.history import StartSubject
+from startup.reports.timeline.timeline import PhaseTimeline
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
@@ -50,7 +50,7 @@ from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_serv
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_inspections
-from startup.vllm.launch.compile_cache import CompileCache, forbid_compiling
+from startup.vllm.launch.compiled_models import CompileCache, forbid_compiling
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
@@ -74,8 +74,8 @@ from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 if TYPE_CHECKING:
-    from startup.causes.first_cause import Cause
-    from startup.download.process import DownloadHandle
+    from startup.reports.causes.first_cause import Cause
+    from startup.files.download.process import DownloadHandle
 
 logger = logging.getLogger(__name__)
 
@@ -393,8 +393,8 @@ class _VllmStart:
             self._start_without_preloading(cause.text)
 
     def _start_without_preloading(self, failure: str) -> NoReturn:
-        from startup.causes.digest import shown  # noqa: PLC0415 - only after a failure
-        from startup.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
+        from startup.reports.causes.digest import shown  # noqa: PLC0415 - only after a failure
+        from startup.reports.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
 
         failure = shown(" ".join(failure.split()))
         disable_preloading(self._vllm, f"an earlier start with preloading failed ({failure})")

@@ -20,12 +20,12 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from envs.redaction import hide_in_words, is_secret_name
-from startup.compile_cache.reasons import ENVIRONMENT
-from startup.hooks.hook import Hook, Name, Text
+from startup.vllm.compiled_models.reasons import ENVIRONMENT
+from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
 
 if TYPE_CHECKING:
-    from startup.compile_cache.exchange import Exchange
+    from startup.vllm.compiled_models.exchange import Exchange
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
 
 def _damaged(path: str) -> str | None:
     """A file of this compiled model that is not as it was recorded; told before it is written anew."""
-    from startup.compile_cache import local  # noqa: PLC0415 - only after a failure
+    from startup.vllm.compiled_models import local  # noqa: PLC0415 - only after a failure
 
     same = (record for record in local.read_records() if f"/{record.key}/" in path)
     return next(filter(None, map(local.damaged_file, same)), None)

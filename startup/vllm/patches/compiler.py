@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Final, Literal
 
 from envs import foreign
-from startup.hooks.hook import Hook, Name, Text, uses
+from startup.ground.hooks.hook import Hook, Name, Text, uses
 from startup.imports.finder import after_import, cancel, delay_import
 from startup.imports.stand_ins import StandIns
 from startup.vllm.command_line import CommandLine

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
-from startup.hooks.hook import Hook, Name, Reads, Text
+from startup.ground.hooks.hook import Hook, Name, Reads, Text
 from startup.imports.finder import after_import, wrap_after_import
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.json_depth import read_json
-from startup.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
 
 _RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from startup.hooks.hook import Hook, Text
+from startup.ground.hooks.hook import Hook, Text
 from startup.vllm.probes.serving_events import LAUNCHER
 
 PORT: Final = Hook(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from base.machine.command_line import replace_command_line
-from startup.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
 
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final
 
-from startup.crash.output_record import OutputRecord
-from startup.hooks.hook import Hook, Name
+from startup.reports.crash.output_record import OutputRecord
+from startup.ground.hooks.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
 from startup.vllm.journal import Journal
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from envs import foreign
-from startup.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
 
 _MODULE: Final = "vllm.utils.network_utils"

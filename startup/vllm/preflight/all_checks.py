@@ -3,17 +3,17 @@
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
 may change is a warning. Flags and names are those that earlier starts of the installed vLLM have recorded
 (`startup.vllm.facts`). What vLLM checks in its first seconds is left to it: rules between flags, ranges,
-lengths, variables. `startup.causes` explains those. Flags and models of vllm-omni (--omni) are not known.
+lengths, variables. `startup.reports.causes` explains those. Flags and models of vllm-omni (--omni) are not known.
 """
 
 from collections.abc import Iterator
 
 from base.server_settings import NetworkConfig
-from startup.preflight.all_checks import PreflightOptions, download_checks
-from startup.preflight.network import check_address
-from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
-from startup.preflight.resources import check_cache_folder
-from startup.serve_words import OMNI
+from startup.session.preflight.all_checks import PreflightOptions, download_checks
+from startup.session.preflight.network import check_address
+from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
+from startup.session.preflight.resources import check_cache_folder
+from startup.ground.serve_words import OMNI
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import read_facts
 from startup.vllm.installed import InstalledVllm

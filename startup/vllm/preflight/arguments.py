@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, NoReturn
 from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.model.file_plan import FilePlan
-from startup.preflight.report import USAGE, Finding, error, warning
-from startup.serve_words import STRAY_REMEDY, is_stray, split
+from startup.files.model.file_plan import FilePlan
+from startup.session.preflight.report import USAGE, Finding, error, warning
+from startup.ground.serve_words import STRAY_REMEDY, is_stray, split
 from startup.vllm.facts import FlagFact, ValueKind, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.known_flags import num_values

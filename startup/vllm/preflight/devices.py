@@ -10,8 +10,8 @@ from base.machine.memory import MemoryState, read_memory
 from base.machine.nvml import Gpu, GpuState, read_gpus
 from base.wording import format_bytes, list_some
 from envs import foreign
-from startup.preflight.network import describe_process
-from startup.preflight.report import Finding, error, warning
+from startup.session.preflight.network import describe_process
+from startup.session.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
 

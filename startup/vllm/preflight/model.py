@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.suggestion import did_you_mean
-from startup.model.checkpoint_folder import folder_problems
-from startup.model.json_file import read_json_object
-from startup.model.location import ModelPlace, is_offline
-from startup.model.wanted_files import MISTRAL_WEIGHTS
-from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.preflight.places import check_place
-from startup.preflight.report import Finding, error, warning
+from startup.files.model.checkpoint_folder import folder_problems
+from startup.files.model.json_file import read_json_object
+from startup.files.model.location import ModelPlace, is_offline
+from startup.files.model.wanted_files import MISTRAL_WEIGHTS
+from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.session.preflight.places import check_place
+from startup.session.preflight.report import Finding, error, warning
 from startup.vllm.facts import ARCHITECTURES
 from startup.vllm.preflight.arguments import CheckedStart, name_problem
 

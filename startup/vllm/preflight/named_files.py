@@ -7,10 +7,10 @@ from typing import Any, Final
 from base.json_depth import read_json
 from base.server_settings import TlsConfig
 from envs.home import expand_home
-from startup.model.json_file import read_json_object
-from startup.preflight.all_checks import is_importable
-from startup.preflight.network import check_tls
-from startup.preflight.report import Finding, error, warning
+from startup.files.model.json_file import read_json_object
+from startup.session.preflight.all_checks import is_importable
+from startup.session.preflight.network import check_tls
+from startup.session.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 
 _TEMPLATE_CHARACTERS: Final = "{}\n"

@@ -23,7 +23,7 @@ from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
 from server.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from server.operation.admission import RunningRequests
 from server.operation.drain import ERROR_DELIVERY_S, Drain
-from startup.processes.stop_signals import StopSignals
+from startup.ground.processes.stop_signals import StopSignals
 from startup.vllm.probes.serving_probes import ServingProbes
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")

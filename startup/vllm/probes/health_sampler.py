@@ -6,7 +6,7 @@ import time
 from http.client import responses
 from typing import Any, Final, NamedTuple
 
-from startup.probes.probe_http import PATH
+from startup.port.probe_http import PATH
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from startup.hooks.hook import Hook, Name, Text
+from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
-from startup.probes.responder import StartupResponder
-from startup.processes import group_signals
-from startup.processes.stop_signals import StopSignals
+from startup.port.responder import StartupResponder
+from startup.ground.processes import group_signals
+from startup.ground.processes.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from startup.vllm.probes.serving_probes import ServingProbes

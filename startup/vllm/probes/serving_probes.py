@@ -1,7 +1,7 @@
 """Lets the responder's process answer `/health` while vLLM serves, because its event loop may be blocked.
 
 The responder accepts on the port and passes every connection but probes to this process
-(`startup.probes.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own
+(`startup.port.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own
 socket had accepted them. A heartbeat tells the responder the answer of `/health`, and that the loop runs. If
 the responder ends or hangs, uvicorn accepts itself.
 """
@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
-from startup.probes.acceptor import ACCEPTING, BEAT, CONNECTION, AnsweredProbe
-from startup.probes.probe_http import PATH
-from startup.probes.responder import StartupResponder
-from startup.processes import group_signals
+from startup.port.acceptor import ACCEPTING, BEAT, CONNECTION, AnsweredProbe
+from startup.port.probe_http import PATH
+from startup.port.responder import StartupResponder
+from startup.ground.processes import group_signals
 from startup.vllm.probes.health_sampler import HealthSampler
 
 logger = logging.getLogger(__name__)

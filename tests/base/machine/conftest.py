@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.prefetch.conftest import make_file  # noqa: F401 - a fixture
+from tests.startup.files.prefetch.conftest import make_file  # noqa: F401 - a fixture
 
 
 class FakeSystem:

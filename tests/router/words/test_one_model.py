@@ -6,9 +6,9 @@ import pytest
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.one_model import embedded_router, vllm_router
-from vllm_cli.flags.engine_choice import vllm_options
-from vllm_cli.flags.errors import InputError
-from vllm_cli.flags.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
+from startup.words.engine_choice import vllm_options
+from startup.words.errors import InputError
+from startup.words.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
 
 _END = ("--engine", "embedded", "--disable-uvicorn-access-log")
 

@@ -15,11 +15,11 @@ from router.model_entry import ModelEntry, ModelsFileError
 from router.router import RouterOptions
 from router.words.router_options import CheckedModels, ModelsReader, router_options
 from router.words.router_words import SeveralModels, read_several, split_router_words
-from startup.serve_words import has_several_models
+from startup.ground.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
 from tests.startup.vllm.fake_start import FAKE
 from vllm_cli.commands.serve import serve
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 
 COMMON = ("--engine", "embedded")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.prefetch.messages import PrefetchReport
-from startup.prefetch.process import PrefetchHandle
+from startup.files.prefetch.messages import PrefetchReport
+from startup.files.prefetch.process import PrefetchHandle
 from startup.standby import standby
 from startup.standby.standby import _ModelPages
 from tests.support.llamas import save_tiny_llama

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.processes import messages
+from startup.ground.processes import messages
 from tests.support.cli import run_cli, run_python
 from tests.support.ports import free_port
 from tests.support.standby_process import StandbyProcess

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from envs.registry import env
-from startup.processes import messages
+from startup.ground.processes import messages
 from startup.standby import forked_server, front_process, places
 from startup.standby.places import socket_folder
 from tests.startup.vllm.fake_start import short_folder
@@ -38,7 +38,7 @@ begin = time.perf_counter()
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
 exit_code = serve_warm(sys.argv[2:])
 took_ms = (time.perf_counter() - begin) * 1000
-from startup.timeline import start_origin
+from startup.reports.timeline import start_origin
 print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
 """
 """What `serve` does before its imports; a warm start runs here to its end."""

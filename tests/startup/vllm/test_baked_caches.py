@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE, keep_bytecode
+from startup.ground.caches import CACHE, keep_bytecode
 from startup.vllm.launch.baked_caches import add_baked_inspections
-from tests.startup.caches.conftest import baked  # noqa: F401 - a fixture
+from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
 from tests.support.ports import free_port
 
 _NAME = "modelinfos/llama.json"

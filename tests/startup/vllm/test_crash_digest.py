@@ -71,8 +71,8 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
 _RAISES = """
 import sys
 from pathlib import Path
-from startup.crash.output_record import OutputRecord
-from startup.errors import CrashError
+from startup.reports.crash.output_record import OutputRecord
+from startup.ground.errors import CrashError
 from startup.vllm.launch.crash_digest import CrashDigest
 
 causes = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
-from startup.model.file_plan import plan_files
+from startup.files.model.file_plan import plan_files
 from startup.vllm.command_line import CommandLine
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
@@ -155,7 +155,7 @@ def test_a_file_address_is_a_path(tmp_path):
 
 
 def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
-    monkeypatch.setattr("startup.model.location.find_spec", lambda name: object())
+    monkeypatch.setattr("startup.files.model.location.find_spec", lambda name: object())
     assert replaced(MODEL) == (MODEL,)
 
 

@@ -15,7 +15,7 @@ import pytest
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches.json_logs import log_as_json
-from tests.startup.systemd.notify_socket import NotifySocket
+from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.waiting import wait_until

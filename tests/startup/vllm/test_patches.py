@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 import uvloop
 
-from startup.probes.acceptor import ACCEPTING, AnsweredProbe
+from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import load_tokenizer_late, reuse_tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.processes.group_signals import GROUP_SIGNALS
+from startup.ground.processes.group_signals import GROUP_SIGNALS
 from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, run_fake, variant
 from tests.support.ports import free_port
 from tests.support.processes import disturbing

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import CACHE, INSPECTIONS, OWN
+from startup.ground.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.llamas import save_tiny_llama

@@ -14,7 +14,7 @@ from vllm_cli.batch.requests import LinePlace, open_input
 from vllm_cli.batch.results import BEGINNING, OutputFile, answered
 from vllm_cli.batch.run_batch import default_flags
 from vllm_cli.batch.sender import pause_s
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 from vllm_cli.main import main
 
 

@@ -9,7 +9,7 @@ from base.machine.page_cache import memory_devices
 from tests.support.page_cache import never_cached
 from tests.support.waiting import wait_until
 from vllm_cli.bench.startup import Residency, evict_files, list_files
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 
 pytestmark = pytest.mark.alone
 MEGABYTE = 1 << 20

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from startup.compile_cache import local
-from startup.compile_cache.archive import write_archive
-from startup.compile_cache.location import open_location
-from startup.compile_cache.record import CompiledModel, FileFacts, Hardware
+from startup.vllm.compiled_models import local
+from startup.vllm.compiled_models.archive import write_archive
+from startup.vllm.compiled_models.location import open_location
+from startup.vllm.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.imports import learned_imports
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading
 from startup.vllm.installed import InstalledVllm
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, on a machine with vLLM."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     monkeypatch.setattr("startup.vllm.installed.find_vllm", lambda: VLLM)
-    monkeypatch.setattr("startup.vllm.launch.compile_cache.present_versions", lambda _: VERSIONS)
+    monkeypatch.setattr("startup.vllm.launch.compiled_models.present_versions", lambda _: VERSIONS)
     return tmp_path / "cache"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.terminal import read_until
-from vllm_cli.flags.supported import SUPPORTED
+from startup.words.supported import SUPPORTED
 from vllm_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 from vllm_cli.client.running_servers import RunningServer, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
-from vllm_cli.flags.errors import InputError
+from startup.words.errors import InputError
 
 _SERVER = RunningServer(
     pid=5,

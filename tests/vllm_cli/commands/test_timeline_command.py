@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.timeline.report import read_report
-from tests.startup.timeline.start_reports import report_of
+from startup.reports.timeline.report import read_report
+from tests.startup.reports.timeline.start_reports import report_of
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from envs.foreign import overlaid
-from startup.preflight.all_checks import PreflightOptions
+from startup.session.preflight.all_checks import PreflightOptions
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from startup.preflight.report import PreflightReport
+from startup.session.preflight.report import PreflightReport
 from startup.vllm.facts import VllmFacts
 from startup.vllm.preflight.arguments import argument_findings, describe_unknown, read_arguments
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value

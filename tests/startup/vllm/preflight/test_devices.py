@@ -12,7 +12,7 @@ import pytest
 from base.machine import nvml
 from base.machine.memory import MemoryState
 from base.machine.nvml import read_gpus
-from startup.preflight.report import Finding
+from startup.session.preflight.report import Finding
 from startup.vllm.preflight import devices
 from startup.vllm.preflight.devices import TorchBuild, device_findings
 from startup.vllm.preflight.model import ModelChecks

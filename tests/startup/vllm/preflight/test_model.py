@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from startup.preflight.report import Finding
+from startup.session.preflight.report import Finding
 from startup.vllm.preflight.model import ModelChecks
-from tests.startup.preflight.conftest import write_safetensors
+from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm.preflight.conftest import CheckStart
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

@@ -1,0 +1,231 @@
+"""Starts the engine process with the chosen start method, and stops it."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from base.machine.memory import OomWatch
+from base.machine.processes import EndWatch, process_start_ns
+from base.wording import signal_name
+from envs.registry import env
+from server.config import EngineConfig, ModelFiles
+from startup.reports.crash.output_record import OutputRecord
+from startup.imports.torch_environment import set_torch_variables
+from startup.ground.errors import StartupError
+from startup.imports.heavy import import_engine
+from startup.ground.logs.options import LogOptions
+from startup.ground.logs.setup import configure_logging
+from startup.files.model.checkpoint_folder import modeling_module
+from startup.ground.processes import death_pipe, forkserver, group_signals
+from startup.ground.processes.new_program import without_group_signals, without_main_module
+
+logger = logging.getLogger(__name__)
+
+PRELOAD_MODULE = "startup.embedded.preload"
+_KILL_AFTER_S = 5.0
+_STANDARD_FDS = (0, 1, 2)
+
+
+class EngineProcess:
+    """The API process's handle of the engine process; `connection` is its end of the socket pair."""
+
+    def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
+        self._process = process
+        self._end_watch = EndWatch(process.pid or 0)
+        self._oom_watch = OomWatch()
+        self.connection = connection
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.exitcode
+
+    def is_exiting(self) -> bool:
+        """Whether the process is exiting, though its socket may not be closed yet."""
+        return self._end_watch.is_exiting()
+
+    def describe_end(self) -> str | None:
+        """Which signal killed the process, as text; None while it runs, and if it exited without a signal."""
+        code = self.exitcode
+        if code == forkserver.LOST:
+            how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"
+            return f"its process {self.pid} ended{how}"
+        if code is None or code >= 0:
+            return None
+        hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
+        return f"its process {self.pid} was killed by {signal_name(-code)}{hint}"
+
+    def kill(self) -> None:
+        """Kills the process unless it is exiting already: then its pid may soon belong to another process."""
+        if not self.is_exiting():
+            self._process.kill()
+
+    def close(self) -> None:
+        """Closes the socket, waits for the process to exit, and kills it after a timeout."""
+        self.connection.close()
+        self._process.join(_KILL_AFTER_S)
+        if self._process.is_alive() and not self.is_exiting():
+            logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
+            self._process.kill()
+            self._process.join(_KILL_AFTER_S)
+        self._end_watch.close()
+
+
+def prepare(context: BaseContext, files: ModelFiles | None) -> None:
+    """Starts the imports before the engine: in the forkserver with `forkserver`, in this process with `fork`.
+
+    Args:
+        context: the start method.
+        files: the model, whose class a forkserver imports too; None if it is not on disk yet.
+    """
+    set_torch_variables()
+    method = context.get_start_method()
+    if method == "forkserver":
+        if files is not None and (module := modeling_module(files.path)):
+            os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
+        ensure_forkserver()
+    elif method == "fork":
+        import_engine()
+
+
+def ensure_forkserver() -> None:
+    """Starts the forkserver with the engine's imports, unless it was started before; on the main thread."""
+    os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
+    try:
+        forkserver.ensure_forkserver(PRELOAD_MODULE)
+    except OSError as err:
+        logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
+
+
+def blocks_on_imports(context: BaseContext) -> bool:
+    """Whether `start_engine` waits for imports: a forkserver forks only after them (CPython #157216).
+
+    It should then be called in a thread, so that this process does its own imports at the same time.
+    """
+    return context.get_start_method() == "forkserver"
+
+
+def start_engine(
+    context: BaseContext,
+    files: ModelFiles,
+    config: EngineConfig,
+    *,
+    logs: LogOptions,
+    record: OutputRecord,
+) -> EngineProcess:
+    """Starts the process, which loads the model at once and reports over the socket when it is done.
+
+    Called on the main thread, unless a forkserver forks: the process ends with the thread that started it.
+    """
+    ours, theirs = socket.socketpair()
+    method = context.get_start_method()
+    is_fork = method == "fork"
+    process = context.Process(  # type: ignore[attr-defined]
+        target=_main,
+        name="vllm-cli-engine",
+        args=(theirs, files, config, logs, str(record.folder), is_fork),
+        daemon=True,
+    )
+    with (
+        theirs,
+        without_main_module(),
+        group_signals.blocked() if is_fork else without_group_signals(),
+    ):
+        process.start()
+    return EngineProcess(process, ours)
+
+
+def _main(  # noqa: PLR0913 - what a process needs to begin
+    connection: socket.socket,
+    files: ModelFiles,
+    config: EngineConfig,
+    logs: LogOptions,
+    record_folder: str,
+    is_fork: bool,
+) -> None:
+    """Runs in the engine process, on its main thread."""
+    group_signals.ignore()
+    _end_with_parents()
+    OutputRecord(Path(record_folder)).begin_process("engine")
+    if is_fork:
+        _close_other_sockets(connection)
+    from server.engine.phases import Phases
+    from server.engine.process import run_engine
+
+    phases = Phases()
+    configure_logging(logs, role="engine", phase=lambda: phases.current)
+    phases.spans.append(("start_process", process_start_ns(), time.monotonic_ns()))
+    preload = sys.modules.get(PRELOAD_MODULE)
+    if preload is not None:
+        phases.spans += preload.SPANS
+        left_out = preload.LEFT_OUT
+    else:
+        with phases.span("import_torch_and_transformers"):
+            left_out = import_engine()
+    run_engine(connection, files, config, phases, imports=left_out)
+
+
+def _end_with_parents() -> None:
+    """Ends this process with the API process and, if that is another one, with the process that forked it."""
+    api_process = multiprocessing.parent_process()
+    assert api_process is not None
+    assert api_process.pid is not None
+    death_pipe.arm(api_process.sentinel)
+    preload = sys.modules.get(PRELOAD_MODULE)
+    death_pipe.follow_parent(preload.PID if preload is not None else api_process.pid)
+
+
+def _close_other_sockets(keep: socket.socket) -> None:
+    """Closes a forked process's inherited sockets: listener, clients and the other end of the pair."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        fd = int(entry.name)
+        try:
+            is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        except OSError:
+            continue
+        if is_socket and fd not in (keep.fileno(), *_STANDARD_FDS):
+            os.close(fd)
+
+
+def use_start_method(wanted: str) -> BaseContext:
+    """Sets the process-wide start method and returns a context with the wanted one.
+
+    multiprocessing allows setting the method only once: if another one was set before, a warning is logged,
+    and the returned context still starts processes with the wanted method.
+
+    Raises:
+        StartupError: `fork` is wanted, but CUDA is initialised here: a forked process could not use it.
+    """
+    if wanted == "fork" and _uses_cuda():
+        raise StartupError(
+            "the start method 'fork' cannot be used once CUDA is initialised in this process: "
+            "set VLLM_WORKER_MULTIPROC_METHOD to forkserver or spawn"
+        )
+    with suppress(RuntimeError):
+        multiprocessing.set_start_method(wanted)
+    in_force = multiprocessing.get_start_method()
+    if in_force != wanted:
+        logger.warning(
+            "the multiprocessing start method was already %r; the engine is started with %r nevertheless",
+            in_force,
+            wanted,
+        )
+    return multiprocessing.get_context(wanted)
+
+
+def _uses_cuda() -> bool:
+    """Whether CUDA is initialised in this process; without torch it is not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())

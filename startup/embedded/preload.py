@@ -1,0 +1,50 @@
+"""The module that the forkserver imports before it forks the engine; it exists for nothing else.
+
+A forked child inherits only what was imported, so importing this module does the work. The forkserver runs it
+on its main thread, while the API process does its own work on another core.
+"""
+
+import importlib
+import os
+import time
+from contextlib import suppress
+
+from base.machine.processes import process_start_ns
+from envs.registry import env
+from startup.imports.heavy import import_engine
+from startup.ground.logs.options import LogOptions
+from startup.ground.logs.setup import configure_logging
+from startup.ground.processes import death_pipe, group_signals
+
+_BEGIN_NS = time.monotonic_ns()
+
+group_signals.ignore()
+if (api_process := env.VCLI_API_PROCESS.get()) is not None:
+    death_pipe.follow_parent(api_process)
+PID = os.getpid()
+"""The forkserver's pid: its children end with it, since no other process can report their exit code."""
+
+
+def _follow_forkserver() -> None:
+    """Runs first in a child, so that it ends with the forkserver even before it has unpickled its target."""
+    if os.getppid() == PID:
+        death_pipe.follow_parent(PID)
+
+
+os.register_at_fork(after_in_child=_follow_forkserver)
+
+if env.VCLI_LOG_FORMAT.get() == "json":
+    _OPTIONS = LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format="json")
+    configure_logging(_OPTIONS, role="forkserver", phase=lambda: "preload_imports")
+LEFT_OUT = import_engine()
+"""The engine process ends these stand-ins once the model is built."""
+importlib.import_module("startup.embedded.engine_process")  # has the child's main function
+if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
+    with suppress(Exception):  # loading the model reports a faulty module
+        importlib.import_module(model_class)
+
+SPANS = [
+    ("forkserver:interpreter", process_start_ns(), _BEGIN_NS),
+    ("forkserver:preload_imports", _BEGIN_NS, time.monotonic_ns()),
+]
+"""Added to the start's timeline by the engine process, which has them only if the preload was done."""

@@ -1,0 +1,331 @@
+"""The order of a start of the embedded engine.
+
+The port listens first; the responder answers it from then on. The forkserver comes next: it imports torch and
+transformers on its main thread while this process runs the preflight, finds the model, requests the engine,
+imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
+
+A process that was forked from a standby has imported all of it. Its forkserver forks at once, so the engine
+loads the weights during all further steps.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from importlib.util import find_spec
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from socket import socket
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+
+from base.errors import EngineError, ServerError
+from base.exit_codes import ENGINE_DIED, START_FAILED
+from base.lifecycle import Lifecycle, State
+from envs.home import expand_home
+from envs.registry import env
+from server.config import ModelFiles
+from server.model_files.kind import accepts_images
+from server.model_files.tokenizer_files import find_tokenizer_mode
+from server.types import EngineInfo
+from startup.ground.caches import digest, keep_bytecode, use_baked_bytecode
+from startup.reports.causes.phase import SERVING
+from startup.ground.config import StartupConfig
+from startup.reports.crash.output_record import OutputRecord
+from startup.files.download.messages import use_first_endpoint
+from startup.files.download.obtain import finish_download
+from startup.embedded import engine_process
+from startup.embedded.engine_process import use_start_method
+from startup.embedded.starter import EngineStarter
+from startup.ground.errors import EngineBootError, PortInUseError
+from startup.ground.hooks.hook import names_without
+from startup.imports.heavy import end_stand_ins, import_vision
+from startup.imports.learned_imports import learn, learned_imports
+from startup.ground.logs.setup import configure_logging
+from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.request import ModelRequest
+from startup.session.preflight.report import PreflightReport
+from startup.port.responder_process import OpenChannel, open_plain
+from startup.ground.processes import group_signals
+from startup.ground.processes.library_state import update_hub
+from startup.ground.processes.new_program import discard_dormant
+from startup.session.session import ListenAddress, StartSession
+from startup.ground.temp_folder import ensure_temp_folder
+from startup.ground import start_origin
+from startup.reports.timeline.history import StartSubject
+from startup.reports.timeline.timeline import PhaseTimeline
+
+if TYPE_CHECKING:
+    from server.api_process import ServerRun
+    from server.renderers.base import BaseRenderer
+    from startup.files.download.process import DownloadHandle
+
+_ENGINE_SPAN: Final = "start_engine_process"
+
+
+def start_embedded(config: StartupConfig) -> int:
+    """Starts the server and runs it until it stops; returns the exit code.
+
+    Raises:
+        StartupError: the server cannot start; no process, socket or file of this start is left.
+    """
+    use_first_endpoint()
+    timeline = PhaseTimeline.from_process_start()
+    use_baked_bytecode()
+    session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
+    configure_logging(config.logs, role="api", phase=session.phase)
+    if (torch := find_spec("torch")) and torch.origin and (notice := keep_bytecode(Path(torch.origin).parent)):
+        logger.warning("%s", notice)
+    with session:
+        start = _EmbeddedStart(config, session)
+        try:
+            exit_code = start.run()
+        except ServerError as err:
+            start.raise_crash(err, START_FAILED)
+        if exit_code == ENGINE_DIED:
+            start.raise_crash(EngineError(start.lifecycle.reason or "the engine is gone"), exit_code)
+        return exit_code
+
+
+logger = logging.getLogger(__name__)
+
+
+class _Prepared(NamedTuple):
+    """What the HTTP server needs."""
+
+    renderer: "BaseRenderer"
+    engine: EngineStarter
+
+
+class _EmbeddedStart:
+    """One start; runs in the API process, on its main thread."""
+
+    def __init__(self, config: StartupConfig, session: StartSession) -> None:
+        self._config = config
+        self._session = session
+        self._span = session.timeline.span
+        self._download: DownloadHandle | None = None
+        self._record: OutputRecord | None = None
+        self._engine: EngineStarter | None = None
+        self.lifecycle = Lifecycle()
+
+    def raise_crash(self, err: ServerError, exit_code: int) -> NoReturn:
+        """The server cannot start, or its engine has died: raises the digest."""
+        if self._record is None:
+            raise EngineBootError(str(err)) from err
+        from startup.reports.crash.crash_report import (  # noqa: PLC0415 - only after a failure
+            build_error,
+            describe_crash,
+        )
+
+        if self._engine is not None:
+            self._engine.record_end()
+        process = "engine" if isinstance(err, EngineError) else "API process"
+        phase = SERVING if exit_code == ENGINE_DIED else "during the start"
+        cause = describe_crash(self._record, process, phase, str(err), has_advice=True)
+        raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
+
+    def run(self) -> int:
+        """Returns when the server stops.
+
+        Raises:
+            ServerError: the server cannot start.
+        """
+        return self._prepare().run()
+
+    def _prepare(self) -> "ServerRun":
+        """All steps until the event loop runs."""
+        if self._config.compile_cache is not None:
+            logger.warning("--compile-cache has no effect: the embedded engine compiles nothing")
+        listening = self._listen()
+        self._session.limit_time(self._config.startup_timeout_s)
+        self._session.show_progress()
+        with self._span("locate_model"):
+            plan = plan_files(ModelRequest.of_start(self._config))
+        self._download = self._session.download(plan, self._config.download_timeout_s)
+        context = self._prepare_start_method(plan.files)
+        is_warm = start_origin.warm is not None and plan.files is not None
+        prepare = self._prepare_warm if is_warm else self._prepare_cold
+        renderer, engine = prepare(context, plan)
+        if engine_process.blocks_on_imports(context):
+            with self._span(_ENGINE_SPAN, waits_for="forkserver"):
+                engine.wait_started()
+        return self._build_server(listening, renderer, engine)
+
+    def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
+        """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
+        self._session.prefetch(plan.prefetched, self._config.prefetch)
+        self._check(plan)
+        files = plan.files or self._finish_download(plan)
+        engine = self._begin_engine(context, files)
+        with learned_imports():
+            return _Prepared(self._prepare_renderer(files), engine)
+
+    def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
+        """Nothing is left to import: the engine is forked first and loads the weights meanwhile."""
+        files = plan.files
+        assert files is not None
+        engine = self._begin_engine(context, files)
+        self._session.prefetch(plan.prefetched, self._config.prefetch)
+        self._check(plan)
+        return _Prepared(self._prepare_renderer(files), engine)
+
+    def _listen(self) -> socket:
+        network, has_tls = self._config.server.network, self._config.server.tls.ssl_certfile is not None
+        when_ready = self._config.listen_when_ready
+        address = ListenAddress(network.host, network.port, network.uds, is_tls=has_tls, when_ready=when_ready)
+        try:
+            return self._session.listen(address, self._prepare_channels, accepts_activation=True)
+        except PortInUseError as err:
+            from startup.session.preflight.all_checks import run_preflight
+
+            raise run_preflight(self._config).as_error() or err from err
+
+    def _prepare_channels(self) -> OpenChannel:
+        """Runs in the responder's process."""
+        if self._config.server.tls.ssl_certfile is None:
+            return open_plain()
+        from startup.port.tls_channel import open_tls
+
+        return open_tls(self._config.server.tls)
+
+    def _prepare_start_method(self, located: ModelFiles | None) -> BaseContext:
+        """Sets the variables of the processes to come, and starts the forkserver if there is to be one."""
+        with self._span("prepare_start_method"):
+            ensure_temp_folder()
+            self._record = OutputRecord(self._session.create_folder())
+            self._record.begin_process("api", is_watched=False)
+            os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
+            context = use_start_method(self._config.start_method)
+            if context.get_start_method() != "forkserver":
+                discard_dormant()
+            if located is not None:
+                _forbid_requests()
+            if self._config.engine.trust_remote_code:  # a model's own code may use any module
+                os.environ[env.VCLI_LEAVE_OUT.name] = names_without("lean imports")
+            engine_process.prepare(context, located)
+        return context
+
+    def _check(self, plan: FilePlan) -> None:
+        """Runs the preflight; raises StartupError with all of its errors."""
+
+        def check() -> PreflightReport:
+            from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+
+            return run_preflight(self._config, options=PreflightOptions(is_listening=True, plan=plan))
+
+        self._session.check(check, self._config.preflight)
+
+    def _finish_download(self, plan: FilePlan) -> ModelFiles:
+        """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
+        with learned_imports():
+            self._import_server("hf")
+        with self._span("resolve_model", waits_for="download"):
+            files = finish_download(plan, self._download, self._session.state.set_detail)
+        _forbid_requests()
+        return files
+
+    def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:
+        """Starts the engine process; a forkserver starts it once it has finished its imports."""
+        with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
+            assert self._record is not None
+            engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)
+        self._session.stack.callback(engine.close)
+        self._engine = engine
+        return engine
+
+    def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
+        """Imports the HTTP server, then loads and runs the tokenizer once."""
+        if self._download is None:
+            self._import_server(find_tokenizer_mode(files.tokenizer_path, self._config.renderer.tokenizer_mode))
+        if self._config.renderer.max_images and accepts_images(files.path):
+            with self._span("import_vision"):
+                import_vision()
+        renderer = self._load_renderer(files)
+        with self._span("warm_up_renderer"):
+            renderer.warm_up()
+        return renderer
+
+    def _import_server(self, tokenizer_mode: str) -> None:
+        with self._span("import_server"):
+            import server.api_process  # noqa: F401 - used by the steps that follow
+            from server.renderers.registry import import_renderer
+
+            import_renderer(tokenizer_mode)
+        end_stand_ins()
+
+    def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
+        from server.renderers.registry import build_renderer
+
+        with self._span("load_tokenizer"):
+            return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
+
+    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
+        """The HTTP server, which takes the port from the responder and waits for the engine."""
+        from server.api_process import ServerRun
+        from server.build import RunOptions
+
+        self.lifecycle.subscribe(self._on_state)
+        options = RunOptions(
+            listener=listening,
+            limits=self._config.limits,
+            engine=engine,
+            engine_ready_timeout_s=self._config.engine_ready_timeout_s,
+            lifecycle=self.lifecycle,
+            start=self._session.state,
+            span=self._span,
+            on_serving=self._session.hand_over,
+            on_ready=self._on_ready,
+        )
+        return ServerRun(renderer, self._config.server, options)
+
+    def _on_state(self, state: State) -> None:
+        if state == "draining":
+            self._session.drain()
+
+    def _on_ready(self, info: EngineInfo) -> None:
+        """The engine has generated its first token."""
+        if self._record is not None:
+            self._record.keeps_only_errors = True
+        self._session.timeline.add("engine", info.spans)
+        self._session.notify_ready()
+        self._session.finish(info)
+        group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))
+
+
+def _forbid_requests() -> None:
+    """Everything is on disk: the hub's client of this process and of its children sends no request."""
+    os.environ[env.HF_HUB_OFFLINE.name] = "1"
+    update_hub({env.HF_HUB_OFFLINE.name: "1"})  # the client reads the variable only when it is imported
+
+
+def _subject_of(config: StartupConfig) -> StartSubject:
+    """What history and report of the start need."""
+    return StartSubject(
+        model=config.server.served_model_names[0],
+        start_method=config.start_method,
+        packages=("torch", "transformers", "tokenizers", "vllm-cli-server"),
+        key=lambda versions: start_key(config, versions),
+        report_file=config.startup_report,
+    )
+
+
+def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
+    """A hash of model, versions, start method, engine and renderer settings, which determine the duration.
+
+    With vLLM, the kind of start (`StartKind`) stands for all that.
+    """
+    model = asdict(config.model)
+    for name in ("model", "tokenizer"):
+        folder = Path(expand_home(model[name])) if model[name] else None
+        if folder and folder.exists():
+            model[name] = str(folder.resolve())
+    facts = {
+        "model": {name: value for name, value in model.items() if name != "hf_token"},
+        "engine": asdict(config.engine),
+        "renderer_workers": config.renderer.num_workers,
+        "start_method": config.start_method,
+        "versions": dict(versions),
+    }
+    return digest(facts)

@@ -1,0 +1,150 @@
+"""Starts the engine process."""
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import Final
+
+from base.errors import EngineStartError
+from server.config import EngineConfig, ModelFiles
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
+from startup.embedded import engine_process
+from startup.embedded.engine_process import EngineProcess
+from startup.ground.logs.options import LogOptions
+from startup.ground.processes import forkserver, group_signals
+from startup.ground.processes.forkserver import ForkError
+
+logger = logging.getLogger(__name__)
+
+_KILL_AGAIN_S: Final = 0.1
+_SWITCH_S: Final = 0.0002
+"""How long the main thread may keep the interpreter lock from the new thread, which needs it again after each
+system call: with Python's 5 ms, the request to the forkserver takes up to 20 ms."""
+
+
+class EngineStarter:
+    """Implements `server.operation.engine_monitor.EngineHandle`; lives on the API process's main thread."""
+
+    def __init__(
+        self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions, record: OutputRecord
+    ) -> None:
+        """Begins the first start; `wait_started` must return before any other method but `close` is called.
+
+        Raises:
+            EngineStartError: the process could not be started.
+        """
+        self._context = context
+        self._files = files
+        self._config = config
+        self._logs = logs
+        self._record = record
+        self._starting: BackgroundStart | None = None
+        self._started: EngineProcess | None = None
+        if engine_process.blocks_on_imports(context):
+            self._starting = BackgroundStart(self._start)
+        else:
+            self._started = self._start()
+
+    def wait_started(self) -> None:
+        """Waits until the forkserver, if there is one, has finished its imports and forked the process.
+
+        Raises:
+            EngineStartError: the process could not be started.
+        """
+        if self._starting is None:
+            return
+        try:
+            self._started = self._starting.wait()
+        except EngineStartError as err:
+            if not isinstance(err.__cause__, ForkError):
+                raise
+            self._started = self._start()  # a new program, which the kernel would end with that thread
+        self._starting = None
+
+    @property
+    def connection(self) -> socket.socket:
+        return self._process.connection
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def is_exiting(self) -> bool:
+        return self._process.is_exiting()
+
+    def describe_end(self) -> str | None:
+        return self._process.describe_end()
+
+    def record_end(self) -> None:
+        """Adds the stack of an engine process that has crashed to the record."""
+        if self._started is not None and self._started.pid is not None:
+            code = self._started.exitcode
+            if code is not None and code < 0 and -code != signal.SIGKILL:
+                ProcessEnds(self._record).add(self._started.pid, code)
+
+    def close(self) -> None:
+        """Stops the process, even one that has not been started yet."""
+        if self._starting is not None:
+            self._started = self._starting.abandon()
+            self._starting = None
+        if self._started is not None:
+            self._started.close()
+
+    @property
+    def _process(self) -> EngineProcess:
+        assert self._started is not None
+        return self._started
+
+    def _start(self) -> EngineProcess:
+        try:
+            return engine_process.start_engine(
+                self._context, self._files, self._config, logs=self._logs, record=self._record
+            )
+        except OSError as err:
+            raise EngineStartError(f"the engine process could not be started: {err}") from err
+
+
+class BackgroundStart:
+    """A start in a thread, because a forkserver forks only after its imports.
+
+    Used by the thread that created it.
+    """
+
+    def __init__(self, start: Callable[[], EngineProcess]) -> None:
+        """Runs `start` in the new thread."""
+        self._start = start
+        self._process: EngineProcess | None = None
+        self._error: Exception | None = None
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        self._thread = threading.Thread(target=self._run, name="engine-start", daemon=True)
+        group_signals.start_thread(self._thread)
+
+    def wait(self) -> EngineProcess:
+        """Waits for the process; raises what `start` raised."""
+        self._join()
+        if self._error is not None:
+            raise self._error
+        assert self._process is not None
+        return self._process
+
+    def abandon(self) -> EngineProcess | None:
+        """Ends the wait for a forkserver that has not forked yet; returns the process if there is one."""
+        while self._thread.is_alive():
+            forkserver.kill()
+            self._thread.join(_KILL_AGAIN_S)
+        self._join()
+        return self._process
+
+    def _join(self) -> None:
+        self._thread.join()
+        sys.setswitchinterval(self._switch_s)
+
+    def _run(self) -> None:
+        try:
+            self._process = self._start()
+        except Exception as err:  # noqa: BLE001 - `wait` raises it
+            self._error = err

@@ -1,0 +1,138 @@
+"""Fetches several contents at once, while it watches time, disk and progress."""
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from startup.files.download.hub_client import RetryableError, backoff_s
+from startup.files.download.messages import DownloadError, DownloadProgress
+from startup.files.download.repository import CachedRepository, HubFile, check_room, total_size
+from startup.files.download.transfer import MAX_FAILURES, Source, Transfer
+from startup.files.download.xet import XetFetch
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_NUM_THREADS: Final = 8
+_TICK_S: Final = 0.02
+_SHOWN_EVERY_S: Final = 0.25
+
+
+class Fetch:
+    """The contents of one repository; `run` is called on the main thread of the helper."""
+
+    def __init__(
+        self, source: Source, repository: CachedRepository, on_progress: Callable[[DownloadProgress], None]
+    ) -> None:
+        self._source = source
+        self._repository = repository
+        self._on_progress = on_progress
+        self._transfers: list[Transfer] = []
+        self._xet: XetFetch | None = None
+        self._begin_s = time.monotonic()
+        self._finished_bytes = 0
+        """Of earlier calls."""
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes received, including those that had to be fetched again."""
+        from_xet = self._xet.fetched_bytes if self._xet else 0
+        return self._finished_bytes + from_xet + sum(transfer.fetched_bytes for transfer in self._transfers)
+
+    def run(self, files: Sequence[HubFile]) -> list[HubFile]:
+        """Fetches the contents that are not on disk; returns the files with what the hub tells about them.
+
+        Raises:
+            DownloadError: a content cannot be had, or does not fit on the disk.
+            OSError: a content cannot be written.
+        """
+        files = [self._described(file) for file in files]
+        by_content = {file.oid: file for file in files if not self._is_there(file)}
+        missing = list(by_content.values())
+        check_room(
+            self._repository.folder,
+            total_size(missing) - sum(map(self._repository.part_bytes, missing)),
+            self._source.repo_id,
+        )
+        self._fetch(self._fetch_from_xet(missing))
+        return files
+
+    def _is_there(self, file: HubFile) -> bool:
+        return self._repository.has_content(file) or self._repository.is_linked(self._source.commit, file)
+
+    def _described(self, file: HubFile) -> HubFile:
+        """With size and hash; a mirror's listing may lack them."""
+        if file.oid and file.size is not None:
+            return file
+        failure = ""
+        for number in range(MAX_FAILURES):
+            try:
+                return self._source.client.describe(self._source.address(file, number), file)
+            except RetryableError as err:
+                failure = str(err)
+                self._show(0, 0, err.wait.reason or f"{err}, trying again")
+                self._source.pause(err.wait.seconds or backoff_s(number + 1))
+        reason = f"{file.name} of {self._source.repo_id} could not be downloaded: {failure}"
+        raise DownloadError("unreachable", f"{reason}, {MAX_FAILURES} times in a row")
+
+    def _fetch_from_xet(self, files: Sequence[HubFile]) -> Sequence[HubFile]:
+        """Fetches what Xet storage has; returns the other files, and those that Xet did not deliver."""
+        self._xet = XetFetch.of(self._source, self._repository, files)
+        if self._xet is None:
+            return files
+        total_bytes = total_size(files)
+        for _ in self._xet.run():
+            done_bytes = min(self._xet.fetched_bytes, total_bytes)
+            check_room(self._repository.folder, total_bytes - done_bytes, self._source.repo_id)
+            self._show(total_bytes, done_bytes, "")
+        return [file for file in files if not self._is_there(file)]
+
+    def _fetch(self, files: Sequence[HubFile]) -> None:
+        self._finished_bytes = self.fetched_bytes
+        self._xet = None
+        self._transfers = [Transfer(self._source, self._repository, file) for file in files]
+        waiting: SimpleQueue[Transfer] = SimpleQueue()
+        for transfer in self._transfers:
+            waiting.put(transfer)
+        failures: list[Exception] = []
+        threads = [
+            threading.Thread(target=self._run_thread, args=(waiting, failures), name=f"download-{number}", daemon=True)
+            for number in range(min(_NUM_THREADS, len(files)))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            self._watch(threads, failures)
+        finally:
+            self._source.stopping.set()
+        if failures:
+            raise failures[0]
+        self._source.stopping.clear()
+
+    def _run_thread(self, waiting: "SimpleQueue[Transfer]", failures: list[Exception]) -> None:
+        while not self._source.stopping.is_set():
+            try:
+                waiting.get_nowait().run()
+            except Empty:
+                return
+            except Exception as err:  # noqa: BLE001 - raised again on the main thread
+                failures.append(err)
+                self._source.stopping.set()
+
+    def _watch(self, threads: Sequence[threading.Thread], failures: Sequence[Exception]) -> None:
+        """Waits for the threads or a failure."""
+        total_bytes = total_size(transfer.file for transfer in self._transfers)
+        shown_s = 0.0
+        while not failures and any(thread.is_alive() for thread in threads):
+            self._source.pause(_TICK_S)
+            if time.monotonic() - shown_s >= _SHOWN_EVERY_S:
+                shown_s = time.monotonic()
+                left = sum(transfer.remaining_bytes for transfer in self._transfers)
+                check_room(self._repository.folder, left, self._source.repo_id)
+                notes = [transfer.note for transfer in self._transfers if transfer.note]
+                self._show(total_bytes, total_bytes - left, notes[0] if notes else "")
+
+    def _show(self, total_bytes: int, done_bytes: int, note: str) -> None:
+        rate = self.fetched_bytes / max(time.monotonic() - self._begin_s, _TICK_S)
+        self._on_progress(DownloadProgress(self._source.repo_id, done_bytes, total_bytes, rate, note))

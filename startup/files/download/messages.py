@@ -1,0 +1,136 @@
+"""What launcher and download helper send each other: the job, the hub's addresses, progress, report."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from base.wording import format_bytes
+from envs.registry import env
+from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
+from startup.files.model.file_plan import Download
+
+STALL_S: Final = 15.0
+"""A connection that delivers no byte for this long is replaced."""
+
+FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
+"""`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
+`wrong`: the files are not what the hub lists."""
+_HUB: Final = "https://huggingface.co"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """How to download; the same for all repositories of one start."""
+
+    endpoints: tuple[str, ...]
+    """Addresses of the hub and of mirrors, in the order in which they are tried."""
+    timeout_s: float | None = None
+    """The longest time for all files; None sets no limit."""
+    stall_s: float = STALL_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to download."""
+
+    downloads: tuple[Download, ...]
+    options: DownloadOptions
+    begin_ns: int
+    """When the launcher began to start the helper, in monotonic nanoseconds."""
+
+
+class LogLine(NamedTuple):
+    """A line for the launcher's log."""
+
+    level: int
+    text: str
+
+
+class DownloadProgress(NamedTuple):
+    """The state of one download at one moment."""
+
+    repo_id: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    bytes_per_s: float = 0.0
+    """Since the download began."""
+    note: str = ""
+    """What the download waits for, if it does."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at this rate; None while nothing arrives."""
+        return max(self.total_bytes - self.done_bytes, 0) / self.bytes_per_s if self.bytes_per_s > 0 else None
+
+    def __str__(self) -> str:
+        """`downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`"""
+        if not self.total_bytes:
+            return f"downloading{f': {self.note}' if self.note else ''}"
+        parts = [f"downloading {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}"]
+        parts.append(f"{format_bytes(self.bytes_per_s)}/s")
+        if self.eta_s is not None:
+            parts.append(f"about {self.eta_s:.0f} s left")
+        if self.note:
+            parts.append(self.note)
+        return ", ".join(parts)
+
+
+class DownloadReport(NamedTuple):
+    """The end of all downloads of a job."""
+
+    folders: tuple[str, ...] = ()
+    """A snapshot for each download, in the order of the job; empty after a failure."""
+    failure: FailureKind | None = None
+    reason: str = ""
+    """Why it failed, in one line."""
+    fetched_bytes: int = 0
+    """Bytes that this helper has received."""
+    took_s: float = 0.0
+    spans: tuple[tuple[str, int, int], ...] = ()
+    """Phases of the helper: name, begin and end in monotonic nanoseconds."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders as paths."""
+        return tuple(map(Path, self.folders))
+
+
+class DownloadError(ModelNotFoundError):
+    """The files could not be downloaded."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))
+        self.kind = kind
+
+
+class _RefusedError(DownloadError, NoAccessError):
+    """The hub denies access."""
+
+
+class _NoRoomError(DownloadError, NoSpaceError):
+    """The files do not fit on the disk."""
+
+
+def download_error(kind: FailureKind, reason: str) -> DownloadError:
+    """The error of this kind, also as the start's own kinds of errors."""
+    kinds: dict[str, type[DownloadError]] = {"refused": _RefusedError, "disk": _NoRoomError}
+    return kinds.get(kind, DownloadError)(kind, reason)
+
+
+def hub_endpoints() -> tuple[str, ...]:
+    """The addresses in the order in which they are tried."""
+    listed, given = _split(env.VCLI_HUB_ENDPOINTS.get()), _split(env.HF_ENDPOINT.get())
+    return (listed if listed[:1] == given else given) or (_HUB,)
+
+
+def use_first_endpoint() -> None:
+    """Leaves only the first address in HF_ENDPOINT, which libraries of this process and its children read."""
+    listed = _split(env.HF_ENDPOINT.get())
+    if len(listed) > 1:
+        os.environ[env.VCLI_HUB_ENDPOINTS.name] = ",".join(listed)
+        os.environ[env.HF_ENDPOINT.name] = listed[0]
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, (address.strip().rstrip("/") for address in (text or "").split(",")))))

@@ -1,0 +1,222 @@
+"""Reads models from S3, Google Cloud Storage and Azure Blob Storage, with the file systems of fsspec.
+
+`ObjectStoreClient` has the methods of `HubClient`, so that the download helper resumes, verifies, locks and
+reports these downloads as it does those from the hub. Credentials, endpoints and proxies are those of the
+stores' own clients: their variables and files, and fsspec's (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
+"""
+
+import asyncio
+import base64
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from startup.files.download.hub_client import ByteStream, FileAddress, RetryableError
+from startup.files.download.messages import DownloadError
+from startup.files.download.repository import MD5_PREFIX, VERSION_PREFIX, HubFile, Listing, is_safe_name
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+_RANGE_BYTES: Final = 4 << 20
+_NUM_AHEAD: Final = 3
+"""Ranges of one file that are requested at once: a single connection to a store is slow."""
+_CONNECT_S: Final = 4.0
+_NUM_ATTEMPTS: Final = 2
+"""Of the store's client; `Transfer` repeats them, and tells why."""
+_LONGEST_RANGE_S: Final = 300.0
+"""The time limit of a range, while bytes arrive; the stores' clients watch the pauses between them."""
+_GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
+"""With them gcsfs waits up to a minute for another service of Google, which many networks refuse."""
+_ID_BYTES: Final = 20
+_VERSION_BYTES: Final = 16
+
+
+class ObjectStoreClient:
+    """Sends requests on any thread; fsspec runs them on a thread of its own."""
+
+    def __init__(self, *, stall_s: float) -> None:
+        self.stall_s = stall_s
+        self.headers: dict[str, str] = {}
+        """None: the stores' clients have their own."""
+        self._listed: dict[tuple[str, str], Mapping[str, Any]] = {}
+        """What the stores tell about each file, by address and name."""
+
+    def list_files(
+        self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
+    ) -> Listing:
+        """The objects below an address; the commit stands for their names and versions.
+
+        The other arguments are those of `HubClient`, and mean nothing here: the store's client repeats failed
+        requests.
+
+        Raises:
+            DownloadError: nothing is there, or it may not be read.
+        """
+        with _explained(repo_id):
+            system = self._file_system(repo_id)
+            prefix = f"{root_of(system, repo_id)}/"
+            found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
+        infos = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
+        files = {name: _describe(name, info) for name, info in infos.items() if is_safe_name(name)}
+        if not files:
+            raise DownloadError("refused", f"{repo_id} has no files: correct the address")
+        self._listed.update(((repo_id, name), infos[name]) for name in files)
+        return Listing(_commit_of(files), files, endpoints=(repo_id.partition(":")[0],))
+
+    def describe(self, address: FileAddress, file: HubFile) -> HubFile:
+        """The file as it is: the listing has told everything."""
+        return file
+
+    def has_in_xet(self, address: FileAddress) -> bool:
+        """False: Xet belongs to the hub."""
+        return False
+
+    @contextmanager
+    def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
+        """The file's bytes from this offset.
+
+        Raises:
+            RetryableError: a request has failed.
+            DownloadError: the file may not be read, or was replaced meanwhile.
+        """
+        listed = self._listed[address.repo_id, address.name]
+        yield ByteStream(begin, self._read(address, begin, int(listed["size"])))
+        with _explained(address.repo_id, is_retried=True):
+            system = self._file_system(address.repo_id)
+            now = system.info(f"{root_of(system, address.repo_id)}/{address.name}")
+        if _version_of(now) != _version_of(listed):
+            raise DownloadError("wrong", f"{address.name} of {address.repo_id} was replaced during the download")
+
+    def _read(self, address: FileAddress, begin: int, end: int) -> Iterator[bytes]:
+        with _explained(address.repo_id, is_retried=True):
+            system = self._file_system(address.repo_id)
+            yield from read_ranges(system, f"{root_of(system, address.repo_id)}/{address.name}", begin, end)
+
+    def _file_system(self, address: str) -> Any:
+        return file_system(address, stall_s=self.stall_s)
+
+
+def file_system(address: str, *, stall_s: float) -> Any:
+    """fsspec's file system for an address; it keeps one instance for each protocol and its options.
+
+    Raises what the store's client raises, for example for missing credentials.
+
+    Args:
+        address: begins with `s3://`, `gs://` or `az://`.
+        stall_s: the longest time without a byte.
+    """
+    os.environ.setdefault(_GCS_EXTENSIONS, "false")
+    import fsspec
+
+    protocol = address.partition("://")[0].lower()
+    system = fsspec.filesystem(protocol, use_listings_cache=False, **_limits(protocol, stall_s))
+    system.retries = _NUM_ATTEMPTS  # of S3: by default 25 attempts, without a word
+    return system
+
+
+def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
+    """Options that bound the time without a byte."""
+    if protocol == "s3":
+        times = {"connect_timeout": _CONNECT_S, "read_timeout": stall_s}
+        return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
+    if protocol == "gs":
+        import aiohttp
+
+        return {"requests_timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=stall_s)}
+    return {"connection_timeout": int(_CONNECT_S), "read_timeout": int(stall_s)}
+
+
+def root_of(system: Any, address: str) -> str:
+    """The bucket and folder of an address."""
+    return str(system._strip_protocol(address)).rstrip("/")
+
+
+def read_ranges(
+    system: Any, path: str, begin: int, end: int, *, longest_range_s: float = _LONGEST_RANGE_S
+) -> Iterator[bytes]:
+    """The bytes of an object in order, while the next ranges are requested already.
+
+    Raises what the store's client raises, and TimeoutError for a range that takes longer than the limit.
+    """
+    ranges = deque(range(begin, end, _RANGE_BYTES))
+    running: deque[Future[bytes]] = deque()
+    try:
+        while ranges or running:
+            while ranges and len(running) < _NUM_AHEAD:
+                first = ranges.popleft()
+                request = system._cat_file(path, start=first, end=min(first + _RANGE_BYTES, end))
+                running.append(asyncio.run_coroutine_threadsafe(request, system.loop))
+            chunk = running[0].result(longest_range_s)
+            running.popleft()
+            yield chunk
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
+    """The object as a file whose content is known by its MD5, if the store tells it, else by its version."""
+    version = _version_of(info)
+    md5 = _md5_of(info)
+    oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
+    return HubFile(name, int(info["size"]), oid)
+
+
+def _version_of(info: Mapping[str, Any]) -> str:
+    """What changes with the content: the generation of Google's objects, the ETag of the others."""
+    tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
+    return f"{tag} {info['size']}"
+
+
+def _md5_of(info: Mapping[str, Any]) -> str | None:
+    """The MD5 of Google's and Azure's objects; an ETag of S3 is one only without encryption by the store."""
+    settings = info.get("content_settings") or {}
+    encoded = info.get("md5Hash") or settings.get("content_md5")
+    if isinstance(encoded, (bytes, bytearray)):
+        return encoded.hex()
+    if isinstance(encoded, str):
+        return base64.b64decode(encoded).hex()
+    return None
+
+
+def _commit_of(files: Mapping[str, HubFile]) -> str:
+    """An id for the files with these names and contents, as long as a commit's."""
+    return _digest(*(f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())), size=_ID_BYTES)
+
+
+def _digest(*texts: str, size: int) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=size).hexdigest()
+
+
+@contextmanager
+def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
+    """Turns errors of a store's client into those of a download."""
+    try:
+        yield
+    except Exception as err:
+        failure = explain(err, address)
+        if is_retried and failure.kind == "unreachable":
+            raise RetryableError(str(failure)) from err
+        raise failure from err
+
+
+def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:
+    """One line about an error of a store's client; these have no common class.
+
+    Args:
+        err: of the client.
+        address: what was tried to read, write or remove.
+        verb: which of them, as a participle: `read`, `written to`.
+    """
+    name = type(err).__name__
+    line = " ".join(str(err).split()) or ("no answer in time" if isinstance(err, TimeoutError) else name)
+    if isinstance(err, FileNotFoundError):
+        return DownloadError("refused", f"{address} does not exist: correct the address ({line})")
+    is_denied = isinstance(err, PermissionError) or "Credential" in name or "Auth" in name
+    if is_denied or any(word in line for word in ("Forbidden", "Unauthorized", "AuthenticationFailed")):
+        return DownloadError("refused", f"{address} may not be {verb}: check the store's credentials ({line})")
+    return DownloadError("unreachable", f"{address} cannot be {verb}: {line}")

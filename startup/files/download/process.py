@@ -1,0 +1,138 @@
+"""Starts the download helper, and receives its progress and report on a thread."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from base.wording import format_bytes
+from envs.redaction import without_login
+from startup.files.download.messages import (
+    DownloadError,
+    DownloadOptions,
+    DownloadProgress,
+    DownloadReport,
+    Job,
+    LogLine,
+    download_error,
+    hub_endpoints,
+)
+from startup.files.model.file_plan import Download
+from startup.ground.processes import group_signals
+from startup.ground.processes.helper import Helper, HelperEndedError
+
+logger = logging.getLogger(__name__)
+
+_LOGGED_EVERY_S: Final = 10.0
+
+
+class DownloadHandle:
+    """The launcher's handle of running downloads; closed by its owner, which kills the helper."""
+
+    def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
+        self.downloads = tuple(downloads)
+        self._helper = helper
+        self._show = show
+        self._report: DownloadReport | None = None
+        self._logged_s = time.monotonic()
+        self._thread = threading.Thread(target=self._receive, name="download-progress", daemon=True)
+        group_signals.start_thread(self._thread)
+
+    @property
+    def names(self) -> str:
+        """What is downloaded, for messages."""
+        return ", ".join(download.repo_id for download in self.downloads)
+
+    def result(self) -> tuple[Path, ...]:
+        """Waits for the end; returns a snapshot for each download.
+
+        Raises:
+            DownloadError: with the reason in one line.
+        """
+        while self._thread.is_alive():
+            self._thread.join(60.0)
+        self.close()
+        if self.failure is not None:
+            raise self.failure
+        assert self._report is not None
+        return self._report.paths
+
+    @property
+    def report(self) -> DownloadReport | None:
+        """The report, once the downloads have ended."""
+        return self._report
+
+    @property
+    def failure(self) -> DownloadError | None:
+        """Why the downloads have failed; None while they run."""
+        report = self._report
+        return download_error(report.failure, without_login(report.reason)) if report and report.failure else None
+
+    def close(self) -> None:
+        """Ends the helper, if it is running."""
+        self._helper.kill()
+        self._thread.join()
+        self._helper.close()
+
+    def __enter__(self) -> "DownloadHandle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _receive(self) -> None:
+        """Runs on the thread until the report arrives, or the helper ends without one."""
+        try:
+            while self._report is None:
+                self._take(self._helper.receive())
+        except HelperEndedError as err:
+            self._report = DownloadReport(failure="failed", reason=f"the download of {self.names} failed: {err}")
+        finally:
+            self._show("")
+
+    def _take(self, event: object) -> None:
+        if isinstance(event, DownloadProgress):
+            self._show_progress(event)
+        elif isinstance(event, LogLine):
+            logger.log(event.level, "%s", event.text)
+        elif isinstance(event, DownloadReport):
+            if event.failure is None:
+                self._log_end(event)
+            self._report = event
+
+    def _show_progress(self, progress: DownloadProgress) -> None:
+        self._show(str(progress))
+        if time.monotonic() - self._logged_s >= _LOGGED_EVERY_S:
+            self._logged_s = time.monotonic()
+            logger.info("%s: %s", progress.repo_id or self.names, progress)
+
+    def _log_end(self, report: DownloadReport) -> None:
+        if report.fetched_bytes:
+            fetched = format_bytes(report.fetched_bytes)
+            logger.info("downloaded %s of %s in %.1f s", fetched, self.names, report.took_s)
+
+
+def start_download(
+    downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, options: DownloadOptions | None = None
+) -> DownloadHandle:
+    """Downloads in a helper process, while the launcher imports; returns within a few milliseconds.
+
+    To be called on the main thread: the helper ends with the thread that started it.
+
+    Args:
+        downloads: what is not on disk.
+        show: takes the progress as text, on a thread.
+        options: how; by default from the addresses in HF_ENDPOINT.
+
+    Raises:
+        DownloadError: the helper cannot be started.
+    """
+    options = options or DownloadOptions(endpoints=hub_endpoints())
+    job = Job(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
+    try:
+        helper = Helper("download", "startup.files.download.worker:run", job)
+    except OSError as err:
+        raise DownloadError("failed", f"the download cannot be started: {err.strerror}") from err
+    return DownloadHandle(helper, downloads, show)

@@ -1,0 +1,279 @@
+"""The files of a repository on the hub, and their place in the hub's cache on disk.
+
+The layout is that of the hub's client: `blobs/` has the contents by hash, `snapshots/<commit>/` links to them
+by name, `refs/` has the commit of each branch. A content is written under another name until it is complete
+and its hash is right, and links come last, so whatever ends this process, no incomplete file is found.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.wording import format_bytes
+from startup.files.download.messages import DownloadError
+from startup.files.model.checkpoint_folder import read_index
+from startup.files.model.location import is_object_address, repository_name, unfinished_marker
+
+PART_ENDING: Final = ".vllm-cli.incomplete"
+"""Of a content that is not complete yet; the hub's own tools remove files that end in `.incomplete`."""
+
+_ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""The name of a content by a mirror that does not use hashes; such a content is verified by its size only."""
+VERSION_PREFIX: Final = "version-"
+"""Of the name of a content that is known by the version of an object; size and version are then verified."""
+MD5_PREFIX: Final = "md5-"
+_SHA256_LENGTH: Final = 64
+_SHA1_LENGTH: Final = 40
+_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository."""
+
+    name: str
+    size: int | None
+    """None if the hub does not tell."""
+    oid: str
+    """The name of its content: SHA-256 of a large file, git's SHA-1 of a small one; empty if unknown."""
+
+    @classmethod
+    def from_sibling(cls, fields: Mapping[str, Any]) -> "HubFile":
+        """The file from the hub's listing."""
+        lfs = fields.get("lfs") or {}
+        oid = lfs.get("sha256") or lfs.get("oid") or fields.get("blobId") or ""
+        size = lfs.get("size") if lfs.get("size") is not None else fields.get("size")
+        return cls(str(fields["rfilename"]), size if isinstance(size, int) else None, _checked_oid(str(oid)))
+
+    def described(self, etag: str, size: int | None) -> "HubFile":
+        """With what the headers of its own address tell."""
+        oid = _checked_oid(etag) or (etag if _ETAG.fullmatch(etag) else "")
+        return replace(self, oid=oid, size=self.size if self.size is not None else size)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is stored outside of git, known by its SHA-256."""
+        return len(self.oid) == _SHA256_LENGTH
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the beginning of its content, left by an earlier download, is known to belong to it."""
+        return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
+
+    def digest(self) -> "hashlib._Hash | None":
+        """A new hash for its content; None if the kind of its name is unknown."""
+        if self.oid.startswith(VERSION_PREFIX):
+            return None
+        if self.is_large:
+            return hashlib.sha256()
+        if len(self.oid) == _SHA1_LENGTH and self.size is not None:
+            return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+        if self.oid.startswith(MD5_PREFIX):
+            return hashlib.md5(usedforsecurity=False)
+        return None
+
+    def has_hash(self, digest: "hashlib._Hash") -> bool:
+        """Whether the content has the hash that names it."""
+        return digest.hexdigest() == self.oid.removeprefix(MD5_PREFIX)
+
+
+class Listing(NamedTuple):
+    """The files of one commit."""
+
+    commit: str
+    files: Mapping[str, HubFile]
+    """By name."""
+    endpoints: tuple[str, ...]
+    """The addresses to fetch them from; the first is the one that has told them."""
+
+
+class CachedRepository:
+    """The folder of one repository in the cache."""
+
+    def __init__(self, cache_dir: Path, repo_id: str) -> None:
+        self._name = repository_name(repo_id)
+        self.folder = cache_dir / self._name
+        self.lock_path = cache_dir / ".locks" / self._name / "vllm-cli.lock"
+
+    def snapshot(self, commit: str) -> Path:
+        """The folder with the names of a commit's files."""
+        return self.folder / "snapshots" / commit
+
+    def blob(self, file: HubFile) -> Path:
+        """Where the complete content is."""
+        return self.folder / "blobs" / file.oid
+
+    def part(self, file: HubFile) -> Path:
+        """Where the content is while it is downloaded."""
+        return self.folder / "blobs" / f"{file.oid}{PART_ENDING}"
+
+    def part_bytes(self, file: HubFile) -> int:
+        """Bytes of the content that an earlier, interrupted download has left."""
+        try:
+            return self.part(file).lstat().st_size
+        except OSError:
+            return 0
+
+    def has_content(self, file: HubFile) -> bool:
+        """Whether the complete content is there."""
+        return _has_size(self.blob(file), file.size)
+
+    def is_linked(self, commit: str, file: HubFile) -> bool:
+        """Whether the file is complete in the snapshot."""
+        return _has_size(self.snapshot(commit) / file.name, file.size)
+
+    def is_unfinished(self, commit: str) -> bool:
+        """Whether a download into the snapshot has not ended."""
+        return unfinished_marker(self.snapshot(commit)).exists()
+
+    def commit_of(self, revision: str) -> str | None:
+        """The commit that is recorded for a branch or tag."""
+        try:
+            return (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def read_index(self, commit: str, file: HubFile) -> dict[str, str]:
+        """The tensors and files of an index; empty if it cannot be read.
+
+        Raises:
+            LookupError: it is not on disk yet.
+        """
+        for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            if path.is_file():
+                return read_index(path)
+        raise LookupError(file.name)
+
+    def begin(self, commit: str) -> None:
+        """Creates the folders, and marks an existing snapshot as unfinished; raises OSError."""
+        for name in ("blobs", "snapshots", "refs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        if self.snapshot(commit).exists():
+            unfinished_marker(self.snapshot(commit)).touch()
+
+    def finish(self, commit: str, files: Sequence[HubFile]) -> None:
+        """Adds the files, whose contents are complete, to the snapshot; a new snapshot appears at once."""
+        snapshot = self.snapshot(commit)
+        if snapshot.exists() or not self._link_new(snapshot, files):
+            present = {file.oid: snapshot / file.name for file in files if self.is_linked(commit, file)}
+            for file in files:
+                path = snapshot / file.name
+                if not _has_size(path, file.size):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not self._link_one(path, file):
+                        self._move_content(path, file, present.get(file.oid))
+                    present[file.oid] = path
+        unfinished_marker(snapshot).unlink(missing_ok=True)
+
+    def write_ref(self, revision: str, commit: str) -> None:
+        """Records the commit of a branch or tag."""
+        path = self.folder / "refs" / revision
+        with suppress(OSError):
+            if path.read_text(encoding="ascii") == commit:
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = path.with_name(f"{path.name}{PART_ENDING}")
+        work.write_text(commit, encoding="ascii")
+        os.replace(work, path)  # noqa: PTH105 - documented as atomic
+
+    def _link_new(self, snapshot: Path, files: Sequence[HubFile]) -> bool:
+        """Builds the snapshot beside its place and renames it.
+
+        False if another process has made one, or if the file system has no links: then the snapshot is marked
+        as unfinished, as its files appear one after the other.
+        """
+        work = self.folder / f"snapshot{PART_ENDING}"
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed: this one has the lock
+        for file in files:
+            path = work / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._link_one(path, file):
+                unfinished_marker(snapshot).touch()
+                shutil.rmtree(work, ignore_errors=True)
+                return False
+        try:
+            work.rename(snapshot)
+        except OSError:
+            shutil.rmtree(work, ignore_errors=True)
+            return False
+        return True
+
+    def _link_one(self, path: Path, file: HubFile) -> bool:
+        """Replaces whatever has the name; False if the file system has no links."""
+        target = "/".join([*[".."] * (2 + file.name.count("/")), "blobs", file.oid])
+        work = path.with_name(f"{path.name}{PART_ENDING}")
+        try:
+            work.unlink(missing_ok=True)
+            work.symlink_to(target)
+            os.replace(work, path)  # noqa: PTH105 - documented as atomic
+        except OSError as err:
+            if err.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
+
+    def _move_content(self, path: Path, file: HubFile, twin: Path | None) -> None:
+        """Gives the name the content itself, or a copy of a file that has taken it already."""
+        if twin is not None and not self.has_content(file):
+            shutil.copyfile(twin, self.blob(file))
+        os.replace(self.blob(file), path)  # noqa: PTH105
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether the name stays in its folder, and is one that a file can have."""
+    parts = name.split("/")
+    has_control = any(ord(character) < 32 for character in name)
+    return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
+
+
+def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
+    """Raises a DownloadError if the disk has less room than a repository's folder still needs.
+
+    File systems that do not tell are not judged.
+    """
+    try:
+        state = os.statvfs(folder)
+    except OSError:
+        return
+    free = state.f_bavail * state.f_frsize
+    if state.f_blocks and needed_bytes > free:
+        lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(free)} are free in {folder.parent}"
+        raise no_room(repo_id, lack)
+
+
+def no_room(repo_id: str, lack: str) -> DownloadError:
+    """The error for a disk that is too small."""
+    advice = f"free space, or give another {setting_of(repo_id)}; what has arrived is kept"
+    return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
+
+
+def setting_of(repo_id: str) -> str:
+    """What names the cache of a repository."""
+    return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
+
+
+def total_size(files: Iterable[HubFile]) -> int:
+    """The sum of the known sizes."""
+    return sum(file.size or 0 for file in files)
+
+
+def _has_size(path: Path, size: int | None) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return size is None or found.st_size == size
+
+
+def _checked_oid(oid: str) -> str:
+    """The name if it is one of a content, in lower case; it becomes a file's name."""
+    oid = oid.lower()
+    is_hash = len(oid) in (_SHA1_LENGTH, _SHA256_LENGTH) and set(oid) <= set("0123456789abcdef")
+    return oid if is_hash else ""

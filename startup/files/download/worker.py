@@ -1,0 +1,236 @@
+"""The job of the download helper: lists what is missing, fetches several files at once, and reports."""
+
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from base.wording import format_bytes
+from envs.redaction import without_login
+from envs.registry import env
+from startup.files.download.fetch import NO_ROOM, Fetch
+from startup.files.download.hub_client import HubClient
+from startup.files.download.messages import DownloadError, DownloadProgress, DownloadReport, Job, LogLine
+from startup.files.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
+from startup.files.download.transfer import Source
+from startup.files.model.file_plan import Download
+from startup.ground.processes.helper import Send
+
+if TYPE_CHECKING:
+    from startup.files.download.object_store import ObjectStoreClient
+
+logger = logging.getLogger(__name__)
+
+_POLLED_EVERY_S: Final = 0.25
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def run(job: Job, send: Send) -> None:
+    """Downloads, and sends lines for the log, progress and the report."""
+    os.environ[env.HF_ENDPOINT.name] = job.options.endpoints[0]
+    logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
+    send(DownloadRun(job, send).run())
+
+
+@contextmanager
+def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Waits until no other process holds the lock; without locks on this file system, goes on at once.
+
+    The kernel releases the lock however its owner ends.
+
+    Args:
+        path: the lock's file.
+        on_wait: called several times a second while another process holds it.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        _acquire(fd, on_wait)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire(fd: int, on_wait: Callable[[], None]) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            time.sleep(_POLLED_EVERY_S)
+        except OSError as err:
+            if err.errno not in _NO_LOCKS:
+                raise
+            return
+        else:
+            return
+
+
+class _Plan(NamedTuple):
+    """A repository of the job with its files on the hub."""
+
+    download: Download
+    repository: CachedRepository
+    listing: Listing
+    client: "HubClient | ObjectStoreClient"
+
+
+class DownloadRun:
+    """All downloads of a job, one repository after the other; runs on the main thread of the helper."""
+
+    def __init__(self, job: Job, send: Send) -> None:
+        self._job = job
+        self._options = job.options
+        self._send = send
+        self._begin_s = time.monotonic()
+        self._fetched_bytes = 0
+
+    def run(self) -> DownloadReport:
+        """Downloads; a failure is in the report."""
+        try:
+            report = self._run()
+        except DownloadError as err:
+            report = DownloadReport(failure=err.kind, reason=str(err))
+        return report._replace(fetched_bytes=self._fetched_bytes)
+
+    def _run(self) -> DownloadReport:
+        begin_ns = time.monotonic_ns()
+        plans = [self._list(download) for download in self._job.downloads]
+        hosts = (
+            endpoint for plan in plans for endpoint in plan.listing.endpoints if plan.download.hub == "huggingface"
+        )
+        host = next(hosts, "")
+        self._send(LogLine(logging.INFO, f"downloading {self._names}{f' from {without_login(host)}' if host else ''}"))
+        listed_ns = time.monotonic_ns()
+        folders = tuple(str(self._obtain(plan)) for plan in plans)
+        end_ns = time.monotonic_ns()
+        spans = (
+            ("download_start", self._job.begin_ns, begin_ns),
+            ("download_list", begin_ns, listed_ns),
+            ("download_fetch", listed_ns, end_ns),
+        )
+        return DownloadReport(folders, took_s=(end_ns - listed_ns) / 1e9, spans=spans)
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(download.repo_id for download in self._job.downloads)
+
+    def _list(self, download: Download) -> _Plan:
+        client = self._create_client(download)
+        try:
+            listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
+        except DownloadError as err:
+            if err.kind != "unreachable" or download.cached is None:
+                raise
+            logger.warning("%s; taking what the last start has downloaded", err)
+            listing = Listing(download.cached.name, {}, ())
+        return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
+
+    def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
+        if download.hub != "object_store":
+            return HubClient(token=download.token, stall_s=self._options.stall_s)
+        from startup.files.download.object_store import ObjectStoreClient
+
+        return ObjectStoreClient(stall_s=self._options.stall_s)
+
+    def _pause(self, seconds: float, reason: str) -> None:
+        self._show(DownloadProgress("", note=reason))
+        self._check_time(ahead_s=seconds)
+        time.sleep(seconds)
+
+    def _check_time(self, ahead_s: float = 0.0) -> None:
+        limit = self._options.timeout_s
+        if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
+            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); what has arrived is kept"
+            raise DownloadError("timeout", reason)
+
+    def _obtain(self, plan: _Plan) -> Path:
+        """Fetches what is missing of one repository; returns its snapshot."""
+        repository, commit = plan.repository, plan.listing.commit
+        try:
+            if not self._is_complete(plan):
+                waiting = DownloadProgress("", note="another start is downloading")
+                with held_by_one(repository.lock_path, lambda: self._show(waiting)):
+                    self._fetch_missing(plan)
+        except OSError as err:
+            raise self._disk_error(err, plan) from err
+        return repository.snapshot(commit)
+
+    def _is_complete(self, plan: _Plan) -> bool:
+        """Whether every file is in the snapshot, and the revision known: nothing has to be written."""
+        commit, revision = plan.listing.commit, plan.download.revision or "main"
+        try:
+            names = self._choose(plan)
+        except LookupError:  # the index is not there yet
+            return False
+        files = [plan.listing.files[name] for name in names]
+        is_known = revision == commit or plan.repository.commit_of(revision) == commit
+        is_finished = is_known and not plan.repository.is_unfinished(commit)
+        return is_finished and all(plan.repository.is_linked(commit, file) for file in files)
+
+    def _fetch_missing(self, plan: _Plan) -> None:
+        repository, commit, wanted = plan.repository, plan.listing.commit, plan.download.wanted
+        repository.begin(commit)
+        fetch = Fetch(
+            Source(plan.client, plan.listing.endpoints, plan.download.repo_id, commit),
+            repository,
+            on_progress=self._show,
+        )
+        try:
+            if (index := wanted.index_of(plan.listing.files)) is not None:
+                fetch.run([plan.listing.files[index]])
+            files = fetch.run([plan.listing.files[name] for name in self._choose(plan)])
+        finally:
+            self._fetched_bytes += fetch.fetched_bytes
+        repository.finish(commit, files)
+        revision = plan.download.revision or "main"
+        if revision != commit:
+            repository.write_ref(revision, commit)
+
+    def _show(self, progress: DownloadProgress) -> None:
+        self._check_time()
+        self._send(progress)
+
+    def _choose(self, plan: _Plan) -> list[str]:
+        """The names of the wanted files; raises LookupError before the index is on disk."""
+        wanted, files = plan.download.wanted, plan.listing.files
+        index = wanted.index_of(files)
+        if index is None:
+            return wanted.choose(files)
+        return wanted.choose(files, plan.repository.read_index(plan.listing.commit, files[index]))
+
+    def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
+        """What a failed write means for the user."""
+        repo_id, folder = plan.download.repo_id, plan.download.cache_dir
+        if err.errno in NO_ROOM:
+            needed = total_size(plan.listing.files[name] for name in self._choose_or_nothing(plan))
+            fault = os.strerror(err.errno or 0)
+            return no_room(repo_id, f"its {format_bytes(needed)} do not fit into {folder} ({fault})")
+        reason = f"{repo_id} could not be downloaded: {err.filename or folder} cannot be written to ({err.strerror})"
+        return DownloadError("cache", f"{reason}: give another {setting_of(repo_id)}")
+
+    def _choose_or_nothing(self, plan: _Plan) -> list[str]:
+        try:
+            return self._choose(plan)
+        except LookupError:
+            return []
+
+
+class _LogSender(logging.Handler):
+    """Sends log records to the launcher."""
+
+    def __init__(self, send: Send) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("startup."):  # the hub's client logs each repeated request
+            self._send(LogLine(record.levelno, record.getMessage()))

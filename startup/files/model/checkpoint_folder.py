@@ -1,0 +1,219 @@
+"""The files of a model's folder: its weights in load order, and whether the model can be served.
+
+Reads file names and small JSON files only.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.json_depth import read_json
+from base.wording import list_some
+from startup.files.model.json_file import read_json_object
+
+_CHOICES: Final = (
+    ("model.safetensors", None),
+    (r"model-\d+-of-\d+\.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", None),
+    (r"pytorch_model-\d+-of-\d+\.bin", "pytorch_model.bin.index.json"),
+    (r".*\.safetensors", None),
+    (r"pytorch_model.*\.bin", None),
+)
+"""File names of weights with the index that lists them, in order of preference."""
+
+_MAX_SHARDS: Final = 10_000
+_MAX_PARSED_BYTES: Final = 512 << 10
+"""Parsing takes about 9 ms per MB."""
+_NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
+_TOKENIZERS: Final = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.model.v*",
+    "tekken*.json",
+    "tokenizer*.tok.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "*.tiktoken",
+    "spiece.model",
+)
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+"""Weights of a LoRA adapter, in order of preference."""
+
+
+class WeightFiles(NamedTuple):
+    """The weights of a folder in one format; copies in other formats are ignored."""
+
+    index_path: Path | None
+    """The file that maps tensors to shards."""
+    shard_of: Mapping[str, str]
+    """The index's content: names of tensors and their files; empty without a readable index."""
+    present: tuple[Path, ...]
+    """Existing files in load order, which is that of transformers; a dangling link does not count."""
+    missing: tuple[str, ...]
+    """Shards that the index or the numbers of the other shards require."""
+
+
+class FolderProblem(NamedTuple):
+    """Why a folder's model cannot be served."""
+
+    check: str
+    """The id of the preflight's finding."""
+    text: str
+
+
+class ChosenNames(NamedTuple):
+    """The weight files of one format, by their names."""
+
+    index_name: str | None
+    """The index, if there is one."""
+    shard_of: Mapping[str, str]
+    """See `WeightFiles`."""
+    names: frozenset[str]
+    """All files that the index or the numbers of the shards require, whether they exist or not."""
+
+
+def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str, str]]) -> ChosenNames:
+    """Chooses one format as transformers does.
+
+    Args:
+        names: all files of the folder or repository.
+        read_index: returns the tensors and files of an index; empty if they are not known.
+    """
+    for pattern, index in _CHOICES:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+        has_index = index is not None and index in names
+        shard_of = read_index(index) if index is not None and has_index else {}
+        wanted = frozenset(shard_of.values()) or frozenset(with_siblings(found))
+        if found or wanted:
+            return ChosenNames(index if has_index else None, shard_of, wanted)
+    return ChosenNames(None, {}, frozenset())
+
+
+def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles:
+    """Reads only file names and the index.
+
+    Args:
+        folder: the model's folder.
+        with_tensors: whether `shard_of` must name the tensors; if not, a large index is not parsed.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in entries if entry.is_file()}
+
+    def read(index: str) -> Mapping[str, str]:
+        return read_index(folder / index) if with_tensors else read_shard_names(folder / index, names)
+
+    chosen = choose_names(names, read)
+    index_path = folder / chosen.index_name if chosen.index_name else None
+    present = tuple(folder / name for name in sorted(chosen.names & names))
+    return WeightFiles(index_path, chosen.shard_of, present, tuple(sorted(chosen.names - names)))
+
+
+def model_problem(folder: Path) -> str | None:
+    """Why the folder's model cannot be served; None if it can."""
+    try:
+        weights = find_weight_files(folder, with_tensors=False)
+    except OSError as err:
+        return f"{folder} cannot be read: {err.strerror}"
+    return next((problem.text for problem in folder_problems(folder, weights)), None)
+
+
+def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
+    """Files that are missing, and a configuration or an index that cannot be read."""
+    if not (folder / "config.json").exists():
+        yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
+    elif problem := read_json_object(folder / "config.json").problem:
+        yield FolderProblem("config", problem)
+    if weights.index_path and not weights.shard_of and (problem := read_json_object(weights.index_path).problem):
+        yield FolderProblem("index", problem)
+    if weights.missing:
+        total = len(weights.missing) + len(weights.present)
+        lacks = f"{folder} lacks {len(weights.missing)} of {total} shards: {list_some(weights.missing)}"
+        yield FolderProblem("shards", f"{lacks}; download them again")
+    elif not weights.present:
+        yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
+
+
+def tokenizer_problem(folder: Path) -> str | None:
+    """Why the folder's tokenizer cannot be used; None if it can."""
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
+        return f"{folder} has no tokenizer; name one with --tokenizer"
+    return None
+
+
+def adapter_problem(folder: Path) -> str | None:
+    """Why the folder's LoRA adapter cannot be used; None if it can."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter"
+    if not any((folder / name).exists() for name in ADAPTER_WEIGHTS):
+        return f"{folder} has no {ADAPTER_WEIGHTS[0]}"
+    return None
+
+
+def modeling_module(folder: Path) -> str | None:
+    """The module of transformers with the model's class, such as `transformers.models.llama.modeling_llama`.
+
+    None without a usable model type in config.json. Nearly all modules are named after the model type. For
+    the others the returned module does not exist, so callers must expect that its import fails.
+    """
+    model_type = read_json_object(folder / "config.json").content.get("model_type")
+    name = str(model_type or "").replace("-", "_")
+    return f"transformers.models.{name}.modeling_{name}" if re.fullmatch(r"[a-z][a-z0-9_]*", name) else None
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The tensors of an index with their files; empty if it cannot be read."""
+    try:
+        content: Any = read_json(path.read_text(encoding="utf-8"))  # of any length
+    except (OSError, ValueError):
+        return {}
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        return {}
+    return {str(tensor): name for tensor, name in weight_map.items() if isinstance(name, str)}
+
+
+def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
+    """The files that an index names, as values.
+
+    A large index is not parsed if the folder has one complete set of numbered shards: it names these.
+    """
+    with suppress(OSError):
+        if index.stat().st_size > _MAX_PARSED_BYTES:
+            shards = {name for name in names if is_numbered(name)}
+            if shards and with_siblings({min(shards)}) == shards:
+                return {name: name for name in shards}
+    return read_index(index)
+
+
+def is_numbered(name: str) -> bool:
+    """Whether the name is that of one of several shards."""
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and int(match[3]) > 1
+
+
+def with_siblings(names: Iterable[str]) -> set[str]:
+    """The names, and all shards of the numbered sets to which they belong."""
+    found: set[str] = set()
+    for name in names:
+        if name not in found:
+            found |= _siblings(name)
+    return found
+
+
+def _siblings(name: str) -> set[str]:
+    """All shards of a numbered shard's set; for any other file only the file itself."""
+    match = _NUMBERED.fullmatch(name)
+    if not match or int(match[3]) > _MAX_SHARDS:
+        return {name}
+    stem, number, total, suffix = match.groups()
+    return {f"{stem}{i:0{len(number)}}-of-{total}{suffix}" for i in range(1, int(total) + 1)}

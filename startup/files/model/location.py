@@ -1,0 +1,251 @@
+"""Finds one repository's files on disk: in a folder, or in the hub's cache. Uses no network."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+from envs import foreign
+from envs.home import expand_home
+from envs.registry import env
+from startup.ground.caches import cache_folder
+from startup.files.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
+from startup.files.model.wanted_files import Role, WantedFiles
+
+_DEFAULT_REVISION: Final = "main"
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
+_LONGEST_NAME: Final = 200
+"""Characters of a folder's name; file systems have room for 255."""
+_UNFINISHED: Final = ".vllm-cli-unfinished"
+PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
+"""The schemes, and the packages that read them; all are in the extra `objectstore`."""
+_STREAMING_FORMATS: Final = ("runai_streamer", "runai_streamer_sharded", "modelexpress", "tensorizer")
+"""Values of --load-format with which vLLM reads the address itself."""
+
+
+class ModelPlace(NamedTuple):
+    """A repository or folder: where its files are, or will be downloaded to."""
+
+    kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
+    """A local folder, a complete snapshot in the hub's cache, to be downloaded, in an object store, found by
+    vLLM alone, or not a possible name."""
+    name: str
+    """The name as given by the user."""
+    folder: Path | None = None
+    """The files' folder; before a download the incomplete snapshot, if there is one; of an object store what
+    the last start has downloaded, if that is complete."""
+    revision: str | None = None
+    is_default: bool = False
+    """Whether this is the default model, which is available without the hub too."""
+    wanted: WantedFiles = WantedFiles(role="model")
+    """What the start reads of it."""
+    cache_dir: Path | None = None
+    """The cache in which it was looked for; None for a folder."""
+
+    @property
+    def role(self) -> Role:
+        """What it is read for."""
+        return self.wanted.role
+
+    @property
+    def is_tokenizer(self) -> bool:
+        """Whether only the tokenizer is read from it."""
+        return self.role == "tokenizer"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all files are on disk."""
+        return self.kind in ("folder", "snapshot")
+
+
+class FolderListing:
+    """The files of a folder, as a repository's listing names them; reads the folder once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Existing files, those of subfolders that a start may read with `/`; empty if it cannot be read."""
+        found: list[str] = []
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    found.append(entry.name)
+                elif _LISTED_FOLDERS.fullmatch(entry.name):
+                    found += [f"{entry.name}/{path.name}" for path in Path(entry.path).iterdir() if path.is_file()]
+        return sorted(found)
+
+    def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
+        """The content of the index that the start reads; empty without one."""
+        index = wanted.index_of(self.names)
+        return read_shard_names(self.folder / index, self.names) if index is not None else {}
+
+
+def find_place(
+    name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str | None = None, needs_tokenizer: bool = False
+) -> ModelPlace:
+    """Where the files are that are wanted from a folder or repository of this name.
+
+    Args:
+        name: a folder, a name on the hub, or an address of an object store.
+        wanted: what is read of it.
+        cache_dir: the cache of models from the hub.
+        revision: branch, tag or commit.
+        needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
+    """
+    is_vllm = wanted.engine == "vllm"
+    if is_vllm and foreign.text_of("VLLM_MODEL_REDIRECT_PATH"):  # any name may stand for another folder
+        return ModelPlace("vllm", name, wanted=wanted)
+    if is_object_address(name):
+        place = ModelPlace("object_store", name, wanted=wanted, cache_dir=objects_cache())
+        found = find_in_cache(place, needs_tokenizer=needs_tokenizer)
+        return place._replace(folder=found.folder if found.is_local else None)
+    path = Path(expand_home(without_file_scheme(name)))
+    if path.is_dir():
+        return ModelPlace("folder", name, path.absolute(), wanted=wanted.without_ignored)
+    if is_vllm and (":" in name or ".gguf" in name or _uses_modelscope()):
+        return ModelPlace("vllm", name, wanted=wanted)
+    if path.exists() or not is_hub_id(name):
+        return ModelPlace("nowhere", name, wanted=wanted)
+    place = ModelPlace("hub", name, revision=revision, wanted=wanted, cache_dir=cache_dir)
+    return find_in_cache(place, needs_tokenizer=needs_tokenizer)
+
+
+def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:
+    """The same place as a complete snapshot, or with the folder of an incomplete one."""
+    assert place.cache_dir is not None
+    snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=place.cache_dir)
+    if snapshot is None:
+        return place
+    is_incomplete = (
+        place_problem(place.wanted, snapshot) is not None
+        or (needs_tokenizer and tokenizer_problem(snapshot) is not None)
+        or bool(dangling_links(snapshot))
+        or unfinished_marker(snapshot).exists()
+    )
+    return place._replace(kind="hub" if is_incomplete else "snapshot", folder=snapshot)
+
+
+def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
+    """Why what is wanted cannot be read from the folder; None if it can."""
+    if wanted.role == "tokenizer":
+        return tokenizer_problem(folder)
+    if wanted.role == "adapter":
+        return adapter_problem(folder)
+    if wanted.role in ("model", "draft") and wanted.engine == "embedded":
+        return model_problem(folder)
+    listing = FolderListing(folder)
+    if problem := _config_problem(wanted, listing):
+        return problem
+    return _weights_problem(wanted, listing) if wanted.has_weights else None
+
+
+def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
+    needed = ("generation_config.json",) if wanted.role == "generation_config" else ("config.json", "params.json")
+    if any(name in listing.names for name in needed):
+        return None
+    return f"{listing.folder} has no {needed[0]}"
+
+
+def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
+    """Missing files: those that the index names, or the numbers of the others."""
+    required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
+    if not required:
+        return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
+    missing = sorted(required.difference(listing.names))
+    return f"{listing.folder} lacks {missing[0]}" if missing else None
+
+
+def is_offline() -> bool:
+    """Whether the user forbids requests to the hub, by the rule of the hub's client."""
+    return (env.TRANSFORMERS_OFFLINE if env.HF_HUB_OFFLINE.raw is None else env.HF_HUB_OFFLINE).get()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name has the form of a model id on the hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
+    """The folder of a cached revision, whose files may be incomplete; None if it was never downloaded."""
+    folder = cache_dir / repository_name(model_id)
+    commit = _commit_of(folder, revision or _DEFAULT_REVISION)
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def repository_name(name: str) -> str:
+    """The folder of a repository in a cache: as the hub's client names it, or a quoted address."""
+    if not is_object_address(name):
+        return f"models--{name.replace('/', '--')}"
+    quoted = quote(name.rstrip("/"), safe="")
+    return quoted if len(quoted) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
+
+
+def unfinished_marker(snapshot: Path) -> Path:
+    """The file that exists as long as a download into the snapshot is not finished.
+
+    Files that only the repository's listing names are then known to be missing.
+    """
+    return snapshot.parent.parent / f"{_UNFINISHED}-{snapshot.name}"
+
+
+def dangling_links(snapshot: Path) -> list[str]:
+    """Files of the snapshot whose blob does not exist."""
+    try:
+        with os.scandir(snapshot) as entries:
+            return sorted(entry.name for entry in entries if entry.is_symlink() and not entry.is_file())
+    except OSError:
+        return []
+
+
+def _uses_modelscope() -> bool:
+    return foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() not in ("", "0", "false")
+
+
+def _commit_of(folder: Path, revision: str) -> str:
+    try:
+        return (folder / "refs" / revision).read_text(encoding="ascii").strip()
+    except OSError:
+        return revision
+
+
+def is_object_address(name: str) -> bool:
+    """Whether the name is an address of an object store."""
+    scheme, found, rest = name.partition("://")
+    return bool(found) and scheme.lower() in PACKAGES and bool(rest.strip("/"))
+
+
+def without_file_scheme(name: str) -> str:
+    """The path of `file:///path`; any other name as it is."""
+    if not name.lower().startswith("file://"):
+        return name
+    return unquote(urlsplit(name).path)
+
+
+def objects_cache() -> Path:
+    """The folder of models from object stores, in the layout of the hub's cache."""
+    return cache_folder() / "objects"
+
+
+def missing_package(address: str) -> str | None:
+    """Why the address cannot be read by this installation, in one line; None if it can."""
+    package = PACKAGES[address.partition("://")[0].lower()]
+    if find_spec("fsspec") is not None and find_spec(package) is not None:
+        return None
+    return f"{address} needs the package {package}: pip install '.[objectstore]' in a clone of vllm-cli"
+
+
+def is_streamed(load_format: str) -> bool:
+    """Whether vLLM reads the address itself: with its streaming loaders, by default if installed."""
+    if load_format == "auto":
+        return find_spec("runai_model_streamer") is not None
+    return load_format in _STREAMING_FORMATS

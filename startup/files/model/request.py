@@ -1,0 +1,109 @@
+"""What a start says about its model's files: all settings that decide which files it reads, of both engines.
+
+Built once from the command line: `ModelRequest.of` for the embedded engine, `startup.vllm.command_line` for
+vLLM. `startup.files.model.file_plan` answers which files these are.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from envs.home import expand_home
+from envs.registry import env
+
+if TYPE_CHECKING:
+    from startup.ground.config import ModelConfig, StartupConfig
+
+EngineName = Literal["embedded", "vllm"]
+
+LLAMA_ORIGINALS = "original/**/*"
+"""vLLM's default of --ignore-patterns."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter of --lora-modules."""
+
+    name: str
+    source: str
+    """A folder, or a name on the hub."""
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """The draft model of --speculative-config."""
+
+    source: str
+    """A folder, or a name on the hub."""
+    revision: str | None = None
+    load_format: str | None = None
+    """Of its `draft_load_config`; that of the model if None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """All settings that decide which files a start reads."""
+
+    model: str | None = None
+    """A folder, a name on the hub, or an address of an object store; None is the default model."""
+    engine: EngineName = "embedded"
+    revision: str | None = None
+    """Branch, tag or commit of the model on the hub; the hub's main branch if None."""
+    tokenizer: str | None = None
+    """None takes the model's."""
+    tokenizer_revision: str | None = None
+    has_tokenizer: bool = True
+    """Whether the start reads a tokenizer; not with --skip-tokenizer-init."""
+    hf_config_path: str | None = None
+    """Where config.json is, if not with the model."""
+    generation_config: str = "auto"
+    """`auto` is the model's, `vllm` none; any other is a folder or a name on the hub."""
+    download_dir: str | None = None
+    """Cache folder for models from the hub; HF_HUB_CACHE if None. See `cache_dir`."""
+    hf_token: str | None = field(default=None, repr=False)
+    """None leaves the choice to the hub's client: HF_TOKEN, or what `hf auth login` has stored."""
+    load_format: str = "auto"
+    """The value of --load-format, in lower case."""
+    ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
+    """Files of a repository that are not downloaded."""
+    adapters: tuple[Adapter, ...] = ()
+    draft: DraftModel | None = None
+
+    @classmethod
+    def of(cls, config: "ModelConfig", *, adapters: Iterable[Adapter] = ()) -> "ModelRequest":
+        """The request of the embedded engine."""
+        return cls(
+            model=config.model,
+            revision=config.revision,
+            tokenizer=config.tokenizer,
+            download_dir=config.download_dir,
+            hf_token=config.hf_token,
+            adapters=tuple(adapters),
+        )
+
+    @classmethod
+    def of_start(cls, config: "StartupConfig") -> "ModelRequest":
+        """The request of a whole start of the embedded engine."""
+        modules = config.server.lora_modules
+        return cls.of(config.model, adapters=(Adapter(module.name, module.path) for module in modules))
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder of models from the hub."""
+        return Path(expand_home(self.download_dir)) if self.download_dir else env.HF_HUB_CACHE.get()
+
+    @property
+    def has_own_tokenizer_place(self) -> bool:
+        """Whether the tokenizer is in another place, or of another revision, than the model."""
+        if not self.has_tokenizer:
+            return False
+        is_other = self.tokenizer is not None and self.tokenizer != self.model
+        return is_other or self.revision_of_tokenizer != self.revision
+
+    @property
+    def revision_of_tokenizer(self) -> str | None:
+        """vLLM takes the model's revision for any tokenizer, the embedded engine only for the model's own."""
+        if self.tokenizer_revision is not None or self.engine == "vllm":
+            return self.tokenizer_revision or self.revision
+        return self.revision if self.tokenizer in (None, self.model) else None

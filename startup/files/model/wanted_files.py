@@ -1,0 +1,209 @@
+"""Which files of a repository or folder a start reads, by their names: the rules of vLLM and of transformers.
+
+The same rules choose from the listing of a repository before its download and from the files of a folder.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final, Literal
+
+from startup.files.model.checkpoint_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    choose_names,
+    is_numbered,
+    with_siblings,
+)
+from startup.files.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
+
+Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
+"""What a repository or folder is read for."""
+
+MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
+
+_SMALL_FILES: Final = (
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.model.v*",
+    "*.tiktoken",
+    "*.vocab",
+    "*.bpe",
+    "*bpe.codes",
+    "*.py",
+)
+"""Configuration, tokenizer and the model's own code."""
+_NOT_READ: Final = re.compile(r"(readme|license|notice|requirements|training_args|trainer_state)\b.*", re.IGNORECASE)
+_MODULE: Final = re.compile(r"\d+_[A-Za-z]+/[^/]+")
+"""Files of sentence-transformers' modules, such as 1_Pooling and 2_Dense."""
+_TEMPLATES: Final = "additional_chat_templates/*.jinja"
+_CONFIGS: Final = ("config.json", "params.json", "generation_config.json")
+
+_PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "hf": ("*.safetensors", "*.bin", "*.pt"),
+    "safetensors": ("*.safetensors",),
+    "fastsafetensors": ("*.safetensors",),
+    "instanttensor": ("*.safetensors",),
+    "runai_streamer": ("*.safetensors",),
+    "runai_streamer_sharded": ("*.safetensors",),
+    "sharded_state": ("*.safetensors",),
+    "mistral": (MISTRAL_WEIGHTS,),
+    "npcache": ("*.bin", "*.pt"),
+    "pt": ("*.pt",),
+    "dummy": (),
+    "tensorizer": (),
+}
+"""vLLM's patterns of each --load-format; it reads the files of the first one that matches any."""
+_AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
+"""Formats that read, or fall back to, what `auto` reads."""
+_INDEXES: Final[Mapping[str, str]] = {
+    "hf": "model.safetensors.index.json",
+    "safetensors": "model.safetensors.index.json",
+    "fastsafetensors": "model.safetensors.index.json",
+    "instanttensor": "model.safetensors.index.json",
+    "mistral": "consolidated.safetensors.index.json",
+}
+"""The index of each format; vLLM reads only the files that it names."""
+_NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedFiles:
+    """What a start reads of one repository or folder."""
+
+    role: Role
+    engine: EngineName = "embedded"
+    load_format: str = "auto"
+    """See `ModelRequest.load_format`."""
+    ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
+
+    @classmethod
+    def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
+        """What the request reads of a repository with this role."""
+        load_format = request.load_format
+        if role == "draft" and request.draft is not None:
+            load_format = request.draft.load_format or load_format
+        return cls(
+            role=role,
+            engine=request.engine,
+            load_format=load_format,
+            ignore_patterns=request.ignore_patterns,
+        )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are read, in whatever format."""
+        is_read = self.role in ("model", "draft") and _PATTERNS.get(self.load_format) != ()
+        return is_read or self.role == "adapter"
+
+    @property
+    def without_ignored(self) -> "WantedFiles":
+        """The same for a folder, of which vLLM ignores no file."""
+        return replace(self, ignore_patterns=())
+
+    def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
+        """The names that the start will read, in its order: small files first, then the weights.
+
+        Args:
+            names: all files of the repository or folder, with `/` after the names of subfolders.
+            weight_map: the content of the file that `index_of` names: tensors and their files. Without it,
+                the shards are known by their numbers.
+        """
+        names = list(names)
+        return [*self.choose_small(names), *self.choose_weights(names, weight_map)]
+
+    def choose_small(self, names: Iterable[str]) -> list[str]:
+        """Configuration, tokenizer and code; the configuration first."""
+        return sorted(filter(self._is_small, names), key=_small_file_order)
+
+    def choose_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
+        """The weights alone; see `choose`."""
+        if not self.has_weights:
+            return []
+        names = [name for name in names if not any(fnmatchcase(name, ignored) for ignored in self.ignore_patterns)]
+        if self.role == "adapter":
+            return [name for name in ADAPTER_WEIGHTS if name in names][:1]
+        found = self.required_weights(names, weight_map).intersection(names)
+        return [*sorted(found, key=natural_order), *self._module_weights(names)]
+
+    def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
+        """The model's weight files: those that are there, and those that the index or the numbers require."""
+        names = list(names)
+        top = [name for name in names if "/" not in name and not name.startswith(".")]
+        if self.engine == "embedded":
+            return set(choose_names(top, lambda _: weight_map or {}).names)
+        return self._required_by_vllm(self._format_of(names), top, weight_map)
+
+    def index_of(self, names: Iterable[str]) -> str | None:
+        """The file that maps tensors to weight files, if the start reads one."""
+        names = list(names)
+        if not self.has_weights:
+            return None
+        if self.engine == "embedded":
+            return choose_names(names, lambda _: {}).index_name
+        index = _INDEXES.get(self._format_of(names))
+        return index if index in names else None
+
+    def _required_by_vllm(self, load_format: str, top: Sequence[str], weight_map: Mapping[str, str] | None) -> set[str]:
+        for pattern in _PATTERNS.get(load_format, _PATTERNS["hf"]):
+            found = {name for name in top if fnmatchcase(name, pattern) and not name.endswith(_NOT_FOR_INFERENCE)}
+            if not found:
+                continue
+            if pattern.endswith(".safetensors") and _INDEXES.get(load_format) in top:
+                if weight_map:
+                    return set(weight_map.values())
+                found = _numbered(found)
+            return with_siblings(found)
+        return set()
+
+    def _format_of(self, names: Iterable[str]) -> str:
+        """By default vLLM prefers Mistral's own files, wherever they are in the repository."""
+        if self.load_format not in _AUTOMATIC:
+            return self.load_format
+        has_mistral = any(fnmatchcase(name.rpartition("/")[2], MISTRAL_WEIGHTS) for name in names)
+        return "mistral" if has_mistral else "hf"
+
+    def _is_small(self, name: str) -> bool:
+        if self.role == "adapter":
+            return name == ADAPTER_CONFIG
+        if self.role in ("config", "generation_config"):
+            return name in _CONFIGS or fnmatchcase(name, "*.py")
+        if "/" in name:
+            is_module_config = self.role == "model" and _MODULE.fullmatch(name) and name.endswith("/config.json")
+            return bool(is_module_config) or (self.role in ("model", "tokenizer") and fnmatchcase(name, _TEMPLATES))
+        if name.startswith(".") or _NOT_READ.match(name):
+            return False
+        return any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES)
+
+    def _module_weights(self, names: Iterable[str]) -> list[str]:
+        """Weights of sentence-transformers' modules, such as 2_Dense/model.safetensors."""
+        if self.role != "model" or not self.has_weights:
+            return []
+        folders: dict[str, list[str]] = {}
+        for name in names:
+            folder, _, base = name.partition("/")
+            if _MODULE.fullmatch(name):
+                folders.setdefault(folder, []).append(base)
+        return [
+            f"{folder}/{base}"
+            for folder, inside in folders.items()
+            for base in sorted(choose_names(inside, lambda _: {}).names.intersection(inside))
+        ]
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """The key by which vLLM sorts weight files: `shard-10` comes after `shard-9`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _numbered(names: set[str]) -> set[str]:
+    """The numbered shards, if there are any: those that the index names, as long as it is not known."""
+    return set(filter(is_numbered, names)) or names
+
+
+def _small_file_order(name: str) -> tuple[bool, bool, str]:
+    """The files at the top first, and of these the configuration."""
+    return "/" in name, name != "config.json", name

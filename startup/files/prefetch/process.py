@@ -1,0 +1,143 @@
+"""Starts the helper process that reads files into the page cache, and receives its progress and report."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from startup.files.prefetch.messages import Job, PrefetchProgress, PrefetchReport
+from startup.ground.prefetch_options import PrefetchOptions
+from startup.files.prefetch.survey import reason_to_skip, survey_files
+from startup.ground.processes.helper import Helper, HelperEndedError
+
+logger = logging.getLogger(__name__)
+
+_TORCH_LIBRARIES: Final = (
+    "libtorch_global_deps.so",
+    "libc10.so",
+    "libtorch_cpu.so",
+    "libtorch_python.so",
+    "libc10_cuda.so",
+    "libtorch_cuda.so",
+)
+"""The libraries that `import torch` maps, in its order."""
+
+
+class PrefetchHandle:
+    """The launcher's handle of a prefetch; used by one thread and closed by its owner."""
+
+    def __init__(self, helper: Helper | None, report: PrefetchReport | None = None) -> None:
+        self._helper = helper
+        self._report = report
+
+    @property
+    def pid(self) -> int | None:
+        """The helper process; None if it was not started or has ended."""
+        return self._helper.pid if self._helper else None
+
+    def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
+        """Waits for the report; None if the prefetch has not ended within the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while self._helper is not None and self._receive(self._helper, deadline - time.monotonic()) is not None:
+            pass
+        return self._report
+
+    def progress(self) -> Iterator[PrefetchProgress]:
+        """Yields progress messages until the report arrives."""
+        while self._helper is not None:
+            if isinstance(event := self._receive(self._helper), PrefetchProgress):
+                yield event
+
+    def close(self) -> None:
+        """Stops a running prefetch."""
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
+
+    def __enter__(self) -> "PrefetchHandle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _receive(self, helper: Helper, timeout_s: float = math.inf) -> object | None:
+        """The next event, None after the timeout; the report is the last one."""
+        try:
+            event = helper.receive(timeout_s)
+        except HelperEndedError as err:
+            event = PrefetchReport("failed", f"the helper process ended without a report: {err}")
+        if isinstance(event, PrefetchReport):
+            self._report = event
+            _warn(event)
+            self.close()
+        return event
+
+
+def start_prefetch(
+    files: Sequence[Path], options: PrefetchOptions | None = None, pages: Path | None = None
+) -> PrefetchHandle:
+    """Reads files into the page cache in a helper process, while the launcher imports.
+
+    Returns within a few milliseconds, and never raises, since a start works without a prefetch.
+
+    Args:
+        files: read as a whole, in this order.
+        options: how.
+        pages: a record of parts of files (`startup.files.prefetch.survey`), which are read first.
+    """
+    options = options or PrefetchOptions()
+    if options.mode == "off":
+        return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
+    if not files and pages is None:
+        return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
+    paths, record = [str(path) for path in files], None if pages is None else str(pages)
+    try:
+        if options.mode == "auto" and (report := _report_nothing_to_read(paths, options, record)):
+            return PrefetchHandle(None, report)
+        return PrefetchHandle(_start_helper(paths, options, record))
+    except OSError as err:
+        report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
+        _warn(report)
+        return PrefetchHandle(None, report)
+
+
+def _report_nothing_to_read(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> PrefetchReport | None:
+    """A report without a helper, which takes 50 ms, if a quick survey finds nothing to read."""
+    survey = survey_files(paths, options.block_bytes, pages, is_quick=True)
+    reason = reason_to_skip(survey, is_forced=False)
+    if reason is None or survey.problems:
+        return None
+    return PrefetchReport("off", reason, survey.num_files, survey.total_bytes, survey.resident_bytes)
+
+
+def _start_helper(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> Helper:
+    job = Job(
+        paths=tuple(paths),
+        num_threads=options.num_threads,
+        block_bytes=options.block_bytes,
+        memory_bytes=options.memory_bytes,
+        is_forced=options.mode == "on",
+        progress_interval_s=options.progress_interval_s,
+        begin_ns=time.monotonic_ns(),
+        pages=pages,
+    )
+    return Helper("prefetch", "startup.files.prefetch.worker:run", job)
+
+
+def _warn(report: PrefetchReport) -> None:
+    if report.state == "failed":
+        logger.warning("no prefetch: %s", report.reason)
+    for problem in report.problems:
+        logger.warning("prefetch: %s", problem)
+
+
+def plan_libraries() -> tuple[Path, ...]:
+    """The large shared libraries of torch, found without importing it; they matter with a cold page cache."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ()
+    folder = Path(spec.origin).parent / "lib"
+    return tuple(path for name in _TORCH_LIBRARIES if (path := folder / name).is_file())

@@ -1,0 +1,234 @@
+"""Finds the parts of the files that are missing in the page cache, and decides which of them to read.
+
+Mostly runs in the helper process.
+"""
+
+import json
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from base.machine.memory import read_memory
+from base.machine.page_cache import ResidencyProbe, memory_devices
+from startup.files.prefetch.messages import Job
+
+RESERVE_BYTES = 1 << 30
+"""Memory that is left to the imports and the engine."""
+
+_RESIDENT_ENOUGH = 0.99
+_MIN_BYTES = 64 << 20
+_SHARE_THAT_HELPS = 0.5
+
+
+class FileRanges(NamedTuple):
+    """The wanted parts of a file."""
+
+    path: str
+    size: int
+    """The file's; one of another size has other content, and is left out."""
+    ranges: tuple[tuple[int, int], ...]
+    """Offsets and lengths."""
+
+
+def whole_file(path: str) -> FileRanges:
+    """All of a file. Raises OSError."""
+    size = os.stat(path).st_size  # noqa: PTH116
+    return FileRanges(path, size, ((0, size),))
+
+
+def write_pages(path: str, files: Iterable[FileRanges]) -> None:
+    """Writes the record; files in the record's folder are named relative to it."""
+    folder = f"{os.path.dirname(path)}/"  # noqa: PTH120
+    content = [(name.removeprefix(folder), size, ranges) for name, size, ranges in files]
+    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump(content, file)
+
+
+def read_pages(path: str) -> list[FileRanges]:
+    """The files of a record, without those that are gone or have another size; empty for a damaged record."""
+    folder = os.path.dirname(path)  # noqa: PTH120
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            entries: list[Any] = json.load(file)
+        found = []
+        for name, size, ranges in entries:
+            place = os.path.join(folder, name)  # noqa: PTH118
+            if _size(place) == size:
+                found.append(FileRanges(place, size, tuple((int(offset), int(length)) for offset, length in ranges)))
+    except (OSError, ValueError, TypeError):
+        return []
+    return found
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError:
+        return -1
+
+
+class Block(NamedTuple):
+    """A range of a file that one thread reads at once."""
+
+    path: str
+    offset: int
+    length: int
+    missing_bytes: int
+    """Bytes that were not resident."""
+
+
+class Survey(NamedTuple):
+    """The state of the files before anything is read."""
+
+    num_files: int
+    total_bytes: int
+    resident_bytes: int
+    in_memory_bytes: int = 0
+    """Bytes on file systems in memory."""
+    blocks: tuple[Block, ...] = ()
+    """The blocks to read, in the order of the files."""
+    problems: tuple[str, ...] = ()
+    unknown_bytes: int = 0
+    """Bytes of which it is not known what is resident; all of them are read."""
+    dropped_bytes: int = 0
+    """Bytes that would not stay resident until they are needed; none of them are read."""
+
+    @property
+    def due_bytes(self) -> int:
+        """The bytes to read."""
+        return sum(block.missing_bytes for block in self.blocks)
+
+    @property
+    def note(self) -> str | None:
+        """What is not known or left out."""
+        notes = []
+        if self.unknown_bytes:
+            notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")
+        if self.dropped_bytes:
+            notes.append(f"{_mb(self.dropped_bytes)} lie where each open of a file drops its pages")
+        return "; ".join(notes) or None
+
+    def limited_to(self, num_bytes: int) -> "Survey":
+        """The survey with only its first blocks, up to this many bytes."""
+        kept: list[Block] = []
+        for block in self.blocks:
+            num_bytes -= block.missing_bytes
+            if num_bytes < 0:
+                break
+            kept.append(block)
+        return self._replace(blocks=tuple(kept))
+
+
+class Decision(NamedTuple):
+    """The part of a survey that is to be read."""
+
+    survey: Survey
+    is_off: bool
+    reason: str | None = None
+    """Why nothing or only a part is read."""
+
+
+def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = None, *, is_quick: bool = False) -> Survey:
+    """Surveys the parts that the record `pages` names, then the files as a whole.
+
+    Never raises: an unreadable file is recorded as a problem.
+
+    Args:
+        paths: the files.
+        block_bytes: the longest block.
+        pages: the record.
+        is_quick: take microseconds per block: estimate, or count as missing, what would take longer.
+    """
+    devices = memory_devices()
+    surveys: list[Survey] = []
+    problems: list[str] = []
+    recorded: list[FileRanges | str] = [*read_pages(pages)] if pages is not None else []
+    for file in (*recorded, *paths):
+        try:
+            wanted = whole_file(file) if isinstance(file, str) else file
+            surveys.append(_survey_file(wanted, block_bytes, devices, is_quick=is_quick))
+        except OSError as err:
+            problems.append(f"{file if isinstance(file, str) else file.path}: {err.strerror}")
+    return Survey(
+        num_files=len(surveys),
+        total_bytes=sum(each.total_bytes for each in surveys),
+        resident_bytes=sum(each.resident_bytes for each in surveys),
+        in_memory_bytes=sum(each.in_memory_bytes for each in surveys),
+        blocks=tuple(block for each in surveys for block in each.blocks),
+        problems=tuple(problems),
+        unknown_bytes=sum(each.unknown_bytes for each in surveys),
+        dropped_bytes=sum(each.dropped_bytes for each in surveys),
+    )
+
+
+def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], *, is_quick: bool) -> Survey:
+    num_bytes = sum(length for _, length in wanted.ranges)
+    if Path(wanted.path).stat().st_dev in devices:
+        _check_readable(wanted.path)
+        return Survey(1, num_bytes, num_bytes, in_memory_bytes=num_bytes)
+    with ResidencyProbe(wanted.path) as probe:
+        if not probe.keeps_pages:
+            return Survey(1, num_bytes, 0, dropped_bytes=num_bytes)
+        count = probe.estimated_bytes if is_quick else probe.resident_bytes
+        blocks = tuple(_missing_blocks(wanted, block_bytes, count))
+    resident_bytes = num_bytes - sum(block.missing_bytes for block in blocks)
+    return Survey(1, num_bytes, resident_bytes, blocks=blocks, unknown_bytes=0 if probe.method else num_bytes)
+
+
+def decide(survey: Survey, job: Job) -> Decision:
+    """Limits the survey to what fits into memory; unless forced, to nothing if less than half fits."""
+    if reason := reason_to_skip(survey, is_forced=job.is_forced):
+        return Decision(survey, is_off=True, reason=reason)
+    available = available_bytes(job)
+    if available is None:
+        return Decision(survey, is_off=False, reason=survey.note)
+    room = available - survey.resident_bytes - RESERVE_BYTES
+    due = survey.due_bytes
+    if room >= due:
+        return Decision(survey, is_off=False, reason=survey.note)
+    reason = (
+        f"{_mb(available)} of memory are available, of which {_mb(RESERVE_BYTES)} are reserved for the engine: "
+        f"{_mb(max(room, 0))} of {_mb(due)} fit{f'; {survey.note}' if survey.note else ''}"
+    )
+    least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
+    limited = survey.limited_to(room)
+    return Decision(limited, is_off=room < least or not limited.blocks, reason=reason)
+
+
+def available_bytes(job: Job) -> int | None:
+    """Available memory, including page cache of the files; None if the system does not report it."""
+    if job.memory_bytes is not None:
+        return job.memory_bytes
+    state = read_memory()
+    return state.available_bytes if state else None
+
+
+def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
+    """Why there is nothing to read; None if there is something."""
+    if not survey.num_files:
+        return "none of the files can be read"
+    if survey.in_memory_bytes == survey.total_bytes:
+        return "the files are on a file system in memory"
+    if not survey.blocks:
+        return survey.note or "all files are resident"
+    share = survey.resident_bytes / (survey.total_bytes - survey.dropped_bytes)
+    if share >= _RESIDENT_ENOUGH and not is_forced:
+        return f"{share:.1%} of the bytes are resident"
+    return None
+
+
+def _missing_blocks(wanted: FileRanges, block_bytes: int, count: Callable[[int, int], int]) -> Iterator[Block]:
+    for begin, num_bytes in wanted.ranges:
+        for offset in range(begin, begin + num_bytes, block_bytes):
+            length = min(block_bytes, begin + num_bytes - offset)
+            if missing := length - count(offset, length):
+                yield Block(wanted.path, offset, length, missing)
+
+
+def _check_readable(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"

@@ -1,0 +1,277 @@
+"""What is kept between starts: the cache folder and, below it, one that `vllm-cli bake` has written.
+
+A file is looked up in the cache folder first, and written there only. The baked folder holds bytecode and
+pickles: it is used only if nobody else can change it, who could run code as the user of a start.
+docs/operations.md lists all that is kept, and when it is invalid.
+"""
+
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import cache_from_source
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from base.machine.file_stamps import are_unchanged, read_stamp, store_stamps
+from base.machine.files import MODE, read_own, why_changeable, write_whole
+from envs.home import expand_home
+from envs.registry import env
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
+OFF: Final = "off"
+
+MANIFEST: Final = "manifest.json"
+CACHE: Final = "cache"
+"""A cache folder as VLLM_CACHE_ROOT names it, with this program's folder inside."""
+INSPECTIONS: Final = "modelinfos"
+"""In vLLM's cache folder: what vLLM has found out about classes of models."""
+COMPILED: Final = "compiled"
+"""Archives of compiled models: a location (`startup.vllm.compiled_models.location`)."""
+BYTECODE: Final = "bytecode"
+"""A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
+PAGES: Final = "pages.json"
+"""Which parts of which files the start has read."""
+
+PREFIX: Final = "PYTHONPYCACHEPREFIX"
+_DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
+_PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
+"""Modules of vLLM; the first one is in each library."""
+_MOST_LINKS: Final = 40
+"""On the way to one file, as in the kernel."""
+
+
+class BakedFolder(NamedTuple):
+    """The result of the search."""
+
+    folder: Path | None = None
+    problem: str | None = None
+    """Why a folder that exists, or that the user has named, is not used."""
+
+
+def find_baked() -> BakedFolder:
+    """The folder that VCLI_BAKED names, or the one at the fixed path."""
+    named = env.VCLI_BAKED.get()
+    if named == OFF:
+        return BakedFolder()
+    return _examine(Path(expand_home(named)) if named else FIXED_PATH, os.geteuid(), is_named=named is not None)
+
+
+def use_baked_bytecode() -> bool:
+    """Sets the bytecode cache of this process and of programs started after this call, unless one is set.
+
+    The folder has bytecode if the image's packages came without any.
+    Python compares each file with its source. What the folder lacks is compiled in memory, since nothing may
+    be written to it.
+    """
+    baked = find_baked().folder
+    if baked is None or sys.pycache_prefix is not None or not (baked / BYTECODE).is_dir():
+        return False
+    sys.pycache_prefix = os.environ[PREFIX] = str(baked / BYTECODE)
+    sys.dont_write_bytecode = True
+    os.environ[_DONT_WRITE] = "1"
+    return True
+
+
+@functools.cache
+def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
+    if not (folder / MANIFEST).is_file():
+        missing = f"{env.VCLI_BAKED.name}: {folder} has no {MANIFEST}, so it was not written by `vllm-cli bake`"
+        return BakedFolder(problem=missing if is_named else None)
+    problem = why_not_trusted(folder.absolute(), user, parts=(MANIFEST, CACHE, BYTECODE))
+    folder = folder.resolve()
+    return BakedFolder(folder) if problem is None else BakedFolder(problem=f"{problem}, so {folder} is not used")
+
+
+def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
+    """Why others could change what is in the folder; None if only root and this user can.
+
+    Checks the folder, these parts of it, its parents, and the links on the way, which lead where their owners
+    want. What does not exist is left out.
+
+    Args:
+        folder: absolute.
+        user: who may write to it, besides root.
+        parts: names in the folder.
+    """
+    links = list(_links(folder))
+    if (foreign := next((link for link in links if link.lstat().st_uid not in (0, user)), None)) is not None:
+        return f"{foreign} belongs to another user ({foreign.lstat().st_uid})"
+    folder = folder.resolve()
+    own = (folder, *(folder / part for part in parts))
+    for path in (*own, *folder.parents, *(parent for link in links for parent in link.parents)):
+        if (problem := _why_changeable(path, user, allows_sticky=path not in own)) is not None:
+            return problem
+    return None
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """The links on the way to a file, also those to which links lead."""
+    for _ in range(_MOST_LINKS):
+        link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
+        if link is None:
+            break
+        yield link
+        path = link.parent / link.readlink() / path.relative_to(link)
+
+
+def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> str | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        return f"{path} cannot be examined ({err.strerror})"
+    return why_changeable(found, path, user=user, allows_sticky=allows_sticky)
+
+
+OWN: Final = "vllm_cli"
+"""This program's folder inside of vLLM's cache folder."""
+
+
+def cache_folder() -> Path:
+    """This program's cache folder; it may not exist yet."""
+    return env.VLLM_CACHE_ROOT.get() / OWN
+
+
+def layers(name: str) -> tuple[Path, ...]:
+    """The places of a file or folder of the cache: the user's, then the baked one, if there is one."""
+    own = cache_folder() / name
+    baked = find_baked().folder
+    return (own,) if baked is None else (own, baked / CACHE / OWN / name)
+
+
+_MOST_FILES: Final = 200
+"""Values in one folder; those written longest ago are removed."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A value that a start keeps for later ones, as JSON in a file of its own.
+
+    The user's is read, else the baked one. It is missing if the file is damaged, if others could change it,
+    or if another version of this package has written something else.
+    """
+
+    folder: str
+    """In the cache folder."""
+    key: object
+    """Values with different keys are kept beside each other. Keys and stamps are compared by their `repr`."""
+    stamps: object = None
+    """A value with other stamps is outdated: it is missing, and the next one replaces it."""
+
+    @property
+    def path(self) -> Path:
+        """The user's file."""
+        return cache_folder() / self._name
+
+    def read(self, convert: Callable[[Any], Value], *, is_own: bool = False) -> Value | None:
+        """The value; None if it is missing.
+
+        Args:
+            convert: gets the JSON value; raises ValueError, TypeError, LookupError or AttributeError if it is
+                not what was written.
+            is_own: leaves out the baked value.
+        """
+        found = (_read(path, convert, self.stamps) for path in ((self.path,) if is_own else layers(self._name)))
+        return next((value for value in found if value is not None), None)
+
+    def write(self, value: object, files: Iterable[str] = ()) -> None:
+        """Replaces the user's value; does nothing where no file can be written.
+
+        Args:
+            value: as `json.dumps` accepts it.
+            files: that the value was made from; it is outdated when one of them has changed.
+        """
+        path = self.path
+        content = {"stamps": digest(self.stamps), "files": store_stamps(files), "value": value}
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() or not path.exists():  # others, such as pipes, are not ours
+                write_whole(path, json.dumps(content, separators=(",", ":")), mode=MODE)
+            for old in _newest_first(path.parent)[_MOST_FILES:]:
+                old.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the user's value."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.folder}/{digest(self.key)}.json"
+
+
+def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
+    """The values with all keys, whatever their stamps: the user's, the newest first, then the baked ones."""
+    paths = [path for layer in layers(folder) for path in _newest_first(layer)]
+    return (value for path in paths if (value := _read(path, convert)) is not None)
+
+
+def digest(value: object) -> str:
+    """A short name for a text, or for what else has this `repr`."""
+    text = value if isinstance(value, str) else repr(value)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path, convert: Callable[[Any], Value], stamps: object = None) -> Value | None:
+    try:
+        content = json.loads(read_own(path))
+        if (stamps is None or content["stamps"] == digest(stamps)) and are_unchanged(content["files"]):
+            return convert(content["value"])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as err:
+        is_changeable = isinstance(err, PermissionError) and err.errno is None
+        logger.log(logging.WARNING if is_changeable else logging.DEBUG, "%s: %s", path, err)
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json"), key=lambda path: read_stamp(path).mtime_ns, reverse=True)
+
+
+def keep_bytecode(package: Path) -> str | None:
+    """Sets the bytecode cache for this process and for processes started after this call.
+
+    Args:
+        package: the folder of the engine's library.
+
+    Returns:
+        A warning for the user; None if the bytecode exists or can be written in place.
+    """
+    if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
+        return None
+    if sys.dont_write_bytecode:
+        return (
+            f"{package} has no compiled modules and PYTHONDONTWRITEBYTECODE is set, so that every start compiles "
+            "them again: unset it, or run `python -m compileall` when the image is built"
+        )
+    if os.access(package, os.W_OK):
+        return None
+    folder = cache_folder() / "bytecode"
+    if (reason := _why_unusable(folder)) is not None:
+        return f"{package} has no compiled modules and cannot be written to, so every start compiles them: {reason}"
+    sys.pycache_prefix = os.environ[PREFIX] = str(folder)
+    return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
+
+
+def _why_unusable(folder: Path) -> str | None:
+    """Python executes what is in the folder, so it is closed to other users."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)
+    except OSError as err:
+        return f"{folder}: {err.strerror}"
+    return reason and f"{reason}: remove it"
+
+
+def _compiled(package: Path) -> Iterator[Path]:
+    return (Path(cache_from_source(str(path))) for name in _PROBES if (path := package / name).exists())

@@ -1,0 +1,260 @@
+"""Typed configuration of one start; standard library only."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from base.errors import ConfigError
+from base.setting import Group, Role, check_ranges, from_variable, setting, walk_settings
+from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
+from server.config import EngineConfig, RendererConfig
+from server.limits import LimitsConfig
+from server.server_config import ServerConfig
+from startup.ground.logs.options import LogFormat, LogOptions
+from startup.ground.prefetch_options import PrefetchOptions
+
+DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model without MODEL and --model."""
+
+StandbyMode = Literal["auto", "off", "require"]
+PreflightMode = Literal["auto", "warn", "off"]
+IdleWarmMode = Literal["auto", "off"]
+
+
+@dataclass(frozen=True)
+class CompileCacheOption:
+    """The value of --compile-cache."""
+
+    location: str | None = None
+    is_required: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> "CompileCacheOption":
+        """`LOCATION`, `require`, or `LOCATION,require`; raises ConfigError for several locations."""
+        parts = [part for part in text.split(",") if part]
+        places = [part for part in parts if part != "require"]
+        if len(places) > 1:
+            raise ConfigError("LOCATION", text, "one location, `require`, or LOCATION,require")
+        return cls(places[0] if places else None, len(places) < len(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model to serve and where to find it."""
+
+    help_group: ClassVar[Group] = "Model"
+
+    model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
+    """A folder or a hub id; None is the default model, SmolLM2-135M-Instruct."""
+    tokenizer: str | None = setting(
+        None, "--tokenizer", "Folder or hub id of the tokenizer; the model's own if not given."
+    )
+    """None takes the model's."""
+    revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
+    download_dir: str | None = setting(
+        None, "--download-dir", "Cache folder for models from the hub; HF_HUB_CACHE if not given."
+    )
+    hf_token: str | None = from_variable(
+        env.HF_TOKEN,
+        "--hf-token",
+        "Token for gated and private models; without a value, the one that `hf auth login` stored.",
+        syntax="optional text",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralModelsConfig:
+    """Several models behind one port (`router`); without effect for one model."""
+
+    help_group: ClassVar[Group] = "Several models"
+    role: ClassVar[Role] = "router"
+
+    models: str | None = setting(
+        None,
+        "--models",
+        "Serve the models of this YAML file behind one port, each from its first request; `serve A B` does so, too.",
+        variable=env.VCLI_MODELS,
+        metavar="FILE",
+    )
+    memory_budget_bytes: int | None = setting(
+        None,
+        "--memory-budget",
+        "The most memory of all models together, such as 48GiB; what the machine has if not given.",
+        syntax="size",
+        above=0,
+    )
+    max_running: int | None = setting(
+        None,
+        "--max-running",
+        "The most models that run at once; as many as fit into memory if not given.",
+        metavar="N",
+        minimum=1,
+    )
+    max_wait_s: float = setting(
+        10.0,
+        "--max-wait",
+        "How long a request for a model without room waits for the others to become idle, before they get no new ones.",
+        above=0,
+    )
+    max_waiting: int = setting(
+        256,
+        "--max-waiting",
+        "The most requests that wait for one model; further ones are answered with 429.",
+        metavar="N",
+        minimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """The settings of a start with either engine."""
+
+    help_group: ClassVar[Group] = "Start"
+
+    log_format: LogFormat = setting(
+        "text",
+        "--log-format",
+        "Format of log lines; json makes every line of every process a JSON object.",
+        group="Logging",
+        role="program",
+        variable=env.VCLI_LOG_FORMAT,
+    )
+    standby: StandbyMode = setting(
+        "auto",
+        "--standby",
+        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with the reason.",
+        choices=STANDBY_MODES,
+        variable=env.VCLI_STANDBY,
+    )
+    """Used before the command line is parsed (`startup.standby.front_process`)."""
+    idle_stop_s: float | None = setting(
+        None,
+        "--idle-stop",
+        "Stop the model when no request came for this long (90s, 10m, 1h); the next request starts it again.",
+        role="router",
+        variable=env.VCLI_IDLE_STOP,
+        syntax="duration",
+        metavar="DURATION",
+    )
+    """With it, this process is a router (`router`), which starts the model's server."""
+    idle_warm: IdleWarmMode = setting(
+        "auto",
+        "--idle-warm",
+        "With --idle-stop or several models: keep a standby for this server alone, so that its starts are warm.",
+        role="router",
+        choices=IDLE_WARM_MODES,
+    )
+    preflight: PreflightMode = setting(
+        "auto",
+        "--preflight",
+        "Check before the start what would make it fail: end with all faults, only log them, or do not check.",
+        role="both",
+        choices=PREFLIGHT_MODES,
+        variable=env.VCLI_PREFLIGHT,
+    )
+    listen_when_ready: bool = setting(
+        False,
+        "--listen-when-ready",
+        "Bind the port at once, but refuse connections until the server is ready, as `tcpSocket` probes need it; "
+        "without effect with --uds and with a socket that systemd passes.",
+        variable=env.VCLI_LISTEN_WHEN_READY,
+    )
+    startup_timeout_s: float | None = setting(
+        None,
+        "--startup-timeout",
+        "End a start that takes longer, naming the phase and the position of every thread.",
+        role="program",
+        above=0,
+    )
+    download_timeout_s: float | None = setting(
+        None,
+        "--download-timeout",
+        "End a start whose download takes longer; a connection that delivers nothing is replaced without it.",
+        above=0,
+    )
+    compile_cache: CompileCacheOption | None = setting(
+        None,
+        "--compile-cache",
+        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://); `require`: fail instead of "
+        "compiling; both with a comma.",
+        role="run",
+        variable=env.VCLI_COMPILE_CACHE,
+        syntax="compile cache",
+        metavar="LOCATION",
+    )
+    startup_report: Path | None = setting(
+        None,
+        "--startup-report",
+        "Write the start's timeline as JSON to this file; `vllm-cli timeline FILE` shows it.",
+        role="run",
+        metavar="FILE",
+    )
+    prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartupConfig(StartOptions):
+    """All settings of a start with the embedded engine (`startup.embedded.start`)."""
+
+    start_method: str = from_variable(env.VLLM_WORKER_MULTIPROC_METHOD)
+    """`spawn`, `fork` or `forkserver` (envs.registry.START_METHODS): how the engine process is started."""
+    engine_ready_timeout_s: float = from_variable(env.VLLM_ENGINE_READY_TIMEOUT_S)
+    """How long the engine process may take to become ready."""
+    logging_level: str = from_variable(
+        env.VLLM_LOGGING_LEVEL,
+        "--log-level",
+        "Least severe level that is logged.",
+        group="Logging",
+        role="program",
+        choices=LOGGING_LEVELS,
+    )
+    log_config: dict[str, Any] | None = setting(
+        None,
+        "--log-config-file",
+        "JSON file with a configuration of Python's logging; takes precedence over level and format.",
+        group="Logging",
+        role="program",
+        variable=env.VLLM_LOGGING_CONFIG_PATH,
+        syntax="log config",
+        metavar="FILE",
+    )
+    """Argument of `logging.config.dictConfig`."""
+    several: SeveralModelsConfig = field(default_factory=SeveralModelsConfig)
+    model: ModelConfig
+    engine: EngineConfig
+    renderer: RendererConfig
+    server: ServerConfig
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    @property
+    def logs(self) -> LogOptions:
+        """How every process logs."""
+        return LogOptions(level=self.logging_level, format=self.log_format, config=self.log_config)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.server.lora_modules and not self.engine.lora.enable_lora:
+            raise ConfigError("--lora-modules", self.server.lora_modules[0].name, "given with --enable-lora")
+
+
+@cache
+def flags_of(*roles: Role) -> frozenset[str]:
+    """The names of the settings' flags with one of these roles; vLLM's flags of these names do the same."""
+    fields = (each.field.metadata for each in walk_settings(StartupConfig) if each.role in roles)
+    return frozenset(metadata["flag"] for metadata in fields if "flag" in metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmOptions(StartOptions):
+    """The launcher's settings for a start of vLLM; all other words are passed to vLLM unchanged."""
+
+    words: tuple[str, ...]
+    """The command line for `vllm serve`, unchanged and in order."""
+    start_method: str = "forkserver"
+    """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
+    is_preflight_only: bool = False
+    is_json: bool = False

@@ -1,0 +1,158 @@
+"""Logs as JSON, one object per line: records of all loggers, warnings and uncaught exceptions.
+
+Output that does not pass through Python, such as the message of a crashing C library, is unchanged.
+"""
+
+import io
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+from base.access_log import ACCESS_LOGGER
+from base.request_ids import REQUEST_ID
+from startup.ground.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
+
+_ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
+"""The arguments of uvicorn's access log records."""
+_FOREIGN_LOGGERS: Final = ("transformers", "huggingface_hub")
+"""Libraries that install handlers of their own."""
+_LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": logging.WARNING}
+"""First words of the command line's messages, with the level that they stand for."""
+
+
+class JsonFormatter(RoleFormatter):
+    """Time, level, logger, message, phase, pid, role; if present request id, access, traceback, digest."""
+
+    def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
+        """Without `phase`, lines have no such member."""
+        super().__init__(role)
+        self._phase = phase
+
+    def role_of(self, record: logging.LogRecord) -> str:
+        """The role of the process that made the record."""
+        return self.role
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line: line breaks of messages and tracebacks are escaped."""
+        when = datetime.fromtimestamp(record.created, UTC)
+        fields: dict[str, Any] = {
+            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **({"phase": self._phase()} if self._phase else {}),
+            "pid": record.process,
+            "role": self.role_of(record),
+        }
+        if request_id := getattr(record, "request_id", None) or REQUEST_ID.get():
+            fields["request_id"] = request_id
+        if record.name == ACCESS_LOGGER and isinstance(record.args, tuple):
+            fields |= zip(_ACCESS_FIELDS, record.args, strict=False)
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        if (digest := getattr(record, "digest", None)) is not None:
+            fields["digest"] = digest
+        line = json.dumps(fields, ensure_ascii=False, default=str)
+        return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def format_warning(message: str, *, logger: str, role: str, phase: str) -> str:
+    """One line, for warnings before logging is configured."""
+    record = logging.LogRecord(logger, logging.WARNING, "", 0, "%s", (message,), None)
+    return JsonFormatter(role, lambda: phase).format(record)
+
+
+class LineStream(io.TextIOBase):
+    """Replaces `sys.stderr`: text written to it becomes records named `stderr`, which `handler` writes.
+
+    A record ends where a write ends with a line break, so that a message of several lines stays together. It
+    does not pass through a logger: handlers of libraries write here, and some versions of Python (3.13.4 and
+    3.13.5) ignore what is logged while a handler runs.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, below: TextIO, handler: logging.Handler) -> None:
+        self.below = below
+        self.handler = handler
+        self._part = threading.local()
+
+    def write(self, text: str) -> int:
+        """Handles complete lines; text that a failing handler writes meanwhile goes to the stream below."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if getattr(self._part, "is_busy", False):
+            return self.below.write(text)
+        self._part.text = getattr(self._part, "text", "") + text
+        if text.endswith(("\n", "\r")):
+            self._part.is_busy = True
+            try:
+                self._hand_over()
+            finally:
+                self._part.is_busy = False
+        return len(text)
+
+    def flush(self) -> None:
+        """Complete lines are already written."""
+        self.below.flush()
+
+    def fileno(self) -> int:
+        """The stream's descriptor, for C code."""
+        return self.below.fileno()
+
+    def isatty(self) -> bool:
+        """False: live lines and colours would break the JSON."""
+        return False
+
+    def writable(self) -> bool:
+        """Always True."""
+        return True
+
+    def _hand_over(self) -> None:
+        message, self._part.text = self._part.text.strip(), ""
+        if message:
+            level = _LEVELS.get(message.partition(":")[0], logging.INFO)
+            self.handler.handle(logging.getLogRecordFactory()("stderr", level, "", 0, "%s", (message,), None))
+
+
+def log_everything_as_json(handler: logging.Handler) -> None:
+    """Also logs warnings, uncaught exceptions and everything that is written to `sys.stderr`.
+
+    Args:
+        handler: writes what is written to `sys.stderr`, as JSON, to the stream below.
+    """
+    if isinstance(sys.stderr, LineStream):
+        sys.stderr.handler = handler
+    else:
+        sys.stderr = LineStream(sys.stderr, handler)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    for name in _FOREIGN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def _log_uncaught(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("uncaught").critical("%s: %s", kind.__name__, err, exc_info=(kind, err, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+        name = args.thread.name if args.thread else "?"
+        logging.getLogger("uncaught").error(
+            "thread %s: %s: %s",
+            name,
+            args.exc_type.__name__,
+            args.exc_value,
+            exc_info=(args.exc_type, args.exc_value, args.exc_traceback),
+        )

@@ -1,0 +1,133 @@
+"""Sets up the log of a process: one format, to standard error, or as a configuration file demands.
+
+Imports nothing heavy; lines of text are in `formatters`, lines of JSON in `json_lines`.
+"""
+
+import copy
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TextIO, cast
+
+from base.errors import ConfigError
+from envs.registry import env
+from startup.ground.logs.formatters import RoleFormatter, TextFormatter
+from startup.ground.logs.options import LogFormat, LogOptions
+
+_VLLM: Final = "vllm"
+_VLLM_FORMATTER: Final = "NewLineFormatter"
+"""A class of vLLM, which only splits lines."""
+
+PACKAGES: Final = ("vllm_cli", "startup", "server", "base", "envs")
+"""Roots of this project's loggers."""
+
+
+def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:
+    """Logs this project's records from the level on to standard error, those of libraries from WARNING on.
+
+    Args:
+        role: of this process: `api`, `engine`, `responder`, ...
+        phase: returns the current phase of this process; called for each line of JSON.
+
+    Raises:
+        ConfigError: the configuration file cannot be applied.
+    """
+    if options.config is not None:
+        _apply_config_file(options.config)
+        return
+    handler: logging.Handler = SteadyHandler(real_stderr())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in (*PACKAGES, "uvicorn"):
+        logging.getLogger(name).setLevel(options.level)
+    if options.format == "json":
+        from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
+
+        handler.setFormatter(JsonFormatter(role, phase))
+        log_everything_as_json(handler)
+    else:
+        handler.setFormatter(TextFormatter(role))
+
+
+def log_options_of_environment() -> LogOptions:
+    """The options of a process that has no flags for them."""
+    return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=cast("LogFormat", env.VCLI_LOG_FORMAT.get()))
+
+
+def rename_process(role: str) -> None:
+    """Changes the role in the log lines of this process; called in a forked process."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, RoleFormatter):
+            handler.formatter.role = role
+
+
+class SteadyHandler(logging.StreamHandler[TextIO]):
+    """Drops lines that cannot be written, and logs their number with the next line that can.
+
+    The logging module would write a traceback for each failure, to the same stream.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._num_dropped = 0
+        self._reason = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Runs with the handler's lock held."""
+        if self._num_dropped:
+            self._log_dropped(record)
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Counts failures of the stream; any other exception is an error in the program, and shown."""
+        err = sys.exc_info()[1]
+        if isinstance(err, OSError):
+            self._num_dropped += 1
+            self._reason = err.strerror or str(err)
+        else:
+            super().handleError(record)
+
+    def _log_dropped(self, record: logging.LogRecord) -> None:
+        num_dropped, self._num_dropped = self._num_dropped, 0
+        message = "%d lines of this log were lost: standard error could not be written (%s)"
+        args = (num_dropped, self._reason)
+        note = logging.LogRecord(__name__, logging.WARNING, record.pathname, 0, message, args, None)
+        super().emit(note)
+        if self._num_dropped:  # still failing: the note itself does not count
+            self._num_dropped = num_dropped
+
+
+def _apply_config_file(config: dict[str, Any]) -> None:
+    """Applies the content of `--log-config-file`, as vLLM does.
+
+    Raises:
+        ConfigError: the configuration is invalid, or names a class or level that does not exist.
+    """
+    from logging.config import dictConfig  # noqa: PLC0415 - needed only for such a file
+
+    try:
+        dictConfig(translate(config))
+    except (ValueError, TypeError, AttributeError, ImportError) as err:
+        reason = f"{err}: {err.__cause__}" if err.__cause__ else str(err)
+        raise ConfigError("--log-config-file", reason, "a configuration that can be applied") from err
+
+
+def translate(config: dict[str, Any]) -> dict[str, Any]:
+    """Adapts a file written for vLLM: settings of its logger also apply to this project's loggers."""
+    config = copy.deepcopy(config)
+    loggers = config.setdefault("loggers", {})
+    if _VLLM in loggers:
+        for name in PACKAGES:
+            loggers.setdefault(name, copy.deepcopy(loggers[_VLLM]))
+    for formatter in config.get("formatters", {}).values():
+        if str(formatter.get("class", "")).startswith(_VLLM) and formatter["class"].endswith(_VLLM_FORMATTER):
+            del formatter["class"]
+    config.setdefault("disable_existing_loggers", False)
+    return config
+
+
+def real_stderr() -> TextIO:
+    """Standard error itself, not the `LineStream` that may have replaced `sys.stderr`."""
+    stream: TextIO = getattr(sys.stderr, "below", sys.stderr)
+    return stream

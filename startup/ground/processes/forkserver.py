@@ -1,0 +1,336 @@
+"""Forks the processes that multiprocessing would start as new programs, with all modules imported already.
+
+For `spawn`, multiprocessing pickles a process object and starts a program that unpickles it. Here the code
+of that program runs in a fork of the forkserver, with the program's environment and open files. A new program
+can therefore take the place of a fork that fails.
+
+A request is one end of a socket pair, sent on a socket that all processes of a start share. The forkserver
+forks at once; the fork receives its program there, and the forkserver sends the exit code when it has ended.
+"""
+
+import importlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from multiprocessing import get_context, popen_forkserver, popen_spawn_posix, process, spawn, util
+from multiprocessing.connection import wait
+from typing import Any, Final, NamedTuple
+
+from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
+from base.machine.processes import is_alive
+from envs import foreign
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.ground.processes import interpreter
+from startup.ground.processes.child_watch import ChildWatch
+from startup.ground.processes.forkserver_watch import ended_if_it_hangs
+from startup.ground.processes.messages import MessageError, receive, send
+from startup.ground.processes.new_program import (
+    EXIT_FUNCTION,
+    OWN_PACKAGES_MODULE,
+    START_PROGRAM,
+    Program,
+    be_own_main_module,
+    run_program,
+    send_program,
+    start_program,
+    without_group_signals,
+    without_main_module,
+)
+
+_UNPICKLES: Final = "--multiprocessing-fork"
+"""The last word of a program that unpickles a process object."""
+FORKSERVER: Final = Hook(
+    "forkserver",
+    does="runs the programs of multiprocessing's `spawn` in forks, whose end the forkserver reports",
+    without="every process imports vLLM itself",
+    needs=(
+        START_PROGRAM,
+        EXIT_FUNCTION,
+        Text(("multiprocessing.spawn",), rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
+        Name("multiprocessing.popen_spawn_posix", "Popen"),
+        Name("multiprocessing.popen_forkserver", "Popen"),
+        Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
+    ),
+    is_essential=True,
+)
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
+"""Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
+_REQUEST: Final = b"f"
+_READY: Final = b"ready"
+_GO: Final = b"go"
+_ENDED: Final = b"ended"
+_STATUS_S: Final = 1.0
+"""Timeout for the exit code of an ended process."""
+_TRIAL_S: Final = 10.0
+LOST: Final = 255
+"""The exit code of a process whose forkserver does not answer."""
+_start_program: Final = START_PROGRAM.get(util)
+
+
+class _Server(NamedTuple):
+    """The forkserver, as each process of its start knows it."""
+
+    pid: int
+    link: socket.socket
+
+
+_server: _Server | None = None
+_starting = threading.local()
+_begin: Callable[[Program], None] | None = None
+_on_end: Callable[[int, int], None] | None = None
+_logged: Final[set[object]] = {""}
+"""Reasons why processes are new programs; each is logged once."""
+
+
+class ForkError(OSError):
+    """The forkserver has not forked; the message is the reason."""
+
+
+class NoForkserverError(ForkError):
+    """The forkserver has exited or does not answer: logged once, whichever of them a process finds."""
+
+
+class ForkedPopen(popen_spawn_posix.Popen):
+    """Starts one process, and learns its end."""
+
+    def __init__(self, process_obj: process.BaseProcess) -> None:
+        self.name = process_obj.name
+        self._connection: socket.socket | None = None
+        self._reading = threading.Lock()
+        _starting.popen = self
+        try:
+            super().__init__(process_obj)
+        finally:
+            _starting.popen = None
+
+    def why_not_forked(self) -> str | None:
+        """Why the process must be a new program; empty if that was logged."""
+        return None if _server else ""
+
+    def may_be_new_program(self) -> bool:
+        """Whether a new program can take the place of a fork; the kernel may end one with its thread."""
+        return threading.current_thread() is threading.main_thread()
+
+    def extras(self) -> tuple[Sequence[str], Sequence[int]]:
+        """Texts and descriptors for `begin` (see `install`)."""
+        return (), ()
+
+    def start(self, path: Any, words: Any, fds: Any) -> int:
+        """Starts the program with these words; returns its pid."""
+        try:
+            if (reason := self.why_not_forked()) is not None:
+                raise ForkError(reason)
+            pid, self._connection = _fork([os.fsencode(word) for word in words], fds, *self.extras())
+        except ForkError as err:
+            if not self.may_be_new_program():
+                raise
+            kind = NoForkserverError if isinstance(err, NoForkserverError) else str(err)
+            if kind not in _logged:
+                _logged.add(kind)
+                logger.warning("%s is started as a new program instead of forked: %s", self.name, err)
+            return int(_start_program(path, words, fds))
+        return pid
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._connection is None:
+            return super().poll(flag)
+        if self.returncode is None and wait([self.sentinel], timeout=0 if flag == os.WNOHANG else None):
+            with self._reading:  # another thread may have read it
+                if self.returncode is None:
+                    self.returncode = self._exit_code(self._connection)
+        return self.returncode
+
+    def _exit_code(self, connection: socket.socket) -> int:
+        """From the forkserver; from the kernel, if this process has inherited the child."""
+        connection.settimeout(_STATUS_S)
+        with connection, suppress(OSError, MessageError, ValueError):
+            (_, code), *_ = receive(connection)[0]
+            return int(code)
+        with suppress(ChildProcessError):
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+            return os.waitstatus_to_exitcode(status)
+        return LOST
+
+
+def install(
+    popen: type[ForkedPopen] = ForkedPopen,
+    begin: Callable[[Program], None] | None = None,
+    on_end: Callable[[int, int], None] | None = None,
+) -> None:
+    """From now on, this process and its forks start `spawn` and `forkserver` processes with this class.
+
+    Args:
+        popen: the class.
+        begin: runs in a fork before its program does.
+        on_end: runs in the forkserver when a fork has ended, with its pid and exit code.
+    """
+    global _begin, _on_end
+    _begin, _on_end = begin, on_end
+    popen_spawn_posix.Popen = popen_forkserver.Popen = popen  # type: ignore[misc,assignment]
+    START_PROGRAM.replace(util, _start_or_fork)
+
+
+def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
+    """Instead of multiprocessing's function, which also starts its resource tracker."""
+    popen = getattr(_starting, "popen", None)
+    start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
+    return start(path, words, fds)
+
+
+def ensure_forkserver(preload_module: str) -> None:
+    """Starts the forkserver, which imports the module, unless it was started before.
+
+    Called on the main thread, since the forkserver ends with its thread.
+
+    Raises:
+        OSError: it cannot be started, or forks of an untested Python fail.
+    """
+    if _server is None:
+        install()
+        if not interpreter.is_tested():
+            _try_fork()
+        _start_forkserver(preload_module)
+
+
+def _try_fork() -> None:
+    """Starts a process from a forkserver without imports; raises OSError if that fails."""
+    global _server
+    _start_forkserver(interpreter.__name__)
+    try:
+        with without_main_module():
+            child: Any = get_context("spawn").Process(target=os.getpid)
+            child.start()
+        child.join(_TRIAL_S)
+        fault = None if child.exitcode == 0 else f"it ended with exit code {child.exitcode}"
+    except Exception as err:  # noqa: BLE001 - whatever multiprocessing has changed
+        fault = repr(err)
+    finally:
+        kill()
+        _server = None
+    if fault is not None:
+        raise OSError(f"{interpreter.name()} is not tested, and a trial process fails: {fault}")
+
+
+def _start_forkserver(preload_module: str) -> None:
+    global _server
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ExitStack() as stack:
+        stack.enter_context(without_group_signals())
+        stack.enter_context(foreign.overlaid(_WITHOUT_WORKING_FOLDER))
+        code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; main({theirs.fileno()}, {preload_module!r})"
+        words = [os.fsencode(word) for word in (*spawn.get_command_line()[:-2], code)]
+        pid = start_program(words, [theirs.fileno()])
+    _server = _Server(pid, move_socket_up(ours))
+
+
+def is_running() -> bool:
+    """Whether this start's forkserver runs."""
+    return _server is not None and is_alive(_server.pid)
+
+
+def kill() -> None:
+    """Kills the forkserver, even a stopped one, which ends all waits for its answer."""
+    if _server is not None and is_running():
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(_server.pid, signal.SIGKILL)
+            os.waitpid(_server.pid, 0)
+
+
+def _fork(
+    words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
+) -> tuple[int, socket.socket]:
+    """Returns the pid, and the connection that gets the exit code; raises ForkError."""
+    assert _server is not None
+    if not is_running():
+        raise NoForkserverError("the forkserver has exited")
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            socket.send_fds(_server.link, [_REQUEST], [theirs.fileno()])
+        send_program(ours, words, fds, texts, [_server.link.fileno(), *other_fds])
+        with ended_if_it_hangs(_server.pid):
+            (what, detail), *_ = receive(ours)[0]
+        if what == _READY:
+            send(ours, [_GO])
+            return int(detail), ours
+    except (OSError, MessageError, ValueError) as err:
+        ours.close()
+        raise NoForkserverError(f"the forkserver does not answer ({err})") from err
+    ours.close()
+    reason = detail.decode(errors="replace")
+    raise ForkError(f"the fork ended with exit code {reason}" if what == _ENDED else reason)
+
+
+def main(fd: int, preload_module: str) -> None:
+    """The forkserver's program.
+
+    Args:
+        fd: the socket for requests; at its end of file, no process is left that could make one.
+        preload_module: importing it prepares the forks.
+    """
+    link = move_socket_up(socket.socket(fileno=fd))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    install()
+    try:
+        with low_numbers_taken():
+            importlib.import_module(preload_module)
+    except Exception as err:  # noqa: BLE001 - a module of any package; processes are new programs then
+        sys.exit(f"vllm-cli: the forkserver's imports failed: {err!r}")
+    be_own_main_module()
+    server_pid = os.getpid()
+    connection = _serve(link)
+    run_program(connection, lambda program: _take_over(program, connection, server_pid))
+
+
+def _serve(link: socket.socket) -> socket.socket:
+    """Forks a process per request; returns only in these."""
+    watch = ChildWatch()
+    connections: dict[int, socket.socket] = {}
+    while True:
+        readable = select.select([link.fileno(), watch.fileno()], [], [])[0]
+        if watch.fileno() in readable:
+            for pid, code in watch.reap(connections):
+                if _on_end is not None:
+                    _on_end(pid, code)
+                with connections.pop(pid) as connection, suppress(OSError):
+                    send(connection, [_ENDED, str(code).encode()])
+        if link.fileno() not in readable:
+            continue
+        content, fds, _, _ = socket.recv_fds(link, len(_REQUEST), 1)
+        if not content:
+            os._exit(0)
+        connection = socket.socket(fileno=move_up(fds[0]))
+        try:
+            pid = os.fork()
+        except OSError:  # the other side finds that the connection is closed
+            connection.close()
+            continue
+        if pid == 0:
+            watch.close()
+            for inherited in (link, *connections.values()):
+                inherited.close()
+            return connection
+        connections[pid] = connection
+
+
+def _take_over(program: Program, connection: socket.socket, server_pid: int) -> None:
+    """Runs in a fork before its program."""
+    global _server
+    link, *fds = program.fds
+    _server = _Server(server_pid, socket.socket(fileno=link))
+    if _begin is not None:
+        _begin(program._replace(fds=fds))
+    send(connection, [_READY, str(os.getpid()).encode()])
+    receive(connection)  # end of file if a new program takes its place
+    connection.close()

@@ -1,0 +1,162 @@
+"""Runs a job in a helper process: prefetch, downloads, Xet storage, archives of compiled models.
+
+A helper is a new interpreter without the site module, which sees no folder of a user. It shares no
+interpreter lock with the launcher, which kills it to stop it. Its standard input has the job, which may
+contain a token; a pipe takes its events, each after its length. All are pickled: both ends run the same code.
+"""
+
+import math
+import os
+import pickle
+import select
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+from startup.ground.processes import death_pipe, group_signals
+
+Send = Callable[[object], None]
+"""Sends an event, on any thread of the helper; blocks while 64 KiB are not received."""
+
+_ROOT: Final = str(Path(__file__).parents[3])
+_INSTALLED: Final = ("site-packages", "dist-packages")
+_CODE: Final = "import sys; sys.path += sys.argv[5:]; from startup.ground.processes.helper import main; main()"
+_LENGTH_BYTES: Final = 4
+_POLLED_EVERY_S: Final = 0.1
+_LONGEST_END_S: Final = 5.0
+"""The kernel may keep a killed process that waits for a volume; nobody waits longer for its end."""
+
+
+class HelperEndedError(Exception):
+    """There are no more events. The text tells how the helper ended: by an error, a signal, an exit code."""
+
+
+class Helper:
+    """The launcher's handle of a process that ends with the thread that started it.
+
+    One thread receives events; any may kill the process.
+    """
+
+    def __init__(self, name: str, function: str, job: object, *, is_idle: bool = False) -> None:
+        """
+        Args:
+            name: the process is called `vllm-NAME`.
+            function: `module:function`, called in the helper with the job and a `Send`; seen in `ps`.
+            job: of classes that the helper can import.
+            is_idle: whether it runs only while processors are idle.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        from subprocess import PIPE, Popen  # noqa: PLC0415 - not in the helper, whose start is timed
+
+        words = (function, name, str(os.getpid()), "idle" if is_idle else "", *_import_path())
+        with group_signals.blocked():  # until the helper ignores them
+            self._process = Popen([sys.executable, "-I", "-S", "-c", _CODE, *words], stdin=PIPE, stdout=PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.pid = self._process.pid
+        self._events = self._process.stdout
+        self._poll = select.poll()
+        self._poll.register(self._events, select.POLLIN)
+        self._received = b""
+        self._is_killed = False
+        with suppress(BrokenPipeError), self._process.stdin as stdin:
+            pickle.dump(job, stdin)
+
+    def receive(self, timeout_s: float = math.inf) -> object | None:
+        """The next event; None if there was none within this time.
+
+        Raises:
+            HelperEndedError: it has ended and all events were received, or it was killed.
+        """
+        end_s = time.monotonic() + timeout_s
+        while (event := self._take()) is None:
+            if self._poll.poll(max(min(end_s - time.monotonic(), _POLLED_EVERY_S), 0.0) * 1000):
+                if not (chunk := os.read(self._events.fileno(), 1 << 16)):
+                    raise HelperEndedError(self._wait())
+                self._received += chunk
+            elif self._is_killed:
+                raise HelperEndedError("killed")
+            elif time.monotonic() >= end_s:
+                return None
+        if isinstance(event, HelperEndedError):
+            raise event
+        return event
+
+    def kill(self) -> None:
+        """Ends the helper, if it is running."""
+        self._is_killed = True
+        self._process.kill()
+
+    def close(self) -> None:
+        """Ends the helper and returns once it has ended; called when no thread receives."""
+        self.kill()
+        self._wait()
+        self._events.close()
+
+    def _take(self) -> object | None:
+        """The next event of what was read."""
+        end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "big")
+        if len(self._received) < max(end, _LENGTH_BYTES + 1):
+            return None
+        content, self._received = self._received[_LENGTH_BYTES:end], self._received[end:]
+        event: object = pickle.loads(content)
+        return event
+
+    def _wait(self) -> str:
+        """Waits for the end; returns how it ended."""
+        from subprocess import TimeoutExpired  # noqa: PLC0415 - as above
+
+        with suppress(TimeoutExpired):
+            self._process.wait(_LONGEST_END_S)
+        code = self._process.returncode
+        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _import_path() -> list[str]:
+    """Where the helper finds its modules, behind the standard library: this project and packages."""
+    from importlib.util import find_spec  # noqa: PLC0415 - as above
+
+    installed = [path for path in sys.path if Path(path).name in _INSTALLED]
+    spec = find_spec("huggingface_hub")
+    own = [str(Path(spec.origin).parents[1])] if spec is not None and spec.origin is not None else []
+    return list(dict.fromkeys((_ROOT, *own, *installed)))
+
+
+def main() -> None:
+    """The program of a helper: runs the job on standard input, and ends."""
+    function, name, parent_pid, is_idle = sys.argv[1:5]
+    death_pipe.follow_parent(int(parent_pid))
+    group_signals.ignore()
+    if is_idle:
+        os.nice(19)
+        with suppress(OSError):  # some containers forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(f"vllm-{name}", encoding="ascii")
+    fd, lock = os.dup(1), Lock()
+    with suppress(OSError):  # it is closed
+        os.dup2(2, 1)  # what libraries print is no event
+
+    def send(event: object) -> None:
+        content = pickle.dumps(event)
+        message = len(content).to_bytes(_LENGTH_BYTES, "big") + content
+        try:
+            with lock:
+                while message:
+                    message = message[os.write(fd, message) :]
+        except BrokenPipeError:
+            os._exit(0)  # nobody needs the rest
+
+    try:
+        module, _, attribute = function.partition(":")
+        run = getattr(__import__(module, fromlist=[attribute]), attribute)
+        run(pickle.load(sys.stdin.buffer), send)
+    except Exception as err:  # noqa: BLE001 - the boundary of the process: the launcher gets the error
+        send(HelperEndedError(f"{type(err).__name__}: {err}"))
+    os._exit(0)  # a thread may still wait for the disk or the network

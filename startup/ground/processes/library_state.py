@@ -1,0 +1,99 @@
+"""Repeats what libraries do on import, in a process forked after another one had imported them.
+
+They read environment variables and CPUs, and draw random numbers. A process started by `exec` imports them
+with its own environment. Python's `random`, `ssl` and the names of `tempfile` notice a fork.
+"""
+
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from envs import foreign
+from startup.ground.hooks.hook import Hook, Name
+
+FORKED_LIBRARIES: Final = Hook(
+    "libraries in forks",
+    does="renews what libraries read on import: random state, settings of Inductor, the hub and metrics",
+    without="a fork has the settings of its template",
+    needs=(
+        Name("torch._inductor.config", "compile_threads"),
+        Name("transformers.utils.hub", "SESSION_ID"),
+        Name("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+        Name("prometheus_client.values", "get_value_class", ()),
+        Name("prometheus_client.values", "ValueClass"),
+    ),
+)
+
+
+def refresh_libraries(changed: Mapping[str, str]) -> None:
+    """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`); starts no thread.
+
+    Args:
+        changed: variables that differ from those at the time of the imports; a removed one is empty.
+    """
+    if "TZ" in changed:
+        time.tzset()
+    tempfile.tempdir = None
+    renew_random_state()
+    _update_inductor(changed)
+    update_hub(changed)
+    _update_prometheus(changed)
+    _update_vllm_log()
+
+
+def renew_random_state() -> None:
+    """New seeds and identifiers, without which all forks of a process draw the same ones."""
+    modules: Mapping[str, Any] = sys.modules
+    if "numpy.random" in modules:  # numpy imports it when it is first used, which takes 10 ms
+        modules["numpy.random"].seed()
+    if "torch" in modules:
+        modules["torch"].default_generator.seed()  # torch's import draws its seed as well
+    if "uuid" in modules:
+        modules["uuid"]._last_timestamp = modules["uuid"]._node = None
+    if "transformers.utils.hub" in modules:
+        modules["transformers.utils.hub"].SESSION_ID = os.urandom(16).hex()
+
+
+def renew_authentication_key() -> None:
+    """A new key for multiprocessing's connections, in a fork that is not a child of multiprocessing."""
+    multiprocessing.current_process().authkey = os.urandom(32)
+
+
+def _update_inductor(changed: Mapping[str, str]) -> None:
+    config: Any = sys.modules.get("torch._inductor.config")
+    if config is None:
+        return
+    threads = changed.get("TORCHINDUCTOR_COMPILE_THREADS", "")
+    if threads.isdigit():
+        config.compile_threads = int(threads)
+    if "TORCHINDUCTOR_CPP_DYNAMIC_THREADS" in changed:
+        config.cpp.dynamic_threads = changed["TORCHINDUCTOR_CPP_DYNAMIC_THREADS"] == "1"
+
+
+def update_hub(changed: Mapping[str, str]) -> None:
+    """Applies offline mode and token, which the hub's client reads on import; it may not be imported."""
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    if constants is not None and not changed.keys().isdisjoint(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+        offline = foreign.text_of("HF_HUB_OFFLINE") or foreign.text_of("TRANSFORMERS_OFFLINE")
+        constants.HF_HUB_OFFLINE = offline.upper() in ("1", "ON", "YES", "TRUE")
+    if constants is not None and "HF_TOKEN" in changed and hasattr(constants, "HF_TOKEN"):
+        constants.HF_TOKEN = changed["HF_TOKEN"] or None
+
+
+def _update_prometheus(changed: Mapping[str, str]) -> None:
+    """Several API servers share their metrics through files; the client reads the folder's name on import."""
+    values: Any = sys.modules.get("prometheus_client.values")
+    if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
+        values.ValueClass = values.get_value_class()
+
+
+def _update_vllm_log() -> None:
+    """Older versions of vLLM configure their log on import, for that process's variables and terminal."""
+    configure = getattr(sys.modules.get("vllm.logger"), "_configure_vllm_root_logger", None)
+    if configure is not None and logging.getLogger("vllm").handlers:
+        configure()

@@ -1,0 +1,242 @@
+"""Starts new programs, or runs them in forks; controls what multiprocessing's programs get from this process.
+
+In a warm start, a fork that has imported everything, and is dormant until then, becomes the forkserver.
+"""
+
+import atexit
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
+from multiprocessing import resource_tracker, util
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn
+
+from base.machine.command_line import replace_command_line
+from base.machine.descriptors import is_open, move_up
+from base.machine.libc import load_libc
+from envs import foreign
+from startup.ground.hooks.hook import Name
+from startup.ground.processes import death_pipe, group_signals
+from startup.ground.processes.library_state import refresh_libraries
+from startup.ground.processes.messages import MessageError, dictionary, pairs, receive, send
+from startup.ground.processes.quick_end import end_now
+
+OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
+"""Imported first in every new program, so that a user's `server.py` does not replace this one's."""
+
+_NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker"
+
+START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
+"""Starts a program with these open files only, which keep their numbers."""
+EXIT_FUNCTION: Final = Name("multiprocessing.util", "_exit_function", ())
+_OUTPUT: Final = (1, 2)
+_COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
+"""Shown by `ps` until it is woken, as it would otherwise look like the server."""
+
+_dormant: "_Dormant | None" = None
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """While open, multiprocessing's processes import our finder instead of this process's script."""
+    main = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    be_own_main_module()
+    try:
+        yield
+    finally:
+        main.update(hidden)
+
+
+def be_own_main_module() -> None:
+    """Makes that module this process's main module (`multiprocessing.spawn.prepare` leaves it then)."""
+    sys.modules["__main__"].__spec__ = ModuleSpec(OWN_PACKAGES_MODULE, None)
+
+
+@contextmanager
+def without_group_signals() -> Iterator[None]:
+    """While open, processes start with the group signals blocked.
+
+    multiprocessing's resource tracker is started before: its start leaves SIGINT and SIGTERM unblocked,
+    whatever their state was (`ResourceTracker.ensure_running`).
+    """
+    start_resource_tracker()
+    with group_signals.blocked():
+        yield
+
+
+def start_resource_tracker() -> None:
+    """Starts the process that removes what others leave behind, unless it runs; it does not warn about that.
+
+    After a crash its warnings would be the last lines of the output.
+    """
+    sys.warnoptions.append(_NO_LEAK_WARNINGS)
+    try:
+        with group_signals.blocked():
+            resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(_NO_LEAK_WARNINGS)
+
+
+class _Dormant(NamedTuple):
+    """The waiting process; used once."""
+
+    pid: int
+    connection: socket.socket
+    at_import: Mapping[str, str]
+    """The environment of the imports."""
+
+
+def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
+    """Forks the process; called on the main thread of a process with one thread.
+
+    Args:
+        close_in_child: closes what only this process should have open.
+        at_import: the environment of the imports.
+    """
+    global _dormant
+    load_libc()  # libffi 3.8 opens a file on import: the fork alone would have it, with the number of one of ours
+    ours, theirs = socket.socketpair()
+    parent_pid = os.getpid()
+    with group_signals.blocked():  # as multiprocessing's new programs: blocked until they import their modules
+        pid = os.fork()
+        if pid == 0:
+            death_pipe.follow_parent(parent_pid)
+            ours.close()
+            close_in_child()
+            replace_command_line(_COMMAND_LINE)
+            run_program(theirs, lambda program: _become(program, theirs))
+    theirs.close()
+    _dormant = _Dormant(pid, ours, at_import)
+
+
+def discard_dormant() -> None:
+    """Ends the process: this start needs no forkserver."""
+    global _dormant
+    if _dormant is not None:
+        os.kill(_dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
+        os.waitpid(_dormant.pid, 0)
+        _dormant.connection.close()
+        _dormant = None
+
+
+def differing_variable(names: Iterable[str]) -> str | None:
+    """The first of these variables that had another value during the imports; None if all are the same."""
+    if _dormant is None:
+        return None
+    return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
+
+
+def _become(program: "Program", connection: socket.socket) -> None:
+    """Runs in the dormant process: takes what a new program would have at its start."""
+    connection.close()
+    replace_command_line(b"".join(word + b"\0" for word in program.words))
+    with suppress(OSError):
+        Path("/proc/self/comm").write_bytes(os.path.basename(program.words[0]))  # noqa: PTH119
+    refresh_libraries(program.changed)
+
+
+def start_program(words: list[bytes], fds: list[int]) -> int:
+    """Starts a Python program with these open files; the dormant process runs it, if there is one."""
+    global _dormant
+    dormant, _dormant = _dormant, None
+    if dormant is not None:
+        with dormant.connection as connection, suppress(OSError):  # it may have been killed
+            send_program(connection, words, fds)
+            return dormant.pid
+    return int(START_PROGRAM.get(util)(words[0], words, fds))
+
+
+class Program(NamedTuple):
+    """What a fork gets to run."""
+
+    words: list[bytes]
+    """Its command line, with Python code after `-c`."""
+    changed: dict[str, str]
+    """The variables that differ from those that the fork had; removed ones are empty."""
+    texts: list[str]
+    fds: list[int]
+    """What the caller of `send_program` has added."""
+
+
+def send_program(
+    connection: socket.socket,
+    words: list[bytes],
+    fds: Iterable[int],
+    texts: Iterable[str] = (),
+    other_fds: Iterable[int] = (),
+) -> None:
+    """Sends a program, with this process's variables and output streams, to a fork that calls `run_program`.
+
+    Args:
+        connection: to the fork.
+        words: see `Program`.
+        fds: its open files, which keep their numbers.
+        texts: see `Program`; without NUL.
+        other_fds: open files that get other numbers.
+    """
+    numbered = [*filter(is_open, _OUTPUT), *fds]
+    numbers = [str(fd).encode() for fd in numbered]
+    send(
+        connection,
+        words,
+        pairs(foreign.snapshot()),
+        numbers,
+        [text.encode() for text in texts],
+        fds=[*numbered, *other_fds],
+    )
+
+
+def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
+    """Runs the program that `send_program` sends, until this process ends.
+
+    Args:
+        connection: to the other process.
+        begin: called before the program; if it fails, the other process gets the reason.
+    """
+    exit_code = 1
+    try:
+        try:
+            program = _receive_program(connection)
+            begin(program)
+        except (OSError, ValueError, MessageError) as err:  # also if the other process has ended
+            with suppress(OSError):
+                send(connection, [b"refused", str(err).encode()])
+            os._exit(exit_code)
+        exec(program.words[program.words.index(b"-c") + 1], {"__name__": "__main__"})  # from our parent
+        exit_code = 0
+    except SystemExit as err:
+        exit_code = err.code if isinstance(err.code, int) else 1
+    except BaseException:  # noqa: BLE001 - as the interpreter does at the top
+        sys.excepthook(*sys.exc_info())
+    finally:
+        end_now(exit_code)
+
+
+def _receive_program(connection: socket.socket) -> Program:
+    atexit._clear()  # those of the process that this one was forked from
+    atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
+    (words, variables, numbers, texts), fds = receive(connection)
+    begin = words.index(b"-c")
+    others = _take_files(fds, [int(number) for number in numbers])
+    sys.argv[:] = map(os.fsdecode, (words[begin], *words[begin + 2 :]))
+    changed = foreign.replace_all(dictionary(variables))
+    return Program(words, changed, [text.decode() for text in texts], others)
+
+
+def _take_files(fds: list[int], numbers: list[int]) -> list[int]:
+    """Gives descriptors the numbers that the program expects; returns those that may have any number."""
+    moved = [move_up(fd) for fd in fds]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    for fd, number in zip(moved, numbers, strict=False):
+        if number not in _OUTPUT and is_open(number):
+            raise ValueError(f"file descriptor {number} is in use by a library")
+        os.dup2(fd, number, inheritable=number in _OUTPUT)
+        os.close(fd)
+    return moved[len(numbers) :]

@@ -1,0 +1,155 @@
+"""Ends a start that is stopped by a signal: every process within a second, with nothing left behind.
+
+Nothing is ended in order: an engine that loads its model does not answer, and vLLM would wait for it.
+Standard library only.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+from base.exit_codes import INTERRUPTED
+from base.machine.processes import KILL_S, kill_descendants
+from base.server_settings import SAME_SIGNAL_S
+from startup.ground.processes.group_signals import GROUP_SIGNALS, set_handler
+from startup.ground.processes.quick_end import end_like
+
+_LAST_ANSWERS_S: Final = 0.4
+"""How long clients have to receive an error after the second signal."""
+
+
+class StopSignals:
+    """Owns the group signals of the API process from `__enter__` until `release`.
+
+    Handlers that other code sets meanwhile (vLLM, asyncio) count from `release` on. Signals that are ignored
+    stay ignored. Entered on the main thread.
+    """
+
+    def __init__(self, on_stop: Callable[[str], None]) -> None:
+        """`on_stop` is called with the signal's name, on the main thread between any two of its steps."""
+        self._on_stop = on_stop
+        self._owner_pid = os.getpid()
+        self._others: dict[int, Any] = {}
+        """The handlers of other code."""
+        self._is_released = False
+        self._first_s: float | None = None
+        """When the first signal after the release came."""
+        self._is_ending = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self.take()
+            signal.signal = self._keep_handler  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back()
+
+    def take(self) -> None:
+        """Handles the signals, also if other code has bypassed `signal.signal`, as a compiled library may."""
+        for number in GROUP_SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, self._handle):
+                self._others[number] = set_handler(number, self._handle)
+
+    def release(self) -> None:
+        """The server is ready: signals are for the handlers of other code. Called on any thread.
+
+        On the main thread they get them back. Elsewhere Python sets no handlers: signals are passed on.
+        """
+        self._is_released = True
+        if threading.current_thread() is threading.main_thread():
+            self._give_back()
+
+    def kill_all(self, timeout_s: float = KILL_S) -> None:
+        """Kills all processes of this start but this one, and removes what they cannot remove any more.
+
+        Returns once they have ended, or after the timeout.
+
+        multiprocessing's resource tracker stays: it removes shared memory and ends with this process.
+        """
+        import shutil  # noqa: PLC0415 - at the top, they would delay each start
+        from multiprocessing import resource_tracker  # noqa: PLC0415
+
+        spared = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+        kill_descendants(spared=spared, timeout_s=timeout_s)
+        for folder in _temp_folders():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def end_soon(self) -> None:
+        """After a second signal: ends this process with exit code 0 once clients had time for an answer."""
+        if self._is_ending.acquire(blocking=False):
+            timer = threading.Timer(_LAST_ANSWERS_S, self._end)
+            timer.daemon = True
+            timer.start()
+
+    def _end(self) -> None:
+        self.kill_all()
+        _flush()
+        os._exit(0)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._is_released or os.getpid() != self._owner_pid:
+            self._pass_on(number, frame)
+            return
+        signal.signal = set_handler
+        for other in GROUP_SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        self._on_stop(signal.Signals(number).name)
+        self.kill_all()
+        _flush()
+        if number == signal.SIGINT:
+            os._exit(INTERRUPTED)
+        end_like(-number)
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        now_s = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now_s
+        elif now_s - self._first_s >= SAME_SIGNAL_S and os.getpid() == self._owner_pid:
+            self.end_soon()
+        handler = self._others.get(number, signal.SIG_DFL)
+        if callable(handler):
+            handler(number, frame)
+        elif handler == signal.SIG_DFL:
+            signal.signal = set_handler
+            end_like(-number)
+
+    def _give_back(self) -> None:
+        signal.signal = set_handler
+        for number, handler in self._others.items():
+            if signal.getsignal(number) == self._handle:
+                set_handler(number, handler)
+
+    def _keep_handler(self, number: int, handler: Any) -> Any:
+        """Instead of `signal.signal`: notes the handler of a signal that is handled here."""
+        if number not in self._others or os.getpid() != self._owner_pid:
+            return set_handler(number, handler)
+        before, self._others[number] = self._others[number], handler
+        return before
+
+
+def _temp_folders() -> list[str]:
+    """Temporary folders of this process, which it would remove at its end: multiprocessing's and others."""
+    import weakref  # noqa: PLC0415 - as above
+    from multiprocessing import process  # noqa: PLC0415
+    from tempfile import TemporaryDirectory  # noqa: PLC0415
+
+    own = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    clean_up = TemporaryDirectory._cleanup  # type: ignore[attr-defined]
+    finalizers = weakref.finalize._registry.values()  # type: ignore[attr-defined]
+    others = [str(info.args[0]) for info in finalizers if info.func == clean_up]
+    return [*others, own] if own else others
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, RuntimeError):  # closed, or the signal came while it was written
+            stream.flush()

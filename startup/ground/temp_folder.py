@@ -1,0 +1,110 @@
+"""The folder for temporary files, and a start's own one in it: multiprocessing creates sockets there."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from base.machine.files import write_problem
+from envs.registry import env
+from startup.ground.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+_VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
+_FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
+SHM: Final = Path("/dev/shm")
+_PREFIX: Final = "vcli-"
+_MAX_BYTES: Final = 107 - len(f"/{_PREFIX}12345678/listener-12345678")
+"""Longest usable path: a socket's address (unix(7), `sun_path`) less the suffix of multiprocessing."""
+
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def ensure_temp_folder() -> None:
+    """Sets TMPDIR if no usual folder is writable, or if its path is too long for a socket.
+
+    It becomes /dev/shm, or the working folder, with a warning; to be called before any child process exists.
+    The folders are those of `tempfile`, which takes 10 ms to import and chooses the working folder first:
+    a volume, or a folder of the user.
+
+    Raises:
+        StartupError: there is no writable folder, or none whose path is short enough.
+    """
+    named = [folder for variable in _VARIABLES if (folder := variable.get())]
+    usual = (*named, *_FOLDERS)
+    found = next(filter(_is_usable, (*usual, str(SHM), os.curdir)), None)
+    problem, remedy = f"no temporary file can be created in {', '.join(usual)}", "mount a tmpfs on /tmp, or set TMPDIR"
+    if found is None:
+        raise StartupError(f"{problem}: {remedy}")
+    if found not in usual:
+        found = os.path.abspath(found)  # noqa: PTH100 - as the other paths here
+        logger.warning("%s: using %s; %s", problem, found, remedy)
+        os.environ[env.TMPDIR.name] = found
+    _ensure_short(found)
+
+
+@contextmanager
+def own_folder(parent: str | None = None) -> Iterator[Path]:
+    """A new folder, removed after the block; those that killed processes have left are removed before.
+
+    This process and those that it forks hold a lock on it, which the kernel releases with the last of them.
+    """
+    import shutil  # noqa: PLC0415 - at the top, they would delay each command
+    import tempfile  # noqa: PLC0415
+
+    remove_left_behind(parent)
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        with suppress(FileNotFoundError):  # another process has taken it for one left behind, before it was locked
+            fd = os.open(folder, _OPEN)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(folder):  # noqa: PTH110
+                break
+            os.close(fd)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def remove_left_behind(parent: str | None = None) -> None:
+    """Removes this user's folders of `own_folder` that no living process has locked."""
+    import shutil  # noqa: PLC0415 - as above
+    import tempfile  # noqa: PLC0415
+
+    with suppress(OSError):  # the parent cannot be listed
+        for entry in [entry for entry in os.scandir(parent or tempfile.gettempdir()) if _is_own(entry)]:
+            with suppress(OSError):  # it is locked, or gone
+                fd = os.open(entry.path, _OPEN)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                finally:
+                    os.close(fd)
+
+
+def _is_own(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.startswith(_PREFIX) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+
+
+def _ensure_short(folder: str) -> None:
+    """Sets TMPDIR to another folder if this path is too long for a socket's address."""
+    num_bytes = len(os.fsencode(Path(folder).absolute()))
+    if num_bytes <= _MAX_BYTES:
+        return
+    other = next(filter(_is_usable, (*_FOLDERS, str(SHM))), None)
+    if other is None:
+        raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to at most {_MAX_BYTES} bytes")
+    text = "temporary files go to %s: the address of a socket in %s would be too long; set TMPDIR to at most %d bytes"
+    logger.warning(text, other, folder, _MAX_BYTES)
+    os.environ[env.TMPDIR.name] = other
+
+
+def _is_usable(folder: str) -> bool:
+    return write_problem(folder) is None

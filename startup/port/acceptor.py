@@ -1,0 +1,259 @@
+"""Accepts for vLLM's HTTP server, in the responder's process: answers probes, passes on all else.
+
+vLLM's event loop may be held for a second by one request. Its answer to `/health` is sent here, as long as
+the loop runs, and the connection is closed.
+
+The bytes of a connection are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM
+reads all others itself. If its loop is held so long that the kernel keeps no more messages for it, about 550,
+further connections are accepted all the same, as probes may be among them, and are passed on later.
+"""
+
+import errno
+import json
+import resource
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple, Protocol, Self
+
+from base.machine.realtime import RealtimePriority
+from startup.ground.hooks.hook import uses
+from startup.port.probe_http import MAX_HEAD_BYTES, Answer, parse_probe
+
+SERVE: Final = b"serve"
+"""Message of the API process: from now on the responder accepts for vLLM. Its end of stream ends that."""
+BEAT: Final = b"beat "
+"""Message of the API process: its loop runs. vLLM's answer to a probe follows, if it may be repeated."""
+ACCEPTING: Final = b"accepting"
+"""The reply to SERVE."""
+CONNECTION: Final = b"connection"
+"""Message to the API process with a connection that it must serve. All others are an `AnsweredProbe`."""
+
+STALE_S: Final = 2.0
+"""After this time without a heartbeat, the answer is 503."""
+SILENT_S: Final = 0.05
+"""How long a new connection may send nothing before it is passed on."""
+TURN_S: Final = 0.5
+"""The longest wait for events."""
+_RETRY_S: Final = 0.01
+"""How soon sending or accepting is tried again: nothing is received, or no descriptor is free."""
+_MAX_ACCEPTS_PER_TURN: Final = 16
+_MAX_UNSENT: Final = 4096
+_MAX_UNLOGGED: Final = 8192
+"""Answered probes kept for the access log meanwhile."""
+_MAX_MESSAGE_BYTES: Final = 1 << 13
+_SEND_BUFFER_BYTES: Final = 1 << 20
+"""The kernel's limit is lower; half a kilobyte per connection that the API process has not received yet."""
+
+
+class AnsweredProbe(NamedTuple):
+    """What the access log says about a probe."""
+
+    client: str
+    """Address and port; empty for a UNIX socket."""
+    http_version: str
+    status: str
+
+    def encode(self) -> bytes:
+        return " ".join(self).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        return cls(*message.decode().split(" "))
+
+
+class Leftover(Protocol):
+    """A connection accepted before vLLM served; the data of its registration with the selector."""
+
+    def advance(self) -> None: ...
+    def is_done_by(self, now: float) -> bool: ...
+
+
+class Acceptor:
+    """Owns the listener until the API process ends its stream."""
+
+    def __init__(self, listener: socket.socket, api_process: socket.socket, selector: selectors.BaseSelector) -> None:
+        """Listener and connection to the API process are registered with the selector."""
+        self._listener = listener
+        self._api_process = api_process
+        self._selector = selector
+        self._heartbeat = Heartbeat()
+        self._priority = RealtimePriority(is_wanted=uses("real-time probes"))
+        self._silent: dict[socket.socket, float] = {}
+        """Connections that have sent nothing yet, oldest first, and until when they may."""
+        self._unsent: deque[socket.socket] = deque()
+        """Connections that the API process has to serve and cannot receive yet."""
+        self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
+        api_process.setblocking(False)
+        api_process.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        _raise_file_limit()
+
+    def run(self, leftovers: Sequence[Leftover]) -> None:
+        """Returns once the API process has ended its stream and has got all connections, or has exited."""
+        self._send(ACCEPTING)
+        while self._turn(self._longest_wait_s(leftovers)):
+            now = time.monotonic()
+            leftovers = [connection for connection in leftovers if not connection.is_done_by(now)]
+        self._give_all_back()
+
+    def _longest_wait_s(self, leftovers: Sequence[Leftover]) -> float:
+        if self._unsent or self._unlogged:
+            return _RETRY_S
+        return SILENT_S if self._silent or leftovers else TURN_S
+
+    def _turn(self, timeout_s: float) -> bool:
+        """Waits for events and processes them; False at the end of the API process's stream."""
+        ready = self._selector.select(timeout_s)
+        now = time.monotonic()
+        self._heartbeat.turn(now)
+        self._priority.turn(now)
+        for key, _ in ready:
+            if key.fileobj is self._listener:
+                self._accept()
+            elif key.fileobj is self._api_process:
+                if not self._receive():
+                    return False
+            elif key.data is not None:
+                key.data.advance()
+            elif key.fileobj in self._silent:  # not passed on by an earlier event of this turn
+                self._inspect(key.fileobj)
+        self._pass_silent_on(time.monotonic())
+        self._send_unsent()
+        return True
+
+    def _receive(self) -> bool:
+        message = self._api_process.recv(_MAX_MESSAGE_BYTES)
+        if message.startswith(BEAT):
+            self._heartbeat.receive(message.removeprefix(BEAT), time.monotonic())
+        return bool(message)
+
+    def _accept(self) -> None:
+        if len(self._unsent) >= _MAX_UNSENT:
+            time.sleep(_RETRY_S)
+            return
+        for _ in range(_MAX_ACCEPTS_PER_TURN):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # the client has reset it
+                continue
+            except OSError:  # no free descriptor, even if no connection waits
+                self._pass_silent_on(float("inf"))
+                time.sleep(_RETRY_S)
+                return
+            self._inspect(connection)
+
+    def _inspect(self, connection: socket.socket) -> None:
+        """Answers a probe; keeps a connection without bytes; passes any other one on."""
+        try:
+            received = connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._wait_for_bytes(connection)
+            return
+        except OSError:
+            received = b""
+        self._stop_waiting(connection)
+        if received and not self._answer(connection, parse_probe(received)):
+            self._pass_on(connection)
+        else:
+            connection.close()
+
+    def _answer(self, connection: socket.socket, http_version: str | None) -> bool:
+        """Answers a probe of this version; False if vLLM has to serve the connection."""
+        answer = self._heartbeat.current_answer(time.monotonic())
+        if http_version is None or not answer:
+            return False
+        with suppress(OSError):  # the client has gone
+            address = connection.getpeername()
+            connection.recv(MAX_HEAD_BYTES, socket.MSG_DONTWAIT)
+            connection.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
+            self._unlogged.append(AnsweredProbe(client, http_version, answer.split(b" ", 2)[1].decode()))
+        return True
+
+    def _wait_for_bytes(self, connection: socket.socket) -> None:
+        if connection not in self._silent:
+            self._silent[connection] = time.monotonic() + SILENT_S
+            self._selector.register(connection, selectors.EVENT_READ)
+
+    def _stop_waiting(self, connection: socket.socket) -> None:
+        if self._silent.pop(connection, None) is not None:
+            self._selector.unregister(connection)
+
+    def _pass_silent_on(self, now: float) -> None:
+        for connection in [each for each, deadline_s in self._silent.items() if deadline_s <= now]:
+            self._stop_waiting(connection)
+            self._pass_on(connection)
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        """vLLM serves the connection: at once or, if its loop receives nothing, later."""
+        self._unsent.append(connection)
+        if len(self._unsent) == 1:
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        while self._unsent and self._send(CONNECTION, self._unsent[0]):
+            self._unsent.popleft().close()
+        while self._unlogged and not self._unsent and self._send(self._unlogged[0].encode()):
+            self._unlogged.popleft()
+
+    def _send(self, message: bytes, *connections: socket.socket) -> bool:
+        """False if the API process receives nothing now."""
+        try:
+            socket.send_fds(self._api_process, [message], [connection.fileno() for connection in connections])
+        except OSError as err:
+            if err.errno in (errno.EAGAIN, errno.ETOOMANYREFS):  # or more descriptors than allowed are on their way
+                return False
+            raise
+        return True
+
+    def _give_all_back(self) -> None:
+        self._listener.close()
+        with suppress(OSError):  # the API process has exited
+            self._api_process.setblocking(True)
+            self._pass_silent_on(float("inf"))
+            self._send_unsent()
+
+
+class Heartbeat:
+    """The API process's last heartbeat.
+
+    While this process itself is stopped (a frozen container), no time passes here.
+    """
+
+    def __init__(self) -> None:
+        self._answer = b""
+        self._received_s = self._turned_s = time.monotonic()
+
+    def receive(self, answer: bytes, now: float) -> None:
+        self._answer = answer
+        self._received_s = now
+
+    def current_answer(self, now: float) -> bytes:
+        """The answer to a probe; empty if vLLM answers each itself."""
+        age_s = now - self._received_s
+        return _stale_answer(age_s) if age_s > STALE_S else self._answer
+
+    def turn(self, now: float) -> None:
+        """Called at least every `TURN_S`."""
+        pause_s = now - self._turned_s - TURN_S
+        if pause_s > TURN_S:
+            self._received_s = min(now, self._received_s + pause_s)
+        self._turned_s = now
+
+
+def _stale_answer(age_s: float) -> bytes:
+    message = f"the event loop has not run for {age_s:.1f} s: it is blocked, or its own /health does not return"
+    error = {"code": 503, "message": message, "type": "unavailable_error"}
+    return Answer(503, json.dumps({"error": error}).encode()).encode()
+
+
+def _raise_file_limit() -> None:
+    """vLLM raises its own limit after this process was forked."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,79 @@
+"""Binds the server's socket and listens, before anything slow happens."""
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from startup.ground.errors import PortInUseError, StartupError
+
+BACKLOG = 2048
+
+
+def listen(*, host: str | None, port: int, uds: str | None, when_ready: bool = False) -> socket.socket:
+    """A listening socket on `uds`, or on `host` and `port`.
+
+    It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to
+    one port as long as neither listens (socket(7)). A port that listens `when_ready` is only bound, so that
+    connections are refused; the second of two such servers fails when it listens.
+
+    Raises:
+        PortInUseError: another process listens there.
+        StartupError: the address cannot be used.
+    """
+    if uds is not None:
+        return _listen_unix(Path(uds))
+    family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host or "0.0.0.0", port))
+        if not when_ready:
+            listener.listen(BACKLOG)
+    except OSError as err:
+        listener.close()
+        raise _explain(err, f"{host or '0.0.0.0'}:{port}", "choose another --port") from err
+    return listener
+
+
+def is_listening(listener: socket.socket) -> bool:
+    """Whether the socket accepts connections."""
+    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
+    """The address as a client writes it: a URL, or `unix:` and the path."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{os.path.abspath(listener.getsockname())}"  # noqa: PTH100 - links stay
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not is_listened_on(path):
+            path.unlink(missing_ok=True)  # its owner may remove it at this moment, too
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+    except OSError as err:
+        listener.close()
+        raise _explain(err, str(path), "choose another --uds") from err
+    return listener
+
+
+def is_listened_on(path: Path) -> bool:
+    """Whether a process listens on the UNIX socket, even with a full queue (EAGAIN)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
+
+
+def _explain(err: OSError, address: str, fix: str) -> StartupError:
+    if isinstance(err, socket.gaierror):
+        return StartupError(f"cannot listen on {address}: the host name is unknown")
+    reason = (err.strerror or str(err)).lower()
+    if "in use" in reason:
+        return PortInUseError(f"{address} is in use by another process: stop it or {fix}")
+    return StartupError(f"cannot listen on {address}: {reason}")

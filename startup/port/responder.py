@@ -1,0 +1,172 @@
+"""Answers probes on the server's own socket from the start's first moment until the HTTP server accepts.
+
+It may stay longer and accept for vLLM (`keep`).
+
+The responder is a process of little code, the standard library and msgspec, forked before anything else is
+imported: imports and tokenizers hold the interpreter lock of the API process for 60 ms and more at a time,
+and would delay the answers of a thread as long.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from startup.port import responder_process
+from startup.port.acceptor import SERVE
+from startup.port.listener import BACKLOG, is_listening
+from startup.port.probe_http import Answers
+from startup.port.responder_process import OpenChannel, open_plain, run_process
+from startup.ground.processes import group_signals
+
+logger = logging.getLogger(__name__)
+
+_END_S = 5.0
+"""How long a process that has nothing left to do, or was killed, may take to exit."""
+_GIVE_UP_S = 5.0
+"""How long the HTTP server waits until the process stops accepting, which takes microseconds."""
+_POLL_S = 0.01
+_SEND_BUFFER_BYTES = 1
+"""The kernel keeps a few messages then: a process that receives none for half a second is noticed."""
+
+
+class StartupResponder:
+    """Serves `answers` on a listening socket between `start` and `hand_over`, in a process of its own."""
+
+    def __init__(
+        self, listener: socket.socket, answers: Answers, prepare_channels: Callable[[], OpenChannel] = open_plain
+    ) -> None:
+        """`prepare_channels` is called in the responder's process, so that TLS is imported only there."""
+        self._listener = listener
+        self._answers = answers
+        self._prepare_channels = prepare_channels
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._life_fd: int | None = None
+        """Write end of the process's death pipe."""
+        self._pid: int | None = None
+        self._is_handed_over = False
+        self._is_lost = False
+        self._has_given_up = threading.Event()
+        """Set when the process has confirmed that it accepts no more, or has not replied in time."""
+        self._waiting = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Forks the process; to be called while this process has one thread: a fork copies no other."""
+        self._listener.setblocking(False)
+        read_fd, self._life_fd = os.pipe()
+        with group_signals.blocked():
+            pid = os.fork()
+            if pid == 0:  # the signals stay blocked here until they are ignored
+                self._ours.close()
+                os.close(self._life_fd)
+                run_process(read_fd, self._theirs, self._listener, self._answers, self._prepare_channels)
+        os.close(read_fd)
+        self._theirs.close()
+        self._ours.setblocking(False)
+        self._pid = pid
+
+    @property
+    def address(self) -> Any:
+        """The listener's address."""
+        return self._listener.getsockname()
+
+    def update(self, message: bytes) -> None:
+        """Sends the current state; dropped if the process has exited or its queue is full."""
+        if self._is_handed_over or self._is_lost:
+            return
+        try:
+            self._ours.send(message)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._is_lost = True
+            logger.warning("the responder process %s was killed: probes wait until the HTTP server accepts", self._pid)
+
+    def hand_over(self) -> None:
+        """Makes the process stop accepting, answer the clients it has accepted, and exit.
+
+        Returns once the process accepts no more, so that a client that got an answer of the HTTP server gets
+        none of the responder afterwards. A process that is stopped (SIGSTOP) is waited for at most
+        `_GIVE_UP_S`.
+        """
+        self._is_handed_over = True
+        group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
+        self._has_given_up.wait(_GIVE_UP_S)
+
+    def keep(self) -> socket.socket | None:
+        """Makes the process accept for vLLM from now on, instead of `hand_over`.
+
+        Returns the connection to it (`startup.port.acceptor`), or None if it has exited. The process ends
+        when the connection's stream to it ends, or with `kill`.
+        """
+        self._is_handed_over = True
+        try:
+            if not is_listening(self._listener):
+                self._listener.listen(BACKLOG)
+            self._ours.send(SERVE)
+        except OSError:
+            return None
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        return self._ours
+
+    def close(self) -> None:
+        """Ends the process and cuts connections that have not been answered."""
+        self._ours.close()
+        if self._life_fd is not None:
+            os.close(self._life_fd)  # the kernel kills the process through its death pipe, even if it is stopped
+            self._life_fd = None
+        self._wait(_END_S)
+
+    def _end(self) -> None:
+        """Waits for the process to exit; kills one that does not, as it would take the server's clients."""
+        is_confirmed = False
+        with suppress(OSError):
+            self._ours.settimeout(responder_process.CONNECTION_S)
+            self._ours.shutdown(socket.SHUT_WR)
+            self._ours.recv(1)  # the end of its stream
+            is_confirmed = True
+        self._has_given_up.set()
+        if not self._wait(responder_process.CONNECTION_S + _END_S if is_confirmed else _END_S):
+            logger.warning("the responder process %s does not release the socket and is killed", self._pid)
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends the process at once, or reaps it if it has exited."""
+        with self._waiting:
+            if self._pid is not None:
+                os.kill(self._pid, signal.SIGKILL)
+        self._wait(_END_S)
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Whether the process has exited by then; reaps it."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with self._waiting:
+                if self._pid is None or _has_exited(self._pid):
+                    self._pid = None
+                    return True
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(_POLL_S)
+
+
+def _has_exited(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:  # already reaped elsewhere
+        return True

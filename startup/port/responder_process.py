@@ -1,0 +1,230 @@
+"""The responder's process: accepts, reads and answers all connections in one thread, without blocking.
+
+A slow client therefore delays no other one. Once vLLM serves, `startup.port.acceptor` may go on in this
+process.
+"""
+
+import logging
+import os
+import resource
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+from base.errors import ServerError
+from startup.ground.logs.setup import rename_process
+from startup.port.acceptor import SERVE, Acceptor
+from startup.port.listener import is_listening
+from startup.port.probe_http import Answer, Answers
+from startup.ground.processes import death_pipe, group_signals
+
+logger = logging.getLogger(__name__)
+
+CONNECTION_S = 10.0
+"""A connection is closed after this time, whatever its state."""
+
+_MAX_REQUEST_BYTES = 1 << 20
+_MAX_MESSAGE_BYTES = 1 << 20
+_MAX_CONNECTIONS = 1024
+_CHUNK_BYTES = 1 << 16
+
+
+class Channel(Protocol):
+    """A client's non-blocking connection: a socket, or TLS on a socket (`startup.port.tls_channel`)."""
+
+    def fileno(self) -> int: ...
+    def setblocking(self, is_blocking: bool, /) -> None: ...
+    def recv(self, num_bytes: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenChannel = Callable[[socket.socket], Channel]
+"""Makes a channel of an accepted socket; an OSError rejects the client."""
+
+
+def open_plain() -> OpenChannel:
+    """Channels without TLS: the sockets themselves."""
+    return lambda client: client
+
+
+def run_process(
+    death_pipe_fd: int,
+    api_process: socket.socket,
+    listener: socket.socket,
+    answers: Answers,
+    prepare_channels: Callable[[], OpenChannel],
+) -> NoReturn:
+    """Runs the forked process until it exits; the kernel kills it when the API process exits.
+
+    Args:
+        death_pipe_fd: read end of its death pipe.
+        api_process: its end of the connection to the API process.
+        listener: accepts clients.
+        answers: its copy of the answers.
+        prepare_channels: see `StartupResponder`.
+    """
+    try:
+        group_signals.ignore()
+        death_pipe.arm(death_pipe_fd)
+        rename_process("responder")
+        _Loop(listener, api_process, answers, prepare_channels()).run()
+    except ServerError as err:  # the preflight reports it at a higher level
+        logger.debug("probes are not answered until the HTTP server accepts: %s", err)
+    except Exception:
+        logger.exception("the responder has failed: the HTTP server answers probes once it accepts")
+    finally:
+        os._exit(0)
+
+
+class _Loop:
+    """Accepts, reads and answers."""
+
+    def __init__(
+        self, listener: socket.socket, api_process: socket.socket, answers: Answers, open_channel: OpenChannel
+    ) -> None:
+        self._listener = listener
+        self._api_process = api_process
+        self._answers = answers
+        self._open_channel = open_channel
+        self._selector = selectors.DefaultSelector()
+        self._is_accepting = True
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._max_connections = _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, soft // 2)
+        """One more closes the oldest connection."""
+
+    def run(self) -> None:
+        """Returns once the socket is handed over and all clients are answered, or the API process exits."""
+        connections: list[ProbeConnection] = []
+        if is_listening(self._listener):
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._api_process, selectors.EVENT_READ)
+        while self._is_accepting or connections:
+            for key, _ in self._selector.select(timeout=1.0):
+                if key.fileobj is self._listener:
+                    if len(connections) >= self._max_connections:  # without a free descriptor, accept() always fails
+                        connections.pop(0).close()
+                    connections += self._accept()
+                elif key.fileobj is self._api_process:
+                    message = self._api_process.recv(_MAX_MESSAGE_BYTES)
+                    if message == SERVE:
+                        self._accept_for_server(connections)
+                        return
+                    self._process(message)
+                else:
+                    key.data.advance()
+            connections = [c for c in connections if not c.is_done_by(time.monotonic())]
+
+    def _accept_for_server(self, connections: "list[ProbeConnection]") -> None:
+        if self._listener not in self._selector.get_map():  # it has not listened before
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        Acceptor(self._listener, self._api_process, self._selector).run(connections)
+
+    def _process(self, message: bytes) -> None:
+        """Follows the state of the start; accepts no more at the end of the API process's stream."""
+        if message:
+            self._answers.follow(message)
+            return
+        self._is_accepting = False
+        for ended in (self._listener, self._api_process):
+            if ended in self._selector.get_map():
+                self._selector.unregister(ended)
+            ended.close()
+
+    def _accept(self) -> "list[ProbeConnection]":
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return []
+        try:
+            channel = self._open_channel(client)
+        except OSError:
+            client.close()
+            return []
+        return [ProbeConnection(channel, self._selector, self._answers.answer)]
+
+
+class ProbeConnection:
+    """One client: reads the request, answers, and waits for the client's end of stream.
+
+    Closing earlier could reset the connection before the client has read the answer.
+    """
+
+    def __init__(self, client: Channel, selector: selectors.BaseSelector, answer: Callable[[str], Answer]) -> None:
+        self._client = client
+        self._selector = selector
+        self._answer = answer
+        self._received = b""
+        self._to_send: bytes | None = None
+        self._deadline = time.monotonic() + CONNECTION_S
+        self._is_closed = False
+        client.setblocking(False)
+        selector.register(client, selectors.EVENT_READ, self)
+
+    def advance(self) -> None:
+        """Reads or writes what the socket is ready for."""
+        try:
+            if self._to_send is None:
+                self._read_request()
+            elif self._to_send:
+                self._send()
+            elif not self._client.recv(_CHUNK_BYTES):
+                self.close()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+
+    def is_done_by(self, now: float) -> bool:
+        """Whether the connection is closed; closes it at its deadline."""
+        if not self._is_closed and now > self._deadline:
+            self.close()
+        return self._is_closed
+
+    def close(self) -> None:
+        """Closes the socket."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._selector.unregister(self._client)
+            self._client.close()
+
+    def _read_request(self) -> None:
+        data = self._client.recv(_CHUNK_BYTES)
+        self._received += data
+        if not data:
+            self.close()
+        elif _is_complete(self._received):
+            self._to_send = self._answer(_path(self._received)).encode()
+            self._selector.modify(self._client, selectors.EVENT_WRITE, self)
+            self._send()
+
+    def _send(self) -> None:
+        assert self._to_send is not None
+        self._to_send = self._to_send[self._client.send(self._to_send) :]
+        if not self._to_send:
+            self._client.shutdown(socket.SHUT_WR)
+            self._selector.modify(self._client, selectors.EVENT_READ, self)
+
+
+def _is_complete(request: bytes) -> bool:
+    """Whether head and announced body have arrived; a request that is too long counts as complete."""
+    head, separator, body = request.partition(b"\r\n\r\n")
+    if not separator:
+        return len(request) > _MAX_REQUEST_BYTES
+    return len(request) > _MAX_REQUEST_BYTES or len(body) >= _content_length(head)
+
+
+def _content_length(head: bytes) -> int:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+            return int(value)
+    return 0
+
+
+def _path(request: bytes) -> str:
+    words = request.split(b"\r\n", 1)[0].split(b" ")
+    return words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else "/"

@@ -1,0 +1,203 @@
+"""State of one start: timeline, facts and progress; and what the responder answers of it to each path."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from base.status_page.page import DATA_PATH, read_page
+from startup.files.prefetch.messages import PrefetchReport
+from startup.port.probe_http import Answer
+from startup.ground import start_origin
+from startup.reports.timeline.history import StartSubject, installed_versions, read_history
+from startup.reports.timeline.progress import ProgressMeter
+from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
+from startup.reports.timeline.timeline import PhaseTimeline
+
+_LIVE_PATH = "/livez"
+
+
+class StartState:
+    """Implements `base.lifecycle.StartView`; changed by the main thread, read from any thread.
+
+    The responder's process has a copy, which follows this one by its messages (`to_message`).
+    """
+
+    def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
+        self.subject = subject
+        self.facts = StartFacts(model=subject.model, start_method=subject.start_method, outcome="starting")
+        self.history_key = ""
+        """Name of the comparable starts in the history; empty until the history has been read."""
+        self.meter = ProgressMeter(timeline)
+        self._timeline = timeline
+        self._is_draining = False
+
+    @property
+    def phase(self) -> str:
+        """The API process's current phase in one word."""
+        match self.facts.outcome:
+            case "starting":
+                running = self._timeline.running
+                return running.name if running else "starting"
+            case "ready":
+                return "draining" if self._is_draining else "serving"
+            case outcome:
+                return outcome
+
+    def load_history(self) -> None:
+        """Reads earlier starts, from which the remaining time is estimated."""
+        versions = installed_versions(self.subject.packages)
+        self.facts = replace(self.facts, versions=versions)
+        key = self.subject.key(versions)
+        self._read_history(key if start_origin.warm is None else f"{key}-warm")  # not comparable with cold ones
+        self._timeline.on_change()
+
+    def set_detail(self, detail: str) -> None:
+        """Progress of the current phase as text; empty once the phase has ended."""
+        self.meter.detail = detail
+        self._timeline.on_change()
+
+    def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
+        """vLLM has its configuration: whether it will compile the model, which adds these seconds."""
+        self.set_compiled_model(fields)
+        self.meter.added_s = compile_s
+        self.set_detail(detail)
+
+    def set_compiled_model(self, fields: Mapping[str, Any]) -> None:
+        """Whether vLLM loads or compiles its model, and why."""
+        self.facts = replace(self.facts, compiled_model=fields)
+        self.meter.detail = ""
+
+    def finish(self, prefetch: PrefetchReport | None) -> None:
+        """The start has succeeded: the server is ready."""
+        self._timeline.finish()
+        if prefetch is not None:
+            self._timeline.add("prefetch", prefetch.spans)
+        self.facts = replace(self.facts, outcome="ready", page_cache=_page_cache(prefetch))
+
+    def fail(self, reason: str) -> None:
+        """The start has failed; probes report the reason until the process exits."""
+        self.facts = replace(self.facts, outcome="failed", error=reason)
+        self._timeline.finish()
+
+    def drain(self) -> None:
+        """The server rejects new requests from now on."""
+        self._is_draining = True
+
+    def to_message(self) -> bytes:
+        """Everything that a copy in another process needs to `follow` this state."""
+        names = ("versions", "outcome", "error", "compiled_model")
+        facts = {name: getattr(self.facts, name) for name in names}
+        content = {
+            "timeline": self._timeline.to_dict(),
+            "facts": facts,
+            "key": self.history_key,
+            "detail": self.meter.detail,
+            "added_s": self.meter.added_s,
+        }
+        return json.dumps(content).encode()
+
+    def follow(self, message: bytes) -> None:
+        """Makes this a copy of the state that sent the message."""
+        content = json.loads(message)
+        self._timeline.copy_from(content["timeline"])
+        self.facts = replace(self.facts, **content["facts"])
+        self.meter.detail = content["detail"]
+        self.meter.added_s = content["added_s"]
+        if content["key"] != self.history_key:
+            self._read_history(content["key"])
+
+    def build_report(self) -> StartReport:
+        """The timeline so far with the facts."""
+        return build_report(self._timeline, self.facts)
+
+    def progress(self) -> dict[str, Any]:
+        return self.meter.read().to_dict()
+
+    def report(self) -> bytes:
+        return self.build_report().to_json().encode()
+
+    def elapsed_s(self) -> float:
+        return self._timeline.elapsed_s
+
+    def uptime_s(self) -> float:
+        return self._timeline.offset_s(time.monotonic_ns())
+
+    def phase_seconds(self) -> Mapping[str, float]:
+        return {phase.key: phase.took_s for phase in self.build_report().phases}
+
+    def _read_history(self, key: str) -> None:
+        self.history_key = key
+        self.meter.expect(read_history(key))
+
+
+def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
+    if prefetch is None or prefetch.unknown_bytes or not prefetch.total_bytes:
+        return None
+    return PageCacheFacts(total_bytes=prefetch.total_bytes, resident_bytes=prefetch.resident_bytes)
+
+
+class ProbeAnswers:
+    """Implements `startup.port.probe_http.Answers` in the responder's process, on its copy of the state."""
+
+    def __init__(self, state: StartState, *, is_private: bool = False) -> None:
+        """With `is_private`, answers contain only what probes need: the responder has no API keys."""
+        self._state = state
+        self._is_private = is_private
+
+    def follow(self, message: bytes) -> None:
+        """Updates the copy of the state."""
+        self._state.follow(message)
+
+    def answer(self, path: str) -> Answer:
+        """200 for /livez and the public paths, 503 with the progress for all others."""
+        if path == _LIVE_PATH:
+            return Answer(200)
+        if not self._is_private and (answer := self._answer_public(path)) is not None:
+            return answer
+        facts = self._state.facts
+        error = {"code": 503, "message": facts.error or "Loading model", "type": "unavailable_error"}
+        body = {"error": error, "status": facts.outcome, **self._state.progress()}
+        return Answer(503, json.dumps(body).encode(), retry_after_s=None if facts.error else 1)
+
+    def _answer_public(self, path: str) -> Answer | None:
+        """Status page with its data, timeline and metrics; None for other paths."""
+        if path == "/":
+            page = read_page()
+            return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
+        if path == DATA_PATH:
+            return Answer(200, _format_status(self._state))
+        if path == "/startupz":
+            return Answer(200, self._state.report())
+        if path == "/metrics":
+            return Answer(200, _format_metrics(self._state).encode(), "text/plain; version=0.0.4; charset=utf-8")
+        return None
+
+
+def _format_status(state: StartState) -> bytes:
+    """The data of the status page: the members that the HTTP server sends, `live` being null."""
+    status = {
+        "status": state.facts.outcome,
+        "model": state.facts.model,
+        "version": state.facts.versions.get("vllm-cli-server"),
+        "error": state.facts.error,
+        "progress": state.progress(),
+        "start": json.loads(state.report()),
+        "live": None,
+    }
+    return json.dumps(status).encode()
+
+
+def _format_metrics(state: StartState) -> str:
+    """The families of `server.metrics.collectors.start_families`; prometheus_client is slow to import."""
+    model_name = state.facts.model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    lines = [
+        "# HELP vllm:engine_startup_time_seconds From the process's start to its first token.",
+        "# TYPE vllm:engine_startup_time_seconds gauge",
+        f'vllm:engine_startup_time_seconds{{model_name="{model_name}",engine="0"}} {state.elapsed_s()}',
+        "# HELP vllm_cli:startup_phase_seconds What the start waited for, by phase.",
+        "# TYPE vllm_cli:startup_phase_seconds gauge",
+        *(f'vllm_cli:startup_phase_seconds{{phase="{key}"}} {s}' for key, s in state.phase_seconds().items()),
+    ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,381 @@
+"""Collects the exceptions of a log, each with what led to it, the process, and where in the start it was.
+
+Lines of several processes alternate in a log, so each process has an exception of its own that is being read.
+Memory is bounded: of a process, its first exception that ended it and its last one are kept.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from startup.reports.causes.log_line import LogLine
+from startup.reports.causes.own_faults import TracebackOrigin
+
+Role = Literal["worker", "engine core", "API server", ""]
+
+_MOST_PROCESSES: Final = 512
+_MOST_IN_CHAIN: Final = 8
+_MOST_LINES: Final = 12
+_MOST_STRANGE_LINES: Final = 20
+_MOST_FUNCTIONS: Final = 200
+_LONGEST_TEXT: Final = 2_000
+
+_Key = tuple[str, str]
+"""Label of the process and file of the logger: their lines alternate with those of others."""
+
+_TRACEBACK: Final = "Traceback (most recent call last):"
+_DIRECT: Final = "The above exception was the direct cause of the following exception:"
+_HANDLING: Final = "During handling of the above exception, another exception occurred:"
+_FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
+_ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
+_ERROR_NAME: Final = re.compile(
+    r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
+    r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
+)
+"""A name that is an exception's also without a traceback before it; `Error: ` begins messages of programs."""
+
+ENDINGS: Final = (
+    "EngineCore failed to start",
+    "EngineCore encountered a fatal error",
+    "EngineCore hit an exception",
+    "WorkerProc failed to start",
+    "WorkerProc hit an exception",
+    "Exception in worker",
+    "Error executing method",
+    "Engine background task failed",
+    "AsyncLLM output_handler failed",
+    "Initialization failed. warmup error",
+    "the engine failed",
+)
+"""Messages before the traceback that ends a process; the last one is the embedded engine's."""
+REPEATS: Final = (
+    "Engine core initialization failed",
+    "Engine process failed to start",
+    "initialization failed due to an exception in a background process",
+    "EngineDeadError",
+)
+"""Exceptions that only tell that another process has failed."""
+_REFERENCES: Final = (
+    *REPEATS,
+    "EngineCore encountered an issue",
+    "Executor failed.",
+    "Engine loop is not running",
+    "Background loop has errored",
+    "Background loop is stopped",
+    "Backend subprocess died",
+    "CancelledError",
+    "ensure_kv_transfer_shutdown",
+    "SystemExit: 1",
+    "operation failed due to a previous error during capture",
+    "ZMQError: Operation not supported",
+    "ChildProcessError: worker died",
+    "RuntimeError: cancelled",
+    "Worker failed with error ''",
+    "Error: ', please check the stack trace",
+)
+"""Exceptions that only tell of a failure elsewhere, or that follow from it."""
+_PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
+"""What multiprocessing prints before the traceback that ends a process."""
+_REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
+HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
+_QUOTES: Final = ("raised:", "TorchScript interpreter.")
+"""The end of a message that quotes another exception in a later line: torch's compiler and TorchScript."""
+_REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
+_ROLE_PLACES: Final[dict[str, Role]] = {
+    "core.py": "engine core",
+    "engine.py": "engine core",
+    "async_llm_engine.py": "engine core",
+    "multiproc_executor.py": "worker",
+    "multiproc_worker_utils.py": "worker",
+    "worker_base.py": "worker",
+}
+_ROLE_FRAMES: Final[tuple[tuple[str, Role], ...]] = (
+    ("worker_main", "worker"),
+    ("worker_busy_loop", "worker"),
+    ("_run_worker_process", "worker"),
+    ("execute_method", "worker"),
+    ("run_engine_core", "engine core"),
+    ("run_mp_engine", "engine core"),
+    ("run_server", "API server"),
+)
+_ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
+    ("EngineCore", "engine core"),
+    ("engine", "engine core"),
+    ("APIServer", "API server"),
+    ("ApiServer", "API server"),
+    ("Worker", "worker"),
+    ("VllmWorker", "worker"),
+    ("RayWorker", "worker"),
+)
+
+
+def is_place_of_requests(place: str) -> bool:
+    """Whether this file logs errors that concern one request of a client."""
+    return bool(_REQUEST_PLACES.fullmatch(place))
+
+
+@dataclass
+class Failure:
+    """An exception with those that led to it."""
+
+    process: str
+    """The process's label in the log; empty if it has none."""
+    place: str
+    line: int
+    """Number of the line in which the exception was first written."""
+    texts: list[str] = field(default_factory=list)
+    """The exceptions as `Type: message`, in the order of the log; a message can have several lines."""
+    is_direct: list[bool] = field(default_factory=list)
+    """For each exception whether the one before caused it; else it happened while that one was handled."""
+    functions: list[str] = field(default_factory=list)
+    """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
+    files: list[str] = field(default_factory=list)
+    """For each exception the file that raised it; empty if unknown."""
+    sources: list[str] = field(default_factory=list)
+    """For each exception the line of code that raised it; empty if unknown."""
+    is_ending: bool = False
+    """Whether the log says that it ended the process."""
+    is_of_request: bool = False
+    """Whether it concerns one request of a client."""
+    own_fault: str = ""
+    """The first of the exceptions, as in `texts`, that vllm-cli has caused; empty if there is none."""
+    is_of_library_import: bool = False
+    """Whether one of them was raised by an installed module while it was imported."""
+    phase: str = ""
+
+    def telling_texts(self) -> list[str]:
+        """The exceptions that are more than a reference to another failure, the one that explains most first.
+
+        A direct cause explains what it caused. An exception that was raised while another one was handled
+        usually says more than that one.
+        """
+        ordered: list[str] = []
+        for text, is_direct in zip(reversed(self.texts), reversed([*self.is_direct[1:], False]), strict=False):
+            if ordered and is_direct:
+                ordered.insert(0, text)
+            else:
+                ordered.append(text)
+        return [text for text in ordered if not any(part in text for part in _REFERENCES)]
+
+    def raised_in(self, text: str) -> str:
+        """The function that raised this exception; empty if it is not known."""
+        ends = [position for position, name in enumerate(self.functions) if not name]
+        end = dict(zip(self.texts, ends, strict=False)).get(text, 0)
+        return self.functions[end - 1] if end else ""
+
+    def raised_at(self, text: str) -> str:
+        """The function and the file that raised this exception, as the texts of known causes name them."""
+        function = self.raised_in(text)
+        file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
+        return f" in {function}() of {file}" if function else ""
+
+    def is_of_called_code(self, text: str) -> bool:
+        """Whether code that a line of Python called raised this exception, and no check in Python."""
+        source = dict(zip(self.texts, self.sources, strict=False)).get(text, "")
+        return source != "" and not source.startswith(("raise", "assert"))
+
+    @property
+    def role(self) -> Role:
+        """Which kind of process it was."""
+        for start, role in _ROLE_LABELS:
+            if self.process.startswith(start):
+                return role
+        for function, role in _ROLE_FRAMES:
+            if function in self.functions:
+                return role
+        return _ROLE_PLACES.get(self.place, "")
+
+
+@dataclass
+class _Reading:
+    """An exception that is being read."""
+
+    failure: Failure
+    origin: TracebackOrigin = field(default_factory=TracebackOrigin)
+    """Of the traceback that is being read."""
+    state: Literal["frames", "message", "linked"] = "message"
+    """Inside a traceback; behind the exception's first line; between two exceptions of a chain."""
+    is_direct: bool = False
+    """Of a link: whether it says that the exception before it is the cause."""
+    lines: int = 0
+    """Lines in this state that were not expected, or that belong to the message."""
+    indent: int = 0
+    """Columns by which the whole traceback is moved, as in messages of several lines."""
+    file: str = ""
+    """Of the innermost frame."""
+    source: str = ""
+    """The first line of code of the innermost frame."""
+    is_source_next: bool = False
+    """Whether the next line is the source code of a frame, in a log that has lost its indentation."""
+
+
+class FailureReader:
+    """Feed it the lines of a run; `failures` gives what it found."""
+
+    def __init__(self) -> None:
+        self._readings: dict[_Key, _Reading] = {}
+        self._endings: set[_Key] = set()
+        self._kept: dict[_Key, list[Failure]] = {}
+        self.reference: Failure | None = None
+        """The first exception that only refers to another one."""
+        self.cut: Failure | None = None
+        """The first traceback of the start whose exception is missing."""
+        self._wrapped: _Key | None = None
+        """Of the line before, if it is an exception whose message can go on in lines without the label."""
+
+    def failures(self) -> list[Failure]:
+        """The exceptions that are not only references, in the order of the log; call it at the log's end."""
+        for key in [*self._readings]:
+            self._end(key)
+        found = [failure for kept in self._kept.values() for failure in kept]
+        return sorted(found, key=lambda failure: failure.line)
+
+    def read(self, line: LogLine, number: int, phase: str) -> None:
+        """Takes the next line of the log."""
+        key = (line.process, line.place)
+        text = line.text
+        if self._wrapped and key == ("", "") and key not in self._readings and text[:2] == "  ":
+            key = self._wrapped
+            line = line._replace(process=key[0], place=key[1])
+        else:
+            self._wrapped = None
+        ending = next((ending for ending in ENDINGS if ending in text), None)
+        if ending or _PROCESS_HEADER.match(text):
+            self._end(key)
+            told = text.partition(ending)[2].lstrip(" .:") if ending else ""
+            line = line._replace(text=told or text)
+            if len(self._endings) < _MOST_PROCESSES:
+                # multiprocessing prints the same exception again, without the file's name.
+                self._endings |= {key, (line.process, "")}
+        reading = self._readings.get(key)
+        if text.endswith(_TRACEBACK):
+            if reading is None or reading.state != "linked":
+                self._end(key)
+                reading = self._open(line, number, phase)
+            reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
+            reading.indent = len(text) - len(text.lstrip())
+        elif reading is None:
+            self._begin_inside(line, number, phase)
+        elif reading.state == "frames":
+            self._read_frame(reading, _outdent(line, reading.indent), number)
+        else:
+            self._read_message(reading, _outdent(line, reading.indent), number, phase)
+
+    def _open(self, line: LogLine, number: int, phase: str) -> _Reading:
+        if len(self._readings) >= _MOST_PROCESSES:
+            self._end(next(iter(self._readings)))
+        key = (line.process, line.place)
+        failure = Failure(line.process, line.place, number, phase=phase, is_ending=key in self._endings)
+        failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
+        reading = self._readings[key] = _Reading(failure)
+        return reading
+
+    def _end(self, key: _Key) -> None:
+        reading = self._readings.pop(key, None)
+        if reading is None:
+            return
+        if not reading.failure.texts:
+            if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
+                self.cut = self.cut or reading.failure
+            return
+        if not reading.failure.telling_texts():
+            self.reference = self.reference or reading.failure
+            return
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) < _MOST_PROCESSES:
+                self._kept[key] = [reading.failure]
+        elif kept[-1].texts[-1] == reading.failure.texts[-1]:  # the same one, written again where it ends the process
+            kept[-1].is_ending |= reading.failure.is_ending
+        elif kept[0].is_ending:
+            kept[1:] = [reading.failure]
+        else:
+            kept[:] = [reading.failure]
+
+    def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
+        """A log can begin inside a traceback, and some programs print only the exception."""
+        if line.level in HARMLESS_LEVELS:
+            return
+        if _ERROR_NAME.match(line.text):
+            self._add(self._open(line, number, phase), line.text, number)
+        elif _FRAME.match(line.text):
+            reading = self._open(line, number, phase)
+            reading.state = "frames"
+            self._read_frame(reading, line, number)
+
+    def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
+        text = line.text
+        is_source, reading.is_source_next = reading.is_source_next, False
+        if found := _FRAME.match(text):
+            reading.origin.add_frame(found[1], found[2])
+            reading.file, reading.source = found[1], ""
+            if len(reading.failure.functions) < _MOST_FUNCTIONS:
+                reading.failure.functions.append(found[2])
+            # While such a file is imported, no request is being served.
+            if found[2] != "<module>" and _REQUEST_FILES.search(found[1]):
+                reading.failure.is_of_request = True
+            reading.is_source_next = text[0] == "F"
+        elif text.strip() and text[0] not in " \t" and (not is_source or _ERROR_NAME.match(text)):
+            reading.lines += 1
+            if _ANY_NAME.match(text) and line.level not in HARMLESS_LEVELS:
+                self._add(reading, text, number)
+            elif reading.lines > _MOST_STRANGE_LINES:
+                self._end((line.process, line.place))
+        elif not reading.source:
+            reading.source = text.strip()
+
+    def _read_message(self, reading: _Reading, line: LogLine, number: int, phase: str) -> None:
+        text = line.text
+        if text.startswith((_DIRECT, _HANDLING)):
+            reading.state, reading.is_direct, reading.lines = "linked", text.startswith(_DIRECT), 0
+        elif not text.strip():
+            return
+        elif (
+            reading.state == "linked"
+            or reading.lines >= _MOST_LINES
+            or (line.level and not line.place)
+            or (_ERROR_NAME.match(text) and not _is_quoted(reading))
+        ):
+            self._end((line.process, line.place))
+            self._begin_inside(line, number, phase)
+        elif not (
+            _is_quoted(reading) and (text.startswith((" ", "Traceback of TorchScript")) or _is_code(reading, text))
+        ):
+            reading.lines += 1
+            texts = reading.failure.texts
+            texts[-1] = f"{texts[-1]}\n{text.strip()}"[:_LONGEST_TEXT]
+
+    def _add(self, reading: _Reading, text: str, number: int) -> None:
+        """Adds an exception to the chain; of a long chain, its first exceptions are kept and the last one."""
+        failure = reading.failure
+        if not failure.texts:
+            failure.line = number
+        if len(failure.texts) == _MOST_IN_CHAIN:
+            failure.texts.pop()
+            failure.files.pop()
+            failure.sources.pop()
+            failure.is_direct.pop()
+        failure.texts.append(text.strip()[:_LONGEST_TEXT])
+        failure.files.append(reading.file)
+        failure.sources.append(reading.source)
+        failure.is_of_library_import |= reading.origin.is_of_library_import
+        if not failure.own_fault and reading.origin.is_own(text.strip()):
+            failure.own_fault = failure.texts[-1]
+        failure.functions.append("")
+        failure.is_direct.append(reading.is_direct)
+        self._wrapped = (failure.process, failure.place)
+        reading.state, reading.is_direct, reading.lines = "message", False, 0
+
+
+def _is_quoted(reading: _Reading) -> bool:
+    """Whether the exception's message quotes another one, which later lines tell."""
+    return reading.failure.texts[-1].endswith(_QUOTES)
+
+
+def _is_code(reading: _Reading, text: str) -> bool:
+    """Whether it is a line of the code that TorchScript quotes."""
+    return reading.failure.texts[-1].endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
+
+
+def _outdent(line: LogLine, columns: int) -> LogLine:
+    return line._replace(text=line.text[columns:]) if columns and line.text[:columns].isspace() else line

@@ -1,0 +1,405 @@
+"""Finds what ended vLLM first in a log of any size, and what is known of it."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
+from startup.reports.causes.known.devices import DEVICES, MEMORY
+from startup.reports.causes.known.files import FILES
+from startup.reports.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
+from startup.reports.causes.known.llama_cpp import LLAMA_CPP
+from startup.reports.causes.known.model import MODEL
+from startup.reports.causes.known.places import PLACES
+from startup.reports.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
+from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.log_line import LogLine, read_line
+from startup.reports.causes.own_faults import OWN_FAULT
+from startup.reports.causes.phase import (
+    BANNER,
+    COMPUTING,
+    FATAL_ERROR,
+    OLD_BANNER,
+    SERVING,
+    phase_of_functions,
+    phase_of_message,
+)
+
+KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
+"""All known causes, in the order in which they are tried: a cause stands before more general ones."""
+
+_OF_WORKER: Final = "Worker failed with error"
+"""The engine core quotes what a worker reported that had started."""
+_QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
+_PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
+_TYPE: Final = " [type="
+"""Behind the message of an error of pydantic."""
+_OF_PYDANTIC: Final = "Value error, "
+_OUTPUT: Final = "output:"
+_OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
+_POINTER: Final = "Search for `cuda"
+"""Begins torch's line that points to CUDA's documentation."""
+_OF_CPP: Final = "  what():"
+"""Begins the message of an exception of C++."""
+_GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
+"""The end of a first line that says less than the next one."""
+_INNER: Final = ("worker", "engine core")
+_MODEL_INSPECTION: Final = "registry.py"
+"""It imports the model's code in a process of its own, and quotes the exception there."""
+_OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
+"""What scripts around vLLM raise when it has ended."""
+_LONGEST_QUOTE: Final = 400
+_OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
+
+_MOST_PHASES: Final = 1_000
+_LONGEST_EXCERPT: Final = 500
+"""Lines of a pasted excerpt, in which any line may name the cause; a longer log has the forms of vLLM."""
+_CODE: Final = re.compile(
+    r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
+)
+"""Source code in tracebacks that have lost their indentation, and frames of C++: nothing that happened."""
+_COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
+"""The message of an error, of any program."""
+_RECOMMENDS: Final = re.compile(
+    r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
+    r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)|\bbe one of\b)"
+)
+_REFUSES: Final = re.compile(
+    r"(?!Assertion|Attribute|Index|Key|Name|Type).{0,2000}?"
+    r"(?:not (?:yet )?supported|unsupported|not support |only supports?\b|incompatible|not compatible"
+    r"|mutually exclusive|cannot be (?:used|combined|set|enabled)|\brequires? "
+    r"|\bmust be (?:set|used|one of|greater|less|at least|a |an ))",
+    re.DOTALL | re.IGNORECASE,
+)
+_OF_VALUES: Final = ("RuntimeError", "ValueError")
+"""What operators of torch and NumPy raise for tensors that they cannot compute."""
+_QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
+_MOST_LINES_OF_AN_END: Final = 5
+"""Lines behind the first one of an end without an exception that can still belong to it."""
+_ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
+_OWN_ERROR: Final = "Error: "
+"""Begins the last line of `vllm-cli` when a start fails."""
+
+_HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
+_ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
+_SPECIAL: Final = tuple(known for known in KNOWN if not known.is_general)
+_NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A line outside of exceptions that tells something of the cause."""
+
+    line: LogLine
+    number: int
+    phase: str
+    known: KnownCause | None
+
+
+@dataclass
+class Run:
+    """What one start of the server has written; of each kind of line the first that says something."""
+
+    exceptions: FailureReader = field(default_factory=FailureReader)
+    end: Sign | None = None
+    """A line that tells the end of a process without an exception."""
+    hint: Sign | None = None
+    """A line that explains an exception."""
+    error: Sign | None = None
+    """The message of an error whose cause is known; it need not have ended anything."""
+    mention: Sign | None = None
+    """A line of whatever form that names a known cause; it may be all that was pasted of a log."""
+    complaint: Sign | None = None
+    """A line that looks like the message of an error."""
+    own_error: Sign | None = None
+    """The last message of `vllm-cli` itself."""
+    was_ready: bool = False
+    """Whether the server accepted requests."""
+    is_engine_dead: bool = False
+    """Whether the API server has noticed that its engine is gone."""
+    is_loaded_from_disk: bool = False
+    """Whether vLLM has loaded a model that was compiled before."""
+    _phases: dict[str, str] = field(default_factory=dict)
+    """Label of a process -> its latest phase; the empty label stands for the latest of all."""
+
+    def read(self, line: LogLine, number: int) -> None:
+        """Takes the next line, which has this number."""
+        phase = self._follow_phase(line)
+        self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
+        self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
+        self.exceptions.read(line, number, phase)
+        if _CODE.match(line.text):
+            return
+        if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
+            self._look_for_signs(line, number, phase)
+
+    def _follow_phase(self, line: LogLine) -> str:
+        if begun := phase_of_message(line.text):
+            if line.process in self._phases or len(self._phases) < _MOST_PHASES:
+                self._phases[line.process] = begun
+            self._phases[""] = begun
+            self.was_ready |= begun == SERVING and FATAL_ERROR not in line.text
+        return SERVING if self.was_ready else self._phases.get(line.process) or self._phases.get("", "")
+
+    def _look_for_signs(self, line: LogLine, number: int, phase: str) -> None:
+        if self.hint is None and (known := _match(line, _HINTS)):
+            self.hint = Sign(line, number, phase, known)
+        if self._may_end_better() and (known := _match(line, _ENDS)):
+            if self.end is None or self.end.known is NOT_IN_LOG or not known.is_general:
+                self.end = Sign(line, number, phase, known)
+        elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
+            known = _match(line, KNOWN)
+            self.error = Sign(line, number, phase, known) if known else None
+        named = self.mention.known if self.mention else None
+        if (
+            (named is None or named.is_general)
+            and number <= _LONGEST_EXCERPT
+            and line.level not in HARMLESS_LEVELS
+            and not is_place_of_requests(line.place)
+        ):
+            known = _match(line, _SPECIAL) or (None if named else _match(line, _NAMED))
+            self.mention = Sign(line, number, phase, known) if known else self.mention
+            self._look_for_complaint(line, number, phase)
+        if not line.level and line.text.startswith(_OWN_ERROR):
+            self.own_error = Sign(line, number, phase, _match(line, KNOWN))
+
+    def _look_for_complaint(self, line: LogLine, number: int, phase: str) -> None:
+        """One that quotes an exception tells more than others."""
+        if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
+            found = _QUOTED_ERROR.search(line.text)
+            if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
+                is_of_code = found is not None and ERROR_IN_CODE.matches(found[0])
+                self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
+
+    def _may_end_better(self) -> bool:
+        """Whether a later line can tell more of the end: none was found, or one that fits to many causes."""
+        return self.end is None or self.end.known is None or self.end.known.is_general
+
+
+def _match(line: LogLine, causes: tuple[KnownCause, ...]) -> KnownCause | None:
+    return next((known for known in causes if known.matches(line.text)), None)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What ended vLLM."""
+
+    process: str
+    """Its label in the log, such as `EngineCore_DP0 pid=123`, or its role; empty if unknown."""
+    phase: str
+    """What it was doing, such as `while it loaded the model`; empty if unknown."""
+    text: str
+    """The exception or the line that tells it, as in the log, but shortened."""
+    known: KnownCause | None
+    line: int
+    """Number of that line, from 1."""
+    is_mention: bool = False
+    """Whether only this line names the cause, and the log does not tell that it ended something."""
+    is_of_library_import: bool = False
+    """Whether an installed module raised an exception while it was imported."""
+
+
+def find_cause(lines: Iterable[str]) -> Cause | None:
+    """What ended the last run of vLLM in a log; None if nothing did.
+
+    The time is linear in the log's length, memory does not depend on it. Lines of several processes may
+    alternate, with the prefixes of other programs.
+    """
+    finder = CauseFinder()
+    for line in lines:
+        finder.read(line)
+    return finder.cause()
+
+
+class CauseFinder:
+    """Reads a log line by line."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._is_next_new = True
+        """Whether the next text begins a line of the file, and not another state of a progress bar."""
+        self._run = Run()
+        self._before: Cause | None = None
+        """The cause in the run before this one."""
+
+    def read(self, raw: str) -> None:
+        """Takes the next line; one that ends with a carriage return is continued by the next."""
+        self._number += self._is_next_new
+        self._is_next_new = not raw.endswith("\r")
+        for line in read_line(raw):
+            self._read(line)
+
+    def cause(self) -> Cause | None:
+        """What ended the last run; if that only began, what ended the one before."""
+        found = _cause_of(self._run)
+        return found if found or self._run.was_ready else self._before
+
+    def _read(self, line: LogLine) -> None:
+        if BANNER in line.text or OLD_BANNER in line.text:
+            self._before, self._run = self.cause(), Run()
+        self._run.read(line, self._number)
+
+
+def _cause_of(run: Run) -> Cause | None:
+    failure = _first([each for each in run.exceptions.failures() if _counts(each, run)])
+    if failure is not None:
+        cause = _describe(failure, run)
+        sign = _named_line(run, cause.line) if cause.known is None else None
+        if cause.known is NOT_IN_LOG and run.error and run.error.known in _SPECIAL:
+            sign = run.error
+        if sign:
+            cause = replace(cause, known=sign.known, text=_shorten(sign.line.text))
+        return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
+    cut = run.exceptions.cut
+    is_engine_cut = cut is not None and cut.phase == SERVING and cut.role in _INNER
+    if run.end is None and run.was_ready and not run.is_engine_dead and not is_engine_cut:
+        return None
+    if sign := _telling_sign(run):
+        return _describe_sign(sign, run)
+    if run.mention:
+        return _describe_mention(run.mention)
+    if (reference := run.exceptions.reference) and (run.is_engine_dead or not reference.is_of_request):
+        text = _shorten(reference.texts[-1])
+        return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
+    if cut:
+        phase = phase_of_functions(cut.functions) or cut.phase
+        text = f"a traceback without its exception, up to {''.join(cut.functions[-1:]) or 'its first line'}"
+        return Cause(cut.process or cut.role, phase, text, NOT_IN_LOG, cut.line)
+    return _describe_mention(run.complaint) if run.complaint else None
+
+
+def _telling_sign(run: Run) -> Sign | None:
+    """The line that tells an end without an exception, or one that names its cause."""
+    sign = run.end or run.error or run.own_error
+    if sign is None or sign.known is None or not sign.known.is_general:
+        return sign
+    if sign.known is NOT_IN_LOG:
+        return run.error or run.mention or sign
+    return _named_line(run, 0, sign.number) or sign
+
+
+def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
+    """A line that names a special cause, from this one on, at most some lines behind the last one."""
+    last = (last or first) + _MOST_LINES_OF_AN_END
+    named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
+    return next((each for each in named if first <= each.number <= last), None)
+
+
+def _counts(failure: Failure, run: Run) -> bool:
+    """Whether an exception can have ended the server: one that was ready survives exceptions of its API."""
+    if failure.is_of_request:
+        return False
+    is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.telling_texts()[0])
+    return is_last or not run.was_ready
+
+
+def _first(failures: list[Failure]) -> Failure | None:
+    """The failure that led to the others: in the engine the first, else the last, which nothing survived."""
+    if inner := [failure for failure in failures if failure.role in _INNER]:
+        return next((failure for failure in inner if failure.is_ending), inner[0])
+    if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:
+        return models[-1]
+    own = [failure for failure in failures if not failure.texts[-1].startswith(_OF_SCRIPTS)]
+    return (own or failures)[-1] if failures else None
+
+
+def _is_before(cause: Cause, end: Sign) -> bool:
+    """Whether an exception came first; a line that says little of an end gives way to one that says more."""
+    is_general = end.known is not None and end.known.is_general
+    return cause.line <= end.number or (is_general and cause.known is not STOPPED)
+
+
+def _describe(failure: Failure, run: Run) -> Cause:
+    texts = [each for text in failure.telling_texts() for each in _inner_first(text)]
+    if failure.own_fault:
+        text = _quote(failure.own_fault, OWN_FAULT, failure)
+        return Cause(failure.process or failure.role, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
+    before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
+    special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
+    general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
+    if general and general[0][1] in PLACES and _RECOMMENDS.search(general[0][0]):
+        general = [(general[0][0], SETTING_REFUSED)]
+    last_resort = _last_resort(texts[0], failure)
+    text, known = [*special, *general, (texts[0], last_resort)][0]
+    if run.hint and not special:
+        text, known = run.hint.line.text, run.hint.known
+    phase = _phase_of(failure, known)
+    quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
+    return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
+
+
+def _last_resort(text: str, failure: Failure) -> KnownCause | None:
+    """What an exception without a known text means; no request and no computation may end an engine."""
+    if _RECOMMENDS.search(text) or _REFUSES.match(text):
+        return SETTING_REFUSED
+    phase = phase_of_functions(failure.functions) or failure.phase
+    is_computed = phase in COMPUTING and text.startswith(_OF_VALUES) and failure.is_of_called_code(text)
+    is_computed |= _OF_WORKER in text
+    return ERROR_IN_CODE if is_computed or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text) else None
+
+
+def _inner_first(text: str) -> list[str]:
+    """torch's compiler quotes the exception that it met behind its own name; that one says more."""
+    first, _, inner = text.partition("\n")
+    return [inner, text] if inner and first.endswith("raised:") else [text]
+
+
+def _phase_of(failure: Failure, known: KnownCause | None) -> str:
+    return (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
+
+
+def _describe_sign(sign: Sign, run: Run) -> Cause:
+    if run.hint and (sign.known is None or sign.known.is_general):
+        sign = run.hint
+    phase = (sign.known and sign.known.phase) or sign.phase
+    return Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
+
+
+def _describe_mention(sign: Sign) -> Cause:
+    return Cause(sign.line.process, "", _shorten(sign.line.text), sign.known, sign.number, is_mention=True)
+
+
+def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
+    """What is known of an exception, and of the place that raised it."""
+    if before and (found := _known_text(before + text, is_general=is_general)):
+        return found
+    if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
+        return found
+    return _known_text(text, is_general=is_general)
+
+
+def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
+    """What is known of a text; a line that ends a process can only be its first."""
+    flat, first = text.replace("\n", " "), text.partition("\n")[0]
+    joined = text.replace("\n", "")  # of a line that a terminal has wrapped
+    for known in _OF_EXCEPTIONS:
+        if known.is_general != is_general:
+            continue
+        if known.matches(first) if known.where == "end" else known.matches(flat) or known.matches(joined):
+            return known
+    return None
+
+
+def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
+    """The line of an exception that says most."""
+    if quoted := _QUOTED.search(text):
+        return _shorten(quoted[1])
+    lines = text.splitlines()
+    is_of_pydantic = _PYDANTIC.search(lines[0]) is not None
+    if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or is_of_pydantic):
+        del lines[0]
+        if text.partition("\n")[0].endswith(_OUTPUT):  # of a compiler
+            lines = [next((line for line in lines if _OF_COMPILER.search(line)), lines[0])]
+    if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
+        lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
+    told = (line for line in reversed(lines) if known and known.matches(line) and not line.startswith(_POINTER))
+    line = next(told, lines[0])
+    if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
+        line = f"{line.rstrip(':')} in {function}()"
+    return _shorten(line.removeprefix(_OF_PYDANTIC))
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.partition(_TYPE)[0].split())
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]} …"

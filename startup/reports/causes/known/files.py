@@ -1,0 +1,177 @@
+"""Causes about the Hugging Face hub, files, folders and ports."""
+
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+
+FILES: Final = (
+    KnownCause(
+        "gated-repo",
+        "the model's licence must be accepted, or the token may not read it",
+        (
+            "You are trying to access a gated repo",
+            "Cannot access gated repo",
+            "GatedRepoError",
+            "is restricted. You must have access to it and be authenticated",
+        ),
+        "Accept the licence on the model's page, and set HF_TOKEN to a token of that account that may read it.",
+    ),
+    KnownCause(
+        "token-refused",
+        "the hub refuses the token",
+        ("Invalid user token", "Invalid credentials in Authorization header"),
+        "Set HF_TOKEN to a valid token (`hf auth whoami`), without quotes or line breaks.",
+    ),
+    KnownCause(
+        "hub-unauthorized",
+        "the hub does not let this user read the model",
+        ("401 Client Error", "403 Client Error"),
+        "Set HF_TOKEN to a token of an account that has accepted the licence; check the model's name.",
+        is_general=True,
+    ),
+    KnownCause(
+        "hub-offline",
+        "the model is not on disk, and HF_HUB_OFFLINE forbids the download",
+        ("offline mode is enabled", "OfflineModeIsEnabled", "outgoing traffic has been disabled"),
+        "Unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or download the model into HF_HOME first.",
+    ),
+    KnownCause(
+        "hub-unreachable",
+        "the hub cannot be reached",
+        (
+            "We couldn't connect to",
+            "cannot find the requested files in the local cache",
+            "host='huggingface.co'",
+            "Failed to resolve 'huggingface.co'",
+            "SSLCertVerificationError",
+        ),
+        "Check the network, HTTPS_PROXY and HF_ENDPOINT; if the model is on disk, name its folder or set "
+        "HF_HUB_OFFLINE=1.",
+    ),
+    KnownCause(
+        "host-unreachable",
+        "a host cannot be reached, or its name is not known",
+        (
+            "Max retries exceeded with url",
+            "Failed to resolve",
+            "Temporary failure in name resolution",
+            "Name or service not known",
+            "ConnectTimeout",
+        ),
+        "If it is the hub's: check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on "
+        "disk. Else check --host, --master-addr and the address that the traceback names.",
+    ),
+    KnownCause(
+        "hub-error",
+        "the hub answers with an error",
+        (
+            "500 Server Error",
+            "502 Server Error",
+            "503 Server Error",
+            "504 Server Error",
+            "429 Client Error",
+            "Too Many Requests",
+            "CAS service error : Reqwest",
+        ),
+        "Try again later; HF_HUB_OFFLINE=1 if the model is on disk; HF_TOKEN raises the limit of requests; "
+        "HF_HUB_DISABLE_XET=1 if the download of large files fails.",
+    ),
+    KnownCause(
+        "revision-not-found",
+        "the model has no such revision",
+        ("RevisionNotFoundError", "is not a valid git identifier"),
+        "Check --revision against the branches and commits on the model's page.",
+    ),
+    KnownCause(
+        "model-not-found",
+        "there is no such model",
+        (
+            "Invalid repository ID or local directory specified",
+            "Can't load the configuration of",
+            "Repo id must be in the form",
+            "Incorrect path_or_model_id",
+            "is not a local folder and is not a valid model identifier",
+            "RepositoryNotFoundError",
+            "Repository Not Found for url",
+            "does not appear to have a file named config.json",
+            "No config file found in the model directory",
+            "No supported config format found in",
+        ),
+        "A path must exist inside the container and have config.json (mount it, begin it with /); a name is "
+        "OWNER/MODEL as on the hub, and a private one needs HF_TOKEN.",
+    ),
+    KnownCause(
+        "cache-missing",
+        "the folder of the hub's cache does not exist",
+        ("CacheNotFound", "Cache directory not found"),
+        "Create the folder, mount a volume there, or correct HF_HOME and HF_HUB_CACHE.",
+    ),
+    KnownCause(
+        "disk-full",
+        "a disk is full",
+        ("No space left on device", "Disk quota exceeded"),
+        "`df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm; in Kubernetes a larger volume or ephemeral-storage.",
+    ),
+    KnownCause(
+        "port-not-permitted",
+        "this user may not listen on a port below 1024",
+        ("PermissionError: [Errno 13] Permission denied$", "bind on address…ermission denied"),
+        "Choose a --port from 1024 on; in a container map it to the other one.",
+    ),
+    KnownCause(
+        "folder-not-writable",
+        "a file or folder cannot be read or written",
+        ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
+        "Check owner and mode of what the line names. For caches set HOME (or HF_HOME, VLLM_CACHE_ROOT, "
+        "TRITON_CACHE_DIR, XDG_CONFIG_HOME) to a folder that the container's user may write, such as an emptyDir.",
+    ),
+    KnownCause(
+        "too-many-open-files",
+        "the limit of open files is too low",
+        ("OSError: [Errno 24] Too many open files",),
+        "`ulimit -n 65535`, LimitNOFILE in a systemd unit, or docker run --ulimit nofile=65535.",
+    ),
+    KnownCause(
+        "too-many-processes",
+        "the limit of processes and threads is too low",
+        (
+            "can't start new thread",
+            "[Errno 11] Resource temporarily",
+            "Thread creation failed",
+            "RuntimeError: Resource temporarily unavailable",
+            "what():  Resource temporarily unavailable",
+            "ThreadPoolBuildError",
+            "pthread_create failed",
+        ),
+        "Raise the pids limit of the container (docker run --pids-limit) or `ulimit -u`; OMP_NUM_THREADS=1 needs "
+        "fewer threads.",
+    ),
+    KnownCause(
+        "file-missing",
+        "a file or a program is missing",
+        ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
+        "A name without a folder is a program: install it, or activate the environment that has it in its PATH. Of a "
+        "file in the hub's cache delete the model's folder and download it again; mount others into the container.",
+        is_general=True,
+    ),
+    KnownCause(
+        "port-in-use",
+        "another process has the port",
+        (
+            "error while attempting to bind on address",
+            "[Errno 98] Address already in use",
+            "The server socket has failed to listen on any local network address",
+            "ZMQError: Address already in use",
+            "EADDRINUSE",
+            "couldn't bind HTTP server socket",
+        ),
+        "`ss -ltnp` shows who: stop it (`vllm-cli stop PORT`), or choose another --port, --master-port or VLLM_PORT.",
+        where="end",
+    ),
+    KnownCause(
+        "address-not-local",
+        "the address does not belong to this machine",
+        ("Cannot assign requested address",),
+        "--host 0.0.0.0; for several nodes VLLM_HOST_IP must be an address of this node.",
+    ),
+)

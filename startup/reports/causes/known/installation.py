@@ -1,0 +1,248 @@
+"""Causes about the installation: libraries, compilers, caches, versions, the command line."""
+
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.phase import COMMAND_LINE, CONFIGURATION
+
+ERROR_IN_CODE: Final = KnownCause(
+    "error-in-code",
+    "vLLM's own code failed, as bugs do and versions that do not fit to each other",
+    (
+        "^AssertionError",
+        "^AttributeError",
+        "^IndexError",
+        "^KeyError",
+        "^NameError",
+        "^NotImplementedError",
+        "^RecursionError",
+        "^TypeError",
+        "^UnboundLocalError",
+        "^ZeroDivisionError",
+        "must match the size of tensor",
+        "must match the existing size",
+        "shape mismatch:",
+        "is invalid for input of size",
+        "shapes cannot be multiplied",
+        "have the same dtype",
+        "expected scalar type",
+        "values to unpack",
+        "Failed to apply … on data=",
+    ),
+    "Search vLLM's issues for the text; try its newest release with the transformers that it asks for; start without "
+    "the feature or plugin that the traceback names.",
+    is_general=True,
+)
+"""If nothing else is known of an exception."""
+
+SETTING_REFUSED: Final = KnownCause(
+    "setting-refused",
+    "vLLM refuses these settings or this model, and says why",
+    (),
+    "Do what the text says: it names the flag, variable or value; a newer vLLM may take it.",
+    is_general=True,
+)
+"""Has no texts: an exception whose message recommends or refuses something."""
+
+LOADED_FROM_DISK: Final = "Directly load AOT compilation"
+"""vLLM has loaded a model that was compiled before; stands before an exception that followed."""
+
+INSTALLATION: Final = (
+    KnownCause(
+        "libraries-do-not-fit",
+        "compiled libraries were built for another version of torch",
+        (
+            "undefined symbol",
+            "Tried to instantiate class '_core_C",
+            "has no attribute '_C'",
+            "'_C' object has no attribute",
+            "'_OpNamespace' '_",
+            "Could not run '_C::",
+            "version `GLIBC",
+            "A module that was compiled using NumPy 1",
+            "numpy.dtype size changed",
+            "operator torchvision::nms does not exist",
+        ),
+        "Install vLLM into a new environment without other packages that pin torch; build flash-attn and other "
+        "extensions anew for the torch that vLLM installs.",
+    ),
+    KnownCause(
+        "library-missing",
+        "a shared library is missing",
+        ("cannot open shared object file", "error while loading shared libraries"),
+        "Its name tells what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
+        "install the vLLM that fits your CUDA into an environment of its own.",
+    ),
+    KnownCause(
+        "versions-do-not-fit",
+        "versions of Python packages do not fit each other",
+        (
+            "ImportError: cannot import name",
+            "packaging.version.InvalidVersion",
+            "VersionConflict",
+            "'array.array' is not subscriptable",
+            "got an unexpected keyword argument",
+            "got multiple values for argument",
+            "No module named '….…'",
+        ),
+        "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer.",
+    ),
+    KnownCause(
+        "package-of-model-missing",
+        "a Python package is missing",
+        (
+            "ModuleNotFoundError: No module named",
+            "Please install vllm[",
+            "ImportError: Please install",
+            "requires the following packages that were not found in your environment",
+            "NIXL is not available",
+            "DeepGEMM backend is not available",
+        ),
+        "Install the package into vLLM's environment; vllm[audio] and vllm[video] have what such models need.",
+    ),
+    KnownCause(
+        "no-python-headers",
+        "Python's header files are missing, and Triton compiles with them",
+        ("fatal error: Python.h",),
+        "apt-get install python3-dev (of the version of vLLM's Python), or use the vllm/vllm-openai image.",
+        where="hint",
+    ),
+    KnownCause(
+        "no-compiler",
+        "there is no C compiler, and torch.compile and Triton need one",
+        (
+            "Failed to find C compiler",
+            "InvalidCxxCompiler",
+            "No working C++ compiler found",
+            "No such file or directory: 'gcc'",
+        ),
+        "Install gcc and g++ (build-essential), or set CC; --enforce-eager avoids torch.compile but not Triton.",
+    ),
+    KnownCause(
+        "nvcc-missing",
+        "FlashInfer or DeepGEMM compile a kernel, and nvcc or ninja is missing",
+        (
+            "Could not find nvcc",
+            "No such file or directory: 'nvcc'",
+            "nvcc: not found",
+            "No such file or directory: '/usr/local/cuda/bin/nvcc'",
+            "No such file or directory: 'ninja'",
+            "CUDA_HOME environment variable is not set",
+            "Ninja is required to load C++ extensions",
+        ),
+        "Install the CUDA toolkit and ninja and set CUDA_HOME, or avoid it: VLLM_USE_FLASHINFER_SAMPLER=0 and another "
+        "--attention-backend.",
+    ),
+    KnownCause(
+        "ptxas-too-old",
+        "Triton's assembler does not know this GPU",
+        ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
+        "TRITON_PTXAS_PATH with the ptxas of a CUDA toolkit that knows it (13 for sm_121), or vLLM built for it.",
+        where="hint",
+    ),
+    KnownCause(
+        "torch-without-gpu",
+        "the installed torch cannot use GPUs",
+        ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
+        "Install vLLM into a new environment, with the torch for this machine's GPUs; on a machine without GPUs, "
+        "vLLM's build for the CPU.",
+    ),
+    KnownCause(
+        "kernel-build-failed",
+        "a kernel could not be compiled",
+        ("Ninja build failed", "Error building extension", "Command '['ninja'", "nvcc fatal"),
+        "nvcc must not be older than the CUDA of torch; delete ~/.cache/flashinfer and try again; avoid it with "
+        "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+    ),
+    KnownCause(
+        "compiled-model-required",
+        "no compiled model fits, and --compile-cache require forbids to compile",
+        ("--compile-cache require: vLLM would compile the model",),
+        "Undo what differs, or start once without `require` to compile, with the same LOCATION; `vllm-cli caches` "
+        "shows what there is.",
+    ),
+    KnownCause(
+        "compile-cache-damaged",
+        "a cache of compiled kernels does not fit or has lost files",
+        (
+            "corrupted compilation artifact",
+            "failed to get the hash of the compiled graph",
+            "Expected tensors only, but got",
+            f"{LOADED_FROM_DISK}…'_OpNamespace'",
+            "No such file or directory: …/.triton/cache/",
+            "No such file or directory: …/torchinductor_",
+        ),
+        "Delete VLLM_CACHE_ROOT/torch_compile_cache (~/.cache/vllm) and ~/.triton/cache; each server on a network "
+        "disk needs a TRITON_CACHE_DIR of its own; VLLM_DISABLE_COMPILE_CACHE=1 for a test.",
+    ),
+    KnownCause(
+        "compilation-failed",
+        "the model or a kernel could not be compiled",
+        (
+            "InductorError",
+            "BackendCompilerFailed",
+            "PassManager::run failed",
+            "TritonError",
+            "Triton Error",
+            "torch._dynamo.exc.",
+            "Constraints violated (",
+            "ConstraintViolationError",
+        ),
+        "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
+        "that the GPU is not older than this vLLM supports.",
+        is_general=True,
+    ),
+    KnownCause(
+        "container-command-missing",
+        "the image has no program of the name with which the container's command begins",
+        ("executable file not found in $PATH",),
+        "In Kubernetes `command` replaces the image's program and `args` its arguments (compose: `entrypoint` and "
+        "`command`): correct what the text names, or take an image that has it.",
+        where="end",
+    ),
+    KnownCause(
+        "unknown-argument",
+        "the command line has a word that this vLLM does not know",
+        (": error: unrecognized arguments:",),
+        "Compare it with `vllm serve --help` of this version. In the vllm/vllm-openai image, the command begins "
+        "behind `vllm serve`: give only MODEL and flags, each word as an item of its own.",
+        where="end",
+        phase=COMMAND_LINE,
+    ),
+    KnownCause(
+        "parser-unknown",
+        "this vLLM has no parser, tokenizer mode or connector of this name",
+        (
+            "invalid tool call parser",
+            "invalid reasoning parser",
+            "--enable-auto-tool-choice requires --tool-call-parser",
+            "No tokenizer registered for",
+            "Unsupported connector type",
+        ),
+        "Choose one of the names in the text, or those of `vllm serve --help`; a newer vLLM may have it.",
+        phase=CONFIGURATION,
+    ),
+    KnownCause(
+        "bad-argument",
+        "a flag has a value that is not possible",
+        (
+            ": error: argument ",
+            ": error: the following arguments are required",
+            "TypeError: Error: --",
+            "error: invalid argument: ",
+            "error while handling argument ",
+        ),
+        "The text names flag and choices; values with JSON need quotes of the shell or of YAML; another version may "
+        "have other flags.",
+        where="end",
+        phase=COMMAND_LINE,
+    ),
+    KnownCause(
+        "service-named-vllm",
+        "Kubernetes has set VLLM_PORT, because a Service is called vllm",
+        ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
+        "Rename the Service, or set enableServiceLinks: false in the pod.",
+    ),
+    SETTING_REFUSED,
+    ERROR_IN_CODE,
+)

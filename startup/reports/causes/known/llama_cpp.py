@@ -1,0 +1,93 @@
+"""Causes in the lines of llama.cpp's server, which has no exceptions."""
+
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+
+LLAMA_CPP: Final = (
+    KnownCause(
+        "llama-out-of-memory",
+        "llama.cpp finds too little memory on the GPU",
+        (
+            "cudaMalloc failed: out of memory",
+            "ErrorOutOfDeviceMemory",
+            "failed to allocate compute",
+            "failed to allocate buffer, size",
+            "failed to allocate buffer for kv cache",
+            ": failed to allocate … buffer of size",
+            "error loading model: unable to allocate … buffer",
+        ),
+        "Fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c, a quantized KV cache (-ctk q8_0 -ctv q8_0) or a "
+        "smaller quantization of the model; or end what else holds the GPU's memory.",
+        where="end",
+    ),
+    KnownCause(
+        "llama-model-unknown",
+        "this llama.cpp does not know the model of the GGUF file",
+        (
+            "unknown model architecture: '",
+            "unknown pre-tokenizer type",
+            "wrong number of tensors",
+            "error loading model: missing tensor",
+            "key not found in model",
+            "error loading model vocabulary",
+            "has invalid ggml type",
+            "error loading model: check_tensor_dims",
+        ),
+        "Use a newer llama.cpp; if that does not help, a GGUF file that was converted with it.",
+        where="end",
+    ),
+    KnownCause(
+        "llama-model-damaged",
+        "the GGUF file is missing, incomplete or not one",
+        (
+            "data is not within the file bounds",
+            "gguf_init_from_file…failed to",
+            "gguf_init_from_file…invalid magic",
+            "invalid split file",
+            "failed to open GGUF file",
+        ),
+        "Check the path; compare the file's size with the hub's and download it again; of a split model all parts, in "
+        "one folder, and the first one is named.",
+        where="end",
+    ),
+    KnownCause(
+        "llama-download-failed",
+        "llama.cpp cannot download the model",
+        ("get_repo_commit: error", "failed to download model from Hugging Face", "error from HF API"),
+        "Check the name (-hf OWNER/MODEL:QUANTIZATION), HF_TOKEN, HF_ENDPOINT and the network, or name a file with -m.",
+        where="end",
+    ),
+    KnownCause(
+        "llama-load-failed",
+        "llama.cpp cannot load the model's file",
+        ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
+        "The text or the lines before it name what it does not read. Use the newest llama.cpp; download or convert the "
+        "file again, to a local disk and a path of plain letters; draft model and mmproj must belong to the model.",
+        where="end",
+        is_general=True,
+    ),
+    KnownCause(
+        "llama-context-failed",
+        "llama.cpp cannot set up what a model computes with",
+        ("llama_init_from_model: failed to",),
+        "The text says what does not go together: correct that option (-fa, -ctv, -np, -c). If it names no reason, the "
+        "lines before it have the one of the GPU's driver.",
+        is_general=True,
+    ),
+    KnownCause(
+        "llama-failed",
+        "llama.cpp failed",
+        (
+            "GGML_ASSERT(",
+            "ggml_abort",
+            "ggml…: fatal error",
+            "ggml_uncaught_exception",
+            "llama-server process has terminated",
+            "ggml-cuda.cu…CUDA error",
+        ),
+        "The lines before it have the reason; else try the newest llama.cpp, then -ngl 0 and without -fa.",
+        where="end",
+        is_general=True,
+    ),
+)

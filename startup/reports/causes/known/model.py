@@ -1,0 +1,247 @@
+"""Causes about the model: its configuration, weights, tokenizer and adapters."""
+
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.phase import CONFIGURATION
+
+MODEL: Final = (
+    KnownCause(
+        "max-model-len-too-long",
+        "--max-model-len is more than the model was made for",
+        ("is greater than the derived max_model_len",),
+        "Lower --max-model-len to the value in the text, or extend the model with rope scaling in --hf-overrides.",
+        phase=CONFIGURATION,
+    ),
+    KnownCause(
+        "batched-tokens-too-few",
+        "--max-num-batched-tokens is too small",
+        (
+            "max_num_batched_tokens … is smaller than max_model_len",
+            "max_num_batched_tokens … must be greater than or equal to max_num_seqs",
+        ),
+        "Raise --max-num-batched-tokens, lower --max-model-len or --max-num-seqs, or leave chunked prefill on.",
+    ),
+    KnownCause(
+        "not-divisible",
+        "the model cannot be split over so many GPUs",
+        (
+            "must be divisible by tensor parallel size",
+            "must be divisible by tensor model parallel size",
+            "must be divisible by ep_size",
+            "is not aligned with the quantized weight shape",
+            "^AssertionError: … is not divisible by",
+            "partition… not divisible by",
+            "not divisible by tp_size",
+            "not divisible by weight quantization",
+            "heads is not divisible by",
+        ),
+        "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8; the rest of "
+        "the GPUs serve with --pipeline-parallel-size or --data-parallel-size.",
+    ),
+    KnownCause(
+        "transformers-too-new",
+        "this vLLM does not know the configuration of a newer transformers",
+        ("AmbiguousGlobalPerLayerAttributeError", "is a per-layer attribute and may vary across layers"),
+        "pip install 'transformers<5.15', or vLLM 0.28 and newer.",
+    ),
+    KnownCause(
+        "transformers-too-old",
+        "the installed transformers does not know this type of model",
+        ("Transformers does not recognize this architecture",),
+        "Update vLLM and transformers together; for a type of your own, --trust-remote-code or --hf-overrides.",
+    ),
+    KnownCause(
+        "model-type-missing",
+        "the model's config.json does not say what the model is",
+        ("Should have a `model_type` key in its config.json", "No model architectures are specified"),
+        "Serve an adapter with --lora-modules and its base model; other models need a complete config.json.",
+    ),
+    KnownCause(
+        "remote-code-not-importable",
+        "the model's own Python code cannot be imported, as with a dot in the name of its folder",
+        ("No module named 'transformers_modules",),
+        "Rename the model's folder so that its name has no dots, delete HF_HOME/modules, and start again.",
+    ),
+    KnownCause(
+        "architecture-unsupported",
+        "this vLLM does not know the model's architecture",
+        (
+            "Model architectures … are not supported for now",
+            "Cannot find model module",
+            "has no vLLM implementation and the Transformers implementation is not compatible",
+        ),
+        "Use a newer vLLM, a converted checkpoint (names ending in -hf), or --model-impl transformers.",
+        is_general=True,
+    ),
+    KnownCause(
+        "model-code-broken",
+        "vLLM's code for this model cannot be imported",
+        ("failed to be inspected", "Error in inspecting model architecture"),
+        "The traceback above it has the reason, often a missing or too old package: install vLLM anew into an "
+        "environment of its own.",
+        is_general=True,
+    ),
+    KnownCause(
+        "remote-code-not-trusted",
+        "the model brings Python code of its own",
+        (
+            "requires you to execute the configuration file",
+            "contains custom code which must be executed",
+            "requires you to execute custom code",
+            "set the option `trust_remote_code=True`",
+        ),
+        "Read that code, then add --trust-remote-code; with a pinned --revision and --code-revision.",
+    ),
+    KnownCause(
+        "weights-damaged",
+        "a file of the model is incomplete or damaged",
+        (
+            "Error while deserializing header",
+            "SafetensorError",
+            "invalid load key",
+            "PytorchStreamReader failed",
+            "HeaderTooLarge",
+            "MetadataIncompleteBuffer",
+            "MemoryError in parse_safetensors_file_metadata",
+            "Expecting value: line 1 column 1 (char 0)",
+            "is not a valid JSON file",
+            "Consistency check failed: file should be",
+        ),
+        "Delete the file and download it again; files of about 130 bytes are Git LFS pointers (`git lfs pull`).",
+    ),
+    KnownCause(
+        "weights-missing",
+        "the model's folder has no weights that vLLM reads",
+        (
+            "Cannot find any model weights with",
+            "No such file or directory: ….safetensors",
+            "Weight files referenced in index but missing",
+        ),
+        "Download the model completely; --load-format for other formats; a GGUF file is named itself.",
+    ),
+    KnownCause(
+        "weights-do-not-match",
+        "names or shapes of the weights do not fit the model's code",
+        (
+            "weights were not initialized from checkpoint",
+            "There is no module or parameter named",
+            "KeyError: 'layers.",
+            "KeyError: 'model.",
+            "KeyError: 'language_model.",
+            "Attempted to load weight",
+            "Unsupported weight name",
+            "size mismatch for",
+            " in load_weights()",
+            "KeyError: '….weight",
+            " in …weight_loader()",
+            " in load_…_weight()",
+        ),
+        "Use a newer vLLM for a new model. For a model that was quantized or fine-tuned: check config.json "
+        "(architectures, quantization_config, tie_word_embeddings) against the files.",
+    ),
+    KnownCause(
+        "gguf-unsupported",
+        "this vLLM does not know the model of the GGUF file",
+        ("GGUF model with architecture … is not supported", "Unknown gguf model_type", "ailed to map GGUF parameters"),
+        "Use a newer vLLM or its GGUF plugin, --hf-config-path with the original model, or its safetensors.",
+    ),
+    KnownCause(
+        "quantization-mismatch",
+        "--quantization does not fit the checkpoint",
+        (
+            "Quantization method specified in the model config",
+            "Unknown quantization method",
+            "Cannot find the config file for",
+        ),
+        "Leave --quantization out: vLLM reads the method from config.json.",
+    ),
+    KnownCause(
+        "tokenizer-missing",
+        "the tokenizer cannot be loaded",
+        (
+            "Can't load tokenizer for",
+            "TypeError: not a string",
+            "Tokenizer class … does not exist",
+            "Couldn't instantiate the backend tokenizer",
+            "data did not match any variant of untagged enum",
+            "not recognize the tokenizer",
+        ),
+        "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
+        "--tokenizer; for Mistral's own format --tokenizer-mode mistral; a new format needs a newer transformers.",
+    ),
+    KnownCause(
+        "processor-missing",
+        "the processor of images, video or audio cannot be loaded",
+        ("Can't load image processor for", "Can't load feature extractor for", "Can't load video processor for"),
+        "Copy preprocessor_config.json and processor_config.json from the original model into the folder; "
+        "--language-model-only serves a text model without them.",
+    ),
+    KnownCause(
+        "vocabulary-not-downloaded",
+        "the vocabulary of gpt-oss cannot be downloaded",
+        ("openai_harmony.HarmonyError", "error downloading or loading vocab file"),
+        "Delete the cached file (TIKTOKEN_RS_CACHE_DIR, or /tmp/tiktoken-rs-cache), or download the vocabularies and "
+        "set TIKTOKEN_ENCODINGS_BASE to their folder.",
+    ),
+    KnownCause(
+        "chat-template-missing",
+        "--chat-template names neither a file nor a template",
+        ("The supplied chat template", "appears path-like, but doesn't exist"),
+        "Give the path inside the container, or mount the file.",
+    ),
+    KnownCause(
+        "processor-cache-too-small",
+        "a processed image or video is larger than the whole cache of the multimodal processor",
+        ("ValueError: value too large",),
+        "Raise --mm-processor-cache-gb or set it to 0, or limit the size with --mm-processor-kwargs.",
+    ),
+    KnownCause(
+        "encoder-cache-too-small",
+        "an image, video or audio needs more room than the encoder's cache has",
+        ("exceeds the pre-allocated encoder cache size",),
+        "Raise --max-num-batched-tokens, or limit the size with --mm-processor-kwargs and --limit-mm-per-prompt.",
+    ),
+    KnownCause(
+        "placeholders-do-not-match",
+        "a prompt holds another number of image tokens than the model made for its images",
+        ("Attempted to assign",),
+        "The prompt was cut, or the model's processor does not fit: raise --max-model-len above the longest prompt "
+        "with its images, and use the versions of vLLM and transformers that the model's page names.",
+    ),
+    KnownCause(
+        "lora-rank",
+        "an adapter's rank is more than --max-lora-rank",
+        ("is greater than max_lora_rank",),
+        "--max-lora-rank with the rank in the adapter's adapter_config.json (r).",
+    ),
+    KnownCause(
+        "lora-unsupported",
+        "the adapter changes parts of the model that vLLM does not serve",
+        (
+            "is unsupported LoRA weight",
+            "vLLM only supports modules_to_save being None",
+            "expected target modules in",
+        ),
+        "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
+    ),
+    KnownCause(
+        "lora-missing",
+        "an adapter was not found",
+        ("No adapter found for", "Loading lora … failed", "No such file or directory: '…adapter_config.json'"),
+        "Give --lora-modules a folder with adapter_config.json, or a repository that you may read.",
+    ),
+    KnownCause(
+        "configuration-refused",
+        "vLLM refuses the configuration",
+        (
+            "validation error for",
+            "validation errors for",
+            "() of …/vllm/config/",
+            "() of …/arg_utils.py",
+            "() of …/vllm/platforms/",
+        ),
+        "The text says what does not go together: correct those flags, or the model's config.json.",
+        is_general=True,
+    ),
+)

@@ -1,0 +1,64 @@
+"""Causes that are known only by the file of the frame that raised an exception: which part of vLLM failed."""
+
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+
+
+def _failed(name: str, title: str, files: tuple[str, ...], advice: str, *texts: str) -> KnownCause:
+    return KnownCause(name, title, (*(f"() of …{file}" for file in files), *texts), advice, is_general=True)
+
+
+PLACES: Final = (
+    _failed(
+        "kv-connector-failed",
+        "the connector that moves KV caches failed",
+        ("/kv_transfer/", "/kv_offload", "/lmcache/", "/nixl", "/mooncake"),
+        "Start without --kv-transfer-config and --kv-offloading-size. If that works: versions of vLLM and connector "
+        "that belong together, newer ones for hybrid models; for NIXL UCX_LOG_LEVEL=info, RDMA and `ulimit -l`.",
+        "NIXL_ERR_",
+    ),
+    _failed(
+        "lora-failed",
+        "an adapter does not fit the model, or vLLM's code for adapters failed",
+        ("/vllm/lora/",),
+        "Start without --enable-lora. If that works: compare the adapter's base model and target modules with this "
+        "model, merge the adapter into it, or use a newer vLLM.",
+    ),
+    _failed(
+        "attention-failed",
+        "the attention kernel does not compute this",
+        ("/attention/", "/flash_attn", "/vllm_flash_attn/", "/flashinfer/"),
+        "Another --attention-backend (TRITON_ATTN), --kv-cache-dtype auto, or a newer vLLM.",
+    ),
+    _failed(
+        "quantization-failed",
+        "vLLM cannot use the model's quantization",
+        ("/quantization/", "/compressed_tensors/", "/bitsandbytes"),
+        "Use a newer vLLM, the model with another quantization or without one; or a smaller --tensor-parallel-size.",
+    ),
+    _failed(
+        "speculative-decoding-failed",
+        "speculative decoding failed",
+        ("/spec_decode/", "speculative"),
+        "Start without --speculative-config; if that works, fewer num_speculative_tokens or a newer vLLM.",
+    ),
+    _failed(
+        "structured-outputs-failed",
+        "a request with structured outputs ended the engine",
+        ("/structured_output/", "/xgrammar/", "/llguidance/", "/outlines"),
+        "Choose another backend (--structured-outputs-config), or a newer vLLM.",
+    ),
+    _failed(
+        "model-failed",
+        "vLLM's code for this model failed",
+        ("/vllm/model_executor/", "/vllm/models/"),
+        "Use a newer vLLM, or --model-impl transformers; compare config.json with that of the original model.",
+    ),
+    _failed(
+        "transformers-failed",
+        "code of transformers or of the model failed, as in another version of transformers",
+        ("/transformers/", "/transformers_modules/", "/transformers_utils/"),
+        "Install the transformers that this vLLM asks for, or that the model's page names.",
+    ),
+)

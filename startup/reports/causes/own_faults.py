@@ -1,0 +1,111 @@
+"""Decides from a traceback whether vllm-cli has failed, or vLLM, whose processes it starts and changes.
+
+Frames of ours are on most stacks: they call vLLM, and wrap its functions. They count if nothing of vLLM was
+called below them, or if they are in code that plain vLLM would not have run (`_ADDED`).
+"""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+
+WITH_THREADS: Final = "it was forked from a process with several threads"
+
+OWN_FAULT: Final = KnownCause(
+    "vllm-cli",
+    "vllm-cli failed, not vLLM",
+    (
+        WITH_THREADS,
+        "'LateName' object",
+        "'StandIn' object",
+        "'_LazilyCompiled' object",
+        "'_StandInModule' object",
+    ),
+    "VCLI_PLAIN_VLLM=1 starts vLLM without all that failed. Report it as an issue of vllm-cli, with the complete log "
+    "and what `vllm-cli collect-env` prints.",
+    where="end",
+)
+
+_DRIVEN: Final = (
+    "multiprocessing/forkserver.py",
+    "multiprocessing/popen_forkserver.py",
+    "multiprocessing/popen_spawn_posix.py",
+    "multiprocessing/resource_tracker.py",
+    "multiprocessing/spawn.py",
+)
+"""Modules of the standard library that do what we tell them where plain vLLM would not use them so."""
+_ADDED: Final = (
+    "startup/imports/stand_ins.py",
+    "startup/ground/processes/",
+    "startup/vllm/fork/",
+    "startup/vllm/patches/late_imports.py",
+)
+"""Code of ours that calls libraries where plain vLLM does not: what they raise is ours, too."""
+_BEGINS: Final = (
+    ("startup/vllm/fork/recorded_ends.py", "run_and_record"),
+    ("multiprocessing/process.py", "run"),
+    ("multiprocessing/spawn.py", "_fixup_main_from_name"),
+    ("multiprocessing/spawn.py", "_fixup_main_from_path"),
+)
+"""Functions that call the main function of a process of vLLM, or import the program that started it."""
+_PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
+"""Exceptions from `_ADDED`."""
+_EMBEDDED: Final = ("server/", "startup/embedded/")
+"""On stacks of the embedded engine, which is ours as a whole."""
+_INTENDED: Final = re.compile(
+    r"(?:base|envs|server|startup|vllm_cli)\.|KeyboardInterrupt|SystemExit|RuntimeError: --compile-cache require"
+)
+"""Begins exceptions with which we, or a signal, end a start on purpose."""
+
+_ROOT: Final = f"{Path(__file__).parents[3]}/"
+_OWN: Final = re.compile(r"(?:base|envs|server|startup|vllm_cli)/.*")
+_IN_WHEEL: Final = "vllm_cli/packages/"
+_LIBRARY: Final = re.compile(r".*/lib(?:32|64)?/python3\.\d{1,3}t?/(?!(?:site|dist)-packages/)(.*)")
+
+
+class TracebackOrigin:
+    """Feed it the frames of one traceback, outermost first."""
+
+    def __init__(self) -> None:
+        self._is_in_ours = False
+        """Whether the innermost frame is ours or driven by us, not counting the standard library below it."""
+        self._is_below_added = False
+        self._is_embedded = False
+        self.is_of_library_import = False
+        """Whether the innermost frame is code of an installed module that is being imported."""
+
+    def add_frame(self, file: str, function: str) -> None:
+        """Takes the next frame."""
+        self.is_of_library_import = function == "<module>" and "-packages/" in file
+        library = _LIBRARY.fullmatch(file)
+        own = None if library else _OWN.fullmatch(_in_root(file))
+        if own:
+            self._add_own(own[0], function)
+        elif library is None and not file.startswith("<"):
+            self._is_in_ours = False
+        elif library and (library[1], function) in _BEGINS:
+            self._is_in_ours = self._is_below_added = False
+        elif library and library[1] in _DRIVEN:
+            self._is_in_ours = True
+
+    def is_own(self, error: str) -> bool:
+        """Whether this exception, written as `Type: message`, is a fault of ours."""
+        is_ours = self._is_in_ours or self._is_below_added
+        return is_ours and not self._is_embedded and not _INTENDED.match(error)
+
+    def _add_own(self, path: str, function: str) -> None:
+        self._is_embedded |= path.startswith(_EMBEDDED)
+        self._is_in_ours = True
+        if (path, function) in _BEGINS:
+            self._is_below_added = False
+        elif path.startswith(_ADDED) and (path, function) not in _PASSES_ON:
+            self._is_below_added = True
+
+
+def _in_root(file: str) -> str:
+    """The path below the folder from which this program runs, or as in a checkout if it is in a wheel."""
+    _, is_installed, path = file.rpartition("-packages/")
+    if not is_installed:
+        return file.removeprefix(_ROOT)
+    return path.removeprefix(_IN_WHEEL) if path.startswith("vllm_cli/") else ""

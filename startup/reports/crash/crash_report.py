@@ -1,0 +1,117 @@
+"""The digest of a crash: which process failed in which phase, the cause, what to do, and the complete log.
+
+It is printed last, and given to probes, to the service manager and to Kubernetes.
+"""
+
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.machine.files import write_whole
+from envs.redaction import hide_in_command, hide_quoted
+from envs.registry import env
+from startup.ground.caches import cache_folder
+from startup.reports.causes.digest import digest_to_dict, write_digest
+from startup.reports.causes.first_cause import KNOWN, Cause, find_cause
+from startup.reports.causes.known.processes import STOPPED
+from startup.reports.causes.log_line import read_lines
+from startup.reports.crash.output_record import OutputRecord
+from startup.ground.errors import CrashError
+from startup.ground.logs.formatters import escape_controls
+from startup.ground.logs.options import LogFormat
+
+_FOLDER: Final = "failed"
+_MOST_LOGS: Final = 10
+_MOST_CHARS: Final = 1 << 20
+"""Of a log's beginning, and of its end."""
+_MOST_TERMINATION_BYTES: Final = 4096
+"""Kubernetes shows no more of the file (terminationMessagePath)."""
+
+
+class Digest(NamedTuple):
+    """What a person needs to know of a crash."""
+
+    cause: Cause
+    log: Path | None
+    """The complete output of all processes; None if it could not be kept."""
+
+    def to_text(self) -> str:
+        """At most four lines."""
+        return "\n".join([*write_digest(self.cause), *([f"Log: {self.log}"] if self.log else [])])
+
+    def to_fields(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {**digest_to_dict(self.cause), "log": str(self.log) if self.log else None}
+
+
+def keep_log(record: OutputRecord) -> Path | None:
+    """Writes the record without secrets into the cache folder, for this user only; removes old ones."""
+    text = ""
+    with suppress(OSError):
+        text = record.file.read_bytes().decode("utf-8", "replace")
+    if len(text) > 2 * _MOST_CHARS:
+        text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
+    # Of a progress bar, its last state; line by line as `read_lines` counts them.
+    lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
+    folder = cache_folder() / _FOLDER
+    path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, hide_quoted("\n".join(lines), sys.argv), mode=0o600)
+        for old in sorted(folder.glob("*.log"))[:-_MOST_LOGS]:
+            old.unlink(missing_ok=True)
+        return path
+    return None
+
+
+def write_termination_message(text: str) -> None:
+    """Writes why the server ended where Kubernetes looks for it; does nothing elsewhere."""
+    path = env.VCLI_TERMINATION_LOG.get()
+    shown = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "wb", buffering=0) as file:  # noqa: PTH123
+            file.write(shown)
+
+
+def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
+    """What ended the server, as its output and `more` tell; `STOPPED` if it was stopped, None if nothing."""
+    with suppress(OSError), record.file.open("rb") as stream:
+        cause = find_cause(chain(read_lines(stream), more.splitlines()))
+        return None if cause and cause.is_mention and cause.known is None else cause
+    return None
+
+
+def was_stopped(cause: Cause) -> bool:
+    """Whether nothing has failed."""
+    return cause.known is STOPPED
+
+
+def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
+    """What ended the server, or else what this message tells of a process, perhaps with what to do."""
+    found = find_crash(record)
+    if found is not None and not was_stopped(found) and found.text != message:
+        return replace(found, phase=found.phase or phase)
+    known = next((known for known in KNOWN if known.matches(message)), None)
+    return Cause(process, phase, message, known, 0 if has_advice else 1)
+
+
+def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
+    """The error that ends the program with this exit code; keeps the log."""
+    digest = Digest(cause, keep_log(record))
+    json_line = _to_json_line(digest, record.process_name) if log_format == "json" else None
+    return CrashError(digest.to_text(), exit_code=exit_code, json_line=json_line)
+
+
+def _to_json_line(digest: Digest, role: str) -> str:
+    from startup.ground.logs.json_lines import JsonFormatter
+
+    log = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (digest.to_text(),), None)
+    log.digest = digest.to_fields()
+    return JsonFormatter(role, None).format(log)

@@ -1,0 +1,241 @@
+"""Keeps what the processes of a server write to standard output and error, and how they end.
+
+All processes append to one file, so that it has their lines in order. The cause of a crash is found in it.
+What compiled code writes does not pass through Python, and is not in it.
+"""
+
+import faulthandler
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import dropwhile, takewhile
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.machine.descriptors import move_up
+from base.machine.memory import OomWatch
+from base.machine.processes import EndWatch, is_alive
+from base.wording import signal_name
+from startup.reports.causes.own_faults import WITH_THREADS
+from startup.reports.causes.phase import LAST_PHASE
+
+_FILE: Final = "output.log"
+_MOST_BYTES: Final = 8 << 20
+_PHASE: Final = "Phase: "
+_TRACEBACK: Final = "Traceback (most recent call last)"
+_OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
+"""Parts of the lines that are kept while the server runs."""
+_FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
+_STACK: Final = "Current thread"
+"""Begins the stack of the thread that got the signal; Python writes the innermost call first."""
+_POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals with which the launcher and vLLM end processes themselves."""
+_BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
+
+
+class ProcessState(NamedTuple):
+    """What the record knows of a process that a signal has ended."""
+
+    name: str
+    parent_pid: int
+    phase: str
+    """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
+    stack: list[str]
+    """What Python wrote about the signal."""
+
+
+class OutputRecord:
+    """The record of one server in this process; each of its processes has an object for the same folder.
+
+    Nothing here raises: a server must not fail because of its record.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process_name = ""
+        """Of this process, once it has begun to write."""
+        self.keeps_only_errors = False
+        """Set once the server is ready, so that a log line per request costs nothing."""
+        self._fd: int | None = None
+        self._state_fd: int | None = None
+        self._phase = ""
+        self._last_traceback = ""
+        with suppress(OSError):
+            self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def begin_process(self, name: str, *, parent_pid: int = 0, is_watched: bool = True) -> None:
+        """Copies this process's output from now on.
+
+        If a signal ends it, its stack is kept, too, or shown if no other process would read it.
+
+        Args:
+            name: shown in the digest.
+            parent_pid: the process with which the kernel ends this one, if there is one.
+            is_watched: whether another process learns its end.
+        """
+        self.process_name = name
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                _copy_writes(stream, self)
+        self._state_fd = None
+        with suppress(OSError):
+            path = self._state_file(os.getpid())
+            self._state_fd = move_up(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.write(self._state_fd, f"{name}\n{parent_pid}\n".encode())
+            if not faulthandler.is_enabled():
+                faulthandler.enable(self._state_fd if is_watched else 2, all_threads=is_watched)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Notes what this process does, for the case that a signal ends it."""
+        outer, self._phase = self._phase, name
+        self._note_phase(name)
+        try:
+            yield
+        finally:
+            self._phase = outer
+            self._note_phase(outer)
+
+    def _note_phase(self, name: str) -> None:
+        if self._state_fd is not None:
+            with suppress(OSError):
+                os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
+
+    def append(self, text: str) -> None:
+        """Adds text that is not shown; a file that has become too long begins anew."""
+        if self._fd is None:
+            return
+        with suppress(OSError):
+            if os.fstat(self._fd).st_size > _MOST_BYTES:
+                os.ftruncate(self._fd, 0)
+            os.write(self._fd, text.encode("utf-8", "backslashreplace"))
+
+    def add_output(self, text: str) -> None:
+        """Adds what a process writes."""
+        if not self.keeps_only_errors or any(part in text for part in _OF_ERRORS):
+            self.append(text)
+        if _TRACEBACK in text:
+            self._last_traceback = text
+
+    def add_exception(self, err: BaseException, name: str) -> None:
+        """An exception ends this process: shows it unless this process has logged it."""
+        sys.stderr.write(self.describe_exception(err, name))
+
+    def describe_exception(self, err: BaseException, name: str) -> str:
+        """What `add_exception` shows; empty if this process has logged it, as vLLM does before it raises."""
+        lines = "".join(traceback.format_exception(err)).splitlines()
+        return "" if lines[-1] in self._last_traceback else _label([f"Process {name}:", *lines], name)
+
+    def add_reason(self, err: BaseException, name: str) -> None:
+        """An exception makes this process end others; it comes before what these write then."""
+        lines = "".join(traceback.format_exception(err)).splitlines()
+        if lines[-1] not in self._last_traceback:
+            self.append(_label(lines, name))
+
+    @property
+    def file(self) -> Path:
+        """What all processes have written so far."""
+        return self.folder / _FILE
+
+    def read_state(self, pid: int) -> "ProcessState":
+        """What a process has left behind; its name is empty if it has begun no record."""
+        lines: list[str] = []
+        with suppress(OSError):
+            lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
+        phases = [line.removeprefix(_PHASE) for line in lines if line.startswith(_PHASE)]
+        name, parent, *stack = lines if len(lines) > 1 else ("", "0")
+        return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
+
+    def begun_pids(self) -> list[int]:
+        """The processes that have begun a record; some may have ended."""
+        return [int(path.stem) for path in self.folder.glob("*.state")]
+
+    def _state_file(self, pid: int) -> Path:
+        return self.folder / f"{pid}.state"
+
+
+def _copy_writes(stream: Any, record: OutputRecord) -> None:
+    """Replaces the stream's method, as vLLM did for its prefixes: handlers of logs hold the stream."""
+    below = getattr(stream, "below", stream)
+    write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
+
+    def write_and_record(text: str) -> int:
+        record.add_output(text)
+        return write(text)
+
+    write_and_record.without_record = write  # type: ignore[attr-defined]
+    below.write = write_and_record
+
+
+def _label(lines: Sequence[str], name: str) -> str:
+    """The lines with vLLM's label of this process."""
+    return "".join(f"({name} pid={os.getpid()}) {line}\n" for line in lines)
+
+
+class ProcessEnds:
+    """Lives in a process that learns how others end; created before they start."""
+
+    def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
+        """With `are_forks`, this process has forked them after its imports."""
+        self._record = record
+        self._are_forks = are_forks
+        self._oom_watch = OomWatch()
+
+    def add(self, pid: int, code: int) -> None:
+        """A process has ended with this exit code, or by the signal of this negative number."""
+        state = self._record.read_state(pid)
+        if code and state.name:
+            self._record.append("".join(f"({state.name} pid={pid}) {line}\n" for line in self._describe(code, state)))
+
+    def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
+        number = -code
+        threads = f"; {WITH_THREADS}" if self._are_forks and _num_threads() > 1 else ""
+        if state.phase:
+            yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
+        if number in _POLITE:
+            yield _log_line("INFO", f"ended by {signal_name(number)}")
+        elif number == signal.SIGKILL and state.parent_pid and _is_ending(state.parent_pid):
+            yield _log_line("INFO", f"ended with the process {state.parent_pid}, which has started it")
+        elif number == signal.SIGKILL:
+            yield _log_line("ERROR", f"killed by SIGKILL{_BY_WHOM[self._oom_watch.has_killed]} (exit code: {code})")
+        elif frames := _frames(state.stack) if number > 0 else ():
+            yield f"Process {state.name}:"
+            yield "Traceback (most recent call last):"
+            yield from frames
+            yield f"FatalSignal: the process crashed with {signal_name(number)} (exit code: {code}){threads}"
+        elif number > 0:
+            yield _log_line("ERROR", f"the process crashed with {signal_name(number)} (exit code: {code}){threads}")
+        else:
+            yield _log_line("ERROR", f"the process died unexpectedly with exit code {code}")
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process has ended, or has begun to: the kernel closes its pipes before it reports its end."""
+    if not is_alive(pid):
+        return True
+    with closing(EndWatch(pid)) as watch:
+        return watch.is_exiting()
+
+
+def _num_threads() -> int:
+    """Of this process, with those of compiled code."""
+    with suppress(OSError):
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    return 1
+
+
+def _frames(stack: Sequence[str]) -> list[str]:
+    """The stack in the order of a traceback."""
+    current = dropwhile(lambda line: not line.startswith(_STACK), stack)
+    next(current, None)
+    found = [_FRAME.match(line) for line in takewhile(str.strip, current)]
+    return [f"{frame[1]}, in {frame[2]}" for frame in reversed(found) if frame]
+
+
+def _log_line(level: str, text: str) -> str:
+    return f"{level} {time.strftime('%m-%d %H:%M:%S')} [process_ends.py:1] {text}"

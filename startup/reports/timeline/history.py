@@ -1,0 +1,143 @@
+"""Times of earlier starts, which are kept: the source of the ETA."""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from startup.ground.caches import Kept
+from startup.reports.timeline.report import StartReport
+
+MAX_PER_KEY: Final = 20
+_METADATA: Final = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(dist-info|egg-info)")
+
+
+class SpanTimes(NamedTuple):
+    """Seconds since the start began."""
+
+    begin_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord:
+    """Times are seconds; spans are named `process:phase`."""
+
+    total_s: float
+    spans: Mapping[str, SpanTimes]
+    """When each span ran, including those beside the critical path."""
+
+    def __post_init__(self) -> None:
+        if self.total_s < 0:
+            raise ValueError("a start takes no negative time")
+
+    @classmethod
+    def from_report(cls, report: StartReport) -> "StartRecord":
+        """The record of a start that became ready."""
+        return cls(total_s=_round(report.total_s), spans=_span_times(report))
+
+
+@dataclass(frozen=True)
+class EarlierStarts:
+    """Starts with the same key, the oldest first; there is at least one."""
+
+    records: tuple[StartRecord, ...]
+
+    @cached_property
+    def total_s(self) -> float:
+        """The median."""
+        return _median(record.total_s for record in self.records)
+
+    @cached_property
+    def spans(self) -> Mapping[str, SpanTimes]:
+        """Medians over the starts that had the span."""
+        names = {name for record in self.records for name in record.spans}
+        return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
+
+
+def read_history(key: str) -> EarlierStarts | None:
+    """The earlier starts with this key (`StartSubject.key`); None if none are kept.
+
+    The starts of an image's build count until there is one of the user's own.
+    """
+    records = _kept(key).read(_to_records)
+    return EarlierStarts(records) if records else None
+
+
+def record_start(key: str, record: StartRecord) -> None:
+    """Adds a start to those with this key, of which the newest are kept; takes about a millisecond."""
+    earlier = _kept(key).read(_to_records, is_own=True) or ()
+    _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
+
+
+def _kept(key: str) -> Kept:
+    return Kept("history", key)
+
+
+def _to_records(content: Any) -> tuple[StartRecord, ...]:
+    import msgspec  # noqa: PLC0415 - the preflight needs it too, a little later
+
+    return msgspec.convert(content, tuple[StartRecord, ...])
+
+
+def _median(values: Iterable[float]) -> float:
+    """The middle value, or the mean of the two in the middle; importing `statistics` takes 8 ms."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def _median_times(times: Sequence[SpanTimes]) -> SpanTimes:
+    return SpanTimes(_median(time.begin_s for time in times), _median(time.end_s for time in times))
+
+
+def _span_times(report: StartReport) -> dict[str, SpanTimes]:
+    times: dict[str, SpanTimes] = {}
+    for span in report.spans:
+        earlier = times.get(span.key, SpanTimes(span.begin_s, span.end_s))
+        times[span.key] = SpanTimes(_round(min(earlier.begin_s, span.begin_s)), _round(max(earlier.end_s, span.end_s)))
+    return times
+
+
+def _round(time_s: float) -> float:
+    return round(time_s, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartSubject:
+    """One start of any engine."""
+
+    model: str
+    engine: str = "embedded"
+    start_method: str
+    packages: tuple[str, ...]
+    """Distributions whose versions influence the duration of the start."""
+    key: Callable[[Mapping[str, str]], str]
+    """Returns, for these versions, a name that comparable starts share."""
+    report_file: Path | None = None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of the packages that are installed; the first folder of `sys.path` that has one counts.
+
+    From the names of metadata folders: reading the metadata takes 30 ms.
+    """
+    wanted = {package.replace("-", "_").lower(): package for package in packages}
+    found: dict[str, str] = {}
+    for folder in map(Path, sys.path):
+        for name, version in _list_versions(folder):
+            if name in wanted:
+                found.setdefault(wanted[name], version)
+    return dict(sorted(found.items()))
+
+
+def _list_versions(folder: Path) -> list[tuple[str, str]]:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return []
+    matches = filter(None, map(_METADATA.fullmatch, names))
+    return [(match["name"].replace("-", "_").lower(), match["version"]) for match in matches]

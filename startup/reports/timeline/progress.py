@@ -1,0 +1,186 @@
+"""Progress of a start: its phase and, from earlier starts, the completed share and the remaining time.
+
+Shown on one line of the terminal or, without one, in the log.
+"""
+
+import logging
+import mmap
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from startup.reports.timeline.history import EarlierStarts
+from startup.reports.timeline.live_line import LiveLine, draw_bar
+from startup.reports.timeline.spans import PhaseSpan
+from startup.reports.timeline.timeline import PhaseTimeline
+
+logger = logging.getLogger(__name__)
+
+_MAX_WHILE_RUNNING: Final = 0.99
+"""Upper limit while the start is running, however long it takes."""
+_BETWEEN_PHASES: Final = "starting"
+READY: Final = "ready"
+LONG_PHASE_S: Final = 2.0
+"""The log has one line for each phase that takes longer, written while it runs."""
+
+
+@dataclass(frozen=True)
+class StartProgress:
+    """The progress at one moment."""
+
+    phase: str
+    progress: float | None
+    """0 to 1, never less than an earlier value; None without earlier starts."""
+    elapsed_s: float
+    eta_s: float | None
+    """Remaining seconds; None without earlier starts."""
+    detail: str = ""
+    """Progress of the phase itself, if it reports any."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The members of a 503 body."""
+        fields = {
+            "phase": self.phase,
+            "progress": None if self.progress is None else round(self.progress, 3),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "eta_s": None if self.eta_s is None else round(self.eta_s, 3),
+        }
+        return fields | ({"detail": self.detail} if self.detail else {})
+
+    @property
+    def activity(self) -> str:
+        """The phase in words, with its own progress."""
+        return self.phase.replace("_", " ") + (f": {self.detail}" if self.detail else "")
+
+    def __str__(self) -> str:
+        """One line for a terminal."""
+        parts = [f"{self.elapsed_s:5.1f} s"]
+        if self.progress is not None:
+            parts.append(draw_bar(self.progress))
+        parts.append(self.activity)
+        if self.eta_s is not None:
+            parts.append(f"about {self.eta_s:.1f} s left")
+        return "  ".join(parts)
+
+
+class ProgressMeter:
+    """Computes the progress from the timeline; may be read on any thread and in a forked process."""
+
+    def __init__(self, timeline: PhaseTimeline) -> None:
+        self._timeline = timeline
+        self._earlier: EarlierStarts | None = None
+        self.detail = ""
+        """Progress of the current phase as text; the code that sets it also clears it."""
+        self.added_s = 0.0
+        """What this start takes longer than earlier ones, which did not compile."""
+        self._highest = _HighestShare()
+
+    def expect(self, earlier: EarlierStarts | None) -> None:
+        """Sets the earlier starts from which the remaining time is estimated."""
+        self._earlier = earlier
+
+    def read(self) -> StartProgress:
+        """The progress at this moment."""
+        elapsed_s = self._timeline.elapsed_s
+        if self._timeline.end_ns is not None:
+            return StartProgress(READY, 1.0, elapsed_s, 0.0)
+        running = self._timeline.running
+        phase = running.name if running else _BETWEEN_PHASES
+        if self._earlier is None:
+            return StartProgress(phase, None, elapsed_s, None, self.detail)
+        eta_s = self._estimate(self._earlier, elapsed_s, running)
+        return StartProgress(phase, self._advance(elapsed_s, eta_s), elapsed_s, eta_s, self.detail)
+
+    def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
+        """Remaining seconds: the rest of this phase and the time after it, by medians of earlier starts."""
+        total_s = earlier.total_s + self.added_s
+        usual = earlier.spans.get(running.key) if running else None
+        if usual is None or running is None:
+            return max(total_s - elapsed_s, 0.0)
+        spent_s = elapsed_s - self._timeline.offset_s(running.begin_ns)
+        left_s = max(usual.end_s - usual.begin_s - spent_s, 0.0)
+        return left_s + max(total_s - usual.end_s, 0.0)
+
+    def _advance(self, elapsed_s: float, eta_s: float) -> float:
+        done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
+        return self._highest.raise_to(min(done, _MAX_WHILE_RUNNING))
+
+
+class LiveProgress:
+    """A thread that reads the meter: ten times a second for a terminal, four times for the log."""
+
+    def __init__(self, meter: ProgressMeter, *, only_logs: bool = False, long_phase_s: float = LONG_PHASE_S) -> None:
+        """With `only_logs`, a terminal is not used, as if there was none."""
+        self._meter = meter
+        self._line = LiveLine(sys.stderr)
+        self._is_live = self._line.is_on and not only_logs
+        self._long_phase_s = long_phase_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live-progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            for handler in logging.getLogger().handlers:
+                self._line.erase_for(handler)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Erases the line; nothing is logged from now on."""
+        self._stop.set()
+        self._thread.join()
+        self._line.close()
+
+    def erase(self) -> None:
+        """The same in a signal's handler, which must not wait for the thread."""
+        self._stop.set()
+        self._line.close()
+
+    def _run(self) -> None:
+        if self._is_live:
+            while not self._stop.wait(0.1):
+                self._line.show(str(self._meter.read()))
+        else:
+            self._log_long_phases()
+
+    def _log_long_phases(self) -> None:
+        phase, begin_s, logged = "", 0.0, set[str]()
+        while not self._stop.wait(min(self._long_phase_s, 0.25)):
+            progress = self._meter.read()
+            if progress.phase != phase:
+                phase, begin_s = progress.phase, progress.elapsed_s
+            elif progress.elapsed_s - begin_s >= self._long_phase_s and phase not in logged:
+                logged.add(phase)
+                _log(progress)
+
+
+class _HighestShare:
+    """The highest share reported so far, by this process or by the responder, which is forked from it.
+
+    Clients of the responder become clients of this process. Each process writes only its own number in the
+    shared memory, so that no update is lost.
+    """
+
+    def __init__(self) -> None:
+        self._by_process = memoryview(mmap.mmap(-1, 16)).cast("d")
+        self._first_pid = os.getpid()
+        self._lock = threading.Lock()
+
+    def raise_to(self, share: float) -> float:
+        with self._lock:
+            highest = max(share, *self._by_process)
+            self._by_process[int(os.getpid() != self._first_pid)] = highest
+            return highest
+
+
+def _log(progress: StartProgress) -> None:
+    left = f", about {progress.eta_s:.0f} s left" if progress.eta_s else ""
+    logger.info("starting for %.1f s: %s%s", progress.elapsed_s, progress.activity, left)

@@ -1,0 +1,134 @@
+"""The timeline: the phases of a start in all processes, from the kernel's start of this process on."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, replace
+from typing import Any
+
+from base.machine.processes import process_start_ns
+from startup.ground import start_origin
+from startup.reports.timeline.spans import API, PhaseSpan, Stretch, find_critical_path
+
+_NS = 1_000_000_000
+
+
+class PhaseTimeline:
+    """Collects spans in monotonic nanoseconds; the API process owns it and adds those of other processes.
+
+    One thread writes; any thread may read while the start is running.
+    """
+
+    def __init__(self, origin_ns: int) -> None:
+        self.origin_ns = origin_ns
+        self.spans: list[PhaseSpan] = []
+        self.marks: dict[str, int] = {}
+        """Named moments, such as `listening`, in monotonic nanoseconds."""
+        self.end_ns: int | None = None
+        """The end of the start; None while it is running."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after every change, on the thread that made it."""
+        self._open: tuple[PhaseSpan, ...] = ()
+
+    @classmethod
+    def from_process_start(cls) -> "PhaseTimeline":
+        """A timeline from the start of the process that the user started: it includes the interpreter's."""
+        now = time.monotonic_ns()
+        warm = start_origin.warm
+        if warm is None:
+            timeline = cls(process_start_ns())
+            timeline.add(API, [("interpreter_and_cli", timeline.origin_ns, now)])
+            return timeline
+        timeline = cls(warm.front_begin_ns)
+        interpreter = ("interpreter", warm.front_begin_ns, warm.request_ns)
+        fork = ("fork_from_standby", warm.request_ns, warm.forked_ns)
+        timeline.add(API, [interpreter, fork, ("cli", warm.forked_ns, now)])
+        return timeline
+
+    @contextmanager
+    def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
+        """Records the block as a span, even if it raises; `waits_for`: the process that it only waits for."""
+        begin = time.monotonic_ns()
+        opened = PhaseSpan(API, name, begin, begin, waits_for)
+        self._open = (*self._open, opened)
+        self.on_change()
+        try:
+            yield
+        finally:
+            self.spans.append(PhaseSpan(API, name, begin, time.monotonic_ns(), waits_for))
+            self._open = tuple(span for span in self._open if span is not opened)
+            self.on_change()
+
+    def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
+        """Adds finished spans of a process of this machine.
+
+        A name of the form `forkserver:preload_imports` contains its process: an engine process also reports
+        the spans of the forkserver that it was forked from.
+        """
+        for name, begin_ns, end_ns in spans:
+            owner, _, phase = name.rpartition(":")
+            self.spans.append(PhaseSpan(owner or process, phase, begin_ns, end_ns))
+        self.on_change()
+
+    def add_spans(self, spans: Iterable[PhaseSpan]) -> None:
+        """Adds finished spans of any processes."""
+        self.spans.extend(spans)
+        self.on_change()
+
+    def mark(self, name: str) -> None:
+        """Records this moment under a name; only the first call with a name counts."""
+        self.marks.setdefault(name, time.monotonic_ns())
+        self.on_change()
+
+    def finish(self) -> None:
+        """Ends the timeline, whether the start succeeded or failed."""
+        self.end_ns = self.end_ns or time.monotonic_ns()
+        self.on_change()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole content, for a copy of this timeline in another process."""
+        return {
+            "spans": [astuple(span) for span in self.spans],
+            "open": [astuple(span) for span in self._open],
+            "marks": self.marks,
+            "end_ns": self.end_ns,
+        }
+
+    def copy_from(self, content: dict[str, Any]) -> None:
+        """Makes this a copy of the timeline that returned `content`; all processes share the clock."""
+        self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
+        self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
+        self.marks = content["marks"]
+        self.end_ns = content["end_ns"]
+
+    @property
+    def running(self) -> PhaseSpan | None:
+        """The current phase, as a span without its end; None between two phases."""
+        return self._open[-1] if self._open else None
+
+    @property
+    def spans_so_far(self) -> list[PhaseSpan]:
+        """The finished spans and, while the start is running, the open ones as if they ended now."""
+        now = time.monotonic_ns()
+        running = [] if self.end_ns else self._open
+        return [*self.spans, *(replace(span, end_ns=now) for span in running)]
+
+    @property
+    def critical_path(self) -> list[PhaseSpan]:
+        """The critical path from the origin to the end of the start, or until now: adjoining spans."""
+        end_ns = self.end_ns or time.monotonic_ns()
+        return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
+
+    def offset_s(self, time_ns: int) -> float:
+        """Seconds from the origin to a monotonic time."""
+        return (time_ns - self.origin_ns) / _NS
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the origin to the end of the start, or until now."""
+        return self.offset_s(self.end_ns or time.monotonic_ns())
+
+    def stretch(self, span: PhaseSpan) -> Stretch:
+        """The span in seconds since the origin."""
+        begin_s, end_s = self.offset_s(span.begin_ns), self.offset_s(span.end_ns)
+        return Stretch(span.process, span.name, begin_s, end_s, span.waits_for)

@@ -1,0 +1,69 @@
+"""The outcome of a start: lines in the log, files, the history."""
+
+import logging
+
+from server.types import EngineInfo
+from startup.files.prefetch.messages import PrefetchReport
+from startup.port.start_state import StartState
+from startup.reports.timeline.history import StartRecord, StartSubject, record_start
+from startup.reports.timeline.report import StartReport, save_file
+
+logger = logging.getLogger(__name__)
+
+
+def save_ready_start(
+    state: StartState, address: str, *, info: EngineInfo | None = None, prefetch: PrefetchReport | None = None
+) -> None:
+    """Logs the phases, writes the requested files and adds the start to the history.
+
+    Args:
+        address: where the server listens, as a URL.
+        info: report of the embedded engine at readiness; None for vLLM.
+        prefetch: None if the prefetch is still running.
+    """
+    report = state.build_report()
+    if prefetch is not None:
+        logger.info("%s", prefetch)
+    if info is not None:
+        _log_engine(info)
+    if state.facts.compiled_model is not None:
+        logger.info("compiled model: %s", state.facts.compiled_model["text"])
+    logger.info("phases of this start:\n%s", report.table())
+    logger.info("ready after %.2f s: %s", report.total_s, address)
+    _save_files(report, state.subject)
+    record_start(state.history_key, StartRecord.from_report(report))
+
+
+def save_failed_start(state: StartState) -> None:
+    """Writes the requested files; a failed start does not enter the history."""
+    _save_files(state.build_report(), state.subject)
+
+
+def _save_files(report: StartReport, subject: StartSubject) -> None:
+    if subject.report_file is not None:
+        save_file(subject.report_file, report.to_json(), "start-up report")
+
+
+def _log_engine(info: EngineInfo) -> None:
+    if info.pooling is not None:
+        logger.info(
+            "%s in %s on %s: %d prompts at once of %d tokens, for %s",
+            info.model_type,
+            info.dtype,
+            info.device,
+            info.num_slots,
+            info.max_model_len,
+            ", ".join(info.pooling.supported_tasks),
+        )
+        return
+    logger.info(
+        "%s in %s on %s: %d sequences at once of %d tokens, KV cache of %d tokens (%.1f GiB), %s runner",
+        info.model_type,
+        info.dtype,
+        info.device,
+        info.num_slots,
+        info.max_model_len,
+        info.kv_cache_tokens,
+        info.kv_cache_bytes / (1 << 30),
+        info.runner,
+    )

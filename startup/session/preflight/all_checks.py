@@ -1,0 +1,184 @@
+"""Runs all checks, so that all faults of a start are reported at once, before heavy imports.
+
+Imports only the standard library and msgspec, but for `asks_hub`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+
+from base.machine.memory import MemoryState, read_memory
+from base.wording import list_some
+from envs.home import expand_home
+from envs.registry import undeclared_names, unknown_variables, validate_all
+from server.model_files.tokenizer_files import foreign_problem
+from startup.ground.config import StartupConfig
+from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
+from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.json_file import read_json_object
+from startup.files.model.location import ModelPlace, is_offline
+from startup.files.model.request import ModelRequest
+from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
+from startup.session.preflight.network import check_address, check_api_keys, check_tls
+from startup.session.preflight.places import check_hub, check_place, snapshot_findings
+from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
+from startup.session.preflight.resources import (
+    SHM,
+    check_cache_folder,
+    check_disk,
+    check_num_files,
+    check_shared_memory,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightOptions:
+    """The checks' assumptions about the machine; by default they examine the machine itself."""
+
+    is_listening: bool = False
+    """Whether the launcher listens already, so that the address needs no check."""
+    plan: FilePlan | None = None
+    """Where the model is, if that is known."""
+    memory: MemoryState | None = None
+    """None reads it from the kernel."""
+    shm: Path = SHM
+    asks_hub: bool = False
+    """Whether the hub is asked about a download; otherwise the download itself reports what it answers."""
+
+
+def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
+    """Reports every fault at once; never raises for a fault.
+
+    Args:
+        config: the start's configuration.
+        options: what to assume about the machine.
+    """
+    return run_checks(_Preflight(config, options or PreflightOptions()).checks())
+
+
+def download_checks(
+    places: Callable[[], Iterable[ModelPlace]], token: str | None, options: PreflightOptions
+) -> Iterator[CheckGroup]:
+    """Checks what is to be downloaded, of either engine: its room, and whether the hub gives it."""
+    yield "disk", lambda: chain.from_iterable(map(check_disk, places()))
+    if options.asks_hub:
+        yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in places())
+
+
+def _check_environment() -> Iterator[Finding]:
+    """Reports wrong values, misspelt names, and variables that only vLLM reads."""
+    for err in validate_all():
+        yield error("environment", str(err))
+    for unknown in unknown_variables():
+        yield warning("environment", f"{unknown}: unset it or correct its name")
+    if ignored := undeclared_names("VLLM_"):
+        listed = list_some(ignored)
+        yield info("environment", f"the embedded engine does not read {listed}: set for vLLM, no effect here")
+
+
+def is_importable(module: str) -> bool:
+    """Whether the module is found; imports the packages that it lies in, but not itself."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+class _Preflight:
+    """One run; caches what several checks need."""
+
+    def __init__(self, config: StartupConfig, options: PreflightOptions) -> None:
+        self._config = config
+        self._options = options
+
+    def checks(self) -> Iterator[CheckGroup]:
+        """Groups of checks in their order."""
+        server = self._config.server
+        yield "environment", _check_environment
+        yield "model", self._check_places
+        if not self._options.is_listening:
+            yield "address", lambda: check_address(server.network)
+        yield "tls", lambda: check_tls(server.tls)
+        yield "api_keys", lambda: check_api_keys(server.network)
+        yield "checkpoint", self._check_checkpoint
+        yield "tokenizer", self._check_tokenizer
+        yield "generation_config", self._check_generation_config
+        yield "lora", self._check_adapters
+        yield "memory", self._check_memory
+        yield "limits", check_num_files
+        yield "shm", lambda: check_shared_memory(self._options.shm)
+        yield "cache", check_cache_folder
+        yield from download_checks(self._downloads, self._config.model.hf_token, self._options)
+
+    @cached_property
+    def _plan(self) -> FilePlan:
+        return self._options.plan or plan_files(ModelRequest.of_start(self._config))
+
+    @property
+    def _model(self) -> ModelPlace:
+        return self._plan.model
+
+    @property
+    def _tokenizer(self) -> ModelPlace:
+        return self._plan.tokenizer
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint | None:
+        return read_checkpoint(self._model.folder) if self._model.folder else None
+
+    @cached_property
+    def _shape(self) -> ModelShape | None:
+        if self._checkpoint is None or not self._model.is_local:
+            return None
+        return read_model_shape(self._checkpoint, self._config.engine)
+
+    def _downloads(self) -> list[ModelPlace]:
+        return [] if is_offline() else [place for place in self._plan.main_places if place.kind == "hub"]
+
+    def _check_places(self) -> Iterator[Finding]:
+        for place in self._plan.main_places:
+            yield from check_place(place)
+
+    def _check_checkpoint(self) -> Iterator[Finding]:
+        if self._checkpoint is None:
+            return
+        if self._model.is_local:
+            yield from self._checkpoint.findings
+        else:  # missing files will be downloaded, but a broken file will not be downloaded again
+            yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
+        if self._model.kind != "folder":
+            yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)
+
+    def _check_tokenizer(self) -> Iterator[Finding]:
+        folder = self._tokenizer.folder
+        if folder is None or not self._tokenizer.is_local:
+            return
+        if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
+            yield error("tokenizer", problem)
+        for path in dict.fromkeys((self._model.folder, folder)):
+            yield from small_file_findings(path) if path else ()
+
+    def _check_generation_config(self) -> Iterator[Finding]:
+        source = self._config.server.generation.generation_config
+        if source not in ("auto", "vllm") and (problem := read_json_object(_generation_config(source)).problem):
+            yield error("generation_config", f"--generation-config {source}: {problem}")
+
+    def _check_adapters(self) -> Iterator[Finding]:
+        """Without a folder, an adapter may be a name on the hub, which only vLLM downloads."""
+        for module in self._config.server.lora_modules:
+            folder = Path(self._config.server.lora_adapter_root or ".", expand_home(module.path))
+            problem = adapter_problem(folder) if folder.is_dir() else f"there is no folder {folder}"
+            if problem:
+                yield error("lora", f"--lora-modules {module.name}={module.path}: {problem}")
+
+    def _check_memory(self) -> Iterable[Finding]:
+        memory = self._options.memory or read_memory()
+        return check_memory(self._shape, self._config.engine, memory) if self._shape else ()
+
+
+def _generation_config(folder: str) -> Path:
+    return Path(expand_home(folder)) / "generation_config.json"

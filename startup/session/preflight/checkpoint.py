@@ -1,0 +1,252 @@
+"""Checks the files of a model's folder by names, headers and small JSON files; does not read the weights."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from base.json_depth import read_json
+from base.wording import list_some
+from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems
+from startup.files.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
+from startup.session.preflight.report import Finding, error
+
+_JSON_FILES: Final = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "preprocessor_config.json",
+)
+"""Optional files beside config.json and the index; transformers reads them if they exist."""
+_BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+CONTENT_CHECKS: Final = ("weights", "lfs")
+"""Checks of existing files; the others are about missing files."""
+
+_UNREADABLE: Final = "cannot be read"
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+_PICKLE_MAGIC: Final = b"\x80"
+_LENGTH_BYTES: Final = 8
+_MAX_HEADER_BYTES: Final = 100_000_000
+"""The longest header that the safetensors library accepts."""
+
+
+class TensorEntry(NamedTuple):
+    """The header's entry for one tensor."""
+
+    dtype: str
+    num_elements: int
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+
+class SafetensorsFile(NamedTuple):
+    """A file's tensors by name, and its faults, by its header alone."""
+
+    path: Path
+    tensors: dict[str, TensorEntry]
+    problems: tuple[str, ...]
+
+
+class Checkpoint(NamedTuple):
+    """The content of a model's folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """The content of config.json; empty if it is missing or broken."""
+    weights: WeightFiles
+    tensors: tuple[TensorEntry, ...]
+    """The tensors of all safetensors files with a readable header."""
+    weight_bytes: int
+    """Size of the weights on disk."""
+    findings: tuple[Finding, ...]
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads and checks the folder; never raises: faults are findings."""
+    try:
+        weights = find_weight_files(folder)
+    except OSError as err:
+        finding = error("model", f"{folder} cannot be read: {err.strerror}")
+        return Checkpoint(
+            folder, config={}, weights=WeightFiles(None, {}, (), ()), tensors=(), weight_bytes=0, findings=(finding,)
+        )
+    config = read_json_object(folder / "config.json")
+    files = [read_safetensors(path) for path in weights.present if _is_safetensors(path)]
+    findings = [
+        *(error(check, text) for check, text in folder_problems(folder, weights)),
+        *_config_findings(folder, config),
+        *_shard_findings(folder, weights),
+        *_content_findings(weights, files),
+        *_index_findings(weights, files),
+    ]
+    tensors = tuple(tensor for file in files for tensor in file.tensors.values())
+    size = sum(path.stat().st_size for path in weights.present)
+    return Checkpoint(
+        folder,
+        config=config.content,
+        weights=weights,
+        tensors=tensors,
+        weight_bytes=size,
+        findings=tuple(findings),
+    )
+
+
+def small_file_findings(folder: Path) -> Iterator[Finding]:
+    """Checks the small files that tokenizer and generation read."""
+    for name in _JSON_FILES:
+        if (folder / name).exists() and (problem := json_problem(folder / name)):
+            yield error("json", problem)
+    for name in _BINARY_TOKENIZERS:
+        if pointer := unread_lfs_problem(folder / name):
+            yield error("lfs", pointer)
+
+
+def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:
+    if config.content and not config.content.get("model_type") and not config.content.get("architectures"):
+        yield error("config", f"{folder / 'config.json'} names neither model_type nor architectures")
+
+
+def _shard_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
+    if weights.index_path and not weights.shard_of and read_json_object(weights.index_path).problem is None:
+        yield error("index", f"{weights.index_path} has no weight_map, so no tensor can be found by it")
+    if (
+        len(weights.present) > 1
+        and not weights.missing
+        and weights.index_path is None
+        and _is_numbered(weights.present[0])
+    ):
+        yield error("index", f"{folder} has {len(weights.present)} shards but no index: download the *.index.json too")
+
+
+def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
+    problems = {file.path: file.problems for file in files}
+    for path in weights.present:
+        if pointer := unread_lfs_problem(path):
+            yield error("lfs", pointer)
+        elif path in problems:
+            for problem in problems[path]:
+                yield _broken(path, problem)
+        elif torch_problem := _torch_file_problem(path):
+            yield _broken(path, torch_problem)
+
+
+def _torch_file_problem(path: Path) -> str | None:
+    """The fault of a `.bin` file, which is not unpickled.
+
+    Since PyTorch 1.6 it is a zip archive with its directory at the end. An older file is a bare pickle, of
+    which only the beginning can be checked.
+    """
+    import zipfile  # noqa: PLC0415 - only for these files
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(len(_ZIP_MAGIC))
+            if magic == _ZIP_MAGIC:
+                zipfile.ZipFile(file).close()
+                return None
+    except OSError as err:
+        return f"{_UNREADABLE}: {err.strerror}"
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
+        return f"is truncated or corrupt: its {size} bytes have no archive's directory at the end ({err})"
+    if magic.startswith(_PICKLE_MAGIC):
+        return None
+    return f"is not a PyTorch checkpoint: it has {size} bytes and begins with {magic!r}"
+
+
+def _broken(path: Path, problem: str) -> Finding:
+    advice = "download it again, or delete it if it came from the hub and start again"
+    if problem.startswith(_UNREADABLE):
+        advice = "give this user the right to read it"
+    return error("weights", f"{path} {problem}: {advice}")
+
+
+def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
+    """Reports tensors that the index lists in a shard whose header does not contain them."""
+    held = {file.path.name: file.tensors for file in files if file.tensors}
+    lost: dict[str, list[str]] = {}
+    for tensor, shard in weights.shard_of.items():
+        if shard in held and tensor not in held[shard]:
+            lost.setdefault(shard, []).append(tensor)
+    for shard, tensors in sorted(lost.items()):
+        yield error(
+            "index",
+            f"{weights.index_path} lists {len(tensors)} tensors that {shard} does not have ({list_some(tensors, 2)}): "
+            "index and shards come from different downloads",
+        )
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _is_numbered(path: Path) -> bool:
+    return "-of-" in path.name
+
+
+def read_safetensors(path: Path) -> SafetensorsFile:
+    """Reads the header and reports all faults of the file; never raises.
+
+    Layout: 8 bytes, the header's length (little-endian); the header, a JSON object; the tensors' data.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            header, data_begin = _read_header(file, size)
+            tensors = {name: _entry(name, value) for name, value in header.items() if name != "__metadata__"}
+    except OSError as err:
+        return SafetensorsFile(path, {}, (f"cannot be read: {err.strerror}",))
+    except _HeaderError as err:
+        return SafetensorsFile(path, {}, (str(err),))
+    return SafetensorsFile(path, tensors, tuple(_size_problems(tensors, data_begin, size)))
+
+
+class _HeaderError(ValueError):
+    """The header is invalid, so that nothing more can be checked."""
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    prefix = file.read(_LENGTH_BYTES)
+    if len(prefix) < _LENGTH_BYTES:
+        raise _HeaderError(f"is truncated: {size} bytes are too few for a safetensors file")
+    length = int.from_bytes(prefix, "little")
+    data_begin = _LENGTH_BYTES + length
+    if length > _MAX_HEADER_BYTES:
+        raise _HeaderError(f"is not a safetensors file: its first 8 bytes say that the header has {length} bytes")
+    if data_begin > size:
+        raise _HeaderError(f"is truncated: the header alone needs {data_begin} bytes, the file has {size}")
+    try:
+        header = read_json(file.read(length))
+    except ValueError as err:
+        raise _HeaderError(f"has a corrupt header: {err}") from err
+    if not isinstance(header, dict):
+        raise _HeaderError("has a corrupt header: it is not a JSON object")
+    return header, data_begin
+
+
+def _entry(name: str, value: Any) -> TensorEntry:
+    try:
+        begin, end = value["data_offsets"]
+        entry = TensorEntry(str(value["dtype"]), math.prod(value["shape"]), begin, end)
+    except (TypeError, KeyError, ValueError) as err:
+        raise _HeaderError(f"has a corrupt header: tensor {name!r} lacks dtype, shape or data_offsets") from err
+    if not all(isinstance(number, int) and number >= 0 for number in entry[1:]) or begin > end:
+        raise _HeaderError(f"has a corrupt header: tensor {name!r} lies at {begin} to {end}")
+    return entry
+
+
+def _size_problems(tensors: dict[str, TensorEntry], data_begin: int, size: int) -> list[str]:
+    wanted = data_begin + max((tensor.end for tensor in tensors.values()), default=0)
+    if size < wanted:
+        return [f"is truncated: its header calls for {wanted} bytes, the file has {size}"]
+    if size > wanted:
+        return [f"is too long: its header calls for {wanted} bytes, the file has {size}"]
+    return []

@@ -1,0 +1,206 @@
+"""Checks that weights, KV cache of one sequence and program fit into memory, by config.json and headers."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from base.machine.memory import MemoryState
+from base.wording import format_bytes
+from envs.registry import env
+from server.config import EngineConfig
+from server.model_files.kind import read_model_kind
+from startup.imports.torch_environment import expects_gpu
+from startup.session.preflight.checkpoint import Checkpoint
+from startup.session.preflight.report import Finding, Severity, error, warning
+
+PROGRAM_BYTES: Final = 500 << 20
+"""Anonymous memory of all processes with torch and transformers imported: 260 MB measured in the engine."""
+LENGTH_KEYS: Final = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "n_ctx",
+)
+_DEFAULT_LENGTH: Final = 2048
+_ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
+_CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types in the checkpoint that are converted to the configured type; quantized weights are not converted."""
+
+
+class ModelShape(NamedTuple):
+    """A model's sizes in bytes and tokens."""
+
+    dtype: str
+    weight_bytes: int
+    """Bytes of the weights in memory, after conversion."""
+    kv_bytes_per_token: int
+    """Keys and values of all layers; 0 if config.json lacks them, and for a model without a KV cache."""
+    own_max_len: int | None
+    """The longest sequence that the model supports; None if config.json does not give it."""
+
+    def sequence_tokens(self, wanted: int | None) -> int:
+        """The longest sequence that would be served."""
+        return wanted or self.own_max_len or _DEFAULT_LENGTH
+
+
+def loaded_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Bytes of the weights in memory after conversion; `auto` is the checkpoint's own type."""
+    own = dtype if dtype != "auto" else _own_dtype(checkpoint, _text_config(checkpoint.config))
+    return _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
+
+
+def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
+    """The sizes for the checks of memory; weights and KV cache depend on `config.dtype`."""
+    text = _text_config({**checkpoint.config, **config.hf_overrides})
+    dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
+    item_bytes = _ITEM_BYTES.get(dtype, 2)
+    is_pooling = read_model_kind(checkpoint.folder, config).is_pooling
+    lengths = [length for key in LENGTH_KEYS if (length := _count(text, key))]
+    return ModelShape(
+        dtype=dtype,
+        weight_bytes=_weight_bytes(checkpoint, item_bytes),
+        kv_bytes_per_token=0 if is_pooling else _kv_elements(text) * item_bytes,
+        own_max_len=min(lengths, default=None),
+    )
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the language model's part of a multimodal model merged in."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _own_dtype(checkpoint: Checkpoint, text: dict[str, Any]) -> str:
+    declared = text.get("dtype") or text.get("torch_dtype")
+    if declared in _ITEM_BYTES:
+        return str(declared)
+    sizes: dict[str, int] = {}
+    for tensor in checkpoint.tensors:
+        if name := _CONVERTED.get(tensor.dtype):
+            sizes[name] = sizes.get(name, 0) + tensor.num_bytes
+    return max(sizes, key=lambda name: sizes[name], default="float32")
+
+
+def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
+    if not checkpoint.tensors:
+        return checkpoint.weight_bytes
+    return sum(
+        tensor.num_elements * item_bytes if tensor.dtype in _CONVERTED else tensor.num_bytes
+        for tensor in checkpoint.tensors
+    )
+
+
+def _kv_elements(text: dict[str, Any]) -> int:
+    """Number of elements in the keys and values of one token in all layers."""
+    num_layers = _count(text, "num_hidden_layers", "n_layer", "num_layers")
+    num_heads = _count(text, "num_attention_heads", "n_head", "num_heads")
+    hidden_size = _count(text, "hidden_size", "n_embd", "d_model")
+    num_kv_heads = _count(text, "num_key_value_heads") or num_heads
+    head_dim = _count(text, "head_dim") or (hidden_size // num_heads if num_heads else 0)
+    return 2 * num_layers * num_kv_heads * head_dim
+
+
+def _count(text: dict[str, Any], *keys: str) -> int:
+    """The first positive number under these keys; 0 if there is none."""
+    return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)
+
+
+def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
+    """Reports faults with their numbers and the flags that help."""
+    if expects_gpu():  # it has its own memory, which the engine checks before it loads the model
+        memory = None
+    wanted, own = config.max_model_len, shape.own_max_len
+    if wanted is not None and own is not None and wanted > own and not config.allow_long_max_model_len:
+        most = _longest(own, shape, config, memory)
+        yield error(
+            "max_model_len",
+            f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): "
+            f"give at most {most}"
+            + ("" if most == own else ", for which there is room")
+            + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
+        )
+        config = replace(config, max_model_len=most)  # what else is wrong is reported as if this was given
+    yield from _check_cache_size(shape, config)
+    if memory is not None:
+        yield from _check_fit(shape, config, memory)
+
+
+def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
+    """The longest sequence that there is room for; the model's own limit if there is room for none."""
+    sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
+    fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
+    return min([own, *(number for number in fitting if number > 0)])
+
+
+def _check_cache_size(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
+    size, wanted = config.kv_cache_memory_bytes, config.max_model_len
+    if size is None or wanted is None or not shape.kv_bytes_per_token:
+        return
+    if size < (needed := wanted * shape.kv_bytes_per_token):
+        yield error(
+            "kv_cache",
+            f"--kv-cache-memory-bytes {size} is too small for one sequence of --max-model-len {wanted}: give {needed} "
+            f"or more, or lower --max-model-len to {size // shape.kv_bytes_per_token}",
+        )
+
+
+def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
+    tokens = shape.sequence_tokens(config.max_model_len)
+    kv_bytes = tokens * shape.kv_bytes_per_token
+    fixed = shape.weight_bytes + PROGRAM_BYTES
+    if fixed + kv_bytes <= memory.available_bytes:
+        yield from _check_wanted_cache(fixed, config, memory)
+        return
+    severity: Severity = "error"
+    if config.max_model_len is None and fixed + shape.kv_bytes_per_token <= memory.available_bytes:
+        severity = "warning"
+    yield Finding("memory", severity, _no_room(shape, config, memory))
+
+
+def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
+    size = config.kv_cache_memory_bytes
+    if size is not None and fixed + size > memory.available_bytes:
+        most = max(memory.available_bytes - fixed, 0)
+        yield warning(
+            "kv_cache",
+            f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {_source(memory)} has left beside the "
+            "weights: the engine may be killed under load; give less",
+        )
+
+
+def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
+    tokens = shape.sequence_tokens(config.max_model_len)
+    kv_bytes = tokens * shape.kv_bytes_per_token
+    parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
+    if kv_bytes:
+        parts.append(f"{format_bytes(kv_bytes)} for the KV cache of one sequence of {tokens} tokens")
+    parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")
+    total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
+    available = f"{format_bytes(memory.available_bytes)} of {_source(memory)}'s {format_bytes(memory.total_bytes)}"
+    return f"{total} are needed ({', '.join(parts)}), {available} are available: {_advice(shape, config, memory)}"
+
+
+def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
+    room = _room(shape, memory)
+    steps = []
+    if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:
+        most = room // shape.kv_bytes_per_token
+        verb = "lower --max-model-len to" if config.max_model_len else "--max-model-len is lowered to"
+        steps.append(f"{verb} at most {most}")
+    elif shape.dtype in ("float32", "float"):
+        steps.append("give --dtype bfloat16, which halves it")
+    else:
+        steps.append("take a smaller or quantized model")
+    steps.append("raise the container's memory limit" if memory.is_cgroup else "free memory")
+    return " or ".join(steps)
+
+
+def _room(shape: ModelShape, memory: MemoryState) -> int:
+    """Bytes for the KV cache."""
+    return memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
+
+
+def _source(memory: MemoryState) -> str:
+    return "the container" if memory.is_cgroup else "the machine"

@@ -1,0 +1,163 @@
+"""Checks the address to listen on, API keys and TLS files in the way in which the server will use them."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from base.security.api_keys import KeyFileError, read_key_file
+from base.server_settings import NetworkConfig, TlsConfig
+from envs.redaction import hide_in_words
+from startup.ground.errors import PortInUseError, StartupError
+from startup.session.preflight.report import Finding, error, info, warning
+from startup.port.listener import is_listened_on, listen
+
+_MAX_PATH_BYTES: Final = 107
+"""Longest path of a UNIX socket (unix(7))."""
+_MAX_CHARACTERS: Final = 120
+"""Of a command line in a message."""
+_HOLDING: Final = ("LISTEN", "NONE")
+"""psutil's states of sockets that listen: of TCP, and of UNIX sockets, whose state it does not tell."""
+
+
+def check_address(config: NetworkConfig) -> Iterator[Finding]:
+    """Checks that a server can listen on the configured address; leaves no socket open."""
+    if config.uds is not None:
+        yield from _check_uds(Path(config.uds))
+    elif config.port != 0:
+        yield from _check_port(config)
+
+
+def _check_port(config: NetworkConfig) -> Iterator[Finding]:
+    try:
+        listen(host=config.host, port=config.port, uds=None).close()
+    except PortInUseError:
+        who = _holders("tcp", lambda address: address and address.port == config.port)
+        yield error("port", f"{_address(config)} is in use by {who}: stop it or choose another --port")
+    except StartupError as err:
+        yield error("port", _with_port_advice(str(err), config.port))
+
+
+def _address(config: NetworkConfig) -> str:
+    return f"{config.host or '0.0.0.0'}:{config.port}"
+
+
+def _with_port_advice(message: str, port: int) -> str:
+    if "permission" in message and port < 1024:
+        return f"{message}: choose a --port from 1024 up, lower ones need root"
+    return f"{message}: choose another --host"
+
+
+def _check_uds(path: Path) -> Iterator[Finding]:
+    if len(bytes(path)) > _MAX_PATH_BYTES:
+        yield error("uds", f"--uds {path} has {len(bytes(path))} bytes, at most {_MAX_PATH_BYTES} are possible")
+    elif not path.parent.is_dir():
+        yield error("uds", f"--uds {path}: there is no folder {path.parent}")
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield error("uds", f"--uds {path}: the folder {path.parent} cannot be written to")
+    elif not path.exists():
+        return
+    elif not path.is_socket():
+        yield error("uds", f"--uds {path} exists and is not a socket: remove it or choose another path")
+    elif is_listened_on(path):
+        who = _holders("unix", lambda address: address in (str(path), str(path.absolute())))
+        yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds")
+    else:
+        yield info("uds", f"{path} was left behind by a server that has ended: it is replaced")
+
+
+def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
+    """The processes with a socket of such a local address, by number and command line without secrets."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            if any(c.status in _HOLDING and is_wanted(c.laddr) for c in process.net_connections(kind)):
+                found.append(describe_process(process.pid))
+    return ", ".join(found) or "a process that is not visible from here, or does not listen yet"
+
+
+def describe_process(pid: int) -> str:
+    """A process by number, and by its command line without secrets if that is visible from here."""
+    import psutil
+
+    try:
+        words = psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError):
+        return f"pid {pid}"
+    text = " ".join(" ".join(word.split()) for word in hide_in_words(words))
+    shown = text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
+    return f"pid {pid} ({shown})"
+
+
+def check_api_keys(config: NetworkConfig) -> Iterator[Finding]:
+    """Checks that the key file can be read, contains a key and is private, and that required keys exist.
+
+    `--api-key-everywhere` without a key is an error: the server would accept every request without a key.
+    """
+    if not config.api_key_file:
+        if config.api_key_everywhere and not config.api_keys:
+            yield error("api_keys", "--api-key-everywhere needs a key: give one with --api-key-file or VLLM_API_KEY")
+        return
+    path = Path(config.api_key_file)
+    try:
+        read_key_file(path)
+    except KeyFileError as err:
+        yield error("api_keys", str(err))
+    else:
+        yield from _readable_by_all("api_keys", "--api-key-file", path)
+
+
+def check_tls(config: TlsConfig) -> Iterator[Finding]:
+    """Checks that the server can use the files."""
+    if unreadable := list(_unreadable(config)):
+        yield from unreadable
+        return
+    if config.ssl_certfile is None:
+        yield from _check_settings_without_certificate(config)
+        return
+    from base.security.tls import TlsError, create_tls_context  # noqa: PLC0415 - only with a certificate
+
+    try:
+        create_tls_context(config)
+    except TlsError as err:
+        yield error("tls", str(err))
+        return
+    if config.ssl_ca_certs is not None and not config.ssl_cert_reqs:
+        yield warning("tls", "--ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set it to 2 (required)")
+    yield from _readable_by_all("tls", "--ssl-keyfile", Path(config.ssl_keyfile or config.ssl_certfile))
+
+
+def _unreadable(config: TlsConfig) -> Iterator[Finding]:
+    for option, name in _given_files(config).items():
+        try:
+            Path(name).open("rb").close()
+        except OSError as err:
+            yield error("tls", f"{option} {name} cannot be read: {err.strerror}")
+
+
+def _given_files(config: TlsConfig) -> dict[str, str]:
+    files = {
+        "--ssl-keyfile": config.ssl_keyfile,
+        "--ssl-certfile": config.ssl_certfile,
+        "--ssl-ca-certs": config.ssl_ca_certs,
+    }
+    return {option: name for option, name in files.items() if name is not None}
+
+
+def _check_settings_without_certificate(config: TlsConfig) -> Iterator[Finding]:
+    """TLS settings without a certificate are an error: the server would use plain HTTP."""
+    given = _given_files(config)
+    given |= {"--ssl-ciphers": config.ssl_ciphers} if config.ssl_ciphers is not None else {}
+    if config.enable_ssl_refresh:
+        given["--enable-ssl-refresh"] = ""
+    for option, value in given.items():
+        yield error("tls", f"{option} {value}".strip() + " needs a certificate: give one with --ssl-certfile")
+
+
+def _readable_by_all(check: str, option: str, path: Path) -> Iterator[Finding]:
+    if path.stat().st_mode & stat.S_IROTH:
+        yield warning(check, f"{option} {path} can be read by every user of this machine: run `chmod o= {path}`")

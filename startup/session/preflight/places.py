@@ -1,0 +1,99 @@
+"""Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from base.wording import list_some
+from envs.home import expand_home
+from envs.redaction import without_login
+from envs.registry import env
+from envs.suggestion import did_you_mean
+from startup.files.download.messages import STALL_S, DownloadError, hub_endpoints
+from startup.files.model.location import (
+    ModelPlace,
+    dangling_links,
+    find_snapshot,
+    is_offline,
+    is_streamed,
+    missing_package,
+)
+from startup.session.preflight.report import Finding, error, info, warning
+
+
+def check_place(place: ModelPlace) -> Iterator[Finding]:
+    """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids.
+
+    vLLM starts with a part of a model in the hub's cache.
+    """
+    option = "--tokenizer" if place.is_tokenizer else "MODEL"
+    is_vllm = place.wanted.engine == "vllm"
+    if place.kind == "object_store":
+        is_read_by_vllm = is_vllm and is_streamed(place.wanted.load_format)
+        if not is_read_by_vllm and (problem := missing_package(place.name)):
+            yield error("model", problem)
+    elif place.kind == "nowhere":
+        path = Path(expand_home(place.name))
+        report = warning if is_vllm and path.is_file() else error
+        yield report("model", f"{option} {place.name} {_problem(path)}")
+    elif place.kind == "hub" and is_offline() and not place.is_default and not (is_vllm and _is_cached(place)):
+        state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
+        yield error(
+            "model",
+            f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start",
+        )
+
+
+def _is_cached(place: ModelPlace) -> bool:
+    """Whether any part of it is cached: in vLLM's folder for downloads, or in the hub's."""
+    folder = place.folder or find_snapshot(place.name, revision=place.revision, cache_dir=env.HF_HUB_CACHE.get())
+    return folder is not None
+
+
+def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
+    """Faults of a cached snapshot; only information if a download will fix them."""
+    report = info if will_download else error
+    if links := dangling_links(snapshot):
+        advice = "they are downloaded now" if will_download else "download the model again"
+        yield report("download", f"{snapshot} lacks the content of {list_some(links)}: {advice}")
+
+
+def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
+    """Sends a download's first requests: for the list of files, and for the first file, which may be gated.
+
+    vLLM's own client may succeed where these requests have no answer.
+    """
+    from startup.files.download.hub_client import (  # noqa: PLC0415 - no start needs it
+        FileAddress,
+        HubClient,
+        RetryableError,
+    )
+
+    def give_up(_: float, reason: str) -> None:
+        raise RetryableError(reason)
+
+    try:
+        client = HubClient(token=token, stall_s=STALL_S)
+        listing = client.list_files(place.name, place.revision, hub_endpoints(), give_up)
+        for name in place.wanted.choose_small(listing.files)[:1]:
+            with client.stream(FileAddress(listing.endpoints[0], place.name, listing.commit, name), begin=0):
+                pass
+    except DownloadError as err:
+        is_final = err.kind == "refused" or (err.kind == "unreachable" and place.wanted.engine == "embedded")
+        yield (error if is_final and not place.is_default else warning)("hub", str(err))
+    except RetryableError as err:
+        yield warning("hub", f"{place.name} is to be downloaded: {err}")
+    else:
+        yield info("hub", f"{place.name} is to be downloaded from {without_login(listing.endpoints[0])}")
+
+
+def _problem(path: Path) -> str:
+    if path.exists():
+        return "is a file: give the folder that holds config.json and the weights"
+    return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return []

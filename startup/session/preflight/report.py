@@ -1,0 +1,148 @@
+"""The preflight's findings, as text and as JSON; runs the groups of checks of both engines."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from envs.redaction import without_login
+from envs.variable import EnvError
+from startup.ground.config import PreflightMode
+from startup.ground.errors import CommandLineError, StartupError
+
+logger = logging.getLogger(__name__)
+
+Severity = Literal["error", "warning", "info"]
+
+USAGE: Final = "usage"
+"""The check of words that the command line does not accept."""
+
+_SCHEMA: Final = 1
+_MAX_SHOWN: Final = 5
+"""Lines of faults in an error."""
+_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
+
+
+class Finding(NamedTuple):
+    """A fault, with the faulty value and the fix, or a piece of information."""
+
+    check: str
+    """The check's stable id, such as `port` or `weights`."""
+    severity: Severity
+    """`error`: the start would fail; `warning`: it may fail or be slow; `info`: no fault."""
+    message: str
+
+
+CheckGroup: TypeAlias = tuple[str, Callable[[], Iterable[Finding]]]
+"""A group's name and the function that yields its findings."""
+
+
+def error(check: str, message: str) -> Finding:
+    """A finding with which the start would fail."""
+    return Finding(check, "error", without_login(message))
+
+
+def warning(check: str, message: str) -> Finding:
+    """A finding with which the start may fail later or behave unexpectedly."""
+    return Finding(check, "warning", without_login(message))
+
+
+def info(check: str, message: str) -> Finding:
+    """A finding that is not a fault."""
+    return Finding(check, "info", without_login(message))
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """All findings of one run."""
+
+    findings: tuple[Finding, ...]
+    duration_s: float
+    checks: tuple[tuple[str, float], ...] = ()
+    """The groups of checks that ran, with their durations in seconds."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Faults that must be fixed before a start."""
+        return self._of("error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Faults that may cause problems later."""
+        return self._of("warning")
+
+    @property
+    def has_usage_error(self) -> bool:
+        """Whether words of the command line are not accepted."""
+        return any(finding.check == USAGE for finding in self.errors)
+
+    def as_error(self) -> StartupError | None:
+        """All errors in one exception, of which the first few are shown; None if there are none."""
+        messages = [finding.message for finding in self.errors]
+        if not messages:
+            return None
+        kind = CommandLineError if self.has_usage_error else StartupError
+        if len(messages) == 1:
+            return kind(messages[0])
+        shown = messages if len(messages) <= _MAX_SHOWN else messages[: _MAX_SHOWN - 1]
+        num_hidden = len(messages) - len(shown)
+        rest = [f"and {num_hidden} more: --preflight-only shows all"] if num_hidden else []
+        return kind("\n  ".join([f"{len(messages)} faults:", *shown, *rest]))
+
+    def apply(self, mode: PreflightMode) -> None:
+        """Raises the errors as one; with the mode `warn`, and if there are none, logs what was found."""
+        if mode != "warn" and (err := self.as_error()) is not None:
+            raise err
+        for finding in (*self.errors, *self.warnings):
+            logger.warning("%s", finding.message)
+
+    def to_json(self) -> str:
+        """A JSON object; `schema` changes when a field changes its meaning."""
+        content: dict[str, Any] = {
+            "schema": _SCHEMA,
+            "ok": not self.errors,
+            "duration_s": round(self.duration_s, 4),
+            "findings": [finding._asdict() for finding in self.findings],
+            "checks": [{"name": name, "duration_s": round(seconds, 4)} for name, seconds in self.checks],
+        }
+        return json.dumps(content, indent=2)
+
+    def to_text(self) -> str:
+        """A line per finding, errors first, and a summary line."""
+        lines = [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
+        return "\n".join([*lines, self._summary()])
+
+    def _summary(self) -> str:
+        counts = [_count(len(self.errors), "error"), _count(len(self.warnings), "warning")]
+        return f"Preflight: {', '.join(counts)} after {self.duration_s:.2f} s"
+
+    def _of(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+
+def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
+    """All findings, and how long each group took; never raises for a fault."""
+    begin = time.perf_counter()
+    findings: list[Finding] = []
+    timings: list[tuple[str, float]] = []
+    for name, check in groups:
+        check_begin = time.perf_counter()
+        findings += _run_group(name, check)
+        timings.append((name, time.perf_counter() - check_begin))
+    return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
+
+
+def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """An error inside a check is a warning: it must not prevent a start that would work."""
+    try:
+        return list(check())
+    except EnvError:
+        return []  # reported by the check of the environment
+    except Exception as err:  # noqa: BLE001 - the boundary of a check
+        return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

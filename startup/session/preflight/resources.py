@@ -1,0 +1,87 @@
+"""Checks open files, shared memory and disks, which would otherwise end a start late or a running server."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from base.machine.files import write_problem
+from base.wording import format_bytes
+from envs.registry import env
+from startup.ground.caches import cache_folder
+from startup.files.model.location import ModelPlace
+from startup.session.preflight.report import Finding, error, warning
+
+SHM: Final = Path("/dev/shm")
+
+_MIN_NUM_FILES: Final = 96
+"""Libraries, sockets between processes, the event loop and a few shards: a start opens about 40 files."""
+_GOOD_NUM_FILES: Final = 1024
+_MIN_SHM_BYTES: Final = 16 << 20
+"""More than multiprocessing's semaphores and OpenMP's registrations need."""
+
+
+def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
+    """Checks /dev/shm, which multiprocessing needs for its semaphores."""
+    try:
+        state = os.statvfs(folder)
+    except OSError as err:
+        yield error("shm", f"{folder} cannot be used: {err.strerror}; mount a tmpfs there")
+        return
+    free = state.f_bavail * state.f_frsize
+    if not os.access(folder, os.W_OK):
+        yield error("shm", f"{folder} cannot be written to: mount it writable")
+    elif free < _MIN_SHM_BYTES:
+        yield warning(
+            "shm",
+            f"{folder} has {format_bytes(free)} free, it should have {format_bytes(_MIN_SHM_BYTES)}: empty it, or "
+            "give the container --shm-size=1g (Kubernetes: an emptyDir with medium: Memory)",
+        )
+
+
+def check_num_files() -> Iterator[Finding]:
+    """Checks the number of open files; every client needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
+        return
+    advice = f"raise it with `ulimit -n {_GOOD_NUM_FILES}`"
+    if hard != resource.RLIM_INFINITY and hard < _GOOD_NUM_FILES:
+        advice = (
+            f"`ulimit -n` goes up to {hard} here; raise that with LimitNOFILE= of the service, --ulimit nofile= of the "
+            "container, or limits.conf"
+        )
+    if soft < _MIN_NUM_FILES:
+        yield error("nofile", f"{soft} open files are allowed, a start needs {_MIN_NUM_FILES}: {advice}")
+    else:
+        yield warning("nofile", f"{soft} open files are allowed, and every client needs one: {advice}")
+
+
+def check_disk(place: ModelPlace) -> Iterator[Finding]:
+    """Checks the cache folder before a download, which checks the room itself."""
+    folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
+    if problem := write_problem(str(folder)):
+        reason = f"{folder} cannot be written to ({problem})"
+        yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")
+
+
+def check_cache_folder() -> Iterator[Finding]:
+    """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
+    folder = cache_folder()
+    if problem := write_problem(str(nearest_existing(folder))):
+        yield warning(
+            "cache",
+            f"nothing is cached between starts: {folder} cannot be written to ({problem}); "
+            f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can write to the folder's disk."""
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

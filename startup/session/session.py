@@ -1,0 +1,300 @@
+"""The start session: listener, responder, service manager, prefetch, preflight, deadline, report of a start.
+
+A start strategy calls its methods in the order of its own start: `startup.embedded.start`,
+`startup.vllm.launch.start`.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from multiprocessing.process import current_process
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from envs.registry import env
+from server.types import EngineInfo
+from startup.ground.caches import PAGES, find_baked
+from startup.ground.config import PreflightMode
+from startup.session.deadline import StartDeadline
+from startup.files.download.obtain import begin_download
+from startup.ground.errors import StartupError
+from startup.files.model.file_plan import FilePlan
+from startup.session.outcome import save_failed_start, save_ready_start
+from startup.ground.prefetch_options import PrefetchOptions
+from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
+from startup.session.preflight.report import PreflightReport
+from startup.port import listener
+from startup.port.responder import StartupResponder
+from startup.port.responder_process import OpenChannel, open_plain
+from startup.port.start_state import ProbeAnswers, StartState
+from startup.ground.processes import group_signals
+from startup.ground.processes.stop_signals import StopSignals
+from startup.ground.run_record import RunRecord, recorded
+from startup.ground.temp_folder import own_folder
+from startup.ground import start_origin
+from startup.reports.timeline.history import StartSubject
+from startup.reports.timeline.progress import LiveProgress
+from startup.reports.timeline.timeline import PhaseTimeline
+
+if TYPE_CHECKING:
+    from startup.files.download.process import DownloadHandle
+    from startup.port.systemd.service_manager import ServiceManager
+
+logger = logging.getLogger(__name__)
+
+
+class ListenAddress(NamedTuple):
+    """Where a server listens."""
+
+    host: str | None
+    port: int
+    uds: str | None
+    is_tls: bool = False
+    when_ready: bool = False
+    """Whether a port is only bound until the server is ready (--listen-when-ready)."""
+
+
+class StartSession:
+    """One start, from the first step until the server stops; a context manager in the API process.
+
+    Methods are called on the main thread, except where they name another one. A StartupError that leaves the
+    `with` block is reported to probes, service manager and report file.
+    """
+
+    def __init__(self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False) -> None:
+        """With `is_private`, the responder answers only what probes need."""
+        self.timeline = timeline
+        self.state = StartState(subject, timeline)
+        self.stack = ExitStack()
+        """Closed when the session ends, in reverse order."""
+        self.phase_of_others: Callable[[], str] = str
+        """What the processes do that the current phase waits for; empty if that is not known."""
+        self._is_private = is_private
+        self._address = ""
+        self._manager: ServiceManager | None = None
+        self._responder: StartupResponder | None = None
+        self.stop_signals = StopSignals(self._report_stop)
+        self._deadline = StartDeadline(None, self.phase)
+        self._live: LiveProgress | None = None
+        self._prefetch: PrefetchHandle | None = None
+        self._download: DownloadHandle | None = None
+        self._is_ready = False
+        self._publishing = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.stack.enter_context(self.stop_signals)
+        _log_origin()
+        if self.state.subject.start_method == "spawn":
+            text = "%s=spawn makes this start slower: each process of the engine imports everything again; unset it"
+            logger.info(text, env.VLLM_WORKER_MULTIPROC_METHOD.name)
+        if (problem := find_baked().problem) is not None:
+            logger.warning("%s", problem)
+        self._manager = self._connect_manager()
+        self.timeline.on_change = self._publish
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.stack:
+            if isinstance(err, StartupError):
+                self._fail(str(err))
+
+    @property
+    def responder(self) -> StartupResponder | None:
+        """None before `listen`."""
+        return self._responder
+
+    def phase(self) -> str:
+        """The current phase, for log lines; may be called on any thread."""
+        return self.state.phase
+
+    def listen(
+        self,
+        address: ListenAddress,
+        prepare_channels: Callable[[], OpenChannel] = open_plain,
+        *,
+        accepts_activation: bool = False,
+    ) -> socket.socket:
+        """Binds and listens, and starts the responder; to be called before this process has a second thread.
+
+        Args:
+            address: ignored if the service manager has passed a socket and `accepts_activation` is set.
+            prepare_channels: see `StartupResponder`.
+            accepts_activation: whether a socket passed by the service manager is taken.
+
+        Raises:
+            PortInUseError: another process listens there.
+            StartupError: the address or the passed socket cannot be used.
+        """
+        with self.timeline.span("listen"):
+            passed = _take_socket() if accepts_activation else None
+            bound = passed or listener.listen(
+                host=address.host, port=address.port, uds=address.uds, when_ready=address.when_ready
+            )
+            listening = self.stack.enter_context(bound)
+        if listener.is_listening(listening):
+            self.timeline.mark("listening")
+        self._address = listener.describe(listening, is_tls=address.is_tls)
+        self.record(self._address)
+        answers = ProbeAnswers(self.state, is_private=self._is_private)
+        self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
+        return listening
+
+    def record(self, address: str | None) -> None:
+        """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
+        subject = self.state.subject
+        self.stack.enter_context(recorded(RunRecord(engine=subject.engine, model=subject.model, address=address)))
+
+    def create_folder(self) -> Path:
+        """Creates a folder for the files of all processes of this start, multiprocessing's among them."""
+        folder = self.stack.enter_context(own_folder())
+        current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
+        return folder
+
+    def limit_time(self, timeout_s: float | None) -> None:
+        """Ends this process if the start takes longer; None sets no limit."""
+        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
+
+    def show_progress(self, *, only_logs: bool = False) -> None:
+        """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
+        with group_signals.blocked():  # also in the thread
+            self._live = self.stack.enter_context(LiveProgress(self.state.meter, only_logs=only_logs))
+
+    def prefetch(self, files: Sequence[Path], options: PrefetchOptions) -> None:
+        """Reads torch's libraries and then the model's files into the page cache, in a helper process.
+
+        An image that was baked has a record of what a start reads of the libraries.
+        """
+        pages = _baked_pages()
+        paths = (*(() if pages else plan_libraries()), *files)
+        self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
+
+    def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
+        """Downloads what the plan lacks, in a helper process; None if there is nothing to download.
+
+        Its progress is the detail of whatever phase is running.
+        """
+        self._download = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
+        return self.stack.enter_context(self._download) if self._download is not None else None
+
+    def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> None:
+        """Reads the history, runs the preflight and logs its warnings.
+
+        Args:
+            run_preflight: called within the phase `preflight`, so that its imports are part of it.
+            mode: `auto` ends the start if there are errors, `warn` logs them, `off` does not check.
+
+        Raises:
+            StartupError: with all errors of the preflight.
+        """
+        with self.timeline.span("preflight"):
+            self.state.load_history()
+            report = run_preflight() if mode != "off" else None
+        if report is not None:
+            report.apply(mode)
+
+    def hand_over(self) -> None:
+        """The HTTP server is about to accept: returns once the responder does not. Called on any thread."""
+        if self._responder is not None:
+            self._responder.hand_over()
+
+    def finish(self, info: EngineInfo | None = None) -> None:
+        """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
+        self._end_waiting()
+        prefetch = self._prefetch.result() if self._prefetch is not None else None
+        if self._download is not None and self._download.report is not None:
+            self.timeline.add("download", self._download.report.spans)
+        self.state.finish(prefetch)
+        self._publish()
+        save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
+
+    def notify_ready(self, status: str | None = None) -> None:
+        """Ends the deadline and notifies the service manager of readiness. Called on any thread.
+
+        From now on, signals are for the server.
+        """
+        self._is_ready = True
+        self.stop_signals.release()
+        self._end_waiting()
+        if self._manager is not None:
+            self._manager.notify_ready(status or f"ready: {self._address}")
+
+    def drain(self) -> None:
+        """The server rejects new requests from now on; its start has no deadline. Called on any thread."""
+        self._end_waiting()
+        self.state.drain()
+        self.notify_stopping("finishing running requests")
+
+    def notify_stopping(self, status: str) -> None:
+        """Notifies the service manager that the server stops."""
+        if self._manager is not None:
+            self._manager.notify_stopping(status)
+
+    def _end_waiting(self) -> None:
+        """The start is over: ends deadline and progress."""
+        self._deadline.cancel()
+        if self._live is not None:
+            self._live.close()
+
+    def _connect_manager(self) -> "ServiceManager | None":
+        if env.NOTIFY_SOCKET.get() is None:
+            return None
+        from startup.port.systemd.service_manager import ServiceManager
+
+        return self.stack.enter_context(closing(ServiceManager.from_environment()))
+
+    def _publish(self) -> None:
+        """Sends each change of the timeline to the responder, and the phase to the service manager.
+
+        Called on the main thread and on that of a download's progress: no older message follows a newer one.
+        """
+        with self._publishing:
+            if self._responder is not None:
+                self._responder.update(self.state.to_message())
+            if self._manager is not None and not self._is_ready and self.timeline.running is not None:
+                self._manager.notify_status(self.state.meter.read().activity)
+
+    def _report_stop(self, signal_name: str) -> None:
+        if self._live is not None:
+            self._live.erase()
+        phase = self.phase_of_others() or self.phase()
+        logger.info("stopped by %s during the start, in phase %s", signal_name, phase.replace("_", " "))
+        logging.disable()  # the threads of this process notice that others end
+        self.notify_stopping(f"stopped by {signal_name} during the start")
+
+    def _fail(self, reason: str) -> None:
+        if not self._is_ready:
+            self.state.fail(reason)
+            save_failed_start(self.state)
+        from startup.reports.crash.crash_report import write_termination_message  # noqa: PLC0415 - only after a failure
+
+        write_termination_message(reason)
+        if self._manager is not None:
+            self._manager.notify_failure(reason)
+
+
+def _baked_pages() -> Path | None:
+    folder = find_baked().folder
+    return folder / PAGES if folder is not None and (folder / PAGES).exists() else None
+
+
+def _log_origin() -> None:
+    """One line about a warm start; at debug level, why a start is cold."""
+    if (warm := start_origin.warm) is not None:
+        text = "warm start: forked from the standby's process %d, which saves %.1f s of imports"
+        logger.info(text, warm.template_pid, warm.saved_s)
+    elif start_origin.cold_reason:
+        logger.debug("cold start: %s", start_origin.cold_reason)
+
+
+def _take_socket() -> socket.socket | None:
+    """The listening socket that a service manager passed to this process, if any."""
+    if env.LISTEN_PID.get() is None:
+        return None
+    from startup.port.systemd.service_manager import take_socket
+
+    return take_socket()

@@ -1,0 +1,100 @@
+"""The help of `serve`: supported flags by group; on request also ignored and rejected ones."""
+
+import json
+from collections.abc import Iterable
+from typing import Final
+
+import click
+
+from envs.suggestion import did_you_mean
+from startup.words.errors import InputError
+from startup.words.flag import Flag, Shape, SupportedFlag
+from startup.words.param_types import ByteSize, spell_size
+from startup.words.supported import GROUPS
+from startup.words.table import FLAGS
+from startup.words.unsupported import IGNORED, REJECTED
+
+
+def write_groups(formatter: click.HelpFormatter) -> None:
+    """The supported flags with their meaning."""
+    for title, flags in GROUPS.items():
+        _write_supported(formatter, title, flags)
+    with formatter.section("Help"):
+        rows = [
+            ("-h, --help", "Show this help."),
+            ("--help=all|WORD", "Show every flag, or those that contain WORD."),
+        ]
+        formatter.write_dl(rows, col_max=34)
+
+
+def write_topic(formatter: click.HelpFormatter, topic: str) -> None:
+    """The flags of `--help=all` or `--help=WORD` (`help_topic`)."""
+    found = find_flags(topic)
+    for title, flags in GROUPS.items():
+        _write_supported(formatter, title, [flag for flag in flags if flag in found])
+    for reason, ignored in IGNORED.items():
+        _write_names(formatter, f"Accepted without effect: {reason}", [flag for flag in ignored if flag in found])
+    for feature, rejected in REJECTED.items():
+        _write_names(formatter, f"Only with --engine vllm: {feature}", [flag for flag in rejected if flag in found])
+
+
+def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable[SupportedFlag]) -> None:
+    rows = [(spell(flag), _meaning(flag)) for flag in flags]
+    if rows:
+        with formatter.section(title):
+            formatter.write_dl(rows, col_max=34)
+
+
+def _write_names(formatter: click.HelpFormatter, title: str, flags: Iterable[Flag]) -> None:
+    rows = [", ".join(flag.names) for flag in flags]
+    if rows:
+        with formatter.section(title):
+            formatter.write("".join(f"  {row}\n" for row in rows))
+
+
+def spell(flag: SupportedFlag) -> str:
+    """The flag with its metavar."""
+    if flag.shape is Shape.SWITCH:
+        return f"--[no-]{flag.name.removeprefix('--')}"
+    return f"{', '.join(flag.names)} {flag.metavar or _type_name(flag.type)}"
+
+
+def _type_name(type_: click.ParamType | None) -> str:
+    if isinstance(type_, click.Choice):
+        return "|".join(type_.choices)
+    return (type_.name if type_ else "text").upper()
+
+
+def _meaning(flag: SupportedFlag) -> str:
+    default = spell_default(flag)
+    return f"{flag.help} [{default}]" if default else flag.help
+
+
+def spell_default(flag: SupportedFlag) -> str:
+    """The default in the syntax of the flag; empty without one, and for a switch that is off."""
+    default = flag.default
+    if default is None or default is False or default in ("", ()):
+        return ""
+    if flag.shape is Shape.SWITCH:
+        return "on"
+    if isinstance(flag.type, ByteSize):
+        return spell_size(default)
+    if isinstance(default, tuple):
+        return json.dumps(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+EVERYTHING: Final = "all"
+
+
+def find_flags(topic: str) -> tuple[Flag, ...]:
+    """All flags, or those whose names contain the word; raises InputError if no flag does."""
+    word = topic.lower().replace("_", "-").strip().lstrip("-")
+    if word == EVERYTHING:
+        return FLAGS
+    joined = word.replace("-", "")
+    found = tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
+    if not found:
+        guess = did_you_mean(word, [name.lstrip("-") for flag in FLAGS for name in flag.names])
+        raise InputError(f"No flag has {topic!r} in its name{guess}; --help=all shows every flag.")
+    return found

@@ -1,0 +1,118 @@
+"""Flags of `serve` for click: as options, and beside a command's own options."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from envs.registry import env
+from envs.variable import EnvError
+from startup.ground.serve_words import help_topic, split
+from startup.words.arguments import Arguments
+from startup.words.flag import Shape, SupportedFlag
+from startup.words.help import write_topic
+from startup.words.supported import SUPPORTED
+
+_MODELS: Final = ("--model", "--tokenizer")
+_KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
+"""Metavar of a flag -> what a shell completes."""
+
+
+class FlagOption(click.Option):
+    """A flag with its type, help and completion."""
+
+    def __init__(self, flag: SupportedFlag) -> None:
+        name = flag.name.removeprefix("--")
+        declaration = f"--{name}/--no-{name}" if flag.shape is Shape.SWITCH else flag.name
+        super().__init__(
+            [declaration, flag.parameter],
+            type=flag.type,
+            multiple=flag.shape is Shape.LIST,
+            default=None,
+            help=flag.help,
+            metavar=flag.metavar,
+        )
+        self.flag = flag
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completes models, files, folders and choices."""
+        if self.flag.name in _MODELS:
+            return complete_model(ctx, self, incomplete)
+        if kind := _KINDS.get(self.flag.metavar or ""):
+            return [CompletionItem(incomplete, type=kind)]
+        return super().shell_complete(ctx, incomplete)
+
+    def find_value(self, given: Arguments, in_file: Arguments) -> Any:
+        """Precedence: option, variable, file; None if none of them has a value."""
+        name, variable = self.flag.name, self.flag.variable
+        if name in given.flags:
+            return given.flags[name].value
+        if variable is not None and variable.raw is not None:
+            value = variable.get()
+            return (value,) if self.multiple else value
+        return in_file.flags[name].value if name in in_file.flags else None
+
+
+class ServeFlagsCommand(click.Command):
+    """Has options of its own at any position; all other words, in their order, are the parameter `words`.
+
+    Click itself would take `-cc.cudagraph_mode=NONE` for `-h` among other letters.
+    """
+
+    def __init__(self, *args: Any, hidden: Collection[str] = (), **attributes: Any) -> None:
+        """`hidden` flags of `serve` are not completed."""
+        super().__init__(*args, **attributes)
+        self._hidden = hidden
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--help=WORD` shows flags of the server."""
+        if (topic := help_topic(args)) and not ctx.resilient_parsing:
+            formatter = ctx.make_formatter()
+            write_topic(formatter, topic)
+            click.echo(formatter.getvalue().strip("\n"))
+            ctx.exit()
+        options = {name: option for option in self.params if isinstance(option, click.Option) for name in option.opts}
+        num_values = {name: 0 if option.is_flag else 1 for name, option in options.items()} | {"--help": 0, "-h": 0}
+        own: list[str] = []
+        others: list[str] = []
+        for given in split(args, num_values.get):
+            if given.flag in num_values:
+                _, equals, value = given.words[0].partition("=")
+                own += [f"{given.flag}{equals}{value}", *given.words[1:]]
+            else:
+                others += given.words
+        rest = super().parse_args(ctx, own)
+        ctx.params["words"] = tuple(others)
+        return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completes its own options and the server's flags."""
+        own = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("-"):
+            return own
+        left_out = {*self._hidden, *(item.value for item in own)}
+        flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in left_out]
+        return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
+
+
+_PREFIX: Final = "models--"
+
+
+def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """If no model matches, the shell completes folders."""
+    download_dir = ctx.params.get("download_dir")
+    names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
+
+
+def cached_models(download_dir: str | None = None) -> Iterator[str]:
+    """Hub ids of downloaded models, taken from the names of folders."""
+    try:
+        folder = Path(download_dir) if download_dir else env.HF_HUB_CACHE.get()
+        for entry in folder.iterdir():
+            if entry.name.startswith(_PREFIX) and (entry / "snapshots").is_dir():
+                yield entry.name.removeprefix(_PREFIX).replace("--", "/")
+    except (OSError, EnvError):
+        return

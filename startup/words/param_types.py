@@ -1,0 +1,248 @@
+"""Types of flag values beyond those of click."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from base.errors import ConfigError
+from base.json_depth import read_json
+from envs.home import expand_home
+from envs.suggestion import did_you_mean, former_form
+from envs.variable import EXPECTED_DURATION, parse_duration
+from server.config import LoraModule, PoolerConfig
+from startup.ground.config import CompileCacheOption
+
+_FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+class HumanInt(click.ParamType):
+    """A whole number, or one with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Fractions need a decimal suffix, as in vLLM."""
+        match = re.fullmatch(r"(-?\d+)|(\d+(?:\.\d+)?)([kmgtKMGT])", str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
+        plain, number, suffix = match.groups()
+        if plain:
+            return int(plain)
+        if suffix.isupper() and "." in number:
+            decimal = f"{number}{suffix.lower()}"
+            self.fail(f"{value!r} has a fraction and a binary suffix{did_you_mean(value, [decimal])}.", param, ctx)
+        factors = _FACTORS if suffix.isupper() else _DECIMAL_FACTORS
+        return round(float(number) * factors[suffix.lower()])
+
+
+class TokenLimit(click.ParamType):
+    """A HumanInt, or `auto` or -1 for the model's own limit."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """None is the model's own limit."""
+        if str(value).strip().lower() in ("auto", "-1"):
+            return None
+        return HumanInt().convert(value, param, ctx)
+
+
+class JsonObject(click.ParamType):
+    """A JSON object."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """The error names the position of a JSON fault."""
+        parsed = _load_json(self, value, param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail(f"{value!r} is not a JSON object.", param, ctx)
+        return parsed
+
+
+class JsonStrings(click.ParamType):
+    """A JSON list of strings."""
+
+    name = "json list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The error names the position of a JSON fault."""
+        parsed = _load_json(self, value, param, ctx)
+        if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
+            self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
+        return tuple(parsed)
+
+
+class CommaList(click.ParamType):
+    """Words separated by commas."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Ignores blanks around a word, and empty words."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(word.strip() for word in str(value).split(",") if word.strip())
+
+
+class ChatTemplate(click.ParamType):
+    """A template's text, from a file or inline."""
+
+    name = "file|template"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """A value that is not a file must contain braces or several lines to be a template, as in vLLM."""
+        try:
+            return Path(value).read_text(encoding="utf-8")
+        except (OSError, ValueError) as err:
+            if any(character in value for character in "{}\n"):
+                return str(value)
+            reason = getattr(err, "strerror", None) or err
+            self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
+
+
+class TokenizerModes(click.Choice):
+    """The modes that the embedded engine has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """vLLM has more modes, such as those of Grok-2 and DeepSeek-V3.2."""
+        if value not in self.choices:
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}; others need --engine vllm.", param, ctx)
+        return value
+
+
+def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_json(value)
+    except ValueError as err:
+        hint = former_form(param.opts[0]) if param is not None else ""
+        type_.fail(f"{value!r} is not JSON{hint or f': {err}'}.", param, ctx)
+
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)")
+
+
+class ByteSize(click.ParamType):
+    """`16MiB` and `16M` are 16 times 2**20 bytes, `16MB` is 16 million, `16777216` is bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Ignores case."""
+        match = _SIZE.fullmatch(str(value).strip().lower())
+        if not match or (match[3] and not match[2]):
+            self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
+        number, unit, binary, byte = match.groups()
+        factors = _DECIMAL_FACTORS if byte and not binary else _FACTORS
+        return round(float(number) * factors[unit])
+
+
+class Duration(click.ParamType):
+    """`90` and `90s` are seconds, `10m` minutes, `1h` an hour."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Ignores case."""
+        try:
+            return parse_duration(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not {EXPECTED_DURATION}.", param, ctx)
+
+
+def spell_size(num_bytes: int) -> str:
+    """In the largest unit that divides the number: `16MiB`."""
+    for unit, factor in reversed(_FACTORS.items()):
+        if unit and num_bytes and num_bytes % factor == 0:
+            return f"{num_bytes // factor}{unit.upper()}iB"
+    return str(num_bytes)
+
+
+class LoraModuleType(click.ParamType):
+    """An adapter's name and path."""
+
+    name = "name=path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LoraModule:
+        """The error shows both ways to write it."""
+        if isinstance(value, LoraModule):
+            return value
+        try:
+            return LoraModule.parse(str(value))
+        except ConfigError as err:
+            self.fail(str(err), param, ctx)
+
+
+class CompileCacheType(click.ParamType):
+    """Where compiled models are shared, and whether one is required."""
+
+    name = "location"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CompileCacheOption:
+        """The error shows what may be combined."""
+        if isinstance(value, CompileCacheOption):
+            return value
+        try:
+            return CompileCacheOption.of(str(value))
+        except ConfigError as err:
+            self.fail(str(err), param, ctx)
+
+
+class LogConfigFile(click.ParamType):
+    """A JSON file with a dictionary for `logging.config.dictConfig`."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """The error names the fault and its position in the file."""
+        if isinstance(value, dict):
+            return value
+        try:
+            content = read_json(Path(expand_home(value)).read_text(encoding="utf-8"))
+        except OSError as err:
+            self.fail(f"{value!r} cannot be read: {err.strerror}.", param, ctx)
+        except ValueError as err:
+            self.fail(f"{value!r} is not JSON: {err}.", param, ctx)
+        if not isinstance(content, dict):
+            self.fail(f"{value!r} does not contain a JSON object.", param, ctx)
+        if content.get("version") != 1:
+            self.fail(f'{value!r} is not a logging configuration: "version": 1 is missing.', param, ctx)
+        return content
+
+
+_UNSUPPORTED: Final = (
+    *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
+    *("logit_mean", "logit_sigma"),
+)
+"""vLLM's other keys; null and false change nothing."""
+
+
+class PoolerOptions(click.ParamType):
+    """How a pooling model turns hidden states into vectors or scores."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolerConfig:
+        """The error names the key that is unknown or that the embedded engine does not support."""
+        if isinstance(value, PoolerConfig):
+            return value
+        given = {key.replace("-", "_"): item for key, item in JsonObject().convert(value, param, ctx).items()}
+        given.pop("enable_flash_late_interaction", None)
+        if "normalize" in given:
+            self.fail("Parameter `normalize` was removed; use `use_activation` instead.", param, ctx)
+        known = [field.name for field in fields(PoolerConfig)]
+        for key in [key for key in given if key not in known]:
+            if key not in _UNSUPPORTED:
+                self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
+            if given.pop(key) not in (None, False):
+                self.fail(f"the embedded engine does not support {key}; `--engine vllm` does.", param, ctx)
+        try:
+            return PoolerConfig(**given)
+        except ConfigError as err:
+            self.fail(f"{err}.", param, ctx)

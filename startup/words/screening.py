@@ -1,0 +1,67 @@
+"""Screens flags that have no effect in the embedded engine: a notice if ignored, an error if rejected."""
+
+from collections.abc import Iterable, Iterator
+
+import click
+
+from envs.redaction import hide_in_words
+from startup.imports.torch_environment import has_gpu
+from startup.words.arguments import GivenFlag
+from startup.words.errors import InputError
+from startup.words.flag import Flag, Shape
+from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES
+
+_NOTHING = ("", "None")
+"""How vLLM's command line spells a missing value."""
+
+
+def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
+    """Raises InputError that names every flag whose feature the embedded engine lacks."""
+    rejected = [given for given in given_flags if given.flag in REJECTED_FEATURES and not _is_neutral(given)]
+    if rejected:
+        requests = "; ".join(f"{_spell(given)} requests {REJECTED_FEATURES[given.flag]}" for given in rejected)
+        raise InputError(f"Not possible with the embedded engine: {requests}. Use --engine vllm.")
+
+
+def notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+    """One line for each flag that has no effect."""
+    for given in given_flags:
+        reason = IGNORE_REASONS.get(given.flag) or _hardware_reason(given.flag)
+        if reason and not _is_neutral(given):
+            yield f"{_spell(given)} has no effect: {reason}."
+
+
+def _is_neutral(given: GivenFlag) -> bool:
+    neutral = (*_NOTHING, *given.flag.neutral)
+    return all(any(_is_same(value, other) for other in neutral) for value in given.values)
+
+
+def _is_same(value: str, other: str) -> bool:
+    try:
+        return float(value) == float(other)
+    except ValueError:
+        return value == other
+
+
+def _spell(given: GivenFlag) -> str:
+    if given.flag.shape is Shape.SWITCH:
+        return given.flag.name if given.value else given.flag.opposite
+    return " ".join(hide_in_words((given.flag.name, *given.values)))
+
+
+def _hardware_reason(flag: Flag) -> str | None:
+    if flag.parameter == "gpu_memory_utilization" and not has_gpu():
+        return "there is no GPU, so the KV cache is sized from free memory"
+    return None
+
+
+def show_notices(notices: Iterable[str], log_format: str) -> None:
+    """One line each on standard error; as JSON they have the form of log lines."""
+    for notice in notices:
+        click.echo(_as_json(notice) if log_format == "json" else f"Notice: {notice}", err=True)
+
+
+def _as_json(notice: str) -> str:
+    from startup.ground.logs.json_lines import format_warning
+
+    return format_warning(notice, logger="vllm_cli", role="api", phase="command_line")

@@ -1,0 +1,87 @@
+"""Keys and tokens of a command line: recommends safer places, keeps them out of files and child processes."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from base.machine.command_line import is_visible
+from envs.redaction import is_secret_flag
+from startup.ground.serve_words import Given, split
+from startup.words.arguments import GivenFlag
+from startup.words.errors import InputError
+from startup.words.flag import Flag, SupportedFlag
+from startup.words.supported import SUPPORTED
+from startup.words.table import find_flag
+
+
+def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
+    """The words without these flags, in any spelling, and their values."""
+    kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
+    return [word for given in kept for word in given.words]
+
+
+def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
+    """The values of a flag, in any spelling, for each time that it is given."""
+    return [given.values for flag, given in split_flags(words) if flag is not None and flag.name == name]
+
+
+def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The words without secret flags, and the variables that a child process reads instead.
+
+    The command line of a child is visible to every user until it has masked it. Several keys, which the
+    variable cannot hold, stay.
+    """
+    kept: list[str] = []
+    variables: dict[str, str] = {}
+    for flag, given in split_flags(words):
+        if isinstance(flag, SupportedFlag) and flag.is_secret and flag.variable is not None and len(given.values) == 1:
+            variables[flag.variable.name] = given.values[0]
+        else:
+            kept += given.words
+    return kept, variables
+
+
+def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
+    """A line per flag whose secret value is visible to others.
+
+    Args:
+        words: the command line.
+        has_key_file: whether the engine has --api-key-file.
+    """
+    values: dict[SupportedFlag, list[str]] = {}
+    for flag, given in split_flags(words):
+        if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
+            values.setdefault(flag, []).extend(given.values)
+    for flag, secrets in values.items():
+        state = "is visible to every user" if is_visible(secrets) else "was visible to every user until now"
+        places = [flag.variable.name] if flag.variable is not None else []
+        places += ["--api-key-file"] if has_key_file and flag.parameter == "api_key" else []
+        yield f"{flag.name} on the command line {state}, and shells record it: prefer {' or '.join(places)}."
+
+
+def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+    """A line for an empty --api-key, as an unset variable of a script gives: requests then need no key.
+
+    None if --api-key-file is empty too, as programs give it that want a server without keys.
+    """
+    empty = {given.flag.name for given in given_flags if not any(given.values)}
+    if "--api-key" in empty and "--api-key-file" not in empty:
+        yield "--api-key is empty: requests need no key, unless a file or the variable contains one."
+
+
+def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
+    """The flags as `Arguments.parse` finds them; None for other words and for a flag that it would reject."""
+    for given in split(words, _num_values):
+        yield _find(given.flag), given
+
+
+def _find(name: str) -> Flag | None:
+    if not name:
+        return None
+    try:
+        return find_flag(name).flag
+    except InputError:  # for vLLM, an abbreviation may be clear that is ambiguous with the flags of this program
+        return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
+
+
+def _num_values(name: str) -> int | str | None:
+    flag = _find(name)
+    return flag.num_values if flag else None

@@ -1,0 +1,219 @@
+"""The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from base.setting import is_section
+from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
+from envs.variable import EnvError
+from startup.ground.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
+from startup.files.model.request import ModelRequest
+from startup.ground.serve_words import (
+    LAUNCHER_FLAGS,
+    OMNI,
+    STRAY_REMEDY,
+    has_several_models,
+    help_topic,
+    is_flag_like,
+    is_stray,
+    split,
+)
+from startup.words.arguments import Arguments, read_config_file
+from startup.words.engine_choice import choose_engine, vllm_options
+from startup.words.errors import InputError
+from startup.words.flag import Shape, SupportedFlag
+from startup.words.help import write_groups, write_topic
+from startup.words.option import FlagOption, complete_model
+from startup.words.screening import notices, reject_unsupported, show_notices
+from startup.words.secret_flags import empty_key_notices, secret_notices, split_flags
+from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIABLES
+
+VLLM: Final = "vllm_cli.vllm_options"
+"""Key of the settings of a start of vLLM in the metadata of click's context."""
+CONFIG_OF_START: Final = "vllm_cli.startup_config"
+"""Key of the configuration of a start of the embedded engine."""
+WORDS: Final = "vllm_cli.words"
+"""Key of the words after `serve`."""
+
+_READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+class ServeCommand(click.Command):
+    """Accepts every flag of `vllm serve`; click converts and completes the supported ones."""
+
+    is_quiet = False
+    """Whether no notices are shown."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Precedence: options, variables, `--config`, defaults."""
+        if ctx.resilient_parsing:  # shell completion: no checks, no output
+            return super().parse_args(ctx, args)
+        ctx.meta[WORDS] = tuple(args)
+        is_router = has_several_models(args)  # whose words `router.words` reads
+        if not is_router:
+            _reject_flags_of_several(args)
+        if not is_router and choose_engine(args) == "vllm":
+            _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
+            options = vllm_options(ctx, args)
+            if not self.is_quiet:
+                secrets = secret_notices(options.words, has_key_file=False)
+                show_notices((*unknown_variable_notices(), *secrets), options.log_format)
+            ctx.meta[VLLM] = options
+            return []
+        if (topic := help_topic(args)) is not None:
+            click.echo(self._help_about(ctx, topic))
+            ctx.exit()
+        _raise_all(validate_all())
+        if is_router:
+            return []
+        if OMNI in args:  # before the flags of vllm-omni, which are not known here
+            reject_unsupported(Arguments.parse((OMNI,)).flags.values())
+        given = Arguments.parse(args)
+        config_path = given.last_value(CONFIG.name)
+        in_file = read_config_file(Path(config_path)) if config_path else Arguments()
+        log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
+        ctx.params = read_settings(ctx, given, in_file)
+        ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
+        if not self.is_quiet:
+            show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
+        return []
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The supported flags; `--help=all` shows the rest."""
+        write_groups(formatter)
+
+    def _help_about(self, ctx: click.Context, topic: str) -> str:
+        if not topic:
+            return self.get_help(ctx)
+        formatter = ctx.make_formatter()
+        write_topic(formatter, topic)
+        return formatter.getvalue().strip("\n")
+
+
+_MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
+
+
+def serve_parameters() -> list[click.Parameter]:
+    """MODEL and the supported flags."""
+    return [_MODEL, *map(FlagOption, SUPPORTED)]
+
+
+def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
+    """The settings of a start with these words; raises ClickException if `serve` rejects them.
+
+    Args:
+        words: MODEL and flags, of either engine.
+        name: of the command in usage errors.
+        is_quiet: whether no notices are shown.
+    """
+    if has_several_models(words):
+        raise InputError(f"{name} is for one model: name one of them.")
+    serve = ServeCommand(name="serve", params=serve_parameters())
+    serve.is_quiet = is_quiet
+    with serve.make_context(name, list(words)) as ctx:
+        start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
+        return start
+
+
+def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
+    """What `vllm-cli serve` with these words reads, for a command that takes serve's flags."""
+    start = parse_start(words, command)
+    if isinstance(start, StartupConfig):
+        return ModelRequest.of_start(start)
+    from startup.vllm.command_line import CommandLine
+
+    return CommandLine.of(start.words).request
+
+
+def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
+    """The values of flags, variables and file, converted; those that are not given are left out."""
+    if (stray := next(filter(is_stray, given.positionals[1:]), None)) is not None:
+        raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
+    if len(given.positionals) > 1:
+        raise click.UsageError(f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})", ctx)
+    settings = {}
+    for option in ctx.command.params:
+        if isinstance(option, FlagOption) and (value := option.find_value(given, in_file)) is not None:
+            settings[option.flag.parameter] = option.type_cast_value(ctx, value)
+    if given.positionals and given.positionals[0]:
+        settings["model"] = given.positionals[0]
+    return settings
+
+
+def _raise_all(errors: Iterable[EnvError]) -> None:
+    if lines := list(map(str, errors)):
+        raise InputError("\nError: ".join(lines))
+
+
+def _is_read_for_vllm(name: str) -> bool:
+    """Whether the launcher reads the variable; of others vLLM may accept more values than we do."""
+    return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
+
+
+def unknown_variable_notices() -> Iterator[str]:
+    """One line for each variable with our prefix that does not exist."""
+    return (f"{unknown}." for unknown in unknown_variables())
+
+
+def _reject_flags_of_several(words: Sequence[str]) -> None:
+    """Rejects the flags of a router, and several models that are named behind flags."""
+    several = {flag.name for flag in GROUPS["Several models"]}
+    for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in several):
+        raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
+    given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
+    others = [each.words[0] for _, each in given if not each.flag]
+    models = [word for word in others if word != "--" and not is_stray(word)]
+    has_unknown = any(each.flag and flag is None for flag, each in given)  # the word behind may be its value
+    if len(models) > 1 and not has_unknown:
+        raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
+
+
+def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_quiet: bool) -> str:
+    """Rejects flags; returns the format of notices."""
+    has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
+    if given.greedy_flag and not has_model:
+        raise InputError(
+            f"MODEL must come before {given.greedy_flag}, which takes every word that follows; "
+            f"for the default model, write {given.greedy_flag} once for each value."
+        )
+    flags = (in_file.flags | given.flags).values()
+    reject_unsupported(flags)
+    log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
+    log_format = log_format or env.VCLI_LOG_FORMAT.get()
+    if not is_quiet:
+        secrets = secret_notices(words, has_key_file=True)
+        show_notices((*unknown_variable_notices(), *secrets, *empty_key_notices(flags)), log_format)
+    return log_format
+
+
+def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
+    """Settings are named like flags, `max_model_len`; a setting that is not given keeps its default."""
+    values = {path: variable.get() for path, variable in VARIABLES.items()}
+    values |= {path: _given_value(flag, settings) for flag in SUPPORTED for path in flag.fields}
+    if values["server.served_model_names"] is None:
+        values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
+    config: StartupConfig = _build(StartupConfig, values)
+    return config
+
+
+def _given_value(flag: SupportedFlag, settings: Mapping[str, Any]) -> Any:
+    value = settings.get(flag.parameter)
+    if flag.shape is Shape.LIST:
+        value = tuple(filter(None, value or ()))
+        return value or None
+    return None if value == "" else value
+
+
+def _build(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    arguments = {}
+    for field in fields(config):
+        path = f"{prefix}{field.name}"
+        if is_section(field):
+            arguments[field.name] = _build(field.type, values, f"{path}.")
+        elif values.get(path) is not None:
+            arguments[field.name] = values[path]
+    return config(**arguments)

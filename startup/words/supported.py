@@ -1,0 +1,173 @@
+"""The flags of `serve` that have an effect, derived from the fields of `StartupConfig` and its sections."""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Final, Literal, get_args, get_origin
+
+import click
+
+from base.setting import ConfigField, Group, Syntax, walk_settings
+from envs.registry import ENGINES, env
+from envs.variable import EnvVar
+from server.config import LoraModule, PoolerConfig
+from server.model_files.tokenizer_files import RENDERERS
+from startup.ground.config import StartupConfig
+from startup.words.flag import Shape, SupportedFlag
+from startup.words.param_types import (
+    ByteSize,
+    ChatTemplate,
+    CommaList,
+    CompileCacheType,
+    Duration,
+    HumanInt,
+    JsonObject,
+    JsonStrings,
+    LogConfigFile,
+    LoraModuleType,
+    PoolerOptions,
+    TokenizerModes,
+    TokenLimit,
+)
+
+_BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
+    "count": HumanInt(),
+    "size": ByteSize(),
+    "compile cache": CompileCacheType(),
+    "duration": Duration(),
+    "token limit": TokenLimit(),
+    "optional text": None,
+    "JSON list": JsonStrings(),
+    "comma list": CommaList(),
+    "template": ChatTemplate(),
+    "log config": LogConfigFile(),
+    "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
+}
+
+_BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
+    bool: None,
+    str: None,
+    LoraModule: LoraModuleType(),
+    int: click.INT,
+    float: click.FLOAT,
+    dict: JsonObject(),
+    Path: click.Path(path_type=Path),
+    PoolerConfig: PoolerOptions(),
+}
+
+
+def click_type(field: Field[Any]) -> click.ParamType | None:
+    """None for text, switches and lists of texts."""
+    metadata = field.metadata
+    if "syntax" in metadata:
+        return _BY_SYNTAX[metadata["syntax"]]
+    if choices := metadata.get("choices"):
+        return click.Choice(choices, case_sensitive=not choices[0].isupper())
+    python_type = _python_type(field)
+    if get_origin(python_type) is Literal:
+        return click.Choice(get_args(python_type))
+    if get_origin(python_type) is tuple:
+        return _BY_PYTHON_TYPE[get_args(python_type)[0]]
+    return _BY_PYTHON_TYPE[get_origin(python_type) or python_type]
+
+
+def shape_of(field: Field[Any]) -> Shape:
+    """Switches are bool; tuples without a syntax of their own take several words."""
+    if field.metadata.get("syntax") == "optional text":
+        return Shape.OPTIONAL
+    python_type = _python_type(field)
+    if python_type is bool:
+        return Shape.SWITCH
+    is_list = get_origin(python_type) is tuple and "syntax" not in field.metadata
+    return Shape.LIST if is_list else Shape.VALUE
+
+
+def metavar_of(field: Field[Any]) -> str | None:
+    """The declared one, else the unit; None leaves it to the click type."""
+    metavar: str | None = field.metadata.get("metavar")
+    if field.name.endswith("_s"):
+        return metavar or "SECONDS"
+    return metavar or ("SIZE" if field.metadata.get("syntax") == "size" else None)
+
+
+def _python_type(field: Field[Any]) -> Any:
+    """Without `| None`."""
+    if isinstance(field.type, UnionType):
+        return next(part for part in get_args(field.type) if part is not type(None))
+    return field.type
+
+
+CONFIG_FIELDS: Final = tuple(walk_settings(StartupConfig))
+
+VARIABLES: Final[dict[str, EnvVar[Any]]] = {
+    path: field.metadata["variable"]
+    for path, field, *_ in CONFIG_FIELDS
+    if "variable" in field.metadata and "flag" not in field.metadata
+}
+"""Fields that an environment variable sets and no flag."""
+
+_FILLED_TOO: Final = {
+    field.metadata["filled_by"]: (path,) for path, field, *_ in CONFIG_FIELDS if "filled_by" in field.metadata
+}
+"""Flag -> the second field that its value fills."""
+
+ENGINE: Final = SupportedFlag(
+    "--engine",
+    type=click.Choice(ENGINES),
+    variable=env.VCLI_ENGINE,
+    default=env.VCLI_ENGINE.default,
+    help="vllm: the installed vLLM, with all its flags; embedded: this package's engine; auto: vLLM if installed.",
+    role="program",
+)
+CONFIG: Final = SupportedFlag(
+    "--config",
+    metavar="FILE",
+    help="YAML file of settings, named like the flags; flags and variables take precedence.",
+)
+_WITHOUT_FIELD: Final = (
+    ENGINE,
+    CONFIG,
+    SupportedFlag(
+        "--preflight-only",
+        shape=Shape.SWITCH,
+        help="Check everything that could make the start fail, report, and exit with 0, 2 or 3, as the start would.",
+        role="router",
+    ),
+    SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON.", role="router"),
+)
+"""Flags that decide what a command line starts, before there is a configuration."""
+
+
+def _derive_group(title: Group) -> Iterator[SupportedFlag]:
+    declared = [each for each in CONFIG_FIELDS if each.group == title and "flag" in each.field.metadata]
+    for each in declared:
+        if "after" not in each.field.metadata:
+            flag = _derive(each)
+            yield flag
+            yield from (_derive(other) for other in declared if other.field.metadata.get("after") == flag.name)
+
+
+def _derive(declared: ConfigField) -> SupportedFlag:
+    path, field, _, role = declared
+    name = field.metadata["flag"]
+    return SupportedFlag(
+        name,
+        field.metadata.get("aliases", ()),
+        shape=shape_of(field),
+        help=field.metadata["help"],
+        fields=(path, *_FILLED_TOO.get(name, ())),
+        default=None if field.default is MISSING else field.default,
+        type=click_type(field),
+        metavar=metavar_of(field),
+        variable=field.metadata.get("variable"),
+        role=role,
+    )
+
+
+GROUPS: Final[dict[str, tuple[SupportedFlag, ...]]] = {title: tuple(_derive_group(title)) for title in get_args(Group)}
+GROUPS["Start"] = (*_WITHOUT_FIELD, *GROUPS["Start"])
+
+SUPPORTED: Final = tuple(flag for group in GROUPS.values() for flag in group)
+
+LOG_FORMAT: Final = next(flag for flag in SUPPORTED if flag.name == "--log-format")

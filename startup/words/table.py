@@ -1,0 +1,65 @@
+"""All flags of `serve` by name."""
+
+from typing import Final, NamedTuple
+
+from envs.replacements import REPLACEMENTS
+from envs.suggestion import did_you_mean
+from startup.ground.serve_words import normalise
+from startup.words.errors import InputError
+from startup.words.flag import Flag, Shape
+from startup.words.supported import SUPPORTED
+from startup.words.unsupported import IGNORED, REJECTED
+
+
+class Spelling(NamedTuple):
+    """What a word of the command line stands for."""
+
+    flag: Flag
+    is_negated: bool = False
+
+
+def spellings(flag: Flag) -> dict[str, Spelling]:
+    """Every way to write a flag.
+
+    The opposite of `--enable-x` is `--no-enable-x`; from vLLM 0.33 on also `--disable-x`, and the reverse.
+    """
+    plain = {name: Spelling(flag) for name in flag.names}
+    if flag.shape is not Shape.SWITCH:
+        return plain
+    long_names = [name for name in flag.names if name.startswith("--")]
+    negated = [f"--no-{name.removeprefix('--')}" for name in long_names]
+    for begin, opposite in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
+        negated += [opposite + name.removeprefix(begin) for name in long_names if name.startswith(begin)]
+    return plain | {name: Spelling(flag, is_negated=True) for name in negated}
+
+
+IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
+"""Why an ignored flag changes nothing."""
+
+REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items() for flag in flags}
+"""Which feature a rejected flag requests."""
+
+FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
+
+_MAX_SHOWN: Final = 5
+
+_BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spellings(flag).items()}
+
+
+def find_flag(name: str) -> Spelling:
+    """The flag of that name, or whose name begins so and no other's; else a usage error with a suggestion."""
+    return _BY_NAME.get(normalise(name)) or _complete(name)
+
+
+def _complete(name: str) -> Spelling:
+    """Completes a name as argparse does."""
+    whole = normalise(name)
+    may_complete = name.startswith("--") and whole not in REPLACEMENTS
+    names = [known for known in _BY_NAME if known.startswith(whole)] if may_complete else []
+    if not names:
+        raise InputError(f"No such option: {name}{did_you_mean(whole, _BY_NAME)}")
+    meanings = [_BY_NAME[known] for known in names]
+    if any(meaning != meanings[0] for meaning in meanings):
+        shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
+        raise InputError(f"Option {name} is ambiguous: {shown}")
+    return meanings[0]

@@ -1,0 +1,94 @@
+"""Starts an engine process as the launcher does; test_engine_process.py runs it as a separate program."""
+
+import asyncio
+import json
+import os
+import sys
+from multiprocessing import util
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+import vllm_cli.own_packages  # noqa: F401 - finds the packages of the next lines
+from server.config import EngineConfig, ModelFiles
+from server.engine.process_link.client import EngineClient
+from server.engine.process_link.messages import LENGTH
+from server.types import EnginePrompt, SamplingParams
+from startup.reports.crash.output_record import OutputRecord
+from startup.embedded import engine_process
+from startup.embedded.engine_process import use_start_method
+from startup.ground.logs.options import LogOptions
+from startup.ground.processes import forkserver
+
+
+def main(model: Path, method: str, mode: str | None) -> int:
+    context = use_start_method(method)
+    files = ModelFiles(model, model)
+    engine_process.prepare(context, files)
+    if mode == "--modules":
+        process = context.Process(target=_print_modules)
+        process.start()
+        process.join()
+        return 0
+    if mode == "--statuses":
+        return _print_statuses(context, files)
+    engine = _start(context, files, EngineConfig(max_num_seqs=2))
+    try:
+        return asyncio.run(_use(engine, mode))
+    finally:
+        engine.close()
+
+
+def _start(context: BaseContext, files: ModelFiles, config: EngineConfig) -> engine_process.EngineProcess:
+    record = OutputRecord(Path(util.get_temp_dir()))
+    return engine_process.start_engine(context, files, config, logs=LogOptions(level="INFO"), record=record)
+
+
+def _print_modules() -> None:
+    """Runs in the new process: prints the modules that were loaded before its own imports."""
+    wanted = ("torch", "server.engine.build", "transformers.models.llama.modeling_llama")
+    print(json.dumps([name for name in wanted if name in sys.modules]), flush=True)
+
+
+def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
+    """Prints /proc status of processes that have just started, and then of this process."""
+    statuses = []
+    os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
+    if context.get_start_method() == "forkserver":
+        assert forkserver._server is not None
+        statuses.append(_status(forkserver._server.pid))
+    engine = _start(context, files, EngineConfig())
+    statuses += [_status(engine.pid), _status("thread-self")]
+    print(json.dumps(statuses))
+    engine.kill()
+    engine.close()
+    return 0
+
+
+def _status(pid: object) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
+
+
+async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
+    client = EngineClient(engine.connection)
+    await client.start()
+    info = await client.wait_loaded(200)
+    if mode == "--garble":
+        engine.connection.send(LENGTH.pack(1) + b"\xc1")  # a byte that MessagePack never uses
+        await asyncio.wait_for(client.dead.wait(), 200)
+        await asyncio.to_thread(engine.close)
+        print(json.dumps({"exitcode": engine.exitcode}))
+        return 0
+    token_ids: list[int] = []
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    async for output in client.generate("a", [EnginePrompt([1, 2, 3], params)]):
+        token_ids += output.token_ids
+    await client.close()
+    await asyncio.to_thread(engine.close)
+    preloaded = any(name == "forkserver:preload_imports" for name, _, _ in info.spans)
+    print(json.dumps({"token_ids": token_ids, "exitcode": engine.exitcode, "preloaded": preloaded}))
+    return 0
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    sys.exit(main(Path(arguments[0]), arguments[1], arguments[2] if len(arguments) > 2 else None))

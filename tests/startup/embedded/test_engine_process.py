@@ -1,0 +1,129 @@
+"""The engine process and its start: the start method, a start in a thread, and the process itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs.registry import START_METHODS
+from startup.embedded.engine_process import EngineProcess
+from startup.embedded.starter import BackgroundStart
+from startup.files.model.checkpoint_folder import modeling_module
+from startup.ground.processes.group_signals import GROUP_SIGNALS
+from tests.support.processes import disturbing
+
+_SCRIPT = Path(__file__).with_name("engine_script.py")
+
+
+def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, _SCRIPT, model, method, *arguments], capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", START_METHODS)
+def test_the_real_model_generates_with_each_start_method(model_path, method):
+    run = _run(model_path, method)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert len(result["token_ids"]) == 4
+    assert result["exitcode"] == 0
+    assert result["preloaded"] is (method == "forkserver")
+    assert [line for line in run.stderr.splitlines() if "thread_count" not in line] == []  # other load
+
+
+@pytest.mark.thorough
+def test_the_forkserver_imports_the_models_class_before_it_forks(model_path):
+    run = _run(model_path, "forkserver", "--modules")
+    assert json.loads(run.stdout) == ["torch", "server.engine.build", "transformers.models.llama.modeling_llama"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("config", [None, "{", "[]", "{}", '{"model_type": 3}', '{"model_type": "../x"}'])
+def test_an_unusable_config_has_no_model_class(tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert modeling_module(tmp_path) is None
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", START_METHODS)
+def test_processes_ignore_group_signals_from_their_start_on(tmp_path, method):
+    run = _run(tmp_path, method, "--statuses")
+    assert run.returncode == 0, run.stderr
+    *new, parent = (disturbing(status, GROUP_SIGNALS) for status in json.loads(run.stdout))
+    assert new == [set()] * (2 if method == "forkserver" else 1)
+    assert parent == disturbing(Path("/proc/thread-self/status").read_text(), GROUP_SIGNALS)  # unchanged: see nohup(1)
+
+
+@pytest.mark.thorough
+def test_an_engine_that_cannot_read_its_requests_exits(model_path):
+    run = _run(model_path, "spawn", "--garble")
+    assert json.loads(run.stdout) == {"exitcode": 4}
+    assert "the engine failed" in run.stderr
+
+
+def _fail() -> EngineProcess:
+    raise OSError("no process")
+
+
+def test_the_switch_interval_is_restored_after_a_start():
+    before = sys.getswitchinterval()
+    start = BackgroundStart(_fail)
+    assert sys.getswitchinterval() < before
+    with pytest.raises(OSError, match="no process"):
+        start.wait()
+    assert sys.getswitchinterval() == before
+
+
+def test_the_switch_interval_is_restored_after_an_abandoned_start():
+    before = sys.getswitchinterval()
+    assert BackgroundStart(_fail).abandon() is None
+    assert sys.getswitchinterval() == before
+
+
+def _run_code(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_method_is_in_force_afterwards(method):
+    out = _run_code(
+        "import multiprocessing\n"
+        "from startup.embedded.engine_process import use_start_method\n"
+        f"context = use_start_method({method!r})\n"
+        "print(multiprocessing.get_start_method(), context.get_start_method())\n"
+    ).stdout
+    assert out.split() == [method, method]
+
+
+def test_method_that_was_set_before_stays_and_is_logged():
+    run = _run_code(
+        "import logging, multiprocessing\n"
+        "logging.basicConfig()\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "from startup.embedded.engine_process import use_start_method\n"
+        "context = use_start_method('forkserver')\n"
+        "print(multiprocessing.get_start_method(), context.get_start_method())\n"
+    )
+    assert run.stdout.split() == ["spawn", "forkserver"]
+    assert "was already 'spawn'" in run.stderr
+
+
+@pytest.mark.thorough
+def test_fork_is_rejected_once_cuda_is_initialised():
+    code = (
+        "import torch\n"
+        "from startup.ground.errors import StartupError\n"
+        "from startup.embedded.engine_process import use_start_method\n"
+        "torch.cuda._initialized = True  # what the first use of a GPU sets\n"
+        "use_start_method('spawn')\n"
+        "try:\n"
+        "    use_start_method('fork')\n"
+        "except StartupError as err:\n"
+        "    print(err)\n"
+    )
+    assert "cannot be used once CUDA is initialised" in _run_code(code).stdout

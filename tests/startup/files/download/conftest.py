@@ -1,0 +1,49 @@
+"""A cache, and downloads into it from the stand-in for the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from envs.registry import env
+from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
+from tests.startup.files.download.downloads import Downloads
+from tests.support.hub import HubServer
+
+COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
+MODEL: Final = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+
+
+@pytest.fixture
+def hub_server(hub_server: HubServer) -> HubServer:
+    """With a small model."""
+    hub_server.add("org/model", MODEL, commit=COMMIT)
+    return hub_server
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one."""
+    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN, env.HF_ENDPOINT):
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def downloads(
+    hub_server: HubServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Downloads]:
+    """Of `org/model`, in this process; Xet is off, and requests are repeated after a tenth of a second."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr("startup.files.download.hub_client._LONGEST_BACKOFF_S", 0.1)
+    hub_server.add("org/model", LARGER_MODEL)
+    yield Downloads(hub_server, cache)
+    from huggingface_hub.utils import close_session
+
+    close_session()

@@ -1,0 +1,64 @@
+"""Downloads as the helper does them, in the test's process."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from startup.files.download.messages import DownloadOptions, DownloadProgress, DownloadReport, Job
+from startup.files.download.worker import DownloadRun
+from startup.files.model.file_plan import Download
+from startup.files.model.wanted_files import WantedFiles
+from tests.support.hub import HubServer
+from tests.support.waiting import wait_until
+
+WEIGHTS = bytes(range(256)) * 4096
+"""1 MiB."""
+MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
+
+
+@dataclass
+class Downloads:
+    """Runs downloads of one hub into one cache."""
+
+    hub: HubServer
+    cache: Path
+    progress: list[DownloadProgress] = field(default_factory=list)
+
+    def run(self, repo_id: str = "org/model", **settings: Any) -> DownloadReport:
+        """The report of a download; its threads have ended."""
+        before = set(threading.enumerate())
+        report = DownloadRun(self.job(repo_id, **settings), self._take).run()
+        wait_until(lambda: not {one for one in threading.enumerate() if "download" in one.name} - before)
+        return report
+
+    def job(self, repo_id: str = "org/model", **settings: Any) -> Job:
+        """The message to the helper."""
+        options = {"endpoints": (self.hub.url,), "stall_s": 30.0}
+        options |= {name: settings.pop(name) for name in ("endpoints", "stall_s", "timeout_s") if name in settings}
+        return Job(
+            downloads=(self.download(repo_id, **settings),),
+            options=DownloadOptions(**options),
+            begin_ns=time.monotonic_ns(),
+        )
+
+    def download(self, repo_id: str = "org/model", **settings: Any) -> Download:
+        """All files of a model."""
+        wanted = settings.pop("wanted", WantedFiles(role="model"))
+        return Download(repo_id, settings.pop("revision", None), self.cache, wanted, **settings)
+
+    def content(self, report: DownloadReport) -> dict[str, bytes]:
+        """The files of the only folder of a report."""
+        assert report.failure is None, report.reason
+        (folder,) = report.paths
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    @property
+    def notes(self) -> set[str]:
+        """What the progress told that the download waits for."""
+        return {progress.note for progress in self.progress if progress.note}
+
+    def _take(self, event: object) -> None:
+        if isinstance(event, DownloadProgress):
+            self.progress.append(event)

@@ -1,0 +1,189 @@
+"""The model comes from a folder, the hub's cache, or the hub or its mirrors, for which a server stands in."""
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from startup.ground.config import DEFAULT_MODEL_ID
+from startup.files.download import hub_client
+from startup.files.download.messages import hub_endpoints, use_first_endpoint
+from startup.files.download.obtain import resolve_model
+from startup.ground.errors import ModelNotFoundError
+from startup.files.model.request import ModelRequest
+from tests.startup.files.download.conftest import COMMIT, MODEL
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
+
+
+def write_model(folder: Path, **changes: bytes | None) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in (MODEL | changes).items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def write_snapshot(cache: Path, model_id: str) -> Path:
+    repository = cache / f"models--{model_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return write_model(repository / "snapshots" / COMMIT)
+
+
+def problem(model: str | Path, **settings: str) -> str:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve_model(ModelRequest(model=str(model), **settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_real_models_folder_is_used_in_place(model_path):
+    files = resolve_model(ModelRequest(model=str(model_path)))
+    assert files.path == files.tokenizer_path == model_path
+
+
+def test_a_relative_folder_becomes_absolute(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert resolve_model(ModelRequest(model="model")).path == folder
+
+
+def test_the_tokenizer_may_be_in_another_folder(folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.model").touch()
+    files = resolve_model(ModelRequest(model=str(folder), tokenizer=str(tokenizer)))
+    assert (files.path, files.tokenizer_path) == (folder, tokenizer)
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    assert (
+        problem(tmp_path / "missing") == f"{tmp_path}/missing is neither a folder nor a model of the Hugging Face hub"
+    )
+
+
+def test_a_file_is_not_a_model(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    assert problem(tmp_path / "model.gguf") == f"{tmp_path}/model.gguf cannot be read: Not a directory"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"config.json": None}, "{0} has no config.json, so it is not a model folder"),
+        ({"config.json": b"{oops}"}, "{0}/config.json is not JSON: Expecting property name"),
+        ({"model.safetensors": None}, "{0} has no weights"),
+        ({"tokenizer.json": None}, "{0} has no tokenizer; name one with --tokenizer"),
+        (
+            {"model-1-of-1.safetensors": b"x", "model.safetensors.index.json": b"nothing", "model.safetensors": None},
+            "{0}/model.safetensors.index.json is not JSON",
+        ),
+    ],
+)
+def test_the_fault_of_a_folder_is_reported(tmp_path, changes, expected):
+    """See tests/startup/session/preflight/test_preflight_checkpoint.py for all faults."""
+    folder = write_model(tmp_path / "model", **changes)
+    assert expected.format(folder) in problem(folder)
+
+
+def test_a_cached_snapshot_needs_no_network(cache, hub_server):
+    snapshot = write_snapshot(cache, "org/model")
+    assert resolve_model(ModelRequest(model="org/model")).path == snapshot
+    assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == snapshot
+    assert hub_server.requests == []
+
+
+def test_the_default_model_is_taken_from_the_cache(cache, hub_server):
+    snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
+    assert resolve_model(ModelRequest()).path == snapshot
+    assert hub_server.requests == []
+
+
+def test_the_prepared_default_model_takes_precedence(tmp_path, cache):
+    write_snapshot(cache, DEFAULT_MODEL_ID)
+    prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
+    assert resolve_model(ModelRequest()).path == prepared
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"eos_token_id": 2}, {"eos_token_id": 2, "do_sample": True, "temperature": 0.2, "top_p": 0.9}),
+        ({"temperature": 0.7}, {"temperature": 0.7}),
+    ],
+    ids=["none", "own"],
+)
+def test_a_prepared_default_model_without_sampling_values_gets_those_of_its_authors(before, after, tmp_path):
+    prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
+    file = prepared / "generation_config.json"
+    file.write_text(json.dumps(before))
+    assert resolve_model(ModelRequest()).path == prepared
+    assert json.loads(file.read_text()) == after
+
+
+def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server, cache):
+    hub_server.add(DEFAULT_MODEL_ID, MODEL)
+    path = resolve_model(ModelRequest()).path
+    assert path.is_relative_to(cache)
+    assert (path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_tokenizer_is_downloaded_without_weights(hub_server, folder):
+    files = resolve_model(ModelRequest(model=str(folder), tokenizer="org/model"))
+    assert sorted(hub_server.downloads) == ["org/model/config.json", "org/model/tokenizer.json"]
+    assert (files.tokenizer_path / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_mode_sends_no_request(hub_server, cache, variable, monkeypatch):
+    monkeypatch.setenv(variable, "1")
+    assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download"
+    assert hub_server.requests == []
+
+
+@pytest.mark.thorough
+def test_a_hub_that_never_answers_gets_one_request(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "cannot be reached" in problem("org/model")
+        silent.settimeout(60)
+        silent.accept()[0].close()
+        silent.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+def test_a_request_has_a_deadline_beyond_its_timeout():
+    released = threading.Event()
+    with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
+        hub_client._within_deadline(released.wait, 0.05)
+    released.set()
+
+
+def test_the_hub_itself_is_used_without_a_mirror():
+    assert hub_endpoints() == ("https://huggingface.co",)
+
+
+def test_libraries_see_the_first_of_several_mirrors(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://a.example/, https://b.example,,https://a.example")
+    assert hub_endpoints() == ("https://a.example", "https://b.example")
+    use_first_endpoint()
+    assert os.environ["HF_ENDPOINT"] == "https://a.example"
+    assert hub_endpoints() == ("https://a.example", "https://b.example")
+    use_first_endpoint()
+    assert hub_endpoints() == ("https://a.example", "https://b.example")
+
+
+def test_a_variable_that_was_changed_since_is_obeyed(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://a.example,https://b.example")
+    use_first_endpoint()
+    monkeypatch.setenv("HF_ENDPOINT", "https://c.example")
+    assert hub_endpoints() == ("https://c.example",)

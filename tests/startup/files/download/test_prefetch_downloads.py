@@ -1,0 +1,90 @@
+"""`vllm-cli prefetch` downloads what serve with the same flags will read, and lists what is on disk.
+
+Its exit code for a full disk: tests/e2e/chaos/test_full_disk.py.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.startup.files.download.conftest import MODEL
+from vllm_cli.commands.prefetch import prefetch
+
+Run = Callable[..., tuple[int, str, str]]
+"""Exit code, standard output, standard error."""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr("vllm_cli.commands.prefetch._configure_logs", lambda line: None)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = prefetch.main(list(words), standalone_mode=False)
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def report(run: Run, *words: str) -> tuple[int, dict[str, Any]]:
+    code, out, _ = run(*words, "--download-only", "--json")
+    return code, json.loads(out)
+
+
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server, tmp_path):
+    extras = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
+    hub_server.add("org/model", MODEL | extras, revision="v2", commit="b" * 40)
+    for revision in ("main", "v2"):  # vLLM takes the model's revision for the tokenizer, too
+        hub_server.add("org/words", {"tokenizer.json": b"{}", "model.safetensors": b"x"}, revision=revision)
+    flags = ("--revision", "v2", "--tokenizer", "org/words", "--download-dir", str(tmp_path / "models"))
+    code, fields = report(run, "org/model", "--engine", engine, *flags)
+    folder = tmp_path / "models" / "models--org--model" / "snapshots" / ("b" * 40)
+    assert (code, fields["folder"], fields["downloaded"]) == (0, str(folder), ["org/model", "org/words"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(MODEL)
+    assert "org/words/model.safetensors" not in hub_server.downloads
+    num_requests = len(hub_server.requests)
+    assert report(run, "org/model", "--engine", engine, *flags)[1]["downloaded"] == []
+    assert len(hub_server.requests) == num_requests
+
+
+def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
+    hub_server.add("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "notes.txt": b"x"})
+    hub_server.add("org/draft", MODEL)
+    flags = ("--lora-modules", "a=org/adapter", "--speculative-config", '{"model": "org/draft"}')
+    code, fields = report(run, "org/model", "--engine", "vllm", *flags)
+    assert (code, fields["downloaded"]) == (0, ["org/model", "org/draft", "org/adapter"])
+    assert "org/draft/model.safetensors" in hub_server.downloads
+    assert "org/adapter/notes.txt" not in hub_server.downloads
+
+
+def test_a_model_without_access_has_its_own_exit_code(run, hub_server):
+    hub_server.gated.add("org/model")
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["state"]) == (5, "no_access")
+    assert "is gated" in fields["reason"]
+    assert report(run, "org/nothing", "--engine", "embedded")[0] == 5
+    code, out, err = run("org/model", "--engine", "embedded", "--revision", "v9")
+    assert (code, out) == (5, "")
+    assert err == "Error: org/model has no revision 'v9': correct --revision\n"
+
+
+def test_files_that_cannot_be_had_are_incomplete(run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["state"]) == (3, "incomplete")
+    assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
+
+
+def test_a_model_that_vllm_streams_needs_nothing(run):
+    words = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
+    assert report(run, *words) == (
+        0,
+        {"state": "off", "reason": "vLLM reads s3://bucket/model itself"},
+    )
+
+
+def test_vllm_needs_the_name_of_the_model(run):
+    with pytest.raises(Exception, match="MODEL is missing"):
+        run("--engine", "vllm")

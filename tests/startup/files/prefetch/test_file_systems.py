@@ -1,0 +1,115 @@
+"""Evicting, prefetching and recording pages on file systems as containers have them, in a mount namespace.
+
+As root; each program works on one file of 3 MiB, which is locked in memory before the second prefetch.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from base.machine.page_cache import memory_devices
+from tests.support.cli import run_python
+from tests.support.containers import as_user, own_mounts
+from tests.support.tiers import thorough_but_for
+
+SIZE: Final = 3 << 20
+_OVERLAY: Final = "mount -t overlay overlay -o lowerdir=low,upperdir=upper,workdir=work mnt"
+FILE_SYSTEMS: Final = {
+    "lower": f"cp file low; {_OVERLAY}",
+    "upper": f"{_OVERLAY}; cp file mnt",
+    "copied-up": f"cp file low; {_OVERLAY}; printf x | dd of=mnt/file conv=notrunc status=none",
+    "of-two-layers": "cp file low; mount -t overlay overlay -o lowerdir=low:upper mnt",
+    "of-fuse": "cp file upper; bindfs -o kernel_cache upper low; mount -t overlay overlay -o lowerdir=low:work mnt",
+    "fuse-that-keeps-pages": "cp file low; bindfs -o kernel_cache low mnt",
+    "fuse": "cp file low; bindfs low mnt",
+    "tmpfs": "mount -t tmpfs tmpfs mnt; cp file mnt",
+    "of-tmpfs": "mount -t tmpfs tmpfs low; cp file low; mount -t overlay overlay -o lowerdir=low:upper mnt",
+}
+"""By name: shell commands that mount `mnt` with `file` in it; `of-X` are overlays of X."""
+
+WORK: Final = """
+import json, mmap, os, sys
+from contextlib import ExitStack
+from pathlib import Path
+from startup.ground.prefetch_options import PrefetchOptions
+from startup.files.prefetch.process import start_prefetch
+from tests.support.page_cache import held
+from vllm_cli.bake.mapped_pages import used_pages
+from vllm_cli.bench.startup import evict_files
+
+def prefetch(mode):
+    with start_prefetch([path], PrefetchOptions(mode=mode, memory_bytes=1 << 50)) as handle:
+        return {"helper": handle.pid is not None} | handle.result(60)._asdict()
+
+path = Path(sys.argv[1])
+found = {"evicted": evict_files([path])._asdict(), "first": prefetch("on")}
+with held(path):
+    found["second"] = prefetch("auto")
+with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    mapped.madvise(mmap.MADV_RANDOM)
+    mapped[2 << 20]
+    used = [parts for parts in used_pages(os.getpid()) if parts.path == str(path)]
+found["used"] = [[parts.size, parts.ranges] for parts in used]
+print(json.dumps(found))
+"""
+
+
+def found_on(name: str, folder: Path, uid: int | None = None) -> Any:
+    """What the program has found out about the file on a file system."""
+    if folder.stat().st_dev in memory_devices():
+        pytest.skip("the folder for temporary files is in memory")
+    commands = FILE_SYSTEMS[name]
+    if "bindfs" in commands and not shutil.which("bindfs"):
+        pytest.skip("bindfs is not installed")
+    (folder / "file").write_bytes(bytes(SIZE))
+    launcher = own_mounts(f"mkdir -p low upper work mnt; {commands}", folder)
+    if launcher is None:
+        pytest.skip("this user may not mount these file systems")
+    user = () if uid is None else as_user(uid, uid, folder / "file")
+    if user is None:
+        pytest.skip("no program of another user can be started")
+    done = run_python(WORK, folder / "mnt" / "file", launcher=(*launcher, *user))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("uid", [None, 4711], ids=["owner", "another-user"])
+@pytest.mark.parametrize("name", thorough_but_for(list(FILE_SYSTEMS)[:6], "lower"))
+def test_evicted_files_are_read_and_resident_ones_are_not(name, uid, tmp_path):
+    found = found_on(name, tmp_path, uid)
+    first, second = found["first"], found["second"]
+    assert found["evicted"] == {
+        "total_bytes": SIZE,
+        "resident_bytes": 0,
+        "unknown_bytes": 0,
+        "fuse_bytes": SIZE if name == "fuse-that-keeps-pages" else 0,
+    }
+    assert (first["state"], first["reason"], first["resident_bytes"], first["read_bytes"]) == ("done", None, 0, SIZE)
+    assert (second["state"], second["reason"]) == ("off", "all files are resident")
+    assert second["helper"] == (uid is not None), "the owner's survey is cheap"
+
+
+@pytest.mark.parametrize("uid", [None, 4711], ids=["owner", "another-user"])
+def test_nothing_is_read_where_each_open_drops_pages(uid, tmp_path):
+    found = found_on("fuse", tmp_path, uid)
+    reason = "3 MB lie where each open of a file drops its pages"
+    for report in (found["first"], found["second"]):
+        assert (report["state"], report["reason"], report["read_bytes"]) == ("off", reason, 0)
+
+
+@pytest.mark.parametrize("name", thorough_but_for(["tmpfs", "of-tmpfs"]))
+def test_files_in_memory_stay_and_are_not_read(name, tmp_path):
+    found = found_on(name, tmp_path)
+    assert found["evicted"]["resident_bytes"] == SIZE
+    assert (found["first"]["state"], found["second"]["state"]) == ("off", "off")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["lower", "copied-up"])
+def test_a_record_of_used_pages_names_files_by_their_paths_on_the_overlay(name, tmp_path):
+    ((size, ((offset, length),)),) = found_on(name, tmp_path)["used"]
+    assert size == SIZE
+    assert offset <= 2 << 20 < offset + length

@@ -1,0 +1,218 @@
+"""The helper process on real files: cold files are resident afterwards, and the process always ends."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from startup.files.prefetch.messages import Job, PrefetchReport
+from startup.ground.prefetch_options import PrefetchOptions
+from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
+from startup.files.prefetch.worker import _OpenFile, _Prefetch
+from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
+
+MIB = 1 << 20
+PLENTY = 1 << 50
+"""Bytes of memory, more than any file has."""
+SLOW_MIB = 4 << 20
+"""MiB of a sparse file, which is read page by page: this many take minutes on any machine."""
+CLOSED_WITHIN_S = 60.0
+HEAVY = {
+    "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
+    "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
+}  # fmt: skip
+"""Modules of the standard library that each take as long to import as all that the helper needs."""
+
+MakeFile = Callable[..., Path]
+
+
+def prefetch(files: list[Path], **options: object) -> PrefetchReport:
+    with start_prefetch(files, PrefetchOptions(**{"memory_bytes": PLENTY} | options)) as handle:  # type: ignore[arg-type]
+        report = handle.result(120)
+    assert report is not None
+    return report
+
+
+def small_steps(block_bytes: int = 1 << 16) -> PrefetchOptions:
+    """One thread, which reports its progress often."""
+    return PrefetchOptions(
+        mode="on", num_threads=1, block_bytes=block_bytes, memory_bytes=PLENTY, progress_interval_s=0.01
+    )
+
+
+def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
+    """A prefetch that would take minutes."""
+    return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], small_steps(1 << 30))
+
+
+@pytest.mark.alone
+def test_cold_files_are_resident_afterwards(make_file):
+    files = [make_file("a", 40, is_cold=True), make_file("b", 3, is_cold=True)]
+    report = prefetch(files)
+    assert (report.state, report.reason) == ("done", None)
+    assert (report.num_files, report.total_bytes, report.resident_bytes) == (2, 43 * MIB, 0)
+    assert report.read_bytes == 43 * MIB
+    assert report.gb_per_s > 0
+    for path in files:
+        expect_read(path)
+
+
+@pytest.mark.alone
+def test_only_missing_pages_are_read(make_file):
+    path = make_file("f", 16, is_cold=True)
+    with held(path, 0, MIB), held(path, 14 * MIB):
+        report = prefetch([path], block_bytes=MIB)
+    assert report.state == "done"
+    assert report.resident_bytes == 3 * MIB
+    assert report.resident_share == 3 / 16
+    assert report.read_bytes == 13 * MIB
+    expect_read(path)
+
+
+def test_phases_use_the_monotonic_clock(make_file):
+    begin_ns = time.monotonic_ns()
+    report = prefetch([make_file("f", 8, is_cold=True)])
+    assert [name for name, _, _ in report.spans] == ["prefetch_start", "prefetch_survey", "prefetch_read"]
+    moments = [moment for _, begin, end in report.spans for moment in (begin, end)]
+    assert moments == sorted(moments)
+    assert begin_ns <= moments[0]
+    assert moments[-1] <= time.monotonic_ns()
+
+
+@pytest.mark.alone
+def test_no_more_is_read_than_fits_into_memory(make_file):
+    path = make_file("f", 120, is_cold=True)
+    report = prefetch([path], mode="on", memory_bytes=(1024 + 80) * MIB, block_bytes=4 * MIB, num_threads=2)
+    assert report.state == "done"
+    assert report.reason is not None
+    assert "84 MB of 126 MB fit" in report.reason
+    assert 70 * MIB <= report.read_bytes <= 80 * MIB
+    assert resident_bytes(path) < 120 * MIB, "only a part is resident, though the kernel reads ahead a little"
+
+
+def test_files_in_memory_turn_it_off():
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        pytest.skip("there is no /dev/shm")
+    path = shm / f"vllm-cli-test-{os.getpid()}"
+    path.write_bytes(b"x" * MIB)
+    try:
+        report = prefetch([path])
+    finally:
+        path.unlink()
+    assert (report.state, report.reason) == ("off", "the files are on a file system in memory")
+
+
+def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
+    path = make_file("f", 4, is_cold=True)
+    monkeypatch.setattr(_OpenFile, "read", lambda file, block: evict(path))
+    job = Job((str(path),), 1, MIB, PLENTY, is_forced=True, progress_interval_s=None, begin_ns=0)
+    report = _Prefetch(job, lambda _: None).run()
+    assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
+    assert report.read_bytes == MIB
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_what_may_be_resident_unknown_to_us_is_read_once(mode):
+    report = prefetch([never_cached()], mode=mode)
+    size = never_cached().stat().st_size
+    assert (report.state, report.reason) == ("done", "how much of 0 MB was resident is not known here")
+    assert (report.read_bytes, report.unknown_bytes, report.resident_share) == (size, size, None)
+    assert "in 1 files, an unknown share resident before, 0.00 GB read" in str(report)
+
+
+@pytest.mark.alone
+def test_resident_files_need_no_helper(make_file, monkeypatch):
+    path = make_file("weights.safetensors", 1)
+    monkeypatch.setattr("startup.files.prefetch.process._start_helper", None)
+    with held(path):
+        report = start_prefetch([path]).result()
+    assert report is not None
+    assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
+
+
+@pytest.mark.alone
+def test_unreadable_files_are_reported_and_the_others_read(make_file, tmp_path, caplog):
+    good = make_file("good", 4, is_cold=True)
+    with caplog.at_level(logging.WARNING):
+        report = prefetch([tmp_path / "missing", good, tmp_path])
+    assert report.problems[0] == f"{tmp_path / 'missing'}: No such file or directory"
+    assert len(report.problems) == 2
+    assert report.state == "done"
+    assert report.read_bytes == 4 * MIB
+    expect_read(good)
+    assert "missing: No such file or directory" in caplog.text
+
+
+def test_file_names_with_unusual_characters_are_read(make_file, tmp_path):
+    path = make_file("plain", 1)
+    odd = tmp_path / os.fsdecode(b"a b\n\xff\xc3\xa9")
+    path.rename(odd)
+    assert prefetch([odd]).total_bytes == MIB
+    odd.unlink()
+
+
+def test_mode_off_starts_no_process(tmp_path):
+    with start_prefetch([tmp_path], PrefetchOptions(mode="off")) as handle:
+        assert handle.pid is None
+        assert handle.result() == PrefetchReport("off", "it is switched off")
+
+
+def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
+    handle = slow_prefetch(make_file)
+    assert handle.pid is not None
+    pid = handle.pid
+    assert next(handle.progress()).share < 1
+    assert handle.result(0.1) is None
+    begin = time.monotonic()
+    handle.close()
+    assert time.monotonic() - begin < CLOSED_WITHIN_S
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_killed_helper_is_only_a_warning(make_file, caplog):
+    with slow_prefetch(make_file) as handle, caplog.at_level(logging.WARNING):
+        assert handle.pid
+        os.kill(handle.pid, signal.SIGKILL)
+        report = handle.result(120)
+    assert report == PrefetchReport("failed", "the helper process ended without a report: killed by signal 9")
+    assert "no prefetch: the helper process ended without a report: killed by signal 9" in caplog.text
+
+
+def test_an_interpreter_that_cannot_be_started_is_only_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with caplog.at_level(logging.WARNING), start_prefetch([tmp_path]) as handle:
+        report = handle.result()
+    assert report is not None
+    assert report.state == "failed"
+    assert "no prefetch: the helper process cannot be started" in caplog.text
+
+
+def test_the_helper_imports_little_and_no_third_party_module():
+    code = (
+        "import json, sys; sys.path.append(sys.argv[1]); import startup.files.prefetch.worker;"
+        "print(json.dumps({m.__name__: str(getattr(m, '__file__', '')) for m in sys.modules.values()}))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parents[4])]
+    loaded = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [name for name, file in loaded.items() if "site-packages" in file] == []
+    assert loaded.keys() & HEAVY == set()
+
+
+def test_libraries_of_torch_are_found_without_importing_it():
+    script = (
+        "import sys; from startup.files.prefetch.process import plan_libraries; print(*plan_libraries());"
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    found = [Path(word).name for word in result.stdout.split()]
+    assert "libtorch_cpu.so" in found
+    assert all(path.is_file() for path in plan_libraries())

@@ -1,0 +1,134 @@
+"""The budget of a prefetch: missing pages that fit into memory, those that a record names first."""
+
+from pathlib import Path
+
+import pytest
+
+from startup.files.prefetch.messages import Job
+from startup.ground.prefetch_options import PrefetchOptions
+from startup.files.prefetch.process import start_prefetch
+from startup.files.prefetch.survey import (
+    RESERVE_BYTES,
+    Block,
+    FileRanges,
+    Survey,
+    decide,
+    read_pages,
+    survey_files,
+    whole_file,
+    write_pages,
+)
+from tests.support.page_cache import evict, expect_read, resident_bytes
+
+MB = 10**6
+
+_MIB = 1 << 20
+
+
+def job(*, room_mb: int | None, is_forced: bool = False) -> Job:
+    """With so much memory besides the reserve."""
+    return Job(
+        paths=(),
+        num_threads=8,
+        block_bytes=16 << 20,
+        memory_bytes=None if room_mb is None else RESERVE_BYTES + room_mb * MB,
+        is_forced=is_forced,
+        progress_interval_s=None,
+        begin_ns=0,
+    )
+
+
+def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:
+    blocks = tuple(Block("f", i * 10 * MB, 10 * MB, 10 * MB) for i in range(missing_mb // 10))
+    return Survey(1, (missing_mb + resident_mb) * MB, resident_mb * MB, 0, blocks, ())
+
+
+def test_everything_is_read_if_memory_suffices():
+    decision = decide(survey(missing_mb=500), job(room_mb=500))
+    assert (decision.is_off, decision.reason) == (False, None)
+    assert decision.survey.due_bytes == 500 * MB
+
+
+def test_resident_pages_reduce_the_available_memory():
+    decision = decide(survey(missing_mb=500, resident_mb=200), job(room_mb=500))
+    assert decision.survey.due_bytes == 300 * MB
+    assert decision.survey.blocks[0].offset == 0
+    assert "300 MB of 500 MB fit" in str(decision.reason)
+
+
+def test_auto_is_off_if_less_than_half_fits_and_on_reads_it():
+    assert decide(survey(missing_mb=500), job(room_mb=200)).is_off
+    decision = decide(survey(missing_mb=500), job(room_mb=200, is_forced=True))
+    assert not decision.is_off
+    assert decision.survey.due_bytes == 200 * MB
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_too_little_memory_is_off_in_every_mode(is_forced):
+    decision = decide(survey(missing_mb=500), job(room_mb=-100, is_forced=is_forced))
+    assert decision.is_off
+    assert "0 MB of 500 MB fit" in str(decision.reason)
+
+
+def test_the_last_percent_is_read_only_with_mode_on():
+    nearly_all = survey(missing_mb=10, resident_mb=9990)
+    assert decide(nearly_all, job(room_mb=19_000)).reason == "99.9% of the bytes are resident"
+    assert not decide(nearly_all, job(room_mb=19_000, is_forced=True)).is_off
+
+
+def test_no_readable_file_is_off():
+    decision = decide(Survey(0, 0, 0, 0, (), ("f: gone",)), job(room_mb=None))
+    assert decision.reason == "none of the files can be read"
+
+
+def test_this_machines_memory_is_the_default():
+    huge = Block("f", 0, 1 << 60, 1 << 60)
+    assert "fit" in str(decide(Survey(1, huge.length, 0, 0, (huge,), ()), job(room_mb=None)).reason)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    path = tmp_path / "library.so"
+    path.write_bytes(bytes(8 * _MIB))
+    return path
+
+
+def _record(folder: Path, *files: FileRanges) -> str:
+    write_pages(str(folder / "pages.json"), files)
+    return str(folder / "pages.json")
+
+
+def test_a_record_moves_with_its_folder(tmp_path, library):
+    folder = tmp_path / "baked"
+    folder.mkdir()
+    (folder / "code").write_bytes(b"12345")
+    _record(folder, whole_file(str(folder / "code")), FileRanges(str(library), 8 * _MIB, ((_MIB, 10),)))
+    moved = folder.rename(tmp_path / "moved")
+    assert read_pages(str(moved / "pages.json")) == [
+        FileRanges(str(moved / "code"), 5, ((0, 5),)),
+        FileRanges(str(library), 8 * _MIB, ((_MIB, 10),)),
+    ]
+
+
+def test_files_that_have_changed_are_left_out(tmp_path, library):
+    gone = FileRanges(str(tmp_path / "gone"), 1, ((0, 1),))
+    record = _record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))
+    assert read_pages(record) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a", 1]]', "null"])
+def test_a_damaged_record_is_empty(text, tmp_path):
+    (tmp_path / "pages.json").write_text(text)
+    assert read_pages(str(tmp_path / "pages.json")) == []
+
+
+def test_only_the_recorded_parts_are_read(tmp_path, library):
+    record = _record(tmp_path, FileRanges(str(library), 8 * _MIB, ((0, _MIB), (6 * _MIB, _MIB))))
+    evict(library)
+    assert survey_files([], _MIB, record).due_bytes == 2 * _MIB
+    with start_prefetch([], PrefetchOptions(mode="on"), Path(record)) as prefetch:
+        report = prefetch.result(60)
+    assert report is not None
+    assert (report.state, report.total_bytes) == ("done", 2 * _MIB)
+    expect_read(library, 2 * _MIB)
+    assert resident_bytes(library) < 6 * _MIB  # with the kernel's read-ahead

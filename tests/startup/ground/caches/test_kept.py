@@ -1,0 +1,139 @@
+"""What is kept is used while key, stamps and files are the same; no fault of a file or folder does harm."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from startup.ground.caches import CACHE, Kept, read_all
+
+_KEPT = Kept("things", ("key", 1), "stamp")
+
+_MANY = """
+import sys
+from startup.ground.caches import Kept
+for number in range(50):
+    Kept("things", ("key", 1), "stamp").write([sys.argv[1], number] * 1000)
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that does not exist yet."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vllm_cli"
+
+
+def test_a_value_is_read_with_the_same_key_and_stamps_only(cache):
+    assert _KEPT.read(dict) is None
+    _KEPT.write({"a": [1]})
+    assert _KEPT.read(dict) == {"a": [1]}
+    assert Kept("things", ("key", 2), "stamp").read(dict) is None
+    assert Kept("things", ("key", 1), "other").read(dict) is None
+    Kept("things", ("key", 1), "other").write({"b": 2})
+    assert _KEPT.read(dict) is None
+    assert [path.parent for path in cache.rglob("*.json")] == [cache / "things"]
+    _KEPT.remove()
+    _KEPT.remove()
+    assert list((cache / "things").iterdir()) == []
+
+
+def test_a_value_is_outdated_once_a_file_has_changed_that_it_was_made_from(cache, tmp_path):
+    source = tmp_path / "source"
+    source.write_text("old")
+    _KEPT.write("value", [str(source), str(tmp_path / "missing")])
+    assert _KEPT.read(str) == "value"
+    source.write_text("newer")
+    assert _KEPT.read(str) is None
+    _KEPT.write("value", [str(source), str(tmp_path / "missing")])
+    (tmp_path / "missing").touch()
+    assert _KEPT.read(str) is None
+
+
+def test_the_baked_value_is_read_until_the_user_has_a_valid_one(baked, monkeypatch):
+    with monkeypatch.context() as build:
+        build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
+        _KEPT.write("baked")
+        Kept("things", "other").write("baked, too")
+    file = baked / CACHE / "vllm_cli" / "things" / _KEPT.path.name
+    assert (_KEPT.read(str), _KEPT.read(str, is_own=True)) == ("baked", None)
+    Kept("things", ("key", 1), "older").write("outdated")
+    assert _KEPT.read(str) == "baked"
+    _KEPT.write("own")
+    assert _KEPT.read(str) == "own"
+    assert sorted(read_all("things", str)) == ["baked", "baked, too", "own"]
+    assert next(read_all("things", str)) == "own"
+    _KEPT.remove()
+    assert json.loads(file.read_text())["value"] == "baked"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"", b"\0" * 5000, b"\xff\xfe{}", b"[1]", b"null", b"{}", b'{"key":["of the version before"],"entries":{}}',
+        b'{"stamps":"x"}', b'{"stamps":"%s","files":[],"value":{}}', b'{"stamps":"%s","files":{"/":1},"value":{}}',
+        b'{"stamps":"%s","files":{},"value":7}', b'{"stamps":"%s","files":{}}', b'{"stamps":"%s","files":{},"val',
+        b"[" * 200_000, b'"%s"' % (b"x" * (17 << 20)),
+    ],
+    ids=range(15),
+)  # fmt: skip
+def test_a_damaged_file_counts_as_missing_and_is_replaced(cache, damage, caplog):
+    _KEPT.write({})
+    stamps = json.loads(_KEPT.path.read_bytes())["stamps"].encode()
+    _KEPT.path.write_bytes(damage.replace(b"%s", stamps))
+    assert _KEPT.read(dict) is None
+    assert list(read_all("things", dict)) == []
+    _KEPT.write({"a": 1})
+    assert _KEPT.read(dict) == {"a": 1}
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "pipe", "file for folder", "read-only"])
+def test_where_no_file_can_be_written_nothing_is_kept(cache, obstacle):
+    if obstacle == "file for folder":
+        cache.parent.write_text("")
+    elif obstacle == "read-only":
+        if os.geteuid() == 0:
+            pytest.skip("root may write to each folder")
+        cache.mkdir(parents=True, mode=0o500)
+    else:
+        _KEPT.path.parent.mkdir(parents=True)
+        _KEPT.path.mkdir() if obstacle == "folder" else os.mkfifo(_KEPT.path)
+    _KEPT.write("value")
+    assert _KEPT.read(str) is None
+    _KEPT.remove()
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646], ids=["group", "others"])
+def test_a_file_that_others_can_write_to_is_not_used(mode, cache, caplog):
+    """It may name modules and libraries that a start loads."""
+    before = os.umask(0)
+    try:
+        _KEPT.write("value")
+    finally:
+        os.umask(before)
+    assert _KEPT.read(str) == "value"
+    _KEPT.path.chmod(mode)
+    assert _KEPT.read(str) is None
+    assert f"other users can write to it (mode {mode:04o})" in caplog.text
+    assert list(read_all("things", str)) == []
+
+
+def test_the_values_that_were_written_longest_ago_are_removed(cache):
+    for number in range(210):
+        Kept("things", number).write(number)
+        os.utime(Kept("things", number).path, (number, number))
+    assert list(read_all("things", int)) == list(range(209, 9, -1))
+
+
+@pytest.mark.thorough
+def test_readers_see_whole_values_while_others_write(cache):
+    _KEPT.write(["", 0])
+    writers = [subprocess.Popen((sys.executable, "-c", _MANY, str(number))) for number in range(3)]
+    while any(writer.poll() is None for writer in writers):
+        assert _KEPT.read(list) is not None
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert [path.name for path in _KEPT.path.parent.iterdir()] == [_KEPT.path.name]

@@ -1,0 +1,69 @@
+"""The records by which `vllm-cli ps` finds the servers of this user."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from startup.ground import run_record
+from startup.ground.run_record import RunRecord, read_records, recorded
+from tests.support.cli import run_python
+
+_RECORD = RunRecord(engine="embedded", model="smol", address="http://0.0.0.0:8000")
+_KEEP = f"""
+import sys, time
+from startup import run_record
+run_record._FOLDER = sys.argv[1]
+with run_record.recorded(run_record.{_RECORD!r}):
+    print("kept", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(run_record, "_FOLDER", str(tmp_path / "records"))
+    return tmp_path / "records"
+
+
+def test_a_record_ends_with_its_process_also_by_sigkill(folder):
+    with subprocess.Popen([sys.executable, "-c", _KEEP, folder], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"kept\n"
+        (record,) = read_records()
+        assert (record.pid, record.model, record.address) == (process.pid, "smol", "http://0.0.0.0:8000")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert read_records() == []
+    assert list(folder.iterdir()) == []
+
+
+def test_a_record_is_private_and_is_removed_at_the_end(folder):
+    with recorded(_RECORD):
+        (file,) = folder.iterdir()
+        assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, folder, tmp_path, monkeypatch):
+    """Its address means another server here."""
+    if is_elsewhere:
+        monkeypatch.setattr(run_record, "_NETWORK", tmp_path / "net")
+        (tmp_path / "net").symlink_to("net:[1]")
+    read = "import sys; from startup import run_record; run_record._FOLDER = sys.argv[1];"
+    with recorded(_RECORD):
+        listed = run_python(f"{read} print(len(run_record.read_records()))", folder).stdout
+    assert listed == ("0\n" if is_elsewhere else "1\n")
+
+
+@pytest.mark.parametrize("problem", ["read-only", "open to others"])
+def test_without_a_private_folder_a_server_runs_without_a_record(problem, folder, monkeypatch):
+    if problem == "read-only":
+        monkeypatch.setattr(run_record, "_FOLDER", "/proc/none")
+    else:
+        folder.mkdir()
+        folder.chmod(0o755)
+    with recorded(_RECORD):
+        assert read_records() == []

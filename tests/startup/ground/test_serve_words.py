@@ -1,0 +1,114 @@
+"""The words of `serve` are split between launcher and engine as argparse would split them."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
+from tests.support.properties import given, settings, st
+from startup.words.supported import GROUPS, LOG_FORMAT
+
+_KNOWN: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?", "--switch": 0}
+VLLM_FLAGS = set((Path(__file__).parents[2] / "vllm_cli" / "vllm_flags.txt").read_text().split())
+
+
+def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format():
+    declared = [flag for flag in (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT) if flag.name != "--config"]
+    assert {name: flag.shape.value for flag in declared for name in flag.names} == LAUNCHER_FLAGS
+
+
+def test_no_flag_of_the_launcher_is_a_flag_of_vllm():
+    assert set(LAUNCHER_FLAGS) & VLLM_FLAGS == set()
+    assert set(LAUNCHER_FLAGS) & {name.partition(".")[0] for name in VLLM_FLAGS} == set()
+
+
+def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher():
+    """vLLM's parser accepts abbreviations."""
+    assert [(name, theirs) for name in LAUNCHER_FLAGS for theirs in VLLM_FLAGS if theirs.startswith(name)] == []
+
+
+def test_words_of_vllm_stay_unchanged_and_in_order():
+    words = "model --unknown=a\tb -x --engine vllm -1 --a_b --startup-report r.json --hf_overrides {} --json -- last"
+    split = ServeWords(words.split(" "))
+    assert split.engine_words == ["model", "--unknown=a\tb", "-x", "-1", "--a_b", "--hf_overrides", "{}", "last"]
+    assert split.own == {"--engine": "vllm", "--startup-report": "r.json", "--json": "true"}
+
+
+def test_every_word_after_two_dashes_is_vllms():
+    split = ServeWords(["--", "--engine", "x", "--", "--json"])
+    assert split.engine_words == ["--engine", "x", "--", "--json"]
+    assert split.own == {}
+
+
+@pytest.mark.parametrize("word", ["--startup-timeout=3", "--startup_timeout=3"])
+def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
+    assert ServeWords([word]).own == {"--startup-timeout": "3"}
+
+
+@pytest.mark.parametrize(
+    ("line", "pieces"),
+    [
+        ("--one -x", ["--one -x"]),
+        ("--one -- a", ["--one", "-- a"]),
+        ("--unknown a", ["--unknown", "a"]),
+        ("--one.some_key a", ["--one.some_key a"]),
+    ],
+)
+def test_a_flag_has_as_many_words_as_its_values(line, pieces):
+    """Where argparse reports an error or knows no flag."""
+    assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag, nargs in _KNOWN.items():
+        if nargs:
+            parser.add_argument(flag, action="append", nargs=nargs)
+        else:
+            parser.add_argument(flag, action="append_const", const=[])
+    return parser
+
+
+_PARSER = _parser()
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.sampled_from([*_KNOWN, "--one=a", "--many=b", "--maybe=", "-x"])
+        | st.lists(st.sampled_from(["-1", "-", "", "a", "b c"]), max_size=4)
+    )
+)
+def test_words_are_split_as_argparse_splits_them(parts):
+    words = [word for part in parts for word in ([part] if isinstance(part, str) else part)]
+    try:
+        known, others = _PARSER.parse_known_args(words)
+    except argparse.ArgumentError:  # a value is missing, or begins with a dash
+        return
+    found: dict[str, list[list[str]]] = {}
+    ours: list[str] = []
+    for one in split(words, _KNOWN.get):
+        if one.flag in _KNOWN:
+            found.setdefault(one.flag[2:], []).append([*one.values])
+        else:
+            ours += one.words
+    for name, values in vars(known).items():
+        expected = [each if isinstance(each, list) else [] if each is None else [each] for each in values or ()]
+        assert found.get(name, []) == expected
+    assert ours == others
+
+
+def test_names_have_dashes_and_keys_stay():
+    (given,) = split(["--max_model_len.some_key=1=2"])
+    assert (given.flag, given.keys, given.name, given.values) == (
+        "--max-model-len", "some_key", "--max-model-len.some_key", ("1=2",),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "topic"), [("m --help", ""), ("-h m", ""), ("--help=all", "all"), ("m --port 1", None), ("-- -h", None)]
+)
+def test_help_is_found_with_its_topic(words, topic):
+    assert help_topic(words.split()) == topic
+    assert is_for_information(words.split()) == (topic is not None)

@@ -1,0 +1,53 @@
+"""A listening socket, the processes that a responder starts, and its answers."""
+
+import socket
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from startup.port import responder as responder_module
+from startup.port import responder_process
+from startup.port.listener import listen
+from startup.port.probe_http import Answer
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with listen(host="127.0.0.1", port=0, uds=None) as bound:
+        yield bound
+
+
+@pytest.fixture
+def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine well-behaved clients and exiting processes may be slow."""
+    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
+    monkeypatch.setattr(responder_module, "_END_S", 60.0)
+
+
+@pytest.fixture
+def new_process() -> Callable[[], psutil.Process]:
+    """Returns the only child process that was started since the test began."""
+    others = set(psutil.Process().children())
+
+    def find() -> psutil.Process:
+        (process,) = set(psutil.Process().children()) - others
+        return process
+
+    return find
+
+
+STARTING = b'{"status":"starting"}'
+
+
+class Answers:
+    """Answers of a responder: 200 to /livez, 503 with the last message to all else."""
+
+    def __init__(self, body: bytes = STARTING) -> None:
+        self._body = body
+
+    def answer(self, path: str) -> Answer:
+        return Answer(200) if path == "/livez" else Answer(503, self._body, retry_after_s=1)
+
+    def follow(self, message: bytes) -> None:
+        self._body = message

@@ -1,0 +1,159 @@
+"""The responder's process accepts for a server whose event loop does not receive, with few descriptors."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count, islice
+from pathlib import Path
+
+import psutil
+import pytest
+
+from startup.port import acceptor
+from startup.port.acceptor import ACCEPTING, BEAT, CONNECTION, TURN_S, AnsweredProbe, Heartbeat
+from startup.port.responder import StartupResponder
+from tests.startup.port.conftest import Answers
+
+_PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+_POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+_HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Responder:
+    """A responder's process that accepts; this process receives what it passes on only when it is told to."""
+
+    def __init__(self, stack: ExitStack, listener: socket.socket) -> None:
+        self._stack = stack
+        self._address = listener.getsockname()
+        others = set(psutil.Process().children())
+        responder = stack.enter_context(StartupResponder(listener, Answers()))
+        (self.process,) = set(psutil.Process().children()) - others
+        link = responder.keep()
+        assert link is not None
+        link.settimeout(60)
+        assert link.recv(100) == ACCEPTING
+        self.link = link
+
+    def beat(self, answer: bytes) -> None:
+        """The event loop runs, and this is the server's answer."""
+        self.link.send(BEAT + answer)
+
+    def ask(self) -> socket.socket:
+        """A client whose answer is 200, which it has not read; 2 s after the heartbeat it would be 503."""
+        while True:
+            self.beat(_HEALTHY)
+            client = self.connect(_PROBE)
+            if client.recv(len(_HEALTHY), socket.MSG_PEEK) == _HEALTHY:
+                return client
+
+    def receive(self) -> socket.socket:
+        """The next connection that is passed on."""
+        fds: list[int] = []
+        while not fds:
+            _, fds, _, _ = socket.recv_fds(self.link, 1 << 12, 1)
+        connection = self._stack.enter_context(socket.socket(fileno=fds[0]))
+        connection.settimeout(60)
+        return connection
+
+    def connect(self, request: bytes) -> socket.socket:
+        client = self._stack.enter_context(socket.create_connection(self._address, timeout=60))
+        client.sendall(request)
+        return client
+
+    def leave_descriptors(self, number: int) -> None:
+        """From now on, the process may open so many more, which the limit names by their highest number."""
+        used = {int(path.name) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()}
+        free = (fd for fd in count() if fd not in used)
+        limit = next(islice(free, number, None))
+        self.process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
+    """Of a test that may take longer than an event loop may be held."""
+    monkeypatch.setattr(acceptor, "STALE_S", 120.0)
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def responder(stack: ExitStack, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> _Responder:
+    """The kernel keeps only a few messages for an event loop that does not run."""
+    monkeypatch.setattr(acceptor, "_SEND_BUFFER_BYTES", 1)
+    return _Responder(stack, listener)
+
+
+def _read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(1 << 12), b""))
+
+
+def test_a_probe_is_answered_and_logged_and_its_connection_closed(responder):
+    client = responder.ask()
+    assert _read_all(client) == _HEALTHY
+    logged = AnsweredProbe("{}:{}".format(*client.getsockname()), "1.1", "200")
+    while AnsweredProbe.decode(responder.link.recv(1 << 12)) != logged:
+        pass  # others before it
+
+
+def test_a_request_in_one_piece_with_a_probe_is_passed_on_with_it(responder):
+    responder.ask()
+    responder.connect(_PROBE + _POST)
+    assert responder.receive().recv(1 << 12) == _PROBE + _POST
+
+
+def test_a_client_that_sends_another_request_after_an_answered_probe_has_the_answer_and_then_the_end(responder):
+    client = responder.ask()
+    client.sendall(_POST)
+    assert _read_all(client) == _HEALTHY
+
+
+def test_a_probe_in_pieces_is_passed_on_with_its_first_one(responder):
+    responder.ask()
+    responder.connect(_PROBE[:10])
+    assert responder.receive().recv(1 << 12) == _PROBE[:10]
+
+
+def test_a_connection_without_bytes_is_passed_on(responder):
+    responder.ask()
+    client = responder.connect(b"")
+    assert responder.receive().getpeername() == client.getsockname()
+
+
+def test_probes_are_passed_on_while_the_server_answers_each_itself(responder):
+    responder.beat(b"")
+    message = b""
+    while message != CONNECTION:  # until it has received the heartbeat
+        responder.connect(_PROBE)
+        message = responder.link.recv(1 << 12)
+
+
+def test_probes_are_answered_while_nothing_can_be_passed_on(responder):
+    for _ in range(30):
+        responder.connect(_POST)
+    responder.ask()
+    assert [responder.receive().recv(1 << 12) for _ in range(30)] == [_POST] * 30
+
+
+def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(responder):
+    responder.leave_descriptors(8)
+    for _ in range(40):
+        responder.connect(_POST)
+    used_s, begin_s = sum(responder.process.cpu_times()), time.perf_counter()
+    time.sleep(0.5)
+    assert sum(responder.process.cpu_times()) - used_s < 0.5 * (time.perf_counter() - begin_s)
+    assert [responder.receive().recv(1 << 12) for _ in range(40)] == [_POST] * 40
+    responder.ask()
+
+
+def test_no_time_passes_while_the_process_itself_is_stopped():
+    """As in a frozen container; an event loop that does not run grows older with each turn."""
+    heartbeat = Heartbeat()
+    now = time.monotonic()
+    heartbeat.receive(_HEALTHY, now)
+    heartbeat.turn(now)
+    heartbeat.turn(now + 1000.0)
+    assert heartbeat.current_answer(now + 1000.0) == _HEALTHY
+    for turn in range(100):
+        heartbeat.turn(now + 1000.0 + turn * TURN_S)
+    assert b"has not run for" in heartbeat.current_answer(now + 1000.0 + 99 * TURN_S)

@@ -1,0 +1,81 @@
+"""The socket listens before anything slow happens, and an address in use is a one-line error."""
+
+import socket
+
+import pytest
+
+from startup.ground.errors import PortInUseError, StartupError
+from startup.port.listener import describe, listen
+from tests.support.ports import free_port, needs_ipv6
+
+
+def test_connections_are_accepted_by_the_kernel_before_accept_is_called():
+    with (
+        listen(host="127.0.0.1", port=0, uds=None) as listener,
+        socket.create_connection(listener.getsockname(), timeout=60) as client,
+    ):
+        accepted, address = listener.accept()
+        accepted.close()
+        assert address == client.getsockname()
+
+
+def test_second_server_on_the_port_fails_with_its_address():
+    with listen(host="127.0.0.1", port=0, uds=None) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port} is in use"):
+            listen(host="127.0.0.1", port=port, uds=None)
+
+
+def test_port_of_a_server_that_has_just_exited_is_free_again():
+    port = free_port()  # not handed out to another test meanwhile
+    with listen(host="127.0.0.1", port=port, uds=None) as first:
+        client = socket.create_connection(first.getsockname())
+        first.accept()[0].close()
+    client.close()
+    listen(host="127.0.0.1", port=port, uds=None).close()
+
+
+def test_unknown_host_is_a_startup_error():
+    with pytest.raises(StartupError, match=r"no\.such\.host\.invalid"):
+        listen(host="no.such.host.invalid", port=0, uds=None)
+
+
+def test_unix_socket_left_behind_is_replaced(tmp_path):
+    path = tmp_path / "server.sock"
+    listen(host=None, port=0, uds=str(path)).close()
+    assert path.exists()
+    with listen(host=None, port=0, uds=str(path)) as listener:
+        assert describe(listener) == f"unix:{path}"
+
+
+def test_unix_socket_of_a_running_server_is_not_replaced(tmp_path):
+    path = tmp_path / "server.sock"
+    with listen(host=None, port=0, uds=str(path)), pytest.raises(PortInUseError, match="server.sock"):
+        listen(host=None, port=0, uds=str(path))
+
+
+def test_unix_socket_of_a_server_with_a_full_queue_is_not_replaced(tmp_path):
+    path = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(str(path))
+        busy.listen(0)
+        client.connect(str(path))
+        with pytest.raises(PortInUseError, match="server.sock"):
+            listen(host=None, port=0, uds=str(path))
+
+
+def test_file_that_is_not_a_socket_is_not_removed(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("keep me")
+    with pytest.raises(StartupError):
+        listen(host=None, port=0, uds=str(path))
+    assert path.read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "http://127.0.0.1:"), pytest.param("::1", "http://[::1]:", marks=needs_ipv6)],
+)
+def test_address_is_shown_as_a_url(host, shown):
+    with listen(host=host, port=0, uds=None) as listener:
+        assert describe(listener).startswith(shown)

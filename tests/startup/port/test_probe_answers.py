@@ -1,0 +1,145 @@
+"""The responder answers plain probes, status page, its data and metrics until the HTTP server accepts."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from base.status_page.page import read_page
+from startup.files.prefetch.messages import PrefetchReport
+from startup.port.listener import listen
+from startup.port.probe_http import Answer, parse_probe
+from startup.port.responder import StartupResponder
+from startup.port.start_state import ProbeAnswers, StartState
+from startup.reports.timeline.history import StartSubject
+from startup.reports.timeline.timeline import PhaseTimeline
+from tests.support.waiting import wait_until
+
+_CURL = b"GET /health HTTP/1.1\r\nHost: a:8000\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n"
+_KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-probe/1.34\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+def starting() -> Iterator[Any]:
+    """A start in the phase load_weights: its state, and a function that sends a GET to the responder."""
+    timeline = PhaseTimeline.from_process_start()
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    state = StartState(subject, timeline)
+    with (
+        listen(host="127.0.0.1", port=0, uds=None) as listener,
+        StartupResponder(listener, ProbeAnswers(state)) as responder,
+    ):
+        timeline.on_change = lambda: responder.update(state.to_message())
+        port = listener.getsockname()[1]
+
+        def get(path: str) -> Any:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60)
+
+        with timeline.span("load_weights"):
+            yield state, get
+
+
+def test_the_page_is_the_same_as_that_of_the_http_server(starting):
+    _, get = starting
+    with get("/") as answer:
+        assert answer.read() == read_page().body
+        assert answer.headers["Content-Security-Policy"] == dict(read_page().headers)["Content-Security-Policy"]
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+
+
+def test_status_json_has_progress_and_spans_of_the_start(starting):
+    _, get = starting
+
+    def status() -> dict[str, Any]:
+        with get("/status.json") as answer:
+            return json.load(answer)
+
+    wait_until(lambda: status()["progress"]["phase"] == "load_weights")
+    content = status()
+    assert (content["status"], content["model"], content["live"], content["error"]) == ("starting", "smol", None, None)
+    assert any(span["name"] == "load_weights" for span in content["start"]["spans"])
+
+
+def test_metrics_of_a_start_can_be_parsed(starting):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    _, get = starting
+    with get("/metrics") as answer:
+        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    assert families["vllm:engine_startup_time_seconds"].type == "gauge"
+    assert families["vllm:engine_startup_time_seconds"].documentation
+    assert families["vllm_cli:startup_phase_seconds"].samples
+
+
+def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting):
+    state, _ = starting
+    assert state.phase == "load_weights"
+    state.fail("no memory")
+    assert state.phase == "failed"
+
+
+def test_a_private_start_answers_only_what_probes_need():
+    timeline = PhaseTimeline.from_process_start()
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    answers = ProbeAnswers(StartState(subject, timeline), is_private=True)
+    statuses = {
+        path: answers.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")
+    }
+    assert set(statuses.values()) == {503}
+    assert b"smol" not in b"".join(answers.answer(path).body for path in statuses)
+    assert answers.answer("/livez").status == 200
+
+
+def test_an_answer_is_encoded_with_its_headers():
+    assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "http_version"),
+    [
+        pytest.param(_CURL, "1.1", id="curl"),
+        pytest.param(_KUBELET, "1.1", id="kubelet"),
+        pytest.param(b"GET /health HTTP/1.0\r\n\r\n", "1.0", id="http-1.0"),
+        pytest.param(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", "1.1", id="keep-alive"),
+        pytest.param(b"GET /health HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n", "1.1", id="with-a-key"),
+    ],
+)
+def test_a_probe_is_recognized(request_bytes, http_version):
+    assert parse_probe(request_bytes) == http_version
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(_CURL[:-2], id="incomplete"),
+        pytest.param(_CURL.replace(b"GET", b"HEAD"), id="head"),
+        pytest.param(_CURL.replace(b"GET", b"POST"), id="post"),
+        pytest.param(_CURL.replace(b"/health", b"/health?x=1"), id="query"),
+        pytest.param(_CURL.replace(b"/health", b"/healthy"), id="longer-path"),
+        pytest.param(_CURL.replace(b"/health", b"/v1/models"), id="other-path"),
+        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\nOrigin: http://b\r\n\r\n"), id="cors"),
+        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\nab"), id="body"),
+        pytest.param(
+            _CURL.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"), id="upgrade"
+        ),
+        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\nX-Request-Id: 7\r\n\r\n"), id="request-id"),
+        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n"), id="folded-header"),
+        pytest.param(_CURL.replace(b"\r\n", b"\n"), id="bare-line-feeds"),
+        pytest.param(_CURL.replace(b"1.1", b"2.0"), id="other-version"),
+        pytest.param(b"\x16\x03\x01\x02", id="tls"),
+        pytest.param(b"G", id="first-byte"),
+        pytest.param(_CURL + b"POST /v1/completions HTTP/1.1\r\n", id="two-requests"),
+    ],
+)
+def test_any_other_request_is_left_to_the_http_server(request_bytes):
+    assert parse_probe(request_bytes) is None
+
+
+@pytest.mark.parametrize(("unknown_bytes", "is_known"), [(0, True), (1, False)])
+def test_the_report_tells_what_was_resident_only_if_that_is_known(unknown_bytes, is_known):
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    state = StartState(subject, PhaseTimeline.from_process_start())
+    state.finish(PrefetchReport("done", total_bytes=5, resident_bytes=4, unknown_bytes=unknown_bytes))
+    assert (state.facts.page_cache is not None) == is_known

@@ -1,0 +1,316 @@
+"""The responder, a process that answers on the listening socket until the server accepts, also with TLS."""
+
+import http.client
+import http.server
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from base.server_settings import TlsConfig
+from startup.port import responder as responder_module
+from startup.port.responder import StartupResponder
+from startup.port.responder_process import OpenChannel
+from startup.port.tls_channel import open_tls
+from startup.ground.processes import group_signals
+from tests.startup.port.conftest import STARTING, Answers
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
+from tests.support.ports import free_port
+from tests.support.waiting import is_gone, wait_until
+
+
+def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(*address, timeout=60)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_each_path_is_answered(listener):
+    with StartupResponder(listener, Answers()):
+        assert _get(listener.getsockname(), "/livez") == (200, b"")
+        assert _get(listener.getsockname(), "/health?x=1") == (503, STARTING)
+        connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().headers["Retry-After"] == "1"
+        connection.close()
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_body_of_a_post_is_read_before_the_answer(listener):
+    with StartupResponder(listener, Answers()):
+        assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_silent_client_delays_no_other(listener):
+    with StartupResponder(listener, Answers()), socket.create_connection(listener.getsockname()) as silent:
+        silent.sendall(b"GET /he")
+        assert _get(listener.getsockname(), "/livez")[0] == 200
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
+    with StartupResponder(listener, Answers()):
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"\x16\x03\x01\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 503")
+        assert _get(listener.getsockname(), "/livez")[0] == 200
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_client_accepted_before_the_hand_over_is_answered_after_it(listener, new_process):
+    with (
+        StartupResponder(listener, Answers()) as responder,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        process = new_process()
+        port = client.getsockname()[1]  # an answer to another client does not mean that this one is accepted
+        wait_until(lambda: any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")))
+        responder.hand_over()
+        wait_until(lambda: not _is_listening(process, listener.getsockname()[1]))
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def _is_listening(process: psutil.Process, port: int) -> bool:
+    """On that port only: a fork of the test's process also has the listeners of other tests' servers.
+
+    A process that is ending accepts nobody; other users than root may not read its descriptors.
+    """
+    try:
+        connections = process.net_connections("tcp")
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_no_client_is_accepted_after_the_hand_over_has_returned(listener, monkeypatch, new_process):
+    """Otherwise a client could get "ready" from the HTTP server and then "not ready" from the responder."""
+    monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
+        process.suspend()
+        handing_over = threading.Thread(target=responder.hand_over)
+        handing_over.start()
+        handing_over.join(0.3)
+        assert handing_over.is_alive()
+        process.resume()
+        handing_over.join()
+        assert not _is_listening(process, listener.getsockname()[1])
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_an_answer_contains_the_latest_state(listener):
+    with StartupResponder(listener, Answers()) as responder:
+        responder.update(b"{}")
+        responder.update(b'{"status":"failed"}')
+        assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+@pytest.mark.thorough
+def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
+        process.suspend()
+        for _ in range(1000):
+            responder.update(b"x" * 10_000)
+        responder.hand_over()
+        process.resume()
+        process.wait(timeout=60)
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
+        responder.hand_over()
+        process.wait(timeout=60)
+    assert not process.is_running()
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_no_probe_is_lost_during_the_hand_over(listener):
+    """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
+    failures: list[str] = []
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def probe() -> None:
+        while not stop.is_set():
+            try:
+                statuses.append(_get(listener.getsockname(), "/health")[0])
+            except OSError as err:
+                failures.append(repr(err))
+
+    probes = [threading.Thread(target=probe) for _ in range(10)]
+    with StartupResponder(listener, Answers()) as responder:
+        for thread in probes:
+            thread.start()
+        try:
+            wait_until(lambda: failures or statuses.count(503) >= 200)
+            responder.hand_over()
+            server = _successor(listener)
+            serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            serving.start()
+            wait_until(lambda: failures or statuses.count(200) >= 200)
+        finally:
+            stop.set()
+            for thread in probes:
+                thread.join()
+        server.shutdown()
+        serving.join()
+        server.server_close()
+    assert not failures
+    assert {200, 503} == set(statuses)
+
+
+_API_PROCESS = """
+import signal, sys
+from startup.port.listener import listen
+from startup.port.responder import StartupResponder
+from tests.startup.port.conftest import Answers
+with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound, StartupResponder(bound, Answers()):
+    print('listening', flush=True)
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
+    """A process with a responder, and its address; killed at the end."""
+    port = free_port()  # not used by another process afterwards, nor as a client port
+    command = [sys.executable, "-c", _API_PROCESS, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        yield psutil.Process(process.pid), ("127.0.0.1", port)
+        process.kill()
+
+
+@pytest.mark.usefixtures("longer_timeouts")
+def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
+    process, address = api_process
+    (responder,) = process.children()
+    responder.send_signal(signal.SIGTERM)  # service managers signal the whole group
+    assert _get(address, "/livez")[0] == 200
+    process.kill()
+    wait_until(lambda: is_gone(responder.pid))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_signal_right_after_the_fork_does_not_end_the_responder(listener, monkeypatch):
+    """`ignore` finds it pending in the new process: nothing of it has run before."""
+    ignore = group_signals.ignore
+
+    def signal_then_ignore() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ignore()
+
+    monkeypatch.setattr(group_signals, "ignore", signal_then_ignore)
+    with StartupResponder(listener, Answers()):
+        assert _get(listener.getsockname(), "/livez")[0] == 200
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Logs nothing."""
+
+
+def _successor(listener: socket.socket) -> http.server.ThreadingHTTPServer:
+    """An HTTP server on a socket that listens already."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener.dup()
+    server.socket.setblocking(True)
+    return server
+
+
+BODY = b"x" * 200_000
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
+def _tls(pair: Certificate, **settings: int | str) -> Callable[[], OpenChannel]:
+    config = TlsConfig(ssl_certfile=str(pair.certificate), ssl_keyfile=str(pair.key), **settings)
+    return lambda: open_tls(config)
+
+
+def _get_by_tls(
+    listener: socket.socket, path: str, context: ssl.SSLContext, body: bytes | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPSConnection(*listener.getsockname(), timeout=60, context=context)
+    try:
+        connection.request("GET" if body is None else "POST", path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_each_path_is_answered_over_tls(listener, pair):
+    with StartupResponder(listener, Answers(BODY), _tls(pair)):
+        assert _get_by_tls(listener, "/livez", pair.client_context()) == (200, b"")
+        assert _get_by_tls(listener, "/health", pair.client_context()) == (503, BODY)
+        assert _get_by_tls(listener, "/v1/completions", pair.client_context(), BODY) == (503, BODY)
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
+def test_a_client_without_tls_delays_no_other_and_gets_no_http(listener, pair, sent):
+    with (
+        StartupResponder(listener, Answers(BODY), _tls(pair)),
+        socket.create_connection(listener.getsockname(), timeout=60) as client,
+    ):
+        with suppress(OSError):  # the responder may close it before everything is sent
+            client.sendall(sent)
+        assert _get_by_tls(listener, "/livez", pair.client_context())[0] == 200
+        received = b""
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+            received = client.recv(4096)
+        assert b"HTTP" not in received
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_clients_without_a_certificate_are_rejected_if_one_is_required(listener, pair):
+    with StartupResponder(listener, Answers(BODY), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
+        assert _get_by_tls(listener, "/livez", pair.client_context(client=pair))[0] == 200
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+            _get_by_tls(listener, "/livez", pair.client_context())
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_unusable_certificate_files_end_the_responder_and_not_the_start(listener, tmp_path, capfd):
+    nothing = Certificate(tmp_path / "none", tmp_path / "none")
+    with StartupResponder(listener, Answers(BODY), _tls(nothing)) as responder:
+        responder.update(b"{}")
+    assert "Traceback" not in capfd.readouterr().err

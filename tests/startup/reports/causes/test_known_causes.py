@@ -1,0 +1,67 @@
+"""The table of known causes: complete, without shadows, recognised in the forms in which logs have them."""
+
+import re
+
+import pytest
+
+from startup.reports.causes.first_cause import KNOWN, find_cause
+from startup.reports.causes.known.processes import STOPPED
+from startup.reports.causes.known_cause import KnownCause
+
+UNEXPLAINED = "WorkerError: something"
+
+
+def _sample(text: str) -> str:
+    """A line that has the text."""
+    sample = text.strip("^$").replace("…", "something")
+    return f"deploy.sh: line 17: 11440{sample}" if sample.startswith(" ") else sample
+
+
+def test_there_are_many_causes_and_their_names_are_anchors():
+    names = [cause.name for cause in KNOWN]
+    assert len(names) >= 40
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
+
+
+def test_titles_and_advice_are_short():
+    for cause in KNOWN:
+        assert not cause.title.endswith("."), cause
+        assert len(cause.title) <= 90, cause
+        assert 5 <= len(cause.advice) <= 260, cause
+
+
+@pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)
+def test_each_text_is_recognised_as_its_cause(cause):
+    """No cause that stands before it in the table takes its text."""
+    for text in cause.texts:
+        _assert_recognised(cause, text)
+
+
+def _assert_recognised(cause: KnownCause, text: str) -> None:
+    sample = _sample(text)
+    if cause.where == "hint":
+        lines = [sample, UNEXPLAINED]
+    elif cause.where == "end" or re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", sample):
+        lines = [sample]
+    else:
+        lines = [f"RuntimeError: {sample}"]
+    found = find_cause(lines)
+    assert found is not None, text
+    assert found.known is cause, text
+
+
+def test_a_text_can_have_gaps_and_ends():
+    cause = KnownCause("x", "x", ("^Killed$", "one … two", "ends so$"), "x")
+    assert cause.matches("Killed")
+    assert not cause.matches("Killed by")
+    assert not cause.matches("was Killed")
+    assert cause.matches("zero one and two three")
+    assert not cause.matches("two one")
+    assert cause.matches("it ends so, then ends so")
+    assert not cause.matches("it ends so.")
+
+
+def test_stopping_is_the_last_in_the_table():
+    """Else a shutdown with an error would be a stop."""
+    assert KNOWN[-1] is STOPPED

@@ -1,0 +1,93 @@
+"""Frames of ours are on every stack of a start: a failure is ours only if vLLM's code has not caused it."""
+
+from pathlib import Path
+
+import pytest
+
+from startup.reports.causes.first_cause import find_cause
+
+_ROOT = Path(__file__).parents[4]
+_SITE = "/venv/lib/python3.14/site-packages"
+_FORK = ("startup/vllm/fork/forkserver.py", "_launch")
+_FRAMES = {
+    "core": f"{_SITE}/vllm/v1/engine/core.py",
+    "torch": f"{_SITE}/torch/__init__.py",
+    "forkserver": "/usr/lib/python3.14/multiprocessing/forkserver.py",
+    "connection": "/usr/lib/python3.14/multiprocessing/connection.py",
+    "process": "/usr/lib/python3.14/multiprocessing/process.py",
+    "spawn": "/usr/lib/python3.14/multiprocessing/spawn.py",
+    "importlib": "/usr/lib/python3.14/importlib/__init__.py",
+    "frozen": "<frozen importlib._bootstrap>",
+    "run": f"{_ROOT}/startup/vllm/command_line.py",
+    "child": f"{_ROOT}/startup/vllm/fork/recorded_ends.py",
+    "begin": f"{_ROOT}/startup/vllm/fork/child_state.py",
+    "main": f"{_ROOT}/startup/ground/processes/forkserver.py",
+    "wrapper": f"{_ROOT}/startup/vllm/patches/spans.py",
+    "finder": f"{_ROOT}/startup/imports/finder.py",
+    "wheel": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/early_engine.py",
+    "late": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/late_imports.py",
+    "embedded": f"{_ROOT}/startup/embedded/engine_process.py",
+    "other": f"{_SITE}/startup/main.py",
+    "user": "/home/user/startup/auth.py",
+    "checkout": f"{_ROOT}/.venv/lib/python3.14/site-packages/vllm/v1/engine/core.py",
+}
+
+
+def _cause(words: str, error: str) -> str | None:
+    """Of a traceback with these frames, each as FILE or FILE:FUNCTION."""
+    frames = [word.partition(":") for word in words.split()]
+    lines = [f'  File "{_FRAMES[file]}", line 7, in {function or "call"}' for file, _, function in frames]
+    cause = find_cause(["Traceback (most recent call last):", *lines, error])
+    assert cause is not None
+    return cause.known and cause.known.name
+
+
+@pytest.mark.parametrize(
+    ("frames", "error"),
+    [
+        pytest.param("core process forkserver:connect_to_new_process", "AssertionError", id="driven"),
+        pytest.param("core forkserver connection", "EOFError", id="library-below-driven"),
+        pytest.param("run core wrapper", "TypeError: call() takes no arguments", id="innermost"),
+        pytest.param("core wheel", "AttributeError: no such name", id="installed"),
+        pytest.param("core finder frozen", "ImportError: no spec", id="finder"),
+        pytest.param("forkserver begin torch", "RuntimeError: threads were started", id="below-added"),
+        pytest.param("main spawn child:_restore core", "ImportError: no name X", id="unpickled"),
+        pytest.param("core late:real importlib torch", "AttributeError: partially initialized module", id="late"),
+        pytest.param("forkserver", "BlockingIOError: [Errno 11] Resource temporarily unavailable", id="fork"),
+    ],
+)
+def test_ours(frames, error):
+    assert _cause(frames, error) == "vllm-cli"
+
+
+@pytest.mark.parametrize(
+    ("frames", "error"),
+    [
+        pytest.param("run core", "ValueError: bad flag", id="outermost"),
+        pytest.param("run core wrapper core", "TypeError: no such argument", id="wrapped"),
+        pytest.param("forkserver spawn process child:run_and_record core", "KeyError: 'x'", id="in-a-fork"),
+        pytest.param("main spawn process child:run_and_record core", "KeyError: 'x'", id="in-our-fork"),
+        pytest.param("main spawn process:run core", "KeyError: 'x'", id="in-a-process"),
+        pytest.param("run core importlib frozen", "ModuleNotFoundError: No module named 'no_such'", id="import"),
+        pytest.param("core finder core", "ImportError: cannot import name X", id="imported"),
+        pytest.param("core late:import_late torch", "ImportError: libcudart.so.12", id="import-not-delayed"),
+        pytest.param("core connection", "EOFError", id="pipe-of-vllm"),
+        pytest.param("core wrapper", "startup.ground.errors.StartupError: no", id="intended"),
+        pytest.param("core wrapper", "RuntimeError: --compile-cache require: vLLM would compile", id="required"),
+        pytest.param("embedded forkserver", "EOFError", id="embedded"),
+        pytest.param("core user", "KeyError: 'x'", id="middleware"),
+        pytest.param("core other", "KeyError: 'x'", id="other-program"),
+        pytest.param("run checkout", "KeyError: 'x'", id="environment-in-a-checkout"),
+    ],
+)
+def test_not_ours(frames, error):
+    assert _cause(frames, error) != "vllm-cli"
+
+
+def test_the_first_of_a_chain_counts():
+    lines = ["Traceback (most recent call last):", f'  File "{_FRAMES["forkserver"]}", line 7, in main', "EOFError"]
+    link = "The above exception was the direct cause of the following exception:"
+    last = ["Traceback (most recent call last):", f'  File "{_FRAMES["core"]}", line 7, in start', "RuntimeError: no"]
+    cause = find_cause([*lines, "", link, "", *last])
+    assert cause is not None
+    assert (cause.text, cause.known and cause.known.name) == ("EOFError in main()", "vllm-cli")

@@ -1,0 +1,142 @@
+"""Progress never falls and stays below 1 until the start is ready; the ETA comes from earlier starts."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from startup.reports.timeline.history import EarlierStarts, StartRecord
+from startup.reports.timeline.progress import ProgressMeter
+from startup.reports.timeline.timeline import PhaseTimeline
+from tests.startup.reports.timeline.start_reports import report_of
+
+NS = 1_000_000_000
+NOW_NS = 5_000 * NS
+
+
+class Clock:
+    """A clock that only tests advance, since estimates depend on the current time."""
+
+    now_ns = NOW_NS
+
+    @contextmanager
+    def span(self, timeline: PhaseTimeline, name: str, *, since_s: float) -> Iterator[None]:
+        """A phase that is running, and began so many seconds after the start."""
+        self.now_ns = timeline.origin_ns + round(since_s * NS)
+        with timeline.span(name):
+            self.now_ns = NOW_NS
+            yield
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: clock.now_ns)
+    return clock
+
+
+def earlier_starts() -> EarlierStarts:
+    """Ready after 1.7 s: boot until 0.2, import_server until 0.5, wait_for_engine until 1.7."""
+    return EarlierStarts((StartRecord.from_report(report_of()),))
+
+
+def meter_of(timeline: PhaseTimeline) -> ProgressMeter:
+    """A meter that estimates from earlier starts."""
+    meter = ProgressMeter(timeline)
+    meter.expect(earlier_starts())
+    return meter
+
+
+def timeline_at(elapsed_s: float) -> PhaseTimeline:
+    return PhaseTimeline(NOW_NS - round(elapsed_s * NS))
+
+
+def test_without_history_only_the_phase_is_known():
+    timeline = timeline_at(0.5)
+    with timeline.span("import_server"):
+        current = ProgressMeter(timeline).read()
+    assert (current.phase, current.progress, current.eta_s) == ("import_server", None, None)
+    assert current.elapsed_s == 0.5
+    assert current.to_dict() == {"phase": "import_server", "progress": None, "elapsed_s": 0.5, "eta_s": None}
+
+
+def test_between_two_phases_the_phase_is_starting():
+    assert ProgressMeter(timeline_at(0.5)).read().phase == "starting"
+
+
+def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clock):
+    timeline = timeline_at(0.3)
+    with clock.span(timeline, "import_server", since_s=0.2):
+        current = meter_of(timeline).read()
+    assert current.eta_s == pytest.approx(0.2 + 1.2)
+    assert current.progress == pytest.approx(0.3 / 1.7)
+
+
+def test_a_phase_that_begins_late_moves_the_end(clock):
+    timeline = timeline_at(3.0)
+    with clock.span(timeline, "import_server", since_s=2.9):
+        current = meter_of(timeline).read()
+    assert current.eta_s == pytest.approx(0.2 + 1.2)
+
+
+def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it(clock):
+    timeline = timeline_at(8.0)
+    with clock.span(timeline, "import_server", since_s=0.2):
+        assert meter_of(timeline).read().eta_s == pytest.approx(1.2)
+
+
+def test_an_unknown_phase_is_estimated_from_the_total():
+    timeline = timeline_at(0.7)
+    with timeline.span("never_seen"):
+        current = meter_of(timeline).read()
+    assert current.eta_s == pytest.approx(1.0)
+
+
+def test_progress_never_falls_and_stays_below_one_until_ready(clock):
+    timeline = timeline_at(1.6)
+    meter = meter_of(timeline)
+    with clock.span(timeline, "wait_for_engine", since_s=0.5):
+        high = meter.read().progress
+    with clock.span(timeline, "import_server", since_s=1.6):
+        low = meter.read().progress
+    assert high is not None
+    assert low is not None
+    assert 0.8 < high <= low < 1
+    assert meter_of(timeline_at(900)).read().progress == 0.99
+
+
+def test_progress_never_falls_below_the_value_that_the_responder_reported(clock):
+    """Its clients become clients of the HTTP server."""
+    timeline = timeline_at(1.6)
+    meter = meter_of(timeline)
+    read_fd, write_fd = os.pipe()
+    with clock.span(timeline, "wait_for_engine", since_s=0.5):
+        if (pid := os.fork()) == 0:
+            os.write(write_fd, repr(meter.read().progress).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+    os.close(write_fd)
+    with os.fdopen(read_fd) as pipe:
+        high = float(pipe.read())
+    with clock.span(timeline, "import_server", since_s=1.6):
+        low = meter.read().progress
+    assert low is not None
+    assert 0.8 < high <= low < 1
+
+
+def test_a_finished_start_is_ready():
+    timeline = timeline_at(1.0)
+    timeline.finish()
+    current = meter_of(timeline).read()
+    assert (current.phase, current.progress, current.eta_s) == ("ready", 1.0, 0.0)
+
+
+def test_the_line_for_a_terminal_has_phase_bar_and_time_left(clock):
+    timeline = timeline_at(0.5)
+    with clock.span(timeline, "wait_for_engine", since_s=0.5):
+        line = str(meter_of(timeline).read())
+    assert "wait for engine" in line
+    assert "[######" in line
+    assert "about 1.2 s left" in line

@@ -1,0 +1,224 @@
+"""Variables, limits, shared memory and the address of a start are checked; no socket is left behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from envs.registry import env
+from startup.session.preflight.report import PreflightReport
+from tests.support.ports import free_port
+
+Preflight = Callable[..., PreflightReport]
+
+
+def found(report: PreflightReport, severity: str) -> list[str]:
+    return [f.message for f in report.findings if f.check == "environment" and f.severity == severity]
+
+
+def test_all_wrong_variables_are_reported_at_once(preflight, monkeypatch):
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "forksever")
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "soon")
+    method, keep_alive = sorted(found(preflight("/nowhere"), "error"), reverse=True)
+    assert "'forksever'" in method
+    assert "did you mean 'forkserver'?" in method
+    assert "VLLM_HTTP_TIMEOUT_KEEP_ALIVE" in keep_alive
+
+
+def test_a_wrong_variable_that_other_checks_need_is_reported_once(preflight, monkeypatch):
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "maybe")
+    report = preflight("some/model")
+    assert [f.check for f in report.findings] == ["environment"]
+
+
+def test_a_misspelt_variable_of_vllm_cli_is_a_warning(preflight, monkeypatch):
+    monkeypatch.setenv("VCLI_NO_SUCH_THING", "1")
+    assert "VCLI_NO_SUCH_THING" in found(preflight("/nowhere"), "warning")[0]
+
+
+def test_a_variable_that_only_vllm_reads_is_information(preflight, monkeypatch):
+    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASH_ATTN")
+    (message,) = found(preflight("/nowhere"), "info")
+    assert "VLLM_ATTENTION_BACKEND" in message
+    assert "VLLM_LOGGING_LEVEL" not in message
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(preflight, monkeypatch, tmp_path):
+    def warnings() -> list[str]:
+        return [f.message for f in preflight("/nowhere").findings if f.check == "cache"]
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "new" / "folder"))
+    assert warnings() == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "folder"))
+    [message] = warnings()
+    start = f"nothing is cached between starts: {tmp_path}/file/folder/vllm_cli cannot be written to (Not a directory)"
+    assert message.startswith(start)
+    assert "set VLLM_CACHE_ROOT" in message
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/proc/folder")  # writable by its mode, for root
+    [message] = warnings()
+    assert "/proc/folder/vllm_cli cannot be written to" in message
+
+
+def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert env.XDG_CACHE_HOME.get() == Path("/.cache")
+
+
+SCRIPT = """
+import json, resource, sys
+from server.config import EngineConfig, RendererConfig
+from base.server_settings import NetworkConfig
+from server.server_config import ServerConfig
+from base.machine.memory import MemoryState
+from startup.ground.config import ModelConfig, StartupConfig
+from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+config = StartupConfig(
+    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
+    engine=EngineConfig(), renderer=RendererConfig(),
+    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
+)
+for name, value in json.loads(sys.argv[2]):
+    limit = getattr(resource, name)
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, before[1]))
+    report = run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30)))
+    resource.setrlimit(limit, before)
+    print(json.dumps(json.loads(report.to_json())["findings"]))
+"""
+
+
+def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
+    """One process with one limit after the other."""
+    limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32)]
+    command = [sys.executable, "-c", SCRIPT, str(model_path), json.dumps(limits)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (some,), (few,) = map(json.loads, result.stdout.splitlines())
+    assert (some["check"], some["severity"]) == ("nofile", "warning")
+    assert (few["check"], few["severity"]) == ("nofile", "error")
+    assert "256 open files are allowed" in some["message"]
+    assert "ulimit -n 1024" in few["message"]
+
+
+def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
+    (finding,) = preflight(model_path, shm=tmp_path / "shm").errors
+    assert finding.check == "shm"
+    assert "mount a tmpfs there" in finding.message
+
+
+def test_shared_memory_of_a_container_may_be_small_but_not_full(model_path, preflight):
+    assert preflight(model_path, shm=Path("/dev/shm")).errors == ()
+    (finding,) = preflight(model_path, shm=Path("/proc")).findings
+    assert finding.check == "shm"
+
+
+HOLDER = """
+import socket, sys
+family, address, reuse, listening = sys.argv[1:5]
+holder = socket.socket(socket.AF_UNIX if family == "unix" else socket.AF_INET)
+if reuse == "reuse":
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+holder.bind(address if family == "unix" else ("127.0.0.1", 0))
+if listening == "listening":
+    holder.listen()
+print(holder.getsockname()[1] if family == "tcp" else "", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int]]:
+    """Runs another process with the socket; yields its pid and port."""
+    command = [sys.executable, "-c", HOLDER, family, str(address), *words]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+    try:
+        port = process.stdout.readline().strip()
+        yield process.pid, int(port or 0)
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+def message_of(report: PreflightReport, check: str, severity: str = "error") -> str:
+    (message,) = [f.message for f in report.findings if f.check == check and f.severity == severity]
+    return message
+
+
+def test_a_free_port_is_no_finding_and_stays_free(preflight):
+    port = free_port()
+    for _ in range(2):
+        assert not [f for f in preflight("/nowhere", port=port, host="127.0.0.1").findings if f.check == "port"]
+
+
+def test_a_port_that_is_bound_without_listening_is_in_use(preflight):
+    with holder("tcp", "-", "no-reuse", "silent") as (_, port):
+        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+    assert "a process that is not visible from here, or does not listen yet" in message
+
+
+def test_a_port_in_use_is_reported_with_pid_and_command_without_its_secrets(preflight):
+    words = ("reuse", "listening", "--api-key", "sesame", "--hf-token=sesame", "--max-model-len", "512")
+    with holder("tcp", "-", *words) as (pid, port):
+        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+    assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
+    assert "choose another --port" in message
+    assert "sesame" not in message
+    assert "--max-model-len" in message or "…" in message
+
+
+def test_the_launchers_own_port_is_not_checked(preflight):
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        port = ours.getsockname()[1]
+        report = preflight("/nowhere", port=port, host="127.0.0.1", is_listening=True)
+    assert not [f for f in report.findings if f.check == "port"]
+
+
+def test_a_port_that_only_this_process_holds_is_in_use(preflight):
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        message = message_of(preflight("/nowhere", port=ours.getsockname()[1], host="127.0.0.1"), "port")
+    assert "is in use by" in message
+
+
+def test_a_host_of_another_machine_is_an_error(preflight):
+    assert "192.0.2.1" in message_of(preflight("/nowhere", port=4711, host="192.0.2.1"), "port")
+
+
+def test_a_free_socket_path_is_no_finding_and_is_not_created(tmp_path, preflight):
+    assert not [f for f in preflight("/nowhere", uds=str(tmp_path / "s")).findings if f.check == "uds"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unix_socket_in_use_is_reported_with_pid(tmp_path, preflight):
+    path = tmp_path / "s"
+    with holder("unix", path, "-", "listening") as (pid, _):
+        message = message_of(preflight("/nowhere", uds=str(path)), "uds")
+        assert path.is_socket()
+    assert f"{path} is in use by pid {pid}" in message
+
+
+def test_a_unix_socket_that_was_left_behind_is_information(tmp_path, preflight):
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert "left behind" in message_of(preflight("/nowhere", uds=str(path)), "uds", "info")
+
+
+def test_unusable_socket_paths_are_errors(tmp_path, preflight):
+    (tmp_path / "file").touch()
+    assert "is not a socket" in message_of(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
+    assert "there is no folder" in message_of(preflight("/nowhere", uds=str(tmp_path / "x" / "s")), "uds")
+    assert "at most 107 are possible" in message_of(preflight("/nowhere", uds=str(tmp_path / ("s" * 108))), "uds")
+
+
+def test_all_missing_tls_files_are_reported(tmp_path, preflight):
+    report = preflight("/nowhere", ssl_keyfile=str(tmp_path / "key"), ssl_certfile=str(tmp_path / "cert"))
+    assert [f.message.split()[0] for f in report.errors if f.check == "tls"] == ["--ssl-keyfile", "--ssl-certfile"]

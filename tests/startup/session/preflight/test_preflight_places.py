@@ -1,0 +1,189 @@
+"""A model is located as a folder, a snapshot, a download or nowhere; only a check alone asks the hub."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+
+import pytest
+from huggingface_hub import constants
+
+from server.config import LoraConfig, LoraModule, ModelFiles
+from startup.ground.config import StartupConfig
+from startup.files.download.obtain import resolve_model
+from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.request import ModelRequest
+from startup.session.preflight.report import Finding, PreflightReport
+from tests.support.hub import Fault, HubServer
+
+Preflight = Callable[..., PreflightReport]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Snapshot:
+    """A cached model as stored by the hub's client: links to blobs."""
+
+    def __init__(self, cache: Path, files: Path) -> None:
+        self.repository = cache / "models--team--model"
+        self.folder = self.repository / "snapshots" / COMMIT
+        self.blobs = self.repository / "blobs"
+        self.folder.mkdir(parents=True)
+        self.blobs.mkdir()
+        (self.repository / "refs").mkdir()
+        (self.repository / "refs" / "main").write_text(COMMIT)
+        for path in files.iterdir():
+            copyfile(path, self.blobs / f"blob-{path.name}")
+            (self.folder / path.name).symlink_to(Path(os.pardir) / os.pardir / "blobs" / f"blob-{path.name}")
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, folder, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return Snapshot(tmp_path / "hub", folder.path)
+
+
+def plan_of(config: StartupConfig) -> FilePlan:
+    return plan_files(ModelRequest.of_start(config))
+
+
+def test_a_complete_snapshot_needs_no_download_and_has_no_findings(snapshot, make_config, preflight):
+    config = make_config("team/model")
+    assert plan_of(config).files == ModelFiles(snapshot.folder, snapshot.folder)
+    assert resolve_model(ModelRequest.of_start(config)).path == snapshot.folder
+    assert preflight("team/model").findings == ()
+
+
+def test_a_snapshot_with_a_dangling_link_needs_a_download(snapshot, make_config, preflight):
+    (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
+    assert plan_of(make_config("team/model")).files is None
+    (message,) = (f.message for f in preflight("team/model").findings if f.check == "download")
+    assert "lacks the content of model-00002-of-00003.safetensors: they are downloaded now" in message
+
+
+def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot, preflight):
+    (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
+    (snapshot.blobs / "blob-model-00001-of-00003.safetensors").write_bytes(b"cut")
+    assert [f.check for f in preflight("team/model").errors] == ["weights"]
+
+
+def test_an_incomplete_snapshot_is_an_error_in_offline_mode(snapshot, preflight, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
+    (finding,) = [f for f in preflight("team/model").errors if f.check == "model"]
+    assert "is only in part in" in finding.message
+
+
+def test_a_misspelt_folder_is_reported_with_a_suggestion(tmp_path, preflight):
+    (tmp_path / "Qwen3-0.6B").mkdir()
+    (finding,) = preflight(tmp_path / "Qwen3-0.6b").errors
+    assert "is neither a folder nor a name on the Hugging Face hub (did you mean 'Qwen3-0.6B'?)" in finding.message
+
+
+def test_a_file_instead_of_a_folder_is_an_error(model_path, preflight):
+    (finding,) = preflight(model_path / "model.safetensors").errors
+    assert "is a file: give the folder" in finding.message
+
+
+def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):
+    folder.shards[0].unlink()
+    words = tmp_path / "words"
+    words.mkdir()
+    report = preflight(folder.path, tokenizer=str(words))
+    assert {f.check for f in report.errors} >= {"shards", "tokenizer"}
+
+
+@pytest.fixture
+def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A repository, and an empty cache."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment when first imported
+    hub_server.add("team/model", {"config.json": b"{}"})
+    return hub_server
+
+
+@pytest.fixture
+def check(preflight: Preflight) -> Preflight:
+    """A check without a start."""
+    return partial(preflight, asks_hub=True)
+
+
+def hub_finding(report: PreflightReport) -> Finding:
+    (finding,) = [f for f in report.findings if f.check == "hub"]
+    return finding
+
+
+def test_a_start_leaves_the_requests_to_the_download(hub, preflight):
+    preflight("team/nothing")
+    assert hub.requests == []
+
+
+def test_an_available_model_is_told(hub, check):
+    finding = hub_finding(check("team/model", hf_token="secret"))
+    assert (finding.severity, finding.message) == ("info", f"team/model is to be downloaded from {hub.url}")
+    assert hub.tokens["hub"] == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "expected"),
+    [
+        (Fault("status", status=403, code="GatedRepo", path="*/resolve/*"), "t", "team/model is gated: ask for access"),
+        (Fault("status", status=401, code="RepoNotFound"), None, "{url}/team/model does not exist: correct the name"),
+        (Fault("status", status=404, code="RevisionNotFound"), None, "team/model has no revision 'main'"),
+    ],
+    ids=["gated", "unknown", "revision"],
+)
+def test_a_refusal_is_an_error_with_the_fix(hub, check, fault, token, expected):
+    hub.faults.add(fault)
+    finding = hub_finding(check("team/model", hf_token=token))
+    assert finding.severity == "error"
+    assert expected.format(url=hub.url) in finding.message
+
+
+def test_an_error_that_may_pass_is_a_warning(hub, check):
+    hub.faults.add(Fault("status", status=503))
+    finding = hub_finding(check("team/model"))
+    assert finding.severity == "warning"
+    assert "team/model is to be downloaded: the hub answers 503" in finding.message
+
+
+@pytest.mark.parametrize(("model", "severity"), [("team/model", "error"), (None, "warning")], ids=["named", "default"])
+def test_an_unreachable_hub_is_an_error_unless_the_model_is_available_elsewhere(
+    check, monkeypatch, hub, model, severity
+):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    finding = hub_finding(check(model))
+    assert finding.severity == severity
+    assert "the hub at http://127.0.0.1:9 cannot be reached" in finding.message
+
+
+def test_a_local_folder_needs_no_network(hub, check, model_path):
+    assert check(model_path).errors == ()
+    assert hub.requests == []
+
+
+def test_offline_mode_sends_no_request(hub, check, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (finding,) = check("team/model").errors
+    assert "HF_HUB_OFFLINE forbids the download" in finding.message
+    assert hub.requests == []
+
+
+def test_an_adapter_that_is_no_folder_or_incomplete_is_an_error(folder, tmp_path, preflight):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    paths = {"a": f"{tmp_path}/nowhere", "b": "org/name", "c": "adapter"}
+    modules = tuple(LoraModule(name=name, path=path) for name, path in paths.items())
+    given = {"lora": LoraConfig(enable_lora=True), "lora_modules": modules, "lora_adapter_root": str(tmp_path)}
+    assert [f.message for f in preflight(folder.path, **given).errors] == [
+        f"--lora-modules a={tmp_path}/nowhere: there is no folder {tmp_path}/nowhere",
+        f"--lora-modules b=org/name: there is no folder {tmp_path}/org/name",
+        f"--lora-modules c=adapter: {adapter} has no adapter_config.json, so it is not an adapter",
+    ]
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").touch()
+    assert preflight(folder.path, **given | {"lora_modules": modules[2:]}).errors == ()

@@ -1,0 +1,167 @@
+"""The table of flags against vLLM's list of names, and against the dataclasses that hold the values."""
+
+import re
+from dataclasses import MISSING
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import click
+import pytest
+
+from envs.registry import LOGGING_LEVELS, variables
+from envs.replacements import REPLACEMENTS
+from server.config import DTypeName, RendererConfig
+from startup.words.errors import InputError
+from startup.words.flag import Flag, Shape
+from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
+from startup.words.table import FLAGS, find_flag, spellings
+from startup.words.unsupported import IGNORED, REJECTED
+
+VLLM_NAMES = {*(Path(__file__).parents[1] / "vllm_flags.txt").read_text().split(), "--omni"}
+"""vLLM looks for --omni before it parses."""
+HELP = {"-h", "--help"}
+INTERNAL = {f"prefetch.{name}" for name in ("num_threads", "block_bytes", "memory_bytes", "progress_interval_s")}
+OWN_PREFIXES = (
+    *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
+    *("--drain-grace", "--standby", "--responses-store-"),
+    "--compile-cache",
+    "--download-timeout",
+    "--idle-",
+    *("--models", "--memory-budget", "--max-running", "--max-wait"),
+    "--lora-adapter-root",
+    "--listen-when-ready",
+)
+"""Beginnings of the names of flags that vLLM does not have."""
+
+
+def test_every_flag_of_vllm_is_known():
+    assert VLLM_NAMES - HELP - {name for flag in FLAGS for name in spellings(flag)} == set()
+
+
+def test_every_other_flag_begins_as_no_flag_of_vllm_does():
+    assert [name for flag in FLAGS if not _is_own(flag) for name in flag.names if name not in VLLM_NAMES] == []
+    assert [name for name in VLLM_NAMES if name.startswith(OWN_PREFIXES)] == []
+
+
+def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it():
+    only_on = {
+        "--headless",
+        "--grpc",
+        "--disable-log-stats",
+        "--aggregate-engine-logging",
+        "--data-parallel-multi-port-external-lb",
+        "--omni",
+    }
+    switches = {flag.name for flag in FLAGS if flag.shape is Shape.SWITCH and not _is_own(flag)}
+    negatable = {f"--{name.removeprefix('--no-')}" for name in VLLM_NAMES if name.startswith("--no-")}
+    assert switches == negatable | only_on
+
+
+def test_every_spelling_belongs_to_one_flag():
+    names = [name for flag in FLAGS for name in spellings(flag)]
+    assert len(names) == len(set(names))
+
+
+def test_every_flag_is_of_one_kind():
+    kinds = [set(SUPPORTED), *(set(flags) for table in (IGNORED, REJECTED) for flags in table.values())]
+    assert sum(map(len, kinds)) == len(FLAGS)
+
+
+def test_every_declared_flag_is_derived_once():
+    declared = [field.metadata["flag"] for _, field, *_ in CONFIG_FIELDS if "flag" in field.metadata]
+    without_field = {"--engine", "--config", "--preflight-only", "--json"}
+    assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
+    assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
+
+
+def test_every_field_can_be_set():
+    settable = {path for flag in SUPPORTED for path in flag.fields} | set(VARIABLES)
+    assert {path for path, *_ in CONFIG_FIELDS} - settable == INTERNAL
+
+
+def test_fields_filled_by_one_flag_have_one_default():
+    defaults = {path: field.default for path, field, *_ in CONFIG_FIELDS}
+    shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
+    assert shared == {
+        "--model": {None},
+        "--trust-remote-code": {False},
+        "--enable-prompt-embeds": {False},
+        "--max-logprobs": {20},
+    }
+
+
+def test_a_variable_without_a_flag_has_the_default_of_its_field():
+    defaults = {path: field.default for path, field, *_ in CONFIG_FIELDS if field.default is not MISSING}
+    assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
+
+
+def test_a_flag_follows_the_one_that_its_field_names():
+    names = [flag.name for flag in GROUPS["Model"]]
+    assert names[:4] == ["--model", "--served-model-name", "--tokenizer", "--tokenizer-mode"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "choices"),
+    [
+        ("--dtype", get_args(DTypeName)),
+        ("--chat-template-content-format", get_args(get_type_hints(RendererConfig)["chat_template_content_format"])),
+        ("--log-level", LOGGING_LEVELS),
+    ],
+)
+def test_choices_are_those_of_the_field(flag, choices):
+    declared = find_flag(flag).flag.type
+    assert isinstance(declared, click.Choice)
+    assert tuple(declared.choices) == tuple(choices)
+
+
+def test_every_supported_flag_has_a_sentence_of_help():
+    assert [flag.name for flag in SUPPORTED if not re.fullmatch(r"\S.*\.", flag.help)] == []
+
+
+def test_dashes_and_underscores_are_the_same():
+    assert find_flag("--max_model_len") == find_flag("--max-model-len")
+    assert find_flag("--no_enable_prefix_caching").is_negated
+
+
+def test_a_name_may_be_cut_off_where_one_flag_begins_so():
+    assert find_flag("--lora_mod") == find_flag("--lora-modules")
+    assert find_flag("--enable-lor").flag.name == "--enable-lora"
+    assert find_flag("--no-enable-lor").is_negated
+    with pytest.raises(InputError, match=r"Option --max-lora is ambiguous: .*--max-loras"):
+        find_flag("--max-lora")
+    with pytest.raises(InputError, match=r"Option --e is ambiguous: (--\S+, ){5}\.\.\.$"):
+        find_flag("--e")
+
+
+def test_a_word_unlike_any_flag_gets_no_suggestion():
+    with pytest.raises(InputError, match="No such option: --xyzzy$"):
+        find_flag("--xyzzy")
+
+
+def _is_own(flag: Flag) -> bool:
+    return flag.name.startswith(OWN_PREFIXES)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("--disable-prefix-caching", "--enable-prefix-caching"), ("--enable-cascade-attn", "--disable-cascade-attn")],
+)
+def test_opposites_as_vllm_writes_them_from_0_33_on(name, flag):
+    assert find_flag(name) == (find_flag(flag).flag, True)
+
+
+def test_a_former_flag_is_refused_with_what_replaces_it_even_if_it_begins_another_one():
+    assert "--device-ids" in VLLM_NAMES
+    with pytest.raises(InputError, match=r"--device \(removed: leave it out, vLLM runs on"):
+        find_flag("--device")
+    with pytest.raises(InputError, match=r"No such option: --max_num_partial_prefills \(removed: leave it out\)"):
+        find_flag("--max_num_partial_prefills")
+
+
+def test_what_replaces_former_names_exists():
+    names = {name for flag in FLAGS for name in spellings(flag)} - {"--disable-log-requests"}  # again since 0.33
+    of_other_commands = {"--vs", "--vs-url", "--all"}
+    for former, text in REPLACEMENTS.items():
+        assert former not in names | {variable.name for variable in variables()}
+        assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= names | of_other_commands
+        assert set(re.findall(r"[A-Z]+_[A-Z_]+", text)) <= {variable.name for variable in variables()}

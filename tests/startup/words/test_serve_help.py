@@ -1,0 +1,95 @@
+"""The help of `serve`."""
+
+import pytest
+
+from vllm_cli.commands.bake import bake
+from vllm_cli.commands.prefetch import prefetch
+from vllm_cli.commands.run_batch import run_batch
+from startup.words.param_types import ByteSize, spell_size
+from startup.words.supported import GROUPS, SUPPORTED
+from startup.words.table import FLAGS
+from vllm_cli.main import main
+
+
+@pytest.fixture
+def help_of(capsys: pytest.CaptureFixture[str]):
+    def run(topic: str) -> str:
+        assert main(["serve", topic]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_help_shows_the_supported_flags_in_groups(help_of):
+    text = help_of("--help")
+    assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
+    assert [flag.name for flag in SUPPORTED if flag.name.removeprefix("--") not in text] == []
+    assert "--tensor-parallel-size" not in text
+
+
+def test_help_may_follow_other_words(capsys):
+    assert main(["serve", "model", "--config", "missing.yaml", "-h"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")
+
+
+def test_help_all_shows_every_flag(help_of):
+    text = help_of("--help=all")
+    assert [flag.name for flag in FLAGS if flag.name.removeprefix("--") not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("topic", "shown"),
+    [
+        ("max_num", ("--max-num-seqs", "--max-num-queued-reqs")),
+        *(
+            (topic, ("--max-model-len", "Most tokens of prompt and answer together"))
+            for topic in ("max_model_len", "--max-model-len", "MAX-MODEL-LEN")
+        ),
+        ("tensor-parallel-size", ("Only with --engine vllm", "-tp")),
+    ],
+)
+def test_help_with_a_word_shows_the_flags_that_contain_it(help_of, topic, shown):
+    text = help_of(f"--help={topic}")
+    assert [words for words in shown if words not in text] == []
+    assert "--port" not in text
+
+
+def test_help_with_an_unknown_word_is_an_error(capsys):
+    assert main(["serve", "--help=xyzzy"]) == 2
+    assert "No flag has 'xyzzy' in its name" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_fields(help_of):
+    text = help_of("--help")
+    assert "Port to listen on. [8000]" in text
+    assert "--[no-]enable-prefix-caching" in text
+    flags = {flag.name: flag for flag in SUPPORTED}
+    assert flags["--renderer-num-workers"].default == 2
+    assert flags["--engine"].default == "auto"
+
+
+def test_defaults_are_written_with_their_units(help_of):
+    text = " ".join(help_of("--help").split())
+    assert "Largest body without prompt_embeds; else 413. [32MiB]" in text
+    assert "How long running requests may take to finish after SIGTERM. [25]" in text
+    sizes = [flag.default for flag in SUPPORTED if isinstance(flag.type, ByteSize)]
+    assert len([size for size in sizes if size]) >= 4
+    for size in filter(None, sizes):
+        assert ByteSize().convert(spell_size(size), None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "spelling"),
+    [(0, "0"), (1000, "1000"), (1024, "1KiB"), (1536, "1536"), (3 << 29, "1536MiB"), (1 << 40, "1TiB")],
+)
+def test_sizes_are_spelt_in_the_largest_unit_that_divides_them(num_bytes, spelling):
+    assert spell_size(num_bytes) == spelling
+
+
+@pytest.mark.parametrize("command", [bake, prefetch, run_batch], ids=lambda command: command.name)
+def test_commands_with_options_of_their_own_take_the_flags_of_the_server_as_they_are(command, capsys):
+    words = ["model", "-cc.cudagraph_mode=NONE", "--max_model_len", "8k"]
+    own = ["-i", "in", "-o", "out"] if command is run_batch else []
+    assert command.make_context("", [*own, *words, "--json"]).params["words"] == tuple(words)
+    assert main([str(command.name), "--help=cudagraph"]) == 0
+    assert "--max-cudagraph-capture-size" in capsys.readouterr().out
