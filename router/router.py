@@ -29,8 +29,8 @@ from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
 from base.server_settings import SAME_SIGNAL_S
 from envs.registry import env
-from server.server_config import ServerConfig
-from server.transport.connection_table import raise_file_limit
+from server.terms.server_config import ServerConfig
+from server.http.transport.connection_table import raise_file_limit
 from startup.ground.config import StartupConfig
 from startup.ground.errors import StartupError
 from startup.ground.logs.setup import configure_logging

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from base.json_depth import check_depth
-from server.http_body.response_body import (
+from server.terms.http_body.response_body import (
     ANTHROPIC,
     ErrorResponse,
     FailureFormat,

@@ -16,7 +16,7 @@ from base.security.api_keys import ApiKeys
 from base.security.open_paths import PROBE_PATHS
 from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
-from server.limits import LimitsConfig, flag_of
+from server.terms.limits import LimitsConfig, flag_of
 from router.http.access import Access, CorsPolicy
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES

@@ -10,10 +10,10 @@ from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMe
 from aiohttp.http_exceptions import LineTooLong
 
 from base.security.tls import RenewableTls
-from server.limits import LimitsConfig
-from server.transport.connection_table import ConnectionTable
-from server.transport.read_watch import ReadWatch, Rejection, Stage, head_too_large, too_many_headers
-from server.transport.tls_handshake import TlsHandshake
+from server.terms.limits import LimitsConfig
+from server.http.transport.connection_table import ConnectionTable
+from server.http.transport.read_watch import ReadWatch, Rejection, Stage, head_too_large, too_many_headers
+from server.http.transport.tls_handshake import TlsHandshake
 from router.http.answers import SERVER, FailedRequestError, error_answer
 
 _LINGER_S: Final = 1.0
@@ -147,7 +147,7 @@ class Connection(web.RequestHandler):
         self._is_refused = False
         self._is_upgraded = False
         """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
-        limits, loop = server.limits, asyncio.get_running_loop()
+        limits, loop = server.terms.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
         """Of heads: bodies have a time limit where they are read."""
         self._stall: asyncio.TimerHandle | None = None

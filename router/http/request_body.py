@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Final
 
-from server.limits import LimitsConfig, flag_of
+from server.terms.limits import LimitsConfig, flag_of
 from router.http.answers import FailedRequestError
 from router.http.body_changes import Edit, form_edits, json_edits
 from router.http.body_members import BodyFaultError

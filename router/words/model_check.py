@@ -23,7 +23,7 @@ from base.machine.memory import read_memory
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from server.config import LoraModule
+from server.terms.config import LoraModule
 from startup.ground.config import StartupConfig, flags_of
 from startup.embedded.installed import require_embedded_engine
 from startup.ground.errors import StartupError

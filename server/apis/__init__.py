@@ -1,1 +1,1 @@
-"""One folder per API, with its bodies beside its serving. Routes: `server/routes/table.py`."""
+"""One folder per API, with its bodies beside its serving. Routes: `server/http/routes/table.py`."""

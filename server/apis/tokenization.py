@@ -7,7 +7,7 @@ from msgspec import Meta
 from base.errors import RequestError
 from server.engine.process_link.client import EngineClient
 from server.generation.request import Tool, shown_tools
-from server.http_body.request_body import (
+from server.terms.http_body.request_body import (
     Messages,
     RequestBody,
     TokenId,
@@ -18,9 +18,9 @@ from server.http_body.request_body import (
 )
 from server.operation.admission import RequestContext
 from server.operation.models import ServedModels
-from server.renderers.base import BaseRenderer
-from server.renderers.images.processor_cache import ProcessedImages
-from server.renderers.prompts import ChatOptions, TextOptions
+from server.text.renderers.base import BaseRenderer
+from server.text.renderers.images.processor_cache import ProcessedImages
+from server.text.renderers.prompts import ChatOptions, TextOptions
 
 MAX_TOKENS = 1 << 20
 """Limit of /detokenize, larger than any model's context."""

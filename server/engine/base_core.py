@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.engine.process_link.messages import Command, Done, LoadAdapter
-from server.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams
+from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams
 
 
 class BaseCore(ABC):

@@ -24,7 +24,7 @@ from server.engine.process_link.messages import (
 from server.engine.sampling.sampler import Sampled, Sampler, add_prompt_logprobs
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Sequence
-from server.types import EngineOutput, EnginePrompt, EngineStats
+from server.terms.types import EngineOutput, EnginePrompt, EngineStats
 
 
 class EngineCore(BaseCore):

@@ -9,7 +9,7 @@ from server.engine.lora.adapters import Adapters
 from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.types import EngineOutput, EnginePrompt, PromptInputs
+from server.terms.types import EngineOutput, EnginePrompt, PromptInputs
 
 
 class _Pending(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from server.types import SamplingParams, TokenLogprob
+from server.terms.types import SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import torch

@@ -24,10 +24,10 @@ from server.generation.guided import Constraint, find_strict_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning, read_model_facts, read_model_type
 from server.generation.request import ChatRequest, shown_tools
 from server.generation.sequences import UsageMeter, collect, generate
-from server.http_body.response_body import take_turns
+from server.terms.http_body.response_body import take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.parsers.base import (
+from server.text.parsers.base import (
     CallArguments,
     CallFormat,
     CallStart,
@@ -37,14 +37,14 @@ from server.parsers.base import (
     Reasoning,
     ToolParser,
 )
-from server.parsers.chain import NamedCallParser, ParserChain, RequiredCallsParser, WholeCalls
-from server.parsers.detection import FALLBACK, detect_tool_format
-from server.parsers.registry import AUTO, load_tool_parser
-from server.renderers.base import BaseRenderer
-from server.renderers.images.processor_cache import ProcessedImages
-from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.tokenizers.tokenizer import Tokenizer
-from server.server_config import GenerationConfig
+from server.text.parsers.chain import NamedCallParser, ParserChain, RequiredCallsParser, WholeCalls
+from server.text.parsers.detection import FALLBACK, detect_tool_format
+from server.text.parsers.registry import AUTO, load_tool_parser
+from server.text.renderers.base import BaseRenderer
+from server.text.renderers.images.processor_cache import ProcessedImages
+from server.text.renderers.prompts import ChatOptions, RenderedPrompt
+from server.text.renderers.tokenizers.tokenizer import Tokenizer
+from server.terms.server_config import GenerationConfig
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 """The last two are raised as errors before a delta is made of them."""

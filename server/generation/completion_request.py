@@ -7,8 +7,8 @@ from msgspec import Meta
 
 from base.errors import RequestError
 from server.generation.request import GenerationRequest
-from server.http_body.request_body import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
-from server.renderers.prompts import EmbedsPrompt, Prompt
+from server.terms.http_body.request_body import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
+from server.text.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16
 

@@ -9,9 +9,9 @@ from base.json_depth import read_json
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest, FunctionDefinition, StructuredOutputs
-from server.parsers.base import CallFormat
-from server.parsers.json_text import is_nested_deeper
-from server.types import GuidedDecoding
+from server.text.parsers.base import CallFormat
+from server.text.parsers.json_text import is_nested_deeper
+from server.terms.types import GuidedDecoding
 
 _MAX_SCHEMA_NESTING = 64
 """As in vLLM: the cost of compiling grows steeply with nesting."""
@@ -118,7 +118,7 @@ def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecod
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:
-    """The schema of the text of a request that forces a call; `server.parsers.chain` reads it.
+    """The schema of the text of a request that forces a call; `server.text.parsers.chain` reads it.
 
     The text of a named tool is its arguments; with `required` it is an array of objects with `name` and
     `parameters`.

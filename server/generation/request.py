@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from base.errors import RequestError
-from server.http_body.request_body import (
+from server.terms.http_body.request_body import (
     INT32_MAX,
     CacheSalt,
     Counted,
@@ -34,7 +34,7 @@ from server.http_body.request_body import (
     check_unsupported,
     opens_message,
 )
-from server.renderers.detokenizer import MAX_STOP_CHARS
+from server.text.renderers.detokenizer import MAX_STOP_CHARS
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):

@@ -16,8 +16,8 @@ from typing import Any
 from base.errors import OverloadedError, RequestError, ServerError
 from base.lifecycle import Lifecycle, StartView
 from base.machine.memory import available_bytes
-from server.http_body.response_body import UnavailableInfo, UnavailableResponse
-from server.limits import LimitsConfig, flag_of
+from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse
+from server.terms.limits import LimitsConfig, flag_of
 
 _MEMORY_SHARE = 8
 """The divisor of free memory: by default requests may hold an eighth of it."""

@@ -10,11 +10,11 @@ from typing import Protocol
 from base.errors import EngineDeadError, EngineError, EngineStartError
 from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
-from server.metrics.server_metrics import ServerMetrics
+from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters
-from server.renderers.base import BaseRenderer
-from server.renderers.prompts import TextOptions
-from server.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
+from server.text.renderers.base import BaseRenderer
+from server.text.renderers.prompts import TextOptions
+from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 
 logger = logging.getLogger(__name__)
 

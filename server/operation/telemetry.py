@@ -8,7 +8,7 @@ from time import monotonic
 from base.access_log import set_up_access_log
 from base.server_settings import LoggingConfig
 from server.engine.process_link.client import EngineClient
-from server.metrics.server_metrics import ServerMetrics
+from server.operation.metrics.server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 

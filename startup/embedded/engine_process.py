@@ -17,7 +17,7 @@ from base.machine.memory import OomWatch
 from base.machine.processes import EndWatch, process_start_ns
 from base.wording import signal_name
 from envs.registry import env
-from server.config import EngineConfig, ModelFiles
+from server.terms.config import EngineConfig, ModelFiles
 from startup.reports.crash.output_record import OutputRecord
 from startup.imports.torch_environment import set_torch_variables
 from startup.ground.errors import StartupError

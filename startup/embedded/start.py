@@ -25,10 +25,10 @@ from base.exit_codes import ENGINE_DIED, START_FAILED
 from base.lifecycle import Lifecycle, State
 from envs.home import expand_home
 from envs.registry import env
-from server.config import ModelFiles
-from server.model_files.kind import accepts_images
-from server.model_files.tokenizer_files import find_tokenizer_mode
-from server.types import EngineInfo
+from server.terms.config import ModelFiles
+from server.text.model_files.kind import accepts_images
+from server.text.model_files.tokenizer_files import find_tokenizer_mode
+from server.terms.types import EngineInfo
 from startup.ground.caches import digest, keep_bytecode, use_baked_bytecode
 from startup.reports.causes.phase import SERVING
 from startup.ground.config import StartupConfig
@@ -57,8 +57,8 @@ from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
-    from server.api_process import ServerRun
-    from server.renderers.base import BaseRenderer
+    from server.run.api_process import ServerRun
+    from server.text.renderers.base import BaseRenderer
     from startup.files.download.process import DownloadHandle
 
 _ENGINE_SPAN: Final = "start_engine_process"
@@ -249,22 +249,22 @@ class _EmbeddedStart:
 
     def _import_server(self, tokenizer_mode: str) -> None:
         with self._span("import_server"):
-            import server.api_process  # noqa: F401 - used by the steps that follow
-            from server.renderers.registry import import_renderer
+            import server.run.api_process  # noqa: F401 - used by the steps that follow
+            from server.text.renderers.registry import import_renderer
 
             import_renderer(tokenizer_mode)
         end_stand_ins()
 
     def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
-        from server.renderers.registry import build_renderer
+        from server.text.renderers.registry import build_renderer
 
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
     def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
         """The HTTP server, which takes the port from the responder and waits for the engine."""
-        from server.api_process import ServerRun
-        from server.build import RunOptions
+        from server.run.api_process import ServerRun
+        from server.run.build import RunOptions
 
         self.lifecycle.subscribe(self._on_state)
         options = RunOptions(

@@ -10,7 +10,7 @@ from multiprocessing.context import BaseContext
 from typing import Final
 
 from base.errors import EngineStartError
-from server.config import EngineConfig, ModelFiles
+from server.terms.config import EngineConfig, ModelFiles
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from base.errors import ConfigError
 from base.setting import Group, Role, check_ranges, from_variable, setting, walk_settings
 from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
-from server.config import EngineConfig, RendererConfig
-from server.limits import LimitsConfig
-from server.server_config import ServerConfig
+from server.terms.config import EngineConfig, RendererConfig
+from server.terms.limits import LimitsConfig
+from server.terms.server_config import ServerConfig
 from startup.ground.logs.options import LogFormat, LogOptions
 from startup.ground.prefetch_options import PrefetchOptions
 

@@ -19,7 +19,7 @@ from startup.imports.learned_imports import learned_imports
 if TYPE_CHECKING:
     from startup.imports.lean import LeftOut
 
-_VISION_MODULES = ("transformers", "server.renderers.vision")
+_VISION_MODULES = ("transformers", "server.text.renderers.images.vision")
 _ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
 
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from server.types import EngineInfo
+from server.terms.types import EngineInfo
 from startup.files.prefetch.messages import PrefetchReport
 from startup.port.start_state import StartState
 from startup.reports.timeline.history import StartRecord, StartSubject, record_start

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from envs.registry import env
-from server.types import EngineInfo
+from server.terms.types import EngineInfo
 from startup.ground.caches import PAGES, find_baked
 from startup.ground.config import PreflightMode
 from startup.session.deadline import StartDeadline

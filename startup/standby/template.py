@@ -256,10 +256,10 @@ _EMBEDDED: Final = (
     "startup.embedded.start",
     "startup.embedded.engine_process",
     "startup.session.preflight.all_checks",
-    "server.api_process",
-    "server.renderers.registry",
-    "server.renderers.hf",
-    "server.renderers.vision",
+    "server.run.api_process",
+    "server.text.renderers.registry",
+    "server.text.renderers.hf",
+    "server.text.renderers.images.vision",
     "server.engine.pooling.core",
     "startup.port.tls_channel",
     "startup.ground.logs.json_lines",
@@ -303,7 +303,7 @@ class EmbeddedImports:
             with suppress(Exception):  # loading the model reports faults
                 if (model_class := modeling_module(files.path)) is not None:
                     importlib.import_module(model_class)
-                importlib.import_module("server.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
+                importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
         """See `SharedImports`."""

@@ -12,7 +12,7 @@ from base.json_depth import read_json
 from envs.home import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
-from server.config import LoraModule, PoolerConfig
+from server.terms.config import LoraModule, PoolerConfig
 from startup.ground.config import CompileCacheOption
 
 _FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

@@ -11,8 +11,8 @@ import click
 from base.setting import ConfigField, Group, Syntax, walk_settings
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
-from server.config import LoraModule, PoolerConfig
-from server.model_files.tokenizer_files import RENDERERS
+from server.terms.config import LoraModule, PoolerConfig
+from server.text.model_files.tokenizer_files import RENDERERS
 from startup.ground.config import StartupConfig
 from startup.words.flag import Shape, SupportedFlag
 from startup.words.param_types import (

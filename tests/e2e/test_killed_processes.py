@@ -30,7 +30,7 @@ alias = type(typing.Annotated[int, 1])
 plain = alias.__hash__
 
 def interrupted(self):
-    if sys._getframe(1).f_code.co_filename.endswith("server/http_body/request_body.py"):
+    if sys._getframe(1).f_code.co_filename.endswith("server/terms/http_body/request_body.py"):
         alias.__hash__ = plain
         os.kill(os.getpid(), signal.SIGINT)
     return plain(self)

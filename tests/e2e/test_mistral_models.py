@@ -13,7 +13,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.server.renderers.conftest import MISTRAL_FILES, small_tekken
+from tests.server.text.renderers.conftest import MISTRAL_FILES, small_tekken
 from tests.support.llamas import save_llama_without_tokenizer
 from tests.support.tiers import slow_but_for
 

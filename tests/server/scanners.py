@@ -16,36 +16,36 @@ from base.access_log import QueryMask
 from base.errors import ServerError
 from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
-from server.apis.messages.blocks import BlockStream
+from server.apis.anthropic.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import CustomInputReader, ResponseTools
-from server.app import ApiKeyMiddleware
-from server.config import RendererConfig
+from server.http.app import ApiKeyMiddleware
+from server.terms.config import RendererConfig
 from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, StructuredOutputs
-from server.http_body.request_body import RequestDecoder, check_num_values
-from server.parsers.arguments import text_to_value
-from server.parsers.base import Content, OutputParser, PromptEnd
-from server.parsers.chain import RequiredCallsParser, WholeCalls
-from server.parsers.json_text import read_json
-from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
-from server.renderers.conversation import to_conversation
-from server.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
-from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.images.fetcher import MediaFetcher
-from server.renderers.images.loader import decode_data_url
-from server.routes.endpoint import read_announced_bytes, read_request_id
-from server.types import GuidedDecoding, ReasoningMarker
+from server.terms.http_body.request_body import RequestDecoder, check_num_values
+from server.text.parsers.arguments import text_to_value
+from server.text.parsers.base import Content, OutputParser, PromptEnd
+from server.text.parsers.chain import RequiredCallsParser, WholeCalls
+from server.text.parsers.json_text import read_json
+from server.text.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
+from server.text.renderers.conversation import to_conversation
+from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.text.renderers.images.fetcher import MediaFetcher
+from server.text.renderers.images.loader import decode_data_url
+from server.http.routes.endpoint import read_announced_bytes, read_request_id
+from server.terms.types import GuidedDecoding, ReasoningMarker
 from startup.port.probe_http import parse_probe
 from tests.server.engine.sampling.grammar_texts import build_grammar
-from tests.server.parsers.formats import FORMATS
-from tests.server.parsers.parsed import DEFINITIONS
-from tests.server.parsers.raw_texts import Call
+from tests.server.text.parsers.formats import FORMATS
+from tests.server.text.parsers.parsed import DEFINITIONS
+from tests.server.text.parsers.raw_texts import Call
 
 TOKEN: Final = 4
 """Characters of the pieces in which a model's output arrives."""
@@ -213,7 +213,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "headers",
-        ("base.request_ids", "server.routes.endpoint", "server.app", "base.security.api_keys"),
+        ("base.request_ids", "server.http.routes.endpoint", "server.http.app", "base.security.api_keys"),
         _headers,
         [
             *_units("a", " ", ",", ";"),
@@ -227,14 +227,14 @@ SCANNERS: Final = [
         lambda text: parse_probe(text.encode()),
         _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
     ),
-    Scanner("stop strings", ("server.renderers.detokenizer",), _stop, _units("a", "ab", "aab", "abaab")),
-    Scanner("detokenizer", ("server.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
+    Scanner("stop strings", ("server.text.renderers.detokenizer",), _stop, _units("a", "ab", "aab", "abaab")),
+    Scanner("detokenizer", ("server.text.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
     Scanner(
         "reasoning markers", ("server.engine.sampling.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")
     ),
     Scanner(
         "bodies",
-        ("server.http_body.request_body",),
+        ("server.terms.http_body.request_body",),
         _body,
         [
             *_units(*_BRACKETS),
@@ -248,7 +248,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "number of values",
-        ("server.http_body.request_body",),
+        ("server.terms.http_body.request_body",),
         lambda text: check_num_values(text.encode(), 10),
         [
             *_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'),
@@ -266,13 +266,13 @@ SCANNERS: Final = [
     ),
     Scanner(
         "prompt_embeds",
-        ("server.renderers.embeds.tensor_file",),
+        ("server.text.renderers.embeds.tensor_file",),
         _embeds,
         [*_units("A", "=", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),
     Scanner(
         "media",
-        ("server.renderers.images.loader", "server.renderers.images.fetcher"),
+        ("server.text.renderers.images.loader", "server.text.renderers.images.fetcher"),
         _media,
         [
             *_units("a", "a.", "é", "%", "/", "[", ":", "@", "xn--", begin="http://"),
@@ -280,7 +280,7 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner("messages", ("server.renderers.conversation",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
+    Scanner("messages", ("server.text.renderers.conversation",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
     Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",
@@ -307,7 +307,7 @@ SCANNERS: Final = [
         partial(_grammar, "grammar"),
         _units("start: ", '"a" ', "("),
     ),
-    Scanner("Anthropic blocks", ("server.apis.messages.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
+    Scanner("Anthropic blocks", ("server.apis.anthropic.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
     Scanner(
         "custom input",
         ("server.apis.responses.tools",),
@@ -317,7 +317,7 @@ SCANNERS: Final = [
     Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
-        ("server.parsers.json_text", "server.parsers.arguments"),
+        ("server.text.parsers.json_text", "server.text.parsers.arguments"),
         lambda text: (
             suppress_errors(read_json, text),
             text_to_value(text, frozenset(("integer", "number", "object"))),
@@ -333,12 +333,12 @@ def suppress_errors(read: Callable[[str], object], text: str) -> None:
 
 
 PARSER_MODULES: Final = (
-    "server.parsers.text_parser",
-    "server.parsers.json_calls",
-    "server.parsers.marked_calls",
-    "server.parsers.reasoning_formats",
-    "server.parsers.tools.markup_formats",
-    "server.parsers.chain",
+    "server.text.parsers.text_parser",
+    "server.text.parsers.json_calls",
+    "server.text.parsers.marked_calls",
+    "server.text.parsers.reasoning_formats",
+    "server.text.parsers.tools.markup_formats",
+    "server.text.parsers.chain",
 )
 """What the parsers of all formats use."""
 
@@ -362,10 +362,10 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
         cuts = [text[: marks[len(marks) * part // 8]] for part in (0, 3)]
         texts = [Text(text), *(Text(cut) for cut in cuts if cut), *(Text(f, cut) for cut in cuts for f in _FILLERS)]
         create = partial(_tool_parser, form.name)
-        scanners.append(_parser(f"tools {form.name}", f"server.parsers.{path.module}", create, texts, form.tokenize))
+        scanners.append(_parser(f"tools {form.name}", f"server.text.parsers.{path.module}", create, texts, form.tokenize))
     required = '[{"name": "now", "parameters": '
     texts = [Text(required), *_units(*_FILLERS, begin=required), *_units(*_FILLERS, begin="[")]
-    return [*scanners, _parser("required calls", "server.parsers.chain", RequiredCallsParser, texts)]
+    return [*scanners, _parser("required calls", "server.text.parsers.chain", RequiredCallsParser, texts)]
 
 
 def reasoning_parsers() -> list[Scanner]:
@@ -378,7 +378,7 @@ def reasoning_parsers() -> list[Scanner]:
         texts = [*_units(*units), *_units("\n", " ", "a", begin=begin + "a" + form.ends[0])]
         for end in (PromptEnd.OPEN, PromptEnd.SILENT):
             create = partial(form.create_parser, end)
-            scanners.append(_parser(f"{name} {end.value}", f"server.parsers.{path.module}", create, texts))
+            scanners.append(_parser(f"{name} {end.value}", f"server.text.parsers.{path.module}", create, texts))
     return scanners
 
 

@@ -3,7 +3,7 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from server.server_config import ServerConfig
+from server.terms.server_config import ServerConfig
 
 
 def server_config(**given: Any) -> ServerConfig:

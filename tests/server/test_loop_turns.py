@@ -5,8 +5,8 @@ import time
 
 from starlette.types import Message
 
-from server.app import LoopTurns
-from server.metrics.loop import LoopHeartbeat
+from server.http.app import LoopTurns
+from server.operation.metrics.loop import LoopHeartbeat
 
 
 async def test_a_burst_begins_a_few_at_a_time_and_in_order():

@@ -9,41 +9,41 @@ from typing import Final
 
 import pytest
 
-from server.parsers.registry import load_tool_parser
+from server.text.parsers.registry import load_tool_parser
 from tests.server import scanners
-from tests.server.parsers.parsed import DEFINITIONS
+from tests.server.text.parsers.parsed import DEFINITIONS
 from tests.server.scanners import PARSER_MODULES, SCANNERS
 from tests.support.growth import growth
 
 ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
-    "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.renderers.chat_template": "templates of the model",
+    "server.text.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
+    "server.text.renderers.chat_template": "templates of the model",
 }
 
 OTHER_TEXT: Final = {
-    "server.config": "settings of the operator",
+    "server.terms.config": "settings of the operator",
     "base.server_settings": "settings of the operator",
-    "server.server_config": "settings of the operator",
+    "server.terms.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "base.machine": "files of the kernel",
-    "server.model_files": "files of the model",
-    "server.renderers.mistral": "special tokens of processed images; an error's message; pieces of the vocabulary",
-    "server.renderers.registry": "names of modules",
-    "server.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
-    "server.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
-    "server.renderers.tokenizers.loading": "files of the model",
-    "server.renderers.vision": "one split at the model's image token",
-    "server.routes.openapi": "paths of the server's own routes",
-    "server.routes.info": "files of the kernel",
-    "server.app": "settings of the operator",
+    "server.text.model_files": "files of the model",
+    "server.text.renderers.mistral": "special tokens of processed images; an error's message; pieces of the vocabulary",
+    "server.text.renderers.registry": "names of modules",
+    "server.text.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
+    "server.text.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
+    "server.text.renderers.tokenizers.loading": "files of the model",
+    "server.text.renderers.images.vision": "one split at the model's image token",
+    "server.http.routes.openapi": "paths of the server's own routes",
+    "server.http.routes.info": "files of the kernel",
+    "server.http.app": "settings of the operator",
     "server.apis.openai.chat": "look-ups",
     "server.operation.models": "look-ups by name",
     "server.generation.reasoning": "the last characters of a prompt, a fixed number",
     "server.apis.responses": "look-ups by id; one read_json of a call",
     "server.generation.generation": "files of the model",
-    "server.transport.connection": "one partition of a path; its length is limited",
+    "server.http.transport.connection": "one partition of a path; its length is limited",
 }
 """Module or package -> what it reads instead, or why one pass is all that it does."""
 

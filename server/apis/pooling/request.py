@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from base.errors import RequestError
-from server.http_body.request_body import (
+from server.terms.http_body.request_body import (
     Counted,
     RequestBody,
     RequestId,

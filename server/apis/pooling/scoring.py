@@ -14,9 +14,9 @@ from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, values_of
-from server.http_body.request_body import Counted
-from server.renderers.tokenizers.tokenizer import Encoded
-from server.types import EngineOutput, PoolingInfo, PoolingParams
+from server.terms.http_body.request_body import Counted
+from server.text.renderers.tokenizers.tokenizer import Encoded
+from server.terms.types import EngineOutput, PoolingInfo, PoolingParams
 
 ScoreInput = str | dict[str, Any]
 ScoreInputs = ScoreInput | list[ScoreInput]

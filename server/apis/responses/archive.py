@@ -11,10 +11,10 @@ from server.apis.responses.input_items import show_items
 from server.apis.responses.output import ResponseEvent
 from server.apis.responses.response_run import ResponseRun
 from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
-from server.http_body.response_body import encode_named_event
-from server.limits import LimitsConfig
-from server.renderers.base import BaseRenderer
-from server.server_config import GenerationConfig
+from server.terms.http_body.response_body import encode_named_event
+from server.terms.limits import LimitsConfig
+from server.text.renderers.base import BaseRenderer
+from server.terms.server_config import GenerationConfig
 
 logger = logging.getLogger(__name__)
 

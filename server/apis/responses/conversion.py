@@ -10,7 +10,7 @@ from server.apis.responses.output import OutputItem
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
 from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
 from server.generation.request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
-from server.http_body.request_body import field_names
+from server.terms.http_body.request_body import field_names
 
 Message = dict[str, Any]
 

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from base.errors import RequestError
 from server.generation.request import ReasoningEffort, SamplingFields
-from server.http_body.request_body import NumLogprobs, OutputLimit, Unsupported
+from server.terms.http_body.request_body import NumLogprobs, OutputLimit, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

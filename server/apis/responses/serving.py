@@ -16,8 +16,8 @@ from server.apis.responses.response_run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ChatRunner
 from server.generation.request import ChatRequest
-from server.http_body.request_body import check_limits
-from server.limits import LimitsConfig
+from server.terms.http_body.request_body import check_limits
+from server.terms.limits import LimitsConfig
 from server.operation.admission import RequestContext, RunningRequests
 from server.operation.models import Inference
 

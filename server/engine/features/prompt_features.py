@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
-from server.types import PromptInputs, TensorData
+from server.terms.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from server.config import LoraConfig
+from server.terms.config import LoraConfig
 from server.engine.lora.adapter import AdapterError, read_adapter
 from server.engine.lora.layers import AdaptedLayers
 

@@ -9,7 +9,7 @@ import torch
 
 from base.errors import EngineMemoryError
 from base.machine.memory import available_bytes
-from server.config import EngineConfig
+from server.terms.config import EngineConfig
 from server.engine.memory.kv_cache import LayerShape
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from base.errors import EngineMemoryError, EngineStartError
 from base.json_depth import read_json
-from server.config import EngineConfig
-from server.model_files.kind import VISION_MODEL_TYPES
+from server.terms.config import EngineConfig
+from server.text.model_files.kind import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from server.types import PoolingParams
+from server.terms.types import PoolingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from server.config import PoolingTask, SeqPoolingType
+from server.terms.config import PoolingTask, SeqPoolingType
 from server.engine.pooling.encoder import Encoder, HiddenStates, PoolingSequence
 
 Activation = Callable[[Tensor], Tensor]

@@ -31,7 +31,7 @@ from server.engine.process_link.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
+from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
 
 logger = logging.getLogger(__name__)
 

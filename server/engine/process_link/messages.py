@@ -7,7 +7,7 @@ import struct
 
 import msgspec
 
-from server.types import (
+from server.terms.types import (
     EngineInfo,
     EngineOutput,
     EngineStats,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from server.types import SamplingParams
+from server.terms.types import SamplingParams
 
 _NUM_BEST = 256
 """Tokens that top-p considers at first; most rows need no more."""

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema, translate_regex
-from server.types import GuidedDecoding
+from server.terms.types import GuidedDecoding
 
 _ANY_OBJECT = {"type": "object"}
 

@@ -12,8 +12,8 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
-from server.model_files.tokenizer_files import find_mistral_file
-from server.types import UNUSABLE_GRAMMAR
+from server.text.model_files.tokenizer_files import find_mistral_file
+from server.terms.types import UNUSABLE_GRAMMAR
 
 _MOST_COPIED_CHARS = 1 << 26
 """Limit for the texts of grammars that sequences have copies of; further sequences wait."""
@@ -158,7 +158,7 @@ class GuidedStates:
     def _read_vocabulary(self) -> str | TokenizerWrapper:
         file = self._tokenizer_path / "tokenizer.json"
         if not file.exists() and (mistral_file := find_mistral_file(self._tokenizer_path)) is not None:
-            from server.model_files.mistral_tokens import GrammarVocabulary  # noqa: PLC0415 - few models need it
+            from server.text.model_files.mistral_tokens import GrammarVocabulary  # noqa: PLC0415 - few models need it
 
             return TokenizerWrapper(GrammarVocabulary(mistral_file))
         return file.read_text(encoding="utf-8")

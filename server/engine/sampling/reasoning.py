@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from server.types import ReasoningMarker, ReasoningRules
+from server.terms.types import ReasoningMarker, ReasoningRules
 
 TokenBytes = Callable[[int], bytes]
 

@@ -16,7 +16,7 @@ import torch
 from server.engine.sampling.drawing import draw, new_generator
 from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
 from server.engine.sequence import Chunk, Sequence
-from server.types import FinishReason, TokenLogprob
+from server.terms.types import FinishReason, TokenLogprob
 
 _GREEDY_BELOW = 1e-5
 _EXCLUDED = "no token can be sampled: the request's parameters exclude all of them"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.home import expand_home
-from server.config import ModelFiles
+from server.terms.config import ModelFiles
 from startup.files.download.messages import DownloadError, DownloadOptions, hub_endpoints
 from startup.ground.errors import ModelNotFoundError
 from startup.files.model.checkpoint_folder import tokenizer_problem

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from base.machine.page_cache import memory_devices
-from server.config import ModelFiles
+from server.terms.config import ModelFiles
 from startup.ground.config import DEFAULT_MODEL_ID
 from startup.files.model.location import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
 from startup.files.model.request import ModelRequest

@@ -14,7 +14,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
-from server.model_files.tokenizer_files import foreign_problem
+from server.text.model_files.tokenizer_files import foreign_problem
 from startup.ground.config import StartupConfig
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 from base.machine.memory import MemoryState
 from base.wording import format_bytes
 from envs.registry import env
-from server.config import EngineConfig
-from server.model_files.kind import read_model_kind
+from server.terms.config import EngineConfig
+from server.text.model_files.kind import read_model_kind
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import Checkpoint
 from startup.session.preflight.report import Finding, Severity, error, warning

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from base.errors import EngineError
 from base.lifecycle import Lifecycle
 from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
-from server.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
+from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from server.operation.admission import RunningRequests
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from startup.ground.processes.stop_signals import StopSignals
@@ -53,10 +53,10 @@ def drain_before_shutdown(
     """
     if signals is not None:
         signals.take()  # vLLM's event loop has them by now
-    state = getattr(server.config.app, "state", None)
+    state = getattr(server.terms.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
-        app = server.config.loaded_app = DrainedApp(server.config.loaded_app)
+        app = server.terms.config.loaded_app = DrainedApp(server.terms.config.loaded_app)
         is_one_of_many = getattr(server, "peer_loads", None) is not None
         close_port = partial(_close_port, server, () if is_one_of_many else listeners or (), probes)
         timeout_s = float(client.vllm_config.shutdown_timeout)

@@ -14,7 +14,7 @@ from aiohttp import web
 from base.security.api_keys import ApiKeys
 from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
-from server.limits import LimitsConfig
+from server.terms.limits import LimitsConfig
 from router.child import ChildProgress
 from router.http.app import AppOptions, create_runner
 from router.model_entry import ModelEntry

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from server.limits import LimitsConfig
+from server.terms.limits import LimitsConfig
 from router.http.answers import FailedRequestError
 from router.http.body_changes import json_edits
 from router.http.request_body import BodyRoom, RequestBody

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from base.security.tls import RenewableTls
 from base.server_settings import TlsConfig
-from server.limits import LimitsConfig
+from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallRouter, eventually, post
 from tests.router.http.test_proxy import CHAT, MB, body_of, echo
 from tests.support.certificates import make_certificate, needs_openssl

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from server.limits import LimitsConfig
+from server.terms.limits import LimitsConfig
 from router.http import background, proxy, waiting
 from router.model_pool import ModelRefused
 from tests.router.http.small_router import SmallChild, SmallRouter, eventually, post

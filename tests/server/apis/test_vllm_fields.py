@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.apis.messages.request import (
+from server.apis.anthropic.request import (
     ContentBlock,
     CountTokensRequest,
     JsonOutputFormat,
@@ -29,7 +29,7 @@ from server.generation.request import (
     StructuredOutputs,
     Tool,
 )
-from server.http_body.request_body import _marked_fields
+from server.terms.http_body.request_body import _marked_fields
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_fields.py")

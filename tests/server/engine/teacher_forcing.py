@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.memory.kv_cache import KVCache
 from server.engine.sequence import Chunk, Sequence
-from server.types import SamplingParams
+from server.terms.types import SamplingParams
 
 
 def reference_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:

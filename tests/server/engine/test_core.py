@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.types import EnginePrompt, EngineStats, SamplingParams
+from server.terms.types import EnginePrompt, EngineStats, SamplingParams
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 

@@ -9,7 +9,7 @@ import pytest
 
 from server.engine.compute import batch
 from server.engine.sequence import SequenceState
-from server.types import EnginePrompt, SamplingParams
+from server.terms.types import EnginePrompt, SamplingParams
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 from tests.support.growth import growth

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from server.engine.sequence import Chunk, Sequence
 from server.engine.step_pace import StepPace
-from server.types import SamplingParams
+from server.terms.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 

@@ -6,8 +6,8 @@ import msgspec
 
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
-from server.http_body.request_body import RequestDecoder
-from server.limits import LimitsConfig
+from server.terms.http_body.request_body import RequestDecoder
+from server.terms.limits import LimitsConfig
 
 Model = type[CompletionRequest] | type[ChatRequest]
 

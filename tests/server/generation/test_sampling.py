@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from base.errors import ConfigError, RequestError
-from server.config import ModelFiles
+from server.terms.config import ModelFiles
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import SamplingDefaults
 from server.generation.request import ChatRequest
-from server.limits import LimitsConfig
-from server.server_config import GenerationConfig
-from server.types import EngineInfo, SamplingParams
+from server.terms.limits import LimitsConfig
+from server.terms.server_config import GenerationConfig
+from server.terms.types import EngineInfo, SamplingParams
 from tests.server.generation.requests import Model, decode
 
 INFO = EngineInfo(

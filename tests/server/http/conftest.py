@@ -18,18 +18,18 @@ from base.errors import EngineDeadError
 from base.lifecycle import Lifecycle
 from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import build_response_store
-from server.app import build_app
-from server.config import ModelFiles, RendererConfig
+from server.http.app import build_app
+from server.terms.config import ModelFiles, RendererConfig
 from server.engine.sampling.grammar import GrammarError
-from server.limits import LimitsConfig
-from server.metrics.server_metrics import ServerMetrics
+from server.terms.limits import LimitsConfig
+from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
 from server.operation.models import LoraAdapters, ServedModels
-from server.renderers.hf import HfRenderer
-from server.routes.endpoint import AppParts
-from server.server_config import ServerConfig
-from server.transport.connection import bounded_connections
-from server.types import (
+from server.text.renderers.hf import HfRenderer
+from server.http.routes.endpoint import AppParts
+from server.terms.server_config import ServerConfig
+from server.http.transport.connection import bounded_connections
+from server.terms.types import (
     UNUSABLE_GRAMMAR,
     EngineInfo,
     EngineOutput,

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from base.lifecycle import Lifecycle
-from server.limits import LimitsConfig
+from server.terms.limits import LimitsConfig
 from tests.conversations.conversation import (
     Conversation,
     Turn,

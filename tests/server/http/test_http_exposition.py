@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from server.limits import LimitsConfig
+from server.terms.limits import LimitsConfig
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "vllm-cli.json"
 

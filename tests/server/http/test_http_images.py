@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from server.config import ModelFiles, RendererConfig
-from server.renderers.base import BaseRenderer
-from server.renderers.registry import build_renderer
+from server.terms.config import ModelFiles, RendererConfig
+from server.text.renderers.base import BaseRenderer
+from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
 
 MAX_MODEL_LEN = 512

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from base.lifecycle import Lifecycle
-from server.types import EngineStats
+from server.terms.types import EngineStats
 
 
 def test_openapi_names_the_routes_that_exist(server):

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 import torch
 
-from server.limits import LimitsConfig
-from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.terms.limits import LimitsConfig
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from tests.server.http.conftest import MAX_MODEL_LEN
 from tests.support.embeds_payloads import torch_payload
 

@@ -5,7 +5,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from server.http_body.response_body import ANTHROPIC, error_response
+from server.terms.http_body.response_body import ANTHROPIC, error_response
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer
 
 USER = {"role": "user", "content": "What is the capital of France?"}

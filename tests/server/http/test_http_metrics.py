@@ -8,9 +8,9 @@ from time import monotonic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics.server_metrics import ServerMetrics
+from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.telemetry import StatsLine, Telemetry
-from server.types import EngineStats
+from server.terms.types import EngineStats
 from tests.server.http.conftest import FinishedStart
 
 LABELS = {"model_name": "smol", "engine": "0"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.config import PoolerConfig
+from server.terms.config import PoolerConfig
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     edit_config,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from server.limits import LimitsConfig
-from server.renderers import base
-from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.hf import HfRenderer
+from server.terms.limits import LimitsConfig
+from server.text.renderers import base
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.text.renderers.hf import HfRenderer
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 from tests.support.embeds_payloads import torch_payload
 

@@ -5,9 +5,9 @@ import logging
 import openai
 import pytest
 
-from server.config import ModelFiles
-from server.renderers.hf import HfRenderer
-from server.types import EngineOutput
+from server.terms.config import ModelFiles
+from server.text.renderers.hf import HfRenderer
+from server.terms.types import EngineOutput
 from tests.server.generation.requests import TIME
 from tests.server.http.conftest import MESSAGES, MODEL, TEXT
 

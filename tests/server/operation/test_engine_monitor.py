@@ -11,7 +11,7 @@ import pytest
 from base.errors import EngineStartError
 from base.lifecycle import Lifecycle
 from server.operation.engine_monitor import EngineMonitor, EngineReadiness
-from server.types import EngineOutput, EngineStats
+from server.terms.types import EngineOutput, EngineStats
 
 
 class FakeClient:

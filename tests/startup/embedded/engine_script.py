@@ -9,10 +9,10 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import vllm_cli.own_packages  # noqa: F401 - finds the packages of the next lines
-from server.config import EngineConfig, ModelFiles
+from server.terms.config import EngineConfig, ModelFiles
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import LENGTH
-from server.types import EnginePrompt, SamplingParams
+from server.terms.types import EnginePrompt, SamplingParams
 from startup.reports.crash.output_record import OutputRecord
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method

@@ -11,10 +11,10 @@ HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.mod
 
 def main(models: list[Path]) -> None:
     left_out = import_engine()
-    from server.config import EngineConfig, ModelFiles
+    from server.terms.config import EngineConfig, ModelFiles
     from server.engine.build import build_core
     from server.engine.phases import Phases
-    from server.types import EnginePrompt, SamplingParams
+    from server.terms.types import EnginePrompt, SamplingParams
 
     for model in models:
         core, _ = build_core(ModelFiles(model, model), EngineConfig(max_num_seqs=2), Phases())

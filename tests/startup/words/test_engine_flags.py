@@ -4,7 +4,7 @@ import click
 import pytest
 
 from base.errors import ConfigError
-from server.config import LoraConfig, LoraModule, PoolerConfig, RendererConfig
+from server.terms.config import LoraConfig, LoraModule, PoolerConfig, RendererConfig
 
 _MODULE = "--lora-modules"
 

@@ -10,7 +10,7 @@ import pytest
 
 from envs.registry import LOGGING_LEVELS, variables
 from envs.replacements import REPLACEMENTS
-from server.config import DTypeName, RendererConfig
+from server.terms.config import DTypeName, RendererConfig
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES

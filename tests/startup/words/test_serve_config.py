@@ -8,7 +8,7 @@ import click
 import pytest
 
 from base.errors import ConfigError
-from server.limits import LimitsConfig, flag_of
+from server.terms.limits import LimitsConfig, flag_of
 from startup.ground.config import DEFAULT_MODEL_ID
 from router.words.router_words import read_several
 from vllm_cli.commands.serve import serve

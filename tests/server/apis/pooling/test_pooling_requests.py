@@ -10,8 +10,8 @@ import torch
 
 from server.apis.pooling.endpoints import EmbeddingRequest, to_json
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.http_body.request_body import RequestDecoder
-from server.types import EngineOutput, TensorData
+from server.terms.http_body.request_body import RequestDecoder
+from server.terms.types import EngineOutput, TensorData
 
 
 def _embedding(**fields: Any) -> EmbeddingRequest:

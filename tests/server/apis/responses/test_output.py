@@ -10,7 +10,7 @@ from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ToolCallPart
 from server.generation.logprobs import ChatLogprob
-from server.parsers.base import Content, Reasoning
+from server.text.parsers.base import Content, Reasoning
 
 TOOLS = [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "run"}]
 SCHEMA = TypeAdapter(ResponseStreamEvent)

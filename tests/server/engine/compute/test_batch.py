@@ -5,7 +5,7 @@ import torch
 
 from server.engine.compute.batch import PackedBatch, pack
 from server.engine.sequence import Chunk, Sequence
-from server.types import SamplingParams
+from server.terms.types import SamplingParams
 
 SLOT_LEN = 4096
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from server.config import LoraConfig
+from server.terms.config import LoraConfig
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, random_prompts

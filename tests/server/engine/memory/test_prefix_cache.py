@@ -12,7 +12,7 @@ from server.engine.memory.kv_cache import CopiedSlots
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.process_link.messages import Done, ResetPrefixCache
 from server.engine.sequence import Sequence
-from server.types import SamplingParams
+from server.terms.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from base.errors import EngineMemoryError, EngineStartError
-from server.config import EngineConfig
+from server.terms.config import EngineConfig
 from server.engine.memory import sizing
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.sizing import NO_WORKING_MEMORY, CacheSize, WorkingMemory, estimate_working_memory, size_cache

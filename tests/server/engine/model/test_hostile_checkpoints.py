@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from base.errors import EngineStartError
-from server.config import EngineConfig
+from server.terms.config import EngineConfig
 from server.engine.model.model_loading import load_config, load_model
 from server.engine.pooling import projection
-from server.model_files.tokenizer_files import TokenizerLoadError
-from server.renderers.tokenizers.loading import load_tokenizer
+from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.renderers.tokenizers.loading import load_tokenizer
 from tests.hostile.checkpoints import pickles, write_code
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from base.errors import EngineStartError
-from server.config import EngineConfig
+from server.terms.config import EngineConfig
 from server.engine.model import model_loading
 from server.engine.model.model_loading import (
     avoid_cudnn_attention,

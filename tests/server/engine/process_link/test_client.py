@@ -29,7 +29,7 @@ from server.engine.process_link.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from server.types import (
+from server.terms.types import (
     EngineOutput,
     EnginePrompt,
     EngineStats,

@@ -5,7 +5,7 @@ from pathlib import Path
 from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.sampling.grammar import GrammarError, translate_grammar
-from server.types import GuidedDecoding
+from server.terms.types import GuidedDecoding
 from tests.support.peer_vllm import ask_vllm
 
 

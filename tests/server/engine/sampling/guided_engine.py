@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from server.types import GuidedDecoding
+from server.terms.types import GuidedDecoding
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from server.engine.sampling.drawing import draw
-from server.types import SamplingParams
+from server.terms.types import SamplingParams
 
 LIMITS: list[dict[str, Any]] = [
     {},

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from server.engine.sampling.grammar import GrammarError
-from server.types import GuidedDecoding
+from server.terms.types import GuidedDecoding
 from tests.server.engine.sampling.grammar_texts import accepted_texts, assert_vllm_accepts, build_grammar
 from tests.support.peer_vllm import needs_vllm
 

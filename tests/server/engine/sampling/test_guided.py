@@ -15,7 +15,7 @@ from server.engine.sampling import grammar, guided
 from server.engine.sampling.grammar import GrammarCompiler
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sequence import Sequence
-from server.types import GuidedDecoding, SamplingParams
+from server.terms.types import GuidedDecoding, SamplingParams
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 from tests.server.engine.sampling.guided_engine import PERSON, byte_engine, byte_model, text_of
 from tests.server.engine.small_engine import SmallEngine

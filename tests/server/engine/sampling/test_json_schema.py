@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.types import GuidedDecoding
+from server.terms.types import GuidedDecoding
 from tests.server.engine.sampling.grammar_texts import accepted_texts, assert_vllm_accepts
 from tests.support.peer_vllm import needs_vllm
 

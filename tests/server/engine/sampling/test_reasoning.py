@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.engine.sampling.reasoning import ReasoningState
-from server.types import GuidedDecoding, ReasoningMarker, ReasoningRules
+from server.terms.types import GuidedDecoding, ReasoningMarker, ReasoningRules
 from tests.server.engine.sampling.byte_tokenizer import EOS
 from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine, byte_model
 from tests.server.engine.small_engine import Completion, SmallEngine

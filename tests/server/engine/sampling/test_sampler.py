@@ -14,7 +14,7 @@ from transformers import (
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler, apply_penalties, describe
 from server.engine.sequence import Sequence
-from server.types import SamplingParams, TokenLogprob
+from server.terms.types import SamplingParams, TokenLogprob
 from tests.server.inline_executor import InlineExecutor
 
 EOS = 2

@@ -16,7 +16,7 @@ import logging, sys, threading, warnings
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging, rename_process
 configure_logging(LogOptions(level="INFO", format="json"), role="api", phase=lambda: "load_weights")
-logger = logging.getLogger("server.api_process")
+logger = logging.getLogger("server.run.api_process")
 """
 
 
@@ -32,7 +32,7 @@ def test_a_line_has_time_level_logger_phase_role_and_message():
     assert line["message"] == "3 tokens\nof é"
     assert (line["level"], line["logger"], line["phase"], line["role"]) == (
         "INFO",
-        "server.api_process",
+        "server.run.api_process",
         "load_weights",
         "api",
     )
@@ -135,7 +135,7 @@ def test_text_format_leaves_other_output_alone():
     code = _BEGIN.replace('format="json"', 'format="text"') + "logger.warning('careful'); print('raw', file=sys.stderr)"
     run = run_python(code)
     assert run.stderr.splitlines()[0].startswith("WARNING ")
-    assert run.stderr.splitlines()[0].endswith("(api) server.api_process: careful")
+    assert run.stderr.splitlines()[0].endswith("(api) server.run.api_process: careful")
     assert run.stderr.splitlines()[1] == "raw"
 
 

@@ -14,7 +14,7 @@ from startup.ground.logs.json_lines import JsonFormatter
 from startup.ground.logs.setup import SteadyHandler, translate
 from tests.support.cli import run_cli, run_python
 
-_FORGED = "INFO 11-20 18:00:00 (api) server.api_process: all is well"
+_FORGED = "INFO 11-20 18:00:00 (api) server.run.api_process: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"
 
 FORMATTERS = pytest.mark.parametrize(
@@ -139,10 +139,10 @@ import logging
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
 configure_logging(LogOptions(level="ERROR", format="json", config={VLLM_FILE!r}), role="api")
-logging.getLogger("server.api_process").debug("hello")
+logging.getLogger("server.run.api_process").debug("hello")
 """
     run = run_python(code)
-    assert (run.stdout, run.stderr) == ("server.api_process|hello\n", "")
+    assert (run.stdout, run.stderr) == ("server.run.api_process|hello\n", "")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import EngineConfig, RendererConfig
-from server.server_config import ServerConfig
+from server.terms.config import EngineConfig, RendererConfig
+from server.terms.server_config import ServerConfig
 from startup.ground.caches import Kept
 from startup.ground.config import ModelConfig, StartupConfig
 from startup.embedded.start import start_key

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from base.machine.memory import MemoryState
-from server.config import EngineConfig, RendererConfig
+from server.terms.config import EngineConfig, RendererConfig
 from startup.ground.config import ModelConfig, StartupConfig
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import PreflightReport

@@ -73,9 +73,9 @@ def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
 
 SCRIPT = """
 import json, resource, sys
-from server.config import EngineConfig, RendererConfig
+from server.terms.config import EngineConfig, RendererConfig
 from base.server_settings import NetworkConfig
-from server.server_config import ServerConfig
+from server.terms.server_config import ServerConfig
 from base.machine.memory import MemoryState
 from startup.ground.config import ModelConfig, StartupConfig
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight

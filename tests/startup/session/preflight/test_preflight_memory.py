@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from base.machine.memory import MemoryState
-from server.config import EngineConfig
+from server.terms.config import EngineConfig
 from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import read_model_shape
 from startup.session.preflight.report import PreflightReport

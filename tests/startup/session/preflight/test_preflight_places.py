@@ -9,7 +9,7 @@ from shutil import copyfile
 import pytest
 from huggingface_hub import constants
 
-from server.config import LoraConfig, LoraModule, ModelFiles
+from server.terms.config import LoraConfig, LoraModule, ModelFiles
 from startup.ground.config import StartupConfig
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files

@@ -1,0 +1,115 @@
+"""Writes a generated message as the blocks of /v1/messages."""
+
+from typing import Any
+from uuid import uuid4
+
+from server.text.parsers.json_text import read_json
+
+StreamEvent = dict[str, Any]
+
+
+class BlockStream:
+    """The events of one message's blocks, which follow one another; each method returns what it adds.
+
+    Text that arrives while a call is open is held back until the call ends: more of its arguments may come.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[dict[str, Any]] = []
+        """The blocks so far; an open one is still empty."""
+        self._open: str | None = None
+        """The type of the open block."""
+        self._texts: list[str] = []
+        self._held: list[str] = []
+        self.has_calls = False
+        self.is_call_complete = False
+        """Whether the arguments of the latest call that has been closed are complete."""
+
+    def add_thinking(self, text: str) -> list[StreamEvent]:
+        """More of the reasoning."""
+        events = self._open_block({"type": "thinking", "thinking": ""})
+        return [*events, self._add({"type": "thinking_delta", "thinking": text}, text)]
+
+    def add_text(self, text: str) -> list[StreamEvent]:
+        """More of the answer's text."""
+        if self._open == "tool_use":
+            self._held.append(text)
+            return []
+        events = self._open_block({"type": "text", "text": ""})
+        return [*events, self._add({"type": "text_delta", "text": text}, text)]
+
+    def add_call(self, call_id: str, name: str) -> list[StreamEvent]:
+        """A new call without arguments yet."""
+        self.has_calls = True
+        events = self.close()
+        return events + self._open_block({"type": "tool_use", "id": call_id, "name": name, "input": {}})
+
+    def add_arguments(self, text: str) -> list[StreamEvent]:
+        """More of the latest call's arguments."""
+        return [self._add({"type": "input_json_delta", "partial_json": text}, text)]
+
+    def close(self) -> list[StreamEvent]:
+        """The end of the open block, then the text that was held back."""
+        held, self._held = "".join(self._held), []
+        events = self._close_block()
+        return [*events, *self.add_text(held), *self._close_block()] if held else events
+
+    def _open_block(self, block: dict[str, Any]) -> list[StreamEvent]:
+        if self._open == block["type"]:
+            return []
+        events = self.close()
+        self._open = block["type"]
+        self.blocks.append(block)
+        return [*events, self._event("content_block_start", content_block=block)]
+
+    def _close_block(self) -> list[StreamEvent]:
+        if self._open is None:
+            return []
+        events, text = [], "".join(self._texts)
+        whole: dict[str, Any] = {"text": text}
+        if self._open == "thinking":
+            whole = {"thinking": text, "signature": uuid4().hex}  # clients send it back, and it is not checked
+            delta = {"type": "signature_delta", "signature": whole["signature"]}
+            events.append(self._event("content_block_delta", delta=delta))
+        elif self._open == "tool_use":
+            arguments = _parse_arguments(text)
+            self.is_call_complete = arguments is not None
+            whole = {"input": arguments or {}}
+        self.blocks[-1] = self.blocks[-1] | whole
+        self._open, self._texts = None, []
+        return [*events, self._event("content_block_stop")]
+
+    def _add(self, delta: dict[str, Any], text: str) -> StreamEvent:
+        self._texts.append(text)
+        return self._event("content_block_delta", delta=delta)
+
+    def _event(self, type: str, **fields: Any) -> StreamEvent:
+        return {"type": type, **fields, "index": len(self.blocks) - 1}
+
+
+def _parse_arguments(text: str) -> dict[str, Any] | None:
+    """A call's arguments; None if they are incomplete."""
+    try:
+        arguments = read_json(text)
+    except ValueError:
+        return None
+    return arguments if isinstance(arguments, dict) else None
+
+
+def create_stop(
+    finish_reason: str | None, stop_reason: int | str | None, *, has_calls: bool, is_call_complete: bool
+) -> dict[str, str | None]:
+    """Why a message ends. A stop sequence counts more than a call that it has cut short."""
+    if finish_reason == "length":
+        return _stop("max_tokens")
+    if finish_reason not in ("stop", "tool_calls"):
+        return _stop(None)
+    if is_call_complete:
+        return _stop("tool_use")
+    if isinstance(stop_reason, str):
+        return _stop("stop_sequence", stop_reason)
+    return _stop("tool_use" if has_calls or finish_reason == "tool_calls" else "end_turn")
+
+
+def _stop(reason: str | None, sequence: str | None = None) -> dict[str, str | None]:
+    return {"stop_reason": reason, "stop_sequence": sequence}

@@ -1,0 +1,223 @@
+"""Answers /v1/messages and /v1/messages/count_tokens: the bodies of a `ChatRun`."""
+
+import logging
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any, Final, get_args
+
+from base.errors import RequestError
+from server.apis.anthropic.blocks import BlockStream, StreamEvent, create_stop
+from server.apis.anthropic.conversion import to_chat_request
+from server.apis.anthropic.request import CountTokensRequest, Effort, MessagesRequest, ThinkingDisabled
+from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
+from server.generation.request import ChatRequest, ReasoningEffort
+from server.terms.http_body.request_body import field_names
+from server.terms.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
+from server.operation.admission import RequestContext
+from server.operation.models import Inference
+from server.text.parsers.base import Content, Reasoning
+from server.text.renderers.prompts import ChatOptions
+
+logger = logging.getLogger(__name__)
+_FIELDS: Final = {"thinking_token_budget": "thinking", "stop": "stop_sequences", "image_url": "image"}
+"""Field of a chat request -> field of a request to /v1/messages."""
+_HI: Final = [{"role": "user", "content": "Hi"}]
+_TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {}}}}
+
+
+class MessagesServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, inference: Inference, runner: ChatRunner) -> None:
+        self._inference = inference
+        self._runner = runner
+        self._probe = TemplateProbe(inference)
+
+    async def create(
+        self, request: MessagesRequest, context: RequestContext
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
+        """The message, or its events. Every fault of the request is found before the first event.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams this is an event.
+        """
+        with field_names(_FIELDS):
+            chat = await self._convert(request, context)
+            message = _Message(self._inference, await self._runner.start(chat, context))
+        return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
+
+    async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> dict[str, Any]:
+        """The number of tokens of the prompt that a message would have; its context is not managed here.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+        """
+        chat = await self._convert(request, context)
+        with field_names(_FIELDS), context.times.rendering():
+            prompt = await render_chat_request(self._inference, chat, context)
+        num_tokens = len(prompt.token_ids)
+        return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
+
+    async def _convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
+        """The chat request with the same meaning.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+        """
+        self._inference.models.check_generative("Messages", request.model)
+        has_later_system = any(message.role == "system" for message in request.messages)
+        merges_system = has_later_system and await self._probe.merges_system()
+        is_disabled = isinstance(request.thinking, ThinkingDisabled)
+        effort = await self._probe.disabled_effort() if is_disabled else "none"
+        chat = await self._inference.renderer.run_unless(
+            context.is_small, to_chat_request, request, merges_system=merges_system, disabled_effort=effort
+        )
+        context.hold(chat)
+        return chat
+
+
+class _Message:
+    """The bodies of one request's response."""
+
+    def __init__(self, inference: Inference, run: ChatRun) -> None:
+        self._run = run
+        self._model = inference.models.response_name(run.request.model)
+        self._has_prefix_cache = inference.engine.info.has_prefix_cache
+
+    async def complete(self) -> dict[str, Any]:
+        """The whole message: the reasoning, the text, and the calls."""
+        (choice,) = await self._run.collect()
+        blocks = BlockStream()
+        parts: list[Part] = [Reasoning(choice.reasoning), Content(choice.content), *choice.tool_calls]
+        for part in parts:
+            _add(blocks, part)
+        blocks.close()
+        return self._body(blocks.blocks or [{"type": "text", "text": ""}], _stop(blocks, choice), self._usage())
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The message as events; the first two are sent with the first token, in one write."""
+        blocks = BlockStream()
+        opening: list[StreamEvent] = [self._start()]
+        last: ChoiceDelta | None = None
+        async with aclosing(self._run.stream()) as deltas:
+            async for delta in deltas:
+                last = delta
+                events = [*opening, *(event for part in delta.parts for event in _add(blocks, part))]
+                opening = []
+                if events:
+                    yield _encode(events)
+        assert last is not None
+        closing = blocks.close()
+        end = {"type": "message_delta", "delta": _stop(blocks, last), "usage": self._usage()}
+        yield _encode([*opening, *closing, end, {"type": "message_stop"}])
+
+    def _start(self) -> StreamEvent:
+        usage = {"input_tokens": self._run.generation.num_prompt_tokens, "output_tokens": 0}
+        message = self._body([], {"stop_reason": None, "stop_sequence": None}, usage)
+        return {"type": "message_start", "message": message}
+
+    def _body(self, content: list[dict[str, Any]], stop: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
+        head = {
+            "id": self._run.generation.request_id,
+            "type": "message",
+            "role": "assistant",
+            "content": content,
+            "model": self._model,
+        }
+        return head | stop | {"usage": usage}
+
+    def _usage(self) -> dict[str, int]:
+        """Tokens of the cache are reported with `--enable-prompt-tokens-details`, as in chat completions."""
+        total = self._run.meter.total()
+        if (details := total.prompt_tokens_details) is None:
+            return {"input_tokens": total.prompt_tokens, "output_tokens": total.completion_tokens}
+        num_new = total.prompt_tokens - details.cached_tokens
+        num_cached = num_new if self._has_prefix_cache else 0
+        return {
+            "input_tokens": num_new - num_cached,
+            "output_tokens": total.completion_tokens,
+            "cache_creation_input_tokens": num_cached,
+            "cache_read_input_tokens": details.cached_tokens,
+        }
+
+
+def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
+    return create_stop(
+        last.finish_reason,
+        last.sequence.stop_reason,
+        has_calls=blocks.has_calls,
+        is_call_complete=blocks.is_call_complete,
+    )
+
+
+def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
+    """The events of one part of the output."""
+    if isinstance(part, Reasoning):
+        return blocks.add_thinking(part.text) if part.text else []
+    if isinstance(part, Content):
+        return blocks.add_text(part.text) if part.text else []
+    events = [] if part.name is None else blocks.add_call(str(part.id), part.name)
+    return [*events, *blocks.add_arguments(part.arguments)] if part.arguments else events
+
+
+def _encode(events: Iterable[StreamEvent]) -> bytes:
+    return b"".join(encode_named_event(event) for event in events)
+
+
+_SYSTEM_TWICE: Final = [{"role": role, "content": "t"} for role in ("system", "user", "system", "user")]
+
+
+class TemplateProbe:
+    """One per server; used on the event loop."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._config = inference.config
+        self._renderer = inference.renderer
+        effort = inference.config.generation.anthropic_disabled_thinking_effort
+        self._disabled_effort: ReasoningEffort | None = None if effort == "auto" else effort
+        self._merges_system: bool | None = None
+
+    async def merges_system(self) -> bool:
+        """Whether system messages must be moved to the start, because the template rejects others."""
+        if self._merges_system is None:
+            self._merges_system = await self._rejects_later_system()
+            if self._merges_system:
+                logger.warning(
+                    "the chat template accepts system messages only at the start: /v1/messages moves later ones there"
+                )
+                logger.warning(
+                    "each moved system message makes the engine compute the whole prompt again; "
+                    "a --chat-template that accepts them anywhere avoids this"
+                )
+        return self._merges_system
+
+    async def disabled_effort(self) -> ReasoningEffort:
+        """The `reasoning_effort` for disabled thinking: `low` if the template ignores or rejects `none`."""
+        if self._disabled_effort is None:
+            self._disabled_effort = await self._find_disabled_effort()
+            logger.info("disabled thinking in /v1/messages is reasoning_effort '%s'", self._disabled_effort)
+        return self._disabled_effort
+
+    async def _rejects_later_system(self) -> bool:
+        for tools in (None, [_TOOL]):  # some models have a template for each
+            options = ChatOptions(add_generation_prompt=False, tools=tools)
+            if await self._render(_SYSTEM_TWICE, options) is None:
+                return True
+        return False
+
+    async def _find_disabled_effort(self) -> ReasoningEffort:
+        prompt = await self._render_effort("none")
+        if prompt is None or any([await self._render_effort(effort) == prompt for effort in get_args(Effort)]):
+            return "low"
+        return "none"
+
+    async def _render_effort(self, effort: ReasoningEffort) -> list[int] | None:
+        request = ChatRequest(messages=_HI, reasoning_effort=effort)
+        return await self._render(_HI, chat_options(request, self._config.generation))
+
+    async def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int] | None:
+        try:
+            return (await self._renderer.run_in_pool(self._renderer.render_chat, messages, options)).token_ids
+        except RequestError:
+            return None

@@ -1,0 +1,301 @@
+"""The ASGI application of the API process: probes, turns of the loop, middleware, errors of no route."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from http import HTTPStatus
+from time import perf_counter
+from uuid import uuid4
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from base.errors import ServerError
+from base.security.api_keys import ApiKeys
+from base.security.open_paths import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
+from server.terms.http_body.response_body import (
+    ErrorResponse,
+    describe_failure,
+    error_response,
+    failure_format,
+    send_json,
+)
+from server.operation.metrics.server_metrics import HttpMetrics
+from server.operation.admission import UnavailableError
+from server.http.routes.endpoint import AppParts, read_header, read_request_id
+from server.http.routes.info import HealthEndpoint, json_response
+from server.http.routes.table import build_routes
+from server.terms.server_config import ServerConfig
+
+_REQUESTS_PER_TURN = 4
+"""The beginning of a request takes about half a millisecond, a piece of a body (256 KB) half of that."""
+_UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint; `--engine vllm` has all of vLLM's."
+
+UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
+_CLIENT_GONE = 499
+"""nginx's status for a request whose client disconnected before the response."""
+
+
+def build_app(parts: AppParts) -> "ServerApp":
+    """The HTTP application; it answers from now on, by the lifecycle's state."""
+    config, metrics = parts.config, parts.metrics
+    parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
+    metrics.register_rejections(parts.admission.num_rejected)
+    return ServerApp(
+        HealthEndpoint(parts.availability),
+        build_routes(parts),
+        build_middleware(config, parts.api_keys, metrics.http),
+        root_path=config.network.root_path,
+        is_probe_seen=config.enable_request_id_headers,
+    )
+
+
+class ServerApp(Starlette):
+    """Answers probes before all other requests, which go through middleware and routes."""
+
+    def __init__(
+        self,
+        health: HealthEndpoint,
+        routes: list[Route],
+        middleware: list[Middleware],
+        *,
+        root_path: str,
+        is_probe_seen: bool,
+    ) -> None:
+        """Wires the routes.
+
+        Args:
+            health: answers probes.
+            routes: all other routes.
+            middleware: outermost first.
+            root_path: the prefix under which a proxy publishes the server; empty without one.
+            is_probe_seen: whether probes go through the middleware, too.
+        """
+        self._health = health
+        self._is_probe_seen = is_probe_seen
+        self._root_path = root_path.rstrip("/")
+        self._turns = LoopTurns()
+        self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in READINESS_PATHS}
+        super().__init__(
+            routes=routes,
+            middleware=middleware,
+            exception_handlers={
+                HTTPException: _answer_http_exception,
+                ServerError: _answer_server_error,
+                Exception: _answer_exception,
+            },
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
+        if is_probe and not self._is_probe_seen and not _is_cross_origin(scope):
+            await self._health(scope, receive, send)
+            return
+        if not is_probe:
+            await self._turns.wait()
+            receive = self._turns.pace(receive)
+        if self._root_path:
+            scope["root_path"] = self._root_path
+        await super().__call__(scope, receive, send)
+
+
+class LoopTurns:
+    """Spreads the work of requests over the loop's iterations, so that a burst does not delay probes.
+
+    That work is their beginning, and reading their bodies. A turn is one iteration of the loop. A request
+    that exceeds the number per turn waits for a later one, in the order of arrival. The loop polls its
+    sockets in between: a probe that arrives amid three hundred requests is answered after four of them.
+    """
+
+    def __init__(self) -> None:
+        self._num_begun = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Returns when the request may begin, or read on."""
+        if not self._num_begun and not self._waiting:
+            asyncio.get_running_loop().call_soon(self._turn)
+        if self._num_begun < _REQUESTS_PER_TURN and not self._waiting:
+            self._num_begun += 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        await place
+
+    def pace(self, receive: Receive) -> Receive:
+        """`receive`, which waits for a turn before it reads more of a body."""
+        has_more = False
+
+        async def receive_in_turn() -> Message:
+            nonlocal has_more
+            if has_more:
+                await self.wait()
+            message = await receive()
+            has_more = message.get("more_body", False)
+            return message
+
+        return receive_in_turn
+
+    def _turn(self) -> None:
+        self._num_begun = 0
+        while self._waiting and self._num_begun < _REQUESTS_PER_TURN:
+            place = self._waiting.popleft()
+            if not place.cancelled():
+                place.set_result(None)
+                self._num_begun += 1
+        if self._num_begun:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+
+def _is_cross_origin(scope: Scope) -> bool:
+    return any(name == b"origin" for name, _ in scope["headers"])
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = _UNKNOWN_PATH if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+    body = error_response(message, type=HTTPStatus(error.status_code).phrase, code=error.status_code)
+    response = _failure(request, body)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_server_error(request: Request, error: Exception) -> Response:
+    """Answers for the routes that are functions; those that accept JSON write their errors themselves."""
+    if isinstance(error, UnavailableError):
+        headers = {"retry-after": "1"} if error.body.may_retry else None
+        return json_response(error.body, status=503, headers=headers)
+    return _failure(request, describe_failure(error))
+
+
+async def _answer_exception(request: Request, error: Exception) -> Response:
+    return _failure(request, error_response("Internal server error", type="InternalServerError", code=500))
+
+
+def _failure(request: Request, body: ErrorResponse) -> Response:
+    return json_response(failure_format(route_path(request.scope)).to_body(body), status=body.error.code)
+
+
+def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
+    """The middleware, outermost first."""
+    middleware = [Middleware(HttpMetricsMiddleware, metrics)]
+    if config.enable_request_id_headers:
+        middleware.append(Middleware(RequestIdMiddleware))
+    if config.network.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.network.allowed_origins,
+                allow_methods=config.network.allowed_methods,
+                allow_headers=config.network.allowed_headers,
+                allow_credentials=config.network.allow_credentials,
+            )
+        )
+    if api_keys:
+        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.network.api_key_everywhere))
+    return middleware
+
+
+class ApiKeyMiddleware:
+    """Rejects requests without one of the keys, except for the open paths."""
+
+    def __init__(self, app: ASGIApp, api_keys: ApiKeys, *, is_everywhere: bool) -> None:
+        """With `is_everywhere`, only probes are open."""
+        self._app = app
+        self._api_keys = api_keys
+        self._open_paths = find_open_paths(is_key_everywhere=is_everywhere)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = route_path(scope)
+        is_open = scope["method"] == "OPTIONS" or path in self._open_paths
+        refusal = None if is_open else self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        body = error_response(refusal, type="Unauthorized", code=401)
+        headers = ((b"www-authenticate", b"Bearer"),)
+        await send_json(send, failure_format(path).to_body(body), status=401, headers=headers)
+
+    def _refusal(self, scope: Scope) -> str | None:
+        return self._api_keys.refusal(lambda name: (read_header(scope, name.encode()) or "").encode("latin-1"))
+
+
+class RequestIdMiddleware:
+    """Adds X-Request-Id to responses: the client's valid one, or a new one, then set in the request too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = read_request_id(scope)
+        if request_id is None:
+            request_id = uuid4().hex
+            others = (header for header in scope["headers"] if header[0] != b"x-request-id")
+            scope["headers"] = [*others, (b"x-request-id", request_id.encode())]
+        header = (b"x-request-id", request_id.encode("latin-1"))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], header]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class HttpMetricsMiddleware:
+    """Counts and times requests by the route they matched."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if route_path(scope) in UNCOUNTED_PATHS:
+            await self._app(scope, receive, send)
+            return
+        begin_s = perf_counter()
+        status = _CLIENT_GONE
+        response_bytes = 0
+
+        async def send_and_record(message: Message) -> None:
+            nonlocal status, response_bytes
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                response_bytes = _content_length(message["headers"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_record)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            route = scope.get("route")
+            self._metrics.record(
+                handler="none" if route is None else route.path,
+                method=scope["method"],
+                status=status,
+                duration_s=perf_counter() - begin_s,
+                request_bytes=_content_length(scope["headers"]),
+                response_bytes=response_bytes,
+            )
+
+
+def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """The announced content length; 0 if it is missing or not a number."""
+    for name, value in headers:
+        if name.lower() == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix under which a proxy publishes the server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

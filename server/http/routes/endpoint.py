@@ -1,0 +1,245 @@
+"""The POST routes: JSON in, JSON or events out; a request is cancelled when its client disconnects."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from base.errors import RequestError
+from base.lifecycle import Lifecycle, StartView
+from base.request_ids import REQUEST_ID, is_valid
+from base.security.api_keys import ApiKeys
+from server.apis.responses.store import ResponseStore
+from server.terms.http_body.request_body import RequestBody
+from server.terms.http_body.response_body import (
+    OPENAI,
+    BinaryResponse,
+    FailureFormat,
+    Headers,
+    send_bytes,
+    send_events,
+    send_failure,
+    send_json,
+    send_unavailable,
+)
+from server.terms.limits import flag_of
+from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
+from server.operation.models import Inference, LoraAdapters
+
+T = TypeVar("T", bound=RequestBody)
+ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]
+"""A body to encode, encoded JSON, bytes, or events."""
+Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
+_LARGE_BODY_BYTES = 32 << 10
+"""Decoding this much JSON takes about as long as handing it to a thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppParts(Inference):
+    """One per server; tests replace some of them by fakes."""
+
+    lifecycle: Lifecycle
+    start: StartView
+    admission: Admission
+    adapters: LoraAdapters
+    running: RunningRequests = field(default_factory=RunningRequests)
+    api_keys: ApiKeys
+    response_store: ResponseStore | None
+    version: str
+
+    @cached_property
+    def availability(self) -> Availability:
+        """Whether requests are accepted."""
+        return Availability(self.lifecycle, self.start)
+
+    def max_body_bytes(self, *, takes_embeds: bool) -> int:
+        """The largest body; what `prompt_embeds` may add to it follows from the model."""
+        embeds = self.renderer.embeds_limits if takes_embeds else None
+        return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
+
+
+class JsonEndpoint(Generic[T]):
+    """An ASGI application for one route; it avoids the cost of Starlette's Request and Response."""
+
+    def __init__(
+        self,
+        parts: AppParts,
+        decode: Callable[[bytes], T],
+        handle: Handler[T],
+        *,
+        takes_embeds: bool = False,
+        failures: FailureFormat = OPENAI,
+    ) -> None:
+        """`decode` raises RequestError; a body with embeddings may be larger than others."""
+        self._parts = parts
+        self._decode_body = decode
+        self._handle = handle
+        self._takes_embeds = takes_embeds
+        self._failures = failures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._parts.availability.problem
+        if problem is not None:
+            self._parts.running.note_rejection()
+            await send_unavailable(send, problem, self._failures)
+            return
+        try:
+            max_bytes = self._parts.max_body_bytes(takes_embeds=self._takes_embeds)
+            announced = read_announced_bytes(scope, max_bytes=max_bytes)
+            with self._parts.admission.hold(announced) as lease, self._parts.running.hold():
+                context = RequestContext(header_id=read_request_id(scope), lease=lease)
+                try:
+                    body = await read_body(receive, lease, announced_bytes=announced, max_bytes=max_bytes)
+                    await self._serve(body, context, receive, send)
+                except asyncio.CancelledError:
+                    await self._report_cancellation(context, send)
+        except ClientGoneError:
+            return
+        except RequestError as err:
+            await send_failure(send, err, self._failures)
+
+    async def _serve(self, body: list[bytes], context: RequestContext, receive: Receive, send: Send) -> None:
+        if context.header_id is not None:
+            REQUEST_ID.set(context.header_id)
+        context.is_small = sum(map(len, body)) <= _LARGE_BODY_BYTES
+        try:
+            await _run_while_connected(self._respond(body, context, send), receive)
+        finally:
+            if context.held:
+                self._parts.renderer.submit(context.held.clear)
+
+    async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
+        """Sends the 503 of a request that the drain cancelled, if its response has not begun."""
+        problem = self._parts.availability.problem
+        if problem is None or not self._parts.running.is_cancelled:
+            raise asyncio.CancelledError
+        if not context.has_response:
+            await send_unavailable(send, problem, self._failures)
+
+    async def _respond(self, body: list[bytes], context: RequestContext, send: Send) -> None:
+        def headers() -> Headers:
+            context.has_response = True
+            timing = context.times.server_timing
+            return ((b"server-timing", timing.encode()),) if timing else ()
+
+        try:
+            response = await self._handle_body(body, context)
+        except Exception as err:  # noqa: BLE001
+            await send_failure(send, err, self._failures)
+            return
+        finally:
+            if context.times.render_s is not None:
+                self._parts.metrics.render_time.observe(context.times.render_s)
+        if isinstance(response, dict) and not context.is_small:
+            response = await self._parts.renderer.run_in_pool(msgspec.json.encode, response)
+        if isinstance(response, dict | bytes):
+            await send_json(send, response, headers=headers())
+        elif isinstance(response, BinaryResponse):
+            await send_bytes(send, response.body, content_type=response.content_type, headers=headers())
+        else:
+            try:
+                await send_events(send, response, headers)
+            except RequestError as err:  # raised before the first event
+                await send_failure(send, err, self._failures)
+
+    async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
+        request = await self._parts.renderer.run_unless(context.is_small, self._decode, body)
+        context.hold(request)
+        context.lease.widen(request.num_sequences)
+        return await self._handle(request, context)
+
+    def _decode(self, parts: list[bytes]) -> T:
+        body = b"".join(parts)
+        parts.clear()  # otherwise they stay in memory until the response is complete
+        return self._decode_body(body)
+
+
+async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Cancels the work once the client has disconnected; the body must have been read."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_wait_disconnect(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+    if not working.cancelled():
+        working.result()
+
+
+async def _wait_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class ClientGoneError(Exception):
+    """The client disconnected before it had sent its whole request."""
+
+
+def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
+    """The announced content length; 0 if it is missing. Called before the body is read.
+
+    Raises:
+        RequestError: the body is too large, compressed, or not declared as JSON.
+    """
+    encoding = read_header(scope, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        raise RequestError(
+            f"Content-Encoding '{encoding}' is not supported: send the body as it is.",
+            status=415,
+            type="UnsupportedMediaTypeError",
+        )
+    media_type = read_header(scope, b"content-type") or ""
+    if media_type.partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(f"Unsupported media type '{media_type}': only 'application/json' is allowed.")
+    announced = int(read_header(scope, b"content-length") or 0)
+    if announced > max_bytes:
+        raise _too_large(max_bytes, f", and {announced} are announced")
+    return announced
+
+
+async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
+    """The body in the parts in which it arrived, because joining many megabytes takes time.
+
+    Raises:
+        RequestError: the body is too large, or exceeds the admission limits.
+        ClientGoneError: the client disconnected before its end.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > announced_bytes:  # a chunked body has no announced length
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            lease.add_bytes(len(parts[-1]))
+        if not message.get("more_body", False):
+            return parts
+
+
+def _too_large(max_bytes: int, announced: str = "") -> RequestError:
+    message = f"The request body is larger than {max_bytes} bytes{announced} ({flag_of('max_body_bytes')})."
+    return RequestError(message, status=413, type="RequestEntityTooLargeError")
+
+
+def read_header(scope: Scope, name: bytes) -> str | None:
+    """One header of the request; `name` in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+def read_request_id(scope: Scope) -> str | None:
+    """The client's X-Request-Id; None if it is missing or unfit for logs, headers and bodies."""
+    given = read_header(scope, b"x-request-id")
+    return given if given is not None and is_valid(given) else None

@@ -1,0 +1,250 @@
+"""The routes without a JSON body: probes, status page, the server, its model, kept responses by their id."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from base.errors import RequestError
+from base.status_page.page import read_page
+from server.apis.responses.input_items import MAX_PAGE_ITEMS, ItemPage
+from server.apis.responses.serving import ResponsesServing
+from server.terms.http_body.response_body import EVENTS_TYPE, send_unavailable
+from server.operation.metrics.server_metrics import CONTENT_TYPE
+from server.operation.admission import Availability
+from server.http.routes.endpoint import AppParts
+from server.http.routes.openapi import build_openapi
+
+_MAX_SHOWN = 100
+_BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+_EVENTS = EVENTS_TYPE.decode()
+_EMPTY: Message = {"type": "http.response.body", "body": b""}
+
+
+class HealthEndpoint:
+    """200 without a body if requests are accepted, else 503 with the reason; needs no lock and no I/O."""
+
+    def __init__(self, availability: Availability) -> None:
+        self._availability = availability
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._availability.problem
+        if problem is not None:
+            await send_unavailable(send, problem)
+            return
+        # middleware (CORS) adds its headers to the list
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send(_EMPTY)
+
+
+class InfoEndpoints:
+    """Answer in every state of the lifecycle."""
+
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
+        self._scraping = asyncio.Lock()
+
+    async def version(self, request: Request) -> Response:
+        """GET /version."""
+        return json_response({"version": self._parts.version})
+
+    async def load(self, request: Request) -> Response:
+        """GET /load: the number of running requests."""
+        return json_response({"server_load": self._parts.running.num_running})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics; rendering takes some milliseconds, so it runs off the event loop."""
+        async with self._scraping:
+            body = await asyncio.to_thread(self._parts.metrics.render)
+        return Response(body, headers={"content-type": CONTENT_TYPE})
+
+    async def livez(self, request: Request) -> Response:
+        """GET /livez: 200 unless the server is dead."""
+        return Response(status_code=503 if self._parts.lifecycle.state == "dead" else 200)
+
+    async def startupz(self, request: Request) -> Response:
+        """GET /startupz: the timeline of the start so far."""
+        return Response(self._parts.start.report(), media_type="application/json")
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return Response(self._openapi, media_type="application/json")
+
+    @cached_property
+    def _openapi(self) -> bytes:
+        return msgspec.json.encode(build_openapi(self._parts.version))
+
+
+class ModelEndpoints:
+    """The model and its names, once the engine has loaded it."""
+
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
+
+    async def list(self, request: Request) -> Response:
+        """GET /v1/models."""
+        self._parts.availability.check()
+        return json_response(self._parts.models.list())
+
+    async def get(self, request: Request) -> Response:
+        """GET /v1/models/{model}."""
+        self._parts.availability.check()
+        return json_response(self._parts.models.get(request.path_params["model"]))
+
+
+class CacheEndpoints:
+    """Reset caches for all clients, so that only a server for development offers them."""
+
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
+
+    async def reset_prefix_cache(self, request: Request) -> Response:
+        """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
+        self._parts.availability.check()
+        interrupts = _read_boolean(request, "reset_running_requests")
+        return json_response({"success": await self._parts.engine.reset_prefix_cache(interrupts=interrupts)})
+
+    async def reset_mm_cache(self, request: Request) -> Response:
+        """POST /reset_mm_cache: drops the processed images."""
+        self._parts.availability.check()
+        await self._parts.renderer.clear_mm_cache_async()
+        return Response()
+
+
+class ResponseEndpoints:
+    """Retrieves, follows, cancels and deletes kept responses; needs no engine."""
+
+    def __init__(self, serving: ResponsesServing) -> None:
+        self._serving = serving
+
+    async def answer(self, request: Request) -> Response:
+        """GET or DELETE /v1/responses/{response_id}; with `stream` events after `starting_after`."""
+        response_id = request.path_params["response_id"]
+        if request.method == "DELETE":
+            await self._serving.delete(response_id)
+            return json_response({"id": response_id, "object": "response", "deleted": True})
+        if _read_boolean(request, "stream"):
+            events = await self._serving.follow(response_id, _read_number(request, "starting_after"))
+            return StreamingResponse(events, headers={"cache-control": "no-cache"}, media_type=_EVENTS)
+        return Response(await self._serving.retrieve(response_id), media_type="application/json")
+
+    async def input_items(self, request: Request) -> Response:
+        """GET /v1/responses/{response_id}/input_items."""
+        limit, order = _read_number(request, "limit"), request.query_params.get("order", "desc")
+        page = ItemPage(request.query_params.get("after"), 20 if limit is None else limit, order == "asc")
+        if not 1 <= page.limit <= MAX_PAGE_ITEMS:
+            raise _invalid_parameter("limit", f"1 to {MAX_PAGE_ITEMS}", str(limit))
+        if order not in ("asc", "desc"):
+            raise _invalid_parameter("order", "asc or desc", order)
+        body = await self._serving.input_items(request.path_params["response_id"], page)
+        return Response(body, media_type="application/json")
+
+    async def cancel(self, request: Request) -> Response:
+        """POST /v1/responses/{response_id}/cancel."""
+        body = await self._serving.cancel(request.path_params["response_id"])
+        return Response(body, media_type="application/json")
+
+
+def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response with a JSON body."""
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _read_boolean(request: Request, name: str) -> bool:
+    """A parameter of the query that is false unless it is given; raises RequestError."""
+    given = request.query_params.get(name, "false")
+    if (value := _BOOLEANS.get(given.lower())) is None:
+        raise _invalid_parameter(name, "true or false", given)
+    return value
+
+
+def _read_number(request: Request, name: str) -> int | None:
+    given = request.query_params.get(name)
+    try:
+        return None if given is None else int(given)
+    except ValueError as err:
+        raise _invalid_parameter(name, "a whole number", str(given)) from err
+
+
+def _invalid_parameter(name: str, expected: str, given: str) -> RequestError:
+    """The rejection of a parameter of the query."""
+    return RequestError(f"Invalid value for `{name}`: expected {expected}, got {given[:_MAX_SHOWN]!r}.", param=name)
+
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class StatusEndpoints:
+    """Answer in every state; only the quantiles of the loop lag are computed (half a millisecond)."""
+
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
+        self._whole_start: bytes | None = None
+        """The timeline, once the start has ended."""
+
+    async def page(self, request: Request) -> Response:
+        """GET /."""
+        page = read_page()
+        return Response(page.body, headers=dict(page.headers), media_type="text/html; charset=utf-8")
+
+    async def data(self, request: Request) -> Response:
+        """GET /status.json."""
+        body = {
+            "status": self._parts.lifecycle.state,
+            "model": self._parts.metrics.model_name,
+            "version": self._parts.version,
+            "error": self._parts.lifecycle.reason,
+            "progress": self._parts.start.progress(),
+            "start": msgspec.Raw(self._timeline()),
+            "live": self._live() if self._parts.lifecycle.has_engine else None,
+        }
+        return json_response(body)
+
+    def _timeline(self) -> bytes:
+        if self._whole_start is not None:
+            return self._whole_start
+        report = self._parts.start.report()
+        if self._parts.lifecycle.state != "starting":
+            self._whole_start = report
+        return report
+
+    def _live(self) -> dict[str, Any]:
+        stats, metrics, lag = (
+            self._parts.engine.stats,
+            self._parts.metrics.engine,
+            self._parts.metrics.heartbeat.lag,
+        )
+        return {
+            "time_s": monotonic(),
+            "uptime_s": self._parts.start.uptime_s(),
+            "num_running": stats.num_running,
+            "num_waiting": stats.num_waiting,
+            "kv_cache_usage": stats.kv_cache_usage,
+            "prefix_cache_queries": stats.prefix_cache_queries,
+            "prefix_cache_hits": stats.prefix_cache_hits,
+            "prompt_tokens": metrics.num_computed_prompt_tokens,
+            "generation_tokens": metrics.num_generation_tokens,
+            "loop_lag_p50_s": lag.p50_s,
+            "loop_lag_p99_s": lag.p99_s,
+            "loop_lag_max_s": lag.max_s,
+            "rss_bytes": _resident_bytes(os.getpid()),
+            "engine_rss_bytes": _resident_bytes(self._parts.engine.info.pid),
+        }
+
+
+def _resident_bytes(pid: int | None) -> int | None:
+    """Memory of a process; None if the system does not report it."""
+    if pid is None:
+        return None
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,147 @@
+"""The table of routes, and the objects that answer them."""
+
+from functools import partial
+
+from starlette.routing import Route
+
+from base.status_page.page import DATA_PATH
+from server.apis.anthropic.request import CountTokensRequest, MessagesRequest
+from server.apis.anthropic.serving import MessagesServing
+from server.apis.openai.chat import create_chat_completion
+from server.apis.openai.completions import CompletionServing
+from server.apis.pooling.endpoints import (
+    ClassificationRequest,
+    ClassificationServing,
+    EmbeddingRequest,
+    EmbeddingServing,
+    PoolingRequest,
+    PoolingServing,
+)
+from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
+from server.apis.responses.archive import ResponseArchive
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.serving import ResponsesServing
+from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
+from server.generation.chat import ChatRunner, OutputParsing
+from server.generation.completion_request import CompletionRequest
+from server.generation.generation import GenerationBuilder
+from server.generation.reasoning import load_reasoning
+from server.generation.request import ChatRequest
+from server.terms.http_body.request_body import RequestDecoder
+from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
+from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
+from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
+from server.http.routes.info import (
+    CacheEndpoints,
+    HealthEndpoint,
+    InfoEndpoints,
+    ModelEndpoints,
+    ResponseEndpoints,
+    StatusEndpoints,
+)
+
+
+def build_routes(parts: AppParts) -> list[Route]:
+    """All routes."""
+    return [
+        *(_cache_routes(parts) if parts.config.server_dev_mode else ()),
+        *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
+        *_text_routes(parts),
+        *_pooling_routes(parts),
+        *_model_routes(parts),
+        *_info_routes(parts),
+    ]
+
+
+def _post(  # noqa: PLR0913 - what differs between routes
+    parts: AppParts,
+    path: str,
+    model: type[T],
+    handle: Handler[T],
+    *,
+    takes_embeds: bool = False,
+    failures: FailureFormat = OPENAI,
+) -> Route:
+    """The route that passes requests of this kind, as JSON, to the handler."""
+    decoder = RequestDecoder(model, parts.admission.limits)
+    endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
+    return Route(path, endpoint, methods=["POST"])
+
+
+def _cache_routes(parts: AppParts) -> list[Route]:
+    caches = CacheEndpoints(parts)
+    return [
+        Route("/reset_prefix_cache", caches.reset_prefix_cache, methods=["POST"]),
+        Route("/reset_mm_cache", caches.reset_mm_cache, methods=["POST"]),
+    ]
+
+
+def _adapter_routes(parts: AppParts) -> list[Route]:
+    post, adapters = partial(_post, parts), parts.adapters
+    return [
+        post("/v1/load_lora_adapter", LoadLoraAdapterRequest, adapters.load),
+        post("/v1/unload_lora_adapter", UnloadLoraAdapterRequest, adapters.unload),
+    ]
+
+
+def _text_routes(parts: AppParts) -> list[Route]:
+    post = partial(_post, parts)
+    config, renderer = parts.config.generation, parts.renderer
+    reasoning = load_reasoning(config, renderer)
+    builder = GenerationBuilder(parts, reasoning)
+    runner = ChatRunner(parts, builder, OutputParsing(config, renderer, reasoning))
+    chat, messages = partial(create_chat_completion, parts, runner), MessagesServing(parts, runner)
+    tokenization = TokenizationServing(parts.models, renderer, parts.engine)
+    archive = ResponseArchive(parts.response_store, renderer)
+    responses = ResponsesServing(parts, runner, archive, parts.running, parts.admission.limits)
+    stored = ResponseEndpoints(responses)
+    completions = CompletionServing(parts, builder)
+    return [
+        post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
+        post("/v1/chat/completions", ChatRequest, chat),
+        post("/v1/messages", MessagesRequest, messages.create, failures=ANTHROPIC),
+        post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),
+        post("/v1/responses", ResponsesRequest, responses.create),
+        Route("/v1/responses/{response_id}", stored.answer, methods=["GET", "DELETE"]),
+        Route("/v1/responses/{response_id}/input_items", stored.input_items, methods=["GET"]),
+        Route("/v1/responses/{response_id}/cancel", stored.cancel, methods=["POST"]),
+        post("/tokenize", TokenizeRequest, tokenization.tokenize),
+        post("/detokenize", DetokenizeRequest, tokenization.detokenize),
+    ]
+
+
+def _pooling_routes(parts: AppParts) -> list[Route]:
+    post = partial(_post, parts)
+    score, rerank = ScoreServing(parts).create, RerankServing(parts).create
+    return [
+        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(parts).create),
+        post("/pooling", PoolingRequest, PoolingServing(parts).create),
+        post("/classify", ClassificationRequest, ClassificationServing(parts).create),
+        *(post(path, ScoreRequest, score) for path in ("/score", "/v1/score")),
+        *(post(path, RerankRequest, rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    ]
+
+
+def _model_routes(parts: AppParts) -> list[Route]:
+    models = ModelEndpoints(parts)
+    return [
+        Route("/v1/models", models.list),
+        Route("/v1/models/{model:path}", models.get),
+    ]
+
+
+def _info_routes(parts: AppParts) -> list[Route]:
+    health, info, status = HealthEndpoint(parts.availability), InfoEndpoints(parts), StatusEndpoints(parts)
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/ping", health, methods=["GET", "POST"]),
+        Route("/readyz", health, methods=["GET"]),
+        Route("/livez", info.livez),
+        Route("/startupz", info.startupz),
+        Route("/version", info.version),
+        Route("/load", info.load),
+        Route("/metrics", info.metrics),
+        Route("/openapi.json", info.openapi),
+        Route("/", status.page),
+        Route(DATA_PATH, status.data),
+    ]

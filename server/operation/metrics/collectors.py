@@ -1,0 +1,112 @@
+"""Metric families whose values other objects hold: read when /metrics is scraped, on any thread."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from base.lifecycle import StartView
+from server.text.renderers.images.processor_cache import ProcessorCache
+from server.terms.types import EngineStats
+
+if TYPE_CHECKING:  # the responder imports this module, and must not import libraries of the renderer
+    from server.text.renderers.base import RendererPool
+
+LABELS = ("model_name", "engine")
+ENGINE = "0"
+"""The value of the label `engine`."""
+
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
+
+Values = Mapping[tuple[str, ...], float]
+"""Labels of each series -> its value."""
+
+
+class Collector:
+    """Calls a function for the families of each scrape."""
+
+    def __init__(self, registry: CollectorRegistry, collect: Callable[[], Iterable[Metric]]) -> None:
+        self.collect = collect
+        registry.register(self)
+
+
+def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
+    """The durations of the start and its phases."""
+    total_s: Values = {(model_name, ENGINE): start.elapsed_s()}
+    yield _gauge("vllm:engine_startup_time_seconds", "From the process's start to its first token.", total_s)
+    phases: Values = {(phase,): seconds for phase, seconds in start.phase_seconds().items()}
+    yield _gauge("vllm_cli:startup_phase_seconds", "What the start waited for, by phase.", phases, ("phase",))
+
+
+def pool_families(pools: Mapping[str, "RendererPool"]) -> Iterator[Metric]:
+    """The queue depth of the renderer's pools."""
+    depths: Values = {(name,): pool.num_waiting for name, pool in pools.items()}
+    yield _gauge(
+        "vllm_cli:renderer_queue_depth", "Work that waits for a thread of the renderer's pool.", depths, ("pool",)
+    )
+
+
+def rejection_families(model_name: str, num_rejected: Mapping[str, int]) -> Iterator[Metric]:
+    """The number of requests rejected by admission control."""
+    numbers = dict.fromkeys(_REJECTIONS, 0) | dict(num_rejected)
+    values: Values = {(model_name, reason): number for reason, number in numbers.items()}
+    yield _counter(
+        "vllm:admission_rejections", "Requests rejected by a limit, by reason.", values, ("model_name", "reason")
+    )
+
+
+def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Metric]:
+    """The counters of the renderer's image cache; 0 for a model without one."""
+    labels = (model_name, ENGINE)
+    num_queries, num_hits = (0, 0) if cache is None else (cache.num_queries, cache.num_hits)
+    yield _counter("vllm:mm_cache_queries", "Images looked up in the cache of processed ones.", {labels: num_queries})
+    yield _counter("vllm:mm_cache_hits", "Images found in the cache of processed ones.", {labels: num_hits})
+    if cache is not None:
+        description = "Memory that processed images take in the cache."
+        yield _gauge("vllm_cli:mm_cache_bytes", description, {labels: cache.num_bytes})
+
+
+def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
+    """The scheduler's latest state."""
+    labels = (model_name, ENGINE)
+    for name, documentation, value in (
+        ("vllm:num_requests_running", "Number of requests in model execution batches.", stats.num_running),
+        ("vllm:num_requests_waiting", "Number of requests waiting to be processed.", stats.num_waiting),
+        ("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", stats.kv_cache_usage),
+        ("vllm:gpu_cache_usage_perc", "Former name of vllm:kv_cache_usage_perc.", stats.kv_cache_usage),
+        ("vllm_cli:engine_threads", "Threads that compute a step.", stats.num_threads),
+    ):
+        yield _gauge(name, documentation, {labels: value})
+    for name, documentation, value in (
+        ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
+        ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
+        ("vllm:num_preemptions", "Number of preemptions.", stats.num_preemptions),
+    ):
+        yield _counter(name, documentation, {labels: value})
+
+
+def adapter_families(max_loras: int, stats: EngineStats) -> Iterator[Metric]:
+    """The LoRA adapters of running and of waiting requests; the value is the time, as in vLLM."""
+    labels = (str(max_loras), ",".join(stats.waiting_adapters), ",".join(stats.running_adapters))
+    yield _gauge(
+        "vllm:lora_requests_info",
+        "Running stats on lora requests.",
+        {labels: datetime.now(UTC).timestamp()},
+        ("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
+    )
+
+
+def _gauge(name: str, documentation: str, values: Values, labels: tuple[str, ...] = LABELS) -> Metric:
+    return _filled(GaugeMetricFamily(name, documentation, labels=labels), values)
+
+
+def _counter(name: str, documentation: str, values: Values, labels: tuple[str, ...] = LABELS) -> Metric:
+    return _filled(CounterMetricFamily(name, documentation, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family

@@ -1,0 +1,289 @@
+"""Prometheus metrics with vLLM's names, labels and buckets, in a registry of their own.
+
+They are recorded on the API process's event loop. Label children are bound once, so that recording a token
+costs a few microseconds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    Summary,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from base.lifecycle import StartView
+from server.operation.metrics.collectors import (
+    ENGINE,
+    LABELS,
+    Collector,
+    adapter_families,
+    engine_families,
+    image_families,
+    pool_families,
+    rejection_families,
+    start_families,
+)
+from server.operation.metrics.loop import LoopHeartbeat
+from server.text.renderers.base import BaseRenderer
+from server.terms.types import EngineInfo, EngineStats, FinishReason
+
+CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+"""That of Prometheus's text format."""
+_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+
+_SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+_INTER_TOKEN_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
+_ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES_BUCKETS = (1, 2, 5, 10, 20)
+_PROMPT_SOURCES = ("local_compute", "local_cache_hit")
+_PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
+_HTTP_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60,
+)  # fmt: skip
+
+
+class ServerMetrics:
+    """All metrics of one server. The engine's families appear once `register_engine` has been called."""
+
+    def __init__(self, model_name: str, start: StartView, renderer: BaseRenderer) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.model_name = model_name
+        self._engine: EngineMetrics | None = None
+        Collector(registry, lambda: start_families(model_name, start))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.http = HttpMetrics(registry)
+        lags = Histogram(
+            "vllm_cli:event_loop_lag_seconds",
+            "How late a timer that is due every 20 ms was.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        )
+        self.heartbeat = LoopHeartbeat(lags.observe)
+        worst = Gauge("vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry)
+        worst.set_function(lambda: self.heartbeat.lag.max_s)
+        self.render_time = Histogram(
+            "vllm_cli:request_render_time_seconds",
+            "From a request's body to its prompt's tokens, the wait for a thread included.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        )
+        self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
+        Collector(registry, lambda: pool_families(renderer.pools))
+        Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
+        waits = Histogram(
+            "vllm_cli:renderer_queue_time_seconds",
+            "How long work waited for a thread of the renderer's pool.",
+            ("pool",),
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        )
+        for name, pool in renderer.pools.items():
+            pool.subscribe_waits(waits.labels(name).observe)
+
+    def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
+        """Adds the rejected requests by the limit that was reached."""
+        Collector(self.registry, lambda: rejection_families(self.model_name, num_rejected))
+
+    def read_up_from(self, read: Callable[[], bool]) -> None:
+        """Sets what tells whether the engine is ready, read when /metrics is scraped."""
+        self._up.set_function(read)
+
+    def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
+        """Adds the engine's families, with buckets for the context length."""
+        self._engine = EngineMetrics(self.registry, self.model_name, info)
+        Collector(self.registry, lambda: engine_families(self.model_name, read_stats()))
+        if (max_loras := info.max_loras) is not None:
+            Collector(self.registry, lambda: adapter_families(max_loras, read_stats()))
+
+    @property
+    def engine(self) -> "EngineMetrics":
+        """The engine's families; they exist once it has loaded the model."""
+        assert self._engine is not None
+        return self._engine
+
+    def render(self) -> bytes:
+        """The body of /metrics, of the type `CONTENT_TYPE`."""
+        body: bytes = generate_latest(self.registry)
+        return body
+
+
+class HttpMetrics:
+    """Requests by route, as vLLM's instrumentation library counts them; used on the event loop only."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "http_requests",
+            "Total number of requests by method, status and handler.",
+            ("handler", "status", "method"),
+            registry=registry,
+        )
+        self._request_bytes = Summary(
+            "http_request_size_bytes",
+            "Announced content length of requests by handler; 0 where none is announced.",
+            ("handler",),
+            registry=registry,
+        )
+        self._response_bytes = Summary(
+            "http_response_size_bytes",
+            "Announced content length of answers by handler; 0 for streams.",
+            ("handler",),
+            registry=registry,
+        )
+        self._fine_duration = Histogram(
+            "http_request_duration_highr_seconds",
+            "Latency of all routes together, in many buckets.",
+            buckets=_HTTP_BUCKETS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "http_request_duration_seconds",
+            "Latency by route, from the request's headers to the end of the response.",
+            ("handler", "method"),
+            buckets=(0.1, 0.5, 1),
+            registry=registry,
+        )
+
+    def record(  # noqa: PLR0913
+        self,
+        *,
+        handler: str,
+        method: str,
+        status: int,
+        duration_s: float,
+        request_bytes: int,
+        response_bytes: int,
+    ) -> None:
+        """Records one finished request; the sizes are the announced ones."""
+        self._requests.labels(handler, f"{status // 100}xx", method).inc()
+        self._duration.labels(handler, method).observe(duration_s)
+        self._fine_duration.observe(duration_s)
+        self._request_bytes.labels(handler).observe(request_bytes)
+        self._response_bytes.labels(handler).observe(response_bytes)
+
+
+class EngineMetrics:
+    """The counters and histograms of requests, as measured in the API process."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str, info: EngineInfo) -> None:
+        labels = (model_name, ENGINE)
+
+        def counter(name: str, documentation: str) -> Any:
+            return Counter(name, documentation, LABELS, registry=registry).labels(*labels)
+
+        def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Any:
+            return Histogram(name, documentation, LABELS, buckets=buckets, registry=registry).labels(*labels)
+
+        token_buckets = tuple(_one_two_five(info.max_model_len))
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Number of prefill tokens processed.")
+        self._prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.")
+        by_source = Counter(
+            "vllm:prompt_tokens_by_source", "Prompt tokens by source.", (*LABELS, "source"), registry=registry
+        )
+        self._computed, self._cached = (by_source.labels(*labels, source) for source in _PROMPT_SOURCES)
+        self._generation_tokens = counter("vllm:generation_tokens", "Number of generation tokens processed.")
+        self.num_computed_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        success = Counter(
+            "vllm:request_success", "Count of finished requests.", (*LABELS, "finished_reason"), registry=registry
+        )
+        self.finished = {reason: success.labels(*labels, reason) for reason in _FINISH_REASONS}
+        self.time_to_first_token = histogram("vllm:time_to_first_token_seconds", "Time to first token.", _TTFT_BUCKETS)
+        self.inter_token_latency = histogram(
+            "vllm:inter_token_latency_seconds", "Inter-token latency.", _INTER_TOKEN_BUCKETS
+        )
+        self.time_per_output_token = histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean time per output token.", _INTER_TOKEN_BUCKETS
+        )
+        self.queue_time = histogram("vllm:request_queue_time_seconds", "Time in the queue.", _REQUEST_BUCKETS)
+        self.prefill_time = histogram(
+            "vllm:request_prefill_time_seconds", "From the queue to the first token.", _REQUEST_BUCKETS
+        )
+        self.decode_time = histogram("vllm:request_decode_time_seconds", "First to last token.", _REQUEST_BUCKETS)
+        self.inference_time = histogram(
+            "vllm:request_inference_time_seconds", "From the queue to the last token.", _REQUEST_BUCKETS
+        )
+        self.e2e_latency = histogram("vllm:e2e_request_latency_seconds", "End-to-end latency.", _REQUEST_BUCKETS)
+        self.request_prompt_tokens = histogram("vllm:request_prompt_tokens", "Prompt tokens.", token_buckets)
+        self.request_generation_tokens = histogram("vllm:request_generation_tokens", "Output tokens.", token_buckets)
+        self.request_prefill_tokens = histogram(
+            "vllm:request_prefill_kv_computed_tokens", "Prompt tokens that were not in the cache.", token_buckets
+        )
+        self.max_generation_tokens = histogram(
+            "vllm:request_max_num_generation_tokens", "Longest output of a request's choices.", token_buckets
+        )
+        self.params_max_tokens = histogram("vllm:request_params_max_tokens", "The max_tokens parameter.", token_buckets)
+        self.num_preemptions = histogram(
+            "vllm:request_num_preemptions", "How often a request was preempted.", _PREEMPTION_BUCKETS
+        )
+        self.params_n = histogram("vllm:request_params_n", "The n parameter.", _CHOICES_BUCKETS)
+        self.iteration_tokens = histogram("vllm:iteration_tokens_total", "Tokens per engine step.", _ITERATION_BUCKETS)
+        _set_cache_info(registry, info)
+
+    def count_prompt(self, num_tokens: int, *, num_cached: int = 0) -> None:
+        """Counts a computed prompt, `num_cached` of whose tokens came from the prefix cache."""
+        self._prompt_tokens.inc(num_tokens)
+        self._prompt_tokens_cached.inc(num_cached)
+        self._computed.inc(num_tokens - num_cached)
+        self._cached.inc(num_cached)
+        self.num_computed_prompt_tokens += num_tokens - num_cached
+
+    def count_generated(self, num_tokens: int) -> None:
+        """Counts generated tokens."""
+        self._generation_tokens.inc(num_tokens)
+        self.num_generation_tokens += num_tokens
+
+    def record_step(self, stats: EngineStats) -> None:
+        """Records one engine step; subscribed to the engine's stats."""
+        if stats.num_iteration_tokens:
+            self.iteration_tokens.observe(stats.num_iteration_tokens)
+
+    def record_request(self, *, num_choices: int, max_generation_tokens: int) -> None:
+        """Records one ended request with all its choices."""
+        self.params_n.observe(num_choices)
+        self.max_generation_tokens.observe(max_generation_tokens)
+
+
+def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
+    """In vLLM, blocks times block size is the number of tokens; here each token counts as one block."""
+    facts = {
+        "engine": ENGINE,
+        "block_size": "1",
+        "num_gpu_blocks": str(info.kv_cache_tokens),
+        "kv_cache_size_tokens": str(info.kv_cache_tokens),
+        "kv_cache_max_concurrency": str(info.kv_cache_tokens / info.max_model_len),
+        "kv_cache_memory_bytes": str(info.kv_cache_bytes),
+        "cache_dtype": info.dtype,
+    }
+    gauge = Gauge("vllm:cache_config_info", "Information of the KV cache.", tuple(facts), registry=registry)
+    gauge.labels(**facts).set(1)
+
+
+def _one_two_five(limit: int) -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50 … up to the limit."""
+    decade = 1
+    while True:
+        for factor in (1, 2, 5):
+            if factor * decade > limit:
+                return
+            yield factor * decade
+        decade *= 10

@@ -1,0 +1,165 @@
+"""Runs the API process's event loop: HTTP from the beginning, readiness after the first token."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+from contextlib import closing
+
+import uvloop
+
+from base import exit_codes
+from base.errors import EngineStartError
+from base.machine.libc import trim_heap
+from base.server_settings import SAME_SIGNAL_S
+from server.run.build import RunOptions, build_server
+from server.text.renderers.base import BaseRenderer
+from server.terms.server_config import ServerConfig
+from server.http.transport.graceful_server import bound_unsent_bytes
+from server.terms.types import EngineInfo
+
+logger = logging.getLogger(__name__)
+
+_ENGINE_DEATH_GRACE_S = 1.0
+"""How long /health answers 503 before a server without an engine exits."""
+_TRIM_INTERVAL_S = 60.0
+_SWITCH_INTERVAL_S = 0.0005
+"""How long a pool's thread may hold the interpreter; Python's 5 ms would delay probes."""
+
+
+class ServerRun:
+    """A server that is built, and its run of the event loop."""
+
+    def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
+        """Builds the HTTP application."""
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over
+        self._options = options
+        self._lifecycle = options.lifecycle
+        self._is_stopped = asyncio.Event()
+        """Set by the first signal."""
+        self._stopped_s = 0.0
+        """When it came."""
+        self._may_accept = asyncio.Event()
+        if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._may_accept.set()
+        with options.span("build_app"):
+            self._server = build_server(renderer, config, options)
+
+    def run(self) -> int:
+        """Serves until a signal or the engine's end; returns the exit code.
+
+        Raises:
+            EngineStartError: the engine did not become ready.
+        """
+        with closing(self._main()) as main:
+            return int(uvloop.run(main))
+
+    async def _main(self) -> int:
+        server = self._server
+        await self._open()
+        serving = asyncio.create_task(self._serve(), name="http")
+        engine = asyncio.create_task(self._follow_engine(), name="engine")
+        stopping = asyncio.create_task(self._is_stopped.wait(), name="stop")
+        trimming = asyncio.create_task(_trim_heap_regularly(), name="trim-heap")
+        await asyncio.wait([stopping, serving, engine], return_when=asyncio.FIRST_COMPLETED)
+        if not engine.done():
+            await server.drain.run()
+        elif engine.exception() is None:
+            logger.error("the engine died: %s", self._lifecycle.reason)
+            await asyncio.sleep(_ENGINE_DEATH_GRACE_S)
+        exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
+        for task in (engine, stopping, trimming):
+            task.cancel()
+        server.http.should_exit = True
+        self._may_accept.set()
+        ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
+        await self._close()
+        if isinstance(start_error := ends[0], Exception):
+            raise start_error
+        if isinstance(http_error := ends[1], Exception):
+            raise EngineStartError(f"the HTTP server failed: {http_error}") from http_error
+        return exit_code
+
+    async def _open(self) -> None:
+        await self._server.parts.engine.start()
+        self._server.telemetry.start()
+        self._server.credentials.start()
+        bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
+
+    async def _serve(self) -> None:
+        """Accepts connections: at once, or as soon as this server listens."""
+        await self._may_accept.wait()
+        if self._server.http.should_exit:
+            return
+        self._options.on_serving()
+        await self._server.http.serve(sockets=[self._options.listener])
+
+    async def _close(self) -> None:
+        self._server.telemetry.close()
+        self._server.credentials.close()
+        await self._server.parts.engine.close()
+
+    async def _follow_engine(self) -> None:
+        """Makes the server ready; returns when the engine has ended for good.
+
+        Raises:
+            EngineStartError: the engine did not become ready.
+        """
+        lifecycle, monitor = self._lifecycle, self._server.monitor
+        try:
+            info = await self._server.readiness.wait(self._options.span)
+            if lifecycle.state == "dead":  # its process is ending, although it sent the token
+                raise EngineStartError(lifecycle.reason)
+        except EngineStartError as err:
+            if self._server.parts.engine.dead.is_set():
+                await monitor.run()  # finds the reason
+                raise EngineStartError(lifecycle.reason) from err
+            if lifecycle.state != "dead":
+                lifecycle.engine_ended(str(err))
+            raise
+        for number in (signal.SIGTERM, signal.SIGINT):  # before, a signal ends the start
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        self._enter_ready(info)
+        await monitor.run()
+
+    def _enter_ready(self, info: EngineInfo) -> None:
+        is_draining = self._lifecycle.state == "draining"
+        self._lifecycle.engine_ready()
+        if is_draining:
+            return
+        if not self._may_accept.is_set():
+            self._listen()
+        gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
+        self._options.on_ready(info)
+        self._server.telemetry.start_stats()
+        trim_heap()  # imports have freed 25 MiB, which takes 2 ms
+
+    def _listen(self) -> None:
+        listener = self._options.listener
+        try:
+            listener.listen(self._server.http.config.backlog)
+        except OSError as err:
+            host, port = listener.getsockname()[:2]
+            raise EngineStartError(f"cannot listen on {host}:{port}: {err.strerror}") from err
+        self._may_accept.set()
+
+    def _on_signal(self) -> None:
+        """Drains; a second signal ends the server without waiting for requests."""
+        now = time.monotonic()
+        if self._is_stopped.is_set() and now - self._stopped_s >= SAME_SIGNAL_S:
+            self._server.http.force_exit = True
+            self._server.drain.stop_waiting()
+        if not self._is_stopped.is_set():
+            self._stopped_s = now
+        self._is_stopped.set()
+
+
+async def _trim_heap_regularly() -> None:
+    """Bursts and large requests leave up to 25 MiB in the heaps; 0.3 ms if there is nothing to give back."""
+    while True:
+        await asyncio.sleep(_TRIM_INTERVAL_S)
+        trim_heap()

@@ -1,0 +1,124 @@
+"""Wires the API process's objects; everything else receives what it uses in its constructor."""
+
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import uvicorn
+
+from base.lifecycle import Lifecycle, StartView
+from base.security.api_keys import ApiKeys
+from base.security.credentials import Credentials
+from server.apis.responses.archive import build_response_store
+from server.http.app import ServerApp, build_app
+from server.engine.process_link.client import EngineClient
+from server.terms.limits import LimitsConfig
+from server.operation.metrics.server_metrics import ServerMetrics
+from server.operation.admission import Admission
+from server.operation.drain import ERROR_DELIVERY_S, Drain
+from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness
+from server.operation.models import LoraAdapters, ServedModels
+from server.operation.telemetry import Telemetry
+from server.text.renderers.base import BaseRenderer
+from server.http.routes.endpoint import AppParts
+from server.terms.server_config import ServerConfig
+from server.http.transport.connection import bounded_connections
+from server.http.transport.graceful_server import GracefulServer
+from server.terms.types import EngineInfo
+
+_DISTRIBUTION = "vllm-cli-server"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The launcher's objects and callbacks for the server."""
+
+    listener: socket.socket
+    """Bound; the server listens when it is ready, unless the socket listens already."""
+    limits: LimitsConfig
+    engine: EngineHandle
+    """The engine's process."""
+    engine_ready_timeout_s: float
+    lifecycle: Lifecycle
+    """A server that is starting; the launcher may subscribe to it."""
+    start: StartView
+    span: Callable[..., AbstractContextManager[None]]
+    """Records a phase of the start."""
+    on_serving: Callable[[], None]
+    """Called once, when this server is about to accept connections on the listener."""
+    on_ready: Callable[[EngineInfo], None]
+    """Called once, when the first real token has been generated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The objects that `server.run.api_process` starts, uses and closes."""
+
+    parts: AppParts
+    http: GracefulServer
+    credentials: Credentials
+    readiness: EngineReadiness
+    monitor: EngineMonitor
+    drain: Drain
+    telemetry: Telemetry
+
+
+def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
+    """All objects of one server; nothing runs yet."""
+    lifecycle = options.lifecycle
+    metrics = ServerMetrics(config.served_model_names[0], options.start, renderer)
+    metrics.read_up_from(lambda: lifecycle.has_engine)
+    engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
+    adapters = LoraAdapters(config, engine)
+    parts = AppParts(
+        config=config,
+        models=ServedModels(config.served_model_names, engine, adapters, root=config.model),
+        renderer=renderer,
+        engine=engine,
+        metrics=metrics,
+        lifecycle=lifecycle,
+        start=options.start,
+        admission=Admission(options.limits),
+        adapters=adapters,
+        api_keys=ApiKeys.from_config(config.network),
+        response_store=build_response_store(config.generation, options.limits),
+        version=version(_DISTRIBUTION),
+    )
+    credentials = Credentials(config.network, config.tls, parts.api_keys)
+    http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, credentials))
+    readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
+    watchdog_timeout_s = config.lifecycle.engine_watchdog_timeout_s
+    monitor = EngineMonitor(engine, options.engine, lifecycle, watchdog_timeout_s=watchdog_timeout_s)
+    drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
+    return Server(
+        parts=parts,
+        http=http,
+        credentials=credentials,
+        readiness=readiness,
+        monitor=monitor,
+        drain=drain,
+        telemetry=Telemetry(config.logging, engine, metrics, monitor.poll),
+    )
+
+
+def _uvicorn_config(
+    app: ServerApp, config: ServerConfig, limits: LimitsConfig, credentials: Credentials
+) -> uvicorn.Config:
+    uvicorn_config = uvicorn.Config(
+        app,
+        loop="none",
+        http=bounded_connections(limits, credentials.tls_context),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level=config.logging.uvicorn_log_level,
+        access_log=not config.logging.disable_access_log,
+        server_header=False,
+        timeout_keep_alive=config.timeout_keep_alive_s,
+        timeout_graceful_shutdown=ERROR_DELIVERY_S,
+    )
+    uvicorn_config.load()
+    return uvicorn_config

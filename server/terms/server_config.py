@@ -1,0 +1,156 @@
+"""Settings of the embedded engine's HTTP server; standard library only."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from base.errors import ConfigError
+from base.server_settings import LifecycleConfig, LoggingConfig, NetworkConfig, TlsConfig
+from base.setting import Group, Setting, check_ranges, from_variable, setting
+from envs.registry import env
+from server.terms.config import LoraModule
+
+DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """What requests may ask for, and how their answers are made."""
+
+    help_group: ClassVar[Group] = "Requests and answers"
+
+    generation_config: str = setting(
+        "auto",
+        "--generation-config",
+        "Sampling defaults from the model (auto), none (vllm), or those of a folder.",
+        metavar="auto|vllm|FOLDER",
+    )
+    """`auto` reads the model's generation_config.json."""
+    override_generation_config: dict[str, Any] = setting(
+        {}, "--override-generation-config", "Sampling defaults that take precedence over those of --generation-config."
+    )
+    max_logprobs: int = setting(20, "--max-logprobs", "Most log-probabilities that a request may ask for per token.")
+    return_tokens_as_token_ids: bool = setting(
+        False, "--return-tokens-as-token-ids", "Show tokens in log-probabilities as `token_id:123`."
+    )
+    enable_prompt_tokens_details: bool = setting(
+        False, "--enable-prompt-tokens-details", "Report the number of cached prompt tokens in `usage`."
+    )
+    enable_force_include_usage: bool = setting(False, "--enable-force-include-usage", "Send `usage` with every stream.")
+    anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
+        "auto",
+        "--anthropic-disabled-thinking-effort",
+        "reasoning_effort for disabled thinking in /v1/messages; auto is none, or low if the template ignores none.",
+    )
+    enable_auto_tool_choice: bool = setting(
+        False, "--enable-auto-tool-choice", "Let the model choose tools; needs --tool-call-parser."
+    )
+    tool_call_parser: str | None = setting(
+        None,
+        "--tool-call-parser",
+        "Format in which the model writes tool calls, by vLLM's name; auto detects it from the model's files.",
+        metavar="NAME",
+    )
+    reasoning_parser: str | None = setting(
+        None,
+        "--reasoning-parser",
+        "Format in which the model writes its reasoning, by vLLM's name; auto detects it from the model's files.",
+        metavar="NAME",
+    )
+    reasoning_config: dict[str, Any] = setting(
+        {},
+        "--reasoning-config",
+        "For `thinking_token_budget`: `reasoning_end_str`, the text that ends the reasoning after the budget, and "
+        "`reasoning_start_str`, where it begins to count; else the tags of --reasoning-parser.",
+    )
+    exclude_tools_when_tool_choice_none: bool = setting(
+        False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
+    )
+    enable_responses_store: bool = from_variable(env.VLLM_ENABLE_RESPONSES_API_STORE)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        self._check_parsers()
+        self._check_reasoning_config()
+
+    def _check_parsers(self) -> None:
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
+        if self.tool_call_parser is not None:
+            from server.text.parsers.registry import AUTO, TOOL_PARSERS
+
+            if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
+                names = ", ".join((AUTO, *TOOL_PARSERS))
+                expected = f"one of {names} (others need --engine vllm)"
+                raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
+        if self.reasoning_parser is not None:
+            from server.text.parsers.registry import AUTO, REASONING_FORMATS
+
+            if self.reasoning_parser not in (AUTO, *REASONING_FORMATS):
+                expected = f"one of {', '.join((AUTO, *REASONING_FORMATS))} (others need --engine vllm)"
+                raise ConfigError("--reasoning-parser", self.reasoning_parser, expected)
+
+    def _check_reasoning_config(self) -> None:
+        if not self.reasoning_config:
+            return
+        known = {"reasoning_parser", "reasoning_start_str", "reasoning_end_str"}
+        if not self.reasoning_config.keys() <= known or not all(
+            isinstance(value, str) for value in self.reasoning_config.values()
+        ):
+            raise ConfigError("--reasoning-config", self.reasoning_config, f"an object of texts named {sorted(known)}")
+        if self.reasoning_parser is None:
+            raise ConfigError("--reasoning-config", self.reasoning_config, "used with --reasoning-parser")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of the HTTP server."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    model: str | None = setting(None, filled_by="--model")
+    """The model as the operator names it; `root` in /v1/models."""
+    served_model_names: tuple[str, ...] = field(
+        metadata=Setting(
+            flag="--served-model-name",
+            group="Model",
+            after="--model",
+            metavar="NAME...",
+            help="Names that requests may use; responses contain the first. MODEL if not given.",
+        )
+    )
+    lora_modules: tuple[LoraModule, ...] = setting(
+        (),
+        "--lora-modules",
+        "Adapters to load at the start: NAME=FOLDER, or a JSON object with name, path and base_model_name.",
+        group="LoRA adapters",
+        metavar="NAME=FOLDER...",
+    )
+    lora_adapter_root: str | None = setting(
+        None,
+        "--lora-adapter-root",
+        "Folder below which the adapters of /v1/load_lora_adapter must be; any folder if not given.",
+        group="LoRA adapters",
+        metavar="FOLDER",
+    )
+    server_dev_mode: bool = from_variable(env.VLLM_SERVER_DEV_MODE)
+    allow_runtime_lora_updating: bool = from_variable(env.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    enable_request_id_headers: bool = setting(
+        False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
+    )
+    timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
+    lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        taken = set(self.served_model_names)
+        for module in self.lora_modules:
+            if module.name in taken:
+                raise ConfigError("--lora-modules", module.name, "a name that no other model or adapter has")
+            taken.add(module.name)
+        root = self.lora_adapter_root
+        if root is not None and not Path(root).is_dir():
+            raise ConfigError("--lora-adapter-root", root, "a folder that exists")

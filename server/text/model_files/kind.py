@@ -1,0 +1,98 @@
+"""Decides from a model's files whether it generates text or pools it, as vLLM does, and accepts images.
+
+Standard library only.
+"""
+
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from server.terms.config import EngineConfig
+from server.text.model_files.sentence_files import read_json, read_sentence_files
+
+Runner = Literal["generate", "pooling"]
+Head = Literal["none", "embed", "classify", "token_classify", "colbert"]
+
+
+class ModelKind(NamedTuple):
+    """How a model is run."""
+
+    runner: Runner
+    head: Head
+    """The layers after the transformer of a pooling model."""
+
+    @property
+    def is_pooling(self) -> bool:
+        """Whether the model pools: it returns numbers and needs no KV cache."""
+        return self.runner == "pooling"
+
+
+_SUFFIXES: Final = {
+    "ForCausalLM": ModelKind("generate", "none"),
+    "ForConditionalGeneration": ModelKind("generate", "none"),
+    "ChatModel": ModelKind("generate", "none"),
+    "LMHeadModel": ModelKind("generate", "none"),
+    "ForTextEncoding": ModelKind("pooling", "embed"),
+    "EmbeddingModel": ModelKind("pooling", "embed"),
+    "ForSequenceClassification": ModelKind("pooling", "classify"),
+    "ForTokenClassification": ModelKind("pooling", "token_classify"),
+    "ClassificationModel": ModelKind("pooling", "classify"),
+    "Model": ModelKind("pooling", "embed"),
+}
+"""Suffixes of architecture names; the first match applies."""
+
+_BY_NAME: Final = {
+    "HF_ColBERT": ModelKind("pooling", "colbert"),
+    "RobertaForMaskedLM": ModelKind("pooling", "embed"),
+    "XLMRobertaForMaskedLM": ModelKind("pooling", "embed"),
+}
+"""Architectures whose suffix is missing above or would give a wrong result."""
+
+VISION_MODEL_TYPES: Final = frozenset(
+    {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
+)
+"""Values of `model_type` that are served with images; tests compare them with transformers' own `generate`.
+
+The vision tower's output replaces tokens, and the rest is an ordinary causal LM.
+Other models need more from their language model: bidirectional attention to images (Gemma 3, PaliGemma),
+features that enter deeper layers (Qwen3-VL), cross-attention (Mllama). They are served for text only.
+"""
+
+
+def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
+    """The kind by `--runner` and `--convert`; if these are `auto`, by config.json and modules.json.
+
+    Never raises: other code reports a folder that cannot be read.
+    """
+    known = [found for name in _architectures(folder, config.hf_overrides) if (found := _find_kind(name)) is not None]
+    runner = config.runner if config.runner != "auto" else _own_runner(folder, known, config)
+    if runner == "generate":
+        return ModelKind("generate", "none")
+    if config.convert in ("embed", "classify"):
+        return ModelKind("pooling", "embed" if config.convert == "embed" else "classify")
+    own_head = next((kind.head for kind in known if kind.head != "none"), None)
+    return ModelKind("pooling", own_head or ("none" if config.convert == "none" else "embed"))
+
+
+def accepts_images(folder: Path) -> bool:
+    """Whether the model in this folder accepts images; False if config.json is missing or broken."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or "vision_config" not in config:
+        return False
+    return str(config.get("model_type")) in VISION_MODEL_TYPES
+
+
+def _own_runner(folder: Path, known: list[ModelKind], config: EngineConfig) -> Runner:
+    if config.convert in ("embed", "classify") or read_sentence_files(folder).has_pooling:
+        return "pooling"
+    return known[0].runner if known else "generate"
+
+
+def _find_kind(architecture: str) -> ModelKind | None:
+    by_suffix = (kind for suffix, kind in _SUFFIXES.items() if architecture.endswith(suffix))
+    return _BY_NAME.get(architecture) or next(by_suffix, None)
+
+
+def _architectures(folder: Path, overrides: dict[str, Any]) -> list[str]:
+    config = read_json(folder / "config.json")
+    names = (config | overrides).get("architectures") if isinstance(config, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []

@@ -1,0 +1,98 @@
+"""Reads the small files of a tokenizer's folder, and chooses its renderer by them; standard library only."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.errors import ServerError
+from base.json_depth import read_json
+from server.text.model_files.sentence_files import read_json as read_json_file
+
+_TEKKEN: Final = re.compile(r"tekken.*\.json")
+_SENTENCEPIECE: Final = re.compile(r".+\.model\.v(\d+)(?:m(\d+))?")
+
+
+class TokenizerLoadError(ServerError):
+    """The tokenizer cannot be loaded; the message is one line that names the folder and the fault."""
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file; an empty one if there is no such file.
+
+    Raises:
+        TokenizerLoadError: the file is not JSON, or not an object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise TokenizerLoadError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(content, dict):
+        raise TokenizerLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def find_mistral_file(folder: Path) -> Path | None:
+    """The newest of the folder's files that mistral-common reads.
+
+    Tekken is preferred to SentencePiece and `tekken.json` to names with a date; `tokenizer.model` comes last.
+    """
+    ranks = {file: rank for file in folder.glob("*") if (rank := _rank(file.name)) is not None}
+    return max(ranks, key=ranks.__getitem__, default=None)
+
+
+def _rank(name: str) -> tuple[int, int, int, str] | None:
+    """The sort key of a file, newest last; None if it is not a Mistral tokenizer."""
+    if name == "tekken.json":
+        return (3, 0, 0, "")
+    if _TEKKEN.fullmatch(name):
+        return (2, 0, 0, name)
+    if match := _SENTENCEPIECE.fullmatch(name):
+        return (1, int(match[1]), int(match[2] or 0), name)
+    return (0, 0, 0, "") if name == "tokenizer.model" else None
+
+
+def _is_for_mistral(folder: Path) -> bool:
+    """vLLM's rule, and folders that have no other tokenizer."""
+    if (file := find_mistral_file(folder)) is None or file.name == "tokenizer.model":
+        return False
+    has_other = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return not has_other or any(folder.glob("consolidated*.safetensors"))
+
+
+class RendererKind(NamedTuple):
+    """A kind of tokenizer and of conversations."""
+
+    path: str
+    """Module and class of its renderer."""
+    reads: Callable[[Path], bool]
+    """Whether `--tokenizer-mode auto` chooses it for a folder."""
+
+
+RENDERERS: Final[Mapping[str, RendererKind]] = {
+    "mistral": RendererKind("server.text.renderers.mistral:MistralRenderer", _is_for_mistral),
+    "hf": RendererKind("server.text.renderers.hf:HfRenderer", lambda folder: True),
+}
+"""By `--tokenizer-mode`; `auto` takes the first that reads the folder. Another kind is a file and a row."""
+
+
+def find_tokenizer_mode(folder: Path, wanted: str) -> str:
+    """The mode for a folder's files; reads names and JSON only."""
+    return next(mode for mode, kind in RENDERERS.items() if kind.reads(folder)) if wanted == "auto" else wanted
+
+
+def foreign_problem(folder: Path, mode: str) -> str | None:
+    """Why the folder's tokenizer needs vLLM; None if it does not, or if the operator has chosen a mode."""
+    if mode != "auto":
+        return None
+    if any(folder.glob("tokenizer*.tok.json")) and not (folder / "tokenizer.json").exists():
+        return f"{folder} has Grok-2's tokenizer, which the embedded engine does not read: serve it with --engine vllm"
+    config = read_json_file(folder / "config.json")
+    if isinstance(config, dict) and config.get("model_type") == "deepseek_v32":
+        return (
+            f"{folder}: the embedded engine does not write DeepSeek-V3.2's conversations: serve it with --engine vllm, "
+            "or with --tokenizer-mode hf for completions alone"
+        )
+    return None

@@ -1,0 +1,190 @@
+"""Writes the JSON object of a call's arguments, which arrive as text, with the types of their schema."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from server.text.parsers.base import FunctionDefinition
+from server.text.parsers.json_text import read_json, write_json
+
+_ALIASES: Final = {
+    alias: name
+    for name, aliases in {
+        "string": "str text varchar char enum",
+        "integer": "int int32 int64 uint uint32 uint64 long short unsigned",
+        "number": "float float32 float64 double",
+        "boolean": "bool",
+        "object": "dict",
+        "array": "arr list sequence",
+    }.items()
+    for alias in aliases.split()
+}
+
+_TYPE_OF_PYTHON: Final[dict[type, str]] = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+
+class SchemaValues:
+    """Gives values the types of their schemas; one per parser, so that each schema is read once."""
+
+    def __init__(self) -> None:
+        self._types: dict[int, frozenset[str]] = {}
+        """By the identity of a schema, which is a part of the request and lives as long."""
+
+    def types(self, schema: dict[str, Any]) -> frozenset[str]:
+        """The names of the types that a schema allows; `string` if it tells nothing."""
+        found = self._types.get(id(schema))
+        if found is None:
+            found = self._types[id(schema)] = schema_types(schema)
+        return found
+
+    def fit(self, value: Any, schema: dict[str, Any]) -> Any:
+        """A JSON value with the types of a schema, members of objects and arrays included."""
+        if isinstance(value, str):
+            return text_to_value(value, self.types(schema))
+        if isinstance(value, dict):
+            properties = schema.get("properties")
+            return self._fit_members(value, properties) if isinstance(properties, dict) else value
+        if isinstance(value, list):
+            items = schema.get("items")
+            return [self.fit(item, items) for item in value] if isinstance(items, dict) else value
+        return text_to_value(json.dumps(value), self.types(schema))
+
+    def _fit_members(self, members: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+        schemas = {name: properties.get(name) for name in members}
+        return {
+            name: self.fit(value, schema) if isinstance(schema := schemas[name], dict) else value
+            for name, value in members.items()
+        }
+
+
+def schema_types(schema: Any) -> frozenset[str]:
+    """The names of the types that a schema allows; `string` if it tells nothing."""
+    return frozenset(_named_types(schema)) or frozenset(("string",))
+
+
+def text_to_value(text: str, types: frozenset[str]) -> Any:
+    """The value that the text writes in the first of the types that it fits, from null to string."""
+    for name, read in _READERS.items():
+        if name in types:
+            with suppress(ValueError):
+                return read(text)
+    try:
+        return read_json(text)
+    except ValueError:
+        return text
+
+
+def _named_types(schema: Any) -> set[str]:
+    if not isinstance(schema, dict):
+        return {"string"}
+    named = schema.get("type")
+    names = {named} if isinstance(named, str) else {n for n in _list(named) if isinstance(n, str)}
+    names = {_ALIASES.get(name, name) for name in (name.strip().lower() for name in names)}
+    names |= {_TYPE_OF_PYTHON[type(value)] for value in _list(schema.get("enum"))}
+    for choices in ("anyOf", "oneOf", "allOf"):
+        for choice in _list(schema.get(choices)):
+            names |= schema_types(choice)
+    return names
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _read_null(text: str) -> None:
+    if text.lower() != "null":
+        raise ValueError(text)
+
+
+def _read_number(text: str) -> int | float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return int(number) if number.is_integer() else number
+
+
+def _read_boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("true", "1", "false", "0"):
+        raise ValueError(text)
+    return word in ("true", "1")
+
+
+_READERS: Final[dict[str, Callable[[str], Any]]] = {
+    "null": _read_null,
+    "integer": int,
+    "number": _read_number,
+    "boolean": _read_boolean,
+    "object": read_json,
+    "array": read_json,
+    "string": str,
+}
+"""In the order in which types are tried."""
+
+
+ONLY_TEXT: Final = frozenset(("string",))
+
+
+def argument_schemas(functions: Sequence[FunctionDefinition], name: str) -> Mapping[str, Any]:
+    """The schemas of a function's arguments by name; empty for functions that are not known."""
+    parameters = next((function.parameters for function in functions if function.name == name), None)
+    properties = (parameters or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+class ArgumentsWriter:
+    """Strings are written as they arrive, values of other types when they are complete."""
+
+    def __init__(self, write: Callable[[str], None], schemas: Mapping[str, Any], values: SchemaValues) -> None:
+        self._write = write
+        self._schemas = schemas
+        self._values = values
+        self._separator = "{"
+        self._schema: Any = None
+        self._is_text = True
+        self._parts: list[str] = []
+        """Of a value that is written when it is complete."""
+
+    def open_text(self, name: str) -> None:
+        """Begins a value that arrives as text."""
+        self._schema = self._schemas.get(name)
+        self._is_text = not isinstance(self._schema, dict) or self._values.types(self._schema) == ONLY_TEXT
+        self._parts = []
+        self._write_name(name)
+        if self._is_text:
+            self._write('"')
+
+    def add_text(self, text: str) -> None:
+        """Adds to the open value."""
+        if self._is_text:
+            self._write(write_json(text)[1:-1])
+        else:
+            self._parts.append(text)
+
+    def close_text(self) -> None:
+        """Ends the open value."""
+        self._write('"' if self._is_text else write_json(self._values.fit("".join(self._parts), self._schema)))
+
+    def add_value(self, name: str, value: Any) -> None:
+        """A value that the format wrote with a type; the schema's type applies."""
+        schema = self._schemas.get(name)
+        self._write_name(name)
+        self._write(write_json(self._values.fit(value, schema) if isinstance(schema, dict) else value))
+
+    def close(self) -> None:
+        """Ends the object."""
+        self._write("{}" if self._separator == "{" else "}")
+
+    def _write_name(self, name: str) -> None:
+        self._write(f"{self._separator}{write_json(name)}: ")
+        self._separator = ", "

@@ -1,0 +1,202 @@
+"""Text that arrives in pieces, and the bases of parsers that read it as if it were complete."""
+
+from collections.abc import Callable, Generator, Sequence
+from functools import cache
+from typing import ClassVar, Final, TypeVar
+
+import regex
+
+from server.text.parsers.base import CallArguments, CallFormat, CallStart, Content, Event, Reasoning
+
+Result = TypeVar("Result")
+Waiting = Generator[None, None, Result]
+"""A step that yields whenever it needs more text."""
+
+Found = regex.Match[str]
+
+BLANKS: Final = regex.compile(r"\s{1,64}")
+
+
+@cache
+def any_of(*texts: str) -> regex.Pattern[str]:
+    """Matches the first of these texts that it finds."""
+    return regex.compile("|".join(map(regex.escape, texts)))
+
+
+class IncomingText:
+    """Consumed from the front. What may begin a match is held back: patterns must be of bounded length."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        """No more text follows: what was held back cannot become a match any more."""
+        self._text = ""
+        self._position = 0
+
+    def add(self, text: str) -> None:
+        """The next piece."""
+        behind = min(self._position, 1)  # for patterns that look at the character before
+        self._text = self._text[self._position - behind :] + text
+        self._position = behind
+
+    def find(
+        self, pattern: regex.Pattern[str], passed: Callable[[str], None], *, keeps_incomplete: bool = True
+    ) -> Waiting[Found | None]:
+        """Consumes up to the first match, and the match; None at the end of the text.
+
+        `passed` receives the text before the match as it arrives, and, if `keeps_incomplete`, the beginning
+        of a match at the end.
+        """
+        while True:
+            found = pattern.search(self._text, self._position, partial=True)
+            assert found is not None  # at least the empty text at the end begins a match
+            end = len(self._text) if self.is_complete and found.partial and keeps_incomplete else found.start()
+            if end > self._position:
+                passed(self._text[self._position : end])
+            self._position = end
+            if not found.partial:
+                self._position = found.end()
+                return found
+            if self.is_complete:
+                self._position = len(self._text)
+                return None
+            yield
+
+    def take(self, stop: regex.Pattern[str] | None = None) -> Waiting[str]:
+        """Consumes the text that has arrived, up to a match of `stop`; empty there and at the text's end."""
+        while True:
+            found = stop.search(self._text, self._position, partial=not self.is_complete) if stop else None
+            text = self._text[self._position : found.start() if found else None]
+            if text or self.is_complete or (found and not found.partial):
+                self._position += len(text)
+                return text
+            yield
+
+    def give_back(self, text: str) -> None:
+        """The end of what was taken is read again."""
+        self._position -= len(text)
+
+    def pass_rest(self, passed: Callable[[str], None]) -> Waiting[None]:
+        """Consumes all text."""
+        while text := (yield from self.take()):
+            passed(text)
+
+    def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
+        """At the end of the text, consumes what is only the beginning of a match."""
+        if self.is_complete and pattern.match(self._text, self._position, partial=True):
+            self._position = len(self._text)
+
+    def expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:
+        """Consumes a match that begins here; None, and nothing is consumed, if the text does not match."""
+        while True:
+            found = pattern.match(self._text, self._position, partial=not self.is_complete)
+            if found is None:
+                return None
+            if not found.partial:
+                self._position = found.end()
+                return found
+            yield
+
+    def expect_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
+        """Consumes all matches that follow each other, from here on."""
+        found: list[str] = []
+        while match := (yield from self.expect(pattern)):
+            found.append(match[0])
+        return "".join(found)
+
+
+class TextReader:
+    """Runs `read`, which consumes `self.text` and adds events, whenever text arrives."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self.text = IncomingText()
+        self._reading = self.read()
+        next(self._reading)
+
+    def read(self) -> Waiting[None]:
+        """Consumes the whole text."""
+        raise NotImplementedError
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
+        """The events that the next piece of text completes."""
+        self.text.add(text)
+        return self._go_on()
+
+    def finish(self) -> list[Event]:
+        """The events of the text that was held back."""
+        self.text.is_complete = True
+        return self._go_on()
+
+    def _go_on(self) -> list[Event]:
+        next(self._reading, None)
+        events, self._events = self._events, []
+        return events
+
+    def add_event(self, event: Event) -> None:
+        """Adds an event of its own."""
+        self._events.append(event)
+
+    def add_text(self, event: Reasoning | Content | CallArguments) -> None:
+        """Joins what is adjacent and of one kind."""
+        last = self._events[-1] if self._events else None
+        if type(last) is type(event):
+            self._events[-1] = type(event)(last.text + event.text)
+        elif event.text:
+            self._events.append(event)
+
+
+class TextParser(TextReader):
+    """A format implements `read`, which reads `self.text` and reports events to the other methods."""
+
+    needs_special_tokens: ClassVar[bool] = True
+    call_format: ClassVar[CallFormat | None] = None
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self._is_blank = True
+        """Whether the content so far is white space."""
+        self._blanks: list[str] = []
+        """This white space, if no call has begun."""
+        super().__init__()
+
+    def finish(self) -> list[Event]:
+        """The events of the text that was held back."""
+        events = super().finish()
+        return [*events, Content(blanks)] if (blanks := "".join(self._blanks)) else events
+
+    def add_content(self, text: str) -> None:
+        """Text for the user. White space alone is no content if there are calls."""
+        if self._is_blank:
+            text = text.lstrip() if self.num_calls else text
+            self._is_blank = not text.strip()
+            self._blanks.append(text)
+            if self._is_blank:
+                return
+            text = "".join(self._blanks)
+            self._blanks.clear()
+        self.add_text(Content(text))
+
+    def start_call(self, name: str) -> None:
+        """A call begins."""
+        self.num_calls += 1
+        self._blanks.clear()
+        self.add_event(CallStart(name))
+
+    def add_arguments(self, text: str) -> None:
+        """JSON text of the latest call."""
+        self.add_text(CallArguments(text))
+
+
+class StrayText:
+    """Receives text where the format has only white space; other text becomes content."""
+
+    def __init__(self, parser: TextParser) -> None:
+        self._parser = parser
+        self._is_blank = True
+
+    def __call__(self, text: str) -> None:
+        if self._is_blank:
+            text = text.lstrip()
+            self._is_blank = not text
+        if text:
+            self._parser.add_content(text)

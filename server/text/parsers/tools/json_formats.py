@@ -1,0 +1,177 @@
+"""Formats whose calls are JSON behind a marker."""
+
+from secrets import choice
+from string import ascii_letters, digits
+from typing import ClassVar, Final
+
+import regex
+
+from server.text.parsers.base import CallArguments, CallFormat, CallStart, Event
+from server.text.parsers.json_calls import CallArray, CallObject, CallStyle, JsonValueEnd
+from server.text.parsers.marked_calls import MarkedArray, MarkedCalls
+from server.text.parsers.text_parser import BLANKS, Waiting
+
+
+def _format(start: str, end: str) -> CallFormat:
+    head = '{"name": "NAME", "arguments": '
+    return CallFormat(start, ("\n" + head, head), ("}\n" + end, "}" + end))
+
+
+class HermesParser(MarkedCalls):
+    """`<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes, Qwen2.5, Qwen3, SmolLM and others."""
+
+    markers = {"<tool_call>": "</tool_call>"}
+    call_format = _format("<tool_call>", "</tool_call>")
+
+
+class Granite4Parser(MarkedCalls):
+    """The same, with arguments that may be a JSON text of JSON."""
+
+    markers = HermesParser.markers
+    call_format = HermesParser.call_format
+    style = CallStyle(unwraps_text=True)
+
+
+class Gigachat3Parser(MarkedCalls):
+    """`<|function_call|>{"name": …, "arguments": …}`; version 3.0 writes the role of a message instead."""
+
+    markers = {"<|function_call|>": "", "function call<|role_sep|>\n": ""}
+
+
+class GraniteParser(MarkedArray):
+    """Granite 3.0 and 3.1: a marker and a list of calls."""
+
+    markers = {"<|tool_call|>": "", "<tool_call>": ""}
+    style = CallStyle(may_omit_arguments=True)
+
+
+class Granite20bParser(MarkedCalls):
+    """granite-20b-functioncalling: a marker before each call."""
+
+    needs_special_tokens = False
+    markers = {"<function_call>": ""}
+
+
+class InternlmParser(MarkedCalls):
+    """`<|action_start|><|plugin|>{"name": …, "parameters": …}<|action_end|>`."""
+
+    markers = {"<|action_start|><|plugin|>": "<|action_end|>"}
+    style = CallStyle(("parameters", "arguments"), may_omit_arguments=True)
+
+
+class JambaParser(MarkedArray):
+    """`<tool_calls>[…]</tool_calls>`."""
+
+    markers = {"<tool_calls>": "</tool_calls>"}
+
+
+class LlamaJsonParser(MarkedCalls):
+    """`{"name": …, "parameters": …}; …`: Llama 3 and 4 with JSON, with or without `<|python_tag|>`.
+
+    Every JSON object with a name and parameters is a call, wherever it is in the text.
+    """
+
+    needs_special_tokens = False
+    markers = {"<|python_tag|>": ""}
+    bare_starts = "{"
+    separators = ";"
+    style = CallStyle(("arguments", "parameters"))
+
+
+class Phi4MiniParser(MarkedArray):
+    """`functools[…]`."""
+
+    needs_special_tokens = False
+    markers = {"functools": ""}
+    style = CallStyle(("arguments", "parameters"))
+
+
+class XlamParser(MarkedArray):
+    """A list of calls, bare or in one of several wrappings, wherever it is in the text."""
+
+    needs_special_tokens = False
+    markers = {"```json": "```", "```": "```", "[TOOL_CALLS]": "", "<tool_call>": "</tool_call>"}
+    bare_starts = "["
+    style = CallStyle(unwraps_text=True)
+
+
+_CALLS_BEGIN: Final = "<｜tool▁calls▁begin｜>"
+_CALLS_END: Final = "<｜tool▁calls▁end｜>"
+_CALL_BEGIN: Final = "<｜tool▁call▁begin｜>"
+_CALL_END: Final = "<｜tool▁call▁end｜>"
+_SEPARATOR: Final = "<｜tool▁sep｜>"
+
+
+class DeepseekV31Parser(MarkedCalls):
+    """`NAME<｜tool▁sep｜>ARGUMENTS`."""
+
+    markers = {_CALLS_BEGIN + _CALL_BEGIN: _CALLS_END, _CALL_BEGIN: _CALLS_END}
+    call_format = CallFormat(_CALL_BEGIN, (f"NAME{_SEPARATOR}",), (_CALL_END,))
+    head: ClassVar = regex.compile(rf"(?P<name>[^<>]{{1,512}}+){_SEPARATOR}")
+    end: ClassVar = regex.compile(_CALL_END)
+
+    def read_calls(self, start: str) -> Waiting[bool]:
+        head = yield from self.text.expect(self.head)
+        if head is None:
+            self.pass_on(start)
+            return False
+        self.add_event(CallStart(head["name"]))
+        yield from self.text.find(self.end, lambda text: self.add_text(CallArguments(text)), keeps_incomplete=False)
+        return True
+
+
+class DeepseekV3Parser(DeepseekV31Parser):
+    """`function<｜tool▁sep｜>NAME`, then the arguments in a code block."""
+
+    call_format = CallFormat(_CALL_BEGIN, (f"function{_SEPARATOR}NAME\n```json\n",), ("\n```" + _CALL_END,))
+    head: ClassVar = regex.compile(rf"function{_SEPARATOR}(?P<name>[^<>\n]{{1,512}}+)\n```json\n")
+    end: ClassVar = regex.compile(rf"\n```{_CALL_END}")
+
+
+_ID_CHARS: Final = ascii_letters + digits
+_ID_LENGTH: Final = 9
+_MISTRAL_STYLE: Final = CallStyle(unwraps_text=True, may_omit_arguments=True)
+_MISTRAL_LIST: Final = regex.compile(r"(?=\[)")
+_MISTRAL_OBJECT: Final = regex.compile(r"(?=\{)")
+_MISTRAL_HEAD: Final = regex.compile(r"(?P<name>[^\[\]{}]{1,512}+)(?:\[CALL_ID\](?P<id>\w{1,64}+))?(?:\[ARGS\]|(?=\{))")
+"""Without `[ARGS]`, the first brace ends the name."""
+_MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
+
+
+class MistralParser(MarkedCalls):
+    """The text behind the marker tells which of the formats it is.
+
+    Each call gets an id with which mistral-common and Mistral's templates accept it in a later request.
+    """
+
+    markers = {"[TOOL_CALLS]": ""}
+
+    def read_calls(self, start: str) -> Waiting[bool]:
+        start += yield from self.text.expect_all(BLANKS)
+        if (yield from self.text.expect(_MISTRAL_LIST)):
+            return (yield from self.read_body(CallArray, _MISTRAL_STYLE, start))
+        if (yield from self.text.expect(_MISTRAL_OBJECT)):
+            return (yield from self.read_body(CallObject, _MISTRAL_STYLE, start))
+        head = yield from self.text.expect(_MISTRAL_HEAD)
+        if head is None:
+            self.pass_on(start)
+            return False
+        self.add_event(CallStart(head["name"].strip(), head["id"]))
+        yield from self._read_arguments()
+        return True
+
+    def _read_arguments(self) -> Waiting[None]:
+        """Reads up to the end of the value, or to the next call if the value is damaged."""
+        value, end = JsonValueEnd(), None
+        while end is None and (text := (yield from self.text.take(_MISTRAL_NEXT_CALL))):
+            end = value.find(text)
+            self.add_text(CallArguments(text[:end]))
+        if end is not None:
+            self.text.give_back(text[end:])
+
+    def add_event(self, event: Event) -> None:
+        super().add_event(event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event)
+
+
+def _make_id() -> str:
+    return "".join(choice(_ID_CHARS) for _ in range(_ID_LENGTH))

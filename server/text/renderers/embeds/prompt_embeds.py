@@ -1,0 +1,115 @@
+"""Loads `prompt_embeds`, embeddings that an untrusted client computed: a tensor file in base64.
+
+Every expensive step follows the check that bounds it, and runs without the GIL or in small pieces: it runs in
+the renderer's pool, and the event loop must not wait for the GIL. Needs numpy only.
+"""
+
+import binascii
+from dataclasses import dataclass
+
+import pybase64
+
+from base.errors import RequestError
+from server.text.renderers.embeds.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
+from server.text.renderers.embeds.tensor_file import is_torch_file, read_torch_file
+from server.terms.types import TensorData
+
+PARAM = "prompt_embeds"
+
+_BYTES_PER_NUMBER = 4
+_FILE_BYTES = 1 << 16
+"""More than a file needs besides the numbers."""
+_MAX_FILE_BYTES = 768 << 20
+_BASE64_CHARS = 4
+_BASE64_BYTES = 3
+
+
+@dataclass(frozen=True)
+class EmbedsLimits:
+    """The shape and type of prompt embeds that the model accepts."""
+
+    max_model_len: int
+    """Most tokens of a prompt and its output."""
+    width: int
+    """Numbers in a row."""
+    dtype: str
+    """torch's name of the model's dtype."""
+
+    @property
+    def max_file_bytes(self) -> int:
+        """Size of the longest prompt as float32, limited to `_MAX_FILE_BYTES` per request."""
+        return min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
+
+    @property
+    def max_base64_chars(self) -> int:
+        """`max_file_bytes` in base64 characters."""
+        return -(-self.max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
+
+
+def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
+    """The rows in the model's dtype; if there are more than `truncate_to`, the last ones.
+
+    Args:
+        embeds: base64 of a `torch.save` file.
+        limits: the shape and type that the model accepts.
+        truncate_to: most rows to keep.
+
+    Raises:
+        RequestError: `embeds` is not a matrix of finite numbers that fits the model.
+    """
+    try:
+        tensor = _read(_decode(embeds, limits))
+        dense = _select_rows(tensor, limits, truncate_to)
+        rows = convert_rows(dense, limits.dtype)
+    except TensorFileError as err:
+        raise _reject(str(err)) from err
+    except NotFiniteError as err:
+        why = f"a number too large for {limits.dtype}" if err.is_too_large else "NaN or infinity"
+        raise _reject(f"holds {why} in row {err.row}: all numbers must be finite") from err
+    return TensorData(limits.dtype, rows.shape, rows.reshape(-1).view("u1").data)
+
+
+def _decode(embeds: str | bytes, limits: EmbedsLimits) -> bytes:
+    if len(embeds) > limits.max_base64_chars:
+        raise _reject(
+            f"is {len(embeds)} characters of base64, but the model accepts at most {limits.max_model_len} rows of "
+            f"{limits.width} numbers, which are at most {limits.max_base64_chars} characters: send fewer rows, as "
+            "float16 or bfloat16; save a slice of a tensor with `tensor.clone()`, or the whole tensor is saved"
+        )
+    try:
+        payload = pybase64.b64decode(embeds, validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise _reject(f"is not valid base64 ({err}): send no line breaks and no URL-safe alphabet") from err
+    if not payload:
+        raise _reject("is empty")
+    return payload
+
+
+def _read(payload: bytes) -> StoredTensor:
+    if is_torch_file(payload):
+        return read_torch_file(payload)
+    raise TensorFileError("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
+
+
+def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> StoredTensor:
+    """The rows to use."""
+    shape = tensor.shape
+    matrix = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    if len(matrix) != 2:
+        raise _reject(f"must be a 2D tensor of shape (num_tokens, hidden_size), got shape {list(shape)}")
+    if matrix[1] != limits.width:
+        raise _reject(f"has rows of {matrix[1]} numbers, but the model's hidden size is {limits.width}")
+    num_kept = matrix[0] if truncate_to is None else min(matrix[0], truncate_to)
+    if num_kept < 1:
+        raise _reject("has no rows")
+    if num_kept >= limits.max_model_len:
+        raise _reject(
+            f"has {matrix[0]} rows, but the model's maximum context length is {limits.max_model_len} tokens "
+            "(--max-model-len) and one is needed for the output"
+        )
+    rows = tensor.array.reshape(matrix)
+    return StoredTensor(tensor.dtype, rows[matrix[0] - num_kept :])
+
+
+def _reject(what: str) -> RequestError:
+    return RequestError(f"`{PARAM}` {what}.", param=PARAM)

@@ -1,0 +1,215 @@
+"""Fetches an image over HTTP, only from hosts that the operator allows and whose address is public."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from base.errors import ServerError
+from server.terms.config import RendererConfig
+
+_IPV6_INTERNET = IPv6Network("2000::/3")
+"""All that IANA has allocated to the internet; excludes, for example, IPv4 embedded in IPv6 (NAT64, SIIT)."""
+_SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+"""For protocols, relays and documentation; Python's `is_global` does not exclude them in all versions."""
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""Marks an IPv6 address whose last 32 bits are the IPv4 address of a tunnel's end."""
+TakeRoom = Callable[[int], None]
+"""Counts bytes that a request holds; raises if all requests hold too many."""
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_URL_CHARS = 1 << 16
+"""Far more than servers accept; yarl keeps the last 128 URLs in memory."""
+_CHUNK_BYTES = 1 << 16
+_HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "vllm-cli"}
+
+
+class MediaError(ServerError):
+    """An image cannot be loaded or decoded; the message goes to the client, after "messages[0]...: "."""
+
+
+class MediaTooLargeError(MediaError):
+    """An image file is larger than the operator allows."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+
+
+class PublicResolver(AbstractResolver):
+    """Resolves host names to public addresses; aiohttp connects to the returned addresses without resolving
+    again.
+
+    A name is rejected if any of its addresses is private.
+    """
+
+    def __init__(self, private_hosts: frozenset[str]) -> None:
+        """`private_hosts` may have any address: the operator named them by address, or as `localhost`."""
+        self._private_hosts = private_hosts
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Raises MediaError if an address is not public, OSError if the name does not resolve."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        results = []
+        for of_family, _, proto, _, address in found:
+            if host not in self._private_hosts:
+                check_public(str(address[0]))
+            results.append(
+                ResolveResult(
+                    hostname=host,
+                    host=str(address[0]),
+                    port=port,
+                    family=of_family,
+                    proto=proto,
+                    flags=socket.AI_NUMERICHOST,
+                )
+            )
+        return results
+
+    async def close(self) -> None:
+        """No effect: the resolver holds no resources."""
+
+
+def check_public(address: str) -> None:
+    """Raises MediaError for an address off the internet: loopback, private, link-local, metadata."""
+    if not _is_public(ip_address(address.partition("%")[0])):
+        raise MediaError(
+            "the host is not on the public internet; the operator may allow such a host "
+            "by naming its address, or localhost, in --allowed-media-domains"
+        )
+
+
+def literal_address(host: str) -> str | None:
+    """The host as an address; None if it is a name."""
+    try:
+        return str(ip_address(host.partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def is_private_by_name(domain: str) -> bool:
+    """Whether an allowed domain names a host that may have a private address."""
+    return domain == "localhost" or literal_address(domain) is not None
+
+
+def _is_public(address: IPv4Address | IPv6Address) -> bool:
+    if isinstance(address, IPv6Address):
+        embedded = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if embedded is not None:
+            return _is_public(embedded)
+        if address not in _IPV6_INTERNET or int(address) >> 32 & 0xFFFF_FFFF in _ISATAP:
+            return False
+    is_special = any(address in network for network in _SPECIAL)
+    return address.is_global and not address.is_multicast and not is_special
+
+
+class MediaFetcher:
+    """Runs on the event loop. Each image gets a new connection, to an address that was checked for it."""
+
+    def __init__(self, config: RendererConfig) -> None:
+        self._config = config
+        self._domains = frozenset(domain.lower().rstrip(".").strip("[]") for domain in config.allowed_media_domains)
+        self._private_hosts = frozenset(filter(is_private_by_name, self._domains))
+
+    async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
+        """The image's bytes; room is taken for each part as it arrives.
+
+        Raises:
+            MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
+        """
+        timeout_s = self._config.image_fetch_timeout_s
+        resolver = PublicResolver(self._private_hosts)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    headers=_HEADERS,
+                    auto_decompress=False,
+                    trust_env=False,
+                ) as session,
+            ):
+                return await self._follow(session, self._parse(url), take_room)
+        except TimeoutError as err:
+            raise MediaError(f"the image did not come within {timeout_s:g} s (VLLM_IMAGE_FETCH_TIMEOUT)") from err
+        except MediaError:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as err:
+            raise next(_media_errors(err), MediaError(f"fetching the image failed: {_reason(err)}")) from err
+
+    async def _follow(self, session: aiohttp.ClientSession, url: URL, take_room: TakeRoom) -> bytes:
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._check(url)
+            async with session.get(url, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._read(response, take_room)
+                target = response.headers.get("Location")
+            if not self._config.media_url_allow_redirects:
+                raise MediaError("the URL redirects, and redirects are not followed (VLLM_MEDIA_URL_ALLOW_REDIRECTS)")
+            if not target:
+                raise MediaError("the URL redirects without a Location header")
+            url = url.join(self._parse(target, allow_relative=True))
+        raise MediaError(f"the URL redirects more than {_MAX_REDIRECTS} times")
+
+    async def _read(self, response: aiohttp.ClientResponse, take_room: TakeRoom) -> bytes:
+        if response.status != 200:
+            raise MediaError(f"the URL answered with HTTP status {response.status}")
+        max_bytes = self._config.max_media_bytes
+        parts: list[bytes] = []
+        num_bytes = response.content_length or 0
+        if num_bytes <= max_bytes:
+            num_bytes = 0
+            async for part in response.content.iter_chunked(_CHUNK_BYTES):
+                num_bytes += len(part)
+                if num_bytes > max_bytes:
+                    break
+                take_room(len(part))
+                parts.append(part)
+        if num_bytes > max_bytes:
+            raise MediaTooLargeError(max_bytes)
+        return b"".join(parts)
+
+    def _parse(self, text: str, *, allow_relative: bool = False) -> URL:
+        if len(text) > _MAX_URL_CHARS:
+            raise MediaError(f"the URL has {len(text)} characters: the limit is {_MAX_URL_CHARS}")
+        try:
+            url = URL(text)
+        except (ValueError, TypeError) as err:
+            raise MediaError(f"not a URL: {err}") from err
+        if not url.absolute and allow_relative:
+            return url
+        if url.scheme not in ("http", "https") or not url.host:
+            raise MediaError(f"the URL must be http or https with a host, got {text[:100]!r}")
+        return url
+
+    def _check(self, url: URL) -> None:
+        """Raises MediaError unless the operator allows the host: by address, or by name if it is public."""
+        host = (url.host or "").lower().rstrip(".")
+        if url.scheme not in ("http", "https"):
+            raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")
+        if not self._domains:
+            raise MediaError("images are only fetched from hosts that are named in --allowed-media-domains")
+        if host not in self._domains:
+            raise MediaError(f"the host {host[:100]!r} is not among --allowed-media-domains")
+        if (address := literal_address(host)) is not None and host not in self._private_hosts:
+            check_public(address)
+
+
+def _media_errors(err: BaseException) -> Iterator[MediaError]:
+    """The resolver's errors that aiohttp wrapped."""
+    cause: BaseException | None = err
+    while cause is not None:
+        if isinstance(cause, MediaError):
+            yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _reason(err: BaseException) -> str:
+    return (str(err) or type(err).__name__)[:200]

@@ -1,0 +1,72 @@
+"""What a renderer accepts and returns: prompts, options, rendered prompts."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from server.terms.types import PromptInputs
+
+
+@dataclass(frozen=True)
+class EmbedsPrompt:
+    """A prompt given as embeddings that the client computed."""
+
+    embeds: str
+    """Base64 of a tensor file (`server.text.renderers.embeds.prompt_embeds`)."""
+
+
+Prompt = str | list[int] | EmbedsPrompt
+"""A completion's prompt: text, token ids or embeddings."""
+
+
+class HeldBytes(Protocol):
+    """Counts the bytes that a request holds."""
+
+    def add_bytes(self, num_bytes: int) -> None:
+        """Raises RequestError if all requests together hold too many."""
+
+    def remove_bytes(self, num_bytes: int) -> None:
+        """Subtracts bytes that the request holds no more."""
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt in the form that the engine accepts."""
+
+    token_ids: list[int]
+    """One per token; ids of positions that `inputs.embeds` fills have no meaning."""
+    text: str | None
+    """The text that was tokenized, before any truncation; None if the client sent token ids or embeddings."""
+    inputs: PromptInputs | None = None
+    """The embeddings or images of the prompt."""
+
+    @property
+    def known_token_ids(self) -> list[int]:
+        """The token ids; empty if the prompt consists of embeddings."""
+        return [] if self.inputs is not None and self.inputs.embeds is not None else self.token_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How a conversation is rendered; the fields have the request's names."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    add_special_tokens: bool = False
+    """Chat templates write the special tokens themselves."""
+    truncate_prompt_tokens: int | None = None
+    """As in `TextOptions`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How a plain prompt is tokenized; the fields have the request's names."""
+
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    """Keep so many of the last tokens, and the special ones at the beginning.
+
+    -1 keeps as many as leave room for one output token.
+    """

@@ -1,0 +1,177 @@
+"""A Hugging Face tokenizer, as transformers loads it; all threads share one object.
+
+The tokenizers library encodes and decodes in several threads at once, but raises "Already borrowed" for a
+change of truncation or padding meanwhile. So both are switched off after loading, and prompts are cut here.
+A class with an encoding of its own, such as one in Python, may change itself: a lock guards it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from threading import Lock
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from server.text.renderers.detokenizer import Decode
+from server.text.renderers.tokenizers.loading import measure_vocabulary
+from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
+
+_BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_NUM_CACHED = 4096
+"""Texts consist mostly of this many tokens; a whole vocabulary would take 5 to 25 MiB."""
+
+
+class HfTokenizer:
+    """Implements `Tokenizer`."""
+
+    def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
+        self.loaded = loaded
+        self._backend = _plain_backend(loaded)
+        """None if the tokenizer's class encodes by itself, with `_lock`."""
+        self._lock = Lock()
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self._has_types = "token_type_ids" in loaded.model_input_names
+        self.eos_token_id: int | None = loaded.eos_token_id
+        self.vocab_size, self.max_token_chars = measure_vocabulary(loaded)
+        self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
+        """Token id -> text of control tokens and of other tokens that are matched literally."""
+        self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+        cut = None if limit is None else Cut(limit, "left")
+        return self._encode(text, None, add_special_tokens, cut).token_ids
+
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
+        return self._encode(text, pair, add_special_tokens, cut, has_types=self._has_types)
+
+    def _encode(
+        self, text: str, pair: str | None, add_special_tokens: bool, cut: Cut | None, *, has_types: bool = False
+    ) -> Encoded:
+        for part in (text, pair or ""):
+            part.encode()
+        if self._backend is None:
+            encoded = self._encode_by_class(text, pair, add_special_tokens, cut)
+        else:
+            # Without offsets, this takes 0.6 of the time of `encode`, and less of it holds the GIL.
+            texts = [(text, pair) if pair else text]
+            found = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)[0]
+            encoded = Encoded(found.ids, found.type_ids if has_types else None)
+            if cut is not None and len(encoded.token_ids) > cut.limit:
+                _cut_texts(encoded, found.sequence_ids, cut)
+        if cut is None:
+            return encoded
+        # Nothing was cut if not even the special tokens fit.
+        types = encoded.token_type_ids
+        return Encoded(cut.apply(encoded.token_ids), None if types is None else cut.apply(types))
+
+    def _encode_by_class(self, text: str, pair: str | None, add_special_tokens: bool, cut: Cut | None) -> Encoded:
+        with self._lock:
+            self.loaded.truncation_side = "right" if cut is None else cut.side
+            encoding = self.loaded(
+                text,
+                text_pair=pair,
+                add_special_tokens=add_special_tokens,
+                truncation=cut is not None,
+                max_length=None if cut is None else cut.limit,
+                verbose=False,
+            )
+        return Encoded(encoding["input_ids"], encoding.get("token_type_ids"))
+
+    def cut_text(self, text: str, num_tokens: int) -> str:
+        """Needs a fast tokenizer, which returns offsets."""
+        while True:
+            with self._lock:
+                encoding = self.loaded(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            offsets = encoding["offset_mapping"]
+            if len(offsets) <= num_tokens:
+                return text
+            # The remainder may tokenize differently than within the longer text, but gets shorter every time.
+            text = text[: min(offsets[num_tokens - 1][1], len(text) - 1)]
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        text: str = self.loaded.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
+        """Bypasses transformers if the tokenizer is fast."""
+        decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
+        return partial(decode, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._token_bytes[token_id]
+
+
+class TokenBytes:
+    """Computes a token's bytes, and caches those of recent tokens; used on the event loop only."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Decode, added: Mapping[int, str]) -> None:
+        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+        self._steps = _decoder_steps(self._backend)
+        self._decode = decode
+        self._anchor_ids = tokenizer.encode("a", add_special_tokens=False)
+        self._anchor = decode(self._anchor_ids)
+        self._added = added
+        self._look_up_cached = lru_cache(_NUM_CACHED)(self._look_up)
+
+    def __getitem__(self, token_id: int) -> bytes:
+        return self._look_up_cached(token_id)
+
+    def _look_up(self, token_id: int) -> bytes:
+        """Without a table of bytes, a token's bytes are what it appends to an ordinary text."""
+        if (content := self._added.get(token_id)) is not None:
+            return content.encode()
+        token = self._backend.id_to_token(token_id) if self._backend else None
+        if token is not None and "ByteLevel" in self._steps:
+            return _byte_level(token)
+        if token is not None and "ByteFallback" in self._steps and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        return self._decode([*self._anchor_ids, token_id]).removeprefix(self._anchor).encode()
+
+
+def _byte_level(token: str) -> bytes:
+    """Maps characters to bytes with GPT-2's table; a token with any other character is plain text."""
+    if all(character in _BYTE_OF_CHARACTER for character in token):
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    return token.encode()
+
+
+def _decoder_steps(backend: Tokenizer | None) -> frozenset[str]:
+    if backend is None or backend.decoder is None:
+        return frozenset()
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return frozenset(step["type"] for step in state.get("decoders", [state]))
+
+
+def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The tokenizers library's object, if the tokenizer's class inherits encoding by it."""
+    kind = type(tokenizer)
+    is_plain = issubclass(kind, TokenizersBackend) and all(
+        getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("encode", "_encode_plus")
+    )
+    return tokenizer.backend_tokenizer if is_plain else None
+
+
+def _cut_texts(encoded: Encoded, text_of: list[int | None], cut: Cut) -> None:
+    """Cuts one text or two as transformers' `longest_first` does; nothing if not even the special tokens fit.
+
+    Special tokens, which belong to no text, are kept.
+    """
+    room = cut.limit - text_of.count(None)
+    if room < 0:
+        return
+    shorter, longer = sorted((0, 1), key=text_of.count)
+    num_shorter = min(text_of.count(shorter), room // 2)
+    for text, num_kept in ((shorter, num_shorter), (longer, room - num_shorter)):
+        num_cut = text_of.count(text) - num_kept
+        if num_cut:
+            begin = text_of.index(text) + (num_kept if cut.side == "right" else 0)
+            for row in (text_of, encoded.token_ids, encoded.token_type_ids or []):
+                del row[begin : begin + num_cut]

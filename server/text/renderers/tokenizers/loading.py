@@ -1,0 +1,177 @@
+"""Loads a tokenizer, without torch if the result equals AutoTokenizer's.
+
+AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here, two JSON
+files determine the class. The tables repeat transformers' registrations and overrides, and a test compares
+every row with AutoTokenizer.
+"""
+
+import importlib
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from base.machine.file_stamps import FolderStamps, read_folder
+from server.text.model_files.tokenizer_files import TokenizerLoadError, find_tokenizer_mode, read_json_object
+from server.text.renderers.tokenizers.generic_tokenizer import load_generic_tokenizer
+
+_GENERIC = "TokenizersBackend"
+"""The class that uses tokenizer.json unchanged."""
+
+_MODULE_OF_CLASS = {
+    "BertTokenizer": "transformers.models.bert.tokenization_bert",
+    "CohereTokenizer": "transformers.models.cohere.tokenization_cohere",
+    "GPT2Tokenizer": "transformers.models.gpt2.tokenization_gpt2",
+    "GPTNeoXTokenizer": "transformers.models.gpt_neox.tokenization_gpt_neox",
+    "GemmaTokenizer": "transformers.models.gemma.tokenization_gemma",
+    "LlamaTokenizer": "transformers.models.llama.tokenization_llama",
+    "Qwen2Tokenizer": "transformers.models.qwen2.tokenization_qwen2",
+    "Qwen3_5Tokenizer": "transformers.models.qwen3_5.tokenization_qwen3_5",
+    "RobertaTokenizer": "transformers.models.roberta.tokenization_roberta",
+    "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
+    _GENERIC: "transformers.tokenization_utils_tokenizers",
+}
+"""Tokenizer classes whose modules do not import torch, and these modules."""
+
+_DEFAULT_CLASS = {
+    **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
+    **dict.fromkeys(("gpt_neox", "mamba", "mpt", "olmo", "olmoe"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
+    **dict.fromkeys(("qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"), "Qwen2Tokenizer"),
+    "qwen3_5_text": "Qwen3_5Tokenizer",
+    **dict.fromkeys(("llama", "llama4_text", "falcon", "bloom", "smollm3", "gpt_oss", "exaone4", "lfm2"), _GENERIC),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), _GENERIC),
+}
+"""Model type -> the class for a checkpoint that names none; a named class takes precedence."""
+
+_VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
+"""Model types for which transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
+
+Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json, for which both versions
+choose the generic class.
+"""
+
+_FIXED_CLASS: dict[str, str | None] = {
+    "qwen2": "Qwen2Tokenizer",
+    "hyperclovax_vision_v2": "GPT2Tokenizer",
+    "modernbert": _GENERIC,
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"), "Qwen3_5Tokenizer"),
+    **dict.fromkeys(("nemotron", "internlm2", "minicpm3", "phi3", "phimoe"), _GENERIC),
+    **dict.fromkeys(("glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe", "olmo2", "olmo3"), _GENERIC),
+    **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
+    "siglip2": None,
+}
+"""Model type -> the class regardless of the one that the checkpoint names, because many of them name a wrong
+one.
+
+None: only AutoTokenizer loads it.
+"""
+
+_kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
+"""Tokenizers that were loaded in advance, by folder; a process that a standby forks finds its own here."""
+
+
+class VocabularyFacts(NamedTuple):
+    """Limits for token ids and for the length of a text."""
+
+    size: int
+    """The highest token id plus one."""
+    max_token_chars: int
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer in the folder, unless it was kept; call it on the main thread: it may import torch.
+
+    Raises:
+        TokenizerLoadError: the tokenizer is missing or broken.
+    """
+    if not trust_remote_code and (kept := _take_kept(path)) is not None:
+        return kept
+    if not path.is_dir():
+        raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
+    class_name = _light_class(path)
+    try:
+        if class_name is not None:
+            return _load_light(class_name, path)
+        auto = importlib.import_module("transformers").AutoTokenizer
+        # By default, it would load a tekken.json in its place.
+        return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
+    except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err
+
+
+def keep_tokenizer(path: Path) -> None:
+    """Loads the tokenizer for a later `load_tokenizer`, in this process or a fork of it; starts no thread.
+
+    Does nothing for Mistral's files, which load fast enough.
+
+    Raises:
+        TokenizerLoadError: the tokenizer is missing or broken.
+    """
+    if find_tokenizer_mode(path, "auto") != "hf":
+        return
+    stamps = read_folder(path)  # before loading: any of the files may influence the tokenizer
+    tokenizer = load_tokenizer(path)
+    measure_vocabulary(tokenizer)
+    _kept[path.resolve()] = (stamps, tokenizer)
+
+
+@lru_cache
+def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
+    """Takes 20 ms for 50,000 tokens, but only once for each tokenizer."""
+    vocab: dict[str, int] = tokenizer.get_vocab()
+    return VocabularyFacts(
+        size=max([*vocab.values(), *tokenizer.added_tokens_decoder]) + 1, max_token_chars=max(map(len, vocab))
+    )
+
+
+def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
+    """The kept tokenizer if the folder has not changed; only once, since its user changes it."""
+    stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
+    return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
+
+
+def _load_light(class_name: str, path: Path) -> PreTrainedTokenizerBase:
+    if class_name == "LlamaTokenizer":
+        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
+        # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id,
+        # but its decoder identifies them.
+        generic = load_generic_tokenizer(path)
+        if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
+            return generic
+    return load_generic_tokenizer(path) if class_name == _GENERIC else _class(class_name).from_pretrained(path)
+
+
+def _class(name: str) -> type[PreTrainedTokenizerBase]:
+    found: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
+    return found
+
+
+def _light_class(path: Path) -> str | None:
+    """The torch-free class that AutoTokenizer would choose for this folder.
+
+    None if only AutoTokenizer can choose.
+    """
+    if not (path / "tokenizer.json").is_file():
+        return None
+    named, config = read_json_object(path / "tokenizer_config.json"), read_json_object(path / "config.json")
+    if "auto_map" in named or "model_name" in config:
+        return None
+    model_type = str(config.get("model_type"))
+    if model_type in _FIXED_CLASS:
+        return _FIXED_CLASS[model_type]
+    class_name = str(named.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+    if class_name in (_GENERIC, "PreTrainedTokenizer"):
+        return _GENERIC
+    if model_type in _VERSION_DEPENDENT and class_name not in ("", "LlamaTokenizer"):
+        return None
+    default = _DEFAULT_CLASS.get(model_type) if config else _GENERIC
+    if default is None or not class_name:
+        return default
+    return class_name if class_name in _MODULE_OF_CLASS else None

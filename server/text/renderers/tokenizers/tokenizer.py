@@ -1,0 +1,81 @@
+"""The tokenizer that all renderers use; each kind of renderer has an implementation."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Protocol
+
+from server.text.renderers.detokenizer import Decode
+
+Side = Literal["left", "right"]
+"""Where tokens are cut off: `right` keeps the first ones, `left` the last ones."""
+
+
+class Encoded(NamedTuple):
+    """Tokens of one text, or of two with special tokens between them."""
+
+    token_ids: list[int]
+    token_type_ids: list[int] | None = None
+    """The text that each token belongs to, 0 or 1; None if the model does not take token types."""
+
+
+class Cut(NamedTuple):
+    """How many tokens are kept, and on which side the others are cut off.
+
+    Special tokens count, but are kept.
+    """
+
+    limit: int
+    side: Side = "right"
+
+    def apply(self, ids: list[int]) -> list[int]:
+        """The ids to keep."""
+        return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
+
+
+class Tokenizer(Protocol):
+    """`encode`, `encode_pair`, `cut_text` and `decode` may be called on any thread.
+
+    `loop_decoder` and `token_bytes` are for the event loop.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-sequence token."""
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token."""
+
+    @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """Token id -> text of control tokens and of other tokens that are matched literally."""
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+        """The text's tokens; with a limit, about that many of the last ones plus begin- and end-of-text
+        tokens.
+
+        Raises:
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
+
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
+        """The tokens of one text, or of two with special tokens between them; the longer one is cut first.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+
+    def cut_text(self, text: str, num_tokens: int) -> str:
+        """The text's first `num_tokens` tokens, as text."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of a whole sequence; the caller has checked the ids."""
+
+    def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
+        """A function that decodes an output's last few tokens repeatedly."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes that one token adds to a text."""

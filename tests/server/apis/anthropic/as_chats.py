@@ -1,0 +1,30 @@
+"""Requests of /v1/messages with the chat requests that they become, from the lines of as_chats.jsonl."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from server.apis.anthropic.conversion import to_chat_request
+from server.apis.anthropic.request import MessagesRequest
+from server.terms.http_body.request_body import RequestDecoder
+from tests.conversations.conversation import read_lines
+
+LINES: Final = [line for _, line in read_lines(Path(__file__).with_name("as_chats.jsonl"))]
+
+
+def body_of(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "smol", "max_tokens": 4096, "messages": [{"role": "user", "content": "Hello"}]} | fields
+
+
+def chat_of(body: dict[str, Any], *, kind: type[Any] = MessagesRequest, merges_system: bool = False) -> dict[str, Any]:
+    """Our chat request without its nulls."""
+    request = RequestDecoder(kind).decode(msgspec.json.encode(body))
+    chat = msgspec.to_builtins(to_chat_request(request, merges_system=merges_system))
+    return dict(without_nulls(chat))
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nulls(member) for name, member in value.items() if member is not None}
+    return [without_nulls(member) for member in value] if isinstance(value, list | tuple) else value

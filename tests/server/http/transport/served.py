@@ -1,0 +1,83 @@
+"""A server in the test's process on a real socket, with or without TLS."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+from server.terms.limits import LimitsConfig
+from server.http.transport.connection import bounded_connections
+from server.http.transport.graceful_server import GracefulServer
+from tests.support.certificates import Certificate
+
+TIMEOUT_S = 60.0
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
+"""The beginning of a TLS handshake."""
+
+
+class Served:
+    """The server, and clients of it."""
+
+    def __init__(self, server: GracefulServer, port: int, certificate: Certificate | None) -> None:
+        self._server = server
+        self._port = port
+        self._context = None if certificate is None else certificate.client_context()
+
+    async def connect(self, *, tls: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connects a client, with its handshake if `tls`."""
+        secured: dict[str, Any] = {"ssl": self._context, "server_hostname": "localhost"} if tls else {}
+        return await asyncio.open_connection("127.0.0.1", self._port, **secured)
+
+    async def exchange(self, data: bytes, *, tls: bool) -> bytes:
+        """Sends data and returns the server's response; the server closes the connection, not the client.
+
+        Raises:
+            ConnectionError: the handshake failed.
+        """
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await self.connect(tls=tls)
+            writer.write(data)
+            try:
+                return await reader.read()
+            except ConnectionError:
+                return b""
+            finally:
+                writer.close()
+
+    async def wait_connections(self, num_connections: int) -> None:
+        """Waits until the server has this many connections."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(self._server.server_state.connections) != num_connections:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serve(
+    limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None
+) -> AsyncIterator[Served]:
+    """Runs a server; without `application` it answers every request with its scheme."""
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate.certificate, certificate.key)
+    http: Any = bounded_connections(limits, None if tls is None else lambda: tls)
+    server = GracefulServer(
+        uvicorn.Config(application or _answer_scheme, http=http, log_config=None, ws="none", lifespan="off")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        task = asyncio.create_task(server.serve([listener]))
+        try:
+            yield Served(server, port, certificate)
+        finally:
+            server.should_exit = True
+            await task
+
+
+async def _answer_scheme(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": scope["scheme"].encode()})

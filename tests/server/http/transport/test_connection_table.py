@@ -1,0 +1,84 @@
+"""Which connection is evicted when a new one exceeds the limit."""
+
+import pytest
+
+from server.http.transport.connection_table import ConnectionTable
+
+
+class Client:
+    """A connection; with `is_sending` it cannot be evicted."""
+
+    def __init__(self, *, is_sending: bool = False) -> None:
+        self.is_sending = is_sending
+        self.is_evicted = False
+
+    def evict(self) -> bool:
+        self.is_evicted = not self.is_sending
+        return self.is_evicted
+
+
+def test_the_longest_idle_connection_is_evicted():
+    table = ConnectionTable(3)
+    clients = [Client() for _ in range(3)]
+    assert all(map(table.add, clients))
+    table.note_busy(clients[0])
+    table.note_idle(clients[0])
+    assert table.add(Client())
+    assert [client.is_evicted for client in clients] == [False, True, False]
+
+
+def test_each_new_connection_evicts_one_before_earlier_ones_have_closed():
+    table = ConnectionTable(3)
+    clients = [Client() for _ in range(3)]
+    assert all(map(table.add, [*clients, Client(), Client()]))
+    assert [client.is_evicted for client in clients] == [True, True, False]
+    for client in clients[:2]:
+        table.discard(client)
+    assert table.add(Client())
+    assert clients[2].is_evicted
+
+
+def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
+    """Even if the first evicted connection has not closed by then."""
+    table = ConnectionTable(3)
+    clients, handshake = [Client() for _ in range(3)], Client()
+    assert all(map(table.add, [*clients, handshake]))
+    table.discard(handshake)
+    assert table.add(Client())
+    assert [client.is_evicted for client in clients] == [True, False, False]
+
+
+@pytest.mark.parametrize("num_sending", [2, 200])
+def test_connections_with_unsent_bytes_are_not_evicted(num_sending):
+    """There may be many of them; each new connection asks only a few."""
+    table = ConnectionTable(num_sending + 1)
+    sending, idle = [Client(is_sending=True) for _ in range(num_sending)], Client()
+    assert all(map(table.add, [*sending, idle]))
+    new_clients = [Client(is_sending=True) for _ in range(num_sending)]
+    assert any(map(table.add, new_clients))
+    assert idle.is_evicted
+    assert not any(client.is_evicted for client in sending + new_clients)
+
+
+def test_busy_connections_are_not_evicted():
+    table = ConnectionTable(2)
+    clients = [Client() for _ in range(2)]
+    for client in clients:
+        table.add(client)
+        table.note_busy(client)
+    assert not table.add(Client())
+    assert not any(client.is_evicted for client in clients)
+
+
+def test_a_closed_connection_does_not_become_idle_again():
+    """Its last response may complete after the connection has closed."""
+    table = ConnectionTable(1)
+    gone, busy = Client(), Client()
+    table.add(gone)
+    table.note_busy(gone)
+    table.discard(gone)
+    table.note_idle(gone)
+    table.add(busy)
+    table.note_busy(busy)
+    assert not table.add(Client())
+    assert not gone.is_evicted

@@ -1,0 +1,270 @@
+"""Request bodies are decoded into structs, or into errors that name the field, or a limit and its flag."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from base import json_depth
+from base.errors import RequestError
+from server.apis.anthropic.request import MessagesRequest
+from server.apis.pooling.endpoints import EmbeddingRequest
+from server.apis.pooling.scoring import RerankRequest
+from server.apis.responses.request import ResponsesRequest
+from server.apis.tokenization import TokenizeRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.request import ChatRequest
+from server.terms.http_body.request_body import RequestDecoder, check_num_values
+from server.terms.limits import LimitsConfig
+from tests.support.properties import given, json_values, st
+
+
+def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(model).decode(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_unknown_fields_are_ignored_at_every_level():
+    body = (
+        b'{"messages": [{"role": "user", "x": 1}], "a": {"b": 1}, "stream": true, "stream_options": {"c": 1}, '
+        b'"tools": [{"function": {"name": "f", "d": 1}}], "tool_choice": {"function": {"name": "f"}, "e": 1}}'
+    )
+    request = RequestDecoder(ChatRequest).decode(body)
+    assert request.messages == [{"role": "user", "x": 1}]
+    assert (request.stream, request.tools[0].function.name, request.named_function) == (True, "f", "f")
+
+
+def test_an_unknown_field_does_not_hide_other_errors():
+    assert fail(b'{"prompt": "a", "foo": 1, "n": 0}').param == "n"
+    assert fail(b'{"foo": 1}', ChatRequest).param == "messages"
+    assert "not valid JSON" in fail(b'{"prompt": "a", "foo": 1').message
+    assert "not valid JSON" in fail(b'{"prompt": "\xff", "foo": 1}').message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_may_have_any_of_its_encodings(encoding):
+    assert RequestDecoder(CompletionRequest).decode('{"prompt": "é"}'.encode(encoding)).prompt == "é"
+
+
+@pytest.mark.parametrize("body", [b'{\0"', b"\xff\xfe{", b"\xef\xbb\xbf\xff"])
+def test_a_body_that_is_not_in_its_encoding_is_an_error(body):
+    assert "not valid JSON" in fail(body).message
+
+
+def test_missing_field_is_named():
+    error = fail(b"{}", ChatRequest)
+    assert (error.message, error.param) == ("Missing required parameter: 'messages'.", "messages")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"prompt": "a", "n": 1.5}', "`n`: Expected `int | null`, got `float`."),
+        (b'{"prompt": "a", "stop": ["x", ""]}', "`stop[1]`: Expected `str` of length >= 1."),
+        (b'{"prompt": [3, -1]}', "`prompt[1]`: Expected `int` >= 0."),
+        (b'{"prompt": "a", "response_format": {"type": "xml"}}', "`response_format.type`: Invalid enum value 'xml'."),
+    ],
+)
+def test_error_names_the_place_and_the_expected_type(body, shown):
+    assert fail(body).message == f"Invalid value for {shown}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("temperature", 3, "in [0, 2], got 3"),
+        ("temperature", "-1", 'in [0, 2], got "-1"'),
+        ("top_p", 0, "in (0, 1], got 0"),
+        ("repetition_penalty", 0, "greater than 0, got 0"),
+        ("n", 0, "in [1, 2147483647], got 0"),
+        ("top_k", -2, "0 (disable), or 1 to 2147483647, got -2"),
+        ("max_tokens", -1, "at least 1, or 0 with `echo`, got -1"),
+    ],
+)
+def test_a_number_out_of_range_is_shown_with_its_whole_range(field, value, shown):
+    error = fail(msgspec.json.encode({"prompt": "a", field: value}))
+    assert (error.message, error.param) == (f"`{field}` must be {shown}.", field)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_chat_generates_at_least_one_token(value):
+    chat = msgspec.json.encode({"messages": [{"role": "user"}], "max_tokens": value})
+    assert fail(chat, ChatRequest).message == f"`max_tokens` must be in [1, 2147483647], got {value}."
+    response = msgspec.json.encode({"input": "a", "max_output_tokens": value})
+    assert fail(response, ResponsesRequest).message == f"`max_output_tokens` must be in [1, 2147483647], got {value}."
+
+
+def test_words_as_keys_of_logit_bias_are_named():
+    error = fail(b'{"prompt": "a", "logit_bias": {"5": 1, "-6": 2, "hello": 1, "1.5": 2}}')
+    assert (error.message, error.param) == (
+        "`logit_bias` has keys that are not token ids: 'hello', '1.5'.",
+        "logit_bias",
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        f'"response_format": {{"type": "{"x" * 10_000}"}}',
+        f'"logit_bias": {{"{"x" * 10_000}": 1}}',
+        f'"n": -{"9" * 1000}',
+    ],
+    ids=["word", "key", "number"],
+)
+def test_huge_value_is_truncated_in_the_message(fields):
+    assert 200 < len(fail(b'{"prompt": "a", ' + fields.encode() + b"}").message) < 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": Infinity}',
+        b'{"prompt": "\\ud800"}',
+    ],
+    ids=["empty", "cut", "no JSON", "bad UTF-8", "NaN", "Infinity", "lone surrogate"],
+)
+def test_invalid_json_is_rejected(body):
+    assert "not valid JSON" in fail(body).message
+
+
+def test_number_too_large_for_a_float_is_rejected():
+    assert "out of range" in fail(b'{"prompt": "a", "temperature": 1e999}').message
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3"])
+def test_json_that_is_not_an_object_is_rejected(body):
+    assert "must be a JSON object" in fail(body).message
+
+
+@pytest.mark.parametrize("levels", [198, 100_000])
+def test_nesting_is_limited_not_by_the_parser(levels):
+    body = b'{"messages": [{"a": ' + b"[" * levels + b"]" * levels + b"}]}"
+    assert fail(body, ChatRequest).message == "The request body is nested more than 200 levels deep."
+
+
+def test_the_deepest_body_is_read():
+    deepest = b'{"prompt": "a", "kv_transfer_params": ' + b'{"a":' * 198 + b"[1]" + b"}" * 198 + b"}"
+    assert RequestDecoder(CompletionRequest).decode(deepest).prompts == ["a"]
+
+
+def has_at_most(body: bytes, most: int) -> bool:
+    try:
+        check_num_values(body, most)
+    except RequestError as error:
+        assert f"more than {most} objects, lists, texts and numbers (--http-max-json-values)" in error.message
+        return False
+    return True
+
+
+@given(json_values(st.text('a\\"[],\n🙂', max_size=8)), st.integers(2, 30), st.sampled_from(["", "   ", "x"]))
+def test_values_are_counted_outside_of_texts_in_pieces_of_any_size(value, piece_bytes, gap):
+    body = json.dumps([value, gap * 30], indent=1 if gap else None, ensure_ascii=False).encode()
+    num_values = max(1 + sum(_sizes([value, ""])), _num_texts([value, ""]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_depth, "_PIECE_BYTES", piece_bytes)
+        assert has_at_most(body, num_values)
+        assert not has_at_most(body, num_values - 1)
+
+
+def _sizes(value: Any) -> Iterator[int]:
+    """The members of each object and list in the value, itself included; 1 if there are none."""
+    if isinstance(value, dict | list):
+        yield max(len(value), 1)
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _sizes(member)
+
+
+def _num_texts(value: Any) -> int:
+    """Texts and names of members."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_num_texts, value.values()))
+    return sum(map(_num_texts, value)) if isinstance(value, list) else 1
+
+
+@pytest.mark.parametrize("body", [b'"', b'"\\', b"]" * 100, b'["', b"\xff" * 40_000, b"", b'[",,,,,\\'])
+def test_invalid_json_is_left_to_the_decoder(body):
+    assert has_at_most(body, 2)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ('"a"', ["a"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("[1, 2]", [[1, 2]]),
+        ("[[1], [2, 3]]", [[1], [2, 3]]),
+    ],
+)
+def test_every_form_of_prompt_is_a_list_of_prompts(prompt, expected):
+    assert RequestDecoder(CompletionRequest).decode(f'{{"prompt": {prompt}}}'.encode()).prompts == expected
+
+
+@pytest.mark.parametrize("prompt", ['""', "[]", "null", '[1, "a"]', '[[1], "a"]', "[1, [2]]"])
+def test_empty_and_mixed_prompts_are_rejected(prompt):
+    assert fail(f'{{"prompt": {prompt}}}'.encode()).param == "prompt"
+
+
+def test_explicit_nulls_mean_the_defaults():
+    request = RequestDecoder(CompletionRequest).decode(
+        b'{"prompt": "a", "n": null, "max_tokens": null, "stop": null, "stream": null, "temperature": null}'
+    )
+    assert (request.num_choices, request.output_limit, request.stop_strings) == (1, 16, ())
+
+
+def test_chat_prefers_the_newer_name_of_its_output_limit():
+    request = RequestDecoder(ChatRequest).decode(b'{"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7}')
+    assert (request.output_limit, request.output_limit_param) == (7, "max_completion_tokens")
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"prompt": "a", "messages": [{}]}'])
+def test_tokenize_requires_either_a_prompt_or_messages(body):
+    assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
+
+
+def test_numbers_may_be_written_as_booleans_as_in_vllm():
+    body = b'{"prompt": "a", "logprobs": true, "temperature": false, "stream": false, "echo": true}'
+    request = RequestDecoder(CompletionRequest).decode(body)
+    assert (request.logprobs, request.temperature, request.stream, request.echo) == (1, 0, False, True)
+    assert fail(b'{"prompt": "a", "stop": true}').param == "stop"
+
+
+def test_numbers_may_be_written_as_texts_as_in_vllm():
+    body = b'{"prompt": "a", "temperature": "0.5", "n": "2", "stream": "true", "ignore_eos": 1, "stop": ["1"]}'
+    request = RequestDecoder(CompletionRequest).decode(body)
+    assert (request.temperature, request.n, request.stream, request.ignore_eos) == (0.5, 2, True, True)
+    assert request.stop_strings == ("1",)
+
+
+MESSAGE = {"role": "user", "content": "a"}
+MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("limit", "model", "body", "message"),
+    [
+        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
+        ("max_stop_strings", MessagesRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
+        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
+    ],
+)
+def test_a_request_above_a_limit_is_rejected(limit, model, body, message):
+    encoded = msgspec.json.encode(body)
+    assert RequestDecoder(model).decode(encoded) is not None
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(model, limits=LimitsConfig(**{limit: 2})).decode(encoded)
+    assert caught.value.status == 400
+    assert message in caught.value.message

@@ -1,0 +1,146 @@
+"""A model's files determine whether it generates or pools, as in vLLM, and whether it accepts images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.terms.config import EngineConfig
+from server.text.model_files.kind import VISION_MODEL_TYPES, ModelKind, accepts_images, read_model_kind
+from server.text.model_files.sentence_files import read_sentence_files
+
+GENERATE = ModelKind("generate", "none")
+
+
+def _kind(folder: Path, *architectures: str, **options: Any) -> ModelKind:
+    _write_config(folder, {"architectures": list(architectures)})
+    return read_model_kind(folder, EngineConfig(**options))
+
+
+def _write_config(folder: Path, config: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transformers.models") -> None:
+    modules = [{"type": f"{package}.{kind}", "path": f"{index}_{kind}"} for index, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("LlamaForCausalLM", GENERATE),
+        ("GPT2LMHeadModel", GENERATE),
+        ("Gemma3ForConditionalGeneration", GENERATE),
+        ("BertForMaskedLM", GENERATE),
+        ("SomethingNew", GENERATE),
+        ("BertModel", ModelKind("pooling", "embed")),
+        ("Qwen2Model", ModelKind("pooling", "embed")),
+        ("RobertaForMaskedLM", ModelKind("pooling", "embed")),
+        ("BertForSequenceClassification", ModelKind("pooling", "classify")),
+        ("BertForTokenClassification", ModelKind("pooling", "token_classify")),
+        ("HF_ColBERT", ModelKind("pooling", "colbert")),
+    ],
+)
+def test_the_architecture_determines_the_kind(tmp_path, architecture, kind):
+    assert _kind(tmp_path, architecture) == kind
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "kind"),
+    [
+        ("LlamaForCausalLM", {"runner": "pooling"}, ModelKind("pooling", "embed")),
+        ("LlamaForCausalLM", {"convert": "embed"}, ModelKind("pooling", "embed")),
+        ("LlamaForCausalLM", {"convert": "classify"}, ModelKind("pooling", "classify")),
+        ("LlamaForCausalLM", {"runner": "pooling", "convert": "none"}, ModelKind("pooling", "none")),
+        ("BertModel", {"runner": "generate"}, GENERATE),
+        ("BertForSequenceClassification", {"convert": "embed"}, ModelKind("pooling", "embed")),
+        ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
+    ],
+)
+def test_flags_override_the_kind(tmp_path, architecture, options, kind):
+    assert _kind(tmp_path, architecture, **options) == kind
+
+
+def test_sentence_transformers_files_make_a_language_model_an_embedder(tmp_path):
+    _write_modules(tmp_path, "Transformer", "Pooling")
+    assert _kind(tmp_path, "Qwen2ForCausalLM") == ModelKind("pooling", "embed")
+
+
+def test_a_folder_that_cannot_be_read_raises_no_error(tmp_path):
+    assert read_model_kind(tmp_path / "nowhere", EngineConfig()) == GENERATE
+    (tmp_path / "config.json").write_text("[1")
+    (tmp_path / "modules.json").write_text("{")
+    assert read_model_kind(tmp_path, EngineConfig()) == GENERATE
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
+        ({"pooling_mode_mean_tokens": True}, "MEAN"),
+        ({"pooling_mode_lasttoken": True}, "LAST"),
+        ({"pooling_mode": "mean"}, "MEAN"),
+        ({"pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+        ({}, None),
+    ],
+)
+def test_the_pooling_type_is_read_from_its_module(tmp_path, config, kind):
+    _write_modules(tmp_path, "Transformer", "Pooling")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    assert read_sentence_files(tmp_path).pooling_type == kind
+
+
+def test_module_names_of_newer_and_other_packages_are_recognized(tmp_path):
+    _write_modules(tmp_path, "pooling.Pooling", "normalize.Normalize", package="sentence_transformers.base.modules")
+    files = read_sentence_files(tmp_path)
+    assert files.has_pooling
+    assert files.normalizes
+    assert files.unknown_modules == ()
+    _write_modules(tmp_path, "Transformer", "Pooling", "LSTM")
+    assert read_sentence_files(tmp_path).unknown_modules == ("LSTM",)
+    _write_modules(tmp_path, "Thing", package="mine")
+    assert read_sentence_files(tmp_path).unknown_modules == ("mine.Thing",)
+
+
+def test_limits_of_texts_are_read(tmp_path):
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": true}')
+    files = read_sentence_files(tmp_path)
+    assert (files.max_seq_length, files.does_lower_case) == (256, True)
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
+    assert read_sentence_files(tmp_path).max_seq_length is None
+
+
+@pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))
+def test_tested_vision_models_accept_images(tmp_path, model_type):
+    _write_config(tmp_path, {"model_type": model_type, "vision_config": {}})
+    assert accepts_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama"},
+        {"model_type": "llava"},
+        {"model_type": "gemma3", "vision_config": {}},
+        {"model_type": "paligemma", "vision_config": {}},
+        {"model_type": "mllama", "vision_config": {}},
+        {"model_type": "qwen3_vl", "vision_config": {}},
+        {"model_type": None, "vision_config": {}},
+        {"model_type": ["llava"], "vision_config": {}},
+        [],
+        {},
+    ],
+)
+def test_other_models_do_not_accept_images(tmp_path, config):
+    _write_config(tmp_path, config)
+    assert not accepts_images(tmp_path)
+
+
+def test_a_broken_folder_does_not_accept_images(tmp_path):
+    assert not accepts_images(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not accepts_images(tmp_path)

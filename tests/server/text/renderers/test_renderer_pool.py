@@ -1,0 +1,316 @@
+"""The pool of a renderer: work waits and is cancelled, threads import nothing, the event loop stays free."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pybase64
+import pytest
+import torch
+
+from base.errors import ConfigError, RequestError
+from base.machine.processors import usable_count
+from server.terms.config import ModelFiles, RendererConfig
+from server.text.renderers import base
+from server.text.renderers.detokenizer import PromptTail
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.text.renderers.hf import HfRenderer
+from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
+from server.text.renderers.registry import build_renderer
+from server.terms.types import TensorData
+from tests.server.engine.features.tiny_vlm import save_vlm
+from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
+from tests.server.text.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
+from tests.support.embeds_payloads import saved, torch_payload
+
+
+async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
+        renderer.warm_up()
+        pool = renderer.pools["text"]
+        release = threading.Event()
+        busy = asyncio.ensure_future(renderer.run_in_pool(release.wait, 60))
+        ran: list[int] = []
+        waiting = asyncio.ensure_future(renderer.run_in_pool(ran.append, 1))
+        while pool.num_waiting != 1:
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        release.set()
+        assert await busy
+        assert await renderer.run_in_pool(lambda: "done") == "done"
+        assert (pool.num_waiting, ran) == (0, [])
+
+
+async def test_waiting_times_are_reported(tiny_llama):
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
+        pool = renderer.pools["text"]
+        waits: list[float] = []
+        pool.subscribe_waits(waits.append)
+        release = threading.Event()
+        before_s = time.perf_counter()
+        busy = asyncio.ensure_future(renderer.run_in_pool(release.wait, 60))
+        waiting = asyncio.ensure_future(renderer.run_in_pool(time.perf_counter))
+        while (pool.num_waiting, len(waits)) != (1, 1):  # the thread runs the first, and the second waits
+            await asyncio.sleep(0.001)
+        in_line_s = time.perf_counter()
+        await asyncio.sleep(0.02)
+        released_s = time.perf_counter()
+        release.set()
+        assert await busy
+        begun_s = await waiting
+        assert len(waits) == 2
+        assert waits[0] <= in_line_s - before_s
+        assert released_s - in_line_s <= waits[1] <= begun_s - before_s
+
+
+@pytest.mark.parametrize("number", [-1, 0, 4 * usable_count() + 1 if usable_count() > 1 else 5])
+def test_an_invalid_number_of_workers_is_rejected(number):
+    with pytest.raises(ConfigError, match=rf"--renderer-num-workers must be from 1 to \d+: .*got {number}$"):
+        RendererConfig(num_workers=number)
+
+
+async def test_a_request_error_reaches_the_caller_through_the_pool(tiny_llama):
+    with (
+        build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer,
+        pytest.raises(RequestError, match="Token id -1 "),
+    ):
+        await renderer.run_in_pool(renderer.render_text, [-1], TextOptions())
+
+
+def test_closing_stops_the_threads(tiny_llama):
+    before = set(threading.enumerate())
+
+    def names() -> list[str]:
+        started = set(threading.enumerate()) - before
+        return [thread.name for thread in started if thread.name.startswith("renderer")]
+
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+        asyncio.run(renderer.run_in_pool(print))
+        assert len(names()) == 1
+    assert names() == []
+    with pytest.raises(RuntimeError):
+        asyncio.run(renderer.run_in_pool(print))
+
+
+LARGE = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
+
+
+def text_of(i: int) -> str:
+    return f"{i} " + "What is the capital of France? 😀 " * (i % 40)
+
+
+def test_the_base_of_renderers_imports_no_tokenizer():
+    libraries = {"transformers", "tokenizers", "mistral_common"}
+    assert run_watched(f"import server.text.renderers.base; print({libraries} & set(sys.modules))") == "set()\n"
+
+
+@pytest.mark.thorough
+def test_many_clients_share_four_threads(model_path):
+    """A tokenizer that truncated by itself would fail here with "Already borrowed"."""
+    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=4)) as renderer:
+        renderer.warm_up()
+        plain = TextOptions(add_special_tokens=False)
+        options = ChatOptions()
+        chats = [[{"role": "user", "content": text_of(i)}] for i in range(40)]
+        expected = [renderer.render_text(text_of(i), plain).token_ids for i in range(40)]
+        prompts = [renderer.render_chat(chat, options) for chat in chats]
+
+        async def check(i: int) -> None:
+            short = TextOptions(add_special_tokens=False, truncate_prompt_tokens=3 + i)
+            run: Any = renderer.run_in_pool
+            results = await asyncio.gather(
+                run(renderer.render_text, text_of(i), plain),
+                run(renderer.render_text, text_of(i), short),
+                run(renderer.render_chat, chats[i], options),
+                run(renderer.detokenize, expected[i]),
+            )
+            assert results[0].token_ids == expected[i]
+            assert results[1].token_ids == expected[i][-(3 + i) :]
+            assert results[2:] == [prompts[i], text_of(i)]
+            detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompts[i].token_ids))
+            assert detokenizer.append(expected[i]).text.removeprefix(" ") == text_of(i)
+
+        def client(first: int) -> None:
+            for i in range(8):
+                asyncio.run(check((first + i) % 40))
+
+        with ThreadPoolExecutor(32) as clients:
+            list(clients.map(client, range(32)))
+
+
+@pytest.mark.alone
+async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path):
+    with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+        renderer.warm_up()
+        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
+
+
+@pytest.mark.alone
+async def test_the_inline_executor_blocks_the_loop(model_path, build_inline):
+    """Shows that the test above would fail if the work ran on the loop."""
+    with build_inline(model_path) as renderer:
+        renderer.warm_up()
+        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
+
+
+@pytest.mark.thorough
+def test_the_pool_s_threads_import_no_modules(model_path):
+    code = """
+from server.terms.config import ModelFiles, RendererConfig
+from server.text.renderers.prompts import ChatOptions, TextOptions
+from server.text.renderers.registry import build_renderer
+path = Path(sys.argv[1])
+tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
+async def main(renderer):
+    run = renderer.run_in_pool
+    await run(renderer.render_chat, [{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
+    await run(renderer.render_text, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
+    await run(renderer.detokenize, [1, 2, 3])
+with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    renderer.warm_up()
+    asyncio.run(main(renderer))
+print(seen)
+"""
+    assert run_watched(code, model_path) == "[]\n"
+
+
+LARGE_EMBEDS = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def large_prompts() -> list[EmbedsPrompt]:
+    """2048 rows of 4096 numbers: one prompt in the model's dtype, and two that must be cast."""
+    rows = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
+    payloads = saved(rows.bfloat16()), saved(rows), saved(rows.half())
+    return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
+
+
+async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(tiny_llama, monkeypatch):
+    """What https://github.com/vllm-project/vllm/pull/43792 has mended, and has no test for."""
+    both_begun = threading.Barrier(2, timeout=60)
+    threads: list[str] = []
+
+    def load(embeds: str, limits: EmbedsLimits, *, truncate_to: int | None) -> TensorData:
+        threads.append(threading.current_thread().name)
+        both_begun.wait()
+        return TensorData("float32", (1, 1), memoryview(bytes(4)))
+
+    monkeypatch.setattr(base, "safe_load_prompt_embeds", load)
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+        renderer.embeds_limits = LARGE_EMBEDS
+        prompts = [EmbedsPrompt("a"), EmbedsPrompt("b")]
+        assert len(await renderer.render_prompts_async(prompts, TextOptions())) == 2
+    assert sorted(threads) == ["renderer_0", "renderer_1"]
+
+
+async def test_no_prompt_is_an_error_and_the_first_fault_of_many_prompts_is_raised(tiny_llama):
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+        for prompts in ([], ()):
+            with pytest.raises(ValueError, match="You must pass at least one prompt"):
+                await renderer.render_prompts_async(prompts, TextOptions())
+        texts = [text_of(i) for i in range(100)]
+        rendered = await renderer.render_prompts_async(texts, TextOptions())
+        assert [prompt.text for prompt in rendered] == texts
+        with pytest.raises(RequestError, match="Token id -1 "):
+            await renderer.render_prompts_async([[1]] * 99 + [[-1]], TextOptions())
+
+
+@pytest.mark.alone
+async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inline_executor, large_prompts):
+    folder = tokenizer_folders["byte_level"]
+    files = ModelFiles(folder, folder)
+    turns = []
+    for executor in (None, inline_executor):
+        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
+            renderer.embeds_limits = LARGE_EMBEDS
+            rendering = asyncio.ensure_future(renderer.render_prompts_async(large_prompts, TextOptions()))
+            turns.append(await count_turns(rendering, every_s=0))
+        assert [prompt.inputs and prompt.inputs.embeds.shape for prompt in rendering.result()] == [(2048, 4096)] * 3
+    assert turns[0] > 100
+    assert turns[1] < 10, "without a pool the loop stands still"
+
+
+@pytest.mark.thorough
+@pytest.mark.alone
+async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, inline_executor):
+    """The inline renderer shows that the test would fail if the work ran on the loop."""
+    path = save_vlm(tmp_path, "llava")
+    large = image_messages(*(image_url(seed, 2000, 2000, "JPEG") for seed in range(2)))
+    turns = []
+    for executor in (None, inline_executor):
+        with build_renderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
+            renderer.warm_up()
+            turns.append(await count_turns(render_with_images(renderer, large, ChatOptions())))
+    assert turns[0] > 5 * FREE_TURNS
+    assert turns[1] <= FREE_TURNS, "a few steps, each of which holds the loop"
+
+
+@pytest.mark.thorough
+def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_folders):
+    code = """
+from server.terms.config import ModelFiles, RendererConfig
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.text.renderers.prompts import EmbedsPrompt, TextOptions
+from server.text.renderers.registry import build_renderer
+path = Path(sys.argv[1])
+with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
+    renderer.warm_up()
+    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
+    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
+    rendered = asyncio.run(renderer.run_in_pool(renderer.render_prompts, prompts, TextOptions()))
+print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
+"""
+    rows = torch.randn(5, 16)
+    texts = torch_payload(rows), torch_payload(rows.bfloat16())
+    assert run_watched(code, tokenizer_folders["byte_level"], *texts) == "[5, 5] [] False\n"
+
+
+@pytest.mark.thorough
+def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path):
+    """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
+    code = """
+from server.terms.config import ModelFiles, RendererConfig
+from server.text.renderers.registry import build_renderer
+from server.terms.limits import LimitsConfig
+from server.operation.admission import Admission, Lease
+from server.text.renderers.prompts import ChatOptions
+from startup.imports.heavy import import_vision
+import_vision()
+path = Path(sys.argv[1])
+with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    renderer.warm_up()
+    parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
+    messages = [{"role": "user", "content": parts}]
+    async def main():
+        images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
+        await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
+    asyncio.run(main())
+print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+    folder = save_vlm(tmp_path, "qwen2_vl")
+    urls = [image_url(1, kind=kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    assert run_watched(code, folder, *urls) == "[] False False\n"
+
+
+_WATCH = """
+import asyncio, sys, threading
+from pathlib import Path
+seen = []
+def hook(event, args):
+    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])
+sys.addaudithook(hook)
+"""
+
+
+def run_watched(code: str, *arguments: object) -> str:
+    """Runs code in a new process, in which `seen` lists these modules; returns its output."""
+    command = [sys.executable, "-c", _WATCH + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
