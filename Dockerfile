@@ -28,6 +28,7 @@ RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb')
 COPY README.md LICENSE setup.py ./
 COPY envs envs
 COPY base base
+COPY router router
 COPY server server
 COPY startup startup
 COPY vllm_cli vllm_cli

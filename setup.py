@@ -9,7 +9,7 @@ import sys
 
 from setuptools import find_packages, setup
 
-INSIDE = ("base", "envs", "server", "startup")
+INSIDE = ("base", "envs", "router", "server", "startup")
 IS_EDITABLE = "editable_wheel" in sys.argv  # they are found beside vllm_cli; to map them would take an import hook
 
 shutil.rmtree("build/lib", ignore_errors=True)  # what an earlier build has left would get into the wheel

@@ -12,10 +12,10 @@ from typing import Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_command, hide_quoted
-from startup.reports.causes.digest import write_digest
-from startup.reports.causes.first_cause import find_cause
 from startup.ground.logs.formatters import CONTROL_CHARACTERS, escape_controls
 from startup.ground.logs.options import LogFormat
+from startup.reports.causes.digest import write_digest
+from startup.reports.causes.first_cause import find_cause
 
 _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14

@@ -9,13 +9,13 @@ from base.machine.memory import read_memory
 from base.machine.nvml import Gpu, keep_driver_open, read_gpus
 from base.machine.processes import descendants, pss_bytes
 from envs import foreign
-from startup.imports.torch_environment import expects_gpu
-from startup.files.model.checkpoint_folder import find_weight_files
-from startup.files.model.json_file import read_json_object
-from startup.session.preflight.checkpoint import read_checkpoint
-from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 from router.model_entry import ModelEntry
 from router.scheduler_terms import Need
+from startup.files.model.checkpoint_folder import find_weight_files
+from startup.files.model.json_file import read_json_object
+from startup.imports.torch_environment import expects_gpu
+from startup.session.preflight.checkpoint import read_checkpoint
+from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 from startup.vllm.preflight.words import parse_size
 
 _VLLM_BYTES: Final = 1700 << 20

@@ -6,8 +6,8 @@ Standard library only; no decisions about other models.
 import math
 from collections import OrderedDict
 
-from startup.ground.processes.back_off import BackOff
 from router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
+from startup.ground.processes.back_off import BackOff
 
 
 class ModelRecord:

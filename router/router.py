@@ -29,13 +29,6 @@ from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
 from base.server_settings import SAME_SIGNAL_S
 from envs.registry import env
-from server.terms.server_config import ServerConfig
-from server.http.transport.connection_table import raise_file_limit
-from startup.ground.config import StartupConfig
-from startup.ground.errors import StartupError
-from startup.ground.logs.setup import configure_logging
-from startup.port import listener
-from startup.ground.processes.quick_end import end_like
 from router.child import ChildPlace
 from router.child_log import LogRelay
 from router.child_place import ChildPlaces, Guard
@@ -45,9 +38,16 @@ from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduler_terms import SchedulerLimits
 from router.standbys import Standbys
+from server.http.transport.connection_table import raise_file_limit
+from server.terms.server_config import ServerConfig
+from startup.ground.config import StartupConfig
+from startup.ground.errors import StartupError
+from startup.ground.logs.setup import configure_logging
+from startup.ground.processes.quick_end import end_like
 from startup.ground.run_record import ROUTER, RunRecord, recorded
-from startup.port.systemd.service_manager import ServiceManager, take_socket
 from startup.ground.temp_folder import ensure_temp_folder
+from startup.port import listener
+from startup.port.systemd.service_manager import ServiceManager, take_socket
 
 logger = logging.getLogger(__name__)
 

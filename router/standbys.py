@@ -16,10 +16,10 @@ from typing import Final
 
 from base.machine.processes import child_pids, pss_bytes
 from envs.registry import env
-from startup.ground.processes import death_pipe
-from startup.ground.processes.back_off import LONGEST_S, BackOff
 from router.child_process import inherited_environment
 from router.model_entry import ModelEntry
+from startup.ground.processes import death_pipe
+from startup.ground.processes.back_off import LONGEST_S, BackOff
 from startup.ground.serve_words import ServeWords
 from startup.standby import places
 from startup.standby.places import kind_for

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 _MAX_CELL_CHARS = 200
-_PACKAGES = ("vllm_cli", "startup", "server", "base", "envs", "tests", "tools")
+_PACKAGES = ("vllm_cli", "router", "startup", "server", "base", "envs", "tests", "tools")
 _MODULES = [f"/{path.relative_to(ROOT)}" for package in _PACKAGES for path in (ROOT / package).rglob("*.py")]
 
 

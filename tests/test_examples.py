@@ -15,12 +15,12 @@ from pathlib import Path
 import click
 import pytest
 
+from startup.words.arguments import Arguments
 from tests.e2e.server_process import ServerProcess
 from tests.support.generated_docs import walk_commands
 from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
 from vllm_cli.commands.bench import bench
-from startup.words.arguments import Arguments
 from vllm_cli.main import COMMANDS, cli
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -20,8 +20,8 @@ from vllm_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 _EXTRA = "pip install '.[embedded]'"
-_NAMES = ("server", "startup", "envs")
-_INSIDE = ("base", "envs", "server", "startup")
+_NAMES = ("server", "startup", "router", "envs")
+_INSIDE = ("base", "envs", "router", "server", "startup")
 _SOURCES = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "vllm_cli", *_INSIDE)
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 

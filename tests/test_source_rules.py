@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-PACKAGES: Final = ("base", "envs", "server", "startup", "vllm_cli")
+PACKAGES: Final = ("base", "envs", "router", "server", "startup", "vllm_cli")
 
 POSSESSIVE: Final = re.compile(r"[*+?}]\+|\(\?>")
 _SETS: Final = re.compile(r"\[\^?\]?[^\]]*\]")

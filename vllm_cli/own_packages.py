@@ -1,6 +1,6 @@
 """Imports this program's packages, and a user's modules of the same names beside them.
 
-`server`, `startup`, `base` and `envs` are common names, so site-packages does not have them: an installed
+`router`, `server`, `startup`, `base` and `envs` are common names, so site-packages does not have them: an installed
 wheel has these packages in `vllm_cli/packages`, a checkout beside `vllm_cli`. The console script, `python -m
 vllm_cli`, the forkserver and spawned processes therefore import this module before any other package of this
 program; forks inherit it. The prefetch helper runs isolated (`python -I`), without the user's folders.
@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
-_PACKAGES = frozenset({"startup", "server", "base", "envs"})
+_PACKAGES = frozenset({"router", "startup", "server", "base", "envs"})
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib takes 7 ms
 _INSTALLED_INTO = os.path.dirname(_HERE)  # noqa: PTH120
 _IN_WHEEL = f"{_HERE}/packages"

@@ -9,11 +9,11 @@ from typing import Final
 from envs.registry import env
 from startup.ground.config import flags_of
 from startup.ground.temp_folder import own_folder
-from vllm_cli.client.server_address import ServerAddress
-from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
 from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
+from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.supervised_command import SupervisedCommand
 
 _POLL_S: Final = 0.05

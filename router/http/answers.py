@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from base.json_depth import check_depth
+from router.model_pool import ModelRefused
 from server.terms.http_body.response_body import (
     ANTHROPIC,
     ErrorResponse,
@@ -16,7 +17,6 @@ from server.terms.http_body.response_body import (
     error_response,
     failure_format,
 )
-from router.model_pool import ModelRefused
 
 _TYPES: Final = {
     401: "Unauthorized",

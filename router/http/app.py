@@ -16,7 +16,6 @@ from base.security.api_keys import ApiKeys
 from base.security.open_paths import PROBE_PATHS
 from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
-from server.terms.limits import LimitsConfig, flag_of
 from router.http.access import Access, CorsPolicy
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
@@ -29,6 +28,7 @@ from router.http.request_body import BodyRoom, RequestBody
 from router.http.requested_model import RequestedModel
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
+from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
 

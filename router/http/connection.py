@@ -10,11 +10,11 @@ from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMe
 from aiohttp.http_exceptions import LineTooLong
 
 from base.security.tls import RenewableTls
-from server.terms.limits import LimitsConfig
+from router.http.answers import SERVER, FailedRequestError, error_answer
 from server.http.transport.connection_table import ConnectionTable
 from server.http.transport.read_watch import ReadWatch, Rejection, Stage, head_too_large, too_many_headers
 from server.http.transport.tls_handshake import TlsHandshake
-from router.http.answers import SERVER, FailedRequestError, error_answer
+from server.terms.limits import LimitsConfig
 
 _LINGER_S: Final = 1.0
 """How long a refused client may go on sending, so that it can read why."""

@@ -7,13 +7,13 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from base.status_page.page import DATA_PATH
-from startup.port.probe_http import MODEL_STATE_HEADER
 from router.child import Child
 from router.http.answers import json_answer
 from router.http.model_choice import ModelChoice
 from router.http.own_answers import OwnAnswers
 from router.http.proxy import Fetched, Proxy
 from router.model_pool import ModelPool
+from startup.port.probe_http import MODEL_STATE_HEADER
 
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
 """The last answers of these are repeated while the model does not run."""

@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Final
 
-from server.terms.limits import LimitsConfig, flag_of
 from router.http.answers import FailedRequestError
 from router.http.body_changes import Edit, form_edits, json_edits
 from router.http.body_members import BodyFaultError
 from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
 from router.model_entry import BodyChanges
+from server.terms.limits import LimitsConfig, flag_of
 
 if TYPE_CHECKING:
     from aiohttp import StreamReader

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from base.wording import list_some
-from startup.ground.config import flags_of
 from router.model_entry import ForeignCommand, ModelEntry
 from router.models_file.document import Findings, KeyPath, show
+from startup.ground.config import flags_of
 from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"

@@ -23,20 +23,20 @@ from base.machine.memory import read_memory
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from server.terms.config import LoraModule
-from startup.ground.config import StartupConfig, flags_of
-from startup.embedded.installed import require_embedded_engine
-from startup.ground.errors import StartupError
-from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
-from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-from startup.session.preflight.report import USAGE, Finding, PreflightReport
-from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from router.child_process import inherited_environment
 from router.model_entry import Fault, ModelEntry
 from router.standbys import kind_of_entry
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
+from server.terms.config import LoraModule
+from startup.embedded.installed import require_embedded_engine
+from startup.files.model.file_plan import plan_files
+from startup.files.model.request import ModelRequest
+from startup.ground.config import StartupConfig, flags_of
+from startup.ground.errors import StartupError
+from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import is_flag_like
+from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+from startup.session.preflight.report import USAGE, Finding, PreflightReport
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
-from startup.files.model.request import ModelRequest
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.scheduler_terms import SchedulerLimits
 from router.standbys import kind_of_entry
 from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
+from startup.files.model.request import ModelRequest
+from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
 from startup.vllm.command_line import CommandLine
 from startup.words.arguments import Arguments, GivenFlag, read_config_file
 from startup.words.errors import InputError

@@ -10,9 +10,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from base.wording import format_bytes, list_some
-from startup.ground.config import StartupConfig
-from startup.ground.errors import CommandLineError
-from startup.session.preflight.report import Finding, PreflightReport
 from router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, Notice
 from router.model_memory import MemoryMeter, default_budget
 from router.models_file.reader import Defaults, read_models_file
@@ -20,6 +17,9 @@ from router.router import RouterOptions
 from router.scheduler_terms import SchedulerLimits
 from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of
 from router.words.router_words import SeveralModels
+from startup.ground.config import StartupConfig
+from startup.ground.errors import CommandLineError
+from startup.session.preflight.report import Finding, PreflightReport
 from startup.standby.places import KINDS
 from startup.words.errors import InputError
 

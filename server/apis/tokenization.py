@@ -7,6 +7,8 @@ from msgspec import Meta
 from base.errors import RequestError
 from server.engine.process_link.client import EngineClient
 from server.generation.request import Tool, shown_tools
+from server.operation.admission import RequestContext
+from server.operation.models import ServedModels
 from server.terms.http_body.request_body import (
     Messages,
     RequestBody,
@@ -16,8 +18,6 @@ from server.terms.http_body.request_body import (
     check_unsupported,
     opens_message,
 )
-from server.operation.admission import RequestContext
-from server.operation.models import ServedModels
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, TextOptions

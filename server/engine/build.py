@@ -8,7 +8,6 @@ import torch
 from transformers import PreTrainedModel
 
 from base.machine.processors import usable_count
-from server.terms.config import EngineConfig, ModelFiles
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.batch import Runner
@@ -37,6 +36,7 @@ from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,6 @@ import msgspec
 from base import exit_codes
 from base.errors import EngineMemoryError, EngineStartError
 from base.machine.processors import affinity_count, read_processor_time, usable_count
-from server.terms.config import EngineConfig, ModelFiles
 from server.engine.base_core import BaseCore
 from server.engine.compute.thread_count import ThreadCount
 from server.engine.idle_work import IdleWork, Imports
@@ -43,8 +42,9 @@ from server.engine.process_link.messages import (
     Step,
     ToEngine,
 )
-from server.text.model_files.kind import read_model_kind
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo, EngineOutput, EnginePrompt
+from server.text.model_files.kind import read_model_kind
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,10 @@ from server.generation.guided import Constraint, find_strict_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning, read_model_facts, read_model_type
 from server.generation.request import ChatRequest, shown_tools
 from server.generation.sequences import UsageMeter, collect, generate
-from server.terms.http_body.response_body import take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
+from server.terms.http_body.response_body import take_turns
+from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import (
     CallArguments,
     CallFormat,
@@ -44,7 +45,6 @@ from server.text.renderers.base import BaseRenderer
 from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
-from server.terms.server_config import GenerationConfig
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 """The last two are raised as errors before a delta is made of them."""

@@ -9,9 +9,9 @@ from base.json_depth import read_json
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest, FunctionDefinition, StructuredOutputs
+from server.terms.types import GuidedDecoding
 from server.text.parsers.base import CallFormat
 from server.text.parsers.json_text import is_nested_deeper
-from server.terms.types import GuidedDecoding
 
 _MAX_SCHEMA_NESTING = 64
 """As in vLLM: the cost of compiling grows steeply with nesting."""

@@ -19,6 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from base.errors import ServerError
 from base.security.api_keys import ApiKeys
 from base.security.open_paths import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
+from server.http.routes.endpoint import AppParts, read_header, read_request_id
+from server.http.routes.info import HealthEndpoint, json_response
+from server.http.routes.table import build_routes
+from server.operation.admission import UnavailableError
+from server.operation.metrics.server_metrics import HttpMetrics
 from server.terms.http_body.response_body import (
     ErrorResponse,
     describe_failure,
@@ -26,11 +31,6 @@ from server.terms.http_body.response_body import (
     failure_format,
     send_json,
 )
-from server.operation.metrics.server_metrics import HttpMetrics
-from server.operation.admission import UnavailableError
-from server.http.routes.endpoint import AppParts, read_header, read_request_id
-from server.http.routes.info import HealthEndpoint, json_response
-from server.http.routes.table import build_routes
 from server.terms.server_config import ServerConfig
 
 _REQUESTS_PER_TURN = 4

@@ -12,9 +12,9 @@ from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters
+from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import TextOptions
-from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from base.errors import EngineStartError, RequestError, UnsupportedApiError
 from envs.home import expand_home
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import Done
+from server.operation.admission import RequestContext
+from server.operation.metrics.server_metrics import ServerMetrics
 from server.terms.http_body.request_body import RequestBody
 from server.terms.http_body.response_body import BinaryResponse
-from server.operation.metrics.server_metrics import ServerMetrics
-from server.operation.admission import RequestContext
-from server.text.renderers.base import BaseRenderer
 from server.terms.server_config import ServerConfig
+from server.text.renderers.base import BaseRenderer
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from base import exit_codes
 from base.errors import EngineStartError
 from base.machine.libc import trim_heap
 from base.server_settings import SAME_SIGNAL_S
-from server.run.build import RunOptions, build_server
-from server.text.renderers.base import BaseRenderer
-from server.terms.server_config import ServerConfig
 from server.http.transport.graceful_server import bound_unsent_bytes
+from server.run.build import RunOptions, build_server
+from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
+from server.text.renderers.base import BaseRenderer
 
 logger = logging.getLogger(__name__)
 

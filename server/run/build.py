@@ -12,21 +12,21 @@ from base.lifecycle import Lifecycle, StartView
 from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials
 from server.apis.responses.archive import build_response_store
-from server.http.app import ServerApp, build_app
 from server.engine.process_link.client import EngineClient
-from server.terms.limits import LimitsConfig
-from server.operation.metrics.server_metrics import ServerMetrics
+from server.http.app import ServerApp, build_app
+from server.http.routes.endpoint import AppParts
+from server.http.transport.connection import bounded_connections
+from server.http.transport.graceful_server import GracefulServer
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness
+from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters, ServedModels
 from server.operation.telemetry import Telemetry
-from server.text.renderers.base import BaseRenderer
-from server.http.routes.endpoint import AppParts
+from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
-from server.http.transport.connection import bounded_connections
-from server.http.transport.graceful_server import GracefulServer
 from server.terms.types import EngineInfo
+from server.text.renderers.base import BaseRenderer
 
 _DISTRIBUTION = "vllm-cli-server"
 

@@ -18,15 +18,15 @@ from base.machine.processes import EndWatch, process_start_ns
 from base.wording import signal_name
 from envs.registry import env
 from server.terms.config import EngineConfig, ModelFiles
-from startup.reports.crash.output_record import OutputRecord
-from startup.imports.torch_environment import set_torch_variables
+from startup.files.model.checkpoint_folder import modeling_module
 from startup.ground.errors import StartupError
-from startup.imports.heavy import import_engine
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
-from startup.files.model.checkpoint_folder import modeling_module
 from startup.ground.processes import death_pipe, forkserver, group_signals
 from startup.ground.processes.new_program import without_group_signals, without_main_module
+from startup.imports.heavy import import_engine
+from startup.imports.torch_environment import set_torch_variables
+from startup.reports.crash.output_record import OutputRecord
 
 logger = logging.getLogger(__name__)
 

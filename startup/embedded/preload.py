@@ -11,10 +11,10 @@ from contextlib import suppress
 
 from base.machine.processes import process_start_ns
 from envs.registry import env
-from startup.imports.heavy import import_engine
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
 from startup.ground.processes import death_pipe, group_signals
+from startup.imports.heavy import import_engine
 
 _BEGIN_NS = time.monotonic_ns()
 

@@ -11,12 +11,12 @@ from typing import Final
 
 from base.errors import EngineStartError
 from server.terms.config import EngineConfig, ModelFiles
-from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess
 from startup.ground.logs.options import LogOptions
 from startup.ground.processes import forkserver, group_signals
 from startup.ground.processes.forkserver import ForkError
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from startup.ground.processes import group_signals
 from startup.port import responder_process
 from startup.port.acceptor import SERVE
 from startup.port.listener import BACKLOG, is_listening
 from startup.port.probe_http import Answers
 from startup.port.responder_process import OpenChannel, open_plain, run_process
-from startup.ground.processes import group_signals
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import NoReturn, Protocol
 
 from base.errors import ServerError
 from startup.ground.logs.setup import rename_process
+from startup.ground.processes import death_pipe, group_signals
 from startup.port.acceptor import SERVE, Acceptor
 from startup.port.listener import is_listening
 from startup.port.probe_http import Answer, Answers
-from startup.ground.processes import death_pipe, group_signals
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from base.status_page.page import DATA_PATH, read_page
 from startup.files.prefetch.messages import PrefetchReport
-from startup.port.probe_http import Answer
 from startup.ground import start_origin
+from startup.port.probe_http import Answer
 from startup.reports.timeline.history import StartSubject, installed_versions, read_history
 from startup.reports.timeline.progress import ProgressMeter
 from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report

@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from envs.registry import env
 from server.terms.types import EngineInfo
+from startup.files.download.obtain import begin_download
+from startup.files.model.file_plan import FilePlan
+from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
+from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
 from startup.ground.config import PreflightMode
-from startup.session.deadline import StartDeadline
-from startup.files.download.obtain import begin_download
 from startup.ground.errors import StartupError
-from startup.files.model.file_plan import FilePlan
-from startup.session.outcome import save_failed_start, save_ready_start
 from startup.ground.prefetch_options import PrefetchOptions
-from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
-from startup.session.preflight.report import PreflightReport
-from startup.port import listener
-from startup.port.responder import StartupResponder
-from startup.port.responder_process import OpenChannel, open_plain
-from startup.port.start_state import ProbeAnswers, StartState
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.ground.run_record import RunRecord, recorded
 from startup.ground.temp_folder import own_folder
-from startup.ground import start_origin
+from startup.port import listener
+from startup.port.responder import StartupResponder
+from startup.port.responder_process import OpenChannel, open_plain
+from startup.port.start_state import ProbeAnswers, StartState
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.progress import LiveProgress
 from startup.reports.timeline.timeline import PhaseTimeline
+from startup.session.deadline import StartDeadline
+from startup.session.outcome import save_failed_start, save_ready_start
+from startup.session.preflight.report import PreflightReport
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle

@@ -18,13 +18,13 @@ from base.machine.command_line import masked_words, replace_command_line
 from base.machine.descriptors import is_open, move_socket_up, move_up
 from base.machine.processes import process_start_ns
 from envs import foreign
+from startup.ground import start_origin
 from startup.ground.processes import death_pipe, messages, new_program
 from startup.ground.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.ground.processes.messages import MessageError
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
-from startup.ground import start_origin
 
 _REQUEST_S = 5.0
 """How long the front process may take to send its request, which it does at once."""

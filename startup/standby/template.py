@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.libc import load_libc
 from envs import foreign
-from startup.imports.torch_environment import set_torch_variables
-from startup.ground.errors import StartupError
-from startup.imports.heavy import import_engine
 from startup.files.model.checkpoint_folder import modeling_module
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
+from startup.ground.errors import StartupError
 from startup.ground.processes import death_pipe, messages
 from startup.ground.processes.child_watch import ChildWatch
+from startup.imports.heavy import import_engine
+from startup.imports.torch_environment import set_torch_variables
 from startup.standby import places
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since

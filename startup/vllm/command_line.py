@@ -15,9 +15,9 @@ from typing import Any, Final
 from base.exit_codes import INTERRUPTED, USAGE
 from base.json_depth import read_json
 from base.server_settings import SHUTDOWN_TIMEOUT_S
-from startup.ground.hooks.hook import Hook, Name
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
+from startup.ground.hooks.hook import Hook, Name
 from startup.ground.serve_words import OMNI, is_flag_like, is_for_information, normalise, split
 from startup.vllm.facts import FlagFact, read_facts
 from startup.vllm.installed import find_vllm

@@ -10,8 +10,8 @@ import click
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
-from startup.ground.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
 from startup.files.model.request import ModelRequest
+from startup.ground.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
 from startup.ground.serve_words import (
     LAUNCHER_FLAGS,
     OMNI,

@@ -204,4 +204,4 @@ def test_the_first_line_names_the_schema():
     of_page = _PAGE.read_text().partition("```yaml\n")[2]
     for file, text in ((MODELS, MODELS.read_text()), (_PAGE, of_page)):
         schema = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
-        assert (file.parent / schema).resolve() == ROOT / "startup" / "router" / "models.schema.json"
+        assert (file.parent / schema).resolve() == ROOT / "router" / "models.schema.json"

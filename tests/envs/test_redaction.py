@@ -9,9 +9,9 @@ import pytest
 
 from envs.redaction import hide_in_command, hide_in_words, is_secret_name, without_login
 from envs.registry import variables
+from startup.words.table import FLAGS
 from tests.support.growth import growth
 from tests.support.properties import given, st
-from startup.words.table import FLAGS
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from envs.replacements import LIMITS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError, parse_duration
 
-PACKAGES = ("vllm_cli", "startup", "server", "base", "envs")
+PACKAGES = ("vllm_cli", "router", "startup", "server", "base", "envs")
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,7 +17,6 @@ import pytest
 
 from base.machine.server_ports import list_server_ports
 from envs.registry import env
-from startup.ground.logs.options import LogOptions
 from router import child_server, standbys
 from router.child import Child, ChildPlace
 from router.child_log import LogRelay
@@ -25,6 +24,7 @@ from router.child_place import ChildPlaces
 from router.child_process import ChildProcess, describe_end
 from router.child_server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
+from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
 

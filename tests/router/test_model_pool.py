@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.logs.options import LogOptions
 from router import child as child_module
 from router.child import ChildPlace
 from router.child_log import LogRelay
@@ -19,6 +18,7 @@ from router.model_entry import ForeignCommand, ModelEntry
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduler_terms import SchedulerLimits
+from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
 

@@ -20,15 +20,17 @@ from server.apis.anthropic.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import CustomInputReader, ResponseTools
-from server.http.app import ApiKeyMiddleware
-from server.terms.config import RendererConfig
 from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, StructuredOutputs
+from server.http.app import ApiKeyMiddleware
+from server.http.routes.endpoint import read_announced_bytes, read_request_id
+from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
+from server.terms.types import GuidedDecoding, ReasoningMarker
 from server.text.parsers.arguments import text_to_value
 from server.text.parsers.base import Content, OutputParser, PromptEnd
 from server.text.parsers.chain import RequiredCallsParser, WholeCalls
@@ -39,8 +41,6 @@ from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, Decode
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.text.renderers.images.fetcher import MediaFetcher
 from server.text.renderers.images.loader import decode_data_url
-from server.http.routes.endpoint import read_announced_bytes, read_request_id
-from server.terms.types import GuidedDecoding, ReasoningMarker
 from startup.port.probe_http import parse_probe
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.text.parsers.formats import FORMATS
@@ -228,7 +228,9 @@ SCANNERS: Final = [
         _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
     ),
     Scanner("stop strings", ("server.text.renderers.detokenizer",), _stop, _units("a", "ab", "aab", "abaab")),
-    Scanner("detokenizer", ("server.text.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
+    Scanner(
+        "detokenizer", ("server.text.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")
+    ),
     Scanner(
         "reasoning markers", ("server.engine.sampling.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")
     ),
@@ -362,7 +364,9 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
         cuts = [text[: marks[len(marks) * part // 8]] for part in (0, 3)]
         texts = [Text(text), *(Text(cut) for cut in cuts if cut), *(Text(f, cut) for cut in cuts for f in _FILLERS)]
         create = partial(_tool_parser, form.name)
-        scanners.append(_parser(f"tools {form.name}", f"server.text.parsers.{path.module}", create, texts, form.tokenize))
+        scanners.append(
+            _parser(f"tools {form.name}", f"server.text.parsers.{path.module}", create, texts, form.tokenize)
+        )
     required = '[{"name": "now", "parameters": '
     texts = [Text(required), *_units(*_FILLERS, begin=required), *_units(*_FILLERS, begin="[")]
     return [*scanners, _parser("required calls", "server.text.parsers.chain", RequiredCallsParser, texts)]

@@ -11,8 +11,8 @@ import pytest
 
 from server.text.parsers.registry import load_tool_parser
 from tests.server import scanners
-from tests.server.text.parsers.parsed import DEFINITIONS
 from tests.server.scanners import PARSER_MODULES, SCANNERS
+from tests.server.text.parsers.parsed import DEFINITIONS
 from tests.support.growth import growth
 
 ROOT: Final = Path(__file__).parents[2]

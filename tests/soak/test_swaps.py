@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from envs.registry import env
-from tests.soak.held import Held, find_growth, measure, settle
 from tests.router.router_process import RouterProcess, embedded
+from tests.soak.held import Held, find_growth, measure, settle
 from tests.support.http_client import RawClient, ask
 from tests.support.llamas import save_tiny_llama
 from tests.support.waiting import wait_until

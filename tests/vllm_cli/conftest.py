@@ -24,8 +24,8 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def parse() -> Callable[..., StartupConfig]:
     """The configuration of a start with `vllm-cli serve WORDS...`."""
-    from vllm_cli.commands.serve import serve
     from startup.words.serve_command import CONFIG_OF_START
+    from vllm_cli.commands.serve import serve
 
     def parse_words(*words: str) -> StartupConfig:
         with serve.make_context("serve", list(words)) as ctx:

@@ -14,7 +14,7 @@ from vllm_cli.main import COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
 ROOT = Path(__file__).parents[2]
-OURS = {"vllm_cli", "startup", "server", "base", "envs", "click"}
+OURS = {"vllm_cli", "router", "startup", "server", "base", "envs", "click"}
 SLOW_MODULES = {
     "asyncio", "concurrent.futures", "ctypes", "email", "http.client", "importlib.metadata", "logging",
     "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml", "zipfile",
@@ -210,7 +210,7 @@ def test_a_closed_pipe_causes_no_traceback():
     ids=["script", "module"],
 )
 def test_modules_of_our_names_in_the_working_folder_are_not_imported(command, tmp_path):
-    for name in ("server", "startup", "base", "envs", "click"):
+    for name in ("router", "server", "startup", "base", "envs", "click"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('decoy {name}')")
     done = subprocess.run(
         [*command, "serve", "--port", "99999"], capture_output=True, text=True, timeout=200, cwd=tmp_path

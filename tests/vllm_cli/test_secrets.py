@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from envs.redaction import hide_in_words
-from tests.support.waiting import wait_until
 from startup.words.secret_flags import secret_notices, secrets_as_variables
+from tests.support.waiting import wait_until
 
 CLI = [sys.executable, "-m", "vllm_cli"]
 

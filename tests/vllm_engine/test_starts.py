@@ -89,7 +89,7 @@ def test_the_preflight_accepts_a_pod(name, small_model):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-_SOURCES = ("vllm_cli", "startup", "server", "base", "envs", "pyproject.toml", "README.md", "LICENSE")
+_SOURCES = ("vllm_cli", "router", "startup", "server", "base", "envs", "pyproject.toml", "README.md", "LICENSE")
 
 
 def test_vllms_packages_stay_as_they_are(tmp_path):

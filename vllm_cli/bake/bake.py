@@ -14,16 +14,16 @@ from typing import Final, NamedTuple
 
 from envs.redaction import hide_in_words
 from envs.registry import env
-from startup.ground.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
-from startup.vllm.compiled_models.local import AOT, ENTRY
-from startup.ground.hooks.hook import uses
 from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
+from startup.ground.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
+from startup.ground.hooks.hook import uses
 from startup.reports.timeline.history import installed_versions
+from startup.vllm.compiled_models.local import AOT, ENTRY
+from startup.words.errors import InputError
+from startup.words.secret_flags import secrets_as_variables
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
-from startup.words.errors import InputError
-from startup.words.secret_flags import secrets_as_variables
 from vllm_cli.private_server import start_private_server
 from vllm_cli.terminal import Reporter
 

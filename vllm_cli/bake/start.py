@@ -12,18 +12,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from envs import foreign
-from startup.imports.torch_environment import has_gpu
 from startup.ground.errors import StartupError
 from startup.ground.serve_words import ServeWords
+from startup.imports.torch_environment import has_gpu
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.launch.shared_imports import learn_imports
+from startup.words.engine_choice import choose_engine
+from startup.words.errors import InputError
 from vllm_cli.bake.subject import Subject
 from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
-from startup.words.engine_choice import choose_engine
-from startup.words.errors import InputError
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter

@@ -6,8 +6,8 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.ground.config import flags_of
 from startup.files.model.file_plan import plan_files
+from startup.ground.config import flags_of
 from startup.words.secret_flags import without_flags
 from startup.words.serve_command import request_of
 

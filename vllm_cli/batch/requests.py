@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
-from vllm_cli.errors import ConnectionFailedError
 from startup.words.errors import InputError
+from vllm_cli.errors import ConnectionFailedError
 
 ENDPOINTS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank",

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, Self
 
 from base.json_depth import read_json
 from base.wording import list_some
+from startup.words.errors import InputError
 from vllm_cli.batch.requests import LinePlace
 from vllm_cli.errors import ConnectionFailedError
-from startup.words.errors import InputError
 
 _NUM_SHOWN: Final = 3
 

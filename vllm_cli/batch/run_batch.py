@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.ground.serve_words import ServeWords
+from startup.words.errors import InputError
 from vllm_cli.batch.progress import Ending, Tally
 from vllm_cli.batch.requests import InputFile, LinePlace, open_input
 from vllm_cli.batch.results import OutputFile
@@ -21,7 +22,6 @@ from vllm_cli.batch.sender import Sender
 from vllm_cli.client.server import Server, explain_failures
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
-from startup.words.errors import InputError
 from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.private_server import start_private_server
 from vllm_cli.supervised_command import CommandEndedError

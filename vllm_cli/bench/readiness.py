@@ -9,9 +9,9 @@ import aiohttp
 import msgspec
 
 from base.json_depth import check_depth
+from startup.words.errors import InputError
 from vllm_cli.bench.request import CompletionFormat, build_prompt, open_session, send_request
 from vllm_cli.bench.target import BenchConfig, Target, TargetStartError
-from startup.words.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
 
 _POLL_S = 0.1

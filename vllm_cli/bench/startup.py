@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from base.machine.page_cache import ResidencyProbe, fuse_devices
+from startup.words.errors import InputError
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
@@ -20,7 +21,6 @@ from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
 from vllm_cli.bench.request import CompletionFormat, open_session, send_request
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
 from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
-from startup.words.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 

@@ -13,14 +13,14 @@ import click
 from base.wording import format_bytes
 from envs.registry import env
 from startup.ground.caches import cache_folder
+from startup.ground.config import CompileCacheOption
+from startup.ground.logs.formatters import escape_controls
+from startup.imports.learned_imports import read_learned
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.archive import ArchiveError, read_record
 from startup.vllm.compiled_models.location import MOST_EXAMINED, MOST_LISTED, Location, LocationError, open_location
 from startup.vllm.compiled_models.reasons import other_place
 from startup.vllm.compiled_models.record import CompiledModel, Hardware
-from startup.ground.config import CompileCacheOption
-from startup.imports.learned_imports import read_learned
-from startup.ground.logs.formatters import escape_controls
 from startup.words.param_types import ByteSize, CompileCacheType, Duration
 from vllm_cli.terminal import align, printable
 

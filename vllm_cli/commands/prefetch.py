@@ -11,13 +11,13 @@ import click
 from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
 from startup.files.download.obtain import resolve_model
+from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
+from startup.files.prefetch.process import PrefetchHandle, start_prefetch
 from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
-from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.ground.prefetch_options import PrefetchOptions
-from startup.files.prefetch.process import PrefetchHandle, start_prefetch
 from startup.reports.timeline.live_line import LiveLine, draw_bar
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model

@@ -8,10 +8,10 @@ import click
 
 from startup.ground.config import flags_of
 from startup.ground.serve_words import split
-from vllm_cli.client.server import Server, choose_key
-from vllm_cli.client.server_address import parse_url
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
+from vllm_cli.client.server import Server, choose_key
+from vllm_cli.client.server_address import parse_url
 
 if TYPE_CHECKING:
     from vllm_cli.batch.run_batch import BatchConfig

@@ -7,17 +7,17 @@ import click
 
 from base.exit_codes import OK, START_FAILED, USAGE
 from envs.registry import env
-from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
 from startup.embedded.installed import require_embedded_engine
+from startup.ground import start_origin
+from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
 from startup.ground.errors import StartupError
 from startup.ground.serve_words import has_several_models
-from startup.ground import start_origin
 from startup.words.screening import show_notices
 from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
 
 if TYPE_CHECKING:
-    from startup.session.preflight.report import PreflightReport
     from router.router import RouterOptions
+    from startup.session.preflight.report import PreflightReport
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import click
 
+from startup.words.errors import InputError
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
-from startup.words.errors import InputError
 from vllm_cli.terminal import Reporter
 
 EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "failed": 1, "timed out": 4}

@@ -11,10 +11,10 @@ from server.apis.anthropic.conversion import to_chat_request
 from server.apis.anthropic.request import CountTokensRequest, Effort, MessagesRequest, ThinkingDisabled
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
 from server.generation.request import ChatRequest, ReasoningEffort
-from server.terms.http_body.request_body import field_names
-from server.terms.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
+from server.terms.http_body.request_body import field_names
+from server.terms.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
 from server.text.parsers.base import Content, Reasoning
 from server.text.renderers.prompts import ChatOptions
 

@@ -9,9 +9,9 @@ from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, ToolCallPar
 from server.generation.logprobs import ChatLogprobs, LogprobFormatter
 from server.generation.request import ChatRequest
 from server.generation.sequences import Usage
-from server.terms.http_body.response_body import encode_event, end_stream, take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
+from server.terms.http_body.response_body import encode_event, end_stream, take_turns
 from server.text.parsers.base import Content, Reasoning
 
 

@@ -8,8 +8,8 @@ import msgspec
 from base.errors import RequestError
 from server.apis.pooling.request import Dimensions, InputFields, VectorFields
 from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, tensor_of, values_of
-from server.text.renderers.tokenizers.tokenizer import Encoded
 from server.terms.types import EngineOutput, PoolingInfo, PoolingParams
+from server.text.renderers.tokenizers.tokenizer import Encoded
 
 InputT = TypeVar("InputT", bound=InputFields)
 

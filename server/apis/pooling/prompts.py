@@ -7,10 +7,10 @@ from typing import Any
 
 from base.errors import RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
+from server.terms.types import EngineInfo
 from server.text.renderers.base import BaseRenderer, check_text_length, check_token_ids, check_unicode
 from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
-from server.terms.types import EngineInfo
 
 
 class PromptReader:

@@ -15,8 +15,8 @@ from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, values_of
 from server.terms.http_body.request_body import Counted
-from server.text.renderers.tokenizers.tokenizer import Encoded
 from server.terms.types import EngineOutput, PoolingInfo, PoolingParams
+from server.text.renderers.tokenizers.tokenizer import Encoded
 
 ScoreInput = str | dict[str, Any]
 ScoreInputs = ScoreInput | list[ScoreInput]

@@ -17,11 +17,11 @@ from base.request_ids import REQUEST_ID
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.generation.sequences import SequenceRecorder, Usage
-from server.terms.http_body.response_body import take_turns
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.text.renderers.tokenizers.tokenizer import Encoded
+from server.terms.http_body.response_body import take_turns
 from server.terms.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
+from server.text.renderers.tokenizers.tokenizer import Encoded
 
 logger = logging.getLogger(__name__)
 

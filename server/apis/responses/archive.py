@@ -13,8 +13,8 @@ from server.apis.responses.response_run import ResponseRun
 from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
 from server.terms.http_body.response_body import encode_named_event
 from server.terms.limits import LimitsConfig
-from server.text.renderers.base import BaseRenderer
 from server.terms.server_config import GenerationConfig
+from server.text.renderers.base import BaseRenderer
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.response_run import Response, ResponseRun
-from server.terms.http_body.response_body import encode_named_event
 from server.operation.admission import RequestContext, RunningRequests
+from server.terms.http_body.response_body import encode_named_event
 
 
 class BackgroundResponse:

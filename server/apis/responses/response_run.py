@@ -11,8 +11,8 @@ from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ChatRun, ChoiceDelta
 from server.generation.logprobs import ChatLogprob, LogprobFormatter
-from server.terms.http_body.response_body import describe_failure
 from server.operation.models import Inference, unix_time
+from server.terms.http_body.response_body import describe_failure
 from server.terms.types import SamplingParams
 
 Response = dict[str, Any]

@@ -16,10 +16,10 @@ from server.apis.responses.response_run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ChatRunner
 from server.generation.request import ChatRequest
-from server.terms.http_body.request_body import check_limits
-from server.terms.limits import LimitsConfig
 from server.operation.admission import RequestContext, RunningRequests
 from server.operation.models import Inference
+from server.terms.http_body.request_body import check_limits
+from server.terms.limits import LimitsConfig
 
 
 class ResponsesServing:

@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from server.engine.features.prompt_features import PromptFeatures, PromptFeaturesError, to_tensor
-from server.text.model_files.kind import VISION_MODEL_TYPES
 from server.terms.types import TensorData
+from server.text.model_files.kind import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from server.terms.config import LoraConfig
 from server.engine.lora.adapter import AdapterError, read_adapter
 from server.engine.lora.layers import AdaptedLayers
+from server.terms.config import LoraConfig
 
 
 @dataclass

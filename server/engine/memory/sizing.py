@@ -9,8 +9,8 @@ import torch
 
 from base.errors import EngineMemoryError
 from base.machine.memory import available_bytes
-from server.terms.config import EngineConfig
 from server.engine.memory.kv_cache import LayerShape
+from server.terms.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 

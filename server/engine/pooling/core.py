@@ -6,15 +6,15 @@ import torch
 from msgspec.structs import replace
 
 from base.errors import EngineStartError
-from server.terms.config import EngineConfig, ModelFiles, PoolerConfig
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import LinearPacker
 from server.engine.phases import Phases
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.loading import load_pooling_model
-from server.text.model_files.kind import ModelKind
+from server.terms.config import EngineConfig, ModelFiles, PoolerConfig
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
+from server.text.model_files.kind import ModelKind
 
 
 class PoolingCore(BaseCore):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from server.terms.config import PoolingTask, SeqPoolingType
 from server.engine.pooling.encoder import Encoder, HiddenStates, PoolingSequence
+from server.terms.config import PoolingTask, SeqPoolingType
 
 Activation = Callable[[Tensor], Tensor]
 Projector = Callable[[Tensor], Tensor]

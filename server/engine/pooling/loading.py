@@ -19,7 +19,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from base.errors import EngineStartError
 from base.json_depth import read_json
-from server.terms.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.engine.model.model_loading import (
     DEFAULT_MAX_MODEL_LEN,
     derive_max_model_len,
@@ -35,9 +34,10 @@ from server.engine.pooling.heads import (
     PoolingHead,
 )
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
+from server.terms.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
+from server.terms.types import PoolingInfo
 from server.text.model_files.kind import ModelKind
 from server.text.model_files.sentence_files import SentenceFiles, read_sentence_files
-from server.terms.types import PoolingInfo
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 """Model types whose positions begin after the padding token's id; shortens their longest prompt."""

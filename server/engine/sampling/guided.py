@@ -12,8 +12,8 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
-from server.text.model_files.tokenizer_files import find_mistral_file
 from server.terms.types import UNUSABLE_GRAMMAR
+from server.text.model_files.tokenizer_files import find_mistral_file
 
 _MOST_COPIED_CHARS = 1 << 26
 """Limit for the texts of grammars that sequences have copies of; further sequences wait."""

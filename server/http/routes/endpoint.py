@@ -14,6 +14,8 @@ from base.lifecycle import Lifecycle, StartView
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
 from server.apis.responses.store import ResponseStore
+from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
+from server.operation.models import Inference, LoraAdapters
 from server.terms.http_body.request_body import RequestBody
 from server.terms.http_body.response_body import (
     OPENAI,
@@ -27,8 +29,6 @@ from server.terms.http_body.response_body import (
     send_unavailable,
 )
 from server.terms.limits import flag_of
-from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
-from server.operation.models import Inference, LoraAdapters
 
 T = TypeVar("T", bound=RequestBody)
 ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]

@@ -17,11 +17,11 @@ from base.errors import RequestError
 from base.status_page.page import read_page
 from server.apis.responses.input_items import MAX_PAGE_ITEMS, ItemPage
 from server.apis.responses.serving import ResponsesServing
-from server.terms.http_body.response_body import EVENTS_TYPE, send_unavailable
-from server.operation.metrics.server_metrics import CONTENT_TYPE
-from server.operation.admission import Availability
 from server.http.routes.endpoint import AppParts
 from server.http.routes.openapi import build_openapi
+from server.operation.admission import Availability
+from server.operation.metrics.server_metrics import CONTENT_TYPE
+from server.terms.http_body.response_body import EVENTS_TYPE, send_unavailable
 
 _MAX_SHOWN = 100
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)

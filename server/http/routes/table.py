@@ -27,9 +27,6 @@ from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder
 from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest
-from server.terms.http_body.request_body import RequestDecoder
-from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
-from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
 from server.http.routes.info import (
     CacheEndpoints,
@@ -39,6 +36,9 @@ from server.http.routes.info import (
     ResponseEndpoints,
     StatusEndpoints,
 )
+from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
+from server.terms.http_body.request_body import RequestDecoder
+from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 
 
 def build_routes(parts: AppParts) -> list[Route]:

@@ -16,7 +16,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from base.security.open_paths import PROBE_PATHS
-from server.terms.limits import LimitsConfig, flag_of
 from server.http.transport.connection_table import ConnectionTable, raise_file_limit
 from server.http.transport.lingering_transport import LingeringTransport
 from server.http.transport.read_watch import (
@@ -29,6 +28,7 @@ from server.http.transport.read_watch import (
     too_many_headers,
 )
 from server.http.transport.tls_handshake import TlsHandshake
+from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
 

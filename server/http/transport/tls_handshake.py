@@ -7,8 +7,8 @@ from typing import Any
 
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs contain only the loop
 
-from server.terms.limits import LimitsConfig
 from server.http.transport.connection_table import ConnectionTable
+from server.terms.limits import LimitsConfig
 
 
 class TlsHandshake(asyncio.Protocol):

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from base.lifecycle import StartView
-from server.text.renderers.images.processor_cache import ProcessorCache
 from server.terms.types import EngineStats
+from server.text.renderers.images.processor_cache import ProcessorCache
 
 if TYPE_CHECKING:  # the responder imports this module, and must not import libraries of the renderer
     from server.text.renderers.base import RendererPool

@@ -32,8 +32,8 @@ from server.operation.metrics.collectors import (
     start_families,
 )
 from server.operation.metrics.loop import LoopHeartbeat
-from server.text.renderers.base import BaseRenderer
 from server.terms.types import EngineInfo, EngineStats, FinishReason
+from server.text.renderers.base import BaseRenderer
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """That of Prometheus's text format."""

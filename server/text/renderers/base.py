@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from base.errors import RequestError
 from server.terms.config import ModelFiles, RendererConfig
+from server.terms.types import EngineInfo, PromptInputs
 from server.text.renderers.conversation import has_few_parts
 from server.text.renderers.detokenizer import (
     DecodeWindow,
@@ -26,7 +27,6 @@ from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_p
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, HeldBytes, Prompt, RenderedPrompt, TextOptions
 from server.text.renderers.tokenizers.tokenizer import Cut, Tokenizer
-from server.terms.types import EngineInfo, PromptInputs
 
 if TYPE_CHECKING:
     from server.text.renderers.images.vision import VisionPart

@@ -7,8 +7,8 @@ from typing import Final, Literal, NamedTuple
 
 from base.wording import format_bytes
 from envs.registry import env
-from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.files.model.file_plan import Download
+from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 
 STALL_S: Final = 15.0
 """A connection that delivers no byte for this long is replaced."""

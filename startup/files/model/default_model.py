@@ -15,10 +15,10 @@ from typing import Final
 
 from base.machine.files import write_whole
 from envs.registry import env
-from startup.ground.caches import cache_folder
-from startup.ground.errors import ModelNotFoundError
 from startup.files.model.checkpoint_folder import model_problem
 from startup.files.model.json_file import read_json_object
+from startup.ground.caches import cache_folder
+from startup.ground.errors import ModelNotFoundError
 from startup.ground.processes import group_signals
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from typing import Final, Literal, NamedTuple
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
-from startup.ground.config import DEFAULT_MODEL_ID
 from startup.files.model.location import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
 from startup.files.model.request import ModelRequest
 from startup.files.model.wanted_files import Role, WantedFiles
+from startup.ground.config import DEFAULT_MODEL_ID
 
 _UNCACHED_FORMATS: Final = (
     "dummy",

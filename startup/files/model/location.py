@@ -14,9 +14,9 @@ from urllib.parse import quote, unquote, urlsplit
 from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
-from startup.ground.caches import cache_folder
 from startup.files.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
 from startup.files.model.wanted_files import Role, WantedFiles
+from startup.ground.caches import cache_folder
 
 _DEFAULT_REVISION: Final = "main"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

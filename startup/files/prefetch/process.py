@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from startup.files.prefetch.messages import Job, PrefetchProgress, PrefetchReport
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.files.prefetch.survey import reason_to_skip, survey_files
+from startup.ground.prefetch_options import PrefetchOptions
 from startup.ground.processes.helper import Helper, HelperEndedError
 
 logger = logging.getLogger(__name__)

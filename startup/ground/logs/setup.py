@@ -18,7 +18,7 @@ _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"
 """A class of vLLM, which only splits lines."""
 
-PACKAGES: Final = ("vllm_cli", "startup", "server", "base", "envs")
+PACKAGES: Final = ("vllm_cli", "router", "startup", "server", "base", "envs")
 """Roots of this project's loggers."""
 
 

@@ -4,9 +4,9 @@ import re
 from typing import Any, Final
 
 from envs.redaction import hide_in_command
+from startup.ground.logs.formatters import escape_controls
 from startup.reports.causes.first_cause import Cause
 from startup.reports.causes.known.processes import STOPPED
-from startup.ground.logs.formatters import escape_controls
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _OF_ROCM: Final = re.compile(r"\bhip|\bHIP\b|ROCm|HSA_")

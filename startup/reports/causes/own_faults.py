@@ -54,12 +54,12 @@ _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 _EMBEDDED: Final = ("server/", "startup/embedded/")
 """On stacks of the embedded engine, which is ours as a whole."""
 _INTENDED: Final = re.compile(
-    r"(?:base|envs|server|startup|vllm_cli)\.|KeyboardInterrupt|SystemExit|RuntimeError: --compile-cache require"
+    r"(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|SystemExit|RuntimeError: --compile-cache require"
 )
 """Begins exceptions with which we, or a signal, end a start on purpose."""
 
 _ROOT: Final = f"{Path(__file__).parents[3]}/"
-_OWN: Final = re.compile(r"(?:base|envs|server|startup|vllm_cli)/.*")
+_OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")
 _IN_WHEEL: Final = "vllm_cli/packages/"
 _LIBRARY: Final = re.compile(r".*/lib(?:32|64)?/python3\.\d{1,3}t?/(?!(?:site|dist)-packages/)(.*)")
 

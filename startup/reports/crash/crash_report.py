@@ -17,14 +17,14 @@ from base.machine.files import write_whole
 from envs.redaction import hide_in_command, hide_quoted
 from envs.registry import env
 from startup.ground.caches import cache_folder
+from startup.ground.errors import CrashError
+from startup.ground.logs.formatters import escape_controls
+from startup.ground.logs.options import LogFormat
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import KNOWN, Cause, find_cause
 from startup.reports.causes.known.processes import STOPPED
 from startup.reports.causes.log_line import read_lines
 from startup.reports.crash.output_record import OutputRecord
-from startup.ground.errors import CrashError
-from startup.ground.logs.formatters import escape_controls
-from startup.ground.logs.options import LogFormat
 
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10

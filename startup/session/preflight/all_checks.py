@@ -15,12 +15,12 @@ from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
 from server.text.model_files.tokenizer_files import foreign_problem
-from startup.ground.config import StartupConfig
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.json_file import read_json_object
 from startup.files.model.location import ModelPlace, is_offline
 from startup.files.model.request import ModelRequest
+from startup.ground.config import StartupConfig
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
 from startup.session.preflight.network import check_address, check_api_keys, check_tls

@@ -11,8 +11,8 @@ from base.security.api_keys import KeyFileError, read_key_file
 from base.server_settings import NetworkConfig, TlsConfig
 from envs.redaction import hide_in_words
 from startup.ground.errors import PortInUseError, StartupError
-from startup.session.preflight.report import Finding, error, info, warning
 from startup.port.listener import is_listened_on, listen
+from startup.session.preflight.report import Finding, error, info, warning
 
 _MAX_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""

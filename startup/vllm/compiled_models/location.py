@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.machine.files import MODE, why_changeable
 from envs.home import expand_home
+from startup.files.model.location import is_object_address, missing_package, without_file_scheme
 from startup.ground.caches import why_not_trusted
 from startup.vllm.compiled_models.record import ARCHIVE_SUFFIX
-from startup.files.model.location import is_object_address, missing_package, without_file_scheme
 
 MOST_LISTED: Final = 200
 MOST_EXAMINED: Final = 1_000_000

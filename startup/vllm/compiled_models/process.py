@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from startup.vllm.compiled_models.record import CompiledModel
 from startup.ground.processes.helper import Helper, HelperEndedError
+from startup.vllm.compiled_models.record import CompiledModel
 
 _LATE: Final = "fetching is given up after {:.0f} s: check that the location answers, and how fast"
 _LEAST_LIMIT_S: Final = 30.0

@@ -6,13 +6,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from startup.ground.processes.helper import Send
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.vllm.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
 from startup.vllm.compiled_models.process import AddJob, FetchJob, SharingReport
 from startup.vllm.compiled_models.reasons import changed_sources
 from startup.vllm.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware, kind_of
-from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
 """Of an archive, and of all its files."""

@@ -16,11 +16,11 @@ from multiprocessing import process
 from typing import Final
 
 from envs import foreign
-from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.processes.death_pipe import arm
 from startup.ground.processes.forkserver import ForkedPopen, install
 from startup.ground.processes.new_program import Program, without_main_module
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal

@@ -7,10 +7,10 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import OWN_PREFIX, env
-from startup.reports.crash.output_record import OutputRecord
 from startup.ground.hooks.hook import Hook, Text
 from startup.ground.processes import new_program
 from startup.ground.processes.forkserver import ensure_forkserver
+from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
 from startup.vllm.installed import InstalledVllm

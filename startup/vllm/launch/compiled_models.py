@@ -20,16 +20,16 @@ from typing import Any, Final
 from base.wording import format_bytes
 from envs.registry import env
 from startup.ground.caches import COMPILED, find_baked
+from startup.ground.config import CompileCacheOption, flags_of
+from startup.ground.processes import group_signals
+from startup.port.start_state import StartState
+from startup.reports.timeline.history import installed_versions
+from startup.vllm.command_line import CommandLine
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.exchange import CompiledEvent, Exchange
 from startup.vllm.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.vllm.compiled_models.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.vllm.compiled_models.record import CompiledModel, Hardware
-from startup.ground.config import CompileCacheOption, flags_of
-from startup.port.start_state import StartState
-from startup.ground.processes import group_signals
-from startup.reports.timeline.history import installed_versions
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, Part, Text, leave_out, log_unfit, unfit
-from startup.imports import lean, scan_cache
 from startup.ground.processes import forkserver as own_forkserver
 from startup.ground.processes import interpreter, library_state
+from startup.imports import lean, scan_cache
 from startup.vllm import command_line, facts, imports
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile

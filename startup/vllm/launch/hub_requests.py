@@ -15,10 +15,10 @@ from typing import Any, Final
 from envs import foreign
 from envs.registry import env
 from startup.files.download.obtain import begin_download
-from startup.ground.hooks.hook import uses
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.json_file import read_json_object
 from startup.files.model.location import without_file_scheme
+from startup.ground.hooks.hook import uses
 from startup.ground.processes.library_state import update_hub
 from startup.ground.serve_words import normalise
 from startup.vllm.command_line import CommandLine

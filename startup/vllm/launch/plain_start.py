@@ -14,10 +14,10 @@ from base.exit_codes import INTERRUPTED
 from base.machine.processes import is_alive
 from envs import foreign
 from envs.registry import env
+from startup.ground import start_origin
 from startup.ground.processes import group_signals, interpreter
 from startup.ground.serve_words import OMNI
 from startup.port.systemd.service_manager import ServiceManager
-from startup.ground import start_origin
 from startup.vllm.command_line import CommandLine, run_plain_vllm
 from startup.vllm.fork.preload_profile import disabled_reason, enable_preloading
 from startup.vllm.installed import OLDEST, InstalledVllm

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.registry import env
-from startup.ground.errors import StartupError
-from startup.imports.learned_imports import learn, learned_imports
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
+from startup.ground.errors import StartupError
 from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
+from startup.imports.learned_imports import learn, learned_imports
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment

@@ -22,25 +22,25 @@ from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
 from envs.variable import EnvError
-from startup.ground.caches import keep_bytecode, use_baked_bytecode
-from startup.reports.causes.own_faults import OWN_FAULT
-from startup.ground.config import VllmOptions
-from startup.reports.crash.output_record import OutputRecord
 from startup.files.download.messages import DownloadError, use_first_endpoint
+from startup.files.model.file_plan import plan_files
+from startup.ground import start_origin
+from startup.ground.caches import keep_bytecode, use_baked_bytecode
+from startup.ground.config import VllmOptions
 from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
-from startup.imports.learned_imports import learn, learned_imports
-from startup.files.model.file_plan import plan_files
-from startup.session.preflight.all_checks import PreflightOptions
-from startup.session.preflight.report import PreflightReport
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
 from startup.ground.processes.quick_end import end_without_finalizing
 from startup.ground.run_record import RunRecord, recorded
-from startup.session.session import ListenAddress, StartSession
-from startup.ground import start_origin
+from startup.imports.learned_imports import learn, learned_imports
+from startup.reports.causes.own_faults import OWN_FAULT
+from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
+from startup.session.preflight.all_checks import PreflightOptions
+from startup.session.preflight.report import PreflightReport
+from startup.session.session import ListenAddress, StartSession
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
@@ -74,8 +74,8 @@ from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 if TYPE_CHECKING:
-    from startup.reports.causes.first_cause import Cause
     from startup.files.download.process import DownloadHandle
+    from startup.reports.causes.first_cause import Cause
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from envs.redaction import hide_in_words, is_secret_name
-from startup.vllm.compiled_models.reasons import ENVIRONMENT
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
+from startup.vllm.compiled_models.reasons import ENVIRONMENT
 
 if TYPE_CHECKING:
     from startup.vllm.compiled_models.exchange import Exchange

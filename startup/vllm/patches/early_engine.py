@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import, wrap_after_import
 from startup.ground.processes import group_signals
+from startup.imports.finder import after_import, wrap_after_import
 
 _ASYNC_LLM: Final = "vllm.v1.engine.async_llm"
 _CLIENT_PARAMETERS: Final = ("vllm_config", "executor_class", "client_addresses", "client_count", "client_index")

@@ -16,10 +16,10 @@ from base.access_log import ACCESS_LOGGER
 from envs import foreign
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import wrap_after_import
 from startup.ground.logs.formatters import RoleFormatter, TextFormatter
 from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.ground.logs.setup import real_stderr
+from startup.imports.finder import wrap_after_import
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 

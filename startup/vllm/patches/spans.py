@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final
 
-from startup.reports.crash.output_record import OutputRecord
 from startup.ground.hooks.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
+from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.journal import Journal
 
 _INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))

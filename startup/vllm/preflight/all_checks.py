@@ -9,11 +9,11 @@ lengths, variables. `startup.reports.causes` explains those. Flags and models of
 from collections.abc import Iterator
 
 from base.server_settings import NetworkConfig
+from startup.ground.serve_words import OMNI
 from startup.session.preflight.all_checks import PreflightOptions, download_checks
 from startup.session.preflight.network import check_address
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
 from startup.session.preflight.resources import check_cache_folder
-from startup.ground.serve_words import OMNI
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import read_facts
 from startup.vllm.installed import InstalledVllm

@@ -15,8 +15,8 @@ from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan
-from startup.session.preflight.report import USAGE, Finding, error, warning
 from startup.ground.serve_words import STRAY_REMEDY, is_stray, split
+from startup.session.preflight.report import USAGE, Finding, error, warning
 from startup.vllm.facts import FlagFact, ValueKind, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.known_flags import num_values

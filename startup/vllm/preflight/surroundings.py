@@ -11,9 +11,9 @@ from base.machine.files import write_problem
 from base.wording import format_bytes
 from envs import foreign
 from envs.home import expand_home
+from startup.ground.serve_words import is_eager
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
-from startup.ground.serve_words import is_eager
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.devices import built_for
 

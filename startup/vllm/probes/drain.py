@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from base.errors import EngineError
 from base.lifecycle import Lifecycle
 from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
-from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from server.operation.admission import RunningRequests
 from server.operation.drain import ERROR_DELIVERY_S, Drain
+from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from startup.ground.processes.stop_signals import StopSignals
 from startup.vllm.probes.serving_probes import ServingProbes
 

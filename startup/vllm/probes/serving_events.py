@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import wrap_after_import
-from startup.port.responder import StartupResponder
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
+from startup.imports.finder import wrap_after_import
+from startup.port.responder import StartupResponder
 
 if TYPE_CHECKING:
     from startup.vllm.probes.serving_probes import ServingProbes

@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
+from startup.ground.processes import group_signals
 from startup.port.acceptor import ACCEPTING, BEAT, CONNECTION, AnsweredProbe
 from startup.port.probe_http import PATH
 from startup.port.responder import StartupResponder
-from startup.ground.processes import group_signals
 from startup.vllm.probes.health_sampler import HealthSampler
 
 logger = logging.getLogger(__name__)

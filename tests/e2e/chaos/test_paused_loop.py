@@ -17,9 +17,9 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 
-from server.terms.limits import LimitsConfig
 from server.http.transport.connection import bounded_connections
 from server.http.transport.graceful_server import GracefulServer
+from server.terms.limits import LimitsConfig
 
 _TIMEOUT_S = 1
 _PAUSE_S = 2.0

@@ -8,11 +8,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from server.terms.limits import LimitsConfig
 from router.http.answers import FailedRequestError
 from router.http.body_changes import json_edits
 from router.http.request_body import BodyRoom, RequestBody
 from router.model_entry import BodyChanges, ModelEntry
+from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT, MB, body_of, echo
 from tests.router.http.test_requested_model import TURN_S, costly, longest_call_s
 

@@ -16,9 +16,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from server.terms.limits import LimitsConfig
 from router.http import background, proxy, waiting
 from router.model_pool import ModelRefused
+from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallChild, SmallRouter, eventually, post
 from tests.support.ports import free_port
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.terms.limits import LimitsConfig
 from router.http import body_members, request_body
 from router.http.body_members import json_members
 from router.http.request_body import BodyRoom, RequestBody
 from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
-from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns
+from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT
+from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns
 
 TURN_S = 0.005
 """How long nothing that grows with a body may hold the event loop."""

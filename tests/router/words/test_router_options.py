@@ -17,9 +17,9 @@ from router.words.router_options import CheckedModels, ModelsReader, router_opti
 from router.words.router_words import SeveralModels, read_several, split_router_words
 from startup.ground.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
+from startup.words.errors import InputError
 from tests.startup.vllm.fake_start import FAKE
 from vllm_cli.commands.serve import serve
-from startup.words.errors import InputError
 
 COMMON = ("--engine", "embedded")
 

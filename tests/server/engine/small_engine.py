@@ -9,7 +9,6 @@ from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
-from server.terms.config import LoraConfig
 from server.engine.base_core import PromptLimits
 from server.engine.compute.batch import StepLogits
 from server.engine.compute.packed_runner import PackedRunner
@@ -29,6 +28,7 @@ from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk
 from server.engine.step_pace import StepPace
+from server.terms.config import LoraConfig
 from server.terms.types import (
     EngineOutput,
     EnginePrompt,

@@ -15,7 +15,6 @@ import torch
 
 from base.errors import EngineStartError
 from base.machine import libc
-from server.terms.config import EngineConfig, ModelFiles
 from server.engine import build, idle_work, process
 from server.engine.phases import Phases
 from server.engine.process import BlockingChannel, ChannelClosedError
@@ -30,6 +29,7 @@ from server.engine.process_link.messages import (
     Step,
 )
 from server.engine.sampling.grammar import GrammarCompiler
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import GuidedDecoding, SamplingParams
 
 TIMEOUT_S = 60

@@ -9,8 +9,8 @@ from server.generation.chat import chat_options
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.terms.http_body.request_body import _warn
-from server.text.renderers.prompts import ChatOptions
 from server.terms.server_config import GenerationConfig
+from server.text.renderers.prompts import ChatOptions
 from tests.server.generation.requests import Model, decode
 
 BAD_VALUES: dict[str, list[Any]] = {

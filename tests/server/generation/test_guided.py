@@ -11,8 +11,8 @@ from base.errors import RequestError
 from server.engine.sampling.grammar import GrammarError
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
 from server.generation.request import ChatRequest
-from server.text.parsers.registry import load_tool_parser
 from server.terms.types import GuidedDecoding
+from server.text.parsers.registry import load_tool_parser
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.generation.requests import NAMED, TIME, WEATHER, decode
 

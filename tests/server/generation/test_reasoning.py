@@ -7,16 +7,16 @@ import msgspec
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from server.terms.config import ModelFiles, RendererConfig
 from server.generation.chat import ChoiceReader, OutputParsing
 from server.generation.generation import SequenceDelta
 from server.generation.reasoning import PromptReasoning, load_reasoning
 from server.generation.request import ChatRequest
+from server.terms.config import ModelFiles, RendererConfig
+from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import PromptEnd
 from server.text.parsers.registry import load_reasoning_format
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import RenderedPrompt
-from server.terms.server_config import GenerationConfig
 from tests.support.llamas import save_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "?"}]

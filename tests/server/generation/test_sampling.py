@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from base.errors import ConfigError, RequestError
-from server.terms.config import ModelFiles
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import SamplingDefaults
 from server.generation.request import ChatRequest
+from server.terms.config import ModelFiles
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
 from server.terms.types import EngineInfo, SamplingParams

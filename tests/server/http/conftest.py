@@ -18,17 +18,16 @@ from base.errors import EngineDeadError
 from base.lifecycle import Lifecycle
 from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import build_response_store
-from server.http.app import build_app
-from server.terms.config import ModelFiles, RendererConfig
 from server.engine.sampling.grammar import GrammarError
-from server.terms.limits import LimitsConfig
-from server.operation.metrics.server_metrics import ServerMetrics
-from server.operation.admission import Admission
-from server.operation.models import LoraAdapters, ServedModels
-from server.text.renderers.hf import HfRenderer
+from server.http.app import build_app
 from server.http.routes.endpoint import AppParts
-from server.terms.server_config import ServerConfig
 from server.http.transport.connection import bounded_connections
+from server.operation.admission import Admission
+from server.operation.metrics.server_metrics import ServerMetrics
+from server.operation.models import LoraAdapters, ServedModels
+from server.terms.config import ModelFiles, RendererConfig
+from server.terms.limits import LimitsConfig
+from server.terms.server_config import ServerConfig
 from server.terms.types import (
     UNUSABLE_GRAMMAR,
     EngineInfo,
@@ -39,6 +38,7 @@ from server.terms.types import (
     SamplingParams,
     TokenLogprob,
 )
+from server.text.renderers.hf import HfRenderer
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.server_config import server_config
 from tests.support.waiting import wait_until as poll

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import EngineError
-from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.phases import Phases
 from server.engine.pooling.core import build_pooling_core
+from server.terms.config import EngineConfig, ModelFiles, RendererConfig
+from server.terms.types import EngineOutput, EngineStats, PoolingParams
 from server.text.model_files.kind import read_model_kind
 from server.text.renderers.hf import HfRenderer
-from server.terms.types import EngineOutput, EngineStats, PoolingParams
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.server_config import server_config
 

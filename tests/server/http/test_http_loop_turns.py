@@ -15,16 +15,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.terms.config import ModelFiles, RendererConfig
 from server.engine.process_link.client import _OUTPUTS_PER_TURN
-from server.text.renderers.hf import HfRenderer
+from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
+from server.text.renderers.hf import HfRenderer
 from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
-from tests.server.text.renderers.loop_turns import MeasuredLoop
 from tests.server.server_config import server_config
+from tests.server.text.renderers.loop_turns import MeasuredLoop
 
 pytestmark = pytest.mark.alone
 

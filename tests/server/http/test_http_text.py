@@ -6,8 +6,8 @@ import openai
 import pytest
 
 from server.terms.config import ModelFiles
-from server.text.renderers.hf import HfRenderer
 from server.terms.types import EngineOutput
+from server.text.renderers.hf import HfRenderer
 from tests.server.generation.requests import TIME
 from tests.server.http.conftest import MESSAGES, MODEL, TEXT
 

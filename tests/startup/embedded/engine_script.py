@@ -9,15 +9,15 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import vllm_cli.own_packages  # noqa: F401 - finds the packages of the next lines
-from server.terms.config import EngineConfig, ModelFiles
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import LENGTH
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EnginePrompt, SamplingParams
-from startup.reports.crash.output_record import OutputRecord
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method
 from startup.ground.logs.options import LogOptions
 from startup.ground.processes import forkserver
+from startup.reports.crash.output_record import OutputRecord
 
 
 def main(model: Path, method: str, mode: str | None) -> int:

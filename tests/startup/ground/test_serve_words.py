@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
-from tests.support.properties import given, settings, st
 from startup.words.supported import GROUPS, LOG_FORMAT
+from tests.support.properties import given, settings, st
 
 _KNOWN: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?", "--switch": 0}
 VLLM_FLAGS = set((Path(__file__).parents[2] / "vllm_cli" / "vllm_flags.txt").read_text().split())

@@ -11,9 +11,9 @@ HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.mod
 
 def main(models: list[Path]) -> None:
     left_out = import_engine()
-    from server.terms.config import EngineConfig, ModelFiles
     from server.engine.build import build_core
     from server.engine.phases import Phases
+    from server.terms.config import EngineConfig, ModelFiles
     from server.terms.types import EnginePrompt, SamplingParams
 
     for model in models:

@@ -11,11 +11,11 @@ import pytest
 
 from startup.ground.errors import StartupError
 from startup.ground.prefetch_options import PrefetchOptions
-from startup.session.preflight.report import Finding, PreflightReport, error, warning
 from startup.port.listener import is_listening
-from startup.session.session import ListenAddress, StartSession
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
+from startup.session.preflight.report import Finding, PreflightReport, error, warning
+from startup.session.session import ListenAddress, StartSession
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.support.http_client import ask
 from tests.support.waiting import wait_until

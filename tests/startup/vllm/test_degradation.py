@@ -195,10 +195,10 @@ _BREAKS: Final = {
 def test_vllm_starts_when_a_part_of_the_forkserver_is_broken(part, folder):
     """Its processes are new programs then."""
     root = folder / "ours"
-    for name in ("base", "envs", "startup", "vllm_cli", "server"):
+    for name in ("base", "envs", "router", "startup", "vllm_cli", "server"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     old, new = _BREAKS[part]
-    rewrite(root / "startup" / "processes", old, new)
+    rewrite(root / "startup" / "ground" / "processes", old, new)
     env = environment(folder, PYTHONPATH=f"{FAKE}:{root}")
     with FakeStart(folder, env=env, cwd=root) as start:
         state = start.wait_ready().state()

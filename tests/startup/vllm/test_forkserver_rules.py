@@ -157,7 +157,7 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
 def test_children_are_started_with_the_configured_method(wanted, found, files, folder):
     """Modules of our packages' names that are found first on the path are not imported by any of them."""
     fake = variant(folder, **files)
-    for name in ("server", "startup", "base", "envs"):
+    for name in ("router", "server", "startup", "base", "envs"):
         (fake / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'w').close()\nraise SystemExit\n")
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=wanted)
     with FakeStart(folder, env=env) as start:

@@ -8,13 +8,13 @@ import click
 import pytest
 
 from base.errors import ConfigError
+from router.words.router_words import read_several
 from server.terms.limits import LimitsConfig, flag_of
 from startup.ground.config import DEFAULT_MODEL_ID
-from router.words.router_words import read_several
-from vllm_cli.commands.serve import serve
 from startup.words.errors import InputError
 from startup.words.serve_command import CONFIG_OF_START
 from startup.words.supported import GROUPS
+from vllm_cli.commands.serve import serve
 from vllm_cli.main import main
 
 DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text().partition("\n## Limits\n")[2]

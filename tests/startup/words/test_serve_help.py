@@ -2,12 +2,12 @@
 
 import pytest
 
-from vllm_cli.commands.bake import bake
-from vllm_cli.commands.prefetch import prefetch
-from vllm_cli.commands.run_batch import run_batch
 from startup.words.param_types import ByteSize, spell_size
 from startup.words.supported import GROUPS, SUPPORTED
 from startup.words.table import FLAGS
+from vllm_cli.commands.bake import bake
+from vllm_cli.commands.prefetch import prefetch
+from vllm_cli.commands.run_batch import run_batch
 from vllm_cli.main import main
 
 

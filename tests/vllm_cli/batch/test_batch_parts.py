@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from envs.registry import env
+from startup.words.errors import InputError
 from tests.vllm_cli.batch.conftest import request_line, write_lines
 from vllm_cli.batch import results
 from vllm_cli.batch.requests import LinePlace, open_input
 from vllm_cli.batch.results import BEGINNING, OutputFile, answered
 from vllm_cli.batch.run_batch import default_flags
 from vllm_cli.batch.sender import pause_s
-from startup.words.errors import InputError
 from vllm_cli.main import main
 
 

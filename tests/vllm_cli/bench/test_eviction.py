@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from base.machine.page_cache import memory_devices
+from startup.words.errors import InputError
 from tests.support.page_cache import never_cached
 from tests.support.waiting import wait_until
 from vllm_cli.bench.startup import Residency, evict_files, list_files
-from startup.words.errors import InputError
 
 pytestmark = pytest.mark.alone
 MEGABYTE = 1 << 20

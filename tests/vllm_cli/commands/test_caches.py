@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from startup.imports import learned_imports
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.archive import write_archive
 from startup.vllm.compiled_models.location import open_location
 from startup.vllm.compiled_models.record import CompiledModel, FileFacts, Hardware
-from startup.imports import learned_imports
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading
 from startup.vllm.installed import InstalledVllm
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.terminal import read_until
 from startup.words.supported import SUPPORTED
+from tests.support.terminal import read_until
 from vllm_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[3]

@@ -7,10 +7,10 @@ from math import inf
 
 import pytest
 
+from startup.words.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
-from startup.words.errors import InputError
 
 _SERVER = RunningServer(
     pid=5,

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from startup.standby.status import StandbyStatus, TemplateStatus
+from startup.words.errors import InputError
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli
 from tests.support.standby_process import OFF, StandbyProcess
 from tests.support.waiting import is_gone, wait_until
 from vllm_cli.commands.standby import _parse_kinds, _table
-from startup.words.errors import InputError
 
 _MIB = 1 << 20
 

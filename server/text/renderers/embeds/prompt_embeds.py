@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pybase64
 
 from base.errors import RequestError
+from server.terms.types import TensorData
 from server.text.renderers.embeds.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
 from server.text.renderers.embeds.tensor_file import is_torch_file, read_torch_file
-from server.terms.types import TensorData
 
 PARAM = "prompt_embeds"
 

@@ -17,10 +17,10 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
+from server.terms.types import TensorData
 from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
 from server.text.renderers.images.fetcher import MediaError
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.terms.types import TensorData
 
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Accepted formats, all decoded in this process; for others, such as EPS, Pillow runs external programs."""

@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from base.errors import RequestError
 from base.machine.memory import available_bytes
 from server.terms.config import ModelFiles, RendererConfig
+from server.terms.types import PromptInputs
 from server.text.renderers.base import run_concurrently
 from server.text.renderers.conversation import is_image, parts_of
 from server.text.renderers.images.fetcher import MediaError, TakeRoom
@@ -19,7 +20,6 @@ from server.text.renderers.images.loader import MediaLoader, room_for_images
 from server.text.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.text.renderers.prompts import HeldBytes, RenderedPrompt
-from server.terms.types import PromptInputs
 
 _MEMORY_SHARE = 0.25
 """Most of the memory free at the start that the image cache may use."""

@@ -12,8 +12,8 @@ from server.apis.responses.request import InputItem, ResponsesRequest
 from server.apis.responses.response_run import empty_response
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ToolCallPart
-from server.text.parsers.base import Content, Reasoning
 from server.terms.types import SamplingParams
+from server.text.parsers.base import Content, Reasoning
 from tests.conversations.conversation import read_lines
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
-from server.terms.config import EngineConfig, ModelFiles
 from server.engine.build import build_core
 from server.engine.compute.batch import pack
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, identify_rows
 from server.engine.phases import Phases
 from server.engine.sequence import Chunk, Sequence
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import PromptInputs, SamplingParams, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model

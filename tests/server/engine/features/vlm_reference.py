@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.terms.config import ModelFiles, RendererConfig
 from server.engine.features.prompt_features import to_tensor
-from server.terms.limits import LimitsConfig
 from server.operation.admission import Admission, Lease
+from server.terms.config import ModelFiles, RendererConfig
+from server.terms.limits import LimitsConfig
+from server.terms.types import TensorData
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.registry import build_renderer
-from server.terms.types import TensorData
 from tests.server.engine.features.tiny_vlm import as_bytes, image, load_reference
 from tests.server.inline_executor import InlineExecutor
 

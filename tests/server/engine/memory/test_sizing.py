@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaConfig
 
 from base.errors import EngineMemoryError, EngineStartError
-from server.terms.config import EngineConfig
 from server.engine.memory import sizing
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.sizing import NO_WORKING_MEMORY, CacheSize, WorkingMemory, estimate_working_memory, size_cache
+from server.terms.config import EngineConfig
 
 SHAPES = {layer: LayerShape(3, 64, 64) for layer in range(30)}
 BYTES_PER_TOKEN = 30 * 3 * 128 * 2

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from base.errors import EngineStartError
-from server.terms.config import EngineConfig
 from server.engine.model.model_loading import load_config, load_model
 from server.engine.pooling import projection
+from server.terms.config import EngineConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError
 from server.text.renderers.tokenizers.loading import load_tokenizer
 from tests.hostile.checkpoints import pickles, write_code

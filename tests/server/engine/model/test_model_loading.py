@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from base.errors import EngineStartError
-from server.terms.config import EngineConfig
 from server.engine.model import model_loading
 from server.engine.model.model_loading import (
     avoid_cudnn_attention,
@@ -25,6 +24,7 @@ from server.engine.model.model_loading import (
     load_config,
     load_model,
 )
+from server.terms.config import EngineConfig
 from tests.server.engine.tiny_models import PACKED, build_model
 
 WEIGHTS = "model.safetensors"

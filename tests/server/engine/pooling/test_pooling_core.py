@@ -9,8 +9,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from base.errors import EngineStartError
-from server.terms.config import PoolerConfig
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
+from server.terms.config import PoolerConfig
 from server.terms.types import PoolingParams
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (

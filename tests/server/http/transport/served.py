@@ -9,9 +9,9 @@ from typing import Any
 
 import uvicorn
 
-from server.terms.limits import LimitsConfig
 from server.http.transport.connection import bounded_connections
 from server.http.transport.graceful_server import GracefulServer
+from server.terms.limits import LimitsConfig
 from tests.support.certificates import Certificate
 
 TIMEOUT_S = 60.0

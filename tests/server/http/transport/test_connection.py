@@ -15,10 +15,10 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs contain only the loop
 
-from server.terms.limits import LimitsConfig
 from server.http.transport import lingering_transport
 from server.http.transport.connection import BoundedConnection
 from server.http.transport.tls_handshake import TlsHandshake
+from server.terms.limits import LimitsConfig
 from tests.server.http.transport.served import HALF_A_HELLO, TIMEOUT_S, Served, serve
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 

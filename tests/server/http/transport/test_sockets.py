@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 import uvloop
 
-from server.terms.limits import LimitsConfig
 from server.http.transport.connection import bounded_connections
 from server.http.transport.graceful_server import GracefulServer
+from server.terms.limits import LimitsConfig
 from tests.server.http.transport.served import HALF_A_HELLO, TIMEOUT_S, serve
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 

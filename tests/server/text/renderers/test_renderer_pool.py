@@ -15,13 +15,13 @@ import torch
 from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
 from server.terms.config import ModelFiles, RendererConfig
+from server.terms.types import TensorData
 from server.text.renderers import base
 from server.text.renderers.detokenizer import PromptTail
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from server.text.renderers.registry import build_renderer
-from server.terms.types import TensorData
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
 from tests.server.text.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns

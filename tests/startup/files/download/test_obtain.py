@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.config import DEFAULT_MODEL_ID
 from startup.files.download import hub_client
 from startup.files.download.messages import hub_endpoints, use_first_endpoint
 from startup.files.download.obtain import resolve_model
-from startup.ground.errors import ModelNotFoundError
 from startup.files.model.request import ModelRequest
+from startup.ground.config import DEFAULT_MODEL_ID
+from startup.ground.errors import ModelNotFoundError
 from tests.startup.files.download.conftest import COMMIT, MODEL
 
 

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
+from startup.words.param_types import ByteSize
 from tests.support.cli import run_python
 from tests.support.page_cache import evict, expect_read, held
 from tests.support.terminal import read_terminal
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
-from startup.words.param_types import ByteSize
 
 MIB = 1 << 20
 

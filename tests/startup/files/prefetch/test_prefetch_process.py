@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from startup.files.prefetch.messages import Job, PrefetchReport
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.files.prefetch.worker import _OpenFile, _Prefetch
+from startup.ground.prefetch_options import PrefetchOptions
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
 
 MIB = 1 << 20

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from startup.files.prefetch.messages import Job
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.files.prefetch.process import start_prefetch
 from startup.files.prefetch.survey import (
     RESERVE_BYTES,
@@ -18,6 +17,7 @@ from startup.files.prefetch.survey import (
     whole_file,
     write_pages,
 )
+from startup.ground.prefetch_options import PrefetchOptions
 from tests.support.page_cache import evict, expect_read, resident_bytes
 
 MB = 10**6

@@ -16,9 +16,9 @@ import pytest
 
 from startup.ground.hooks import hook as hook_module
 from startup.ground.hooks.hook import Hook, Name, Need, Reads, Text, UnfitHookError, unfit
-from startup.imports.finder import after_import, wrap_after_import
 from startup.ground.processes import forkserver, new_program
 from startup.ground.processes.forkserver import FORKSERVER
+from startup.imports.finder import after_import, wrap_after_import
 from startup.vllm.launch.hooks import HOOKS, find_obstacle, names_that_cannot_be_left_out
 
 _MODULE = """

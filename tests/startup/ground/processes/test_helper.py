@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.support.processes import disturbing
 
 from startup.ground.processes.group_signals import GROUP_SIGNALS
 from startup.ground.processes.helper import Helper, HelperEndedError
+from tests.support.processes import disturbing
 from tests.support.waiting import is_gone, wait_until
 
 FOREVER_S: Final = 60.0

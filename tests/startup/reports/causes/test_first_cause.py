@@ -6,10 +6,10 @@ import tracemalloc
 
 import pytest
 
-from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import Cause, find_cause
 from startup.ground.logs.formatters import TextFormatter
 from startup.ground.logs.json_lines import JsonFormatter
+from startup.reports.causes.digest import digest_to_dict, write_digest
+from startup.reports.causes.first_cause import Cause, find_cause
 from tests.support.growth import growth
 
 _CORE = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
@@ -427,7 +427,9 @@ def test_the_formats_of_our_own_logs(formatter):
 
 
 def test_a_message_of_the_command_line_is_the_cause_if_nothing_else_is():
-    cause = _find("INFO 09-03 11:03:30 (main) startup.session.session: Listening", "Error: 0.0.0.0:8000 is in use by pid 7.")
+    cause = _find(
+        "INFO 09-03 11:03:30 (main) startup.session.session: Listening", "Error: 0.0.0.0:8000 is in use by pid 7."
+    )
     assert cause.known is None
     assert cause.text == "Error: 0.0.0.0:8000 is in use by pid 7."
 

@@ -9,9 +9,9 @@ import pytest
 
 from server.terms.config import EngineConfig, RendererConfig
 from server.terms.server_config import ServerConfig
+from startup.embedded.start import start_key
 from startup.ground.caches import Kept
 from startup.ground.config import ModelConfig, StartupConfig
-from startup.embedded.start import start_key
 from startup.reports.timeline.history import (
     MAX_PER_KEY,
     EarlierStarts,

@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import constants
 
 from server.terms.config import LoraConfig, LoraModule, ModelFiles
-from startup.ground.config import StartupConfig
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import ModelRequest
+from startup.ground.config import StartupConfig
 from startup.session.preflight.report import Finding, PreflightReport
 from tests.support.hub import Fault, HubServer
 

@@ -19,13 +19,13 @@ from typing import Final
 
 import pytest
 
+from startup.ground.processes.helper import Helper
 from startup.vllm.compiled_models import local, process
 from startup.vllm.compiled_models.archive import read_record, unpack, write_archive
 from startup.vllm.compiled_models.location import open_location
 from startup.vllm.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.vllm.compiled_models.record import CompiledModel, Hardware
 from startup.vllm.compiled_models.sharing import add, fetch
-from startup.ground.processes.helper import Helper
 from tests.startup.vllm.compiled_models.inputs import MOUNTED, UNUSABLE, unmount
 from tests.support.waiting import is_gone
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from base.errors import RequestError
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.terms.types import TensorData
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from tests.support.embeds_payloads import saved
 
 LIMITS = EmbedsLimits(max_model_len=64, width=16, dtype="float32")
