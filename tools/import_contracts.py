@@ -5,7 +5,7 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class InterfaceContract(Contract):
-    """Modules outside of `room` import only those of its modules that `public` names; all of them are imported."""
+    """Modules outside of `room` import those of its modules that `public` names, all of them and no others."""
 
     type_name = "interface"
 

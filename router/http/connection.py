@@ -147,7 +147,7 @@ class Connection(web.RequestHandler):
         self._is_refused = False
         self._is_upgraded = False
         """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
-        limits, loop = server.terms.limits, asyncio.get_running_loop()
+        limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
         """Of heads: bodies have a time limit where they are read."""
         self._stall: asyncio.TimerHandle | None = None

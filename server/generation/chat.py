@@ -27,6 +27,7 @@ from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.http_body.response_body import take_turns
+from server.terms.parser_paths import AUTO
 from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import (
     CallArguments,
@@ -40,7 +41,7 @@ from server.text.parsers.base import (
 )
 from server.text.parsers.chain import NamedCallParser, ParserChain, RequiredCallsParser, WholeCalls
 from server.text.parsers.detection import FALLBACK, detect_tool_format
-from server.text.parsers.registry import AUTO, load_tool_parser
+from server.text.parsers.registry import load_tool_parser
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt

@@ -8,12 +8,13 @@ from functools import cached_property
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
+from server.terms.parser_paths import AUTO
 from server.terms.server_config import GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
 from server.text.model_files.tokenizer_files import read_json_object
 from server.text.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.text.parsers.detection import ModelFacts, detect_reasoning_format
-from server.text.parsers.registry import AUTO, load_reasoning_format
+from server.text.parsers.registry import load_reasoning_format
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import RenderedPrompt
 

@@ -9,6 +9,7 @@ from base.server_settings import LifecycleConfig, LoggingConfig, NetworkConfig, 
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
 from server.terms.config import LoraModule
+from server.terms.parser_paths import AUTO, REASONING_FORMATS, TOOL_PARSERS
 
 DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
 
@@ -76,19 +77,12 @@ class GenerationConfig:
     def _check_parsers(self) -> None:
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
-        if self.tool_call_parser is not None:
-            from server.text.parsers.registry import AUTO, TOOL_PARSERS
-
-            if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
-                names = ", ".join((AUTO, *TOOL_PARSERS))
-                expected = f"one of {names} (others need --engine vllm)"
-                raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
-        if self.reasoning_parser is not None:
-            from server.text.parsers.registry import AUTO, REASONING_FORMATS
-
-            if self.reasoning_parser not in (AUTO, *REASONING_FORMATS):
-                expected = f"one of {', '.join((AUTO, *REASONING_FORMATS))} (others need --engine vllm)"
-                raise ConfigError("--reasoning-parser", self.reasoning_parser, expected)
+        for flag, name, known in (
+            ("--tool-call-parser", self.tool_call_parser, TOOL_PARSERS),
+            ("--reasoning-parser", self.reasoning_parser, REASONING_FORMATS),
+        ):
+            if name is not None and name not in (AUTO, *known):
+                raise ConfigError(flag, name, f"one of {', '.join((AUTO, *known))} (others need --engine vllm)")
 
     def _check_reasoning_config(self) -> None:
         if not self.reasoning_config:

@@ -37,8 +37,8 @@ _READ_LATER: Final = frozenset({
     "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Read on import, but also at each use, or set again in the library (`startup.ground.processes.library_state`); or
-only by an interactive interpreter."""
+"""Read on import, but also at each use, or set again in the library
+(`startup.ground.processes.library_state`); or only by an interactive interpreter."""
 _DELETED: Final = " (deleted)"
 
 

@@ -30,12 +30,13 @@ from server.http.app import ApiKeyMiddleware
 from server.http.routes.endpoint import read_announced_bytes, read_request_id
 from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
+from server.terms.parser_paths import REASONING_FORMATS, TOOL_PARSERS
 from server.terms.types import GuidedDecoding, ReasoningMarker
 from server.text.parsers.arguments import text_to_value
 from server.text.parsers.base import Content, OutputParser, PromptEnd
 from server.text.parsers.chain import RequiredCallsParser, WholeCalls
 from server.text.parsers.json_text import read_json
-from server.text.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
+from server.text.parsers.registry import load_reasoning_format, load_tool_parser
 from server.text.renderers.conversation import to_conversation
 from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds

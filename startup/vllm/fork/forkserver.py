@@ -1,9 +1,9 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So the programs of `spawn`
-run in forks (`startup.ground.processes.forkserver`). These get their parent's current state (`child_state`), end
-with the process that started them (`startup.ground.processes.death_pipe`), and outlive the forkserver. Children of
-children are forked from the same one.
+run in forks (`startup.ground.processes.forkserver`). These get their parent's current state (`child_state`),
+end with the process that started them (`startup.ground.processes.death_pipe`), and outlive the forkserver.
+Children of children are forked from the same one.
 """
 
 import json

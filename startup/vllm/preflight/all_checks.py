@@ -3,7 +3,8 @@
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
 may change is a warning. Flags and names are those that earlier starts of the installed vLLM have recorded
 (`startup.vllm.facts`). What vLLM checks in its first seconds is left to it: rules between flags, ranges,
-lengths, variables. `startup.reports.causes` explains those. Flags and models of vllm-omni (--omni) are not known.
+lengths, variables. `startup.reports.causes` explains those. Flags and models of vllm-omni (--omni) are not
+known.
 """
 
 from collections.abc import Iterator

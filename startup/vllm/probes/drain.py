@@ -53,10 +53,10 @@ def drain_before_shutdown(
     """
     if signals is not None:
         signals.take()  # vLLM's event loop has them by now
-    state = getattr(server.terms.config.app, "state", None)
+    state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
-        app = server.terms.config.loaded_app = DrainedApp(server.terms.config.loaded_app)
+        app = server.config.loaded_app = DrainedApp(server.config.loaded_app)
         is_one_of_many = getattr(server, "peer_loads", None) is not None
         close_port = partial(_close_port, server, () if is_one_of_many else listeners or (), probes)
         timeout_s = float(client.vllm_config.shutdown_timeout)

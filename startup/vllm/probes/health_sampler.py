@@ -36,7 +36,7 @@ class HealthSampler:
 
     def __init__(self, server: Any) -> None:
         self._server = server
-        self._config = server.terms.config
+        self._config = server.config
         self.root_path: str = self._config.root_path
         """uvicorn logs it before the path."""
         self._sample: AppAnswer | None = None
@@ -90,7 +90,7 @@ def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> b
 
 async def ask_app(server: Any, path: str) -> AppAnswer | None:
     """The answer of uvicorn's `server`; None if the application fails, which uvicorn would log."""
-    config = server.terms.config
+    config = server.config
     path = f"{config.root_path}{path}"
     scope = {
         "type": "http",

@@ -70,7 +70,7 @@ class ServingProbes:
             sockets is not None
             and len(sockets) == 1
             and sockets[0].getsockname() == self._responder.address
-            and not server.terms.config.is_ssl
+            and not server.config.is_ssl
             and getattr(server, "peer_loads", None) is None
             and not _is_probe_seen(server)
         )
@@ -240,5 +240,5 @@ async def _start_serving(created: list[CreatedServer]) -> None:
 
 def _is_probe_seen(server: Any) -> bool:
     """With a limit of connections, probes count; with `--middleware`, each may be answered differently."""
-    args = getattr(getattr(server.terms.config.app, "state", None), "args", None)
-    return server.terms.config.limit_concurrency is not None or bool(getattr(args, "middleware", None))
+    args = getattr(getattr(server.config.app, "state", None), "args", None)
+    return server.config.limit_concurrency is not None or bool(getattr(args, "middleware", None))

@@ -162,8 +162,8 @@ def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path, he
 
 
 async def _end(server: GracefulServer, listener: socket.socket) -> None:
-    server.terms.config.load()
-    server.lifespan = server.terms.config.lifespan_class(server.terms.config)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     server.servers = []
     await asyncio.wait_for(server.shutdown([listener]), TIMEOUT_S)
     assert not server.server_state.connections

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from server.terms.parser_paths import REASONING_FORMATS
 from server.text.parsers.base import Content, PromptEnd, Reasoning
-from server.text.parsers.registry import REASONING_FORMATS, load_reasoning_format
+from server.text.parsers.registry import load_reasoning_format
 from tests.server.text.parsers.differences import reason_of_difference
 from tests.server.text.parsers.formats import FORMATS, LOSSES
 from tests.server.text.parsers.parsed import parse, parsed_by_vllm

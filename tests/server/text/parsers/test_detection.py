@@ -2,9 +2,9 @@
 
 import pytest
 
+from server.terms.parser_paths import TOOL_PARSERS
 from server.text.parsers import detection
 from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format, detect_tool_format
-from server.text.parsers.registry import TOOL_PARSERS
 
 
 def detect(template=None, model_type="llama", tokens=()):

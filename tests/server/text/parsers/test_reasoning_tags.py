@@ -2,9 +2,10 @@
 
 import pytest
 
+from server.terms.parser_paths import REASONING_FORMATS
 from server.text.parsers.base import CallArguments, CallStart, Content, PromptEnd, Reasoning
 from server.text.parsers.chain import ParserChain
-from server.text.parsers.registry import REASONING_FORMATS, load_reasoning_format
+from server.text.parsers.registry import load_reasoning_format
 from server.text.parsers.tools.json_formats import HermesParser
 from tests.server.text.parsers.parsed import parse_at_all_splits
 

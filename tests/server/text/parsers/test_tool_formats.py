@@ -7,8 +7,9 @@ from importlib.util import find_spec
 
 import pytest
 
+from server.terms.parser_paths import TOOL_PARSERS
 from server.text.parsers.base import CallArguments, CallStart, Content, Reasoning
-from server.text.parsers.registry import TOOL_PARSERS, load_tool_parser
+from server.text.parsers.registry import load_tool_parser
 from server.text.parsers.tools import json_formats
 from tests.server.text.parsers.formats import FORMATS
 from tests.server.text.parsers.parsed import DEFINITIONS, join, parse, parse_at_all_splits
