@@ -287,7 +287,7 @@ assert importlib.import_module("server.auth").check() == server.same() == "deep 
 import server.auth.deep, envs.more
 assert envs.more.ours is envs.registry.env
 assert base.Own.__module__ == "base" and base.config == 1 and base.errors.__file__.endswith("base/errors.py")
-from server import limits
+from server.terms import limits
 assert not limits.__file__.startswith(sys.argv[1])
 for missing in ("server.nothing", "server.auth.nothing", "startup.nothing"):
     try:

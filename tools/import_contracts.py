@@ -5,7 +5,7 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class InterfaceContract(Contract):
-    """Modules outside of `room` import those of its modules that `public` names, all of them and no others."""
+    """Of the modules of `room`, others import exactly those that `public` names."""
 
     type_name = "interface"
 

@@ -2,8 +2,9 @@
 
 `router`, `server`, `startup`, `base` and `envs` are common names, so site-packages does not have them: an
 installed wheel has these packages in `vllm_cli/packages`, a checkout beside `vllm_cli`. The console script,
-`python -m vllm_cli`, the forkserver and spawned processes therefore import this module before any other package of this
-program; forks inherit it. The prefetch helper runs isolated (`python -I`), without the user's folders.
+`python -m vllm_cli`, the forkserver and spawned processes therefore import this module before any other
+package of this program; forks inherit it. The helper processes run isolated (`python -I`), without the user's
+folders.
 
 Of a name that both have, the package is ours. What it lacks is the user's, as with `--middleware
 server.auth.check`: a submodule is searched in the user's folders, and an attribute in the user's module.

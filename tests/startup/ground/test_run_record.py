@@ -14,7 +14,7 @@ from tests.support.cli import run_python
 _RECORD = RunRecord(engine="embedded", model="smol", address="http://0.0.0.0:8000")
 _KEEP = f"""
 import sys, time
-from startup import run_record
+from startup.ground import run_record
 run_record._FOLDER = sys.argv[1]
 with run_record.recorded(run_record.{_RECORD!r}):
     print("kept", flush=True)
@@ -52,7 +52,7 @@ def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, fold
     if is_elsewhere:
         monkeypatch.setattr(run_record, "_NETWORK", tmp_path / "net")
         (tmp_path / "net").symlink_to("net:[1]")
-    read = "import sys; from startup import run_record; run_record._FOLDER = sys.argv[1];"
+    read = "import sys; from startup.ground import run_record; run_record._FOLDER = sys.argv[1];"
     with recorded(_RECORD):
         listed = run_python(f"{read} print(len(run_record.read_records()))", folder).stdout
     assert listed == ("0\n" if is_elsewhere else "1\n")

@@ -38,7 +38,7 @@ begin = time.perf_counter()
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
 exit_code = serve_warm(sys.argv[2:])
 took_ms = (time.perf_counter() - begin) * 1000
-from startup.reports.timeline import start_origin
+from startup.ground import start_origin
 print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
 """
 """What `serve` does before its imports; a warm start runs here to its end."""
