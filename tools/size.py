@@ -1,4 +1,6 @@
-"""`make size`: lines and files of each package against the table in `size.txt`; exit code 1 above it.
+"""`make size`: lines and files of each package or room against the table in `size.txt`; exit code 1 above it.
+
+The column `change` has the lines added since the last commit on main.
 
 `--lower` writes smaller numbers into the table. Larger ones are written by hand, with an entry in
 docs/dev/decisions.md that says what the lines buy.
@@ -34,6 +36,16 @@ class Size(NamedTuple):
         found = [path.read_bytes().count(b"\n") for path in paths if path.exists()]
         return cls(sum(found), len(found))
 
+    @classmethod
+    def at_main(cls, root: Path, package: str) -> Self | None:
+        """The same at the last commit on main; None if this clone does not have that branch."""
+        pattern = f"{package}/*.md" if package == "docs" else f"{package}/*.py"
+        counted = subprocess.run(
+            ["git", "grep", "-c", "", "main", "--", pattern], cwd=root, capture_output=True, text=True, check=False
+        )
+        found = [int(line.rpartition(":")[2]) for line in counted.stdout.splitlines()]
+        return cls(sum(found), len(found)) if counted.returncode < 2 else None
+
 
 def read_table(text: str) -> dict[str, Size]:
     """The largest allowed sizes by package."""
@@ -56,8 +68,12 @@ def main(*, lower: bool) -> None:
     if lower:
         allowed = {name: Size(*map(min, size, allowed[name])) for name, size in sizes.items()}
         TABLE.write_text(write_table(allowed))
-    rows = [["package", "lines", "allowed", "files", "allowed"]]
-    rows += [[name, *(str(n) for pair in zip(sizes[name], allowed[name], strict=True) for n in pair)] for name in sizes]
+    rows = [["package", "lines", "allowed", "change", "files", "allowed"]]
+    for name, size in sizes.items():
+        before = Size.at_main(TABLE.parents[1], name)
+        change = "?" if before is None else f"{size.lines - before.lines:+}"
+        lines, files = zip(size, allowed[name], strict=True)
+        rows.append([name, *map(str, lines), change, *map(str, files)])
     click.echo("\n".join(align(rows, are_figures=True)))
     if larger := [name for name, size in sizes.items() if any(map(gt, size, allowed[name]))]:
         click.echo(

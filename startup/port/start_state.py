@@ -190,7 +190,7 @@ def _format_status(state: StartState) -> bytes:
 
 
 def _format_metrics(state: StartState) -> str:
-    """The families of `start_families` in `server.operation.metrics.collectors`, whose library is slow to import."""
+    """The families of `collectors.start_families`, without its library, which is slow to import."""
     model_name = state.facts.model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     lines = [
         "# HELP vllm:engine_startup_time_seconds From the process's start to its first token.",
