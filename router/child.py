@@ -105,7 +105,7 @@ class Child:
             Why it has failed; None if it was asked to end.
         """
         try:
-            reason = await self._live(on_ready, before_stop)
+            reason = await self._until_it_ends(on_ready, before_stop)
             if self._has_served and not self._wants_stop.is_set():
                 on_crash()
         finally:
@@ -148,7 +148,7 @@ class Child:
 
     # Its life
 
-    async def _live(
+    async def _until_it_ends(
         self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
     ) -> str | None:
         """Returns when it has ended, or is to end; why, if it is not its own end or a request."""

@@ -92,7 +92,7 @@ class ModelPool:
         self._scheduler = Scheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
-        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}
         self._exit_codes: dict[str, int] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
@@ -199,8 +199,8 @@ class ModelPool:
     async def unload(self, name: str) -> None:
         """Returns when the model has stopped, after its running requests; a start is broken off."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
-        if (life := self._lives.get(name)) is not None:
-            await asyncio.wait({life})
+        if (run := self._runs.get(name)) is not None:
+            await asyncio.wait({run})
 
     # Status
 
@@ -250,8 +250,8 @@ class ModelPool:
         self._apply(self._scheduler.drain(time.monotonic()))
         for child in self._children.values():
             child.drain()
-        while self._lives:
-            await asyncio.wait(set(self._lives.values()))
+        while self._runs:
+            await asyncio.wait(set(self._runs.values()))
         self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -290,7 +290,7 @@ class ModelPool:
             reason = f"It cannot be started: {err}"
             asyncio.get_running_loop().call_soon(self._end, model, reason)
         else:
-            self._lives[model] = asyncio.create_task(self._live(model), name=f"model {model}")
+            self._runs[model] = asyncio.create_task(self._run_model(model), name=f"model {model}")
 
     def _admit(self, ticket: int) -> None:
         if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
@@ -313,7 +313,7 @@ class ModelPool:
 
     # A model's process
 
-    async def _live(self, name: str) -> None:
+    async def _run_model(self, name: str) -> None:
         """From the start of a process to its end."""
         begin_s = time.monotonic()
         record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
@@ -340,7 +340,7 @@ class ModelPool:
             child = self._children.pop(name)
             if child.exit_code is not None:
                 self._exit_codes[name] = child.exit_code
-            del self._lives[name]
+            del self._runs[name]
             if record["took_s"] is None:
                 record.update(
                     took_s=round(time.monotonic() - begin_s, 3), outcome="stopped" if reason is None else "failed"

@@ -115,7 +115,7 @@ def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
 
 def _allowed_methods(fd: int) -> Iterator[Method]:
     """Those that tell the truth about a file of this owner, the cheapest first."""
-    if not _kernel_tells():
+    if not _kernel_reports():
         return
     try:
         by_cachestat(fd, 0, 1)
@@ -185,7 +185,7 @@ def _is_own(fd: int) -> bool:
 
 
 @cache
-def _kernel_tells() -> bool:
+def _kernel_reports() -> bool:
     """False for kernels that report memory as resident which was never touched, such as gVisor."""
     try:
         with FileMapping(-1, 0, 1, _MAP_PRIVATE_ANONYMOUS) as mapping:

@@ -31,7 +31,7 @@ class OnlyModelAnswers(OwnAnswers):
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
         (self._name,) = pool.entries
         self._last: dict[str, Fetched] = {}
-        self._handlers["/startupz"] = {"GET": self._tell_start}
+        self._handlers["/startupz"] = {"GET": self._report_start}
         del self._handlers["/models"]
         pool.before_stop = self._keep_answers
 
@@ -50,7 +50,7 @@ class OnlyModelAnswers(OwnAnswers):
     async def readyz(self, request: web.Request) -> web.StreamResponse:
         """With `?model`, whether the model itself is ready."""
         if request.query.get("model") == "":
-            return self._tell_readiness(self._name)
+            return self._report_readiness(self._name)
         return await super().readyz(request)
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
@@ -59,15 +59,15 @@ class OnlyModelAnswers(OwnAnswers):
         body = own.body if answer is None else own.body + answer.body
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
 
-    async def tell_version(self, request: web.Request) -> web.StreamResponse:
+    async def report_version(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/version")
-        return await super().tell_version(request) if answer is None else _as_response(answer)
+        return await super().report_version(request) if answer is None else _as_response(answer)
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/v1/models")
         return await super().list_models(request) if answer is None else _as_response(answer)
 
-    async def _tell_start(self, request: web.Request) -> web.StreamResponse:
+    async def _report_start(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/startupz")
         return await self.health(request) if answer is None else _as_response(answer)
 

@@ -46,8 +46,8 @@ class OwnAnswers:
             "/livez": {"GET": self._livez},
             "/readyz": {"GET": self.readyz},
             "/metrics": {"GET": self.metrics},
-            "/version": {"GET": self.tell_version},
-            "/load": {"GET": self._tell_load},
+            "/version": {"GET": self.report_version},
+            "/load": {"GET": self._report_load},
             "/v1/models": {"GET": self.list_models},
             "/models": {"GET": self.list_models},
             "/startupz": {"GET": self._livez},
@@ -97,9 +97,9 @@ class OwnAnswers:
             return await self.health(request)
         if (entry := self._pool.resolve(requested)) is None:  # without the names of others: no key is needed
             raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
-        return self._tell_readiness(entry.name)
+        return self._report_readiness(entry.name)
 
-    def _tell_readiness(self, name: str) -> web.StreamResponse:
+    def _report_readiness(self, name: str) -> web.StreamResponse:
         problem = self._list.readiness(name)
         return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
 
@@ -108,10 +108,10 @@ class OwnAnswers:
         headers = {"Content-Type": exposition.content_type}
         return web.Response(body=exposition.body, headers=headers)
 
-    async def tell_version(self, request: web.Request) -> web.StreamResponse:
+    async def report_version(self, request: web.Request) -> web.StreamResponse:
         return json_answer({"version": self._version})
 
-    async def _tell_load(self, request: web.Request) -> web.StreamResponse:
+    async def _report_load(self, request: web.Request) -> web.StreamResponse:
         return json_answer({"server_load": sum(status.num_running for status in self._pool.view())})
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:

@@ -132,7 +132,7 @@ class Run:
         if _CODE.match(line.text):
             return
         if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
-            self._look_for_signs(line, number, phase)
+            self._find_signs(line, number, phase)
 
     def _follow_phase(self, line: LogLine) -> str:
         if begun := phase_of_message(line.text):
@@ -142,7 +142,7 @@ class Run:
             self.was_ready |= begun == SERVING and FATAL_ERROR not in line.text
         return SERVING if self.was_ready else self._phases.get(line.process) or self._phases.get("", "")
 
-    def _look_for_signs(self, line: LogLine, number: int, phase: str) -> None:
+    def _find_signs(self, line: LogLine, number: int, phase: str) -> None:
         if self.hint is None and (known := _match(line, _HINTS)):
             self.hint = Sign(line, number, phase, known)
         if self._may_end_better() and (known := _match(line, _ENDS)):
@@ -160,11 +160,11 @@ class Run:
         ):
             known = _match(line, _SPECIAL) or (None if named else _match(line, _NAMED))
             self.mention = Sign(line, number, phase, known) if known else self.mention
-            self._look_for_complaint(line, number, phase)
+            self._find_complaint(line, number, phase)
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
 
-    def _look_for_complaint(self, line: LogLine, number: int, phase: str) -> None:
+    def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
         """One that quotes an exception tells more than others."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
             found = _QUOTED_ERROR.search(line.text)

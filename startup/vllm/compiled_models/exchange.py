@@ -73,7 +73,7 @@ class Exchange:
         if is_required:
             self._required.touch()
 
-    def tell_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
+    def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
         """A worker: what it has before it loads the model; the first one counts.
 
         Returns:

@@ -29,7 +29,7 @@ from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.imports import import_leniently, make_calls_cheap  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
-from startup.vllm.patches.compiled_models import tell_compiled_models  # noqa: E402
+from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
@@ -50,7 +50,7 @@ def _preload(plan: PreloadPlan) -> None:
     record_spans(journal, record)
     keep_temp_files(Path(plan.folder))
     repair_loading()
-    tell_compiled_models(Exchange(Path(plan.folder)))
+    report_compiled_models(Exchange(Path(plan.folder)))
     omit_prefixes_in_json()
     inspect_models_in_forks()
     make_calls_cheap()

@@ -135,7 +135,7 @@ class CompileCache:
             while not self._exchange.has_early() and not self._is_over.wait(_POLLED_EVERY_S):
                 pass
             if (early := self._exchange.read_early()) is not None and early["compiles"]:
-                self._foretell(state, early)
+                self._forecast(state, early)
         except Exception as err:  # noqa: BLE001 - a start without `require` goes on, whatever it is
             logger.warning("the cache of compiled models cannot be examined: %s", err)
             self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
@@ -194,7 +194,7 @@ class CompileCache:
         found = local.read_records(self._exchange.found_folder)
         self._records += [record for record in found if record.archive_name not in known]
 
-    def _foretell(self, state: StartState, early: Mapping[str, Any]) -> None:
+    def _forecast(self, state: StartState, early: Mapping[str, Any]) -> None:
         wanted = self._wanted(early["digest"], early["factors"])
         if not any(self._is_usable(record) and why_no_fit(wanted, record) is None for record in self._records):
             self._fetch(wanted.digest)

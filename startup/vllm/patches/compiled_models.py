@@ -88,20 +88,20 @@ class _State:
     is_prepared = False
 
 
-def tell_compiled_models(exchange: "Exchange") -> None:
+def report_compiled_models(exchange: "Exchange") -> None:
     """Makes this process and its forks, if they become workers, tell what vLLM loads or compiles."""
     _State.exchange = exchange
     prepare_compiled_models()
 
 
 def prepare_compiled_models() -> None:
-    """Prepares vLLM's modules, which are imported from now on, for `tell_compiled_models`."""
+    """Prepares vLLM's modules, which are imported from now on, for `report_compiled_models`."""
     if COMPILED_MODELS.applies and not _State.is_prepared:
         _State.is_prepared = True
         wrap_after_import(_ENVIRONMENT, _with_hardware, COMPILED_MODELS)
         wrap_after_import(_GET_FACTORS, _note_factors, COMPILED_MODELS)
         wrap_after_import(_HASH_TEXT, _note_text, COMPILED_MODELS)
-        wrap_after_import(_INIT_DEVICE, _tell_early, COMPILED_MODELS)
+        wrap_after_import(_INIT_DEVICE, _report_early, COMPILED_MODELS)
         after_import(_DECORATORS, _replace_load, COMPILED_MODELS)
         wrap_after_import(_COMPILE, _with_record, COMPILED_MODELS)
 
@@ -225,13 +225,13 @@ class _Failures(logging.Filter):
         return True
 
 
-def _tell_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def init_and_tell(self: Any) -> Any:
         result = init_device(self)
         config = self.vllm_config
         if _State.exchange is not None and (factors := _factors_if_known(config)) is not None:
             compiles = int(config.compilation_config.mode or 0) not in _NOT_CACHED
-            refusal = _State.exchange.tell_early(compiles=compiles, digest=factors.digest, factors=factors.groups)
+            refusal = _State.exchange.report_early(compiles=compiles, digest=factors.digest, factors=factors.groups)
             if refusal is not None:
                 raise RuntimeError(f"{REFUSED}, because {refusal}")
         return result

@@ -114,14 +114,14 @@ def test_a_method_is_believed_that_has_seen_a_page(make_file, monkeypatch, found
 
 def test_a_kernel_that_reports_untouched_memory_as_resident_is_not_believed(make_file, monkeypatch):
     monkeypatch.setattr(FileMapping, "num_resident", lambda _: 1)
-    monkeypatch.setattr(residency, "_kernel_tells", residency._kernel_tells.__wrapped__)
+    monkeypatch.setattr(residency, "_kernel_reports", residency._kernel_reports.__wrapped__)
     with ResidencyProbe(str(make_file("f", 1))) as probe:
         assert probe.method is None
 
 
 def test_without_mincore_the_other_methods_are_used(make_file, monkeypatch):
     monkeypatch.setattr(FileMapping, "num_resident", lambda mapping: refuse(-1, 0, mapping.size))
-    monkeypatch.setattr(residency, "_kernel_tells", residency._kernel_tells.__wrapped__)
+    monkeypatch.setattr(residency, "_kernel_reports", residency._kernel_reports.__wrapped__)
     monkeypatch.setattr(residency, "by_cachestat", refuse)
     monkeypatch.setattr(residency, "_sights", {})
     with ResidencyProbe(str(make_file("f", 1))) as probe:
