@@ -17,7 +17,12 @@ from tests.support.generated_docs import PAGES as GENERATED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+ROOMS = [
+    ROOT / "router" / "README.md",
+    *sorted(ROOT.glob("startup/*/README.md")),
+    *sorted(ROOT.glob("server/*/README.md")),
+]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOMS]
 _MAX_CELL_CHARS = 200
 _PACKAGES = ("vllm_cli", "router", "startup", "server", "base", "envs", "tests", "tools")
 _MODULES = [f"/{path.relative_to(ROOT)}" for package in _PACKAGES for path in (ROOT / package).rglob("*.py")]
@@ -27,6 +32,12 @@ def _prose(path: Path) -> list[str]:
     """The lines outside of code blocks and tables."""
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [line for line in text.splitlines() if not line.startswith("|")]
+
+
+def test_every_room_has_a_page_of_at_most_60_lines():
+    packages = {path.parent for name in ("startup", "server") for path in ROOT.glob(f"{name}/*/__init__.py")}
+    assert {page.parent for page in ROOMS} == {*packages, ROOT / "router"}
+    assert [page for page in ROOMS if len(page.read_text().splitlines()) > 60] == []
 
 
 def test_readme_is_short():
@@ -60,9 +71,12 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_page_is_linked_from_the_readme():
-    text = README.read_text()
-    assert [page.name for page in PAGES if f"({page.relative_to(ROOT)}" not in text] == []
+def test_every_page_is_linked_from_the_readme_and_the_page_of_a_room_from_the_architecture():
+    text, rooms = README.read_text(), (ROOT / "docs" / "dev" / "architecture.md").read_text()
+    links = {
+        page: f"(../../{page.relative_to(ROOT)}" if page in ROOMS else f"({page.relative_to(ROOT)}" for page in PAGES
+    }
+    assert [page for page, link in links.items() if link not in (rooms if page in ROOMS else text)] == []
 
 
 def test_nothing_tells_to_install_this_project_from_a_package_index():

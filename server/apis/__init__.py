@@ -1,1 +1,1 @@
-"""One folder per API, with its bodies beside its serving. Routes: `server/http/routes/table.py`."""
+"""One folder or file per API, with its bodies beside its serving. Routes: `server/http/routes/table.py`."""

@@ -11,14 +11,14 @@ from base.lifecycle import StartView
 from server.terms.types import EngineStats
 from server.text.renderers.images.processor_cache import ProcessorCache
 
-if TYPE_CHECKING:  # the responder imports this module, and must not import libraries of the renderer
+if TYPE_CHECKING:
     from server.text.renderers.base import RendererPool
 
 LABELS = ("model_name", "engine")
 ENGINE = "0"
 """The value of the label `engine`."""
 
-_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "max_held_bytes")
 
 Values = Mapping[tuple[str, ...], float]
 """Labels of each series -> its value."""
