@@ -20,6 +20,7 @@ from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, assert_gone
+from tests.support.program import READY_S
 from tests.support.tiers import slow_but_for
 from tests.support.waiting import wait_until
 
@@ -114,7 +115,7 @@ def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path
     """Its C code calls `hash` on a message's types, and drops every error of it."""
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:
-        assert server.process.wait(GONE_S) == 130
+        assert server.process.wait(READY_S) == 130
         assert "Traceback" not in server.log
 
 

@@ -180,12 +180,17 @@ def _hook_uvicorn(
     def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
 
+        async def startup_and_release(self: Any, sockets: Any) -> None:
+            await startup(self, sockets)
+            if signals is not None:  # the responder may answer before `on_ready`
+                signals.release()
+
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
             probes = _create_probes(self, sockets, responder)
             if DRAIN.applies:
                 drain_before_shutdown(self, sockets, probes, stopping, signals)
             if probes is not None:
-                await probes.start(self, lambda: startup(self, sockets), on_serving)
+                await probes.start(self, lambda: startup_and_release(self, sockets), on_serving)
             else:
                 on_serving()
                 await startup(self, sockets)

@@ -80,6 +80,16 @@ def rewrite(fake: Path, old: str, new: str) -> Path:
     return fake
 
 
+def changed_program(folder: Path, part: str, old: str, new: str) -> tuple[Path, dict[str, str]]:
+    """The folder of a copy of this program, changed in a file or folder, and the environment that runs it."""
+    root = folder / "ours"
+    for name in ("base", "envs", "router", "startup", "vllm_cli", "server"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [root / part] if part.endswith(".py") else (root / part).rglob("*.py"):
+        path.write_text(path.read_text().replace(old, new))
+    return root, environment(folder, PYTHONPATH=f"{FAKE}:{root}")
+
+
 class FakeStart(Server):
     """One launcher with all its processes; the `with` block checks that none of them is left."""
 

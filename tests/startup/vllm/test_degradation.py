@@ -11,9 +11,8 @@ from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.plain_start import plain_start_reason
 from tests.startup.vllm.fake_start import (
-    FAKE,
-    ROOT,
     FakeStart,
+    changed_program,
     environment,
     prepend,
     rewrite,
@@ -194,12 +193,7 @@ _BREAKS: Final = {
 @pytest.mark.parametrize("part", _BREAKS)
 def test_vllm_starts_when_a_part_of_the_forkserver_is_broken(part, folder):
     """Its processes are new programs then."""
-    root = folder / "ours"
-    for name in ("base", "envs", "router", "startup", "vllm_cli", "server"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    old, new = _BREAKS[part]
-    rewrite(root / "startup" / "ground" / "processes", old, new)
-    env = environment(folder, PYTHONPATH=f"{FAKE}:{root}")
+    root, env = changed_program(folder, "startup/ground/processes", *_BREAKS[part])
     with FakeStart(folder, env=env, cwd=root) as start:
         state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"

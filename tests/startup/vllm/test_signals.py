@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
+from tests.startup.vllm.fake_start import FakeStart, changed_program, environment, prepend, rewrite, variant
 from tests.support.http_client import RawClient, ask
 from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
 from tests.support.processes import shared_memory, stopped
@@ -44,6 +44,16 @@ def _hang(fake: Path) -> None:
 
 def _importing(module: str, code: str, phase: str) -> _Stage:
     return _Stage(phase, (), lambda fake: prepend(fake, module, code), ("waits here",))
+
+
+def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
+    """It may come before the launcher knows that the server accepts."""
+    last = "        server.main_loop = self._ending_after(server.main_loop)\n"
+    late = f"{last}        await asyncio.sleep(1)\n"
+    root, env = changed_program(folder, "startup/vllm/probes/serving_probes.py", last, late)
+    with FakeStart(folder, env=env, cwd=root) as start:
+        assert start.wait_ready().terminate(signal.SIGINT) == 0
+        start.wait_all_gone()
 
 
 _STAGES = {
