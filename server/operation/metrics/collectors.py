@@ -18,7 +18,7 @@ LABELS = ("model_name", "engine")
 ENGINE = "0"
 """The value of the label `engine`."""
 
-_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens", "max_held_bytes")
+_REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
 
 Values = Mapping[tuple[str, ...], float]
 """Labels of each series -> its value."""

@@ -180,17 +180,12 @@ def _hook_uvicorn(
     def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
 
-        async def startup_and_release(self: Any, sockets: Any) -> None:
-            await startup(self, sockets)
-            if signals is not None:  # the responder may answer before `on_ready`
-                signals.release()
-
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
             probes = _create_probes(self, sockets, responder)
             if DRAIN.applies:
                 drain_before_shutdown(self, sockets, probes, stopping, signals)
             if probes is not None:
-                await probes.start(self, lambda: startup_and_release(self, sockets), on_serving)
+                await probes.start(self, lambda: _startup_and_release(startup(self, sockets), signals), on_serving)
             else:
                 on_serving()
                 await startup(self, sockets)
@@ -213,6 +208,13 @@ def _hook_uvicorn(
     wrap_after_import(_STARTUP, wrap_startup, SERVING)
     wrap_after_import(_SHUTDOWN, wrap_shutdown, SERVING)
     _hook_end()
+
+
+async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | None) -> None:
+    """Gives uvicorn the signals before the responder passes connections on; `on_ready` may come later."""
+    await startup
+    if signals is not None:
+        signals.release()
 
 
 def _hook_end() -> None:
