@@ -113,7 +113,7 @@ def test_the_wheel_has_one_name_and_every_file_of_the_packages(wheel):
         path.relative_to(ROOT).as_posix()
         for top in ("vllm_cli", *_INSIDE)
         for path in (ROOT / top).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix not in (".pyc", ".md")
     }
     inside = {name if name.startswith("vllm_cli/") else f"vllm_cli/packages/{name}" for name in files}
     assert {name for name in names if ".dist-info/" not in name} == inside
