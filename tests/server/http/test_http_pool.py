@@ -23,19 +23,23 @@ def pool_waits(renderer):
 
 @pytest.fixture
 def busy_pool(renderer, server, wait_until):
-    """Keeps the only thread of the pool busy until the event is set; asserts an idle pool afterwards."""
+    """Keeps the only thread of the pool busy until the event is set; the pool is idle before and after it."""
     has_begun, release = threading.Event(), threading.Event()
 
     def hold():
         has_begun.set()
         return release.wait(PATIENT_S)
 
+    def is_idle():
+        return server.parts.running.num_running == renderer.pools["text"].num_waiting == 0
+
+    wait_until(is_idle)  # a client of the test before may have left just now
     done = renderer.pools["text"].submit(hold)
     assert has_begun.wait(PATIENT_S)
     yield release
     release.set()
     assert done.result()
-    wait_until(lambda: server.parts.running.num_running == renderer.pools["text"].num_waiting == 0)
+    wait_until(is_idle)
 
 
 def test_a_small_request_is_one_call_in_the_pool(server, pool_waits):
