@@ -47,7 +47,8 @@ def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
 
 
 def test_an_image_reaches_the_engine_with_its_tokens(vision):
-    answer = vision.client().chat.completions.create(model="smol", messages=_messages(_url()))
+    with vision.client() as client:
+        answer = client.chat.completions.create(model="smol", messages=_messages(_url()))
     assert answer.choices[0].message.content == "a cat"
     ((token_ids, _),) = vision.engine.requests.values()
     (inputs,) = vision.engine.inputs.values()
@@ -77,11 +78,11 @@ def test_an_image_of_a_message_is_that_of_a_chat(vision, is_result):
 
 
 def test_an_image_of_a_response_stays_in_the_conversation(vision):
-    client = vision.client()
     content: Any = [{"type": "input_image", "image_url": _url()}, {"type": "input_text", "text": "What is it?"}]
-    first = client.responses.create(model="smol", input=[{"role": "user", "content": content}])
-    assert first.output_text == "a cat"
-    client.responses.create(model="smol", input="Which colour?", previous_response_id=first.id)
+    with vision.client() as client:
+        first = client.responses.create(model="smol", input=[{"role": "user", "content": content}])
+        assert first.output_text == "a cat"
+        client.responses.create(model="smol", input="Which colour?", previous_response_id=first.id)
     one, other = vision.engine.inputs.values()
     assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
 
