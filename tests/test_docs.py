@@ -24,8 +24,9 @@ ROOMS = [
 ]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOMS]
 _MAX_CELL_CHARS = 200
-_PACKAGES = ("vllm_cli", "router", "startup", "server", "base", "envs", "tests", "tools")
-_MODULES = [f"/{path.relative_to(ROOT)}" for package in _PACKAGES for path in (ROOT / package).rglob("*.py")]
+_MODULES = [
+    f"/{path.relative_to(ROOT)}" for package in (*PACKAGES, "tests", "tools") for path in (ROOT / package).rglob("*.py")
+]
 
 
 def _prose(path: Path) -> list[str]:

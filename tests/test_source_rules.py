@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from startup.ground.logs.setup import PACKAGES
+
 ROOT: Final = Path(__file__).parents[1]
-PACKAGES: Final = ("base", "envs", "router", "server", "startup", "vllm_cli")
 
 POSSESSIVE: Final = re.compile(r"[*+?}]\+|\(\?>")
 _SETS: Final = re.compile(r"\[\^?\]?[^\]]*\]")

@@ -28,9 +28,8 @@ class Size(NamedTuple):
     @classmethod
     def of(cls, root: Path, package: str) -> Self:
         """That of the files in git: Markdown in `docs`, Python elsewhere."""
-        pattern = f"{package}/*.md" if package == "docs" else f"{package}/*.py"
         listed = subprocess.run(
-            ["git", "ls-files", "-z", pattern], cwd=root, check=True, capture_output=True, text=True
+            ["git", "ls-files", "-z", _pattern(package)], cwd=root, check=True, capture_output=True, text=True
         )
         paths = [root / name for name in listed.stdout.split("\0") if name]
         found = [path.read_bytes().count(b"\n") for path in paths if path.exists()]
@@ -39,12 +38,14 @@ class Size(NamedTuple):
     @classmethod
     def at_main(cls, root: Path, package: str) -> Self | None:
         """The same at the last commit on main; None if this clone does not have that branch."""
-        pattern = f"{package}/*.md" if package == "docs" else f"{package}/*.py"
-        counted = subprocess.run(
-            ["git", "grep", "-c", "", "main", "--", pattern], cwd=root, capture_output=True, text=True, check=False
-        )
+        command = ["git", "grep", "-c", "", "main", "--", _pattern(package)]
+        counted = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         found = [int(line.rpartition(":")[2]) for line in counted.stdout.splitlines()]
         return cls(sum(found), len(found)) if counted.returncode < 2 else None
+
+
+def _pattern(package: str) -> str:
+    return f"{package}/*.md" if package == "docs" else f"{package}/*.py"
 
 
 def read_table(text: str) -> dict[str, Size]:

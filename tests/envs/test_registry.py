@@ -10,8 +10,8 @@ from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unkno
 from envs.replacements import LIMITS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError, parse_duration
+from startup.ground.logs.setup import PACKAGES
 
-PACKAGES = ("vllm_cli", "router", "startup", "server", "base", "envs")
 ROOT = Path(__file__).parents[2]
 
 

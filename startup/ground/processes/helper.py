@@ -63,7 +63,7 @@ class Helper:
         self._events = self._process.stdout
         self._poll = select.poll()
         self._poll.register(self._events, select.POLLIN)
-        self._received = b""
+        self._received = bytearray()
         self._is_killed = False
         with suppress(BrokenPipeError), self._process.stdin as stdin:
             pickle.dump(job, stdin)
@@ -104,8 +104,8 @@ class Helper:
         end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "big")
         if len(self._received) < max(end, _LENGTH_BYTES + 1):
             return None
-        content, self._received = self._received[_LENGTH_BYTES:end], self._received[end:]
-        event: object = pickle.loads(content)
+        event: object = pickle.loads(memoryview(self._received)[_LENGTH_BYTES:end])
+        del self._received[:end]
         return event
 
     def _wait(self) -> str:

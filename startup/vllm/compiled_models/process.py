@@ -11,7 +11,6 @@ from startup.vllm.compiled_models.record import CompiledModel
 
 _LATE: Final = "fetching is given up after {:.0f} s: check that the location answers, and how fast"
 _LEAST_LIMIT_S: Final = 30.0
-_POLLED_EVERY_S: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,8 @@ class SharingProcess:
         """Waits for the report; a fetch that takes longer than 30 s and than compiling took is ended."""
         begin_s, limit_s = time.monotonic(), self._limit_s
         try:
-            while time.monotonic() - begin_s < limit_s:
-                event = self._helper.receive(_POLLED_EVERY_S)
+            while (left_s := begin_s + limit_s - time.monotonic()) > 0:
+                event = self._helper.receive(left_s)
                 if isinstance(event, SharingReport):
                     return event
                 if isinstance(event, float):

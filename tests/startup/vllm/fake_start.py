@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from envs.registry import OWN_PREFIX, variables
+from startup.ground.logs.setup import PACKAGES
 from tests.support.ports import free_port
 from tests.support.program import Server
 
@@ -73,20 +74,19 @@ def without_forks(folder: Path, version: str) -> Path:
     return rewrite(fake, '        set_process_title(f"Worker', f'        {refuses}\n        set_process_title(f"Worker')
 
 
-def rewrite(fake: Path, old: str, new: str) -> Path:
+def rewrite(copy: Path, old: str, new: str) -> Path:
     """Replaces a text in every module of a copy."""
-    for path in fake.rglob("*.py"):
+    for path in copy.rglob("*.py"):
         path.write_text(path.read_text().replace(old, new))
-    return fake
+    return copy
 
 
 def changed_program(folder: Path, part: str, old: str, new: str) -> tuple[Path, dict[str, str]]:
-    """The folder of a copy of this program, changed in a file or folder, and the environment that runs it."""
+    """A copy of this program, changed in the modules of a folder, and the environment that runs it."""
     root = folder / "ours"
-    for name in ("base", "envs", "router", "startup", "vllm_cli", "server"):
+    for name in PACKAGES:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [root / part] if part.endswith(".py") else (root / part).rglob("*.py"):
-        path.write_text(path.read_text().replace(old, new))
+    rewrite(root / part, old, new)
     return root, environment(folder, PYTHONPATH=f"{FAKE}:{root}")
 
 

@@ -50,7 +50,7 @@ def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
     """It may come before the launcher knows that the server accepts."""
     last = "        server.main_loop = self._ending_after(server.main_loop)\n"
     late = f"{last}        await asyncio.sleep(1)\n"
-    root, env = changed_program(folder, "startup/vllm/probes/serving_probes.py", last, late)
+    root, env = changed_program(folder, "startup/vllm/probes", last, late)
     with FakeStart(folder, env=env, cwd=root) as start:
         assert start.wait_ready().terminate(signal.SIGINT) == 0
         start.wait_all_gone()
