@@ -13,8 +13,8 @@ from base.machine.processes import is_alive
 from startup.ground.errors import StartupError
 from startup.ground.logs.setup import configure_logging, log_options_of_environment
 from startup.ground.serve_words import is_vllm_installed
-from startup.standby import places
-from startup.standby.places import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
+from startup.standby import sockets
+from startup.standby.sockets import EMBEDDED, TEMPLATE_KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.words.errors import InputError
 from startup.words.param_types import ByteSize
@@ -22,7 +22,7 @@ from vllm_cli.terminal import Reporter, align
 
 NOT_RUNNING: Final = 1
 
-_GROUPS: Final = {"vllm": (VLLM_EAGER, VLLM_COMPILED), **{kind: (kind,) for kind in KINDS}}
+_GROUPS: Final = {"vllm": (VLLM_EAGER, VLLM_COMPILED), **{kind: (kind,) for kind in TEMPLATE_KINDS}}
 _POLL_S: Final = 0.1
 
 
@@ -83,6 +83,8 @@ def standby(  # noqa: PLR0913 - one argument per option
     options = StandbyOptions(kinds=kinds, models=models, idle_exit_s=idle_exit_s, max_memory_bytes=max_memory_bytes)
 
     def run() -> int:
+        if is_detached:
+            os.chdir(sockets.module_folder() or os.curdir)
         configure_logging(log_options_of_environment(), role="standby")
         return run_standby(options)
 
@@ -135,10 +137,10 @@ def _detach(run: Callable[[], int]) -> int:
     from vllm_cli.detached_start import detach  # noqa: PLC0415 - slow to import for --help
 
     try:
-        os.close(places.create_folder())
-    except (OSError, places.UnsafeFolderError) as err:
-        raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
-    path = Path(places.socket_folder(), "standby.log")
+        os.close(sockets.create_folder())
+    except (OSError, sockets.UnsafeFolderError) as err:
+        raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
+    path = Path(sockets.socket_folder(), "standby.log")
     log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
     return detach(run, path, log, _wait)
 
