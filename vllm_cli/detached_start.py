@@ -16,7 +16,7 @@ import click
 from base.exit_codes import OK, START_FAILED
 from base.machine.processes import is_alive
 from startup.ground.errors import StartupError
-from startup.ground.run_record import MODE, read_records, record_folder
+from startup.ground.run_record import MODE, read_run_records, record_folder
 from startup.words.secret_flags import without_flags
 from vllm_cli.client.running_servers import address_of
 from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
@@ -121,7 +121,7 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
         phase = (polled.phase or "starting").replace("_", " ")
         reporter.update(f"{time.monotonic() - begin_s:6.1f} s  {phase}{polled.describe_rest()}", phase)
 
-    while (record := next((each for each in read_records() if pid in (each.pid, each.front_pid)), None)) is None:
+    while (record := next((each for each in read_run_records() if pid in (each.pid, each.front_pid)), None)) is None:
         if not is_alive(pid):
             return None
         show(Readiness("absent"), 0)

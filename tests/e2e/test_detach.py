@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from base.machine.processes import child_pids
-from startup.ground.run_record import read_records
+from startup.ground.run_record import read_run_records
 from tests.startup.vllm.fake_start import environment, short_folder
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.cli import run_cli
@@ -89,7 +89,7 @@ def test_a_signal_during_the_wait_ends_the_start(number, tiny_llama, tmp_path):
 
         def has_begun() -> bool:
             found[:] = [pid for pid in child_pids(waiting.pid) if os.getsid(pid) == pid]
-            return bool(found) and any(record.pid in found for record in read_records())
+            return bool(found) and any(record.pid in found for record in read_run_records())
 
         wait_until(has_begun)
         waiting.send_signal(number)
