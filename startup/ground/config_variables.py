@@ -8,6 +8,7 @@ import re
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from base.json_depth import read_json
 from envs import foreign
 
 _REFERENCE: Final = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?)([-?])([^{}]*))?\}")
@@ -36,7 +37,7 @@ def replace_variables(text: str) -> Replaced:
     import yaml
 
     missing: list[str] = []
-    with suppress(yaml.YAMLError, RecursionError):  # whoever reads the file reports it
+    with suppress(yaml.YAMLError, RecursionError, ValueError):  # whoever reads the file reports it
         settings = yaml.safe_load(text)
         replaced = _replace(settings, "", missing)
         if replaced != settings:
@@ -73,7 +74,7 @@ def _replace(value: Any, key: str, missing: list[str]) -> Any:
 def _with_type(text: str) -> Any:
     """What JSON would write in another way, as the version 1.10, stays a text."""
     with suppress(ValueError, RecursionError):
-        parsed = json.loads(text)
+        parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:
             return parsed
     return text

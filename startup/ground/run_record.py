@@ -101,9 +101,7 @@ def _read(path: str) -> RunRecord | None:
 
 
 def record_folder() -> str:
-    """The folder of records, and of logs of `serve --detach`.
-
-    Raises OSError if it cannot be created, or if others may enter it."""
+    """Has logs, too; raises OSError if it cannot be created, or if others may enter it."""
     path = _FOLDER.format(user=os.geteuid())
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)  # noqa: PTH102

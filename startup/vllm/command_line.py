@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -243,15 +243,14 @@ def run_vllm(words: Sequence[str], command: str = "serve") -> int:
     """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
     with ExitStack() as stack:
         if command == "serve":
-            words = stack.enter_context(_with_variables(words))
+            words = _with_variables(words, stack)
         sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), command, *words]  # noqa: PTH118, PTH120
         _find_main()()
     return 0
 
 
-@contextmanager
-def _with_variables(words: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The words with another file of `--config`, if variables are replaced in it.
+def _with_variables(words: Sequence[str], stack: ExitStack) -> Sequence[str]:
+    """The words with another file of `--config`, if variables are replaced in it; the stack removes it.
 
     It is in memory, as values may be secrets, and has a name that vLLM takes.
     """
@@ -262,15 +261,18 @@ def _with_variables(words: Sequence[str]) -> Iterator[Sequence[str]]:
     for line in replaced.missing:
         logger.warning("%s: %s: vLLM gets the text as it is", _CONFIG, line)
     if replaced.text == text:
-        yield words
-        return
+        return words
     place = words.index(_CONFIG) + 1
-    with own_folder() as folder, os.fdopen(os.memfd_create(_CONFIG), "w") as file:
+    try:
+        name = stack.enter_context(own_folder()) / f"config{Path(words[place]).suffix}"
+        file = stack.enter_context(os.fdopen(os.memfd_create(_CONFIG), "w"))
         file.write(replaced.text)
         file.flush()
-        name = folder / f"config{Path(words[place]).suffix}"
         name.symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
-        yield [*words[:place], str(name), *words[place + 1 :]]
+    except OSError as err:
+        logger.warning("%s: vLLM gets %s without the values of variables: %s", _CONFIG, words[place], err)
+        return words
+    return [*words[:place], str(name), *words[place + 1 :]]
 
 
 def run_plain_vllm(words: Sequence[str], command: str = "serve") -> int:

@@ -100,6 +100,7 @@ class RunningStandby:
     """PSS: pages that it shares with servers count in part."""
     pids: tuple[int, ...]
     """The process that was started first."""
+    log: str | None = None
     owner_pid: int | None = None
     """The `vllm-cli serve` (`--idle-stop`, or with several models) that alone uses it."""
 
@@ -114,7 +115,7 @@ class RunningStandby:
             "memory_bytes": self.memory_bytes,
             "pids": list(self.pids),
             "forked_pid": None,
-            "log": None,
+            "log": self.log,
             "owner_pid": self.owner_pid,
         }
 
@@ -252,6 +253,7 @@ def _describe_standby(record: RunRecord) -> RunningStandby:
         uptime_s=process_age_s(record.pid) or 0.0,
         memory_bytes=sum(map(pss_bytes, pids)),
         pids=pids,
+        log=_log_of(record.pid),
         owner_pid=record.owner_pid,
     )
 

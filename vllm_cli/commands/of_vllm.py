@@ -15,7 +15,7 @@ class VllmCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps all words for `invoke`."""
         former = " ".join((ctx.info_name or "", *args[:1]))
-        if former in REPLACEMENTS:
+        if former in REPLACEMENTS and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}{did_you_mean(former, ())}.")
         ctx.args = args
         return []

@@ -18,8 +18,8 @@ def ps(*, is_json: bool) -> int:
     model is stopped (`serve --idle-stop`) has STATE stopped; the standby that it keeps is a line of its own.
 
     A server with several models (`serve --models`, `serve A B`) is one line with all its processes, and one
-    for each of its models. UP is then how long the model has been in its STATE. LOG is the file that a server
-    writes to, if it is one (`serve --detach`, `2> FILE`).
+    for each of its models. UP is then how long the model has been in its STATE. LOG is the file to which a
+    process writes its errors, if it is one (`serve --detach`, `2> FILE`).
 
     \b
     Examples:
@@ -78,7 +78,16 @@ def _model_row(model: RouterModel) -> tuple[str, ...]:
 def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
     memory = _size(standby.memory_bytes)
     model = "-" if standby.owner_pid is None else f"of {standby.owner_pid}"
-    return (str(standby.pid), "-", standby.state, _duration(standby.uptime_s), memory, "standby", model, "-")
+    return (
+        str(standby.pid),
+        "-",
+        standby.state,
+        _duration(standby.uptime_s),
+        memory,
+        "standby",
+        model,
+        standby.log or "-",
+    )
 
 
 def _size(num_bytes: int) -> str:

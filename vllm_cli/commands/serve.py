@@ -12,6 +12,7 @@ from startup.ground import start_origin
 from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
 from startup.ground.errors import StartupError
 from startup.ground.serve_words import ServeWords, has_several_models, is_for_information
+from startup.words.errors import InputError
 from startup.words.screening import show_notices
 from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
 from vllm_cli.commands.of_vllm import vllms_own
@@ -46,11 +47,9 @@ _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
     own = ServeWords(words := ctx.meta[WORDS]).own
-    if (
-        ("--detach" in own or ctx.params.get("detach"))
-        and "--preflight-only" not in own
-        and not is_for_information(words)
-    ):
+    if ctx.params.get("detach") and "--detach" not in own:  # a standby may have forked this process already
+        raise InputError("Write --detach in full.")
+    if "--detach" in own and "--preflight-only" not in own and not is_for_information(words):
         from vllm_cli.detached_start import start_detached  # noqa: PLC0415 - slow to import for --help
 
         return start_detached(words)

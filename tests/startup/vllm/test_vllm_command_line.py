@@ -1,5 +1,6 @@
 """The launcher reads model and address from vLLM's command line, and whether it has a port to listen on."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch)
     path.write_text("model: ${WHERE}/model\nport: ${OTHER:-8001}\n")
     given = ["--enforce-eager", "--config", str(path), "--port", "1"]
     assert CommandLine.of(given[:3]).model == "org/model"
-    with command_line._with_variables(given) as words:
+    with ExitStack() as stack:
+        words = command_line._with_variables(given, stack)
         replaced = Path(words[2])
         assert [*words[:2], *words[3:]] == [*given[:2], *given[3:]]
         assert replaced.suffix == ".yaml"
@@ -161,7 +163,17 @@ def test_vllm_gets_the_users_file_if_nothing_is_replaced(text, tmp_path, monkeyp
     if text is not None:
         path.write_text(text)
     given = ["--config", str(path)]
-    with command_line._with_variables(given) as words:
-        assert words is given
+    with ExitStack() as stack:
+        assert command_line._with_variables(given, stack) is given
     is_missing = text == "model: ${WHERE}\n"
     assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
+
+
+def test_without_a_folder_for_temporary_files_vllm_gets_the_users_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WHERE", "org")
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: ${WHERE}/model\n")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with ExitStack() as stack:
+        assert command_line._with_variables(["--config", str(path)], stack) == ["--config", str(path)]
+    assert "without the values of variables: " in caplog.text
