@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
 
 import click
 
@@ -17,11 +18,13 @@ from base.exit_codes import OK, START_FAILED
 from base.machine.processes import is_alive
 from startup.ground.errors import StartupError
 from startup.ground.run_record import MODE, read_run_records, record_folder
-from startup.words.secret_flags import without_flags
+from startup.standby.front_process import serve_warm
 from vllm_cli.client.running_servers import address_of
 from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
 from vllm_cli.supervised_command import last_lines
 from vllm_cli.terminal import Reporter
+
+T = TypeVar("T")
 
 _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
@@ -31,29 +34,31 @@ _STOP_S: Final = 60.0
 """How long a start that is broken off may take to end."""
 
 
-def start_detached(words: Sequence[str]) -> int:
-    """Returns 0 when the server is ready, else the exit code of its start; in the fork, the server's.
+def start_detached(words: Sequence[str]) -> int | None:
+    """Returns 0 when the server is ready, else the exit code of its start.
+
+    In the fork: the exit code of a server that a standby has forked, else None: it goes on as the server.
 
     Args:
-        words: those after `serve`.
+        words: those after `serve`, without --detach.
     """
     path, log = _create_log()
-    return detach(lambda: _serve(without_flags(words, ("--detach",))), path, log, _wait)
+    return detach(partial(_begin_again, words), path, log, _wait)
 
 
-def detach(run: Callable[[], int], path: Path, log: IO[bytes], wait: Callable[[int, Reporter], str | None]) -> int:
+def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int, Reporter], str | None]) -> int | T:
     """Runs a function in a fork, in a session of its own; Ctrl-C and SIGTERM during the wait end it.
 
     To be called by a process with one thread. It returns twice. A new program, in place of a fork, would show
     the secrets of the command line again.
 
     Args:
-        run: returns the exit code of the fork.
+        run: its result is that of this function in the fork.
         path: of the log.
         log: for the fork's output; it is closed here.
         wait: gets the fork's process id; returns a text as soon as it is ready, and None if it has ended.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     pid = os.fork()
     if pid == 0:
@@ -83,14 +88,12 @@ def _enter_session(log: IO[bytes]) -> None:
             os.dup2(source.fileno(), number)
 
 
-def _serve(words: Sequence[str]) -> int:
-    """Runs `serve` as if this process had been started with these words."""
-    from vllm_cli.__main__ import main  # noqa: PLC0415 - it has called this module
-
+def _begin_again(words: Sequence[str]) -> int | None:
+    """What the process has done before the command was parsed, as if it had been started with these words."""
     words = ["serve", *words]
     sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] = words
     sys.argv[1:] = words
-    return main()
+    return serve_warm(words[1:])
 
 
 def _create_log() -> tuple[Path, IO[bytes]]:

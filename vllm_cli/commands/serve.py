@@ -14,6 +14,7 @@ from startup.ground.errors import StartupError
 from startup.ground.serve_words import ServeWords, has_several_models, is_for_information
 from startup.words.errors import InputError
 from startup.words.screening import show_notices
+from startup.words.secret_flags import without_flags
 from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
 from vllm_cli.commands.of_vllm import vllms_own
 
@@ -52,7 +53,9 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     if "--detach" in own and "--preflight-only" not in own and not is_for_information(words):
         from vllm_cli.detached_start import start_detached  # noqa: PLC0415 - slow to import for --help
 
-        return start_detached(words)
+        words = ctx.meta[WORDS] = tuple(without_flags(words, ("--detach",)))
+        if (code := start_detached(words)) is not None:
+            return code
     if has_several_models(words):
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
