@@ -11,14 +11,25 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from base.exit_codes import START_FAILED
+from base.exit_codes import START_FAILED, USAGE
 from router.child import Child, ChildPlace
 from router.child_server import ChildProgress
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
 from router.scheduler import Scheduler
-from router.scheduler_terms import NOTHING, Action, Admit, ModelRules, ModelView, Refuse, SchedulerLimits, Start, Stop
+from router.scheduler_terms import (
+    NOTHING,
+    Action,
+    Admit,
+    GiveUp,
+    ModelRules,
+    ModelView,
+    Refuse,
+    SchedulerLimits,
+    Start,
+    Stop,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +96,8 @@ class ModelPool:
         self.is_draining = False
         self.before_stop: Callable[[Child], Awaitable[None]] | None = None
         """Awaited before a process that answers requests, and has none, is asked to end."""
+        self.on_give_up: Callable[[str], None] = lambda _: None
+        """Called with a model that is not started again (`ModelEntry.restart_limit`)."""
         self._only = only
         self._limits = limits
         self._meter = meter
@@ -276,6 +289,8 @@ class ModelPool:
                 case Stop(model):
                     if (child := self._children.get(model)) is not None:
                         child.stop()
+                case GiveUp(model):
+                    self.on_give_up(model)
                 case Admit(ticket):
                     self._admit(ticket)
                 case Refuse(ticket, kind, reason, retry_after_s):
@@ -349,11 +364,16 @@ class ModelPool:
             self._end(name, reason)
 
     def _end(self, name: str, reason: str | None) -> None:
+        is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
         if reason is None:
             logger.info("%s has stopped", name)
-        elif name != self._only or self._has_run(name):  # else its own lines tell why the router ends
+        elif name != self._only or not self._ends_router(name, is_lasting=is_lasting):
             logger.error("%s has failed: %s", name, reason)
-        self._apply(self._scheduler.ended(name, reason, time.monotonic()))
+        self._apply(self._scheduler.ended(name, reason, time.monotonic(), is_lasting=is_lasting))
+
+    def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
+        """Whether the router ends with the only model, whose own lines tell why."""
+        return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
         view = self._scheduler.view_of(name)
@@ -366,6 +386,7 @@ class ModelPool:
             concurrency=entry.concurrency,
             refuses_excess=entry.refuses_excess,
             excludes=entry.excludes,
+            restart_limit=entry.restart_limit,
             need=self._meter.need_of(entry) if self._only is None else NOTHING,
         )
 

@@ -43,6 +43,8 @@ class ModelRecord:
         self.reason = ""
         self.retry_s = -math.inf
         """When it may start again after a failure."""
+        self.is_given_up = False
+        """Whether only a request starts it again after a failure."""
         self._back_off = BackOff()
         self._current: Need | None = None
         """What its process has used when it was measured last."""
@@ -67,8 +69,13 @@ class ModelRecord:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether somebody waits for its start, and it has no process."""
-        return not self.has_process and bool(self.waiting or self.loads)
+        """Whether somebody waits for its start, or it starts again by itself, and it has no process."""
+        return not self.has_process and bool(self.waiting or self.loads or self.will_restart)
+
+    @property
+    def will_restart(self) -> bool:
+        """Whether it has failed and is started again without a request."""
+        return self.state == "failed" and self.rules.restart_limit is not None and not self.is_given_up
 
     @property
     def hungry_since_s(self) -> float:
@@ -77,7 +84,7 @@ class ModelRecord:
         Who waited while an earlier process of the model was stopped for another model begins anew: else the
         model would be started again before the one for which it was stopped.
         """
-        oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=math.inf)
+        oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
         return max(oldest, self.since_s, self.retry_s)
 
     @property
@@ -98,6 +105,12 @@ class ModelRecord:
 
     def is_backing_off(self, now: float) -> bool:
         return self.state == "failed" and now < self.retry_s
+
+    def patience_end_s(self, max_wait_s: float) -> float | None:
+        """When its oldest request has waited too long; None if none waits, or they wait without a limit."""
+        if self.rules.restart_limit is None or not self.waiting:
+            return None
+        return next(iter(self.waiting.values())) + max_wait_s
 
     def retry_after_s(self, now: float) -> int:
         """Whole seconds until a request may start it again, at least 1."""
@@ -149,6 +162,7 @@ class ModelRecord:
 
     def begin_start(self, now: float) -> None:
         self.num_starts += 1
+        self.is_given_up = False
         self.is_stopping = False
         self.short_since_s = None
         self._current = None
@@ -167,7 +181,7 @@ class ModelRecord:
         if self.state != "draining":
             self._enter("draining", now)
 
-    def end_process(self, reason: str | None, now: float) -> None:
+    def end_process(self, reason: str | None, now: float, *, is_lasting: bool) -> None:
         """Its process is gone; a process that was not asked to end has failed."""
         was, since_s = self.state, self.since_s
         self.leases.clear()
@@ -181,6 +195,8 @@ class ModelRecord:
             return
         self.reason = reason or "Its process has ended without being asked to."
         self.retry_s = now + self._back_off.take_s(now - since_s if was == "ready" else 0.0)
+        limit = self.rules.restart_limit
+        self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
         self._enter("failed", now)
 
     def replace(self, rules: ModelRules, now: float) -> None:

@@ -24,6 +24,7 @@ from router.model_record import ModelRecord
 from router.scheduler_terms import (
     Action,
     Admit,
+    GiveUp,
     ModelRules,
     ModelView,
     Need,
@@ -100,17 +101,24 @@ class Scheduler:
             record.has_crashed = record.state == "ready"
         return self._take_actions()
 
-    def ended(self, model: str, reason: str | None, now: float) -> list[Action]:
-        """The process is gone, with all that it started; `reason` is None if it was asked to stop."""
+    def ended(self, model: str, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
+        """The process is gone, with all that it started.
+
+        Args:
+            reason: None if it was asked to stop.
+            is_lasting: the same start would fail again.
+        """
         record = self._models.get(model)
         if record is None or not record.has_process:
             return []
         has_failed_to_start = record.state == "starting"
         for ticket in record.leases:
             del self._tickets[ticket]
-        record.end_process(reason, now)
+        record.end_process(reason, now, is_lasting=is_lasting)
         self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
-        if has_failed_to_start:
+        if record.is_given_up:
+            self._actions.append(GiveUp(model))
+        if record.is_given_up or (has_failed_to_start and not record.will_restart):
             self._refuse_waiting(record, "failed", record.reason, record.retry_after_s(now))
         if record.is_removed:
             del self._models[model]
@@ -130,7 +138,7 @@ class Scheduler:
         record = self._known(ticket, model)
         if record is None:
             return self._take_actions()
-        if record.is_backing_off(now):
+        if record.is_backing_off(now) and not record.will_restart:
             self._refuse(ticket, "failed", record.reason, record.retry_after_s(now))
         elif record.has_free_lease:
             self._admit(ticket, record)
@@ -189,11 +197,13 @@ class Scheduler:
         for record in self._models.values():
             if (end_s := record.ttl_end_s()) is not None and end_s <= now:
                 self._drain_process(record, now)
+            self._refuse_late(record, now)
         return self._decide(now)
 
     def next_tick_s(self, now: float) -> float | None:
         """Seconds until `tick` has something to do; None if only another event can change anything."""
-        ends = (record.ttl_end_s() for record in self._models.values())
+        models, max_wait_s = self._models.values(), self._limits.max_wait_s
+        ends = (end_s for each in models for end_s in (each.ttl_end_s(), each.patience_end_s(max_wait_s)))
         dues = [due_s for due_s in (self._due_s, *ends) if due_s is not None]
         return max(0.0, min(dues) - now) if dues else None
 
@@ -273,6 +283,15 @@ class Scheduler:
                 self._refuse(ticket, kind, reason, retry_after_s)
             queue.clear()
 
+    def _refuse_late(self, record: ModelRecord, now: float) -> None:
+        max_wait_s = self._limits.max_wait_s
+        while (end_s := record.patience_end_s(max_wait_s)) is not None and end_s <= now:
+            ticket, _ = record.waiting.popitem(last=False)
+            del self._tickets[ticket]
+            text = f"{record.name} was not ready within {max_wait_s:g} s (--max-wait)"
+            reason = f"{text}: {record.reason}" if record.reason else f"{text}."
+            self._refuse(ticket, "failed", reason, record.retry_after_s(now))
+
     def _refuse(self, ticket: int, kind: RefusalKind, reason: str, retry_after_s: int | None = None) -> None:
         self._actions.append(Refuse(ticket, kind, reason, retry_after_s))
 
@@ -306,9 +325,9 @@ class Scheduler:
         has_changed = True
         while has_changed:
             self._due_s = None
-            hungry = self._collect_hungry(now)
+            hungry = [] if self._is_ending else self._collect_hungry(now)
             self._release_claims({record.name for record in hungry})
-            has_changed = bool(hungry) and not self._is_ending and self._place(hungry, read_free(), now)
+            has_changed = bool(hungry) and self._place(hungry, read_free(), now)
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[ModelRecord]:
@@ -356,6 +375,7 @@ class Scheduler:
                 for victim in placement.victims:
                     victim.claimed_by = record.name
             case "refuse":
+                record.is_given_up = True  # from now on only a request starts it
                 retry_after_s = max(1, round(self._limits.memory_wait_s))
                 self._refuse_waiting(record, "no_room", placement.text, retry_after_s)
 

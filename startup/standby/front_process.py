@@ -11,7 +11,7 @@ import time
 
 from envs import foreign
 from startup.ground.processes import messages
-from startup.ground.serve_words import ServeWords, has_several_models
+from startup.ground.serve_words import ServeWords, has_several_models, is_behind_router
 from startup.standby import places
 from startup.standby.places import kind_of, peer_of
 
@@ -42,7 +42,7 @@ def serve_warm(words: list[str]) -> int | None:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
     own = ServeWords(words).own
-    if has_several_models(words) or own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP"):
+    if has_several_models(words) or is_behind_router(words):
         return None  # a router is a light process, whose servers may be forked
     mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = kind_of(words) if mode in ("auto", "require") else None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from router.scheduler import Scheduler
-from router.scheduler_terms import Action, Admit, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
+from router.scheduler_terms import Action, Admit, GiveUp, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
 from tests.support.growth import growth
 
 GIB = 1 << 30
@@ -62,9 +62,11 @@ class Story:
         self.now += after_s
         return self._act(self.scheduler.became_ready(model, self.now))
 
-    def ended(self, model: str, reason: str | None = None, after_s: float = 0.0) -> list[Action]:
+    def ended(
+        self, model: str, reason: str | None = None, after_s: float = 0.0, is_lasting: bool = False
+    ) -> list[Action]:
         self.now += after_s
-        return self._act(self.scheduler.ended(model, reason, self.now))
+        return self._act(self.scheduler.ended(model, reason, self.now, is_lasting=is_lasting))
 
     def unload(self, model: str) -> list[Action]:
         return self._act(self.scheduler.unload(model, self.now))
@@ -265,8 +267,40 @@ run a 1; measured a 11; leave 1; unload a; ended a; arrive 2 a > start a
 
 a model that ends by itself is started again for the one that waited
 | a concurrency=1
-run a 1; arrive 2 a; wait 60; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
+run a 1; arrive 2 a; wait 9; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
 arrive 3 a > refuse 3 failed; wait 1 > start a; ready a > admit 2
+
+a model that ends by itself after ten seconds is started again without a pause
+| a
+run a 1; wait 10; ended a killed > nothing; arrive 2 a > start a
+
+a model with a restart limit starts again by itself, and its requests wait, also during a pause
+| a restart_limit=3
+load 1 a > start a; ready a > admit 1; leave 1 > nothing; wait 60 > nothing; ended a killed > start a
+arrive 2 a > nothing; ended a killed > nothing; arrive 3 a > nothing; wait 1 > start a; ready a > admit 2, admit 3
+
+a model with a restart limit is given up after so many failures in a row, and is not started again
+| a restart_limit=2
+load 1 a > start a; ended a killed > nothing; wait 1 > start a; ended a killed > give up a, refuse 1 failed
+wait 600 > nothing
+
+failures before ten good seconds do not count towards the restart limit
+| a restart_limit=2
+load 1 a; ended a killed; wait 1; ready a > admit 1; leave 1; wait 10; ended a killed > start a
+ready a; wait 9; ended a killed > give up a
+
+a failure that would come again is the last one
+| a restart_limit=5
+load 1 a; arrive 2 a; ended a usage is_lasting=1 > give up a, refuse 1 failed, refuse 2 failed
+
+requests for a model with a restart limit wait for max_wait_s, loads as long as it takes
+max_wait_s=5 | a restart_limit=9
+load 1 a > start a; arrive 2 a; wait 4; arrive 3 a; wait 1 > refuse 2 failed; wait 4 > refuse 3 failed
+ready a > admit 1
+
+a model with a restart limit that was stopped stays so until a request comes
+| a restart_limit=9 ttl_s=10
+run a 1; leave 1; wait 10 > stop a; ended a > nothing; wait 600 > nothing; arrive 2 a > start a
 
 ttl counts from the end of the last request and never during a start, llama-swap #289
 | a ttl_s=10
@@ -343,6 +377,8 @@ def words_of(action: Action) -> str:
     match action:
         case Start(model) | Stop(model):
             return f"{type(action).__name__.lower()} {model}"
+        case GiveUp(model):
+            return f"give up {model}"
         case Admit(ticket):
             return f"admit {ticket}"
         case Refuse(ticket, kind):
@@ -509,7 +545,7 @@ def test_a_model_that_dies_soon_after_each_start_pauses_longer():
         story.wait(pause_s)
     story.run("a", 9)
     story.ended("a", "killed", after_s=60.0)
-    assert story.scheduler.view()["a"].retry_at_s == story.now + 1
+    assert story.scheduler.view()["a"].retry_at_s == story.now
 
 
 @pytest.mark.alone

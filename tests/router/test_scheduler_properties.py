@@ -7,8 +7,9 @@ comes back late; a model is loaded or unloaded by hand; the file changes; time p
   the limit of concurrency; or refused once, with a reason, and never after its admission.
 - No process is asked to stop while it has a lease, nor twice. A model is stopped for others only if it is
   ready, not pinned, and has had its minimum stay.
-- A model has at most one process, starts only for a request that waits, and beside none that it excludes. The
-  number of processes, the sum of their needs and the memory that is really free are kept.
+- A model has at most one process, starts only for a request that waits, or after a failure if it has a
+  restart limit, and beside none that it excludes. The number of processes, the sum of their needs and the
+  memory that is really free are kept.
 - States, leases and waiting requests of `view` are those of the world.
 - After a tick there is a pause.
 - When nothing fails any more and no request comes, each waiting one is admitted or refused within the bound
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from router.scheduler import Scheduler
-from router.scheduler_terms import Action, Admit, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
+from router.scheduler_terms import Action, Admit, GiveUp, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
 
 _EPSILON = 1e-6
 _LONGEST_START_S = 4.0
@@ -78,6 +79,8 @@ class World:
         self.counts = Counter[str]()
         self.rules: dict[str, ModelRules] = {}
         self.processes: dict[str, Process] = {}
+        self.failed: set[str] = set()
+        """Models that start again by themselves."""
         self.clients: dict[int, Client] = {}
         self.late_memory = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -164,6 +167,7 @@ class World:
             if (process := self.processes.get(name)) is not None:
                 process.must_end = True
         kept = names & set(self.rules) - changed
+        self.failed &= kept
         self.rules = {name: self.rules[name] if name in kept else self._random_rules(name) for name in sorted(names)}
         self._apply(self.scheduler.set_models(self.rules, self.now, restart=changed))
 
@@ -176,6 +180,7 @@ class World:
             concurrency=choice((None, None, 1, 2)),
             excludes=frozenset({excluded} - {name}) if self.rng.random() < 0.2 else frozenset(),
             need=Need(choice((1, 2, 3, 5, 6, 9))),
+            restart_limit=choice((None, None, None, 1, 3)),
         )
 
     def _pass_time(self) -> None:
@@ -204,6 +209,7 @@ class World:
 
     def _start(self, name: str) -> None:
         estimate = self.rules[name].need.ram_bytes
+        self.failed.discard(name)
         process = Process(name, max(1, estimate + self.rng.choice((-1, 0, 1))))
         self.processes[name] = process
         fails = self.has_faults and self.rng.random() < 0.15
@@ -225,6 +231,9 @@ class World:
             return
         del self.processes[process.model]
         self.late_memory += process.memory
+        rules = self.rules.get(process.model)
+        if reason is not None and not process.must_end and rules is not None and rules.restart_limit is not None:
+            self.failed.add(process.model)
         self._later(self.longest_late_s, lambda: self._give_back(process.memory))
         self._apply(self.scheduler.ended(process.model, reason, self.now))
 
@@ -250,6 +259,9 @@ class World:
                 case Start(model):
                     self._check_start(model)
                     self._start(model)
+                case GiveUp(model):
+                    assert self.rules[model].restart_limit is not None, "requests start it again"
+                    self.failed.discard(model)
                 case Stop(model):
                     self._stop(self.processes[model])
                 case Admit(ticket):
@@ -262,7 +274,7 @@ class World:
     def _check_start(self, name: str) -> None:
         needs = {name: view.need.ram_bytes for name, view in self.scheduler.view().items()}
         assert name not in self.processes, "two processes of one model"
-        assert self._waiting(name), "started for nobody"
+        assert self._waiting(name) or name in self.failed, "started for nobody"
         running = {*self.processes, name}
         assert not self.rules[name].excludes & running, "runs beside a model that it excludes"
         assert len(running) <= (self.limits.max_running or len(running)), "too many run"
