@@ -212,6 +212,8 @@ class ModelPool:
     async def unload(self, name: str) -> None:
         """Returns when the model has stopped, after its running requests; a start is broken off."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
+        if (view := self._scheduler.view_of(name)) is not None and view.num_running:
+            logger.info("%s is to stop after %d requests", name, view.num_running)
         if (run := self._runs.get(name)) is not None:
             await asyncio.wait({run})
 
@@ -300,7 +302,8 @@ class ModelPool:
     def _start(self, model: str) -> None:
         entry = self.entries[model]
         try:
-            self._children[model] = Child(entry, self._place(entry, next(self._child_numbers)))
+            child = self._children[model] = Child(entry, self._place(entry, next(self._child_numbers)))
+            child.is_awaited = lambda: self._scheduler.is_awaited(model)
         except OSError as err:
             reason = f"It cannot be started: {err}"
             asyncio.get_running_loop().call_soon(self._end, model, reason)

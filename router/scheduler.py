@@ -231,6 +231,12 @@ class Scheduler:
         record = self._models.get(model)
         return record is not None and record.is_admitting
 
+    def is_awaited(self, model: str) -> bool:
+        """Whether only its requests keep another model waiting for its memory, or keep it from its stop."""
+        record = self._models.get(model)
+        is_to_stop = record is not None and (record.claimed_by is not None or record.state == "draining")
+        return record is not None and is_to_stop and record.num_requests > 0
+
     # Requests
 
     def _known(self, ticket: int, model: str) -> ModelRecord | None:

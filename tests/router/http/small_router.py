@@ -29,6 +29,8 @@ _IDLE_S = 60.0
 class SmallChild:
     """A model's server, without a process."""
 
+    fault = ""
+
     def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
         self.base_url = base_url
         self.connector = (
