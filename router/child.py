@@ -56,7 +56,7 @@ class Child:
         """Raises OSError if no port is free."""
         self.entry = entry
         self.progress = ChildProgress("starting")
-        self._has_served = False
+        self.has_served = False
         self.process: ChildProcess | None = None
         self.exit_code: int | None = None
         """-N after signal N; None until the process has ended, and if there was none."""
@@ -120,7 +120,7 @@ class Child:
         """
         try:
             reason = await self._until_it_ends(on_ready, before_stop)
-            if self._has_served and not self._wants_stop.is_set():
+            if self.has_served and not self._wants_stop.is_set():
                 on_crash()
         finally:
             self.exit_code = await self._finish()
@@ -183,7 +183,7 @@ class Child:
                 if not ready.done():
                     return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
                 ready.result()
-                self._has_served = True
+                self.has_served = True
                 on_ready()
                 if (reason := await self._serve(ended, stopped)) is not None:
                     self._is_hung = True
@@ -268,7 +268,7 @@ class Child:
 
     async def _find_stop_s(self) -> float:
         """How long it may take to end; one that does not answer ends no requests."""
-        if self._hang is None or not self._has_served or await self._hang.answers():
+        if self._hang is None or not self.has_served or await self._hang.answers():
             return self._server.stop_s
         logger.warning("%s does not answer: it is killed after %g s", self.entry.name, ERRORS_S)
         return ERRORS_S
@@ -327,7 +327,7 @@ class Child:
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
-        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self._has_served)
+        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
         return f"{text}: {told}" if told else f"{text}."
 
 

@@ -5,6 +5,7 @@ Standard library only; no decisions about other models.
 
 import math
 from collections import OrderedDict
+from typing import Literal
 
 from router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
 from startup.ground.processes.back_off import BackOff
@@ -45,6 +46,11 @@ class ModelRecord:
         """When it may start again after a failure."""
         self.is_given_up = False
         """Whether only a request starts it again after a failure."""
+        self.beside: Literal["", "starting", "ending"] = ""
+        """A second process, after a change of its entry: the new one starts, or the old one ends."""
+        self.old_leases: set[int] = set()
+        """Those on the old process that ends."""
+        self._beside_since_s = now
         self._back_off = BackOff()
         self._current: Need | None = None
         """What its process has used when it was measured last."""
@@ -57,7 +63,7 @@ class ModelRecord:
 
     @property
     def has_process(self) -> bool:
-        return self.state in ("starting", "ready", "draining")
+        return self.state in ("starting", "ready", "draining") or bool(self.beside)
 
     @property
     def num_requests(self) -> int:
@@ -123,6 +129,8 @@ class ModelRecord:
         """When it is stopped because nobody has used it; None while it is used or has no such limit."""
         if self.rules.ttl_s is None or self.rules.pinned or self.state != "ready" or self.leases or self.num_waiting:
             return None
+        if self.beside:
+            return None
         return self.idle_since_s + self.rules.ttl_s
 
     def restart_cost(self, now: float) -> float:
@@ -135,6 +143,10 @@ class ModelRecord:
     @property
     def need(self) -> Need:
         """The most memory seen while it was ready; until then the estimate."""
+        if self.beside:
+            own = self._peak or self.rules.need
+            own = own.at_least(self._current) if self._current and self.beside == "ending" else own
+            return own.plus(self._old_need or NOTHING)
         expected = self._old_need or self._peak or self.rules.need
         return expected if self._current is None else expected.at_least(self._current)
 
@@ -147,14 +159,16 @@ class ModelRecord:
         """
         if not self._has_been_ready:
             return NOTHING
-        return self.need if self._current is None else self._current
+        if self.beside == "starting":
+            return self._old_need or NOTHING
+        return self.need if self.beside or self._current is None else self._current
 
     def note_memory(self, memory: Need, budget: Need) -> None:
         """What its processes use now, if it was ready; a model that grew above the budget may start alone."""
         if not self._has_been_ready:
             return
         self._current = memory
-        if self.state == "ready" and self._old_need is None:
+        if self.state == "ready" and (self._old_need is None or self.beside == "ending"):
             most = memory if self._peak is None else self._peak.at_least(memory)
             self._peak = most.at_most(budget)
 
@@ -177,6 +191,40 @@ class ModelRecord:
         self.retry_s = -math.inf
         self._enter("ready", now)
 
+    def begin_beside(self, rules: ModelRules, now: float) -> None:
+        """A process of the changed entry starts; the old one goes on."""
+        self.replace(rules, now)
+        self.num_starts += 1
+        self.beside = "starting"
+        self._beside_since_s = now
+
+    def take_over(self, now: float) -> None:
+        """The new process gets all further requests."""
+        self.beside, self.old_leases, self.leases = "ending", self.leases, set()
+        self._current = None
+        self.has_crashed = False
+        self.reason = ""
+        self.last_start_s = now - self._beside_since_s
+        self.idle_since_s = now
+        self.since_s = now
+
+    def promote(self) -> None:
+        """The old process is gone, and the new one starts still, or ends."""
+        self.beside, self._old_need, self._current = "", None, None
+        self.leases.clear()
+        self.holds.clear()
+        self.has_crashed = self._has_been_ready = False
+        if self.state == "ready":
+            self._enter("starting", self._beside_since_s)
+
+    def end_beside(self, reason: str | None) -> None:
+        """The second process is gone: the old one, or the new one, which has failed for a reason."""
+        if self.beside == "starting":
+            self._peak, self.reason = self._old_need, reason or ""
+        self.beside, self._old_need = "", None
+        self.holds -= self.old_leases
+        self.old_leases.clear()
+
     def begin_drain(self, now: float) -> None:
         if self.state != "draining":
             self._enter("draining", now)
@@ -188,7 +236,7 @@ class ModelRecord:
         self.holds.clear()
         self.has_crashed = False
         self.is_stopping = False
-        self._old_need = None
+        self._old_need = self._old_need if self.beside else None
         self._current = None
         if was == "draining":
             self._enter("stopped", now)
@@ -215,7 +263,7 @@ class ModelRecord:
         return ModelView(
             state=self.state,
             since_s=self.since_s,
-            num_running=len(self.leases),
+            num_running=len(self.leases) + len(self.old_leases),
             num_waiting=self.num_waiting,
             need=self.need,
             reason=self.reason,

@@ -32,7 +32,9 @@ from router.scheduler_terms import (
     Refuse,
     SchedulerLimits,
     Start,
+    StartBeside,
     Stop,
+    StopBeside,
 )
 from router.start_plan import Placement, StartPlan
 
@@ -72,11 +74,15 @@ class Scheduler:
         """
         before = self._models
         self._models = {name: before.get(name) or ModelRecord(name, rule, now) for name, rule in rules.items()}
+        for name in before.keys() - rules.keys():
+            self._remove(before[name], now)
         for name, record in before.items():
             if name not in rules:
-                self._remove(record, now)
                 continue
-            if name in restart or record.is_removed:
+            if name in restart and self._can_start_beside(record, rules[name], now):
+                record.begin_beside(rules[name], now)
+                self._actions.append(StartBeside(name))
+            elif name in restart or record.is_removed:
                 record.is_removed = False
                 record.replace(rules[name], now)
                 self._drain_process(record, now)
@@ -94,6 +100,27 @@ class Scheduler:
         record.become_ready(now)
         self._admit_waiting(record)
         return self._decide(now)
+
+    def took_over(self, model: str, now: float) -> list[Action]:
+        """The process that was started beside the old one answers requests."""
+        record = self._models.get(model)
+        if record is None or record.beside != "starting" or record.state != "ready":
+            return []
+        record.take_over(now)
+        if not record.old_leases:
+            self._actions.append(StopBeside(model))
+        self._admit_waiting(record)
+        return self._decide(now)
+
+    def beside_ended(self, model: str, reason: str | None, now: float) -> list[Action]:
+        """The second process is gone; `reason` as of `ended`."""
+        record = self._models.get(model)
+        if record is None or not record.beside:
+            return []
+        for ticket in record.old_leases:
+            del self._tickets[ticket]
+        record.end_beside(reason)
+        return self._settle(record, now)
 
     def crashed(self, model: str) -> list[Action]:
         """The process cannot answer any more, but is not gone yet: requests wait for the next one."""
@@ -114,15 +141,15 @@ class Scheduler:
         has_failed_to_start = record.state == "starting"
         for ticket in record.leases:
             del self._tickets[ticket]
+        if record.beside == "starting":
+            record.promote()
+            return self._settle(record, now)
         record.end_process(reason, now, is_lasting=is_lasting)
-        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
         if record.is_given_up:
             self._actions.append(GiveUp(model))
         if record.is_given_up or (has_failed_to_start and not record.will_restart):
             self._refuse_waiting(record, "failed", record.reason, record.retry_after_s(now))
-        if record.is_removed:
-            del self._models[model]
-        return self._decide(now)
+        return self._settle(record, now)
 
     def unload(self, model: str, now: float) -> list[Action]:
         """Stops the model by hand: its leases end first, and requests that come or wait start it again."""
@@ -162,11 +189,15 @@ class Scheduler:
         record.retry_s = min(record.retry_s, now)
         return self._enqueue(ticket, record, record.loads, now)
 
-    def hold(self, ticket: int, model: str) -> None:
-        """A lease without a request, which counts for no limit of requests; none if the process has ended."""
+    def hold(self, ticket: int, model: str, *, is_old: bool = False) -> None:
+        """A lease without a request, which counts for no limit of requests; none if the process has ended.
+
+        Args:
+            is_old: on the old process that ends beside the new one.
+        """
         record = self._models.get(model)
         if record is not None and record.has_process:
-            record.leases.add(ticket)
+            (record.old_leases if is_old else record.leases).add(ticket)
             record.holds.add(ticket)
             self._tickets[ticket] = record
 
@@ -175,7 +206,7 @@ class Scheduler:
         record = self._tickets.pop(ticket, None)
         if record is None:
             return []
-        if ticket in record.leases:
+        if ticket in record.leases or ticket in record.old_leases:
             return self._end_lease(ticket, record, now)
         was_first = record.is_first_waiter(ticket)
         record.waiting.pop(ticket, None)
@@ -259,8 +290,13 @@ class Scheduler:
         return [] if was_waited_for and queue is record.waiting else self._decide(now)
 
     def _end_lease(self, ticket: int, record: ModelRecord, now: float) -> list[Action]:
-        record.leases.remove(ticket)
         record.holds.discard(ticket)
+        if ticket in record.old_leases:
+            record.old_leases.remove(ticket)
+            if not record.old_leases:
+                self._actions.append(StopBeside(record.name))
+            return self._take_actions()
+        record.leases.remove(ticket)
         record.idle_since_s = now
         self._admit_waiting(record)
         if record.leases:
@@ -312,8 +348,10 @@ class Scheduler:
 
     def _drain_process(self, record: ModelRecord, now: float) -> None:
         """Has it admit nothing more, and stops it when its leases have ended."""
-        if not record.has_process or record.is_stopping:
+        if record.state not in ("starting", "ready", "draining") or record.is_stopping:
             return
+        if record.beside == "starting" and record.state != "draining":
+            self._actions.append(StopBeside(record.name))
         record.begin_drain(now)
         if not record.leases:
             self._stop(record, now)
@@ -322,6 +360,24 @@ class Scheduler:
         record.begin_drain(now)
         record.is_stopping = True
         self._actions.append(Stop(record.name))
+
+    def _can_start_beside(self, record: ModelRecord, rules: ModelRules, now: float) -> bool:
+        """Whether a process of the changed model has room beside the old one, for which nobody waits."""
+        if not (record.rules.may_overlap and rules.may_overlap):
+            return False
+        if record.state != "ready" or record.beside or record.has_crashed or record.is_removed or self._is_ending:
+            return False
+        if any(other.is_hungry for other in self._models.values()):
+            return False
+        plan = StartPlan(self._models.values(), self._limits, self._read_free(), now, self._settled_s)
+        return plan.has_room_beside(rules)
+
+    def _settle(self, record: ModelRecord, now: float) -> list[Action]:
+        """A process is gone; its memory may come back late."""
+        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
+        if record.is_removed and not record.has_process:
+            del self._models[record.name]
+        return self._decide(now)
 
     # Decision
 

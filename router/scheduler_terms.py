@@ -76,6 +76,8 @@ class ModelRules:
     """Models that must have no process when this one starts."""
     restart_limit: int | None = None
     """It starts again by itself until so many failures in a row; requests wait `max_wait_s` for it."""
+    may_overlap: bool = False
+    """Whether a process of the changed model may start while the old one runs."""
     need: Need = NOTHING
     """Its estimated memory, which counts until it was measured."""
 
@@ -83,6 +85,20 @@ class ModelRules:
 @dataclass(frozen=True, slots=True)
 class Start:
     """Start the model's process; answered by `became_ready` or `ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartBeside:
+    """Start a process of the changed model beside the old one; answered by `took_over` or `beside_ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopBeside:
+    """Stop the second process: the old one, which has no lease, or the new one; see `beside_ended`."""
 
     model: str
 
@@ -118,7 +134,7 @@ class Refuse:
     retry_after_s: int | None = None
 
 
-Action = Start | Stop | GiveUp | Admit | Refuse
+Action = Start | StartBeside | StopBeside | Stop | GiveUp | Admit | Refuse
 
 
 @dataclass(frozen=True, kw_only=True)
