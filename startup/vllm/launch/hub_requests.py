@@ -17,12 +17,12 @@ from envs.registry import env
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.json_file import read_json_object
-from startup.files.model.location import without_file_scheme
+from startup.files.model.model_place import without_file_scheme
 from startup.ground.hooks.hook import uses
 from startup.ground.processes.library_state import update_hub
 from startup.ground.serve_words import normalise
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts import plugin_folders, read_plugins
+from startup.vllm.facts import read_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _has_all(line: CommandLine, plan: FilePlan) -> bool:
     if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
         return False
     is_plain = _is_plain(read_json_object(plan.model.folder / "config.json").content)
-    return is_plain and not read_plugins(plugin_folders())  # which may use the hub whenever they like
+    return is_plain and not any(read_plugins().values())  # which may use the hub whenever they like
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
@@ -101,7 +101,7 @@ def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> Command
         line: the line of the user.
         folders: what was downloaded.
     """
-    paths = dict(_find_paths(line.plan, folders)) if line.plan is not None else {}
+    paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     if not paths:
         return line
     if line.model not in paths:
@@ -116,7 +116,7 @@ def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLin
     Raises:
         ModelNotFoundError: the store does not deliver.
     """
-    plan = line.plan
+    plan = line.file_plan
     if plan is None:
         return line
     objects = replace(plan, places=tuple(place for place in plan.places if place.kind == "object_store"))
