@@ -1,7 +1,7 @@
 """What the installed vLLM accepts: its flags, the names that it has registered, and the plugins beside it.
 
 The API process of each start has vLLM's own parser and registries. It records them once for an installation
-(`KeptFacts.record`), as `vllm-cli bake` and `preload check` do, and the next start checks its words with them
+(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do, and the next start checks its words with them
 before anything heavy is imported. What is not recorded is not checked.
 """
 

@@ -1,6 +1,7 @@
 """`vllm-cli serve`: checks the settings and starts the engine."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +12,12 @@ from startup.embedded.installed import require_embedded_engine
 from startup.ground import start_origin
 from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
 from startup.ground.errors import StartupError
-from startup.ground.serve_words import has_several_models
+from startup.ground.serve_words import ServeWords, has_several_models, is_for_information
+from startup.words.errors import InputError
 from startup.words.screening import show_notices
+from startup.words.secret_flags import without_flags
 from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
+from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
     from router.router import RouterOptions
@@ -38,12 +42,23 @@ Exit codes: 0 stopped by a signal; 1 the engine died (with --restart, N times in
 130 and 143 Ctrl-C and SIGTERM during the start.
 """
 
+_EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged with {env.VCLI_PLAIN_VLLM.name}=1."
 
-@click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP)
+
+@click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP, epilog=_EPILOG)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
-    if has_several_models(ctx.meta[WORDS]):
+    own = ServeWords(words := ctx.meta[WORDS]).own
+    if ctx.params.get("detach") and "--detach" not in own:  # a standby may have forked this process already
+        raise InputError("Write --detach in full.")
+    if "--detach" in own and "--preflight-only" not in own and not is_for_information(words):
+        from vllm_cli.detached_start import start_detached  # noqa: PLC0415 - slow to import for --help
+
+        words = ctx.meta[WORDS] = tuple(without_flags(words, ("--detach",)))
+        if (code := start_detached(words)) is not None:
+            return code
+    if has_several_models(words):
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.is_behind_router and not options.is_preflight_only:
@@ -55,19 +70,23 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     require_embedded_engine()
     config: StartupConfig = ctx.meta[CONFIG_OF_START]
     if config.is_behind_router and not ctx.params.get("preflight_only"):
-        if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
-            if config.idle_stop_s is not None:
-                start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
-            start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{config.restart_limit}")
-        from router.words.one_model import embedded_router
-
-        return _route(embedded_router(config, ctx.meta[WORDS]))
+        return _serve_behind_router(config, ctx.meta[WORDS])
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
         return _check(config, as_json=bool(ctx.params.get("json")))
     from startup.embedded.start import start_embedded
 
     return start_embedded(config)
+
+
+def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
+    if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
+        if config.idle_stop_s is not None:
+            start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
+        start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{config.restart_limit}")
+    from router.words.one_model import embedded_router
+
+    return _route(embedded_router(config, words))
 
 
 def _serve_several(ctx: click.Context) -> int:
