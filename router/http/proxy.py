@@ -282,7 +282,8 @@ class Proxy:
                 allow_redirects=False,
                 trace_request_ctx=reuses,
             )
-            if answer.status == HTTPStatus.SERVICE_UNAVAILABLE and (reason := await self._find_end(child)):
+            is_refused = answer.status == HTTPStatus.SERVICE_UNAVAILABLE and call.entry.foreign is None
+            if is_refused and (reason := await self._find_end(child)):
                 answer.close()
                 raise _NotSentError(reason)
             return answer

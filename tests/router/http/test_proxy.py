@@ -514,6 +514,25 @@ async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(rout
     assert response.headers["Retry-After"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("reason", "statuses"), [("killed by SIGKILL", [503, 200]), ("", [503])], ids=["dies", "lives"]
+)
+async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, client, reason, statuses):
+    sent: list[int] = []
+
+    async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/health":
+            return web.Response(status=503)
+        sent.append(503 if not sent else 200)
+        return web.Response(status=sent[-1])
+
+    await router.serve("m")
+    child = await router.start_model("m", refuse)
+    child.reason = reason
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert (response.status, sent) == (statuses[-1], statuses)
+
+
 def dying(text: bytes) -> Any:
     """Writes a part of a stream, then dies."""
 
