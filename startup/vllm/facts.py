@@ -143,7 +143,7 @@ class KeptFacts:
         Args:
             imports_all: imports registries that the API process does not, and replaces the record.
         """
-        if not FACTS.applies or _MAKE_PARSER.module not in sys.modules or (self.read().flags and not imports_all):
+        if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not imports_all):
             return
         for name in _REGISTRIES.values() if imports_all else ():
             with suppress(Exception):  # of a library that is missing here
@@ -177,7 +177,7 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
 def _build_parser() -> argparse.ArgumentParser:
     """As vLLM does, in some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
-    built: argparse.ArgumentParser = _MAKE_PARSER.get(sys.modules[_MAKE_PARSER.module])(parser)
+    built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built
 
 
@@ -224,7 +224,7 @@ def _kind_of(convert: Any) -> tuple[ValueKind, bool]:
 def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
     for flag, name in _REGISTRIES.items():
         with suppress(Exception):  # another version of vLLM: these names are not checked
-            found = name.get(sys.modules[name.module])
+            found = name.get()
             yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
 
 

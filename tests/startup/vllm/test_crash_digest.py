@@ -2,16 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.startup.vllm.fake_start import FakeStart, environment, rewrite, run_fake, variant
 from tests.support.ports import free_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -66,6 +68,21 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
         assert first.startswith("Error: EngineCore (pid ")
         assert first.endswith("failed while it served.")
         assert cause in second
+
+
+def test_an_engine_that_has_ended_is_dead_only_if_vllm_counts_it_as_dead(folder):
+    """As with sleep level 3, which issue 52125 of vLLM proposes: its process ends, to be restored later."""
+    is_dead = "manager is not None and not manager.process.is_alive()"
+    fake = rewrite(variant(folder), f"return {is_dead}", f"return not manager and {is_dead}")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        engine = start.named("VLLM::EngineCor").pid
+        os.kill(engine, signal.SIGKILL)
+        wait_until(lambda: is_gone(engine))
+        for _ in range(20):  # the watch looks four times a second
+            time.sleep(0.1)
+            assert start.health() == 200
+        assert start.terminate() == 0
 
 
 _RAISES = """
