@@ -126,7 +126,10 @@ def build_hooks_page() -> str:
     sections += ["", "## Code that lives by the shape of other code", ""]
     sections += _table(("Code", "What it takes for granted", "Otherwise", "Test"), _SHAPES)
     sections += ["", "## Open changes of vLLM that will break a hook", ""]
-    sections += ["Issues and pull requests of vLLM that were open in November 2026, and what the launcher does then.", ""]
+    sections += [
+        "Issues and pull requests of vLLM that were open in November 2026, and what the launcher does then.",
+        "",
+    ]
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
     sections += _table(("Hook", "Change", "What happens then"), rows)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
@@ -181,10 +184,10 @@ _SHAPES: Final = (
 
 _OPEN_CHANGES: Final = (
     (
-        ("port", "serving", "drain", "engine's death", "port's users", "command line", "API server's modules"),
+        ("command line", "API server's modules", "unused subcommands", "port", "serving", "drain", "engine's death"),
         {"54653": "packages by domain: `vllm.entrypoints` moves to `vllm.frontend`"},
-        "A hook follows a shim at the old place to its module (`place_of` in `hook.py`); nothing is lost. Stubs of "
-        "unused subcommands are not placed: imports take longer. Without shims: a plain start.",
+        "A hook follows a shim at the old place to its module (`place_of` in `hook.py`), and nothing is lost. Without "
+        "shims: a plain start.",
     ),
     (
         ("serving", "probes while serving"),
@@ -193,20 +196,9 @@ _OPEN_CHANGES: Final = (
         "is no sign of readiness then.",
     ),
     (
-        ("probes while serving",),
-        {"38157": "`--health-port`, with a process of its own"},
-        "Both answer, each at its port. If the checks of `/health` change, the sampler's own request still is vLLM's "
-        "answer.",
-    ),
-    (
         ("serving",),
         {"57637": "vLLM sends READY=1"},
         "vLLM does not see NOTIFY_SOCKET: the launcher sends it once. In a plain start, both do.",
-    ),
-    (
-        ("drain",),
-        {"47703": "`--sleep-idle-ttl`, an ASGI middleware"},
-        "A request that wakes the engine counts as running, and the drain waits for it.",
     ),
     (
         ("engine's death",),
