@@ -74,6 +74,14 @@ def _registration(fd: int) -> bytes:
         return connection.recv(4096)
 
 
+def write_program(folder: Path) -> Path:
+    """A copy of this file that can be executed."""
+    program = folder / "vllm-rs"
+    program.write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")
+    program.chmod(0o755)
+    return program
+
+
 def main() -> None:
     options = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
     server = _Server(int(options["--listen-fd"]))

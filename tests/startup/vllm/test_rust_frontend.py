@@ -2,15 +2,16 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
+from startup.ground.processes.stop_signals import StopSignals
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm, missing_rust_frontend
 from startup.vllm.launch.plain_start import plain_start_reason
-from tests.startup.vllm import fake_frontend
+from startup.vllm.probes.serving_events import ServingEvents
+from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
 from tests.support.http_client import RawClient
 from tests.support.openai_client import RepeatingClients, StreamReader
@@ -27,10 +28,7 @@ _NUM_REQUESTS = 200
 @pytest.fixture
 def program(folder: Path) -> Path:
     """The frontend's program."""
-    path = folder / "vllm-rs"
-    path.write_text(f"#!{sys.executable}\n{Path(fake_frontend.__file__).read_text()}")
-    path.chmod(0o755)
-    return path
+    return write_program(folder)
 
 
 def _start(
@@ -153,6 +151,30 @@ def test_an_engine_that_cannot_be_forked_lets_vllm_start_plainly(folder, program
         assert start.responders() == []
         assert start.complete("A text") == "A text was read by worker 0"
         assert "starts again without preloading" in start.lines_with("WARNING")[-1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "calls"),
+    [
+        (b"s\x01r\x01", ["serving", "ready"]),
+        (b"s\x02r\x01", ["ready"]),
+        (b"s\x02s\x02r\x01", ["serving", "ready"]),
+        (b"s\x02s\x02s\x02r\x01", ["serving", "ready"]),
+    ],
+    ids=["one", "one-of-two", "two", "one-later"],
+)
+def test_the_last_engine_gets_the_port_for_all(messages, calls):
+    called: list[str] = []
+    events = ServingEvents(
+        on_serving=lambda: called.append("serving"),
+        on_ready=lambda: called.append("ready"),
+        on_stopping=lambda: None,
+        signals=StopSignals(lambda name: None),
+        responder=None,
+    )
+    os.write(events.child_pipes.event_fd, messages)
+    events._follow_children()
+    assert called == calls
 
 
 _METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
