@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.openai_client import RepeatingClients, StreamReader
 from tests.support.peer_vllm import ENVIRONMENT
 from tests.support.waiting import is_gone, wait_until
@@ -103,6 +104,13 @@ def test_sigterm_during_the_start_ends_all(start_vllm, variables):
         server.wait_logged("Launching Rust frontend")
         assert server.terminate() == -signal.SIGTERM
         server.wait_all_gone()
+
+
+@needs_openssl
+def test_readiness_is_known_with_tls(start_vllm, variables, tmp_path):
+    with start_vllm("ours", *make_certificate(tmp_path, "server").flags, environment=variables) as server:
+        server.wait_logged("ready after")
+        assert server.terminate() == 0
 
 
 def test_a_program_that_cannot_be_executed_is_told_in_one_line(start_vllm, variables, tmp_path):
