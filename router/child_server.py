@@ -16,7 +16,7 @@ from base.server_settings import SHUTDOWN_TIMEOUT_S
 from router.child_process import execute_serve
 from router.model_entry import ForeignCommand
 from startup.ground.serve_words import split
-from startup.standby.places import peer_of
+from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
 """How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
@@ -45,7 +45,7 @@ class ChildProgress(NamedTuple):
         return f"{self.phase}{share}{left}"
 
 
-class Readiness(NamedTuple):
+class ChildReadiness(NamedTuple):
     """The answer to a poll."""
 
     is_ready: bool
@@ -84,11 +84,11 @@ class OwnServer:
         """In the new process."""
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
-    async def poll(self, session: aiohttp.ClientSession) -> Readiness:
+    async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
         """Whether requests are answered; raises for a server that does not answer yet."""
         async with session.get(f"{self.base_url}/health") as answer:
             self._is_ready = answer.status == _OK
-            return Readiness(self._is_ready, None if self._is_ready else _read_progress(await answer.json()))
+            return ChildReadiness(self._is_ready, None if self._is_ready else _read_progress(await answer.json()))
 
     def find_listener(self) -> int:
         """The process that listens; 0 if it cannot be seen, or not yet."""
@@ -127,14 +127,14 @@ class ForeignServer:
         port = str(self._command.port)
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
-    async def poll(self, session: aiohttp.ClientSession) -> Readiness:
+    async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
         """Any answer but 200 means: not yet."""
         if self._command.check_endpoint == _NO_ENDPOINT:
-            return Readiness(await _accepts(self.base_url))
+            return ChildReadiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
             is_ready = answer.status == _OK
             phase = f"{self._command.check_endpoint} (checkEndpoint) answers {answer.status}"
-            return Readiness(is_ready, None if is_ready else ChildProgress(phase))
+            return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
         """It listens on no UNIX socket, which would tell."""

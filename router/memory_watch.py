@@ -11,7 +11,7 @@ from typing import Final
 
 from base.machine.processes import pss_bytes
 from router.model_memory import MemoryMeter
-from router.scheduler import Scheduler
+from router.scheduler import ModelScheduler
 from router.scheduler_terms import Action
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class _Followed:
 class MemoryWatch:
     """Used on the event loop; what takes time runs on threads."""
 
-    def __init__(self, meter: MemoryMeter, scheduler: Scheduler, apply: Callable[[list[Action]], None]) -> None:
+    def __init__(self, meter: MemoryMeter, scheduler: ModelScheduler, apply: Callable[[list[Action]], None]) -> None:
         """
         Args:
             apply: does what the scheduler decides.

@@ -17,7 +17,7 @@ from router.child_server import ChildProgress
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
-from router.scheduler import Scheduler
+from router.scheduler import ModelScheduler
 from router.scheduler_terms import NOTHING, Action, Admit, ModelRules, ModelView, Refuse, SchedulerLimits, Start, Stop
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class ModelPool:
         self._limits = limits
         self._meter = meter
         self._place = place
-        self._scheduler = Scheduler(limits, meter.free if only is None else lambda: None)
+        self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}

@@ -44,7 +44,7 @@ from startup.ground.config import StartupConfig
 from startup.ground.errors import StartupError
 from startup.ground.logs.setup import configure_logging
 from startup.ground.processes.quick_end import end_like
-from startup.ground.run_record import ROUTER, RunRecord, recorded
+from startup.ground.run_record import ROUTER, RunRecord, run_recorded
 from startup.ground.temp_folder import ensure_temp_folder
 from startup.port import listener
 from startup.port.systemd.service_manager import ServiceManager, take_socket
@@ -75,7 +75,7 @@ class RouterOptions:
     path: Path | None
     """The file, which is watched."""
     limits: SchedulerLimits
-    find_standby_kinds: Callable[[], tuple[str, ...]]
+    find_template_kinds: Callable[[], tuple[str, ...]]
     """Of the standbys that the router keeps for its present models; none if their starts are to be cold."""
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
@@ -104,7 +104,7 @@ def run_router(options: RouterOptions) -> int:
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
         )
         address = listener.describe(listening, is_tls=tls.ssl_certfile is not None)
-        stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
+        stack.enter_context(run_recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
         secrets = _Secrets.of(config.server)
         standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
         gc.freeze()
@@ -253,7 +253,7 @@ class _Router:
                 self._manager.notify_status(status)
 
     async def _follow(self, entries: Mapping[str, ModelEntry]) -> None:
-        unneeded = self._standbys.follow(self._options.find_standby_kinds(), entries.values())
+        unneeded = self._standbys.follow(self._options.find_template_kinds(), entries.values())
         self._pool.set_entries(entries)
         for standby in unneeded:
             await asyncio.to_thread(standby.close)

@@ -39,7 +39,7 @@ _SETTLE_S: Final = 2.0
 """After the end of a process, its memory may come back late: no other model is stopped for it meanwhile."""
 
 
-class Scheduler:
+class ModelScheduler:
     """All methods that take `now`, seconds of any clock, are events and return what is to be done, in order.
 
     Tickets are numbers that the caller chooses, each for one request.

@@ -21,8 +21,8 @@ from router.model_entry import ModelEntry
 from startup.ground.processes import death_pipe
 from startup.ground.processes.back_off import LONGEST_S, BackOff
 from startup.ground.serve_words import ServeWords
-from startup.standby import places
-from startup.standby.places import kind_for
+from startup.standby import sockets
+from startup.standby.sockets import template_kind_for
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Standbys:
         """
         names: dict[str, str] = {}
         for entry in entries:
-            names.setdefault(kind_of_entry(entry), entry.name)
+            names.setdefault(template_kind_of_entry(entry), entry.name)
         unneeded = [self._standbys.pop(kind) for kind in self._standbys.keys() - kinds]
         for kind in kinds:
             if kind not in self._standbys:
@@ -65,7 +65,7 @@ class Standbys:
 
     def variables_for(self, entry: ModelEntry) -> dict[str, str]:
         """With these, the model's start is warm."""
-        standby = self._standbys.get(kind_of_entry(entry))
+        standby = self._standbys.get(template_kind_of_entry(entry))
         return {} if standby is None else standby.variables
 
     def memory_bytes(self) -> int:
@@ -84,7 +84,7 @@ class OwnStandby:
     def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
         """
         Args:
-            kind: of the template process (`startup.standby.places`).
+            kind: of the template process (`startup.standby.sockets`).
             find_model: the folder of the model whose class and tokenizer it keeps, too.
             folder: of its sockets, which it creates.
         """
@@ -146,7 +146,7 @@ class OwnStandby:
             environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", "--for", self._kind, *model],
-            cwd=places.module_folder(),
+            cwd=sockets.module_folder(),
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -164,23 +164,23 @@ class OwnStandby:
 def _is_served(kind: str) -> bool:
     """Whether a standby that the user has started forks servers of this kind."""
     try:
-        folder_fd = places.open_folder()
-    except (OSError, places.UnsafeFolderError):
+        folder_fd = sockets.open_folder()
+    except (OSError, sockets.UnsafeFolderError):
         return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.setblocking(False)
-            connection.connect(places.socket_path(folder_fd, places.CONTROL))
-            return os.path.exists(places.socket_path(folder_fd, kind))  # noqa: PTH110
+            connection.connect(sockets.socket_path(folder_fd, sockets.CONTROL))
+            return os.path.exists(sockets.socket_path(folder_fd, kind))  # noqa: PTH110
     except OSError:
         return False
     finally:
         os.close(folder_fd)
 
 
-def kind_of_entry(entry: ModelEntry) -> str:
+def template_kind_of_entry(entry: ModelEntry) -> str:
     """The kind of template process for the model's start; empty for a command that is not ours."""
     if entry.foreign is not None:
         return ""
     words = ServeWords(entry.words)
-    return kind_for(words.engine(entry.env.get("VCLI_ENGINE")), words)
+    return template_kind_for(words.engine(entry.env.get("VCLI_ENGINE")), words)

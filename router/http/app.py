@@ -24,7 +24,7 @@ from router.http.model_choice import ModelChoice
 from router.http.only_model import OnlyModelAnswers
 from router.http.own_answers import OwnAnswers
 from router.http.proxy import Call, Proxy
-from router.http.request_body import BodyRoom, RequestBody
+from router.http.request_body import BodyRoom, ForwardedBody
 from router.http.requested_model import RequestedModel
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
@@ -204,7 +204,7 @@ class _Handler:
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
         if entry is None and encoding != "identity":
             raise FailedRequestError(415, f"Content-Encoding {shown(encoding)!r} is not supported: send it without.")
-        body = RequestBody(self._bodies)
+        body = ForwardedBody(self._bodies)
         try:
             requested = await _read(request, body) if request.body_exists else RequestedModel()
             if entry is None:
@@ -240,7 +240,7 @@ class _Handler:
         return path[len(root) :] or "/" if root and (path + "/").startswith(root + "/") else path
 
 
-async def _read(request: web.Request, body: RequestBody) -> RequestedModel:
+async def _read(request: web.Request, body: ForwardedBody) -> RequestedModel:
     """Reads the body, and which model it names; raises FailedRequestError."""
     body.check_length(request.content_length or 0)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":

@@ -21,7 +21,7 @@ _UNREAD_S: Final = 120.0
 
 
 @dataclass(eq=False)
-class BackgroundResponse:
+class FollowedResponse:
     """A response that a model makes in the background, or has made."""
 
     entry: ModelEntry
@@ -32,30 +32,30 @@ class BackgroundResponse:
     following: asyncio.Task[None] | None = None
 
 
-class BackgroundResponses:
+class FollowedResponses:
     """Those that their clients may still ask for; on the event loop."""
 
     def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]]) -> None:
         """`goes_on` asks a server whether the response with this path is not complete."""
         self._pool = pool
         self._goes_on = goes_on
-        self._kept: dict[str, BackgroundResponse] = {}
+        self._kept: dict[str, FollowedResponse] = {}
         """By id."""
 
-    def find(self, path: str) -> BackgroundResponse | None:
+    def find(self, path: str) -> FollowedResponse | None:
         """The response that a request with this path is about."""
         return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
 
-    async def is_last_use(self, made: BackgroundResponse, method: str, path: str) -> bool:
+    async def is_last_use(self, made: FollowedResponse, method: str, path: str) -> bool:
         """Whether its client needs it no more if this request succeeds."""
         return method == hdrs.METH_DELETE or (path == made.path and not await self._goes_on(made.child, path))
 
     def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
         """Keeps the lease until the response has ended, then the process until its client has read it."""
-        made = self._kept[response_id] = BackgroundResponse(entry, child, RESPONSES + response_id, is_read)
+        made = self._kept[response_id] = FollowedResponse(entry, child, RESPONSES + response_id, is_read)
         made.following = asyncio.create_task(self._follow(response_id, made, lease), name=f"follow {response_id}")
 
-    async def _follow(self, response_id: str, made: BackgroundResponse, lease: AsyncExitStack) -> None:
+    async def _follow(self, response_id: str, made: FollowedResponse, lease: AsyncExitStack) -> None:
         def has_process() -> bool:
             return self._pool.process_of(made.entry.name) is made.child
 

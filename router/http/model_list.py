@@ -32,7 +32,7 @@ class Exposition(NamedTuple):
     content_type: str
 
 
-class ModelList:
+class PoolListing:
     """Describes the models of a pool; on the event loop."""
 
     def __init__(self, pool: ModelPool, *, version: str, needs_key: bool) -> None:

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from base.status_page.page import DATA_PATH, read_page
 from router.http.answers import FailedRequestError, json_answer, shown
 from router.http.model_choice import ModelChoice
-from router.http.model_list import ModelList
+from router.http.model_list import PoolListing
 from router.http.proxy import Proxy
 from router.model_pool import ModelPool
 
@@ -39,7 +39,7 @@ class OwnAnswers:
         self._proxy = proxy
         self._choice = choice
         self._version = version
-        self._list = ModelList(pool, version=version, needs_key=needs_key)
+        self._list = PoolListing(pool, version=version, needs_key=needs_key)
         self._handlers: dict[str, Mapping[str, Handler]] = {
             "/health": {"GET": self.health},
             "/ping": {"GET": self.health, "POST": self.health},

@@ -21,8 +21,8 @@ from yarl import URL
 from base.json_depth import check_depth
 from router.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
-from router.http.background import BackgroundResponses
-from router.http.request_body import RequestBody
+from router.http.background import FollowedResponses
+from router.http.request_body import ForwardedBody
 from router.http.waiting import WaitingComments
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
@@ -113,7 +113,7 @@ class Call:
     entry: ModelEntry
     path: str
     """As the client has written it, without the prefixes that are the router's."""
-    body: RequestBody
+    body: ForwardedBody
     may_wait_visibly: bool
     """Whether comments may be sent while it waits: the response will be a stream of events."""
     is_background: bool
@@ -134,7 +134,7 @@ class Proxy:
     """Passes requests on; on the event loop."""
 
     def __init__(self, pool: ModelPool) -> None:
-        self.background = BackgroundResponses(pool, self._goes_on)
+        self.background = FollowedResponses(pool, self._goes_on)
         self._pool = pool
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 

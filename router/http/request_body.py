@@ -41,7 +41,7 @@ def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
     return tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY, prefix="vllm-cli-body-")
 
 
-class RequestBody:
+class ForwardedBody:
     """One body; must be closed."""
 
     def __init__(self, room: BodyRoom) -> None:

@@ -25,7 +25,7 @@ _PYTHON: Final = re.compile(r"python(3(\.\d+)?)?")
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-class ServeCommand(NamedTuple):
+class RecognisedCommand(NamedTuple):
     """A `cmd` that is recognised."""
 
     engine: str
@@ -48,7 +48,7 @@ def without_comments(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
-def recognise(words: Iterable[str]) -> ServeCommand | None:
+def recognise(words: Iterable[str]) -> RecognisedCommand | None:
     """What a command serves with this program's engines; None for any other command.
 
     A program that is named by its path in another environment, or exists only there, is another command.
@@ -71,7 +71,7 @@ def recognise(words: Iterable[str]) -> ServeCommand | None:
         if rest[:1] != ["serve"]:
             return None
         rest = rest[1:]
-    return ServeCommand(_ENGINES[program], _with_model_first(without_address(rest)), env)
+    return RecognisedCommand(_ENGINES[program], _with_model_first(without_address(rest)), env)
 
 
 def _is_of_this_environment(program: str) -> bool:

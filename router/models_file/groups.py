@@ -19,7 +19,7 @@ class _Group:
     persistent: bool = False
 
 
-class Rooms(NamedTuple):
+class Exclusions(NamedTuple):
     """Where the file says which models must not run together."""
 
     kind: str
@@ -28,19 +28,19 @@ class Rooms(NamedTuple):
     content: Mapping[str, Any]
 
 
-def find_rooms(document: Mapping[str, Any], findings: Findings) -> Rooms:
+def find_exclusions(document: Mapping[str, Any], findings: Findings) -> Exclusions:
     """The key at the top level, or its place below `routing`; there, `use` decides."""
     router = (document.get("routing") or {}).get("router") or {}
     settings = router.get("settings") or {}
-    given = [Rooms(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
-    below = [Rooms(kind, (*_SETTINGS, kind), settings[kind]) for kind in _KINDS if settings.get(kind)]
+    given = [Exclusions(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
+    below = [Exclusions(kind, (*_SETTINGS, kind), settings[kind]) for kind in _KINDS if settings.get(kind)]
     if given and below:
         findings.fault(below[0].path, f"must not be given beside {given[0].kind} at the top level: use one of both")
     if len(given) > 1:
         findings.fault(("matrix",), "must not be given beside groups: use one of both")
     used = "matrix" if router.get("use") == "matrix" else "groups"
-    below = [rooms for rooms in below if rooms.kind == used]
-    return next(iter((*given, *below)), Rooms("groups", ("groups",), {}))
+    below = [each for each in below if each.kind == used]
+    return next(iter((*given, *below)), Exclusions("groups", ("groups",), {}))
 
 
 _KINDS: Final = ("groups", "matrix")

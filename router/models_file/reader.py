@@ -16,7 +16,7 @@ from envs.variable import parse_duration
 from router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
 from router.models_file import commands
 from router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
-from router.models_file.groups import apply_groups, check_preload, find_rooms
+from router.models_file.groups import apply_groups, check_preload, find_exclusions
 from router.models_file.macros import complete
 from router.models_file.matrix import apply_matrix
 from router.models_file.schema import check_structure
@@ -96,7 +96,7 @@ class _Reader:
         """The models with what they exclude."""
         if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
             return entries
-        kind, path, content = find_rooms(self.document, self.findings)
+        kind, path, content = find_exclusions(self.document, self.findings)
         if kind == "matrix":
             return apply_matrix(content, path, entries, self.findings)
         right = {name: keys for name, keys in content.items() if not self._is_wrong(*path, name)}

@@ -25,7 +25,7 @@ from envs.registry import env
 from envs.variable import EnvError
 from router.child_process import inherited_environment
 from router.model_entry import Fault, ModelEntry
-from router.standbys import kind_of_entry
+from router.standbys import template_kind_of_entry
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
 from server.terms.config import LoraModule
 from startup.embedded.installed import require_embedded_engine
@@ -65,7 +65,7 @@ class CheckedModel(NamedTuple):
     findings: tuple[Finding, ...] = ()
     """Of its preflight; the errors among them are faults, too."""
     request: ModelRequest | None = None
-    standby_kind: str | None = None
+    template_kind: str | None = None
 
 
 class ModelCheck:
@@ -161,7 +161,7 @@ class ModelCheck:
         line = CommandLine.of(words)
         _reject_keys(line.values)
         entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
-        kind = kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
+        kind = template_kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(entry, check, line.request, kind)
 
@@ -176,7 +176,7 @@ class ModelCheck:
         )
         entry = replace(entry, adapters=tuple(module.name for module in config.server.lora_modules))
         has_standby = config.standby != "off" and not config.engine.trust_remote_code
-        kind = kind_of_entry(entry) if has_standby else None
+        kind = template_kind_of_entry(entry) if has_standby else None
         request = ModelRequest.of_start(config)
         return self._checked(entry, lambda: run_preflight(config, options=options), request, kind)
 
@@ -188,7 +188,7 @@ class ModelCheck:
         kind: str | None,
     ) -> CheckedModel:
         if self._config.preflight == "off":
-            return CheckedModel(entry, request=request, standby_kind=kind)
+            return CheckedModel(entry, request=request, template_kind=kind)
         report = run_preflight()
         found = report.findings
         if self._config.preflight == "warn":

@@ -8,7 +8,7 @@ from envs.registry import env
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.scheduler_terms import SchedulerLimits
-from router.standbys import kind_of_entry
+from router.standbys import template_kind_of_entry
 from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
 from startup.files.model.request import ModelRequest
@@ -107,14 +107,14 @@ def _router(
         options: how the model is started.
     """
     is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
-    kinds = (kind_of_entry(entry),) if is_warm else ()
+    kinds = (template_kind_of_entry(entry),) if is_warm else ()
     return RouterOptions(
         config=config,
         entries={entry.name: entry},
         reload=None,
         path=None,
         limits=SchedulerLimits(max_waiting=_MAX_WAITING),
-        find_standby_kinds=lambda: kinds,
+        find_template_kinds=lambda: kinds,
         find_model=lambda _: folder_of(request),
         only=entry.name,
     )

@@ -20,7 +20,7 @@ from router.words.router_words import SeveralModels
 from startup.ground.config import StartupConfig
 from startup.ground.errors import CommandLineError
 from startup.session.preflight.report import Finding, PreflightReport
-from startup.standby.places import KINDS
+from startup.standby.sockets import TEMPLATE_KINDS
 from startup.words.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -184,16 +184,16 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
         limits=SchedulerLimits(**asdict(config.several)),
-        find_standby_kinds=lambda: _standby_kinds(config, reader.last.models.values()),
+        find_template_kinds=lambda: _template_kinds(config, reader.last.models.values()),
         find_model=reader.find_model,
     )
 
 
-def _standby_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tuple[str, ...]:
+def _template_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tuple[str, ...]:
     if config.idle_warm == "off":
         return ()
-    wanted = {model.standby_kind for model in models}
-    return tuple(kind for kind in KINDS if kind in wanted)
+    wanted = {model.template_kind for model in models}
+    return tuple(kind for kind in TEMPLATE_KINDS if kind in wanted)
 
 
 def _name_of(word: str) -> str:

@@ -27,7 +27,7 @@ from envs.home import expand_home
 from envs.registry import env
 from server.terms.config import ModelFiles
 from server.terms.types import EngineInfo
-from server.text.model_files.kind import accepts_images
+from server.text.model_files.model_kind import accepts_images
 from server.text.model_files.tokenizer_files import find_tokenizer_mode
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method
@@ -213,7 +213,7 @@ class _EmbeddedStart:
         def check() -> PreflightReport:
             from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 
-            return run_preflight(self._config, options=PreflightOptions(is_listening=True, plan=plan))
+            return run_preflight(self._config, options=PreflightOptions(is_listening=True, file_plan=plan))
 
         self._session.check(check, self._config.preflight)
 

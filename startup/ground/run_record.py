@@ -48,7 +48,7 @@ class RunRecord:
 
 
 @contextmanager
-def recorded(record: RunRecord) -> Iterator[None]:
+def run_recorded(record: RunRecord) -> Iterator[None]:
     """Keeps a record of this process during the block; there is none where no file can be written."""
     path = ""
     try:
@@ -62,7 +62,7 @@ def recorded(record: RunRecord) -> Iterator[None]:
             os.unlink(path)  # noqa: PTH108
 
 
-def read_records() -> list[RunRecord]:
+def read_run_records() -> list[RunRecord]:
     """The records of all processes that run in this network namespace; removes those of killed ones."""
     try:
         return [record for path in os.scandir(_folder()) if (record := _read(path.path)) is not None]

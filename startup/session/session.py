@@ -26,7 +26,7 @@ from startup.ground.errors import StartupError
 from startup.ground.prefetch_options import PrefetchOptions
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
-from startup.ground.run_record import RunRecord, recorded
+from startup.ground.run_record import RunRecord, run_recorded
 from startup.ground.temp_folder import own_folder
 from startup.port import listener
 from startup.port.responder import StartupResponder
@@ -139,15 +139,15 @@ class StartSession:
         if listener.is_listening(listening):
             self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
-        self.record(self._address)
+        self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
         return listening
 
-    def record(self, address: str | None) -> None:
+    def keep_run_record(self, address: str | None) -> None:
         """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
         subject = self.state.subject
-        self.stack.enter_context(recorded(RunRecord(engine=subject.engine, model=subject.model, address=address)))
+        self.stack.enter_context(run_recorded(RunRecord(engine=subject.engine, model=subject.model, address=address)))
 
     def create_folder(self) -> Path:
         """Creates a folder for the files of all processes of this start, multiprocessing's among them."""

@@ -12,8 +12,8 @@ import time
 from envs import foreign
 from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, has_several_models
-from startup.standby import places
-from startup.standby.places import kind_of, peer_of
+from startup.standby import sockets
+from startup.standby.sockets import peer_of, template_kind
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def serve_warm(words: list[str]) -> int | None:
     if has_several_models(words) or own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP"):
         return None  # a router is a light process, whose servers may be forked
     mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
-    kind = kind_of(words) if mode in ("auto", "require") else None
+    kind = template_kind(words) if mode in ("auto", "require") else None
     if kind is None:
         return None
     try:
@@ -80,20 +80,20 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
         ColdStartError: it does not answer, or is not this user's.
     """
     try:
-        folder_fd = places.open_folder()
+        folder_fd = sockets.open_folder()
         try:
             connection.settimeout(timeout_s)
-            connection.connect(places.socket_path(folder_fd, kind))
+            connection.connect(sockets.socket_path(folder_fd, kind))
         finally:
             os.close(folder_fd)
         if peer_of(connection)[1] != os.geteuid():
             raise ColdStartError("the standby belongs to another user")
-        if connection.recv(1) != places.ACK:
+        if connection.recv(1) != sockets.ACK:
             raise ColdStartError("the standby has no free template process")
         connection.settimeout(max(timeout_s, _VERDICT_S))
     except FileNotFoundError:
         raise
-    except (OSError, places.UnsafeFolderError) as err:
+    except (OSError, sockets.UnsafeFolderError) as err:
         reason = f"it does not answer in {timeout_s * 1000:g} ms" if isinstance(err, TimeoutError) else str(err)
         raise ColdStartError(f"the standby cannot be used: {reason}") from err
 

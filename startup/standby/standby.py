@@ -20,9 +20,9 @@ from startup.files.model.request import ModelRequest
 from startup.files.prefetch.process import PrefetchHandle, start_prefetch
 from startup.ground.errors import StartupError
 from startup.ground.processes.group_signals import GROUP_SIGNALS
-from startup.ground.run_record import STANDBY, RunRecord, recorded
-from startup.standby import places
-from startup.standby.places import peer_of
+from startup.ground.run_record import STANDBY, RunRecord, run_recorded
+from startup.standby import sockets
+from startup.standby.sockets import peer_of
 from startup.standby.status import STATUS, STOP, StandbyStatus
 from startup.standby.template_process import TemplateProcess
 
@@ -39,7 +39,7 @@ class StandbyOptions:
     """The settings of a standby."""
 
     kinds: tuple[str, ...]
-    """Kinds of template processes (`startup.standby.places`)."""
+    """Kinds of template processes (`startup.standby.sockets`)."""
     models: tuple[str, ...] = ()
     """Folders or hub ids: class imported, tokenizer loaded, weights kept in the page cache."""
     idle_exit_s: float | None = None
@@ -56,16 +56,16 @@ def run_standby(options: StandbyOptions) -> int:
     """
     with ExitStack() as stack:
         try:
-            folder_fd = places.create_folder()
-        except (OSError, places.UnsafeFolderError) as err:
-            raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
+            folder_fd = sockets.create_folder()
+        except (OSError, sockets.UnsafeFolderError) as err:
+            raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
         is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # a router's own, which nobody else uses
         if is_owned:
-            stack.callback(shutil.rmtree, places.socket_folder(), ignore_errors=True)
+            stack.callback(shutil.rmtree, sockets.socket_folder(), ignore_errors=True)
         stack.callback(os.close, folder_fd)
         lock_fd = _lock(folder_fd)
         stack.callback(os.close, lock_fd)
-        stack.enter_context(recorded(RunRecord(engine=STANDBY, owner_pid=os.getppid() if is_owned else None)))
+        stack.enter_context(run_recorded(RunRecord(engine=STANDBY, owner_pid=os.getppid() if is_owned else None)))
         return _Standby(options, folder_fd, stack).run()
 
 
@@ -80,7 +80,7 @@ class _Standby:
         self._is_stopping = False
         self._selector = stack.enter_context(selectors.DefaultSelector())
         self._control = stack.enter_context(self._open_control())
-        stack.callback(_remove, folder_fd, places.CONTROL)
+        stack.callback(_remove, folder_fd, sockets.CONTROL)
         self._pages = stack.enter_context(_ModelPages(options.models))
         self._templates = [TemplateProcess(kind, options.models) for kind in options.kinds]
         for template in self._templates:
@@ -133,8 +133,8 @@ class _Standby:
 
     def _open_control(self) -> socket.socket:
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        _remove(self._folder_fd, places.CONTROL)
-        path = places.socket_path(self._folder_fd, places.CONTROL)
+        _remove(self._folder_fd, sockets.CONTROL)
+        path = sockets.socket_path(self._folder_fd, sockets.CONTROL)
         control.bind(path)
         os.chmod(path, 0o600)  # noqa: PTH101
         control.listen()
@@ -241,7 +241,7 @@ class _ModelPages:
 
 def _lock(folder_fd: int) -> int:
     """Held as long as the standby runs; released by the kernel however it ends."""
-    path = places.socket_path(folder_fd, places.CONTROL).removesuffix(".sock") + ".lock"
+    path = sockets.socket_path(folder_fd, sockets.CONTROL).removesuffix(".sock") + ".lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -255,4 +255,4 @@ def _lock(folder_fd: int) -> int:
 
 def _remove(folder_fd: int, name: str) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(places.socket_path(folder_fd, name))  # noqa: PTH108
+        os.unlink(sockets.socket_path(folder_fd, name))  # noqa: PTH108

@@ -6,8 +6,8 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from startup.standby import places
-from startup.standby.places import peer_of
+from startup.standby import sockets
+from startup.standby.sockets import peer_of
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
@@ -74,11 +74,11 @@ def ask(request: bytes) -> StandbyStatus:
         NoStandbyError: none runs, or it does not answer.
     """
     try:
-        folder_fd = places.open_folder()
+        folder_fd = sockets.open_folder()
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                 connection.settimeout(_TIMEOUT_S)
-                connection.connect(places.socket_path(folder_fd, places.CONTROL))
+                connection.connect(sockets.socket_path(folder_fd, sockets.CONTROL))
                 if peer_of(connection)[1] != os.geteuid():
                     raise NoStandbyError("the standby belongs to another user")
                 connection.send(request)
@@ -89,5 +89,5 @@ def ask(request: bytes) -> StandbyStatus:
         raise NoStandbyError(f"the standby does not answer in {_TIMEOUT_S:g} s") from err
     except (FileNotFoundError, ConnectionRefusedError) as err:
         raise NoStandbyError("no standby runs for this user and Python environment") from err
-    except (OSError, ValueError, TypeError, KeyError, places.UnsafeFolderError) as err:
+    except (OSError, ValueError, TypeError, KeyError, sockets.UnsafeFolderError) as err:
         raise NoStandbyError(f"the standby cannot be reached: {err}") from err

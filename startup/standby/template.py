@@ -27,10 +27,10 @@ from startup.ground.processes import death_pipe, messages
 from startup.ground.processes.child_watch import ChildWatch
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
-from startup.standby import places
+from startup.standby import sockets
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
-from startup.standby.places import EMBEDDED, VLLM_EAGER, peer_of
+from startup.standby.sockets import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.shared_imports import SharedImports
@@ -158,7 +158,7 @@ class _Template:
                 connection.close()
                 continue
             with suppress(OSError):
-                connection.send(places.ACK, socket.MSG_DONTWAIT)
+                connection.send(sockets.ACK, socket.MSG_DONTWAIT)
             accepted.append(connection)
 
     def _become_server(self, connection: socket.socket, front_pid: int, others: Sequence[socket.socket]) -> FrontLink:
@@ -191,15 +191,15 @@ class _Template:
 
 def _listen(kind: str) -> socket.socket:
     """The template's socket; it replaces that of an earlier template in one step."""
-    folder_fd = places.create_folder()
+    folder_fd = sockets.create_folder()
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        temporary = places.socket_path(folder_fd, f"{kind}.{os.getpid()}")
+        temporary = sockets.socket_path(folder_fd, f"{kind}.{os.getpid()}")
         listener.bind(temporary)
         os.chmod(temporary, 0o600)  # noqa: PTH101 - as the other calls of os here
         listener.listen(_BACKLOG)
         listener.setblocking(False)
-        os.rename(temporary, places.socket_path(folder_fd, kind))  # noqa: PTH104
+        os.rename(temporary, sockets.socket_path(folder_fd, kind))  # noqa: PTH104
     finally:
         os.close(folder_fd)
     return listener

@@ -10,7 +10,7 @@ from typing import Final
 
 from base.machine.processes import pss_bytes
 from startup.ground.processes.back_off import BackOff
-from startup.standby.places import module_folder
+from startup.standby.sockets import module_folder
 from startup.standby.status import TemplateState, TemplateStatus
 from startup.standby.template import ENDED, INCOMPLETE, READY, STALE, STARTED
 

@@ -97,14 +97,14 @@ class CommandLine:
         return read_model_request(self.model, self.values, self.lists)
 
     @cached_property
-    def plan(self) -> FilePlan | None:
+    def file_plan(self) -> FilePlan | None:
         """The files that vLLM will read; None if no model is named."""
         return plan_files(self.request) if self.model else None
 
     @property
     def model_folder(self) -> Path | None:
         """The model's folder; None if it is not on disk."""
-        return self.plan.model_folder if self.plan is not None else None
+        return self.file_plan.model_folder if self.file_plan is not None else None
 
     def has(self, *names: str) -> bool:
         """Whether one of the flags is given."""

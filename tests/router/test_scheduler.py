@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.scheduler import Scheduler
+from router.scheduler import ModelScheduler
 from router.scheduler_terms import Action, Admit, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
 from tests.support.growth import growth
 
@@ -23,7 +23,7 @@ class Story:
         self.now = 0.0
         self.free = free
         values = {"max_wait_s": 10.0, "min_stay_s": 2.0, **limits}
-        self.scheduler = Scheduler(SchedulerLimits(**values), self._read_free)  # type: ignore[arg-type]
+        self.scheduler = ModelScheduler(SchedulerLimits(**values), self._read_free)  # type: ignore[arg-type]
         self.rules: dict[str, ModelRules] = {}
         self.starts: list[str] = []
         self.readings = 0
@@ -463,7 +463,7 @@ def test_the_wait_for_memory_ends_with_the_sums():
 
 
 def test_memory_of_gpus_counts_like_that_of_the_machine():
-    scheduler = Scheduler(SchedulerLimits(), lambda: Need(100 * GIB, 80 * GIB))
+    scheduler = ModelScheduler(SchedulerLimits(), lambda: Need(100 * GIB, 80 * GIB))
     rules = {name: ModelRules(need=Need(GIB, 70 * GIB)) for name in ("a", "b")}
     scheduler.set_models(rules, 0.0)
     assert scheduler.arrive(1, "a", 0.1) == [Start("a")]

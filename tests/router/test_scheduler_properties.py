@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from router.scheduler import Scheduler
+from router.scheduler import ModelScheduler
 from router.scheduler_terms import Action, Admit, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
 
 _EPSILON = 1e-6
@@ -82,7 +82,7 @@ class World:
         self.late_memory = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = iter(range(1, 1 << 60))
-        self.scheduler = Scheduler(self.limits, self._free)
+        self.scheduler = ModelScheduler(self.limits, self._free)
         self._edit(set(self.names))
 
     # What happens

@@ -173,7 +173,7 @@ _SHAPES: Final = (
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
-        "`causes/own_faults.py`, `causes/known/places.py`",
+        "`causes/own_faults.py`, `causes/known/failed_parts.py`",
         "the functions of vLLM and multiprocessing in tracebacks",
         "`explain` shows a more general cause; a fault of ours may be taken for one of vLLM's",
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",

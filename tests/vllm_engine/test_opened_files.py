@@ -105,7 +105,7 @@ def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monke
     layout = write(formats, tmp_path / "model")
     for name, value in layout.environment.items():
         monkeypatch.setenv(name, value)
-    plan = CommandLine.of(layout.words).plan
+    plan = CommandLine.of(layout.words).file_plan
     assert plan is not None
     planned = {path.resolve() for path in plan.read_order}
     opened = _opened_by_vllm(layout, tmp_path, workplace)

@@ -11,7 +11,7 @@ import msgspec
 
 from envs import foreign
 from startup.ground.serve_words import ServeWords
-from startup.standby.places import kind_for
+from startup.standby.sockets import template_kind_for
 from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
@@ -26,7 +26,7 @@ class BenchStandby:
     def __init__(self, command: str, model: str | None) -> None:
         """`model` is the standby's --model; the command is one of this program."""
         self._prefix, words = split_own_command(command)
-        self._words = ["--for", kind] if (kind := find_kind(self._prefix, words)) else []
+        self._words = ["--for", kind] if (kind := find_template_kind(self._prefix, words)) else []
         self._words += ["--model", model] if model else []
         self._folder = tempfile.TemporaryDirectory(prefix="vllm-cli-bench-")
         self._place = {"XDG_RUNTIME_DIR": self._folder.name}
@@ -86,9 +86,9 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
     return [], words
 
 
-def find_kind(prefix: list[str], words: list[str]) -> str | None:
+def find_template_kind(prefix: list[str], words: list[str]) -> str | None:
     """The template of the engine that the command names; None leaves the choice to the standby."""
     values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
     given = ServeWords(words)
     engine = given.own.get("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]
-    return kind_for(engine, given) if engine in ("embedded", "vllm") else None
+    return template_kind_for(engine, given) if engine in ("embedded", "vllm") else None

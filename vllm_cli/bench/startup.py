@@ -47,7 +47,7 @@ _FORK_PHASE: Final = "fork_from_standby"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartupConfig(BenchConfig):
+class StartupBenchConfig(BenchConfig):
     """The states of the caches before the starts of commands."""
 
     states: tuple[str, ...]
@@ -60,7 +60,7 @@ class StartupConfig(BenchConfig):
     """Time between the end of one server and the start of the next."""
 
 
-async def measure_startup(config: StartupConfig) -> Result:
+async def measure_startup(config: StartupBenchConfig) -> Result:
     """Sides alternate; every other round reverses them, so that no side always follows the same one."""
     evicted = list_files(config.evict_paths)
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ async def measure_startup(config: StartupConfig) -> Result:
 class _StartedSide:
     """A command; each start has a port of its own and ends with the server stopped."""
 
-    def __init__(self, spec: TargetSpec, config: StartupConfig) -> None:
+    def __init__(self, spec: TargetSpec, config: StartupBenchConfig) -> None:
         self.spec = spec
         self.rounds: defaultdict[str, list[Figures]] = defaultdict(list)
         self._config = config

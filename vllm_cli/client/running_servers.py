@@ -10,7 +10,7 @@ from typing import Any, Final
 from base.json_depth import read_json
 from base.machine.processes import child_pids, descendants, process_age_s, pss_bytes
 from base.status_page.page import DATA_PATH
-from startup.ground.run_record import ROUTER, STANDBY, RunRecord, read_records
+from startup.ground.run_record import ROUTER, STANDBY, RunRecord, read_run_records
 from startup.standby.status import STATUS, NoStandbyError, ask
 from vllm_cli.client.server import Server
 from vllm_cli.client.server_address import ServerAddress, parse_url
@@ -121,7 +121,7 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
     Args:
         with_state: also determine state and memory, which takes some milliseconds per server.
     """
-    every = read_records()
+    every = read_run_records()
     records = [record for record in every if record.engine != STANDBY]
     standbys = {pid for record in every if record.engine == STANDBY for pid in _pids_of_standby(record)}
     members = {record.pid: _members(record, records, standbys) for record in records}
@@ -133,7 +133,7 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
 
 def find_standbys() -> list[RunningStandby]:
     """All standbys, oldest first."""
-    found = [_describe_standby(record) for record in read_records() if record.engine == STANDBY]
+    found = [_describe_standby(record) for record in read_run_records() if record.engine == STANDBY]
     return sorted(found, key=lambda standby: -standby.uptime_s)
 
 

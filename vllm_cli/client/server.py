@@ -46,7 +46,7 @@ def choose_key(given: str | None) -> str | None:
     return given or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
 
 
-class Answer(NamedTuple):
+class ReceivedAnswer(NamedTuple):
     """A server's answer, of any status."""
 
     status: int
@@ -78,10 +78,10 @@ class Server:
         *,
         timeout_s: float | None = None,
         max_bytes: int | None = None,
-    ) -> Answer:
+    ) -> ReceivedAnswer:
         """Sends one request, with the body as JSON; raises OSError or HTTPException if there is no answer."""
         with self._open(method, path, body, timeout_s) as response:
-            return Answer(response.status, response.reason, response.headers, response.read(max_bytes))
+            return ReceivedAnswer(response.status, response.reason, response.headers, response.read(max_bytes))
 
     def ask(self, method: str, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
         """The JSON of a successful answer, which may take any time if there is no timeout."""

@@ -12,7 +12,7 @@ from base.json_depth import read_json
 from base.machine.processes import is_alive
 from startup.port.probe_http import MODEL_STATE_HEADER
 from startup.reports.timeline.live_line import draw_bar
-from vllm_cli.client.server import Answer, Server
+from vllm_cli.client.server import ReceivedAnswer, Server
 from vllm_cli.client.server_address import ServerAddress
 
 State = Literal["ready", "starting", "absent", "failed"]
@@ -65,7 +65,7 @@ def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Re
     return _read_answer(answer, address.path + path)
 
 
-def _read_answer(answer: Answer, path: str) -> Readiness:
+def _read_answer(answer: ReceivedAnswer, path: str) -> Readiness:
     if answer.status < 300:
         return Readiness("ready", status=answer.headers.get(MODEL_STATE_HEADER))
     if answer.status < 500 and answer.status not in _NOT_YET:

@@ -228,9 +228,9 @@ def startup(**options: Any) -> int:
         options["evict_paths"] = tuple(_find_models(model, targets))
 
     from vllm_cli.bench.report import run_and_publish
-    from vllm_cli.bench.startup import StartupConfig, measure_startup
+    from vllm_cli.bench.startup import StartupBenchConfig, measure_startup
 
-    return run_and_publish(measure_startup(StartupConfig(targets=targets, **options)), json_path)
+    return run_and_publish(measure_startup(StartupBenchConfig(targets=targets, **options)), json_path)
 
 
 def _build_targets(

@@ -12,8 +12,8 @@ import click
 from startup.ground.errors import StartupError
 from startup.ground.logs.setup import configure_logging, log_options_of_environment
 from startup.ground.serve_words import is_vllm_installed
-from startup.standby import places
-from startup.standby.places import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
+from startup.standby import sockets
+from startup.standby.sockets import EMBEDDED, TEMPLATE_KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.words.errors import InputError
 from startup.words.param_types import ByteSize
@@ -21,7 +21,7 @@ from vllm_cli.terminal import Reporter, align
 
 NOT_RUNNING: Final = 1
 
-_GROUPS: Final = {"vllm": (VLLM_EAGER, VLLM_COMPILED), **{kind: (kind,) for kind in KINDS}}
+_GROUPS: Final = {"vllm": (VLLM_EAGER, VLLM_COMPILED), **{kind: (kind,) for kind in TEMPLATE_KINDS}}
 _POLL_S: Final = 0.1
 
 
@@ -132,14 +132,14 @@ def _parse_kinds(wanted: str | None) -> tuple[str, ...]:
 def _detach(words: list[str]) -> int:
     """Starts the same command in the background and waits until its imports are done."""
     try:
-        os.close(places.create_folder())
-    except (OSError, places.UnsafeFolderError) as err:
-        raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
-    path = f"{places.socket_folder()}/standby.log"
+        os.close(sockets.create_folder())
+    except (OSError, sockets.UnsafeFolderError) as err:
+        raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
+    path = f"{sockets.socket_folder()}/standby.log"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as log:  # noqa: PTH123
         process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", *words],
-            cwd=places.module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            cwd=sockets.module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     begin_s = time.monotonic()
     with closing(Reporter()) as reporter:

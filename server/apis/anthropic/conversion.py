@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from server.apis.anthropic.request import (
+    AnthropicMessage,
+    AnthropicRequest,
     ContentBlock,
     CountTokensRequest,
-    Message,
-    MessagesRequest,
     ThinkingDisabled,
     ThinkingEnabled,
     ToolDefinition,
@@ -33,7 +33,7 @@ ChatMessage = dict[str, Any]
 
 
 def to_chat_request(
-    request: MessagesRequest | CountTokensRequest,
+    request: AnthropicRequest | CountTokensRequest,
     *,
     merges_system: bool = False,
     disabled_effort: ReasoningEffort = "none",
@@ -60,12 +60,12 @@ def to_chat_request(
     if (choice := request.tool_choice) is not None:
         fields["tool_choice"] = _convert_tool_choice(request) if tools or choice.type in ("any", "tool") else None
         fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
-    if isinstance(request, MessagesRequest):
+    if isinstance(request, AnthropicRequest):
         fields |= _generation_fields(request)
     return ChatRequest(**{name: value for name, value in fields.items() if value is not None})
 
 
-def _generation_fields(request: MessagesRequest) -> dict[str, Any]:
+def _generation_fields(request: AnthropicRequest) -> dict[str, Any]:
     thinking = request.thinking
     return {
         "max_tokens": request.max_tokens,
@@ -134,7 +134,7 @@ def _texts(blocks: list[ContentBlock]) -> list[str]:
     return [text for text in texts if not text.startswith(_ATTRIBUTION_HEADER)]
 
 
-def _convert_message(message: Message) -> list[ChatMessage]:
+def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
     """One message of a user or an assistant: first the results of tools, then what remains."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]

@@ -79,7 +79,7 @@ class ContentBlock(msgspec.Struct, kw_only=True):
 Content = str | list[ContentBlock]
 
 
-class Message(msgspec.Struct, kw_only=True):
+class AnthropicMessage(msgspec.Struct, kw_only=True):
     """One turn of the conversation."""
 
     role: Literal["user", "assistant", "system"]
@@ -141,7 +141,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
     """A conversation whose prompt is counted."""
 
     model: Text
-    messages: list[Message]
+    messages: list[AnthropicMessage]
     system: Content | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
@@ -174,7 +174,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
                     )
 
 
-class MessagesRequest(CountTokensRequest, kw_only=True):
+class AnthropicRequest(CountTokensRequest, kw_only=True):
     """A conversation to continue."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]

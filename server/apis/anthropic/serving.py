@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 from base.errors import RequestError
 from server.apis.anthropic.blocks import BlockStream, StreamEvent, create_stop
 from server.apis.anthropic.conversion import to_chat_request
-from server.apis.anthropic.request import CountTokensRequest, Effort, MessagesRequest, ThinkingDisabled
+from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest, Effort, ThinkingDisabled
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
 from server.generation.request import ChatRequest, ReasoningEffort
 from server.operation.admission import RequestContext
@@ -25,7 +25,7 @@ _HI: Final = [{"role": "user", "content": "Hi"}]
 _TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {}}}}
 
 
-class MessagesServing:
+class AnthropicServing:
     """One per server; every method runs on the event loop."""
 
     def __init__(self, inference: Inference, runner: ChatRunner) -> None:
@@ -34,7 +34,7 @@ class MessagesServing:
         self._probe = TemplateProbe(inference)
 
     async def create(
-        self, request: MessagesRequest, context: RequestContext
+        self, request: AnthropicRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The message, or its events. Every fault of the request is found before the first event.
 

@@ -13,7 +13,7 @@ OutputItem = dict[str, Any]
 ResponseEvent = dict[str, Any]
 
 
-class Kind(NamedTuple):
+class ItemKind(NamedTuple):
     """One kind of output items."""
 
     type: str
@@ -26,10 +26,10 @@ class Kind(NamedTuple):
     """The type of its only part, if it has one."""
 
 
-MESSAGE: Final = Kind("message", "msg", "response.output_text", "text", "output_text")
-REASONING: Final = Kind("reasoning", "rs", "response.reasoning_text", "text", "reasoning_text")
-CALL: Final = Kind("function_call", "fc", "response.function_call_arguments", "arguments")
-CUSTOM_CALL: Final = Kind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
+MESSAGE: Final = ItemKind("message", "msg", "response.output_text", "text", "output_text")
+REASONING: Final = ItemKind("reasoning", "rs", "response.reasoning_text", "text", "reasoning_text")
+CALL: Final = ItemKind("function_call", "fc", "response.function_call_arguments", "arguments")
+CUSTOM_CALL: Final = ItemKind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 
 
 def create_event(type: str, **fields: Any) -> ResponseEvent:
@@ -90,7 +90,7 @@ class OutputWriter:
             return [*self._switch_to(CUSTOM_CALL, called), *self._extend(part.arguments)]
         return [*self._switch_to(CALL, called | {"namespace": tool.namespace}), *self._extend(part.arguments)]
 
-    def _switch_to(self, kind: Kind, called: dict[str, Any] | None = None) -> list[ResponseEvent]:
+    def _switch_to(self, kind: ItemKind, called: dict[str, Any] | None = None) -> list[ResponseEvent]:
         closing = self._close()
         self._open = OpenItem(kind, len(self.items), called or {})
         return closing + self._open.begin()
@@ -114,7 +114,7 @@ class OutputWriter:
 class OpenItem:
     """An item whose text arrives; `begin`, `extend` and `end` return events."""
 
-    def __init__(self, kind: Kind, index: int, called: dict[str, Any]) -> None:
+    def __init__(self, kind: ItemKind, index: int, called: dict[str, Any]) -> None:
         """`index` is the position in the response's output, `called` what a call has besides its text."""
         self.kind = kind
         self._index = index

@@ -122,7 +122,7 @@ class TextFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
             )
 
 
-class TextOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
+class ResponseTextConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     """`text`: the form of the answer; `verbosity` has no effect."""
 
     format: TextFormat | None = None
@@ -144,7 +144,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     top_logprobs: NumLogprobs | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
 
-    text: TextOptions | None = None
+    text: ResponseTextConfig | None = None
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None

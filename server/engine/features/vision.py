@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from server.engine.features.prompt_features import PromptFeatures, PromptFeaturesError, to_tensor
 from server.terms.types import TensorData
-from server.text.model_files.kind import VISION_MODEL_TYPES
+from server.text.model_files.model_kind import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 

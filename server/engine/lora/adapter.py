@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from base.json_depth import check_depth
 from base.wording import list_some
 from server.terms.config import LoraConfig
-from server.text.model_files.kind import VISION_MODEL_TYPES
+from server.text.model_files.model_kind import VISION_MODEL_TYPES
 
 _SAFETENSORS: Final = "adapter_model.safetensors"
 _TORCH_FILES: Final = ("adapter_model.bin", "adapter_model.pt")

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from base.errors import EngineMemoryError, EngineStartError
 from base.json_depth import read_json
 from server.terms.config import EngineConfig
-from server.text.model_files.kind import VISION_MODEL_TYPES
+from server.text.model_files.model_kind import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.loading import load_pooling_model
 from server.terms.config import EngineConfig, ModelFiles, PoolerConfig
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
-from server.text.model_files.kind import ModelKind
+from server.text.model_files.model_kind import ModelKind
 
 
 class PoolingCore(BaseCore):

@@ -36,7 +36,7 @@ from server.engine.pooling.heads import (
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.terms.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo
-from server.text.model_files.kind import ModelKind
+from server.text.model_files.model_kind import ModelKind
 from server.text.model_files.sentence_files import SentenceFiles, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")

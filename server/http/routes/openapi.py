@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from server.apis.anthropic.request import CountTokensRequest, MessagesRequest
+from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest
 from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingRequest, PoolingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
@@ -21,7 +21,7 @@ _POSTS: dict[str, type] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/v1/responses": ResponsesRequest,
-    "/v1/messages": MessagesRequest,
+    "/v1/messages": AnthropicRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/pooling": PoolingRequest,

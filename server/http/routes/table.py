@@ -5,8 +5,8 @@ from functools import partial
 from starlette.routing import Route
 
 from base.status_page.page import DATA_PATH
-from server.apis.anthropic.request import CountTokensRequest, MessagesRequest
-from server.apis.anthropic.serving import MessagesServing
+from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest
+from server.apis.anthropic.serving import AnthropicServing
 from server.apis.openai.chat import create_chat_completion
 from server.apis.openai.completions import CompletionServing
 from server.apis.pooling.endpoints import (
@@ -90,7 +90,7 @@ def _text_routes(parts: AppParts) -> list[Route]:
     reasoning = load_reasoning(config, renderer)
     builder = GenerationBuilder(parts, reasoning)
     runner = ChatRunner(parts, builder, OutputParsing(config, renderer, reasoning))
-    chat, messages = partial(create_chat_completion, parts, runner), MessagesServing(parts, runner)
+    chat, messages = partial(create_chat_completion, parts, runner), AnthropicServing(parts, runner)
     tokenization = TokenizationServing(parts.models, renderer, parts.engine)
     archive = ResponseArchive(parts.response_store, renderer)
     responses = ResponsesServing(parts, runner, archive, parts.running, parts.admission.limits)
@@ -99,7 +99,7 @@ def _text_routes(parts: AppParts) -> list[Route]:
     return [
         post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
         post("/v1/chat/completions", ChatRequest, chat),
-        post("/v1/messages", MessagesRequest, messages.create, failures=ANTHROPIC),
+        post("/v1/messages", AnthropicRequest, messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),
         post("/v1/responses", ResponsesRequest, responses.create),
         Route("/v1/responses/{response_id}", stored.answer, methods=["GET", "DELETE"]),

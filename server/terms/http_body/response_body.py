@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _MEMBERS_PER_TURN = 16
 """Formatting a token for the first time takes 30 us, and each has up to `max_logprobs` candidates."""
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 """As in starlette, which the router's environment need not have."""
 Headers = tuple[tuple[bytes, bytes], ...]
 _RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
@@ -35,7 +35,7 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     503: _RETRY_AFTER,
 }
 """413: the body is not read."""
-_END: Message = {"type": "http.response.body", "body": b""}
+_END: AsgiMessage = {"type": "http.response.body", "body": b""}
 ServerStatus = Literal["starting", "draining", "dead"]
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -175,14 +175,14 @@ async def end_stream(
         yield failures.end
 
 
-def _to_messages_error(response: ErrorResponse) -> dict[str, Any]:
+def _to_anthropic_error(response: ErrorResponse) -> dict[str, Any]:
     """With the fields of OpenAI's error, too."""
     code = response.error.code
     default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
     return {"type": "error", "error": structs.replace(response.error, type=_ERROR_TYPES.get(code, default))}
 
 
-ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=encode_named_event, end=b"")
+ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named_event, end=b"")
 
 
 def is_anthropic(path: str) -> bool:
@@ -239,7 +239,7 @@ async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: 
     await send(_END)
 
 
-def _stream_start(headers: Headers) -> Message:
+def _stream_start(headers: Headers) -> AsgiMessage:
     fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
     return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from server.text.parsers.base import FunctionDefinition
+from server.text.parsers.base import FunctionSignature
 from server.text.parsers.json_text import read_json, write_json
 
 _ALIASES: Final = {
@@ -135,7 +135,7 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
 ONLY_TEXT: Final = frozenset(("string",))
 
 
-def argument_schemas(functions: Sequence[FunctionDefinition], name: str) -> Mapping[str, Any]:
+def argument_schemas(functions: Sequence[FunctionSignature], name: str) -> Mapping[str, Any]:
     """The schemas of a function's arguments by name; empty for functions that are not known."""
     parameters = next((function.parameters for function in functions if function.name == name), None)
     properties = (parameters or {}).get("properties")

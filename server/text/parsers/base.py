@@ -39,7 +39,7 @@ class CallArguments(NamedTuple):
 Event = Reasoning | Content | CallStart | CallArguments
 
 
-class FunctionDefinition(Protocol):
+class FunctionSignature(Protocol):
     """A function of the request's `tools`; `server.generation.request.FunctionDefinition` is one."""
 
     @property
@@ -78,7 +78,7 @@ class ToolParser(OutputParser, Protocol):
     call_format: ClassVar[CallFormat | None]
     """None if no grammar can force the arguments of a call to follow their schema."""
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         """`functions` are those of the request's `tools`, never empty."""
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import regex
 
-from server.text.parsers.base import CallFormat, Content, FunctionDefinition
+from server.text.parsers.base import CallFormat, Content, FunctionSignature
 from server.text.parsers.json_calls import CallArray, CallObject, CallReader, CallStyle
 from server.text.parsers.text_parser import BLANKS, TextReader, Waiting, any_of
 
@@ -27,7 +27,7 @@ class MarkedCalls(TextReader):
     """Characters that are dropped behind a call, as are blanks."""
     style: ClassVar[CallStyle] = CallStyle()
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._gap = ""
         """Blanks and separators behind a call; content if text follows them."""
         super().__init__()

@@ -4,7 +4,7 @@ from concurrent.futures import Executor
 from importlib import import_module
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.model_files.kind import accepts_images
+from server.text.model_files.model_kind import accepts_images
 from server.text.model_files.tokenizer_files import RENDERERS, TokenizerLoadError, find_tokenizer_mode, foreign_problem
 from server.text.renderers.base import BaseRenderer
 

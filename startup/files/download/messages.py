@@ -31,7 +31,7 @@ class DownloadOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class DownloadJob:
     """What to download."""
 
     downloads: tuple[Download, ...]

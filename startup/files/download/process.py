@@ -11,10 +11,10 @@ from base.wording import format_bytes
 from envs.redaction import without_login
 from startup.files.download.messages import (
     DownloadError,
+    DownloadJob,
     DownloadOptions,
     DownloadProgress,
     DownloadReport,
-    Job,
     LogLine,
     download_error,
     hub_endpoints,
@@ -130,7 +130,7 @@ def start_download(
         DownloadError: the helper cannot be started.
     """
     options = options or DownloadOptions(endpoints=hub_endpoints())
-    job = Job(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
+    job = DownloadJob(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
     try:
         helper = Helper("download", "startup.files.download.worker:run", job)
     except OSError as err:

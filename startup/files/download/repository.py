@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from base.wording import format_bytes
 from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import read_index
-from startup.files.model.location import is_object_address, repository_name, unfinished_marker
+from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
 """Of a content that is not complete yet; the hub's own tools remove files that end in `.incomplete`."""

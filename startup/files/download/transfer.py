@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from startup.files.download.hub_client import FileAddress, HubClient, RetryableError, backoff_s
 from startup.files.download.messages import DownloadError
 from startup.files.download.repository import CachedRepository, HubFile
-from startup.files.model.location import is_object_address
+from startup.files.model.model_place import is_object_address
 
 if TYPE_CHECKING:
     from startup.files.download.object_store import ObjectStoreClient

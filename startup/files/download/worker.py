@@ -15,7 +15,7 @@ from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.fetch import NO_ROOM, Fetch
 from startup.files.download.hub_client import HubClient
-from startup.files.download.messages import DownloadError, DownloadProgress, DownloadReport, Job, LogLine
+from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
 from startup.files.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
 from startup.files.download.transfer import Source
 from startup.files.model.file_plan import Download
@@ -30,7 +30,7 @@ _POLLED_EVERY_S: Final = 0.25
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def run(job: Job, send: Send) -> None:
+def run(job: DownloadJob, send: Send) -> None:
     """Downloads, and sends lines for the log, progress and the report."""
     os.environ[env.HF_ENDPOINT.name] = job.options.endpoints[0]
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
@@ -86,7 +86,7 @@ class _Plan(NamedTuple):
 class DownloadRun:
     """All downloads of a job, one repository after the other; runs on the main thread of the helper."""
 
-    def __init__(self, job: Job, send: Send) -> None:
+    def __init__(self, job: DownloadJob, send: Send) -> None:
         self._job = job
         self._options = job.options
         self._send = send

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
-from startup.files.model.location import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
+from startup.files.model.model_place import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
 from startup.files.model.request import ModelRequest
 from startup.files.model.wanted_files import Role, WantedFiles
 from startup.ground.config import DEFAULT_MODEL_ID

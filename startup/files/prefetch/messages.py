@@ -8,7 +8,7 @@ MAX_PROBLEMS: Final = 8
 PrefetchState = Literal["done", "off", "stopped", "failed"]
 
 
-class Job(NamedTuple):
+class PrefetchJob(NamedTuple):
     """The files of one prefetch, and how to read them."""
 
     paths: tuple[str, ...]

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from startup.files.prefetch.messages import Job, PrefetchProgress, PrefetchReport
+from startup.files.prefetch.messages import PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.survey import reason_to_skip, survey_files
 from startup.ground.prefetch_options import PrefetchOptions
 from startup.ground.processes.helper import Helper, HelperEndedError
@@ -114,7 +114,7 @@ def _report_nothing_to_read(paths: Sequence[str], options: PrefetchOptions, page
 
 
 def _start_helper(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> Helper:
-    job = Job(
+    job = PrefetchJob(
         paths=tuple(paths),
         num_threads=options.num_threads,
         block_bytes=options.block_bytes,

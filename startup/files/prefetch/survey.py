@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from base.machine.memory import read_memory
 from base.machine.page_cache import ResidencyProbe, memory_devices
-from startup.files.prefetch.messages import Job
+from startup.files.prefetch.messages import PrefetchJob
 
 RESERVE_BYTES = 1 << 30
 """Memory that is left to the imports and the engine."""
@@ -176,7 +176,7 @@ def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], 
     return Survey(1, num_bytes, resident_bytes, blocks=blocks, unknown_bytes=0 if probe.method else num_bytes)
 
 
-def decide(survey: Survey, job: Job) -> Decision:
+def decide(survey: Survey, job: PrefetchJob) -> Decision:
     """Limits the survey to what fits into memory; unless forced, to nothing if less than half fits."""
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
         return Decision(survey, is_off=True, reason=reason)
@@ -196,7 +196,7 @@ def decide(survey: Survey, job: Job) -> Decision:
     return Decision(limited, is_off=room < least or not limited.blocks, reason=reason)
 
 
-def available_bytes(job: Job) -> int | None:
+def available_bytes(job: PrefetchJob) -> int | None:
     """Available memory, including page cache of the files; None if the system does not report it."""
     if job.memory_bytes is not None:
         return job.memory_bytes

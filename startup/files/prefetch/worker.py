@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from base.machine.page_cache import ResidencyProbe
-from startup.files.prefetch.messages import MAX_PROBLEMS, Job, PrefetchProgress, PrefetchReport
+from startup.files.prefetch.messages import MAX_PROBLEMS, PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.survey import RESERVE_BYTES, Block, Survey, available_bytes, decide, survey_files
 from startup.ground.processes.helper import Send
 
@@ -21,7 +21,7 @@ _FALLBACK_BYTES = 256 << 10
 _KEPT_SHARE = 0.5
 
 
-def run(job: Job, send: Send) -> None:
+def run(job: PrefetchJob, send: Send) -> None:
     """Reads everything, and sends the progress and the report."""
     os.nice(_NICENESS)
     send(_Prefetch(job, send).run())
@@ -154,7 +154,7 @@ class _OpenFile:
 
 
 class _Prefetch:
-    def __init__(self, job: Job, send: Send) -> None:
+    def __init__(self, job: PrefetchJob, send: Send) -> None:
         self._job = job
         self._send = send
         self._next_progress_ns = 0

@@ -7,11 +7,11 @@ from typing import Final
 
 from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.reports.causes.known.devices import DEVICES, MEMORY
+from startup.reports.causes.known.failed_parts import FAILED_PARTS
 from startup.reports.causes.known.files import FILES
 from startup.reports.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
 from startup.reports.causes.known.llama_cpp import LLAMA_CPP
 from startup.reports.causes.known.model import MODEL
-from startup.reports.causes.known.places import PLACES
 from startup.reports.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_line import LogLine, read_line
@@ -26,7 +26,7 @@ from startup.reports.causes.phase import (
     phase_of_message,
 )
 
-KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *PLACES, *PROCESSES)
+KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *FAILED_PARTS, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 _OF_WORKER: Final = "Worker failed with error"
@@ -318,7 +318,7 @@ def _describe(failure: Failure, run: Run) -> Cause:
     before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
     special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
-    if general and general[0][1] in PLACES and _RECOMMENDS.search(general[0][0]):
+    if general and general[0][1] in FAILED_PARTS and _RECOMMENDS.search(general[0][0]):
         general = [(general[0][0], SETTING_REFUSED)]
     last_resort = _last_resort(texts[0], failure)
     text, known = [*special, *general, (texts[0], last_resort)][0]

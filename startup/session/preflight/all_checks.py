@@ -18,13 +18,13 @@ from server.text.model_files.tokenizer_files import foreign_problem
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.json_file import read_json_object
-from startup.files.model.location import ModelPlace, is_offline
+from startup.files.model.model_place import ModelPlace, is_offline
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartupConfig
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
+from startup.session.preflight.model_places import check_hub, check_model_place, snapshot_findings
 from startup.session.preflight.network import check_address, check_api_keys, check_tls
-from startup.session.preflight.places import check_hub, check_place, snapshot_findings
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
 from startup.session.preflight.resources import (
     SHM,
@@ -41,7 +41,7 @@ class PreflightOptions:
 
     is_listening: bool = False
     """Whether the launcher listens already, so that the address needs no check."""
-    plan: FilePlan | None = None
+    file_plan: FilePlan | None = None
     """Where the model is, if that is known."""
     memory: MemoryState | None = None
     """None reads it from the kernel."""
@@ -116,7 +116,7 @@ class _Preflight:
 
     @cached_property
     def _plan(self) -> FilePlan:
-        return self._options.plan or plan_files(ModelRequest.of_start(self._config))
+        return self._options.file_plan or plan_files(ModelRequest.of_start(self._config))
 
     @property
     def _model(self) -> ModelPlace:
@@ -141,7 +141,7 @@ class _Preflight:
 
     def _check_places(self) -> Iterator[Finding]:
         for place in self._plan.main_places:
-            yield from check_place(place)
+            yield from check_model_place(place)
 
     def _check_checkpoint(self) -> Iterator[Finding]:
         if self._checkpoint is None:

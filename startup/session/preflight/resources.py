@@ -9,7 +9,7 @@ from typing import Final
 from base.machine.files import write_problem
 from base.wording import format_bytes
 from envs.registry import env
-from startup.files.model.location import ModelPlace
+from startup.files.model.model_place import ModelPlace
 from startup.ground.caches import cache_folder
 from startup.session.preflight.report import Finding, error, warning
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.machine.files import MODE, why_changeable
 from envs.home import expand_home
-from startup.files.model.location import is_object_address, missing_package, without_file_scheme
+from startup.files.model.model_place import is_object_address, missing_package, without_file_scheme
 from startup.ground.caches import why_not_trusted
 from startup.vllm.compiled_models.record import ARCHIVE_SUFFIX
 
@@ -78,8 +78,8 @@ class Location(ABC):
         self.address = address
 
     @abstractmethod
-    def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
-        """The archives, or those of one kind: at most `most`, the newest first; other files are left out."""
+    def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
+        """The archives, or those of one family: at most `most`, newest first; other files are left out."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
@@ -101,7 +101,7 @@ class Location(ABC):
         """Marks an archive as used now, where the location permits it; stores do not."""
 
     def _split(self, name: str) -> tuple[str, str]:
-        """Kind and file."""
+        """Family and file."""
         if (match := _NAME.fullmatch(name)) is None:
             raise LocationError(f"{name!r} cannot be the name of an archive in {self.address}")
         return match[1], match[2]
@@ -137,19 +137,19 @@ class _FolderLocation(Location):
             if not self._folder.parent.is_dir() or (self._folder.exists() and not self._folder.is_dir()):
                 raise LocationError(f"{address} is neither a folder nor the name of one in a folder: correct it")
 
-    def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
+    def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):
-            self._check(kind)
-            entries = () if kind else _entries(self._folder)
-            kinds = [kind] if kind else [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            return _newest(chain.from_iterable(map(self._archives_of, kinds)), most)
+            self._check(family)
+            entries = () if family else _entries(self._folder)
+            families = [family] if family else [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return _newest(chain.from_iterable(map(self._archives_of, families)), most)
 
     def open(self, name: str) -> BinaryIO:
-        kind, file_name = self._split(name)
+        family, file_name = self._split(name)
         with self._explained("read", name):
-            self._check(kind)
+            self._check(family)
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            file = open(os.open(self._folder / kind / file_name, flags), "rb")  # noqa: PTH123, SIM115
+            file = open(os.open(self._folder / family / file_name, flags), "rb")  # noqa: PTH123, SIM115
             status = os.fstat(file.fileno())
             reason = why_changeable(status, name) if stat.S_ISREG(status.st_mode) else f"{name} is not a regular file"
             if reason is not None:
@@ -161,34 +161,34 @@ class _FolderLocation(Location):
         return self.open(name)
 
     def add(self, name: str, path: Path) -> bool:
-        kind, file_name = self._split(name)
+        family, file_name = self._split(name)
         with self._explained("written to", name):
-            folder = self._folder / kind
+            folder = self._folder / family
             for each in (self._folder, folder):
                 each.mkdir(mode=0o755, exist_ok=True)
-            self._check(kind)
+            self._check(family)
             return not os.path.lexists(folder / file_name) and _add(folder, file_name, path)
 
     def remove(self, name: str) -> None:
-        kind, file_name = self._split(name)
+        family, file_name = self._split(name)
         with self._explained("written to", name):
-            self._check(kind)
-            (self._folder / kind / file_name).unlink(missing_ok=True)
+            self._check(family)
+            (self._folder / family / file_name).unlink(missing_ok=True)
 
     def touch(self, name: str) -> None:
-        kind, file_name = self._split(name)
+        family, file_name = self._split(name)
         with suppress(OSError):
-            os.utime(self._folder / kind / file_name, follow_symlinks=False)
+            os.utime(self._folder / family / file_name, follow_symlinks=False)
 
-    def _archives_of(self, kind: str) -> Iterator[StoredArchive]:
-        for entry in _entries(self._folder / kind):
-            name = f"{kind}/{entry.name}"
+    def _archives_of(self, family: str) -> Iterator[StoredArchive]:
+        for entry in _entries(self._folder / family):
+            name = f"{family}/{entry.name}"
             if _NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
                 yield StoredArchive(name, status.st_size, status.st_mtime)
 
-    def _check(self, kind: str = "") -> None:
-        problem = why_not_trusted(self._folder, os.geteuid(), parts=(kind,) if kind else ())
+    def _check(self, family: str = "") -> None:
+        problem = why_not_trusted(self._folder, os.geteuid(), parts=(family,) if family else ())
         if problem is not None:
             remedy = "only its user and root may be able to write there, and to the folders above"
             raise LocationError(f"{problem}, so {self.address} is not used: {remedy}")
@@ -266,9 +266,9 @@ class _StoreLocation(Location):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)
 
-    def list(self, kind: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
+    def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):
-            folder = f"{self._root}/{kind}/" if kind else f"{self._root}/"
+            folder = f"{self._root}/{family}/" if family else f"{self._root}/"
             found = self._wait(self._system._find, folder, detail=True)
         stored = (
             StoredArchive(name, int(info["size"]), _modified_s(info))

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from startup.vllm.compiled_models.record import CompiledModel, Hardware
 
-Kind = Literal["variables", "flags", "model", "versions", "hardware", "sources", "files", "unknown"]
+FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sources", "files", "unknown"]
 
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
@@ -32,7 +32,7 @@ _MOST_NAMED: Final = 4
 class Change(NamedTuple):
     """One factor that differs."""
 
-    kind: Kind
+    kind: FactorKind
     name: str
     before: str
     """Of the earlier compiled model; empty if it had none."""
@@ -182,14 +182,14 @@ def _compare_group(group: str, before: Mapping[str, Any], now: Mapping[str, Any]
         old, new = before.get(name), now.get(name)
         if old == new or (name == _TEXT and (old, new) == (before.get(_WHOLE), now.get(_WHOLE))):
             continue
-        kind: Kind = "model" if name in _MODEL_FACTORS else "flags" if name else "unknown"
+        kind: FactorKind = "model" if name in _MODEL_FACTORS else "flags" if name else "unknown"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _compare(kind, old, new, f"{group}.{name}.")
         elif not _is_hash(old) or not _is_hash(new):  # else what is hashed is compared itself
             yield Change(kind, f"{group}.{name}" if name else group, _shown(old), _shown(new))
 
 
-def _compare(kind: Kind, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
+def _compare(kind: FactorKind, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             yield Change(kind, f"{prefix}{name}", _shown(before.get(name)), _shown(now.get(name)))

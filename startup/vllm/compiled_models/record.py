@@ -17,7 +17,7 @@ from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 2
-"""Part of each kind: a release that writes what this one could not read has another number."""
+"""Part of each family: a release that writes what this one could not read has another number."""
 ARCHIVE_SUFFIX: Final = ".zip"
 _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
@@ -89,9 +89,18 @@ class CompiledModel:
     format: int = FORMAT
 
     @property
-    def kind(self) -> str:
+    def family(self) -> str:
         """The folder of a location for all that could fit a start of this model on such a machine."""
-        return kind_of(self.model, self.versions, self.hardware)
+        return self.family_of(self.model, self.versions, self.hardware)
+
+    @staticmethod
+    def family_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
+        """A name for what all have in common that could fit a start of this model, whatever its flags.
+
+        It begins with vLLM's version.
+        """
+        facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
+        return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
 
     @property
     def file_name(self) -> str:
@@ -100,7 +109,7 @@ class CompiledModel:
 
     @property
     def name(self) -> "ArchiveName":
-        """The archive's name in its kind."""
+        """The archive's name in its family."""
         digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
         sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not tell them
         return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
@@ -108,7 +117,7 @@ class CompiledModel:
     @property
     def archive_name(self) -> str:
         """The archive's path in a location."""
-        return f"{self.kind}/{'-'.join(self.name)}{ARCHIVE_SUFFIX}"
+        return f"{self.family}/{'-'.join(self.name)}{ARCHIVE_SUFFIX}"
 
     @property
     def num_bytes(self) -> int:
@@ -161,15 +170,6 @@ class ArchiveName(NamedTuple):
     def has_digest(self, digest: str) -> bool:
         """Whether vLLM would look for it with this digest."""
         return digest[:_NUM_DIGITS] in (self.early_digest, self.digest)
-
-
-def kind_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
-    """A name for what all compiled models have in common that could fit, whatever the flags of their starts.
-
-    It begins with vLLM's version.
-    """
-    facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
-    return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
 
 
 def _digest(value: Any) -> str:

@@ -12,7 +12,7 @@ from startup.vllm.compiled_models.archive import ArchiveError, DamagedError, rea
 from startup.vllm.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
 from startup.vllm.compiled_models.process import AddJob, FetchJob, SharingReport
 from startup.vllm.compiled_models.reasons import changed_sources
-from startup.vllm.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware, kind_of
+from startup.vllm.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
 
 _MOST_BYTES: Final = 16 << 30
 """Of an archive, and of all its files."""
@@ -65,7 +65,7 @@ def add(job: AddJob) -> SharingReport:
 
 
 def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compile_s: Callable[[float], None]) -> None:
-    listed = location.list(kind_of(job.model, job.versions, Hardware.present()), most=MOST_EXAMINED)
+    listed = location.list(CompiledModel.family_of(job.model, job.versions, Hardware.present()), most=MOST_EXAMINED)
     chosen = _choose(listed, job)
     present = set()
     for archive, name in chosen:
@@ -141,7 +141,7 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
 def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
     """An archive of the same code, whatever the flags of its start were."""
     code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
-    listed = location.list(record.kind, most=MOST_EXAMINED)
+    listed = location.list(record.family, most=MOST_EXAMINED)
     return next((archive for archive in listed if archive.name.endswith(code)), None)
 
 

@@ -54,7 +54,7 @@ HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not che
 """`not needed`: by this release of vLLM. `not checked`: packages are missing, or cannot be imported."""
 
 
-class Finding(NamedTuple):
+class HookFinding(NamedTuple):
     """The result for one hook."""
 
     hook: str
@@ -97,7 +97,7 @@ class HookReport(NamedTuple):
     """The findings for one vLLM."""
 
     vllm: InstalledVllm
-    findings: Sequence[Finding]
+    findings: Sequence[HookFinding]
 
     @property
     def all_fit(self) -> bool:
@@ -127,19 +127,19 @@ def _imported(hook: Hook) -> Iterator[str]:
     return (need.modules[0] for need in hook.needs if not isinstance(need, Text))
 
 
-def _check(hook: Hook, vllm: InstalledVllm, failed: Mapping[str, str]) -> Finding:
+def _check(hook: Hook, vllm: InstalledVllm, failed: Mapping[str, str]) -> HookFinding:
     if not hook.is_for(vllm.release):
-        return Finding(hook.name, "not needed")
+        return HookFinding(hook.name, "not needed")
     if reasons := tuple(hook.problems()):
-        return Finding(hook.name, "does not fit", reasons)
+        return HookFinding(hook.name, "does not fit", reasons)
     absent = hook.absent_packages
     unknown = [f"{package} is not installed here" for package in absent]
     for module in _imported(hook):
         if module in failed and module.partition(".")[0] not in absent:
             unknown.append(f"{module} cannot be imported here ({failed[module]})")
-    return Finding(hook.name, "not checked" if unknown else "applies", tuple(unknown))
+    return HookFinding(hook.name, "not checked" if unknown else "applies", tuple(unknown))
 
 
-def hook_of(finding: Finding) -> Hook:
+def hook_of(finding: HookFinding) -> Hook:
     """The hook that the finding is about."""
     return _BY_NAME[finding.hook]

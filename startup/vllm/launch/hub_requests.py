@@ -17,7 +17,7 @@ from envs.registry import env
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.json_file import read_json_object
-from startup.files.model.location import without_file_scheme
+from startup.files.model.model_place import without_file_scheme
 from startup.ground.hooks.hook import uses
 from startup.ground.processes.library_state import update_hub
 from startup.ground.serve_words import normalise
@@ -101,7 +101,7 @@ def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> Command
         line: the line of the user.
         folders: what was downloaded.
     """
-    paths = dict(_find_paths(line.plan, folders)) if line.plan is not None else {}
+    paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     if not paths:
         return line
     if line.model not in paths:
@@ -116,7 +116,7 @@ def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLin
     Raises:
         ModelNotFoundError: the store does not deliver.
     """
-    plan = line.plan
+    plan = line.file_plan
     if plan is None:
         return line
     objects = replace(plan, places=tuple(place for place in plan.places if place.kind == "object_store"))

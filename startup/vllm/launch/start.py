@@ -32,7 +32,7 @@ from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
 from startup.ground.processes.quick_end import end_without_finalizing
-from startup.ground.run_record import RunRecord, recorded
+from startup.ground.run_record import RunRecord, run_recorded
 from startup.imports.learned_imports import learn, learned_imports
 from startup.reports.causes.own_faults import OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
@@ -113,7 +113,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         forbid_compiling()
     if options.compile_cache is not None and options.compile_cache.location is not None:
         logger.warning("--compile-cache: compiled models are not shared, because vLLM starts without preloading")
-    with recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
+    with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
         return run_plainly(vllm, line.words)
 
 
@@ -214,7 +214,7 @@ class _VllmStart:
             discard_dormant()
             start_resource_tracker()
             record_spawns(self._record)
-        session.prefetch(self._line.plan.prefetched if self._line.plan else (), self._options.prefetch)
+        session.prefetch(self._line.file_plan.prefetched if self._line.file_plan else (), self._options.prefetch)
         session.check(self._run_preflight, self._options.preflight)
         self._import_api_server()
         self._finish_download()
@@ -233,11 +233,11 @@ class _VllmStart:
                 self._line = line.with_port(self._chosen_port[1])
             self._session.stack.enter_context(port.reuse_listener(listening))
         else:
-            self._session.record(_address_of(line))
+            self._session.keep_run_record(_address_of(line))
 
     def _begin_download(self) -> None:
         """Downloads what is not on disk while this process and the forkserver import."""
-        plan = self._line.plan
+        plan = self._line.file_plan
         if plan is not None:
             self._download = self._session.download(plan, self._options.download_timeout_s)
             self._is_offline = self._download is None and forbid_requests(self._line, plan)

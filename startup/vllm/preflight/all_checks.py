@@ -38,7 +38,7 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
 
     def read_words() -> tuple[Finding, ...]:
         facts = read_facts(vllm)
-        starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts), line.plan))
+        starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts), line.file_plan))
         return ()
 
     yield "words", read_words

@@ -49,7 +49,7 @@ _LONG_NAMES: Final = {
 }  # fmt: skip
 
 
-class GivenFlag(NamedTuple):
+class VllmFlag(NamedTuple):
     """A flag on the command line or in the file of `--config`."""
 
     fact: FlagFact
@@ -68,7 +68,7 @@ class GivenFlag(NamedTuple):
 class ServeArguments:
     """What argparse makes of the words, and its complaints."""
 
-    given: list[GivenFlag] = field(default_factory=list)
+    given: list[VllmFlag] = field(default_factory=list)
     model: str | None = None
     """MODEL, or `model` of the file of `--config`."""
     unknown: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ class ServeArguments:
         found = self.last(name)
         return found.values[-1] if found is not None and found.values else None
 
-    def last(self, name: str) -> GivenFlag | None:
+    def last(self, name: str) -> VllmFlag | None:
         """The flag where it is given last."""
         return next((flag for flag in reversed(self.given) if flag.fact.name == name), None)
 
@@ -107,7 +107,7 @@ class CheckedStart:
     vllm: InstalledVllm
     facts: VllmFacts
     arguments: ServeArguments
-    plan: FilePlan | None
+    file_plan: FilePlan | None
     """Where model and tokenizer are; None if no model is named."""
 
     def value(self, name: str) -> Any:
@@ -173,7 +173,7 @@ def argument_findings(start: CheckedStart) -> Iterator[Finding]:
         yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
 
 
-def _value_findings(start: CheckedStart, given: GivenFlag) -> Iterator[Finding]:
+def _value_findings(start: CheckedStart, given: VllmFlag) -> Iterator[Finding]:
     for text in given.values:
         try:
             parse_value(given.fact, text)
@@ -183,13 +183,13 @@ def _value_findings(start: CheckedStart, given: GivenFlag) -> Iterator[Finding]:
             yield (error if is_certain else warning)(USAGE, str(err))
 
 
-def _given_usually(words: Sequence[str]) -> Iterator[GivenFlag]:
+def _given_usually(words: Sequence[str]) -> Iterator[VllmFlag]:
     """The flags of words whose meaning in this vLLM is not known."""
     for given in split(words, num_values):
         if given.flag:
             name = _LONG_NAMES.get(given.name, given.name)
             kind = _USUAL_KINDS.get(name, "text")
-            yield GivenFlag(FlagFact((name,), kind), tuple(given.values), name)
+            yield VllmFlag(FlagFact((name,), kind), tuple(given.values), name)
 
 
 def _name_findings(start: CheckedStart, flag: str) -> Iterator[Finding]:
@@ -238,7 +238,7 @@ class _Record(argparse.Action):
         """A value is a list of words, one word, or None for an optional one that is missing."""
         assert isinstance(parser, _Parser)
         words = () if values is None else (values,) if isinstance(values, str) else tuple(values)
-        parser.arguments.given.append(GivenFlag(self.fact, words, option or self.fact.name))
+        parser.arguments.given.append(VllmFlag(self.fact, words, option or self.fact.name))
 
 
 class _RecordModel(argparse.Action):

@@ -10,7 +10,7 @@ import pytest
 
 from router.http.answers import FailedRequestError
 from router.http.body_changes import json_edits
-from router.http.request_body import BodyRoom, RequestBody
+from router.http.request_body import BodyRoom, ForwardedBody
 from router.model_entry import BodyChanges, ModelEntry
 from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT, MB, body_of, echo
@@ -26,7 +26,7 @@ CHANGES = BodyChanges(
 
 async def change(body: bytes, changes: BodyChanges, media_type: str = "") -> bytes:
     """The changed body."""
-    changed = RequestBody(BodyRoom(LimitsConfig()))
+    changed = ForwardedBody(BodyRoom(LimitsConfig()))
     try:
         await changed._keep(body)
         await changed.change(changes, await changed.find_model(media_type), media_type)
@@ -83,7 +83,7 @@ async def test_only_a_member_that_is_small_is_changed_inside():
 
 @pytest.mark.parametrize("name", ["lists", "a text", "other keys"])
 async def test_the_event_loop_is_free_while_a_long_body_is_changed(name):
-    body = RequestBody(BodyRoom(LimitsConfig()))
+    body = ForwardedBody(BodyRoom(LimitsConfig()))
     await body._keep(costly(2 << 20)[name])
     found = await body.find_model("")
     with body._content() as content:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from router.http import body_members, request_body
 from router.http.body_members import json_members
-from router.http.request_body import BodyRoom, RequestBody
+from router.http.request_body import BodyRoom, ForwardedBody
 from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
 from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT
@@ -78,7 +78,7 @@ def test_what_is_searched_on_the_event_loop_takes_less_than_a_turn(name):
 
 
 async def test_the_event_loop_is_free_while_a_long_body_is_searched():
-    body = RequestBody(BodyRoom(LimitsConfig()))
+    body = ForwardedBody(BodyRoom(LimitsConfig()))
     await body._keep(costly(8 << 20)["lists"])
     num_turns = await count_turns(body.find_model(""))
     body.close()
@@ -172,7 +172,7 @@ def test_a_stream_and_a_response_in_the_background_are_found():
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
 async def test_all_encodings_of_json_are_read(encoding):
-    body = RequestBody(BodyRoom(LimitsConfig()))
+    body = ForwardedBody(BodyRoom(LimitsConfig()))
     await body._keep('{"model":"ä"}'.encode(encoding))
     assert (await body.find_model("")).name == "ä"
     body.close()
@@ -181,7 +181,7 @@ async def test_all_encodings_of_json_are_read(encoding):
 async def test_two_bodies_are_searched_at_once_and_two_that_lie_in_files(monkeypatch):
     """More threads would hold the interpreter, and with it the event loop."""
     room, may_end, searched = BodyRoom(LimitsConfig()), asyncio.Event(), []
-    bodies = [RequestBody(room) for _ in range(8)]
+    bodies = [ForwardedBody(room) for _ in range(8)]
     for number, body in enumerate(bodies):
         await body._keep(b'{"x":"%b"}' % (b"x" * (10_000 if number % 2 else 2_000_000)))
 

@@ -102,7 +102,7 @@ def test_what_a_router_of_one_model_cannot_have_is_refused(words):
 )
 def test_a_standby_is_kept_unless_it_cannot_be_used(words, kinds, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "auto")
-    assert _embedded("m", *words).find_standby_kinds() == kinds
+    assert _embedded("m", *words).find_template_kinds() == kinds
 
 
 def test_a_model_on_disk_is_found_for_the_standby(tiny_llama):

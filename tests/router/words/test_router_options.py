@@ -166,7 +166,7 @@ def test_flags_become_options(write, tiny_llama):
     assert (server.logging.disable_access_log, options.config.logging_level, options.path) == (True, "ERROR", file)
     assert (options.config.limits.max_body_bytes, options.config.limits.max_held_bytes) == (256 << 20, 4 << 30)
     assert options.entries["m"].start_timeout_s == 30
-    assert options.find_standby_kinds() == ("embedded",)
+    assert options.find_template_kinds() == ("embedded",)
     assert options.find_model("m") == str(tiny_llama)
     assert options.find_model("other") is None
     assert options_of("--models", file, *COMMON, "--log-level", "debug").config.logging_level == "DEBUG"
@@ -175,7 +175,7 @@ def test_flags_become_options(write, tiny_llama):
 @pytest.mark.parametrize("words", [("--idle-warm", "off"), ("--standby", "off"), ("--trust-remote-code",)], ids=str)
 def test_without_a_use_there_is_no_standby(words, write, tiny_llama):
     file = write(models={"m": {"model": str(tiny_llama)}})
-    assert options_of("--models", file, *COMMON, *words).find_standby_kinds() == ()
+    assert options_of("--models", file, *COMMON, *words).find_template_kinds() == ()
 
 
 def test_a_models_flags_come_after_the_defaults(entry, tiny_llama):
@@ -318,7 +318,7 @@ def test_a_model_is_checked_with_its_own_variables(has_it, read, cached, tmp_pat
     monkeypatch.setenv("HF_HUB_CACHE", folders["router"])
     checked = read({"m": {"model": "org/tiny", "env": {"HF_HUB_CACHE": folders["model"]}}})
     assert [fault.check for fault in checked.faults] == ([] if has_it == "model" else ["model"])
-    assert checked.models["m"].standby_kind == "embedded"
+    assert checked.models["m"].template_kind == "embedded"
 
 
 def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama):
@@ -362,7 +362,7 @@ def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch)
     checked = read(models, *OFFLINE, "--http-send-timeout", "5")  # vLLM has no such flag
     assert checked.faults == ()
     m, n = (checked.models[name] for name in "mn")
-    assert (m.standby_kind, n.standby_kind) == ("vllm-eager", "vllm-compiled")
+    assert (m.template_kind, n.template_kind) == ("vllm-eager", "vllm-compiled")
     assert (m.entry.engine, m.entry.aliases, n.entry.adapters) == ("vllm", ("other",), ("a",))
     assert m.entry.words[:4] == ("org/model", "--preflight", "off", "--enforce-eager")
 

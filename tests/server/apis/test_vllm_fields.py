@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from server.apis.anthropic.request import (
+    AnthropicMessage,
+    AnthropicRequest,
     ContentBlock,
     CountTokensRequest,
     JsonOutputFormat,
-    Message,
-    MessagesRequest,
     OutputConfig,
     ToolChoice,
     ToolDefinition,
@@ -53,9 +53,9 @@ PAIRS = {
     (f"{POOLING}.classify.protocol", "ClassificationRequest"): ClassificationRequest,
     (f"{POOLING}.scoring.protocol", "ScoreRequest"): ScoreRequest,
     (f"{POOLING}.scoring.protocol", "RerankRequest"): RerankRequest,
-    (ANTHROPIC, "AnthropicMessagesRequest"): MessagesRequest,
+    (ANTHROPIC, "AnthropicMessagesRequest"): AnthropicRequest,
     (ANTHROPIC, "AnthropicCountTokensRequest"): CountTokensRequest,
-    (ANTHROPIC, "AnthropicMessage"): Message,
+    (ANTHROPIC, "AnthropicMessage"): AnthropicMessage,
     (ANTHROPIC, "AnthropicContentBlock"): ContentBlock,
     (ANTHROPIC, "AnthropicTool"): ToolDefinition,
     (ANTHROPIC, "AnthropicToolChoice"): ToolChoice,

@@ -11,7 +11,7 @@ from server.engine.phases import Phases
 from server.engine.pooling.core import build_pooling_core
 from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import EngineOutput, EngineStats, PoolingParams
-from server.text.model_files.kind import read_model_kind
+from server.text.model_files.model_kind import read_model_kind
 from server.text.renderers.hf import HfRenderer
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.server_config import server_config

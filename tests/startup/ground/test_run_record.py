@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from startup.ground import run_record
-from startup.ground.run_record import RunRecord, read_records, recorded
+from startup.ground.run_record import RunRecord, read_run_records, run_recorded
 from tests.support.cli import run_python
 
 _RECORD = RunRecord(engine="embedded", model="smol", address="http://0.0.0.0:8000")
@@ -16,7 +16,7 @@ _KEEP = f"""
 import sys, time
 from startup.ground import run_record
 run_record._FOLDER = sys.argv[1]
-with run_record.recorded(run_record.{_RECORD!r}):
+with run_record.run_recorded(run_record.{_RECORD!r}):
     print("kept", flush=True)
     time.sleep(600)
 """
@@ -31,16 +31,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_record_ends_with_its_process_also_by_sigkill(folder):
     with subprocess.Popen([sys.executable, "-c", _KEEP, folder], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"kept\n"
-        (record,) = read_records()
+        (record,) = read_run_records()
         assert (record.pid, record.model, record.address) == (process.pid, "smol", "http://0.0.0.0:8000")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert read_records() == []
+    assert read_run_records() == []
     assert list(folder.iterdir()) == []
 
 
 def test_a_record_is_private_and_is_removed_at_the_end(folder):
-    with recorded(_RECORD):
+    with run_recorded(_RECORD):
         (file,) = folder.iterdir()
         assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
     assert list(folder.iterdir()) == []
@@ -53,8 +53,8 @@ def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, fold
         monkeypatch.setattr(run_record, "_NETWORK", tmp_path / "net")
         (tmp_path / "net").symlink_to("net:[1]")
     read = "import sys; from startup.ground import run_record; run_record._FOLDER = sys.argv[1];"
-    with recorded(_RECORD):
-        listed = run_python(f"{read} print(len(run_record.read_records()))", folder).stdout
+    with run_recorded(_RECORD):
+        listed = run_python(f"{read} print(len(run_record.read_run_records()))", folder).stdout
     assert listed == ("0\n" if is_elsewhere else "1\n")
 
 
@@ -65,5 +65,5 @@ def test_without_a_private_folder_a_server_runs_without_a_record(problem, folder
     else:
         folder.mkdir()
         folder.chmod(0o755)
-    with recorded(_RECORD):
-        assert read_records() == []
+    with run_recorded(_RECORD):
+        assert read_run_records() == []

@@ -18,8 +18,8 @@ import pytest
 
 from envs.registry import env
 from startup.ground.processes import messages
-from startup.standby import forked_server, front_process, places
-from startup.standby.places import socket_folder
+from startup.standby import forked_server, front_process, sockets
+from startup.standby.sockets import socket_folder
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli, run_python
 from tests.support.ports import free_port
@@ -146,23 +146,23 @@ def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_that_others_may_enter_is_not_used(mode, runtime_folder):
     (runtime_folder / "vllm-cli").mkdir()
     (runtime_folder / "vllm-cli").chmod(mode)
-    with pytest.raises(places.UnsafeFolderError, match="have mode 0700"):
-        places.open_folder()
+    with pytest.raises(sockets.UnsafeFolderError, match="have mode 0700"):
+        sockets.open_folder()
 
 
 @needs_root
 def test_another_users_folder_is_not_used(runtime_folder):
     (runtime_folder / "vllm-cli").mkdir(mode=0o700)
     os.chown(runtime_folder / "vllm-cli", NOBODY, NOBODY)
-    with pytest.raises(places.UnsafeFolderError, match="must belong to this user"):
-        places.open_folder()
+    with pytest.raises(sockets.UnsafeFolderError, match="must belong to this user"):
+        sockets.open_folder()
 
 
 def test_a_link_to_a_folder_is_not_used(runtime_folder):
     (runtime_folder / "elsewhere").mkdir(mode=0o700)
     (runtime_folder / "vllm-cli").symlink_to(runtime_folder / "elsewhere")
     with pytest.raises(NotADirectoryError):
-        places.open_folder()
+        sockets.open_folder()
 
 
 @pytest.mark.thorough

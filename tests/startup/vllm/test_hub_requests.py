@@ -120,8 +120,8 @@ def test_errors_of_missing_files_are_known_wherever_they_were_raised():
 def replaced(*words: str) -> tuple[str, ...]:
     """The words for vLLM once everything is downloaded into /m and /t."""
     line = CommandLine.of(words)
-    assert line.plan is not None
-    found = {download: Path("/t" if download.repo_id == TOKENIZER else "/m") for download in line.plan.downloads}
+    assert line.file_plan is not None
+    found = {download: Path("/t" if download.repo_id == TOKENIZER else "/m") for download in line.file_plan.downloads}
     return with_folders(line, found).words
 
 
@@ -155,7 +155,7 @@ def test_a_file_address_is_a_path(tmp_path):
 
 
 def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
-    monkeypatch.setattr("startup.files.model.location.find_spec", lambda name: object())
+    monkeypatch.setattr("startup.files.model.model_place.find_spec", lambda name: object())
     assert replaced(MODEL) == (MODEL,)
 
 

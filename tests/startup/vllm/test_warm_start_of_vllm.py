@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.standby.places import VLLM_EAGER, kind_of
+from startup.standby.sockets import VLLM_EAGER, template_kind
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.support.openai_client import StreamReader
@@ -171,5 +171,5 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
 
 @pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
 def test_commands_that_do_not_start_vllm_need_no_template(word):
-    assert kind_of(["--engine", "vllm", "--enforce-eager", word]) is None
-    assert kind_of(["--engine", "vllm", "--enforce-eager"]) == VLLM_EAGER
+    assert template_kind(["--engine", "vllm", "--enforce-eager", word]) is None
+    assert template_kind(["--engine", "vllm", "--enforce-eager"]) == VLLM_EAGER

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.llamas import save_tiny_llama
 from tests.support.waiting import is_gone, wait_until
-from vllm_cli.bench.standby import find_kind, split_own_command
+from vllm_cli.bench.standby import find_template_kind, split_own_command
 
 QUICK = ("--state", "standby", "--rounds", "1", "--pause", "0")
 SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
@@ -140,4 +140,4 @@ def test_commands_of_this_program_are_recognised(command, prefix):
 )
 def test_the_template_is_that_of_the_command(command, kind):
     """A command that names no engine leaves the choice to the standby."""
-    assert find_kind(*split_own_command(command)) == kind
+    assert find_template_kind(*split_own_command(command)) == kind

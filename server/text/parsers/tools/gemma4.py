@@ -6,7 +6,7 @@ from typing import Any, Final
 import regex
 
 from server.text.parsers.arguments import ArgumentsWriter, SchemaValues, argument_schemas
-from server.text.parsers.base import FunctionDefinition
+from server.text.parsers.base import FunctionSignature
 from server.text.parsers.text_parser import Found, StrayText, TextParser, Waiting
 
 _CALL: Final = regex.compile(r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>{}()]{1,256})[{(]")
@@ -33,7 +33,7 @@ class _Damaged(Exception):  # noqa: N818 - it ends a value, and is no error
 class Gemma4Parser(TextParser):
     """Text values are reported as they arrive, others when they are complete."""
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._functions = functions
         self._values = SchemaValues()
         super().__init__()

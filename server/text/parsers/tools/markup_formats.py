@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 import regex
 
 from server.text.parsers.arguments import ArgumentsWriter, SchemaValues, argument_schemas
-from server.text.parsers.base import FunctionDefinition
+from server.text.parsers.base import FunctionSignature
 from server.text.parsers.text_parser import Found, StrayText, TextParser, Waiting
 
 
@@ -78,7 +78,7 @@ class MarkupParser(TextParser):
 
     markup: ClassVar[Markup]
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._functions = functions
         self._values = SchemaValues()
         self._names = frozenset(function.name for function in functions)

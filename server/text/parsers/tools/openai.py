@@ -17,7 +17,7 @@ from server.text.parsers.base import (
     CallStart,
     Content,
     Event,
-    FunctionDefinition,
+    FunctionSignature,
     OutputParser,
     PromptEnd,
     Reasoning,
@@ -42,7 +42,7 @@ class HarmonyParser:
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._parser = StreamableParser(_ENCODING, role=Role.ASSISTANT)
         self._is_in_text = False
         self._kind: type[_Text] | None = None

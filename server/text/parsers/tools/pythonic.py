@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import regex
 
-from server.text.parsers.base import FunctionDefinition
+from server.text.parsers.base import FunctionSignature
 from server.text.parsers.json_text import write_json
 from server.text.parsers.text_parser import TextParser, Waiting
 
@@ -38,7 +38,7 @@ class PythonicParser(TextParser):
     end: ClassVar[regex.Pattern[str] | None] = None
     """Dropped after the list."""
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         super().__init__()
 
     def read(self) -> Waiting[None]:

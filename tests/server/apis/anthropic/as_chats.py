@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from server.apis.anthropic.conversion import to_chat_request
-from server.apis.anthropic.request import MessagesRequest
+from server.apis.anthropic.request import AnthropicRequest
 from server.terms.http_body.request_body import RequestDecoder
 from tests.conversations.conversation import read_lines
 
@@ -17,7 +17,7 @@ def body_of(fields: dict[str, Any]) -> dict[str, Any]:
     return {"model": "smol", "max_tokens": 4096, "messages": [{"role": "user", "content": "Hello"}]} | fields
 
 
-def chat_of(body: dict[str, Any], *, kind: type[Any] = MessagesRequest, merges_system: bool = False) -> dict[str, Any]:
+def chat_of(body: dict[str, Any], *, kind: type[Any] = AnthropicRequest, merges_system: bool = False) -> dict[str, Any]:
     """Our chat request without its nulls."""
     request = RequestDecoder(kind).decode(msgspec.json.encode(body))
     chat = msgspec.to_builtins(to_chat_request(request, merges_system=merges_system))

@@ -9,7 +9,7 @@ import pytest
 
 from base import json_depth
 from base.errors import RequestError
-from server.apis.anthropic.request import MessagesRequest
+from server.apis.anthropic.request import AnthropicRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.apis.responses.request import ResponsesRequest
@@ -257,7 +257,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
-        ("max_stop_strings", MessagesRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
+        ("max_stop_strings", AnthropicRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
         ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
     ],
 )

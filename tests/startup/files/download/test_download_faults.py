@@ -250,7 +250,7 @@ def test_only_the_shards_of_the_index_are_fetched(downloads):
 
 
 def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):
-    from startup.files.model.location import unfinished_marker
+    from startup.files.model.model_place import unfinished_marker
 
     folder = downloads.run().paths[0]
     blob = (folder / "tokenizer.json").resolve()

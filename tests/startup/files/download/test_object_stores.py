@@ -179,6 +179,6 @@ def test_a_wrong_address_is_one_line(put_s3):
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr("startup.files.model.location.find_spec", lambda _: None)
+    monkeypatch.setattr("startup.files.model.model_place.find_spec", lambda _: None)
     expected = "s3://models/llama needs the package s3fs: pip install '.[objectstore]' in a clone of vllm-cli"
     assert problem("s3://models/llama") == expected

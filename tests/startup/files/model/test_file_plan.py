@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.location import unfinished_marker
+from startup.files.model.model_place import unfinished_marker
 from startup.files.model.request import Adapter, DraftModel, ModelRequest
 from startup.files.model.wanted_files import WantedFiles
 from startup.vllm.command_line import CommandLine

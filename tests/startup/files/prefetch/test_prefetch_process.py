@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.files.prefetch.messages import Job, PrefetchReport
+from startup.files.prefetch.messages import PrefetchJob, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.files.prefetch.worker import _OpenFile, _Prefetch
 from startup.ground.prefetch_options import PrefetchOptions
@@ -114,7 +114,7 @@ def test_files_in_memory_turn_it_off():
 def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
     path = make_file("f", 4, is_cold=True)
     monkeypatch.setattr(_OpenFile, "read", lambda file, block: evict(path))
-    job = Job((str(path),), 1, MIB, PLENTY, is_forced=True, progress_interval_s=None, begin_ns=0)
+    job = PrefetchJob((str(path),), 1, MIB, PLENTY, is_forced=True, progress_interval_s=None, begin_ns=0)
     report = _Prefetch(job, lambda _: None).run()
     assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
     assert report.read_bytes == MIB

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.files.prefetch.messages import Job
+from startup.files.prefetch.messages import PrefetchJob
 from startup.files.prefetch.process import start_prefetch
 from startup.files.prefetch.survey import (
     RESERVE_BYTES,
@@ -25,9 +25,9 @@ MB = 10**6
 _MIB = 1 << 20
 
 
-def job(*, room_mb: int | None, is_forced: bool = False) -> Job:
+def job(*, room_mb: int | None, is_forced: bool = False) -> PrefetchJob:
     """With so much memory besides the reserve."""
-    return Job(
+    return PrefetchJob(
         paths=(),
         num_threads=8,
         block_bytes=16 << 20,

@@ -198,7 +198,7 @@ def test_faults_are_one_line_with_the_address_and_a_remedy(s3, path, monkeypatch
     assert "nothing" in problem(lambda: missing.add(NAME, path))
     for name in ("a.zip", "../a/b.zip"):
         assert "cannot be the name of an archive" in problem(lambda name=name: open_location(s3).open(name))
-    monkeypatch.setattr("startup.files.model.location.find_spec", lambda _: None)
+    monkeypatch.setattr("startup.files.model.model_place.find_spec", lambda _: None)
     assert "needs the package s3fs: pip install" in problem(lambda: open_location(s3))
 
 

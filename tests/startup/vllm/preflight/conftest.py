@@ -48,7 +48,7 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
         known = known._replace(
             installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
         )
-        plan = CommandLine.of(words).plan
+        plan = CommandLine.of(words).file_plan
         return CheckedStart(InstalledVllm(version, package), known, read_arguments(words, known), plan)
 
     return create

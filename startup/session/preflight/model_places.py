@@ -9,7 +9,7 @@ from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.files.download.messages import STALL_S, DownloadError, hub_endpoints
-from startup.files.model.location import (
+from startup.files.model.model_place import (
     ModelPlace,
     dangling_links,
     find_snapshot,
@@ -20,7 +20,7 @@ from startup.files.model.location import (
 from startup.session.preflight.report import Finding, error, info, warning
 
 
-def check_place(place: ModelPlace) -> Iterator[Finding]:
+def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids.
 
     vLLM starts with a part of a model in the hub's cache.

@@ -25,7 +25,7 @@ ACK = b"\x06"
 EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
 VLLM_COMPILED = "vllm-compiled"
-KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
+TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
 
 class UnsafeFolderError(Exception):
@@ -99,17 +99,17 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def kind_of(words: list[str]) -> str | None:
+def template_kind(words: list[str]) -> str | None:
     """The kind of template for the words after `serve`; None if a start does without slow imports."""
     if is_for_information(words):
         return None
     given = ServeWords(words)
-    kind = kind_for(given.engine(), given)
+    kind = template_kind_for(given.engine(), given)
     # With vLLM it imports nothing; what vLLM's libraries write when a process ends is not part of its output.
     return None if kind != EMBEDDED and "--preflight-only" in given.own else kind
 
 
-def kind_for(engine: str, given: ServeWords) -> str:
+def template_kind_for(engine: str, given: ServeWords) -> str:
     """The kind of template for an engine; only the compiler must not be imported needlessly."""
     if engine == "embedded":
         return EMBEDDED

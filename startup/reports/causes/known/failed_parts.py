@@ -9,7 +9,7 @@ def _failed(name: str, title: str, files: tuple[str, ...], advice: str, *texts: 
     return KnownCause(name, title, (*(f"() of …{file}" for file in files), *texts), advice, is_general=True)
 
 
-PLACES: Final = (
+FAILED_PARTS: Final = (
     _failed(
         "kv-connector-failed",
         "the connector that moves KV caches failed",
