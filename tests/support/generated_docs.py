@@ -123,8 +123,6 @@ def build_hooks_page() -> str:
     sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), ""]
     sections += ["## What each hook relies on", ""]
     sections += [line for hook in HOOKS for line in _item(hook.name, (f"`{need}`" for need in hook.needs))]
-    sections += ["", "## Code that lives by the shape of other code", ""]
-    sections += _table(("Code", "What it takes for granted", "Otherwise", "Test"), _SHAPES)
     sections += ["", "## Open changes of vLLM that will break a hook", ""]
     sections += [
         "Issues and pull requests of vLLM that were open in November 2026, and what the launcher does then.",
@@ -132,6 +130,8 @@ def build_hooks_page() -> str:
     ]
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
     sections += _table(("Hook", "Change", "What happens then"), rows)
+    sections += ["", "## Code that lives by the shape of other code", ""]
+    sections += _table(("Code", "What it takes for granted", "Otherwise", "Test"), _SHAPES)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
 
 
