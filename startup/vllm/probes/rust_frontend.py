@@ -104,12 +104,12 @@ def register_after(take_port: Callable[[int], None]) -> None:
 
 
 def follow_rust_frontend(
-    has_port: threading.Event, on_ready: Callable[[], None], on_stopping: Callable[[], None]
+    is_released: threading.Event, on_ready: Callable[[], None], on_stopping: Callable[[], None]
 ) -> None:
     """Makes this process, if it starts the Rust frontend, call these when it is ready and before it stops.
 
     Args:
-        has_port: set once the responder accepts no more.
+        is_released: set once the responder accepts no more.
         on_ready: called on a thread.
         on_stopping: called on the main thread.
     """
@@ -119,7 +119,9 @@ def follow_rust_frontend(
             with _ended_with_this_process():
                 init(self, *args, **kwargs)
             given = inspect.signature(init).bind(self, *args, **kwargs).arguments
-            _RustFrontend(self, given["sock"], bool(given["args"].ssl_certfile), on_stopping).follow(has_port, on_ready)
+            _RustFrontend(self, given["sock"], bool(given["args"].ssl_certfile), on_stopping).follow(
+                is_released, on_ready
+            )
 
         return init_and_follow
 
@@ -139,11 +141,11 @@ class _RustFrontend:
         self._on_stopping = on_stopping
         manager.shutdown = self.shutdown
 
-    def follow(self, has_port: threading.Event, on_ready: Callable[[], None]) -> None:
+    def follow(self, is_released: threading.Event, on_ready: Callable[[], None]) -> None:
         """Starts the thread that waits for its readiness."""
 
         def wait() -> None:
-            has_port.wait()
+            is_released.wait()
             while any(process.is_alive() for process in self._processes):
                 if self._is_healthy():
                     on_ready()

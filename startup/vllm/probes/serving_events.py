@@ -87,8 +87,8 @@ _SERVING: Final = b"s"
 _READY: Final = b"r"
 _EVENT_BYTES: Final = 2
 """The event, and how many processes must send it before the launcher acts."""
-_HAND_OVER_S: Final = 10.0
-"""How long an API server process waits for the launcher to release the port."""
+_HAND_OVER_S: Final = 8.0
+"""How long a process waits for the launcher to release the port; vLLM's engine gives a registration 10 s."""
 
 
 class ChildPipes(NamedTuple):
@@ -127,7 +127,7 @@ class ServingEvents:
         self._on_stopping = _once(on_stopping)
         self._signals = signals
         self._responder = responder
-        self._has_port_changed = threading.Event()
+        self._is_released = threading.Event()
         """Set once the responder accepts no more."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
@@ -136,7 +136,7 @@ class ServingEvents:
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._signals, self._responder)
-        follow_rust_frontend(self._has_port_changed, self._on_ready, self._on_stopping)
+        follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
@@ -153,7 +153,7 @@ class ServingEvents:
                 if num_waiting >= event[1]:
                     self._on_serving()
                     release_port()
-                    self._has_port_changed.set()
+                    self._is_released.set()
 
 
 def report_serving(pipes: ChildPipes) -> None:
