@@ -1,7 +1,7 @@
 """What the installed vLLM accepts: its flags, the names that it has registered, and the plugins beside it.
 
 The API process of each start has vLLM's own parser and registries. It records them once for an installation
-(`KeptFacts.record`), as `vllm-cli bake` and `preload check` do, and the next start checks its words with them
+(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do, and the next start checks its words with them
 before anything heavy is imported. What is not recorded is not checked.
 """
 
@@ -14,9 +14,12 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name
@@ -50,7 +53,7 @@ _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
 _GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
-_METADATA: Final = ("*.dist-info", "*.egg-info")
+_METADATA: Final = (".dist-info", ".egg-info")
 
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
@@ -127,9 +130,9 @@ class KeptFacts:
     """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""
 
     def __init__(self, vllm: InstalledVllm) -> None:
-        folders = plugin_folders()
-        self._plugins = read_plugins(folders)
-        self._installed = [folder for folder in folders if folder.endswith("-packages")]
+        plugins = read_plugins()
+        self._plugins = tuple(chain.from_iterable(plugins.values()))
+        self._installed = [folder for folder in plugins if folder.endswith("-packages")]
         key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
         self._kept = Kept("vllm-facts", key)
 
@@ -228,33 +231,34 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
             yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
 
 
-def plugin_folders() -> list[str]:
-    """The folders that packages are installed in: their stamps change with an installation."""
-    folders = map(Path, dict.fromkeys(filter(None, sys.path)))
-    return [str(folder) for folder in folders if any(any(folder.glob(pattern)) for pattern in _METADATA)]
+def read_plugins() -> dict[str, tuple[Plugin, ...]]:
+    """The folders that packages are installed in, each with its plugins, without vLLM's own.
 
-
-def read_plugins(folders: list[str]) -> tuple[Plugin, ...]:
-    """All plugins that are installed there, without vLLM's own; they may add flags, parsers and models.
-
-    Reads the lists of entry points themselves: `importlib.metadata` would parse those of all packages.
+    Plugins may add flags, parsers and models. Their lists of entry points are read here, and once for each
+    state of a folder, as a start asks several times; `importlib.metadata` would parse those of all packages.
     """
-    return tuple(plugin for folder in folders for plugin in _plugins_in(Path(folder)))
+    found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
+    return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}
 
 
-def _plugins_in(folder: Path) -> Iterator[Plugin]:
-    for path in (found for pattern in _METADATA for found in folder.glob(f"{pattern}/entry_points.txt")):
-        with suppress(OSError, UnicodeDecodeError, configparser.Error):
-            text = path.read_text(encoding="utf-8")
-            if "[vllm." in text:
-                yield from _plugins_of(text, path.parent.name)
+@cache
+def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
+    """None if no package is installed there; the stamp changes with an installation."""
+    try:
+        packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
+    except OSError:
+        return None
+    return tuple(chain.from_iterable(map(_plugins_of, packages))) if packages else None
 
 
-def _plugins_of(text: str, package: str) -> Iterator[Plugin]:
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
-    parser.read_string(text)
-    for group in filter(parser.has_section, _GROUPS):
-        for name, value in parser.items(group):
-            if not value.startswith("vllm."):
-                yield Plugin(group, name, package)
+def _plugins_of(package: Path) -> Iterator[Plugin]:
+    with suppress(OSError, UnicodeDecodeError, configparser.Error):
+        if "[vllm." not in (text := (package / "entry_points.txt").read_text(encoding="utf-8")):
+            return
+        parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+        parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
+        parser.read_string(text)
+        for group in filter(parser.has_section, _GROUPS):
+            for name, value in parser.items(group):
+                if not value.startswith("vllm."):
+                    yield Plugin(group, name, package.name)

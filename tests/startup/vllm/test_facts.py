@@ -75,7 +75,8 @@ def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
         (metadata / "entry_points.txt").write_text(
             f"[console_scripts]\nx = y:z\n\n[vllm.general_plugins]\n{name} = {value}\n"
         )
-    facts = VllmFacts(installed_plugins=read_plugins([str(tmp_path)]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    facts = VllmFacts(installed_plugins=read_plugins()[str(tmp_path)])
     assert [plugin.name for plugin in facts.plugins] == ["own"]
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     assert facts.plugins == ()
