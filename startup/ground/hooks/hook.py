@@ -43,9 +43,9 @@ class Name:
         called = "" if self.parameters is None else f"({', '.join(self.parameters)})"
         return f"{self.module}.{self.path}{called}" if self.path else self.module
 
-    def get(self, module: ModuleType) -> Any:
+    def get(self, module: ModuleType | None = None) -> Any:
         """The present value in the loaded module."""
-        value: Any = module
+        value: Any = self.loaded if module is None else module
         for name in self.path.split("."):
             value = getattr(value, name)
         return value
@@ -59,6 +59,11 @@ class Name:
     def modules(self) -> tuple[str, ...]:
         """The module."""
         return (self.module,)
+
+    @property
+    def loaded(self) -> ModuleType | None:
+        """The module, if it is loaded."""
+        return sys.modules.get(place_of(self.module))
 
     def problems(self, module: ModuleType) -> Iterator[str]:
         """Why the loaded module does not have what the hook needs."""
@@ -172,7 +177,7 @@ class Hook:
             if need not in _met and _is_package(need.modules[0]):
                 found = list(_problems(need))
                 yield from found
-                if not found and (isinstance(need, Text) or need.modules[0] in sys.modules):
+                if not found and (isinstance(need, Text) or place_of(need.modules[0]) in sys.modules):
                     _met.add(need)
 
     @property
@@ -235,7 +240,7 @@ def _problems(need: Need) -> Iterator[str]:
     elif isinstance(need, Text):
         if not need.is_found():
             yield f"{' or '.join(need.modules)}: {need.meaning} is not found"
-    elif (module := sys.modules.get(need.modules[0])) is not None and not _is_being_imported(module):
+    elif (module := sys.modules.get(place_of(need.modules[0]))) is not None and not _is_being_imported(module):
         yield from need.problems(module)
 
 
@@ -273,8 +278,29 @@ def _package(root: str) -> Path | None:
     return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
 
 
+_SHIM_BYTES: Final = 2048
+_SHIM: Final = re.compile(r"""^\w+ = \w+\.import_module\(["']([\w.]+)["']\)$""", re.MULTILINE)
+
+
+@cache
+def place_of(module: str) -> str:
+    """The name by which a module is imported: that to which a shim of the given name points, if it is one.
+
+    vLLM may keep shims, small modules that only import another one, at the former places of its modules.
+    """
+    file = _file(module)
+    if file is None or file.stat().st_size > _SHIM_BYTES:
+        return module
+    target = _SHIM.search(file.read_text(encoding="utf-8", errors="replace"))
+    return target[1] if target else module
+
+
 def _source(module: str) -> Path | None:
-    """The file of a module; None for a missing or compiled one."""
+    """The file of a module, at its present place; None for a missing or compiled one."""
+    return _file(place_of(module))
+
+
+def _file(module: str) -> Path | None:
     package = _package(_root(module))
     if package is None or not package.is_dir():
         return package

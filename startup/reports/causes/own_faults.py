@@ -54,9 +54,10 @@ _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 _EMBEDDED: Final = ("server/", "startup/embedded/")
 """On stacks of the embedded engine, which is ours as a whole."""
 _INTENDED: Final = re.compile(
-    r"(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|SystemExit|RuntimeError: --compile-cache require"
+    r"(?!startup\.ground\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
+    "SystemExit|RuntimeError: --compile-cache require"
 )
-"""Begins exceptions with which we, or a signal, end a start on purpose."""
+"""Begins exceptions with which we, or a signal, end a start on purpose; a fork that fails is none of them."""
 
 _ROOT: Final = f"{Path(__file__).parents[3]}/"
 _OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")

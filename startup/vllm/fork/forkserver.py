@@ -24,6 +24,7 @@ from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
+from startup.vllm.probes.rust_frontend import follows_rust_frontend
 from startup.vllm.probes.serving_events import ChildPipes, report_serving
 
 PROCESS_START: Final = Hook(
@@ -42,6 +43,8 @@ PROCESS_START: Final = Hook(
 
 READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
 """Variables that are read only when a program starts, so that a forked child cannot apply them."""
+
+_ENGINE: Final = "EngineCore"
 
 
 def redirect_spawn(
@@ -93,8 +96,8 @@ class _ForkedPopen(ForkedPopen):
         return _why_not_forked() if reason is None else reason
 
     def may_be_new_program(self) -> bool:
-        """On every thread; not as API server, which tells the launcher through pipes that it serves."""
-        return _start.pipes is None or not self.name.startswith(API_SERVER)
+        """On every thread; not if it takes the port from the launcher, which it asks through pipes."""
+        return _start.pipes is None or not self.name.startswith(_port_takers())
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         return (self.name, json.dumps(ChildState.of_this_process())), (_death_pipe(), *(_start.pipes or ()))
@@ -103,6 +106,11 @@ class _ForkedPopen(ForkedPopen):
         if (err := sys.exception()) is not None and _start.record is not None:
             _start.record.add_reason(err, process.current_process().name)
         super()._send_signal(sig)  # type: ignore[misc]
+
+
+def _port_takers() -> tuple[str, ...]:
+    """How the names of these processes begin."""
+    return (API_SERVER, _ENGINE) if follows_rust_frontend() else (API_SERVER,)
 
 
 def _recorded(child: str) -> AbstractContextManager[None]:

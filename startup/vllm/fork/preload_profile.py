@@ -45,7 +45,9 @@ ENGINE: Final = Hook(
 )
 
 _CPU_MODULES: Final = ("vllm.v1.worker.cpu_worker",)
-_GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner")
+_GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner")
+_FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
+"""Model Runner V1, the default until 0.32 and for what V2 does not support; to be removed from vLLM."""
 WORKER: Final = Hook(
     "workers' modules",
     does="imports them in the forkserver and `vllm.kernels` in the API server",
@@ -235,7 +237,7 @@ def plan_preload(
 
 def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     """The modules of engine and worker that every start imports."""
-    return (*_ENGINE_MODULES, *(_CPU_MODULES if vllm.is_for_cpu else _GPU_MODULES))
+    return (*_ENGINE_MODULES, *(_CPU_MODULES if vllm.is_for_cpu else (*_GPU_MODULES, *_FORMER_GPU_MODULES)))
 
 
 def compiler_time(vllm: InstalledVllm, known: Sequence[str], *, is_eager: bool) -> CompilerTime:

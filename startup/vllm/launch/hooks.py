@@ -33,14 +33,14 @@ from startup.vllm.patches import (
     spans,
     temp_files,
 )
-from startup.vllm.probes import serving_events
+from startup.vllm.probes import rust_frontend, serving_events
 
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
-    command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
-    spans, model_registry, compiler, compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean,
-    library_state, temp_files, process_titles, facts,
+    command_line, imports, preload_profile, forkserver, port, serving_events, rust_frontend, early_engine,
+    model_caches, late_imports, spans, model_registry, compiler, compiled_models, json_logs, forkserver_start,
+    own_forkserver, scan_cache, lean, library_state, temp_files, process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -22,6 +22,7 @@ from startup.vllm.command_line import CommandLine, run_plain_vllm
 from startup.vllm.fork.preload_profile import disabled_reason, enable_preloading
 from startup.vllm.installed import OLDEST, InstalledVllm
 from startup.vllm.launch.hooks import find_obstacle
+from startup.vllm.probes.rust_frontend import obstacle_to_rust_frontend
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"{failure}; `vllm-cli caches prune --all` enables it again")
     if interpreter.is_free_threaded():
         return PlainReason(f"{interpreter.name()} is not supported")
-    if (obstacle := find_obstacle()) is not None:
+    if (obstacle := find_obstacle() or obstacle_to_rust_frontend(vllm, line)) is not None:
         return PlainReason(obstacle)
     return None
 

@@ -71,6 +71,7 @@ from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
+from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class _VllmStart:
                 self._start_without_preloading(f"{type(err).__name__}: {err}")
 
     def _run(self, session: StartSession) -> int:
+        os.environ.pop(env.NOTIFY_SOCKET.name, None)  # a vLLM that sends READY=1 would do so a second time
         self._listen()
         session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
         self._begin_download()
@@ -305,6 +307,8 @@ class _VllmStart:
                 start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_pipes)
                 inspect_models_in_forks()
             except OSError as err:
+                if follows_rust_frontend():  # only forked engines let it have the port
+                    raise
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
 
@@ -318,12 +322,14 @@ class _VllmStart:
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
-        if (obstacle := find_obstacle()) is not None:
+        if (obstacle := find_obstacle() or misfit_of_rust_frontend(self._vllm)) is not None:
             raise UnfitHookError(obstacle)
         if is_lean and failed:
             logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
         self._journal.mark_loaded_modules()
+        if follows_rust_frontend():  # it needs no module of this process
+            return
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()

@@ -110,8 +110,8 @@ def factors_of(config: Any) -> HashedFactors:
     """What vLLM hashes for a configuration in this process, with the hash functions of this vLLM."""
     noted = _Watch.noted = []
     try:
-        environment = _ENVIRONMENT.get(sys.modules[_ENVIRONMENT.module])()
-        hashes = [_HASH_FACTORS.get(sys.modules[_HASH_FACTORS.module])(environment), config.compute_hash()]
+        environment = _ENVIRONMENT.get()()
+        hashes = [_HASH_FACTORS.get()(environment), config.compute_hash()]
     finally:
         _Watch.noted = None
     groups = {ENVIRONMENT: dict(environment)}

@@ -143,7 +143,7 @@ class ModelCaches:
         if any(read_folder(model) != stamps for model, stamps in self._stamps.items()):
             self._stamps.clear()
             for name in _TOKENIZER_CACHES:
-                cache: Any = getattr(sys.modules.get(name.module), name.path, None)
+                cache: Any = getattr(name.loaded, name.path, None)
                 clear = getattr(cache, "cache_clear", None) or getattr(cache, "clear", None)
                 if clear is not None:
                     clear()
@@ -168,7 +168,7 @@ def _load_tokenizer(model: Path) -> Any:
     }
     config = SimpleNamespace(**{**dict.fromkeys(_READ), **given})
     tokenizer = _CACHED_TOKENIZER.get(importlib.import_module(_CACHED_TOKENIZER.module))(config)
-    renderer = sys.modules.get(CHAT_TEMPLATE.module)
+    renderer = CHAT_TEMPLATE.loaded
     if renderer is not None:
         CHAT_TEMPLATE.get(renderer)(tokenizer, revision=None, code_revision=None, trust_remote_code=False)
     return tokenizer
@@ -197,7 +197,7 @@ class PreparedPool:
 
     def __init__(self, tokenizer: Any) -> None:
         self._class = type(tokenizer)
-        make_pool = _MAKE_POOL.get(sys.modules[_MAKE_POOL.module])
+        make_pool = _MAKE_POOL.get()
         pooled = make_pool(copy.copy(tokenizer), _NUM_COPIES)
         if self._class.__module__ == _MAKE_POOL.module and not hasattr(self._class, _COPY):
             setattr(self._class, _COPY, self._copier(tokenizer, pooled))
@@ -263,7 +263,7 @@ def reuse_tokenizer() -> None:
 
 def _with_loaded_tokenizer(search: Callable[..., Any]) -> Callable[..., Any]:
     def search_with_tokenizer(tokenizer: Any, **options: Any) -> Any:
-        processors: Any = sys.modules.get(_PROCESSOR_LOADER.module)
+        processors: Any = _PROCESSOR_LOADER.loaded
         if processors is None:
             return search(tokenizer, **options)
         loader = _PROCESSOR_LOADER.get(processors)

@@ -15,6 +15,7 @@ from envs.home import expand_home
 from startup.ground.serve_words import is_eager
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
+from startup.vllm.installed import missing_rust_frontend
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.devices import built_for
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -41,6 +42,8 @@ def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterat
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
     yield from _check_variables(start)
+    if (problem := missing_rust_frontend(start.vllm)) is not None:
+        yield error("rust_frontend", problem)
     yield from _check_compiler(start, words)
     yield from _check_shm(start)
     yield from _check_caches(start)

@@ -1,7 +1,7 @@
 """Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
 
 One API server runs in the launcher's own process. Several run in processes that the launcher starts, which
-report over a pipe.
+report over a pipe, as engines do for the Rust frontend (`rust_frontend`).
 """
 
 import os
@@ -17,6 +17,7 @@ from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.imports.finder import wrap_after_import
 from startup.port.responder import StartupResponder
+from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_after
 
 if TYPE_CHECKING:
     from startup.vllm.probes.serving_probes import ServingProbes
@@ -84,8 +85,10 @@ PORT_USER: Final = Hook(
 
 _SERVING: Final = b"s"
 _READY: Final = b"r"
-_HAND_OVER_S: Final = 10.0
-"""How long an API server process waits for the launcher to release the port."""
+_EVENT_BYTES: Final = 2
+"""The event, and how many processes must send it before the launcher acts."""
+_HAND_OVER_S: Final = 8.0
+"""How long a process waits for the launcher to release the port; vLLM's engine gives a registration 10 s."""
 
 
 class ChildPipes(NamedTuple):
@@ -124,6 +127,8 @@ class ServingEvents:
         self._on_stopping = _once(on_stopping)
         self._signals = signals
         self._responder = responder
+        self._is_released = threading.Event()
+        """Set once the responder accepts no more."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
         self.child_pipes = ChildPipes(event_fd, released_fd)
@@ -131,36 +136,45 @@ class ServingEvents:
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._signals, self._responder)
+        follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
         """Reads events until a child is ready; no end of file, as this process holds the write end too."""
+        num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
-            while event := os.read(self._read_fd, 1):
-                if event == _SERVING:
-                    self._on_serving()
-                    release_port()
-                else:
+            while event := os.read(self._read_fd, _EVENT_BYTES):
+                if event[:1] == _READY:
                     self._on_ready()
                     return
+                num_waiting += 1
+                if num_waiting >= event[1]:
+                    self._on_serving()
+                    release_port()
+                    self._is_released.set()
 
 
 def report_serving(pipes: ChildPipes) -> None:
-    """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released."""
+    """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released.
 
-    def send(event: bytes) -> None:
+    An engine does so before it registers with the Rust frontend.
+    """
+
+    def send(event: bytes, num_processes: int = 1) -> None:
         with suppress(OSError):
-            os.write(pipes.event_fd, event)
+            os.write(pipes.event_fd, event + bytes([min(num_processes, 255)]))
 
-    def take_port() -> None:
-        send(_SERVING)
+    def take_port(num_processes: int = 1) -> None:
+        """The last of so many processes gets the port for all."""
+        send(_SERVING, num_processes)
         poll = select.poll()
         poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
     _hook_uvicorn(take_port, lambda: send(_READY), lambda: None)
+    register_after(take_port)
 
 
 def _hook_uvicorn(

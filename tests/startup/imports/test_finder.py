@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from startup.ground.hooks.hook import Name
-from startup.imports.finder import after_import, before_import, cancel, delay_import
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.imports.finder import after_import, before_import, cancel, delay_import, wrap_after_import
 from startup.vllm.patches.late_imports import LateImport, late_names
 from tests.startup.conftest import ToyPackages
 
@@ -46,6 +46,35 @@ def test_finding_the_module_without_importing_it_keeps_the_hook(toys):
     assert seen == []
     importlib.import_module("toy.part")
     assert seen == [3]
+
+
+_MOVED = """
+import importlib
+import sys
+
+_real = importlib.import_module("shimmed.new.launcher")
+sys.modules[__name__] = _real
+"""
+
+
+@pytest.mark.parametrize("imported", ["shimmed.new.launcher", "shimmed.old.launcher"])
+def test_a_hook_follows_a_shim_to_its_module(imported, toys):
+    """As RFC 54653 of vLLM proposes for all modules that it moves."""
+    toys.write("shimmed.new.launcher", "def serve(port):\n    return port\n")
+    toys.write("shimmed.old.launcher", _MOVED)
+    name = Name("shimmed.old.launcher", "serve", ("port",))
+    text = Text(("shimmed.old.launcher",), r"def serve\(", "serve()")
+    hook = Hook("planted", does="something", without="nothing", needs=(name, text))
+    assert (name.loaded, hook.applies) == (None, True)
+    wrap_after_import(name, lambda serve: lambda port: serve(port) + 1, hook)
+    module = importlib.import_module(imported)
+    assert module.serve(1) == 2
+    assert name.loaded is module
+    assert list(hook.problems()) == []
+    changed = Name("shimmed.old.launcher", "absent")
+    assert list(Hook("changed", does="", without="", needs=(changed,)).problems()) == [
+        "shimmed.old.launcher has no absent"
+    ]
 
 
 def test_a_failed_import_keeps_the_hook_for_the_next_one(toys):

@@ -3,17 +3,19 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, run_fake
+from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, rewrite, run_fake, variant
 from tests.support.ports import free_port
 from tests.support.terminal import read_terminal
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -106,6 +108,21 @@ def test_a_terminal_gets_all_if_the_log_cannot_be_kept(folder):
     _, lines = _run_on_terminal(folder, "engine:cannot start")
     assert any("Traceback" in line for line in lines)
     assert not [line for line in lines if line.startswith("Log: ")]
+
+
+def test_an_engine_that_has_ended_is_dead_only_if_vllm_counts_it_as_dead(folder):
+    """As with sleep level 3, which issue 52125 of vLLM proposes: its process ends, to be restored later."""
+    is_dead = "manager is not None and not manager.process.is_alive()"
+    fake = rewrite(variant(folder), f"return {is_dead}", f"return not manager and {is_dead}")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        engine = start.named("VLLM::EngineCor").pid
+        os.kill(engine, signal.SIGKILL)
+        wait_until(lambda: is_gone(engine))
+        for _ in range(20):  # the watch looks four times a second
+            time.sleep(0.1)
+            assert start.health() == 200
+        assert start.terminate() == 0
 
 
 _RAISES = """

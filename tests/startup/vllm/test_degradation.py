@@ -202,3 +202,35 @@ def test_vllm_starts_when_a_part_of_the_forkserver_is_broken(part, folder):
         assert "EngineCore is started as a new program instead of forked" in warning
         assert start.terminate() == 0
         start.wait_all_gone()
+
+
+def test_a_vllm_without_model_runner_v1_lacks_nothing(folder):
+    with FakeStart(folder, env=environment(folder, variant(folder, v1__worker__gpu_model_runner=None))) as start:
+        start.wait_ready()
+        assert _serves(start)
+        assert start.lines_with("WARNING") == []
+
+
+_SHIM = """
+import importlib
+import sys
+
+_real = importlib.import_module("{}")
+sys.modules[__name__] = _real
+"""
+
+
+def test_modules_that_are_moved_behind_shims_are_hooked_at_their_new_places(folder):
+    """As RFC 54653 of vLLM proposes: `vllm.frontend.entrypoints` instead of `vllm.entrypoints`."""
+    fake = rewrite(variant(folder), "vllm.entrypoints", "vllm.frontend.entrypoints")
+    old, new = fake / "vllm" / "entrypoints", fake / "vllm" / "frontend" / "entrypoints"
+    shutil.copytree(old, new)
+    for path in old.rglob("*.py"):
+        path.write_text(_SHIM.format(".".join(("vllm.frontend", *path.relative_to(old.parent).with_suffix("").parts))))
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_status(503)
+        start.wait_ready()
+        assert _serves(start)
+        assert start.kind_of(start.state()["engine"]["pid"]) == "forkserver"
+        assert start.terminate() == 0
+        assert start.lines_with("WARNING") == []

@@ -16,7 +16,7 @@ from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches.json_logs import log_as_json
 from tests.startup.port.systemd.notify_socket import NotifySocket
-from tests.startup.vllm.fake_start import FakeStart, environment, run_fake, variant, without_forks
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.waiting import wait_until
 
@@ -233,6 +233,30 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
         assert _OFF not in manager.lines
         (line,) = start.lines_with("s: vllm")
         assert "starting for " in line
+
+
+_NOTIFIES = """
+import os
+import socket
+
+if address := os.environ.get("NOTIFY_SOCKET"):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.sendto(b"READY=1", address.replace("@", "\\0", 1))
+"""
+
+
+def test_a_vllm_that_notifies_the_service_manager_itself_does_not_see_it(folder):
+    """As pull request 57637 of vLLM proposes; here before the engine is started."""
+    fake, gate = prepend(variant(folder), "entrypoints/cli/serve", _NOTIFIES), folder / "gate"
+    with NotifySocket(_address()) as manager:
+        env = {**_environment(folder, manager), "PYTHONPATH": environment(folder, fake)["PYTHONPATH"]}
+        with FakeStart(folder, "--gate", str(gate), env=env) as start:
+            start.wait_logged("EngineCore prints a line")
+            assert "READY=1" not in manager.lines
+            gate.touch()
+            wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
+            assert start.health() == 200
+            assert manager.lines.count("READY=1") == 1
 
 
 @pytest.mark.parametrize(

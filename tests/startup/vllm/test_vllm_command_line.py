@@ -138,6 +138,28 @@ def test_an_invalid_config_file_is_left_to_vllm(content, tmp_path):
     assert _line(f"m --config {tmp_path}/missing.yaml").port == 8000
 
 
+_PARSER = "class EngineArgs:\n    log_config_file: str | None = None\n"
+_SETTING = "class LoggingConfig:\n    pylogging_config_file: str | None = None\n"
+
+
+@pytest.mark.parametrize(
+    ("parser", "settings", "expected"),
+    [
+        (_PARSER, _SETTING, "m --log-config-file a.json --port 1"),
+        (_PARSER, "", "m --log-config-file a.json --port 1"),
+        ("", "", "m --log-config-file a.json --port 1"),
+        ("", _SETTING, "m --logging-config.pylogging_config_file a.json --port 1"),
+    ],
+    ids=["both", "flag", "neither", "setting"],
+)
+def test_the_file_of_the_log_becomes_the_setting_of_a_parser_without_the_flag(parser, settings, expected, toys):
+    toys.write("vllm.engine.arg_utils", parser)
+    toys.write("vllm.config.logging", settings)
+    assert _line("m --log-config-file a.json --port 1").words == tuple(expected.split())
+    joined = expected.replace(" a.json", "=a.json")
+    assert _line("m --log_config_file=a.json --port 1".replace("_", "-")).words == tuple(joined.split())
+
+
 def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch):
     """It has the values and is no file of the disk; the launcher's own reading has them, too."""
     monkeypatch.setenv("WHERE", "org")

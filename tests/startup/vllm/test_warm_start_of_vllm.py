@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from startup.standby.sockets import VLLM_EAGER, template_kind
+from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.support.openai_client import StreamReader
 from tests.support.standby_process import StandbyProcess
@@ -67,6 +68,16 @@ def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(sta
         assert {start.kind_of(process["pid"]) for process in everyone[1:]} == {"forkserver"}
         assert len({process["ppid"] for process in everyone[1:]}) == 1
         assert start.complete("A text") == "A text was read by worker 0"
+        assert start.terminate() == 0
+
+
+@pytest.mark.thorough
+def test_the_rust_frontend_gets_the_port_in_a_warm_start_too(standby, folder):
+    rust = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(write_program(folder))}
+    with WarmStart(standby, folder, "--enforce-eager", **rust) as start:
+        start.wait_ready().wait_logged("ready after")
+        assert "warm start: " in start.log
+        assert {start.complete("A text") for _ in range(20)} == {"A text was read by worker 0"}
         assert start.terminate() == 0
 
 

@@ -5,10 +5,11 @@ import json
 import os
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vllm import platforms
+from vllm.config.parallel import ParallelConfig
 from vllm.crash import crash_at
 from vllm.tracing import instrument
 
@@ -23,6 +24,9 @@ class EngineConfig:
     prints_error: bool
     imports: list[str]
     shutdown_timeout: int
+    parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    frontend_address: str | None = None
+    """Where an engine that is ready registers, if the server is a program."""
 
 
 @instrument(span_name="Create config")

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,6 +33,15 @@ class EngineCore:
 
 
 class EngineCoreProc(EngineCore):
+    def __init__(self, executor: MultiprocExecutor, config: EngineConfig) -> None:
+        super().__init__(executor)
+        self.vllm_config = config
+
+    def process_input_sockets(self, input_address: str, ready_payload: bytes) -> None:
+        with socket.socket(socket.AF_UNIX) as input_socket:
+            input_socket.connect(input_address)
+            input_socket.send(ready_payload)
+
     @staticmethod
     def run_engine_core(config: EngineConfig, ready: Connection) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
@@ -52,11 +62,13 @@ class EngineCoreProc(EngineCore):
         except Exception:
             logging.getLogger("vllm.engine").exception("EngineCore failed to start.")
             raise
-        engine_core = EngineCoreProc(executor)
+        engine_core = EngineCoreProc(executor, config)
         try:
             while config.gate is not None and not Path(config.gate).exists():
                 time.sleep(0.01)
             with Listener(f"\0fake-vllm-{os.getpid()}", family="AF_UNIX") as listener:
+                if config.frontend_address:
+                    engine_core.process_input_sockets(config.frontend_address, os.fsencode(listener.address))
                 ready.send(listener.address)
                 while True:
                     connection = listener.accept()

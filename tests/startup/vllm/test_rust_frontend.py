@@ -1,0 +1,221 @@
+"""vLLM's Rust frontend: the responder has the port until engines register, and the frontend from then on."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from startup.ground.processes.stop_signals import StopSignals
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import InstalledVllm, missing_rust_frontend
+from startup.vllm.launch.plain_start import plain_start_reason
+from startup.vllm.probes.serving_events import ServingEvents
+from tests.startup.vllm.fake_frontend import write_program
+from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
+from tests.support.http_client import RawClient
+from tests.support.openai_client import RepeatingClients, StreamReader
+from tests.support.ports import free_port
+from tests.support.processes import stopped
+from tests.support.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+_IN_ORDER = (0, 503, 200)
+_NUM_REQUESTS = 200
+
+
+@pytest.fixture
+def program(folder: Path) -> Path:
+    """The frontend's program."""
+    return write_program(folder)
+
+
+def _start(
+    folder: Path, program: Path, *words: str, port: int | None = None, fake: Path = FAKE, **variables: str
+) -> FakeStart:
+    rust = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
+    return FakeStart(folder, *words, port=port, env=environment(folder, fake, **rust, **variables))
+
+
+def _frontend(start: FakeStart) -> int:
+    (process,) = [each for each in start.family() if "--listen-fd" in each.cmdline()]
+    return process.pid
+
+
+def test_every_request_after_readiness_is_answered_by_the_frontend(folder, program):
+    gate, port = folder / "gate", free_port()
+    with (
+        _start(folder, program, "--gate", str(gate), port=port) as start,
+        RepeatingClients(port, *["/health"] * 8) as clients,
+    ):
+        clients.wait_for_more(200, 503)
+        gate.touch()
+        start.wait_ready()
+        texts = {start.complete("A text") for _ in range(_NUM_REQUESTS)}
+        clients.wait_for_more(_NUM_REQUESTS, 200)
+        assert start.responders() == []
+        start.wait_logged("ready after")
+    assert texts == {"A text was read by worker 0"}
+    assert not clients.lost
+    for statuses in clients.statuses:
+        assert statuses == sorted(statuses, key=_IN_ORDER.index)
+
+
+def test_clients_wait_while_the_frontend_has_the_port_and_does_not_accept_yet(folder, program):
+    gate = folder / "gate"
+    with _start(folder, program, FAKE_FRONTEND_GATE=str(gate)) as start:
+        start.wait_logged("the frontend waits")
+        wait_until(lambda: start.responders() == [])
+        with RawClient(start.port) as client:
+            client.get("/health")
+            assert "ready after" not in start.log
+            gate.touch()
+            assert client.read().status == 200
+        start.wait_logged("ready after")
+
+
+def test_unix_socket_is_handed_over_to_the_frontend(folder, program):
+    path = folder / "socket"
+    rust = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
+    with FakeStart(folder, "--uds", str(path), host=None, env=environment(folder, **rust)) as start:
+        start.wait_logged("ready after")
+        with RawClient(str(path)) as client:
+            assert client.get("/health").read().status == 200
+
+
+def test_sigterm_finishes_streams_and_frees_the_port(folder, program):
+    with _start(folder, program) as start:
+        start.wait_ready().wait_logged("ready after")
+        stream = StreamReader(start.url, _NUM_REQUESTS)
+        with stopped(start.named("VLLM::EngineCor").pid):  # the stream must not end before
+            os.kill(start.process.pid, signal.SIGTERM)
+            wait_until(lambda: start.health() == 0)
+        *tokens, end = stream.finish()
+        assert (len(tokens), end) == (_NUM_REQUESTS, None)
+        assert start.process.wait(60) == 0
+        start.wait_all_gone()
+
+
+def test_a_second_signal_ends_the_drain(folder, program):
+    with _start(folder, program, "--shutdown-timeout", "600") as start:
+        start.wait_ready().wait_logged("ready after")
+        with RawClient(start.port) as client:
+            client.post("/v1/completions", {"prompt": "A text", "max_tokens": 1_000_000, "stream": True}).read_head()
+            os.kill(start.process.pid, signal.SIGTERM)
+            wait_until(lambda: start.health() == 0)
+            start.signal_again()
+            assert start.process.wait(60) == 0
+        start.wait_all_gone()
+
+
+@pytest.mark.parametrize(
+    ("find", "named"),
+    [(_frontend, "Process RustFrontend"), (lambda start: start.named("VLLM::EngineCor").pid, "EngineCore")],
+    ids=["frontend", "engine"],
+)
+def test_the_end_of_a_process_ends_the_server_with_a_digest(find, named, folder, program):
+    with _start(folder, program) as start:
+        start.wait_ready().wait_logged("ready after")
+        os.kill(find(start), signal.SIGKILL)
+        assert start.process.wait(60) == 1
+        start.wait_all_gone()
+        assert named in start.log[start.log.index("Error: ") :]
+
+
+def test_the_frontend_ends_with_the_launcher(folder, program):
+    with _start(folder, program) as start:
+        start.wait_ready()
+        pid = _frontend(start)
+        start.process.kill()
+        wait_until(lambda: is_gone(pid))
+        start.process.wait()
+        start.wait_all_gone()
+
+
+def test_sigterm_during_the_start_ends_all(folder, program):
+    with _start(folder, program, "--gate", str(folder / "closed")) as start:
+        start.wait_logged("EngineCore prints a line")
+        wait_until(lambda: any("--listen-fd" in each.cmdline() for each in start.family()))
+        assert start.terminate() == -signal.SIGTERM
+        start.wait_all_gone()
+
+
+def test_an_engine_that_cannot_be_forked_lets_vllm_start_plainly(folder, program):
+    """As a new program, it could not ask for the port."""
+    changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
+    platforms = (FAKE / "vllm" / "platforms" / "cpu.py").read_text()
+    fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
+    with _start(folder, program, fake=fake) as start:
+        start.wait_ready()
+        assert start.responders() == []
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert "starts again without preloading" in start.lines_with("WARNING")[-1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "calls"),
+    [
+        (b"s\x01r\x01", ["serving", "ready"]),
+        (b"s\x02r\x01", ["ready"]),
+        (b"s\x02s\x02r\x01", ["serving", "ready"]),
+        (b"s\x02s\x02s\x02r\x01", ["serving", "ready"]),
+    ],
+    ids=["one", "one-of-two", "two", "one-later"],
+)
+def test_the_last_engine_gets_the_port_for_all(messages, calls):
+    called: list[str] = []
+    events = ServingEvents(
+        on_serving=lambda: called.append("serving"),
+        on_ready=lambda: called.append("ready"),
+        on_stopping=lambda: None,
+        signals=StopSignals(lambda name: None),
+        responder=None,
+    )
+    os.write(events.child_pipes.event_fd, messages)
+    events._follow_children()
+    assert called == calls
+
+
+_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "reason"),
+    [
+        ({_METHOD: "spawn"}, (), "the Rust frontend needs forked engines, which VLLM_WORKER_MULTIPROC_METHOD=spawn ex"),
+        ({}, ("--data-parallel-backend", "ray"), "the Rust frontend needs forked engines, and Ray starts them here"),
+        ({}, ("-dpm",), "the Rust frontend runs in several processes, at ports of their own"),
+        ({"VCLI_LEAVE_OUT": "Rust frontend"}, (), "VCLI_LEAVE_OUT names 'Rust frontend', without which the port would"),
+        ({}, ("--headless",), ""),
+        ({}, (), ""),
+    ],
+    ids=["spawn", "ray", "several", "left-out", "headless", "forked"],
+)
+def test_where_the_port_could_have_two_owners_vllm_starts_plainly(variables, words, reason, folder, monkeypatch):
+    for name, value in {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_CACHE_ROOT": str(folder), **variables}.items():
+        monkeypatch.setenv(name, value)
+    found = plain_start_reason(InstalledVllm("0.33.0", folder), CommandLine.of(["model", *words]))
+    assert (found.text if found else "").startswith(reason)
+    assert bool(found) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("version", "value", "path", "problem"),
+    [
+        ("0.33.0", "1", "auto", "is not executable: chmod +x "),
+        ("0.33.0", "1", "PACKAGE/vllm-rs", "is not executable: chmod +x "),
+        ("0.33.0", "1", "PACKAGE/absent", "is missing: name it with VLLM_RUST_FRONTEND_PATH"),
+        ("0.33.0", "1", "sh", None),
+        ("0.33.0", "0", "auto", None),
+        ("0.33.0", "yes", "auto", None),
+        ("0.29.0", "1", "auto", None),
+    ],
+    ids=["package", "path", "absent", "on-PATH", "off", "no-number", "older"],
+)
+def test_a_program_that_cannot_be_executed_is_told_before_the_start(version, value, path, problem, folder, monkeypatch):
+    (folder / "vllm-rs").touch()
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", value)
+    monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", path.replace("PACKAGE", str(folder)))
+    found = missing_rust_frontend(InstalledVllm(version, folder))
+    assert (found is not None and problem is not None and problem in found) or (found, problem) == (None, None)
