@@ -156,7 +156,7 @@ def _begin(program: Program) -> None:
         begin_fork(_start.record, name, state.pid)
     if pipes:
         _start.pipes = ChildPipes(*pipes)
-        report_serving(_start.pipes)
+        report_serving(_start.pipes, _start.record)
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)

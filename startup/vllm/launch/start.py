@@ -71,7 +71,7 @@ from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
-from startup.vllm.probes.serving_events import DRAIN, ServingEvents
+from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
@@ -199,8 +199,11 @@ class _VllmStart:
             on_serving=session.hand_over,
             on_ready=self._on_ready,
             on_stopping=session.drain,
-            signals=session.stop_signals,
-            responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            parts=ServingParts(
+                self._record,
+                session.stop_signals,
+                session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            ),
         )
         self._configure_vllm_logs()
         use_baked_bytecode()
@@ -279,6 +282,7 @@ class _VllmStart:
         )
         self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
         self._session.phase_of_others = self._phase_of_others
+        os.environ[env.VCLI_ENGINE_WATCHDOG_TIMEOUT.name] = str(self._options.engine_watchdog_timeout_s)
         keep_temp_files(folder)
 
     def _phase_of_others(self) -> str:

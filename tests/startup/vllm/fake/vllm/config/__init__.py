@@ -7,6 +7,7 @@ import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from vllm import platforms
 from vllm.crash import crash_at
@@ -23,6 +24,14 @@ class EngineConfig:
     prints_error: bool
     imports: list[str]
     shutdown_timeout: int
+
+    @property
+    def device_config(self) -> SimpleNamespace:
+        return SimpleNamespace(device_type="cpu")
+
+    @property
+    def parallel_config(self) -> SimpleNamespace:
+        return SimpleNamespace(enable_fault_tolerance=False)
 
 
 @instrument(span_name="Create config")
