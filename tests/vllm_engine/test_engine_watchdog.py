@@ -159,7 +159,7 @@ def test_a_worker_in_an_endless_loop_of_c_is_named_with_its_place(start_vllm, ha
             assert server.process.wait(4 * _TIMEOUT_S + 10) == 1
             _assert_told(readers)
         digest = _digest(server)
-    assert re.match(r"Error: VllmWorker-\d \(pid \d+\) failed while it served\.", digest[0])
+    assert re.match(r"Error: (?:VllmWorker-|Worker_TP)\d \(pid \d+\) failed while it served\.", digest[0])
     assert "in match() of __init__.py" in digest[1]
 
 

@@ -201,6 +201,7 @@ class _VllmStart:
             on_stopping=session.drain,
             parts=ServingParts(
                 self._record,
+                self._options.engine_watchdog_timeout_s,
                 session.stop_signals,
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
             ),
@@ -282,7 +283,6 @@ class _VllmStart:
         )
         self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
         self._session.phase_of_others = self._phase_of_others
-        os.environ[env.VCLI_ENGINE_WATCHDOG_TIMEOUT.name] = str(self._options.engine_watchdog_timeout_s)
         keep_temp_files(folder)
 
     def _phase_of_others(self) -> str:

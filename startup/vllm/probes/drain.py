@@ -71,7 +71,7 @@ def drain_before_shutdown(
             timeout_s = max(0.0, timeout_s - 2 * ERROR_DELIVERY_S)
         config = LifecycleConfig(shutdown_timeout_s=timeout_s)
         drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
-        app.watchdog = create_watchdog(client, parts.record, app)
+        app.watchdog = create_watchdog(client, parts, app)
         _Shutdown(client, app, drain, close_port, parts.signals)
 
 

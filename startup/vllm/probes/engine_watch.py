@@ -5,11 +5,9 @@ import logging
 from typing import Any, Final
 
 from base.lifecycle import Lifecycle
-from envs.registry import env
 from server.operation.engine_watchdog import SILENCE_METRIC, EngineWatchdog, WatchedServer
 from startup.reports.crash.engine_processes import RecordedProcesses
-from startup.reports.crash.output_record import OutputRecord
-from startup.vllm.probes.serving_events import WATCHDOG
+from startup.vllm.probes.serving_events import WATCHDOG, ServingParts
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +17,17 @@ _KINDS: Final = ("EngineCore", "VllmWorker")
 """The beginnings of the processes' names."""
 
 
-def create_watchdog(client: Any, record: OutputRecord | None, server: WatchedServer) -> EngineWatchdog | None:
+def create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
     """The watchdog of the engines of vLLM's `client`, an AsyncLLM; None if they are not watched."""
     try:
-        return _create_watchdog(client, record, server)
+        return _create_watchdog(client, parts, server)
     except Exception as err:  # noqa: BLE001 - of a vLLM that is not as expected
         logger.warning("no watchdog (--engine-watchdog-timeout): %s: %s", type(err).__name__, err)
         return None
 
 
-def _create_watchdog(client: Any, record: OutputRecord | None, server: WatchedServer) -> EngineWatchdog | None:
-    timeout_s = env.VCLI_ENGINE_WATCHDOG_TIMEOUT.get()
+def _create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
+    record, timeout_s = parts.record, parts.watchdog_timeout_s
     core: Any = getattr(client, "engine_core", None)
     if not timeout_s or record is None or not hasattr(core, "core_engines") or not WATCHDOG.applies:
         return None

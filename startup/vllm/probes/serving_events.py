@@ -112,6 +112,8 @@ class ChildPipes(NamedTuple):
     """The child writes its events here."""
     released_fd: Any
     """The launcher closes the other end once it no longer accepts on the port."""
+    watchdog_timeout_s: float
+    """No pipe: what the child needs to know, too."""
 
 
 class ServingParts(NamedTuple):
@@ -119,6 +121,8 @@ class ServingParts(NamedTuple):
 
     record: OutputRecord | None
     """Of the engine's processes."""
+    watchdog_timeout_s: float
+    """0 for engines that are not watched."""
     signals: StopSignals | None = None
     """Handle the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
@@ -147,7 +151,7 @@ class ServingEvents:
         self._parts = parts
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
-        self.child_pipes = ChildPipes(event_fd, released_fd)
+        self.child_pipes = ChildPipes(event_fd, released_fd, parts.watchdog_timeout_s)
 
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
@@ -181,7 +185,7 @@ def report_serving(pipes: ChildPipes, record: OutputRecord | None) -> None:
         poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
-    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServingParts(record))
+    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServingParts(record, pipes.watchdog_timeout_s))
 
 
 def _hook_uvicorn(
