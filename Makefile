@@ -100,7 +100,7 @@ test-vllm-versions: $(INSTALLED_DEV)
 	@code=0; for version in $(VERSIONS); do \
 	  site=$$(dirname .peers/vllm*/lib/python3*/site-packages/vllm*-$$version*.dist-info | head -1); \
 	  [ -d $$site ] || { echo "vLLM $$version: skipped, it is not installed below .peers"; continue; }; \
-	  PYTHONPATH=. .peers/$$(echo $$site | cut -d/ -f2)/bin/python -m vllm_cli preload check; \
+	  PYTHONPATH=. .peers/$$(echo $$site | cut -d/ -f2)/bin/python -m vllm_cli check-hooks; \
 	  PEER_VLLM=$$(echo $$site | cut -d/ -f2) $(BIN)/python -m pytest -q -m versions tests/vllm_engine $(ARGS) || code=1; \
 	done; exit $$code
 

@@ -23,6 +23,7 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
 from startup.ground.errors import CommandLineError, CrashError, StartupError
+from startup.ground.serve_words import is_vllm_installed
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -54,7 +55,7 @@ COMMANDS: Final = (
     CommandEntry("explain", "vllm_cli.commands.explain:explain", "Find in a log why vLLM failed, and what to do."),
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
     CommandEntry("caches", "vllm_cli.commands.caches:caches", "Show and remove what is kept between starts of vLLM."),
-    CommandEntry("preload", "vllm_cli.commands.preload:preload", "Check which hooks fit a version of vLLM."),
+    CommandEntry("check-hooks", "vllm_cli.commands.check_hooks:check_hooks", "Check which hooks fit the vLLM here."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
@@ -63,6 +64,10 @@ COMMANDS: Final = (
         "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
     ),
     CommandEntry("collect-env", "vllm_cli.commands.environment:collect_env", "Describe this machine for a bug report."),
+    CommandEntry("launch", "vllm_cli.commands.of_vllm:launch", "vLLM's command: start one of its components."),
+    CommandEntry("snapshot", "vllm_cli.commands.of_vllm:snapshot", "vLLM's command: keep an initialized engine."),
+    CommandEntry("download-kernels", "vllm_cli.commands.of_vllm:download_kernels", "vLLM's command: install kernels."),
+    CommandEntry("preload", "vllm_cli.commands.of_vllm:preload", "vLLM's command: hold weights in GPU memory."),
 )
 
 
@@ -109,6 +114,9 @@ _HELP = """Serve language models with a fast start.
 Examples:
   vllm-cli serve
   vllm-cli chat --temperature 0 --quick "What is the capital of France?"
+
+vLLM's commands are those of the installed vLLM. Where both have a command, as chat, this is ours, and `vllm chat` is
+vLLM's.
 """
 
 
@@ -118,9 +126,26 @@ Examples:
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-@click.version_option(VERSION, "-v", "--version", message="%(prog)s %(version)s", prog_name="vllm-cli")
+@click.option(
+    *("-v", "--version"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, is_given: _show_versions(ctx) if is_given else None,
+    help="Show the versions of this program and of the installed vLLM, and exit.",
+)
 def cli() -> None:
     """The group of commands; has no options of its own beyond --help and --version."""
+
+
+def _show_versions(ctx: click.Context) -> None:
+    click.echo(f"vllm-cli {VERSION}")
+    if is_vllm_installed():
+        from startup.vllm.installed import find_vllm
+
+        if (vllm := find_vllm()) is not None:
+            click.echo(f"vLLM {vllm.version}")
+    ctx.exit()
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -19,6 +19,14 @@ STOP_GRACE_S = 20.0
 _NUM_LOG_LINES = 20
 
 
+def last_lines(log: Path) -> str:
+    """The end of a log, indented; empty if there is no such file."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-_NUM_LOG_LINES:])
+    return ""
+
+
 class CommandEndedError(click.ClickException):
     """The command has exited."""
 
@@ -80,10 +88,7 @@ class SupervisedCommand:
     @property
     def log_tail(self) -> str:
         """The last lines that the command wrote."""
-        if self._log_path is None or not self._log_path.exists():
-            return ""
-        lines = self._log_path.read_text(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-_NUM_LOG_LINES:])
+        return "" if self._log_path is None else last_lines(self._log_path)
 
     @property
     def root_pid(self) -> int:

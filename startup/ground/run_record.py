@@ -26,7 +26,7 @@ STANDBY: Final = "standby"
 """In place of an engine."""
 _FOLDER: Final = "/tmp/vllm-cli-{user}"
 _NETWORK: Final = Path("/proc/self/ns/net")
-_MODE: Final = 0o1600
+MODE: Final = 0o1600
 """systemd-tmpfiles removes old files, but none with the sticky bit."""
 _LOCK: Final = "hhqqi0q"
 """`struct flock` (fcntl(2)): type, whence, start, length, holder."""
@@ -65,7 +65,7 @@ def run_recorded(record: RunRecord) -> Iterator[None]:
 def read_run_records() -> list[RunRecord]:
     """The records of all processes that run in this network namespace; removes those of killed ones."""
     try:
-        return [record for path in os.scandir(_folder()) if (record := _read(path.path)) is not None]
+        return [record for path in os.scandir(record_folder()) if (record := _read(path.path)) is not None]
     except OSError:
         return []
 
@@ -75,8 +75,8 @@ def _write(record: RunRecord) -> str:
     warm = start_origin.warm
     front_pid = warm.front_pid if warm is not None else None
     content = asdict(replace(record, front_pid=front_pid, pid=os.getpid())) | {"network": str(_NETWORK.readlink())}
-    path = f"{_folder()}/{os.getpid()}-{time.monotonic_ns()}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+    path = f"{record_folder()}/{os.getpid()}-{time.monotonic_ns()}"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.write(fd, json.dumps(content).encode())
     os.rename(path, f"{path}.json")  # noqa: PTH104
@@ -100,8 +100,8 @@ def _read(path: str) -> RunRecord | None:
     return None
 
 
-def _folder() -> str:
-    """Raises OSError if it cannot be created, or if others may enter it."""
+def record_folder() -> str:
+    """Has logs, too; raises OSError if it cannot be created, or if others may enter it."""
     path = _FOLDER.format(user=os.geteuid())
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)  # noqa: PTH102

@@ -44,6 +44,8 @@ def serve_warm(words: list[str]) -> int | None:
     own = ServeWords(words).own
     if has_several_models(words) or own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP"):
         return None  # a router is a light process, whose servers may be forked
+    if "--detach" in own:
+        return None  # the process that this one starts may have its server forked
     mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = template_kind(words) if mode in ("auto", "require") else None
     if kind is None:

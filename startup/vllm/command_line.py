@@ -2,11 +2,12 @@
 
 import importlib
 import json
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,15 @@ from base.json_depth import read_json
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
+from startup.ground.config_variables import replace_variables
 from startup.ground.hooks.hook import Hook, Name
 from startup.ground.serve_words import OMNI, is_flag_like, is_for_information, normalise, split
+from startup.ground.temp_folder import own_folder
 from startup.vllm.facts import FlagFact, read_facts
 from startup.vllm.installed import find_vllm
 from startup.vllm.known_flags import flags_that_change, num_values
+
+logger = logging.getLogger(__name__)
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 COMMAND_LINE: Final = Hook(
@@ -203,17 +208,20 @@ def _config_file(words: Sequence[str]) -> dict[str, str]:
 
     vLLM reads the file of `--config FILE`, and ignores that of `--config=FILE`.
     """
-    path = words[words.index(_CONFIG) + 1] if _CONFIG in words[:-1] else ""
-    if not path:
-        return {}
     with suppress(OSError, ImportError, ValueError):
         import yaml
 
         with suppress(yaml.YAMLError, RecursionError):
-            content = yaml.safe_load(Path(path).read_text())
+            content = yaml.safe_load(replace_variables(_config_text(words)).text)
             settings = content if isinstance(content, dict) else {}
             return {normalise(f"--{name}"): _as_word(value) for name, value in settings.items() if value is not None}
     return {}
+
+
+def _config_text(words: Sequence[str]) -> str:
+    """Empty without a file; raises OSError or ValueError."""
+    path = words[words.index(_CONFIG) + 1] if _CONFIG in words[:-1] else ""
+    return Path(path).read_text() if path else ""
 
 
 def _as_list(word: str) -> tuple[str, ...]:
@@ -231,17 +239,46 @@ def _as_word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_vllm(words: Sequence[str]) -> int:
+def run_vllm(words: Sequence[str], command: str = "serve") -> int:
     """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
-    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *words]  # noqa: PTH118, PTH120
-    _find_main()()
+    with ExitStack() as stack:
+        if command == "serve":
+            words = _with_variables(words, stack)
+        sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), command, *words]  # noqa: PTH118, PTH120
+        _find_main()()
     return 0
 
 
-def run_plain_vllm(words: Sequence[str]) -> int:
-    """The same, for a start whose failures are vLLM's own."""
+def _with_variables(words: Sequence[str], stack: ExitStack) -> Sequence[str]:
+    """The words with another file of `--config`, if variables are replaced in it; the stack removes it.
+
+    It is in memory, as values may be secrets, and has a name that vLLM takes.
+    """
+    text = ""
+    with suppress(OSError, ValueError):  # vLLM reports it
+        text = _config_text(words)
+    replaced = replace_variables(text)
+    for line in replaced.missing:
+        logger.warning("%s: %s: vLLM gets the text as it is", _CONFIG, line)
+    if replaced.text == text:
+        return words
+    place = words.index(_CONFIG) + 1
     try:
-        return run_vllm(words)
+        name = stack.enter_context(own_folder()) / f"config{Path(words[place]).suffix}"
+        file = stack.enter_context(os.fdopen(os.memfd_create(_CONFIG), "w"))
+        file.write(replaced.text)
+        file.flush()
+        name.symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    except OSError as err:
+        logger.warning("%s: vLLM gets %s without the values of variables: %s", _CONFIG, words[place], err)
+        return words
+    return [*words[:place], str(name), *words[place + 1 :]]
+
+
+def run_plain_vllm(words: Sequence[str], command: str = "serve") -> int:
+    """The same, for a start or another command whose failures are vLLM's own."""
+    try:
+        return run_vllm(words, command)
     except (EOFError, BrokenPipeError) as err:  # from a pipe of vLLM's; click would attribute it to the terminal
         sys.excepthook(type(err), err, err.__traceback__)
         raise SystemExit(1) from err

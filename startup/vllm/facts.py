@@ -1,7 +1,7 @@
 """What the installed vLLM accepts: its flags, the names that it has registered, and the plugins beside it.
 
 The API process of each start has vLLM's own parser and registries. It records them once for an installation
-(`KeptFacts.record`), as `vllm-cli bake` and `preload check` do, and the next start checks its words with them
+(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do, and the next start checks its words with them
 before anything heavy is imported. What is not recorded is not checked.
 """
 
@@ -11,12 +11,18 @@ import importlib
 import inspect
 import json
 import logging
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from types import FunctionType, SimpleNamespace, UnionType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
+from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name
@@ -34,23 +40,42 @@ FACTS: Final = Hook(
 )
 
 ARCHITECTURES: Final = "architectures"
+MODEL_TYPES: Final = ("model types", "model types of transformers")
+CONNECTORS: Final = "connectors"
+EXECUTOR: Final = "--distributed-executor-backend"
 _REGISTRIES: Final = {
     "--tool-call-parser": Name("vllm.tool_parsers", "ToolParserManager.list_registered"),
     "--reasoning-parser": Name("vllm.reasoning", "ReasoningParserManager.list_registered"),
     "--quantization": Name("vllm.model_executor.layers.quantization", "QUANTIZATION_METHODS"),
     "--load-format": Name("vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
     "--attention-backend": Name("vllm.v1.attention.backends.registry", "AttentionBackendEnum.__members__"),
+    "--config-format": Name("vllm.transformers_utils.config", "_CONFIG_FORMAT_TO_CONFIG_PARSER"),
+    EXECUTOR: Name("vllm.config.parallel", "DistributedExecutorBackend.__args__"),
     ARCHITECTURES: Name("vllm.model_executor.models.registry", "ModelRegistry.models"),
+    MODEL_TYPES[0]: Name("vllm.transformers_utils.config", "_CONFIG_REGISTRY"),
+    MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
+    CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
 """Where vLLM has the names that a flag takes, and those of models; read if vLLM has imported the module."""
 
-_SOURCES: Final = ("vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.platforms", "vllm.utils.argparse")
-"""Beginnings of the modules that add flags: the record is valid while their files are the same."""
+_CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
+"""Classes of `vllm.config` of which each start makes an object, from the flags of the same names."""
+_PASSES_NONE: Final = "_skip_none_validation"
+"""A function of theirs that checks no missing value, and leaves others to the declared range."""
+_LIMITS: Final = {"ge", "gt", "le", "lt"}
+_VARIABLES: Final = Name("vllm.envs", "environment_variables")
+_SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
+"""Modules that set variables themselves, before all are read."""
+_SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
+_SOURCES: Final = (
+    "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
+)  # fmt: skip
+"""Beginnings of the modules that the facts are from: the record is valid while their files are the same."""
 _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
 _GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
-_METADATA: Final = ("*.dist-info", "*.egg-info")
+_METADATA: Final = (".dist-info", ".egg-info")
 
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
@@ -69,6 +94,8 @@ _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
 _OPTIONAL: Final = "_optional_type"
 _WRAPPERS: Final = (_OPTIONAL, "_parse_type")
 """Functions of vLLM that call the one that they name `return_type`."""
+Limits: TypeAlias = tuple[tuple[str, float], ...]
+"""The range of a number: names of functions of `operator`, each with a number."""
 
 
 class FlagFact(NamedTuple):
@@ -84,10 +111,13 @@ class FlagFact(NamedTuple):
     is_optional: bool = False
     """Whether an empty value, and `None`, stand for no value."""
     choices: tuple[Any, ...] | None = None
+    limits: Limits = ()
+    fields: dict[str, tuple[Any, ...] | None] | None = None
+    """Those that an object may have, with their choices; None if it may have others."""
 
     @property
     def name(self) -> str:
-        """The first long name."""
+        """The first long name; that of a variable."""
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
@@ -111,7 +141,9 @@ class VllmFacts(NamedTuple):
     flags: tuple[FlagFact, ...] = ()
     """All that its parser has, those of plugins too; empty if nothing is recorded."""
     names: dict[str, tuple[str, ...]] = {}
-    """The registered names by flag, and those of architectures."""
+    """The registered names by flag, and those of architectures, types of models and connectors."""
+    variables: tuple[FlagFact, ...] = ()
+    """Those that are numbers, as if they were flags."""
     installed_plugins: tuple[Plugin, ...] = ()
 
     @property
@@ -127,9 +159,9 @@ class KeptFacts:
     """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""
 
     def __init__(self, vllm: InstalledVllm) -> None:
-        folders = plugin_folders()
-        self._plugins = read_plugins(folders)
-        self._installed = [folder for folder in folders if folder.endswith("-packages")]
+        plugins = read_plugins()
+        self._plugins = tuple(chain.from_iterable(plugins.values()))
+        self._installed = [folder for folder in plugins if folder.endswith("-packages")]
         key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
         self._kept = Kept("vllm-facts", key)
 
@@ -149,24 +181,22 @@ class KeptFacts:
             with suppress(Exception):  # of a library that is missing here
                 importlib.import_module(name.module)
         try:
-            self._write(tuple(flags_of(_build_parser())), dict(_read_names()))
+            flags = tuple(flags_of(_build_parser(), _read_limits()))
+            self._write(VllmFacts(flags, dict(_read_names()), tuple(_read_variables())))
         except Exception as err:  # noqa: BLE001 - another version of vLLM
             logger.debug("vLLM's flags are not recorded: %s", err)
 
-    def _write(self, flags: tuple[FlagFact, ...], names: dict[str, tuple[str, ...]]) -> None:
+    def _write(self, facts: VllmFacts) -> None:
         modules = [module for name, module in sys.modules.items() if name.startswith(_SOURCES)]
         files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
-        self._kept.write((flags, names), (*sorted(files), *self._installed, __file__))
+        self._kept.write(facts, (*sorted(files), *self._installed, __file__))
 
 
 def _facts(value: Any) -> VllmFacts:
     """From JSON."""
-    flags, names = value
-    known = (
-        FlagFact(tuple(options), kind, nargs, tuple(opposites), is_optional, choices and tuple(choices))
-        for options, kind, nargs, opposites, is_optional, choices in flags
-    )
-    return VllmFacts(tuple(known), {flag: tuple(values) for flag, values in names.items()})
+    import msgspec
+
+    return msgspec.convert(value, VllmFacts)
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
@@ -181,13 +211,14 @@ def _build_parser() -> argparse.ArgumentParser:
     return built
 
 
-def flags_of(parser: argparse.ArgumentParser) -> Iterator[FlagFact]:
-    """The flags of vLLM's parser."""
+def flags_of(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
+    """The flags of vLLM's parser, with the limits of their numbers by parameter."""
     options: dict[argparse.Action, list[str]] = {}
     for option, action in parser._option_string_actions.items():
         options.setdefault(action, []).append(option)
     for action, names in options.items():
-        yield _flag(action, names)
+        flag = _flag(action, names)
+        yield flag._replace(limits=limits.get(flag.parameter, ()))
 
 
 def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
@@ -198,7 +229,8 @@ def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
     choices = tuple(action.choices) if action.choices is not None else None
     if kind == "unknown" or not set(names).isdisjoint(_MACHINES):
         choices = None
-    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices)
+    fields = _fields_of(action.type) if kind == "object" else None
+    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices, fields=fields)
 
 
 def _turns_off(action: argparse.Action, option: str) -> bool:
@@ -214,11 +246,87 @@ def _kind_of(convert: Any) -> tuple[ValueKind, bool]:
     """How a function of argparse converts a value, and whether the value may be missing."""
     name = getattr(convert, "__name__", "")
     if convert is not None and name in _WRAPPERS:
-        kind, is_optional = _kind_of(inspect.getclosurevars(convert).nonlocals["return_type"])
+        kind, is_optional = _kind_of(_wrapped(convert))
         return kind, is_optional or name == _OPTIONAL
     if convert is not None and name == "<lambda>":
         return "folded" if convert("A-b") == "a_b" else "unknown", False
     return _KINDS.get(convert) or _KINDS_BY_NAME.get(name, "unknown"), False
+
+
+def _wrapped(convert: Any) -> Any:
+    return inspect.getclosurevars(convert).nonlocals["return_type"]
+
+
+def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
+    """The fields of the class that a JSON value becomes; None if code of the class may take others."""
+    while convert.__name__ in _WRAPPERS:
+        convert = _wrapped(convert)
+    with suppress(Exception):  # another version of vLLM
+        owner = inspect.signature(convert).parameters["cls"].default
+        validators = owner.__pydantic_decorators__.model_validators.values()
+        if owner.__pydantic_config__.get("extra") == "forbid" and all(each.info.mode == "after" for each in validators):
+            changed, fields = _changed_fields(owner), owner.__pydantic_fields__
+            taken = {name: field.annotation for name, field in fields.items() if field.init is not False}
+            if not any(field.validation_alias for field in fields.values()):
+                return {name: None if name in changed else _literals_in(taken[name]) for name in taken}
+    return None
+
+
+def _changed_fields(owner: Any) -> set[str]:
+    """The fields of a configuration whose values its code may change before they are checked."""
+    validators = owner.__pydantic_decorators__.field_validators.items()
+    others = (each.info for name, each in validators if each.info.mode != "after" and name != _PASSES_NONE)
+    return {field for info in others for field in info.fields}
+
+
+def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
+    """The choices of a field; None if not only named values are accepted."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(part is not type(None) and get_origin(part) is not Literal for part in parts):
+        return None
+    return tuple(choice for part in parts for choice in get_args(part) or (None,))
+
+
+def _read_limits() -> dict[str, Limits]:
+    """The ranges of the numbers in vLLM's configuration, by parameter; none in another version of vLLM."""
+    found: dict[str, Limits] = {}
+    with suppress(Exception):
+        for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
+            for name in owner.__pydantic_fields__.keys() - _changed_fields(owner):
+                given = owner.__pydantic_fields__[name].metadata
+                limits = ((kind, getattr(each, kind)) for each in given for kind in _LIMITS & {*dir(each)})
+                found[name] = (*found.get(name, ()), *limits)
+    return found
+
+
+def _read_variables() -> Iterator[FlagFact]:
+    """The variables that vLLM converts to numbers; those that it sets itself may have any value."""
+    with suppress(Exception):  # another version of vLLM
+        setters = [sys.modules[name].__file__ for name in _SETTERS if name in sys.modules]
+        own = {name for path in setters for name in _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))}
+        for name, read in _VARIABLES.get(sys.modules[_VARIABLES.module]).items():
+            if name not in own and (fact := _variable(name, read)) is not None:
+                yield fact
+
+
+def _variable(name: str, read: Any) -> FlagFact | None:
+    """How vLLM's function reads a number, by what it does with some values; None for other variables."""
+
+    def is_accepted(text: str) -> bool:
+        variables = {name: text}
+        names = {**vars(os), "environ": variables, "getenv": variables.get}
+        globals_ = {**read.__globals__, "os": SimpleNamespace(**names)}
+        try:
+            FunctionType(read.__code__, globals_, name, read.__defaults__, read.__closure__)()
+        except ValueError:
+            return False
+        except Exception:  # noqa: BLE001 - it needs more than its variable
+            return True
+        return True
+
+    if any(map(is_accepted, ("x", "0x1", "{}"))) or not is_accepted("1"):
+        return None
+    return FlagFact((name,), "float" if is_accepted("1.5") else "int", is_optional=is_accepted(""))
 
 
 def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -228,33 +336,34 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
             yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
 
 
-def plugin_folders() -> list[str]:
-    """The folders that packages are installed in: their stamps change with an installation."""
-    folders = map(Path, dict.fromkeys(filter(None, sys.path)))
-    return [str(folder) for folder in folders if any(any(folder.glob(pattern)) for pattern in _METADATA)]
+def read_plugins() -> dict[str, tuple[Plugin, ...]]:
+    """The folders that packages are installed in, each with its plugins, without vLLM's own.
 
-
-def read_plugins(folders: list[str]) -> tuple[Plugin, ...]:
-    """All plugins that are installed there, without vLLM's own; they may add flags, parsers and models.
-
-    Reads the lists of entry points themselves: `importlib.metadata` would parse those of all packages.
+    Plugins may add flags, parsers and models. Their lists of entry points are read here, and once for each
+    state of a folder, as a start asks several times; `importlib.metadata` would parse those of all packages.
     """
-    return tuple(plugin for folder in folders for plugin in _plugins_in(Path(folder)))
+    found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
+    return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}
 
 
-def _plugins_in(folder: Path) -> Iterator[Plugin]:
-    for path in (found for pattern in _METADATA for found in folder.glob(f"{pattern}/entry_points.txt")):
-        with suppress(OSError, UnicodeDecodeError, configparser.Error):
-            text = path.read_text(encoding="utf-8")
-            if "[vllm." in text:
-                yield from _plugins_of(text, path.parent.name)
+@cache
+def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
+    """None if no package is installed there; the stamp changes with an installation."""
+    try:
+        packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
+    except OSError:
+        return None
+    return tuple(chain.from_iterable(map(_plugins_of, packages))) if packages else None
 
 
-def _plugins_of(text: str, package: str) -> Iterator[Plugin]:
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
-    parser.read_string(text)
-    for group in filter(parser.has_section, _GROUPS):
-        for name, value in parser.items(group):
-            if not value.startswith("vllm."):
-                yield Plugin(group, name, package)
+def _plugins_of(package: Path) -> Iterator[Plugin]:
+    with suppress(OSError, UnicodeDecodeError, configparser.Error):
+        if "[vllm." not in (text := (package / "entry_points.txt").read_text(encoding="utf-8")):
+            return
+        parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+        parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
+        parser.read_string(text)
+        for group in filter(parser.has_section, _GROUPS):
+            for name, value in parser.items(group):
+                if not value.startswith("vllm."):
+                    yield Plugin(group, name, package.name)

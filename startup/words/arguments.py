@@ -15,6 +15,7 @@ import click
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
+from startup.ground.config_variables import replace_variables
 from startup.ground.serve_words import Given, split
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape
@@ -177,7 +178,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot be read: {err.strerror}.") from err
     except UnicodeDecodeError as err:
         raise InputError("is not a text file.") from err
-    settings = _parse_yaml(text)
+    replaced = replace_variables(text)
+    if replaced.missing:
+        remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
+        raise InputError(f"{'; '.join(replaced.missing)}: {remedy}.")
+    settings = _parse_yaml(replaced.text)
     if not isinstance(settings, dict):
         raise InputError("must be a mapping of flag names to values.")
     return {str(key): value for key, value in settings.items()}
@@ -197,6 +202,8 @@ def _words(key: str, value: Any) -> Iterator[str]:
     flag = find_flag(name.partition(".")[0]).flag
     if flag is CONFIG:
         raise InputError("a config file cannot name another one.")
+    if flag.name == "--detach":
+        raise InputError("--detach is for the command line only.")
     if value is None:
         return
     if isinstance(value, bool):

@@ -135,6 +135,13 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
     SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON.", role="router"),
+    SupportedFlag(
+        "--detach",
+        shape=Shape.SWITCH,
+        help="Run in the background: return when the server is ready, or with the exit code of a start that fails; "
+        "`vllm-cli ps` names its log.",
+        role="router",
+    ),
 )
 """Flags that decide what a command line starts, before there is a configuration."""
 

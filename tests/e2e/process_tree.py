@@ -19,14 +19,13 @@ Answer = TypeVar("Answer")
 def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
     """The process of the role, None if there is none; the responder once it has its death pipe.
 
-    Of a warm start only the API process and the engine are found.
+    Of a warm start only once it is ready: before, its forkserver has no name, and its responder has torch.
     """
     api = server.serving_process()
-    if api.pid != server.process.pid:
-        return api if role == "api" else _grandchild(api) if role == "engine" else None
-    for process in server.family():
+    front = set() if api == server.root else {server.root}
+    for process in (each for each in server.family() if each not in front):
         with suppress(psutil.NoSuchProcess):
-            if role in _roles(server, process):
+            if role in _roles(api, process):
                 return process
     return None
 
@@ -34,7 +33,7 @@ def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
 def count_roles(server: ServerProcess) -> Counter[Role]:
     """How many processes each role has, in a cold start."""
     return Counter(
-        role for roles in for_each_process(server, lambda process: [*_roles(server, process)]) for role in roles
+        role for roles in for_each_process(server, lambda process: [*_roles(server.root, process)]) for role in roles
     )
 
 
@@ -68,18 +67,11 @@ def has_death_pipe(process: psutil.Process) -> bool:
     return False
 
 
-def _grandchild(process: psutil.Process) -> psutil.Process | None:
-    """The engine of a warm start: its forkserver has forked it."""
-    with suppress(psutil.NoSuchProcess):  # a helper, such as the prefetch, has just exited
-        return next((engine for helper in process.children() for engine in helper.children()), None)
-    return None
-
-
-def _roles(server: ServerProcess, process: psutil.Process) -> Iterator[Role]:
+def _roles(api: psutil.Process, process: psutil.Process) -> Iterator[Role]:
     words = " ".join(process.cmdline())
-    if process.pid == server.process.pid:
+    if process == api:
         yield "api"
-    elif process.ppid() != server.process.pid or "multiprocessing.spawn import" in words:
+    elif process.ppid() != api.pid or "multiprocessing.spawn import" in words:
         yield "engine"  # forked by the forkserver, or spawned
     elif "resource_tracker import" in words:
         yield "resource_tracker"

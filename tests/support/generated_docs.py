@@ -117,7 +117,7 @@ def build_hooks_page() -> str:
         "file is changed. A hook is checked where it is placed: texts in files, names in the imported module. What\n"
         "does not fit is left out, with a warning. If a hook in **bold** does not fit, vLLM starts without\n"
         "preloading, as `vllm serve` does; where only an import shows it, this start begins again, and later ones\n"
-        "are plain at once. `vllm-cli preload check` imports all modules and checks all hooks. VCLI_LEAVE_OUT\n"
+        "are plain at once. `vllm-cli check-hooks` imports all modules and checks all hooks. VCLI_LEAVE_OUT\n"
         "leaves out other hooks by name, to measure or isolate them."
     )
     sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), ""]

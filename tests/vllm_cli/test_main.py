@@ -49,7 +49,7 @@ LIGHT_CALLS = [
     (("--version",), 0),
     (("--nonsense",), 2),
     (("nonsense",), 2),
-    *((((entry.name, "--help"), 0)) for entry in COMMANDS),
+    *(((entry.name, "--help"), 2 if "of_vllm" in entry.target else 0) for entry in COMMANDS),
     *(
         ((*command, *words), code)
         for command in BENCHMARKS
@@ -80,7 +80,9 @@ def test_help_version_and_usage_errors_import_neither_a_command_nor_a_slow_modul
     for _, _, loaded in _loaded_by([("--version",), ("--help",), ("serve", "--nonsense")], tmp_path):
         assert "vllm_cli.main" in loaded
         assert SLOW_MODULES & set(loaded) == set()
-        assert [name for name in loaded if ".commands" in name and not name.endswith(("commands", "serve"))] == []
+        assert [
+            name for name in loaded if ".commands" in name and not name.endswith(("commands", "serve", "of_vllm"))
+        ] == []
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
@@ -93,6 +95,37 @@ def test_every_command_of_the_table_exists_under_its_name(entry):
 def test_the_version_is_shown(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vllm-cli {VERSION}\n"
+
+
+def test_the_version_of_an_installed_vllm_is_shown_too(tmp_path):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "vllm" / "_version.py").write_text('__version__ = version = "0.33.1"')
+    assert _versions(tmp_path) == (0, [f"vllm-cli {VERSION}", "vLLM 0.33.1"])
+
+
+def _versions(packages):
+    command = [sys.executable, "-m", "vllm_cli", "--version"]
+    environment = {**os.environ, "PYTHONPATH": f"{packages}:{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, env=environment)
+    return done.returncode, done.stdout.splitlines()
+
+
+SHARED = ("serve", "chat", "complete", "run-batch", "collect-env", "bench serve", "bench startup")
+
+
+@pytest.mark.parametrize("path", SHARED)
+def test_the_help_of_a_command_that_vllm_has_too_names_vllms(path, invoke):
+    text = " ".join(invoke(*path.split(), "--help").stdout.split())
+    assert f"This is vllm-cli's own command; `vllm {path}` is the installed vLLM's." in text
+
+
+@pytest.mark.parametrize("words", [("launch", "render", "x"), ("snapshot",), ("bench", "latency", "--help")])
+def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(words, invoke):
+    done = invoke(*words)
+    path = " ".join(words[: 2 if words[0] == "bench" else 1])
+    message = f"Error: `{path}` is a command of vLLM, which is not installed here (pip install vllm).\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
 def test_an_unknown_command_gets_a_suggestion(capsys):
@@ -124,7 +157,7 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
         ("probes", "No such command 'probes' (removed: docs/containers.md has the probes)."),
         ("bench liveness", "No such command 'liveness' (removed: `vllm-cli bench serve` measures /health"),
         ("preload show", "No such command 'show' (removed: `vllm-cli caches`)."),
-        ("preload chek", "No such command 'chek' (did you mean 'check'?)."),
+        ("preload check", "No such command 'check' (removed: `vllm-cli check-hooks`)."),
         ("bench nonsense", "No such command 'nonsense'."),
         ("prefetch --list", "No such option: --list (removed: `hf cache ls` lists the models on disk)"),
         ("bake --check m", "No such option: --check (removed: bake again"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from startup.ground.logs.setup import PACKAGES
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import STARTS, STARTS_OF_VLLM
 from tests.startup.vllm.fake_start import short_folder
@@ -89,7 +90,7 @@ def test_the_preflight_accepts_a_pod(name, small_model):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-_SOURCES = ("vllm_cli", "router", "startup", "server", "base", "envs", "pyproject.toml", "README.md", "LICENSE")
+_SOURCES = (*PACKAGES, "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def test_vllms_packages_stay_as_they_are(tmp_path):

@@ -22,7 +22,7 @@ from startup.vllm.compiled_models.local import AOT, ENTRY
 from startup.words.errors import InputError
 from startup.words.secret_flags import secrets_as_variables
 from vllm_cli.bake.mapped_pages import used_pages
-from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start
+from vllm_cli.bake.start import ask, bake_imports, download_kernels, wait_ready, wait_saved, why_no_start
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
 from vllm_cli.private_server import start_private_server
 from vllm_cli.terminal import Reporter
@@ -35,6 +35,7 @@ INSPECTED: Final = "model inspection"
 COMPILED_MODELS: Final = "compiled models"
 BYTECODES: Final = "bytecode"
 READ_PAGES: Final = "pages to prefetch"
+KERNELS: Final = "vLLM's kernels"
 NO_START: Final = "a start with a request"
 
 _OWN_PARTS: Final = {
@@ -117,6 +118,8 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             (folder / BYTECODE).mkdir()
         environment = _environment(folder) | secrets
+        if (reason := download_kernels(subject, reporter)) is not None:
+            left_out[KERNELS] = reason
         if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
             reporter.note(f"{reason}: vLLM is only imported")
             bake_imports(words, environment)

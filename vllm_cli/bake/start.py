@@ -4,8 +4,10 @@ Where the GPU that vLLM is built for is not there, vLLM is only imported.
 """
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +27,12 @@ from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
-from vllm_cli.supervised_command import CommandEndedError
+from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 from vllm_cli.terminal import Reporter
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
 """Local parts of vLLM's version; builds for CUDA have none, or `cu` and a number."""
+_DOWNLOAD_KERNELS: Final = "entrypoints/cli/download_kernels.py"
 _LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
@@ -96,6 +99,19 @@ def why_no_start(subject: Subject) -> str | None:
     if vllm.is_for_cpu or local.startswith(_OTHER_PLATFORMS) or has_gpu():
         return None
     return f"vLLM {vllm.version} is built for CUDA, and there is no GPU here"
+
+
+def download_kernels(subject: Subject, reporter: Reporter) -> str | None:
+    """Has vLLM install its kernels beside itself, if it has that command; returns the reason of a failure."""
+    if subject.engine != "vllm" or not (require_vllm().folder / _DOWNLOAD_KERNELS).is_file():
+        return None
+    reporter.note("installing vLLM's kernels")
+    with closing(SupervisedCommand()) as command:
+        command.run([sys.executable, "-m", "vllm_cli", "download-kernels"])
+        if (code := command.wait()) == 0:
+            return None
+        reporter.note(command.log_tail)
+    return f"`vllm-cli download-kernels` ended with exit code {code}"
 
 
 def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:

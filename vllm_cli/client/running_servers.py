@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Final
 
 from base.json_depth import read_json
@@ -70,6 +71,8 @@ class RunningServer:
     forked_pid: int | None
     """In a warm start, the forked server; None for a router."""
 
+    log: str | None = None
+    """The file that its output goes to, as that of `serve --detach`; None if that is no file."""
     models: tuple[RouterModel, ...] | None = None
     """Those of a router; None for other servers, and if the router does not tell them."""
 
@@ -97,6 +100,7 @@ class RunningStandby:
     """PSS: pages that it shares with servers count in part."""
     pids: tuple[int, ...]
     """The process that was started first."""
+    log: str | None = None
     owner_pid: int | None = None
     """The `vllm-cli serve` (`--idle-stop`, or with several models) that alone uses it."""
 
@@ -111,6 +115,7 @@ class RunningStandby:
             "memory_bytes": self.memory_bytes,
             "pids": list(self.pids),
             "forked_pid": None,
+            "log": self.log,
             "owner_pid": self.owner_pid,
         }
 
@@ -147,7 +152,7 @@ def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) ->
 
 
 def _describe(record: RunRecord, pids: tuple[int, ...], with_state: bool) -> RunningServer:
-    address = _address_of(record)
+    address = address_of(record)
     models = _read_models(address) if record.engine == ROUTER and with_state and address is not None else None
     return RunningServer(
         pid=pids[0],
@@ -160,11 +165,21 @@ def _describe(record: RunRecord, pids: tuple[int, ...], with_state: bool) -> Run
         memory_bytes=sum(map(pss_bytes, pids)) if with_state else 0,
         pids=pids,
         forked_pid=record.pid if record.front_pid is not None else None,
+        log=_log_of(pids[0]),
         models=models,
     )
 
 
-def _address_of(record: RunRecord) -> ServerAddress | None:
+def _log_of(pid: int) -> str | None:
+    """The file behind the process's standard error; None for anything else, or if it was removed."""
+    with contextlib.suppress(OSError):
+        path = Path(f"/proc/{pid}/fd/2").readlink()
+        return str(path) if path.is_file() else None
+    return None
+
+
+def address_of(record: RunRecord) -> ServerAddress | None:
+    """Where a server listens; None if it listens nowhere."""
     if record.address is None:
         return None
     context = ssl.create_default_context()
@@ -238,6 +253,7 @@ def _describe_standby(record: RunRecord) -> RunningStandby:
         uptime_s=process_age_s(record.pid) or 0.0,
         memory_bytes=sum(map(pss_bytes, pids)),
         pids=pids,
+        log=_log_of(record.pid),
         owner_pid=record.owner_pid,
     )
 

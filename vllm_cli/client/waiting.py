@@ -61,6 +61,8 @@ def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Re
     except HTTPException as err:
         return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
     except OSError as err:
+        if "CERTIFICATE_REQUIRED" in str(err):  # TLS's alert
+            return Readiness("failed", "it wants a certificate of its clients")
         return Readiness("absent", (err.strerror or str(err)).lower())
     return _read_answer(answer, address.path + path)
 

@@ -12,6 +12,7 @@ import click
 from envs.registry import env
 from startup.files.download.obtain import resolve_model
 from startup.files.model.request import ModelRequest
+from vllm_cli.commands.of_vllm import BENCHMARKS, vllms_own
 from vllm_cli.errors import CommandGroup
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def bench() -> None:
       vllm-cli bench serve --url http://127.0.0.1:8000
       vllm-cli bench startup --cmd "vllm-cli serve"
     """
+
+
+for _command_of_vllm in BENCHMARKS:
+    bench.add_command(_command_of_vllm)
 
 
 def _command(value: str) -> str:
@@ -97,7 +102,9 @@ def _levels(value: str) -> tuple[int, ...]:
     raise click.BadParameter(f"{value!r} is not a list such as 1,8,32.")
 
 
-@bench.command("serve", context_settings={"max_content_width": 110, "show_default": True})
+@bench.command(
+    "serve", epilog=vllms_own("bench serve"), context_settings={"max_content_width": 110, "show_default": True}
+)
 @click.option("--cmd", "commands", multiple=True, type=_command, help="Command that starts a server to measure.")
 @click.option("--url", "urls", multiple=True, type=_url, help="Address of a running server to measure.")
 @click.option("--vs-url", "other_urls", multiple=True, type=_url, help="Address of a running server to compare with.")
@@ -162,7 +169,9 @@ def serve(**options: Any) -> int:
     return run_and_publish(measure_serving(ServeConfig(targets=targets, **options)), json_path)
 
 
-@bench.command("startup", context_settings={"max_content_width": 110, "show_default": True})
+@bench.command(
+    "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
+)
 @click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
 @click.option("--model", help="Folder or hub id of the model of the default command; its files are evicted.")
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")

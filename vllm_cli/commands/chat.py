@@ -10,6 +10,7 @@ import click
 
 from startup.ground.logs.formatters import escape_controls
 from vllm_cli.client.server import Piece, server_options, take_server
+from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import ConnectionFailedError
 
 with suppress(ImportError):  # some Pythons are built without it, then input lines cannot be edited
@@ -46,7 +47,7 @@ def _dialogue_options(command: F) -> F:
     return command
 
 
-@click.command()
+@click.command(epilog=vllms_own("chat"))
 @_dialogue_options
 @click.option("--system-prompt", "--system", help="System message before the first message.")
 @click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
@@ -72,7 +73,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> Non
         dialogue.ask(_CHAT, {"messages": [*beginning, _message("user", quick)]}, _Answer())
 
 
-@click.command()
+@click.command(epilog=vllms_own("complete"))
 @_dialogue_options
 @click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
 def complete(*, quick: str | None, **options: Any) -> None:

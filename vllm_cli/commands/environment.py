@@ -13,6 +13,7 @@ from base.machine.hardware import cpu_model
 from envs.registry import unknown_variables, variables
 from envs.variable import EnvError, EnvVar
 from startup.words.errors import InputError
+from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.version import VERSION
 
 
@@ -60,7 +61,7 @@ def _paragraph(row: dict[str, Any]) -> str:
     )
 
 
-@click.command(name="collect-env")
+@click.command(name="collect-env", epilog=vllms_own("collect-env"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def collect_env(*, as_json: bool) -> None:
     """Describe this machine, its hardware and its packages for a bug report. Secrets are masked.

@@ -18,7 +18,8 @@ def ps(*, is_json: bool) -> int:
     model is stopped (`serve --idle-stop`) has STATE stopped; the standby that it keeps is a line of its own.
 
     A server with several models (`serve --models`, `serve A B`) is one line with all its processes, and one
-    for each of its models. UP is then how long the model has been in its STATE.
+    for each of its models. UP is then how long the model has been in its STATE. LOG is the file to which a
+    process writes its errors, if it is one (`serve --detach`, `2> FILE`).
 
     \b
     Examples:
@@ -41,7 +42,7 @@ def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list
     nothing = [] if servers else ["No server runs."]
     if not servers and not standbys:
         return nothing
-    rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL")]
+    rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL", "LOG")]
     for server in servers:
         rows += [printable(row) for row in (_server_row(server), *map(_model_row, server.models or ()))]
     rows += [printable(_standby_row(standby)) for standby in standbys]
@@ -57,6 +58,7 @@ def _server_row(server: RunningServer) -> tuple[str, ...]:
         _size(server.memory_bytes),
         server.engine,
         server.model,
+        server.log or "-",
     )
 
 
@@ -69,13 +71,23 @@ def _model_row(model: RouterModel) -> tuple[str, ...]:
         "-" if model.memory_bytes is None else _size(model.memory_bytes),
         model.engine,
         model.model,
+        "-",
     )
 
 
 def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
     memory = _size(standby.memory_bytes)
     model = "-" if standby.owner_pid is None else f"of {standby.owner_pid}"
-    return (str(standby.pid), "-", standby.state, _duration(standby.uptime_s), memory, "standby", model)
+    return (
+        str(standby.pid),
+        "-",
+        standby.state,
+        _duration(standby.uptime_s),
+        memory,
+        "standby",
+        model,
+        standby.log or "-",
+    )
 
 
 def _size(num_bytes: int) -> str:

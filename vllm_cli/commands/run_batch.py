@@ -12,6 +12,7 @@ from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
+from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
     from vllm_cli.batch.run_batch import BatchConfig
@@ -46,7 +47,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 """
 
 
-@click.command("run-batch", cls=ServeFlagsCommand, hidden=_ADDRESS_FLAGS, help=_HELP)
+@click.command("run-batch", cls=ServeFlagsCommand, hidden=_ADDRESS_FLAGS, help=_HELP, epilog=vllms_own("run-batch"))
 @click.option("-i", "--input-file", required=True, metavar="INPUT", help="File or URL of the requests, - for stdin.")
 @click.option(
     "-o", "--output-file", required=True, metavar="OUTPUT", help="File for the answers, or URL to PUT them to."

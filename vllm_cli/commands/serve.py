@@ -11,9 +11,12 @@ from startup.embedded.installed import require_embedded_engine
 from startup.ground import start_origin
 from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
 from startup.ground.errors import StartupError
-from startup.ground.serve_words import has_several_models
+from startup.ground.serve_words import ServeWords, has_several_models, is_for_information
+from startup.words.errors import InputError
 from startup.words.screening import show_notices
+from startup.words.secret_flags import without_flags
 from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
+from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
     from router.router import RouterOptions
@@ -37,12 +40,23 @@ Exit codes: 0 stopped by a signal; 1 the engine died; 2 usage; 3 the start faile
 130 and 143 Ctrl-C and SIGTERM during the start.
 """
 
+_EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged with {env.VCLI_PLAIN_VLLM.name}=1."
 
-@click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP)
+
+@click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP, epilog=_EPILOG)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
-    if has_several_models(ctx.meta[WORDS]):
+    own = ServeWords(words := ctx.meta[WORDS]).own
+    if ctx.params.get("detach") and "--detach" not in own:  # a standby may have forked this process already
+        raise InputError("Write --detach in full.")
+    if "--detach" in own and "--preflight-only" not in own and not is_for_information(words):
+        from vllm_cli.detached_start import start_detached  # noqa: PLC0415 - slow to import for --help
+
+        words = ctx.meta[WORDS] = tuple(without_flags(words, ("--detach",)))
+        if (code := start_detached(words)) is not None:
+            return code
+    if has_several_models(words):
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.idle_stop_s is not None and not options.is_preflight_only:

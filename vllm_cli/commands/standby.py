@@ -1,14 +1,15 @@
 """`vllm-cli standby`: keeps imports in memory for later starts; shows and stops the process that does."""
 
 import os
-import subprocess
-import sys
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import click
 
+from base.machine.processes import is_alive
 from startup.ground.errors import StartupError
 from startup.ground.logs.setup import configure_logging, log_options_of_environment
 from startup.ground.serve_words import is_vllm_installed
@@ -77,15 +78,17 @@ def standby(  # noqa: PLR0913 - one argument per option
         return None
     kinds = _parse_kinds(wanted)
     models = tuple(os.path.abspath(model) if os.path.isdir(model) else model for model in models)  # noqa: PTH100, PTH112
-    if is_detached:
-        limits = (("--idle-exit", idle_exit_s), ("--max-memory", max_memory_bytes))
-        given = [("--for", wanted), *(("--model", model) for model in models), *limits]
-        return _detach([word for name, value in given if value is not None for word in (name, str(value))])
     from startup.standby.standby import StandbyOptions, run_standby  # noqa: PLC0415 - slow to import for --help
 
-    configure_logging(log_options_of_environment(), role="standby")
     options = StandbyOptions(kinds=kinds, models=models, idle_exit_s=idle_exit_s, max_memory_bytes=max_memory_bytes)
-    return run_standby(options)
+
+    def run() -> int:
+        if is_detached:
+            os.chdir(sockets.module_folder() or os.curdir)
+        configure_logging(log_options_of_environment(), role="standby")
+        return run_standby(options)
+
+    return _detach(run) if is_detached else run()
 
 
 @standby.command("status")
@@ -129,36 +132,30 @@ def _parse_kinds(wanted: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind for name in names for kind in _GROUPS[name]))
 
 
-def _detach(words: list[str]) -> int:
-    """Starts the same command in the background and waits until its imports are done."""
+def _detach(run: Callable[[], int]) -> int:
+    """Runs the standby in the background, and waits until its imports are done."""
+    from vllm_cli.detached_start import detach  # noqa: PLC0415 - slow to import for --help
+
     try:
         os.close(sockets.create_folder())
     except (OSError, sockets.UnsafeFolderError) as err:
         raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
-    path = f"{sockets.socket_folder()}/standby.log"
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as log:  # noqa: PTH123
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm_cli", "standby", *words],
-            cwd=sockets.module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    path = Path(sockets.socket_folder(), "standby.log")
+    log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
+    return detach(run, path, log, _wait)
+
+
+def _wait(pid: int, reporter: Reporter) -> str | None:
     begin_s = time.monotonic()
-    with closing(Reporter()) as reporter:
-        while process.poll() is None:
-            try:
-                found = ask(STATUS)
-            except NoStandbyError:
-                found = None
-            if found is not None and found.pid == process.pid and found.is_settled:
-                break
-            reporter.update(f"{time.monotonic() - begin_s:5.1f} s  importing")
-            time.sleep(_POLL_S)
-    if process.returncode is not None:
-        raise StartupError(f"the standby has ended with exit code {process.returncode}; its log is {path}")
-    for template in found.templates if found is not None else ():
-        if template.state == "failed":
-            click.echo(f"Warning: {template.kind}: {template.error}; see {path}", err=True)
-    click.echo(f"The standby {process.pid} is ready; its log is {path}")
-    return 0
+    while is_alive(pid):
+        with suppress(NoStandbyError):
+            if (found := ask(STATUS)).pid == pid and found.is_settled:
+                for template in (each for each in found.templates if each.state == "failed"):
+                    reporter.note(f"Warning: {template.kind}: {template.error}; see the log")
+                return f"The standby {pid} is ready"
+        reporter.update(f"{time.monotonic() - begin_s:5.1f} s  importing")
+        time.sleep(_POLL_S)
+    return None
 
 
 def _ask(request: bytes) -> StandbyStatus | None:

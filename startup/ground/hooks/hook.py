@@ -5,12 +5,10 @@ uses is checked: texts in the files of their modules, names once their modules a
 listed in `startup.vllm.launch.hooks`.
 """
 
-import ast
 import inspect
 import logging
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -118,36 +116,7 @@ class Text:
         return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
 
 
-@dataclass(frozen=True)
-class Reads:
-    """A function reads only these attributes of an argument, for which the hook passes a small object."""
-
-    function: Name
-    argument: str
-    attributes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.function.module}.{self.function.path} reads of {self.argument}: {', '.join(self.attributes)}"
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The function's module."""
-        return self.function.modules
-
-    def problems(self, module: ModuleType) -> Iterator[str]:
-        """Which attributes the function of the loaded module reads, too; nothing without the function."""
-        function = self.function._find(module)
-        if function is _MISSING:
-            return
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-        attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-        read = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == self.argument}
-        if unknown := read.difference(self.attributes):
-            name = f"{self.function.module}.{self.function.path}"
-            yield f"{name} reads {', '.join(sorted(unknown))} of {self.argument} too"
-
-
-Need: TypeAlias = Name | Text | Reads
+Need: TypeAlias = Name | Text
 
 _MISSING: Final = object()
 
@@ -257,9 +226,7 @@ def log_unfit(names: Iterable[str]) -> None:
     logger.warning("%s", UNFIT.format(", ".join(map(repr, names))))
 
 
-UNFIT: Final = (
-    "vLLM starts without some speed-ups, since these hooks do not fit: {}; `vllm-cli preload check` shows all"
-)
+UNFIT: Final = "vLLM starts without some speed-ups, since these hooks do not fit: {}; `vllm-cli check-hooks` shows all"
 
 
 def _problems(need: Need) -> Iterator[str]:

@@ -26,6 +26,8 @@ from startup.reports.causes.known.processes import STOPPED
 from startup.reports.causes.log_line import read_lines
 from startup.reports.crash.output_record import OutputRecord
 
+logger = logging.getLogger(__name__)
+
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10
 _MOST_CHARS: Final = 1 << 20
@@ -66,8 +68,18 @@ def keep_log(record: OutputRecord) -> Path | None:
         write_whole(path, hide_quoted("\n".join(lines), sys.argv), mode=0o600)
         for old in sorted(folder.glob("*.log"))[:-_MOST_LOGS]:
             old.unlink(missing_ok=True)
+        record.end_shortening()
         return path
     return None
+
+
+def name_log(record: OutputRecord) -> None:
+    """Names the complete log, as no digest does and tracebacks were shortened; shows it if it is not kept."""
+    if (log := keep_log(record)) is not None:
+        logger.warning("tracebacks above are shortened; complete log: %s", log)
+        return
+    with suppress(OSError):
+        sys.stderr.write(record.file.read_bytes()[-_MOST_CHARS:].decode("utf-8", "replace"))
 
 
 def write_termination_message(text: str) -> None:

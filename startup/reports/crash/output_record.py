@@ -25,8 +25,13 @@ from startup.reports.causes.own_faults import WITH_THREADS
 from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
+_SHORTENED: Final = "shortened"
+"""Exists as long as terminals get short tracebacks; is not empty if one was shortened."""
+_MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
+_PROCESS: Final = "Process "
+"""Begins the line before the traceback of an exception that ends a process."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
 """Parts of the lines that are kept while the server runs."""
@@ -112,21 +117,45 @@ class OutputRecord:
             with suppress(OSError):
                 os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
 
-    def append(self, text: str) -> None:
-        """Adds text that is not shown; a file that has become too long begins anew."""
+    def append(self, text: str) -> bool:
+        """Adds text that is not shown; a file that has become too long begins anew. Whether it is kept."""
         if self._fd is None:
-            return
+            return False
         with suppress(OSError):
             if os.fstat(self._fd).st_size > _MOST_BYTES:
                 os.ftruncate(self._fd, 0)
-            os.write(self._fd, text.encode("utf-8", "backslashreplace"))
+            data = text.encode("utf-8", "backslashreplace")
+            return os.write(self._fd, data) == len(data)
+        return False
 
-    def add_output(self, text: str) -> None:
-        """Adds what a process writes."""
-        if not self.keeps_only_errors or any(part in text for part in _OF_ERRORS):
-            self.append(text)
+    def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:
+        """Adds what a process writes; returns what is shown of it there."""
+        is_kept = (not self.keeps_only_errors or any(part in text for part in _OF_ERRORS)) and self.append(text)
         if _TRACEBACK in text:
             self._last_traceback = text
+            if is_kept and is_terminal() and self._note_shortened():
+                return _without_frames(text)
+        return text
+
+    def shorten_tracebacks(self) -> None:
+        """From now on, terminals get tracebacks of all processes without frames, which are in the log."""
+        with suppress(OSError):
+            (self.folder / _SHORTENED).touch(mode=0o600)
+
+    def end_shortening(self) -> bool:
+        """Terminals get whole tracebacks from now on; whether any were shortened since the last call."""
+        path = self.folder / _SHORTENED
+        with suppress(OSError):
+            has_shortened = path.stat().st_size > 0
+            path.unlink()
+            return has_shortened
+        return False
+
+    def _note_shortened(self) -> bool:
+        """Whether tracebacks are shortened."""
+        with suppress(OSError), (self.folder / _SHORTENED).open("r+b", buffering=0) as file:
+            return file.write(b"x") == 1
+        return False
 
     def add_exception(self, err: BaseException, name: str) -> None:
         """An exception ends this process: shows it unless this process has logged it."""
@@ -135,7 +164,7 @@ class OutputRecord:
     def describe_exception(self, err: BaseException, name: str) -> str:
         """What `add_exception` shows; empty if this process has logged it, as vLLM does before it raises."""
         lines = "".join(traceback.format_exception(err)).splitlines()
-        return "" if lines[-1] in self._last_traceback else labelled([f"Process {name}:", *lines], name)
+        return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
         """An exception makes this process end others; it comes before what these write then."""
@@ -181,13 +210,32 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
     """Replaces the stream's method, as vLLM did for its prefixes: handlers of logs hold the stream."""
     below = getattr(stream, "below", stream)
     write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
+    is_terminal: Callable[[], bool] = getattr(stream, "isatty", bool)
 
     def write_and_record(text: str) -> int:
-        record.add_output(text)
-        return write(text)
+        return write(record.add_output(text, is_terminal))
 
     write_and_record.without_record = write  # type: ignore[attr-defined]
     below.write = write_and_record
+
+
+def _without_frames(text: str) -> str:
+    """The text with the last exception of a chain, of which the first lines, in place of the chain."""
+    shown: list[str] = []
+    begin, prefix, num_message_lines = 0, "", -1
+    for line in text.splitlines(keepends=True):
+        before, is_head, _ = line.partition(_TRACEBACK)
+        body = line.removeprefix(prefix)
+        if is_head:
+            begin = begin if prefix else len(shown) - (_PROCESS in "".join(shown[-1:]))
+            del shown[begin:]
+            prefix, num_message_lines = before or " ", -1
+        elif not prefix:
+            shown.append(line)
+        elif body.strip() and (num_message_lines >= 0 or not body[:1].isspace()):
+            num_message_lines += 1
+            shown += [line] * (num_message_lines < _MOST_MESSAGE_LINES)
+    return "".join(shown)
 
 
 def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:

@@ -47,7 +47,7 @@ _PLACED_IN: Final = (
 HOOKS: Final = tuple(hook for module in _PLACED_IN for hook in vars(module).values() if isinstance(hook, Hook))
 
 _BY_NAME: Final = {hook.name: hook for hook in HOOKS}
-_COMMAND: Final = "`vllm-cli preload check` shows all"
+_COMMAND: Final = "`vllm-cli check-hooks` shows all"
 
 
 HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]

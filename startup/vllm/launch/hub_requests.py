@@ -22,7 +22,7 @@ from startup.ground.hooks.hook import uses
 from startup.ground.processes.library_state import update_hub
 from startup.ground.serve_words import normalise
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts import plugin_folders, read_plugins
+from startup.vllm.facts import read_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _has_all(line: CommandLine, plan: FilePlan) -> bool:
     if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
         return False
     is_plain = _is_plain(read_json_object(plan.model.folder / "config.json").content)
-    return is_plain and not read_plugins(plugin_folders())  # which may use the hub whenever they like
+    return is_plain and not any(read_plugins().values())  # which may use the hub whenever they like
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

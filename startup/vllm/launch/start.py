@@ -281,6 +281,10 @@ class _VllmStart:
             is_ready=lambda: self._is_ready,
             on_failed_start=self._start_without_preloading_if_it_failed,
         )
+        shows_all = self._options.log_format == "json" or env.VLLM_LOGGING_LEVEL.raw in ("DEBUG", "debug")
+        if sys.stderr.isatty() and not shows_all:
+            self._record.shorten_tracebacks()
+            self._session.stack.callback(self._end_shortening)
         self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
         self._session.phase_of_others = self._phase_of_others
         keep_temp_files(folder)
@@ -353,7 +357,14 @@ class _VllmStart:
         self._session.notify_ready()
         group_signals.start_thread(threading.Thread(target=self._finish, name="vllm-start-report", daemon=True))
 
+    def _end_shortening(self) -> None:
+        if self._record.end_shortening():
+            from startup.reports.crash.crash_report import name_log  # noqa: PLC0415 - only after a failure
+
+            name_log(self._record)
+
     def _finish(self) -> None:
+        self._end_shortening()
         recordings = self._learn()
         self._session.timeline.add_spans(recordings.spans)
         add_compiled = self._compile_cache.finish(self._session.state)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
-from startup.ground.hooks.hook import Hook, Name, Reads, Text
+from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,16 @@ _TOKENIZER_CACHES: Final = (
     Name("vllm.renderers.hf", "_PROCESSOR_CHAT_TEMPLATES"),
 )
 """Functions of `functools`, and a dictionary."""
-_CONFIG_OF_TOKENIZER: Final = Reads(
-    _CACHED_TOKENIZER,
-    "model_config",
-    (
-        "skip_tokenizer_init", "hf_config", "tokenizer", "model", "runner_type", "tokenizer_mode", "tokenizer_revision",
-        "code_revision", "trust_remote_code",
-    ),
+_READ: Final = (
+    "skip_tokenizer_init", "hf_config", "tokenizer", "model", "runner_type", "tokenizer_mode", "tokenizer_revision",
+    "code_revision", "trust_remote_code",
 )  # fmt: skip
+"""The attributes of `model_config` that vLLM reads in some release."""
+_READS_NO_OTHER: Final = Text(
+    (_CACHED_TOKENIZER.module,),
+    rf"^def {_CACHED_TOKENIZER.path}\((?:(?!^def |model_config\.(?!(?:{'|'.join(_READ)})\b)).)*(?:^def |\Z)",
+    f"{_CACHED_TOKENIZER.path} reads of model_config only {', '.join(_READ)}",
+)
 CHAT_TEMPLATE: Final = Name(
     "vllm.renderers.hf",
     "_try_get_processor_chat_template",
@@ -46,7 +48,7 @@ MODEL_CACHES: Final = Hook(
     "kept tokenizers",
     does="loads a model's tokenizer and template once in a standby, into vLLM's own caches",
     without="a warm start loads the tokenizer again",
-    needs=(_CACHED_TOKENIZER, _CONFIG_OF_TOKENIZER, CHAT_TEMPLATE, *_TOKENIZER_CACHES),
+    needs=(_CACHED_TOKENIZER, _READS_NO_OTHER, CHAT_TEMPLATE, *_TOKENIZER_CACHES),
 )
 
 _MAKE_POOL: Final = Name("vllm.tokenizers.hf", "maybe_make_thread_pool", ("tokenizer", "copies"))
@@ -164,7 +166,7 @@ def _load_tokenizer(model: Path) -> Any:
         "tokenizer_mode": "auto",
         "trust_remote_code": False,
     }
-    config = SimpleNamespace(**{**dict.fromkeys(_CONFIG_OF_TOKENIZER.attributes), **given})
+    config = SimpleNamespace(**{**dict.fromkeys(_READ), **given})
     tokenizer = _CACHED_TOKENIZER.get(importlib.import_module(_CACHED_TOKENIZER.module))(config)
     renderer = sys.modules.get(CHAT_TEMPLATE.module)
     if renderer is not None:

@@ -2,9 +2,9 @@
 
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
 may change is a warning. Flags and names are those that earlier starts of the installed vLLM have recorded
-(`startup.vllm.facts`). What vLLM checks in its first seconds is left to it: rules between flags, ranges,
-lengths, variables. `startup.reports.causes` explains those. Flags and models of vllm-omni (--omni) are not
-known.
+(`startup.vllm.facts`). Rules of vLLM that are written again here are certain for the releases with which they
+were compared; for a newer one they are warnings. What vLLM tells later, `startup.reports.causes` explains.
+Flags and models of vllm-omni (--omni) are not known.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,9 @@ from startup.vllm.facts import read_facts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, argument_findings, read_arguments
 from startup.vllm.preflight.devices import device_findings
+from startup.vllm.preflight.flag_rules import rule_findings
 from startup.vllm.preflight.model import ModelChecks
+from startup.vllm.preflight.model_settings import setting_findings
 from startup.vllm.preflight.named_files import file_findings
 from startup.vllm.preflight.surroundings import surroundings_findings
 
@@ -53,8 +55,10 @@ def _groups_of_words(start: CheckedStart, line: CommandLine, options: PreflightO
     yield "command_line", lambda: argument_findings(start)
     if not start.arguments.is_read:
         return
+    yield "flags", lambda: rule_findings(start)
     model = ModelChecks(start)
     yield "model", model.findings
+    yield "settings", lambda: setting_findings(start, model)
     yield "files", lambda: file_findings(start)
     yield "devices", lambda: device_findings(start, model)
     yield "surroundings", lambda: surroundings_findings(start, line.words)

@@ -1,9 +1,8 @@
 """The start that is checked: the words of `vllm serve`, read with argparse and the flags of this vLLM.
 
 argparse itself splits the words, completes abbreviations and counts values, so nothing differs from vLLM.
-It converts no value: `flag_values` checks each, and all faults are found at once. Rules between flags, and
-ranges, are vLLM's own, which applies them before it loads anything. Before the flags of this vLLM are
-recorded, only those are read that other checks ask for.
+It converts no value: `flag_values` checks each, and all faults are found at once; `flag_rules` has what flags
+ask of each other. Before the flags of this vLLM are recorded, only those are read that other checks ask for.
 """
 
 import argparse
@@ -17,10 +16,10 @@ from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan
 from startup.ground.serve_words import STRAY_REMEDY, is_stray, split
 from startup.session.preflight.report import USAGE, Finding, error, warning
-from startup.vllm.facts import FlagFact, ValueKind, VllmFacts
+from startup.vllm.facts import EXECUTOR, FlagFact, ValueKind, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.known_flags import num_values
-from startup.vllm.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm.preflight.flag_values import FlagValueError, parse_value, range_problem
 from startup.vllm.preflight.words import WordsError, prepare_words
 
 _HELP: Final = ("-h", "--help")
@@ -32,15 +31,18 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "--reasoning-parser": ("--reasoning-parser-plugin", str),
     "--load-format": ("", str.lower),
     "--attention-backend": ("", str.upper),
+    "--config-format": ("", str),
+    EXECUTOR: ("", str),
 }
 """Flags for a registered name: the flag of a plugin that may know more, and how vLLM writes the value."""
-_ANY: Final = "AUTO"
-"""A value of --attention-backend that is no name."""
+_ANY: Final = ("AUTO", "auto")
+"""Values of --attention-backend and --config-format that are no names."""
 
 _USUAL_KINDS: Final[dict[str, ValueKind]] = {
     "--tensor-parallel-size": "int", "--pipeline-parallel-size": "int", "--prefill-context-parallel-size": "int",
     "--data-parallel-size": "int", "--data-parallel-size-local": "int", "--max-lora-rank": "int",
     "--gpu-memory-utilization": "float", "--kv-cache-memory-bytes": "size", "--hf-overrides": "json or text",
+    "--max-model-len": "size or auto",
 }  # fmt: skip
 """How all versions read the values that checks ask for, if not as texts."""
 _LONG_NAMES: Final = {
@@ -130,6 +132,11 @@ class CheckedStart:
         return any(map(self.arguments.has, names))
 
     @property
+    def is_known(self) -> bool:
+        """Whether vLLM's own rules decide: those of a newer release or of a plugin may differ."""
+        return self.vllm.is_tested and not self.facts.plugins
+
+    @property
     def load_format(self) -> str:
         """In lower case, as vLLM compares it."""
         return str(self.value("--load-format") or "auto").lower()
@@ -176,11 +183,15 @@ def argument_findings(start: CheckedStart) -> Iterator[Finding]:
 def _value_findings(start: CheckedStart, given: VllmFlag) -> Iterator[Finding]:
     for text in given.values:
         try:
-            parse_value(given.fact, text)
+            problem = range_problem(given.fact, parse_value(given.fact, text))
         except FlagValueError as err:
             # What a plugin adds to the choices of a flag is not known.
             is_certain = given.fact.choices is None or not start.facts.plugins
             yield (error if is_certain else warning)(USAGE, str(err))
+            continue
+        if problem is not None:
+            is_last = given is start.arguments.last(given.fact.name)
+            yield (error if is_last and start.is_known else warning)("range", problem)
 
 
 def _given_usually(words: Sequence[str]) -> Iterator[VllmFlag]:
@@ -193,12 +204,15 @@ def _given_usually(words: Sequence[str]) -> Iterator[VllmFlag]:
 
 
 def _name_findings(start: CheckedStart, flag: str) -> Iterator[Finding]:
-    """Whether vLLM has registered the value of a flag; without --enable-auto-tool-choice it does not look."""
+    """Whether vLLM has registered the value of a flag, or it is a class with its module.
+
+    Without --enable-auto-tool-choice vLLM does not look; a platform may take another executor.
+    """
     plugin, fold = _REGISTERED[flag]
     given = start.value(flag)
-    if not isinstance(given, str) or not given or start.value(plugin) or fold(given) == _ANY:
+    if not isinstance(given, str) or not given or start.value(plugin) or fold(given) in _ANY or "." in given:
         return
-    is_used = flag != "--tool-call-parser" or start.has("--enable-auto-tool-choice")
+    is_used = flag != EXECUTOR and (flag != "--tool-call-parser" or start.has("--enable-auto-tool-choice"))
     if (problem := name_problem(start.facts, flag, fold(given), given)) is not None:
         yield (error if is_used and not start.facts.plugins else warning)(flag[2:].replace("-", "_"), problem)
 

@@ -1,6 +1,7 @@
-"""Checks the value of one flag as vLLM converts it, and against the choices that vLLM declares."""
+"""Checks the value of one flag as vLLM converts it, and against choices and range that vLLM declares."""
 
 import json
+import operator
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -14,6 +15,7 @@ from startup.vllm.preflight.words import expand_sizes, parse_size
 _NO_VALUE: Final = ("", "None")
 _OBJECT: Final = re.compile(r"(?s)^\s*{.*}\s*$")
 _MAX_CHOICES: Final = 12
+_LIMITS: Final = {"ge": "{:g} or more", "gt": "more than {:g}", "le": "{:g} or less", "lt": "less than {:g}"}
 
 
 class FlagValueError(ValueError):
@@ -28,6 +30,15 @@ def parse_value(fact: FlagFact, text: str) -> Any:
         guess = did_you_mean(text, choices)
         raise FlagValueError(f"{fact.name} {text!r} is not one of {list_some(choices, _MAX_CHOICES)}{guess}")
     return value
+
+
+def range_problem(fact: FlagFact, value: Any) -> str | None:
+    """Why a number is outside of the range that vLLM declares; None if it is inside."""
+    if isinstance(value, int | float):
+        for kind, limit in fact.limits:
+            if not getattr(operator, kind)(value, limit):
+                return f"{fact.name} must be {_LIMITS[kind].format(limit)}, got {value}"
+    return None
 
 
 def _convert(fact: FlagFact, text: str) -> Any:
@@ -50,7 +61,18 @@ def _parse_object(text: str, fact: FlagFact) -> Any:
     content = read_json(expand_sizes(text))
     if not isinstance(content, dict):
         raise FlagValueError(f"{fact.name} {text!r} is not a JSON object{former_form(fact.name)}")
+    if fact.fields is not None:
+        _check_fields(content, fact.name, fact.fields)
     return content
+
+
+def _check_fields(content: dict[str, Any], name: str, fields: dict[str, tuple[Any, ...] | None]) -> None:
+    for key, value in content.items():
+        if key not in fields:
+            raise FlagValueError(f"{name} has no field {key!r}{did_you_mean(key, fields)}")
+        if (choices := fields[key]) is not None and value not in choices:
+            listed = list_some([str(choice) for choice in choices if choice is not None], _MAX_CHOICES)
+            raise FlagValueError(f"{name}: {key} {value!r} is not one of {listed}")
 
 
 def _parse_json_or_text(text: str, _: FlagFact) -> Any:

@@ -7,6 +7,7 @@ configuration, object stores and overrides of the configuration are left to vLLM
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.model_places import check_model_place
 from startup.session.preflight.report import Finding, error, warning
-from startup.vllm.facts import ARCHITECTURES
-from startup.vllm.preflight.arguments import CheckedStart, name_problem
+from startup.vllm.facts import ARCHITECTURES, MODEL_TYPES
+from startup.vllm.preflight.arguments import CheckedStart
 
 _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
@@ -30,9 +31,8 @@ _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
 """Files that every start reads; of others it depends on the model, and a fault is only a warning."""
 _INDEX: Final = "model.safetensors.index.json"
 _PLAIN: Final = ("auto", "hf")
-_QUANTIZED: Final = ("quantization_config", "compression_config")
-"""Keys of config.json with which vLLM may choose another method than the flag names."""
-_QUANTIZED_FILE: Final = "hf_quant_config.json"
+_OTHER_CODE: Final = ("auto_map", "speculators_config")
+"""Keys of config.json with which vLLM may serve the class of another name."""
 _TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*|)$")
 """The end of an architecture's name; vLLM serves some with the class of another end."""
 
@@ -55,7 +55,7 @@ class ModelChecks:
         yield from faults
         if any(finding.severity == "error" for finding in faults):
             return  # what else is missing has the same cause
-        yield from self._quantization_findings(self.folder)
+        yield from self._code_findings(self.folder)
         yield from self._architecture_findings(self.folder)
         yield from self._weight_findings(self.folder)
         yield from self._tokenizer_findings()
@@ -117,26 +117,45 @@ class ModelChecks:
         elif not self.config.get("model_type") and not self.config.get("architectures"):
             yield warning("config", f"{path} names neither model_type nor architectures")
 
-    def _quantization_findings(self, folder: Path) -> Iterator[Finding]:
-        flag, start = "--quantization", self._start
-        given = start.value(flag)
-        if not isinstance(given, str) or (problem := name_problem(start.facts, flag, given, given)) is None:
+    def _code_findings(self, folder: Path) -> Iterator[Finding]:
+        """A type of model for which only the model's own code has a configuration, or nothing."""
+        model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
+        known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
+        if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):
             return
-        is_quantized = any(key in self.config for key in _QUANTIZED) or (folder / _QUANTIZED_FILE).exists()
-        is_certain = bool(self.config) and not is_quantized and not start.facts.plugins
-        yield (error if is_certain else warning)("quantization", problem)
+        report = error if self._is_certain else warning
+        if isinstance(auto_map, dict) and "AutoConfig" in auto_map:
+            if not self._start.has("--trust-remote-code"):
+                what = f"{folder} needs its own code for model_type {model_type!r}"
+                yield report("remote_code", f"{what}: give --trust-remote-code if you trust it")
+        elif not set(self._given_architectures) & {*self._start.facts.names.get(ARCHITECTURES, ())}:
+            what = f"{folder / _CONFIG}: neither this vLLM nor its transformers know the model_type {model_type!r}"
+            yield report("config", f"{what}: upgrade them, or correct it")
+
+    @property
+    def _given_architectures(self) -> list[str]:
+        names = self.config.get("architectures")
+        return list(map(str, names)) if isinstance(names, list) else []
+
+    @property
+    def _is_certain(self) -> bool:
+        """Whether nothing but the folder and this release decides about the model's class."""
+        return self._start.is_known and not self._start.has("--hf-overrides", "--model-class-overrides")
 
     def _architecture_findings(self, folder: Path) -> Iterator[Finding]:
-        """A warning: vLLM also serves classes of transformers and of a model's own code."""
-        given, known = self.config.get("architectures"), self._start.facts.names.get(ARCHITECTURES, ())
-        if not isinstance(given, list) or not given or not known or self.config.get("auto_map"):
+        """vLLM also serves classes of transformers and of a model's own code."""
+        given, known = self._given_architectures, self._start.facts.names.get(ARCHITECTURES, ())
+        if not given or not known or any(map(self.config.get, _OTHER_CODE)):
             return
         stems, tasks = map(set, zip(*map(_split_architecture, known), strict=True))
-        is_known = any(stem in stems and task in tasks for stem, task in map(_split_architecture, map(str, given)))
-        if is_known or self._start.has("--model-impl"):
+        is_known = any(stem in stems and task in tasks for stem, task in map(_split_architecture, given))
+        if is_known or any(map(_is_in_transformers, given)):
             return
-        what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(str(given[0]), known)}"
-        yield warning("architecture", f"{what}, and can serve it only if transformers has it")
+        is_of_vllm = self._start.value("--model-impl") in (None, "auto", "vllm")
+        what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(given[0], known)}"
+        yield (error if self._is_certain and is_of_vllm else warning)(
+            "architecture", f"{what}, and transformers neither: upgrade them, or correct it"
+        )
 
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
         if (checkpoint := self.checkpoint) is None:
@@ -177,6 +196,21 @@ def _split_architecture(name: str) -> tuple[str, str]:
     found = _TASK.search(name)
     end = found.start() if found else len(name)
     return name[:end], name[end:]
+
+
+def _is_in_transformers(name: str) -> bool:
+    """Whether it has a class of this name; true if that cannot be read. Takes 50 ms."""
+    texts = read_sources("transformers", "models", "*/modeling_*.py")
+    return not texts or any(f"class {name}(" in text for text in texts)
+
+
+def read_sources(package: str, folder: str, pattern: str) -> list[str]:
+    """The texts of some files of an installed package."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    paths = (Path(spec.origin).parent / folder).glob(pattern)
+    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 
 def _has_other_weights(folder: Path) -> bool:

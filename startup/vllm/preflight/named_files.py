@@ -30,6 +30,10 @@ def file_findings(start: CheckedStart) -> Iterator[Finding]:
     yield from _check_imports(start)
     yield from _check_adapters(start)
     yield from _check_log_config(start)
+    settings = start.value("--generation-config")
+    if settings and settings.startswith(("/", ".")) and not Path(settings).exists():
+        report = error if start.is_known else warning
+        yield report("files", f"--generation-config {settings}: there is no such folder")
 
 
 def _check_template(start: CheckedStart) -> Iterator[Finding]:

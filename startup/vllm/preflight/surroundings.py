@@ -1,5 +1,6 @@
-"""Checks what a start needs beside model and devices: packages, compiler, memory, caches."""
+"""Checks what a start needs beside model and devices: variables, packages, compiler, memory, caches."""
 
+import logging
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.devices import built_for
+from startup.vllm.preflight.flag_values import FlagValueError, parse_value
 
 _PACKAGES: Final = (
     ("--load-format", "runai_streamer", "runai_model_streamer", "runai-model-streamer"),
@@ -28,13 +30,17 @@ _PACKAGES: Final = (
 """Values of flags, the module that vLLM imports for them, and how it is installed."""
 _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
 """Folders that libraries of a GPU's vLLM write to; without a default only if the variable is set."""
+_PORT: Final = "VLLM_PORT"
+_LEVEL: Final = "VLLM_LOGGING_LEVEL"
+_LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")
+"""With one of them, vLLM may not use the level."""
 _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
-    yield from _check_port_variable()
+    yield from _check_variables(start)
     yield from _check_compiler(start, words)
     yield from _check_shm(start)
     yield from _check_caches(start)
@@ -48,14 +54,23 @@ def _check_packages(start: CheckedStart) -> Iterator[Finding]:
             yield error("package", f"{flag} {value} needs the package {package}: pip install {package}")
 
 
-def _check_port_variable() -> Iterator[Finding]:
-    """Kubernetes sets `NAME_PORT` for each Service of the namespace."""
-    if "://" in (port := foreign.text_of("VLLM_PORT")):
+def _check_variables(start: CheckedStart) -> Iterator[Finding]:
+    """Kubernetes sets `NAME_PORT` for each Service of the namespace; the engine converts the others."""
+    if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
-            f"VLLM_PORT={port} is what Kubernetes sets for a Service named vllm, and no port for vLLM's processes: set "
+            f"{_PORT}={port} is what Kubernetes sets for a Service named vllm, and no port for vLLM's processes: set "
             "`enableServiceLinks: false` in the pod, or rename the Service",
         )
+    level = foreign.text_of(_LEVEL).upper()
+    if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
+        yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
+    for fact in start.facts.variables:
+        if foreign.is_set(fact.name) and not (fact.name == _PORT and "://" in port):
+            try:
+                parse_value(fact, foreign.text_of(fact.name))
+            except FlagValueError as err:
+                yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
 
 
 def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:

@@ -4,7 +4,38 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(config=ConfigDict(extra="forbid"))
+class SmallConfig:
+    """One of vLLM's configurations."""
+
+    mode: int | None = Field(default=None, ge=0, le=3)
+    backend: Literal["inductor", "eager"] | None = None
+    level: Literal["a", "b"] = "a"
+    max_num_seqs: int = Field(default=128, ge=1)
+    changed: int = Field(default=1, ge=1)
+
+    @field_validator("mode", mode="wrap")
+    @classmethod
+    def _skip_none_validation(cls, value: Any, handler: Any) -> Any:
+        return value if value is None else handler(value)
+
+    @field_validator("changed", "level", mode="before")
+    @classmethod
+    def _change(cls, value: Any) -> Any:
+        return value
+
+
+@dataclass
+class OtherConfig:
+    """Gets a number of the first one, whose range it does not repeat."""
+
+    max_num_seqs: int = 128
 
 
 def human_readable_int(value: str) -> int:
@@ -19,8 +50,8 @@ def union_dict_and_str(value: str) -> Any:
     return json.loads(value) if re.match(r"\s*{.*}\s*$", value) else value
 
 
-def parse_dataclass(value: str) -> Any:
-    return json.loads(value)
+def parse_dataclass(value: str, cls: Any = SmallConfig) -> Any:
+    return TypeAdapter(cls).validate_json(value)
 
 
 def parse_type(return_type: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -60,6 +91,8 @@ def build() -> argparse.ArgumentParser:
     add("model_tag", nargs="?")
     for name in ("headless", "grpc"):
         add(f"--{name}", action="store_true")
+    for name in ("enable-log-requests", "enable-log-outputs"):
+        add(f"--{name}", action=argparse.BooleanOptionalAction)
     for name in ("enforce-eager", "enable-prefix-caching", "skip-tokenizer-init", "trust-remote-code"):
         add(f"--{name}", action=argparse.BooleanOptionalAction)
     add("--enable-auto-tool-choice", action=argparse.BooleanOptionalAction)
@@ -86,7 +119,7 @@ def build() -> argparse.ArgumentParser:
     add("--data-parallel-size", "-dp", type=int)
     for name in ("pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes"):
         add(f"--{name}", type=int)
-    for name in ("prefill-context-parallel-size", "node-rank", "cpu-offload-gb"):
+    for name in ("prefill-context-parallel-size", "node-rank", "cpu-offload-gb", "api-server-count"):
         add(f"--{name}", type=int)
     add("--gpu-memory-utilization", "--device-memory-utilization", type=float)
     add("--max-model-len", type=optional_type(human_readable_int_or_auto))
@@ -96,6 +129,7 @@ def build() -> argparse.ArgumentParser:
     add("--default-chat-template-kwargs", type=parse_type(json.loads))
     add("--hf-overrides", type=union_dict_and_str)
     add("--compilation-config", "-cc", type=parse_dataclass)
+    add("--kv-transfer-config", type=optional_type(json.loads))
     add("--speculative-config", "-sc", type=optional_type(json.loads))
     add("--dtype", choices=["auto", "float16", "half"])
     add("--uvicorn-log-level", choices=["critical", "error", "info"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, run_fake
 from tests.support.ports import free_port
+from tests.support.terminal import read_terminal
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -66,6 +68,44 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
         assert first.startswith("Error: EngineCore (pid ")
         assert first.endswith("failed while it served.")
         assert cause in second
+
+
+def _run_on_terminal(folder: Path, crash: str, *words: str, **variables: str) -> tuple[int, list[str]]:
+    given = environment(folder, **{_CRASH: crash}, **variables)
+    ours, theirs = pty.openpty()
+    address = ("--host", "127.0.0.1", "--port", str(free_port()))
+    started = subprocess.Popen(command(*address, *words), env=given, cwd=ROOT, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = read_terminal(ours)
+    return started.wait(60), text.replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("crash", "words"),
+    [("config:no such flag", ()), ("engine:cannot start", ()), ("worker 1:no weights", ("-tp", "2"))],
+)
+def test_a_terminal_gets_no_frames_and_the_log_has_them(crash, words, folder):
+    code, lines = _run_on_terminal(folder, crash, *words)
+    assert code == _FAILED
+    message = crash.partition(":")[2]
+    digest = _digest("\n".join(lines))
+    assert any(f"CrashError: {message}" in line for line in lines[: -len(digest)]), "also before the digest"
+    assert not [line for line in lines if "Traceback" in line or "  File " in line]
+    log = Path(digest[-1].removeprefix("Log: ")).read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "in crash_at" in log
+
+
+def test_with_the_level_debug_a_terminal_gets_all(folder):
+    _, lines = _run_on_terminal(folder, "engine:cannot start", VLLM_LOGGING_LEVEL="debug")
+    assert any("Traceback" in line for line in lines)
+
+
+def test_a_terminal_gets_all_if_the_log_cannot_be_kept(folder):
+    (folder / "cache").write_text("no folder")
+    _, lines = _run_on_terminal(folder, "engine:cannot start")
+    assert any("Traceback" in line for line in lines)
+    assert not [line for line in lines if line.startswith("Log: ")]
 
 
 _RAISES = """

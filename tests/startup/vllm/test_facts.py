@@ -1,13 +1,15 @@
 """What vLLM's parser accepts is recorded once per installation, and read by later starts."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from startup.vllm.facts import FlagFact, KeptFacts, VllmFacts, flags_of, read_plugins
+from startup.vllm.facts import _CONFIGS, FlagFact, KeptFacts, VllmFacts, flags_of, read_plugins
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import read_arguments
 from tests.startup.vllm import small_parser
@@ -68,6 +70,13 @@ def test_names_and_opposites():
     assert (arguments.unknown, arguments.has("--enable-lora")) == ([], False)
 
 
+def test_fields_of_an_object_and_their_choices():
+    assert _flag(FACTS, "-cc").fields == {
+        "mode": None, "backend": ("inductor", "eager", None), "level": None, "max_num_seqs": None, "changed": None,
+    }  # fmt: skip
+    assert _flag(FACTS, "-sc").fields is None
+
+
 def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
     for name, value in (("own", "own.plugin:register"), ("vllm", "vllm.plugins.lora:register")):
         metadata = tmp_path / f"{name}-1.0.dist-info"
@@ -75,7 +84,8 @@ def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
         (metadata / "entry_points.txt").write_text(
             f"[console_scripts]\nx = y:z\n\n[vllm.general_plugins]\n{name} = {value}\n"
         )
-    facts = VllmFacts(installed_plugins=read_plugins([str(tmp_path)]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    facts = VllmFacts(installed_plugins=read_plugins()[str(tmp_path)])
     assert [plugin.name for plugin in facts.plugins] == ["own"]
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     assert facts.plugins == ()
@@ -87,6 +97,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
     site = tmp_path / "site"
     (site / "vllm-0.32.0.dist-info").mkdir(parents=True)
     (site / "config.py").write_text("")
+    (site / "cpu.py").write_text('        os.environ["VLLM_OWN"] = "spawn"')
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     parsers = SimpleNamespace(list_registered=lambda: ["b", "a"])
@@ -96,11 +107,52 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
         "vllm.config.model": {"__file__": str(site / "config.py")},
         "vllm.tool_parsers": {"ToolParserManager": parsers},
         "vllm.reasoning": {},
+        "vllm.config": {**dict.fromkeys(_CONFIGS, small_parser.OtherConfig), "ModelConfig": small_parser.SmallConfig},
+        "vllm.envs": {"environment_variables": VARIABLES},
+        "vllm.platforms.cpu": {"__file__": str(site / "cpu.py")},
     }
     for name, values in modules.items():
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
         vars(sys.modules[name]).update(values)
     return InstalledVllm("0.32.0", site / "vllm")
+
+
+def _one_of(choices: list[str]) -> Any:
+    def read() -> str | None:
+        if (value := os.getenv("VLLM_FORMAT")) not in (None, *choices):
+            raise ValueError(value)
+        return value
+
+    return read
+
+
+VARIABLES: dict[str, Any] = {
+    "VLLM_COUNT": lambda: int(os.getenv("VLLM_COUNT", "0")),
+    "VLLM_SECONDS": lambda: float(os.environ.get("VLLM_SECONDS", "10")),
+    "VLLM_SWITCH": lambda: bool(int(os.environ["VLLM_SWITCH"])) if "VLLM_SWITCH" in os.environ else False,
+    "VLLM_LENIENT": lambda: int(os.getenv("VLLM_LENIENT") or "0"),
+    "VLLM_FORMAT": _one_of(["a", "b"]),
+    "VLLM_JSON": lambda: json.loads(os.getenv("VLLM_JSON", "{}")),
+    "VLLM_HEX": lambda: int(os.getenv("VLLM_HEX", "0"), 0),
+    "VLLM_NAME": lambda: os.getenv("VLLM_NAME"),
+    "VLLM_OWN": lambda: int(os.getenv("VLLM_OWN", "1")),
+    "VLLM_BROKEN": lambda: os.no_such_function("VLLM_BROKEN"),  # type: ignore[attr-defined]
+}
+"""In the forms in which vLLM reads variables."""
+
+
+def test_variables_that_are_numbers_are_found_by_what_vllm_does_with_values(vllm, monkeypatch):
+    monkeypatch.setenv("VLLM_COUNT", "many")
+    facts = _record(vllm)
+    assert {fact.name: (fact.kind, fact.is_optional) for fact in facts.variables} == {
+        "VLLM_COUNT": ("int", False), "VLLM_SECONDS": ("float", False), "VLLM_SWITCH": ("int", False),
+        "VLLM_LENIENT": ("int", True),
+    }  # fmt: skip
+
+
+def test_ranges_that_code_of_the_class_does_not_change(vllm):
+    limits = {flag.name: flag.limits for flag in _record(vllm).flags if flag.limits}
+    assert limits == {"--max-num-seqs": (("ge", 1),)}
 
 
 def _record(vllm: InstalledVllm) -> VllmFacts:
@@ -112,17 +164,18 @@ def _record(vllm: InstalledVllm) -> VllmFacts:
 
 def test_what_vllm_has_is_recorded_and_read_again(vllm):
     facts = _record(vllm)
-    assert json.loads(json.dumps(facts.flags)) == json.loads(json.dumps(FACTS.flags))
-    assert facts.names == {"--tool-call-parser": ("a", "b")}
+    without_limits = [flag._replace(limits=()) for flag in facts.flags]
+    assert json.loads(json.dumps(without_limits)) == json.loads(json.dumps(FACTS.flags))
+    assert facts.names["--tool-call-parser"] == ("a", "b")
 
 
 def test_a_record_is_written_once(vllm, monkeypatch):
     _record(vllm)
     monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", None)
     KeptFacts(vllm).record()
-    assert KeptFacts(vllm).read().names != {}
+    assert "--tool-call-parser" in KeptFacts(vllm).read().names
     KeptFacts(vllm).record(imports_all=True)
-    assert KeptFacts(vllm).read().names == {}
+    assert "--tool-call-parser" not in KeptFacts(vllm).read().names
 
 
 def test_a_changed_source_or_installation_has_no_record(vllm, tmp_path):

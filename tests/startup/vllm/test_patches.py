@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,11 @@ import pytest
 import uvicorn
 import uvloop
 
+from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
-from startup.vllm.patches.model_caches import load_tokenizer_late, reuse_tokenizer
+from startup.vllm.patches.model_caches import MODEL_CACHES, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
 from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
@@ -191,6 +193,24 @@ def test_another_tokenizer_can_be_set(module):
     manager.tokenizer = "another"
     assert manager.tokenizer == "another"
     assert module.calls == []
+
+
+_REGISTRY = """
+def cached_tokenizer_from_config(
+    model_config, **kwargs
+):
+    return load(model_config.tokenizer, model_config.{})
+
+def other_function(model_config):
+    return model_config.something_else
+"""
+
+
+@pytest.mark.parametrize(("attribute", "fits"), [("hf_config", True), ("hf_config_path", False), ("loader", False)])
+def test_a_function_that_reads_an_unknown_attribute_gets_no_small_object(attribute, fits, toys):
+    (text,) = (need for need in MODEL_CACHES.needs if isinstance(need, Text))
+    toys.write("toy_tokenizers.registry", _REGISTRY.format(attribute))
+    assert replace(text, modules=("toy_tokenizers.registry",)).is_found() == fits
 
 
 _PROCESSORS = """

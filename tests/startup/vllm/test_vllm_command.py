@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from startup.ground.processes.group_signals import GROUP_SIGNALS
-from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, run_fake, variant
+from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, rewrite, run_fake, variant
 from tests.support.ports import free_port
 from tests.support.processes import disturbing
 from tests.support.waiting import wait_until
@@ -157,6 +157,24 @@ def test_other_commands_are_the_installed_vllms(words, folder):
     wanted = subprocess.run(plain, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
     done = _run_link(folder, *words)
     assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
+
+
+@pytest.mark.parametrize("words", [("preload", "--help"), ("preload", "--nonsense")], ids=" ".join)
+def test_a_command_that_only_vllm_has_is_the_same_as_by_the_link(words, folder):
+    by_link = _run_link(folder, *words)
+    command = [sys.executable, "-m", "vllm_cli", *words]
+    ours = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (by_link.returncode, by_link.stdout, by_link.stderr)
+    assert ours.returncode == (2 if "--nonsense" in words else 0)
+
+
+def test_an_error_that_a_command_of_vllm_raises_is_vllms_own(folder):
+    """Click would take it for the end of a terminal's input."""
+    fake = rewrite(variant(folder), '"""Does nothing."""', "raise EOFError('as vLLM does')")
+    variables = environment(folder, fake)
+    command = [sys.executable, "-m", "vllm_cli", "preload"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "EOFError: as vLLM does")
 
 
 def test_without_vllm_an_error_names_the_environment(folder):

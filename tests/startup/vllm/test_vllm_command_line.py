@@ -1,6 +1,10 @@
 """The launcher reads model and address from vLLM's command line, and whether it has a port to listen on."""
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
+import yaml
 
 from startup.vllm import command_line
 from startup.vllm.command_line import CommandLine
@@ -132,3 +136,44 @@ def test_an_invalid_config_file_is_left_to_vllm(content, tmp_path):
     path.write_text(content)
     assert _line(f"m --config {path}").port == 8000
     assert _line(f"m --config {tmp_path}/missing.yaml").port == 8000
+
+
+def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch):
+    """It has the values and is no file of the disk; the launcher's own reading has them, too."""
+    monkeypatch.setenv("WHERE", "org")
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: ${WHERE}/model\nport: ${OTHER:-8001}\n")
+    given = ["--enforce-eager", "--config", str(path), "--port", "1"]
+    assert CommandLine.of(given[:3]).model == "org/model"
+    with ExitStack() as stack:
+        words = command_line._with_variables(given, stack)
+        replaced = Path(words[2])
+        assert [*words[:2], *words[3:]] == [*given[:2], *given[3:]]
+        assert replaced.suffix == ".yaml"
+        assert yaml.safe_load(replaced.read_text()) == {"model": "org/model", "port": 8001}
+        assert replaced.is_symlink()
+        assert "memfd:" in str(replaced.resolve())
+    assert not replaced.parent.exists()
+
+
+@pytest.mark.parametrize("text", ["model: org/model\n", "model: ${WHERE}\n", "model: [${\n", None])
+def test_vllm_gets_the_users_file_if_nothing_is_replaced(text, tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("WHERE", raising=False)
+    path = tmp_path / "serve.yaml"
+    if text is not None:
+        path.write_text(text)
+    given = ["--config", str(path)]
+    with ExitStack() as stack:
+        assert command_line._with_variables(given, stack) is given
+    is_missing = text == "model: ${WHERE}\n"
+    assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
+
+
+def test_without_a_folder_for_temporary_files_vllm_gets_the_users_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WHERE", "org")
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: ${WHERE}/model\n")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with ExitStack() as stack:
+        assert command_line._with_variables(["--config", str(path)], stack) == ["--config", str(path)]
+    assert "without the values of variables: " in caplog.text

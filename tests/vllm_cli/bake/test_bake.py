@@ -12,7 +12,7 @@ import pytest
 
 from startup.ground.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.startup.vllm.fake_start import FakeStart, environment, variant
 from tests.support.llamas import save_tiny_llama
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.subject import has_own_bytecode, without_addresses
@@ -100,9 +100,37 @@ def test_only_a_baked_folder_is_replaced(tmp_path, model, invoke):
 _VLLM_WORDS = ("model", "--enforce-eager")
 
 
-def _bake_vllm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+_KERNELS = """
+import sys
+from pathlib import Path
+
+Path("DONE").write_text(" ".join(sys.argv[1:]))
+sys.exit(CODE)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("code", [0, 3])
+def test_kernels_are_installed_where_vllm_has_a_command_for_it(code, tmp_path):
+    """A failure, as without a network, leaves them out."""
+    fake = variant(tmp_path, entrypoints__cli__download_kernels="")
+    done_path = tmp_path / "done"
+    program = _KERNELS.replace("DONE", str(done_path)).replace("CODE", str(code))
+    main = (fake / "vllm" / "entrypoints" / "cli" / "main.py").read_text()
+    guard = "import sys\nif sys.argv[1:2] == ['download-kernels']:\n"
+    rest = "".join(f"    {line}\n" for line in program.splitlines())
+    (fake / "vllm" / "entrypoints" / "cli" / "main.py").write_text(guard + rest + main)
+    done = _bake_vllm(tmp_path, "model", "--no-start", "--json", env=environment(tmp_path, fake))
+    assert done.returncode == 0, done.stderr
+    assert done_path.read_text() == "download-kernels"
+    reason = json.loads(done.stdout)["left_out"].get("vLLM's kernels")
+    assert reason == (f"`vllm-cli download-kernels` ended with exit code {code}" if code else None)
+
+
+def _bake_vllm(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = (sys.executable, "-m", "vllm_cli", "bake", *words, "--engine", "vllm", "--output", str(folder / "baked"))
-    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120)
+    variables = environment(folder) if env is None else env
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.thorough

@@ -30,6 +30,7 @@ OWN_PREFIXES = (
     *("--models", "--memory-budget", "--max-running", "--max-wait"),
     "--lora-adapter-root",
     "--listen-when-ready",
+    "--detach",
 )
 """Beginnings of the names of flags that vLLM does not have."""
 
@@ -69,7 +70,7 @@ def test_every_flag_is_of_one_kind():
 
 def test_every_declared_flag_is_derived_once():
     declared = [field.metadata["flag"] for _, field, *_ in CONFIG_FIELDS if "flag" in field.metadata]
-    without_field = {"--engine", "--config", "--preflight-only", "--json"}
+    without_field = {"--engine", "--config", "--preflight-only", "--json", "--detach"}
     assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
     assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
 

@@ -266,6 +266,15 @@ def test_keys_are_flag_names_and_the_model(parse, write):
     assert config.renderer.default_chat_template_kwargs == {"thinking": False}
 
 
+def test_variables_stand_for_values_in_the_file(parse, write, monkeypatch):
+    monkeypatch.setenv("WHERE", "org")
+    monkeypatch.setenv("CACHE", "false")
+    file = write("model: ${WHERE}/model\nport: ${OTHER:-8001}\nenable-prefix-caching: ${CACHE}\n")
+    config = parse("--config", file)
+    assert (config.model.model, config.server.network.port) == ("org/model", 8001)
+    assert config.engine.enable_prefix_caching is False
+
+
 def test_an_empty_file_sets_nothing(parse, write):
     assert parse("m", "--config", write("# nothing\n")).server.network.port == 8000
 
@@ -289,6 +298,8 @@ def test_an_option_replaces_the_value_in_the_file(parse, write):
         ("config: other.yaml\n", "cannot name another one"),
         (b"\xff\xfe\x00", "is not a text file"),
         ("enforce-eager: 3\n", "--enforce-eager takes no value"),
+        ("detach: true\n", "--detach is for the command line only"),
+        ("a: 1\nport: ${VCLI_UNSET}\n", r"port: VCLI_UNSET is not set: set it, or write a default"),
     ],
 )
 def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, text, message):

@@ -74,5 +74,14 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
     "pointer instead of weights": _fault("{lfs}", message="git lfs pull", stage="later"),
     "truncated weights": _fault("{truncated}", message="is truncated", stage="later"),
     "missing shard": _fault("{missing_shard}", message="lacks 1 of 2 shards", stage="later"),
+    "too long": _fault("{model} --max-model-len 99999", message="give at most 8192"),
+    "heads do not divide": _fault("{model} --tensor-parallel-size 2", message="9 attention heads"),
+    "remote code not trusted": _fault("{remote_code}", message="--trust-remote-code"),
+    "unknown architecture": _fault("{unknown_architecture}", message="'LlamoForCausalLM'"),
+    "unknown model type": _fault("{unknown_type}", message="'llamo'"),
+    "utilization above 1": _fault("{model} --gpu-memory-utilization 1.5", message="must be 1 or less, got 1.5"),
+    "variable is no number": _fault(
+        "{model}", message="VLLM_RINGBUFFER_WARNING_INTERVAL", stage="later", VLLM_RINGBUFFER_WARNING_INTERVAL="long"
+    ),
     "cache larger than the machine": _fault("{model} --kv-cache-memory-bytes 100T", message="100", stage="later"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Generates starts of vLLM near the borders of what its preflight refuses: files, flags, settings.
+"""Generates starts of vLLM near the borders of what its preflight refuses: configurations, flags, variables.
 
 Most have one oddity, since vLLM refuses a start with two for either. The values are those of `odd_values`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from startup.vllm.facts import FlagFact, VllmFacts
+from startup.vllm.facts import ARCHITECTURES, MODEL_TYPES, FlagFact, VllmFacts
 from tests.vllm_engine.preflight import odd_values as odd
 from tests.vllm_engine.preflight.start_folders import MODEL
 
@@ -56,11 +56,17 @@ def generate(seed: int, number: int, facts: VllmFacts) -> list[GeneratedStart]:
 class _Generator:
     def __init__(self, random: Random, facts: VllmFacts) -> None:
         self._random = random
+        self._names = facts.names
+        self._variables = facts.variables
         self._flags = [flag for flag in facts.flags if flag.name not in odd.NOT_GENERATED]
 
     def kinds(self) -> list[Callable[[], GeneratedStart]]:
         """A method for each kind of start; twice for what has most values."""
-        return [self._file, self._weights, self._flag, self._flag, self._spelling, self._settings]
+        return [
+            self._length, self._length, self._rope, self._heads, self._quantization, self._type, self._architecture,
+            self._field, self._file, self._weights, self._flag, self._flag, self._flags_of_a_rule, self._spelling,
+            self._name, self._settings, self._variable,
+        ]  # fmt: skip
 
     def _pick(self, *values: Any) -> Any:
         return self._random.choice(values)
@@ -68,9 +74,114 @@ class _Generator:
     def _is(self, share: float) -> bool:
         return self._random.random() < share
 
+    def _family(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(json.dumps(self._pick(*odd.FAMILIES)))
+        return found
+
+    def _text_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Where the fields of the language model are; sometimes where they are not."""
+        found: dict[str, Any] = config.get("text_config", config) if self._is(0.7) else config
+        return found
+
+    def _length(self) -> GeneratedStart:
+        """A length above or below what some key says."""
+        config = self._family()
+        for key in filter(config.__contains__, ("max_position_embeddings", "n_positions", "seq_length")):
+            if self._is(0.3):
+                del config[key]
+        if self._is(0.5):
+            config[self._pick(*odd.LENGTH_KEYS)] = self._pick(256, 1024, 2048, 4096, 0, None, "2048", 1024.0, True)
+        start = GeneratedStart(config, ["--max-model-len", self._any_length()])
+        if self._is(0.2):
+            start.variables["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = self._pick(*odd.BOOLEANS)
+        if self._is(0.15):
+            content = {"max_seq_length": 9000, "do_lower_case": False, "model_max_length": self._pick(100, 10**30)}
+            start.files[self._pick("sentence_bert_config.json", "tokenizer_config.json")] = odd.as_json(content)
+        if self._is(0.3):
+            start.words += self._pick(*odd.LENGTH_FLAGS)
+        return start
+
+    def _any_length(self) -> str:
+        length = self._pick(256, 448, 512, 1024, 2048, 4096, 8192)
+        return str(self._pick(length, length, length + 1, length - 1, length * 4, length * 8, 0, -1, -2, "1k", "auto"))
+
+    def _rope(self) -> GeneratedStart:
+        """RoPE parameters in the old and in the new form, flat and for each kind of layer."""
+        config, kind = self._family(), self._pick(*odd.ROPES)
+        rope = {self._pick("rope_type", "type"): kind} if self._is(0.9) else {}
+        rope |= {"factor": self._pick(2.0, 4, 8.0, None, "4", 0.5)} if self._is(0.85) else {}
+        rope |= {"original_max_position_embeddings": self._pick(256, 512, 2048)} if self._is(0.4) else {}
+        rope |= odd.ROPE_PARAMETERS.get(kind, {})
+        key = self._pick("rope_scaling", "rope_parameters")
+        if key == "rope_parameters":
+            rope["rope_theta"] = 10000.0
+        if self._is(0.15):
+            rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+        self._text_config(config)[key] = rope if self._is(0.97) else None
+        return GeneratedStart(config, ["--max-model-len", self._any_length()])
+
+    def _heads(self) -> GeneratedStart:
+        config = self._family()
+        key = self._pick("num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads")
+        self._text_config(config)[key] = self._pick(1, 2, 3, 4, 6, 8, 0, None, "4")
+        return GeneratedStart(config, [self._pick("-tp", "-tp", "-pp", "-dp"), str(self._pick(1, 2, 3, 4, 8, 64))])
+
+    def _quantization(self) -> GeneratedStart:
+        """The flag, the checkpoint's settings in config.json, and those in other files."""
+        start = GeneratedStart(self._family())
+        methods = (*self._names["--quantization"], *odd.FURTHER_METHODS)
+        if self._is(0.8):
+            content = {"quant_method": self._pick(*methods)} if self._is(0.9) else {}
+            content |= self._pick(*odd.QUANTIZATIONS) if self._is(0.7) else {}
+            key = self._pick("quantization_config", "quantization_config", "compression_config")
+            self._text_config(start.config)[key] = content if self._is(0.95) else self._pick({}, None, "gptq")
+        if self._is(0.6):
+            start.words = ["--quantization", self._pick(*methods, "GPTQ", "Awq", "None", "")]
+        start.words += ["--allow-deprecated-quantization"] if self._is(0.2) else []
+        start.words += ["--load-format", self._pick("dummy", "auto", "safetensors")] if self._is(0.3) else []
+        if self._is(0.2):
+            name = self._pick("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+            start.files[name] = odd.as_json(self._pick(*odd.QUANTIZATIONS))
+        return start
+
+    def _type(self) -> GeneratedStart:
+        """Any model_type with any architecture, with and without code."""
+        config = self._family()
+        if self._is(0.7):
+            own = self._pick(*odd.FAMILIES)["model_type"]
+            config["model_type"] = self._pick(self._pick(*self._names[MODEL_TYPES[1]]), own, "own_type", "Llama", "")
+        if self._is(0.5):
+            config["architectures"] = [self._any_architecture()]
+        if self._is(0.5):
+            config["auto_map"] = self._pick(odd.CODE, {"AutoConfig": "own_code.OwnConfig"}, {}, None)
+        start = GeneratedStart(config, self._pick([], [], ["--trust-remote-code"]))
+        if self._is(0.3):
+            start.files["own_code.py"] = b"from transformers import LlamaConfig as OwnConfig"
+        return start
+
+    def _architecture(self) -> GeneratedStart:
+        config = self._family()
+        names = [self._any_architecture() for _ in range(self._pick(1, 1, 1, 2))]
+        config["architectures"] = self._pick(names, names, names, [], None, names[0])
+        return GeneratedStart(config, self._pick([], [], [], *odd.ARCHITECTURE_FLAGS))
+
+    def _any_architecture(self) -> str:
+        known = self._pick(*self._names[ARCHITECTURES])
+        return str(self._pick(known, f"{known}X", *odd.ARCHITECTURES))
+
+    def _field(self) -> GeneratedStart:
+        """A field that is missing, or of a type that it should not have."""
+        config = self._family()
+        owner = self._text_config(config)
+        key = self._pick(*owner, "dtype", "torch_dtype", "sliding_window", "tie_word_embeddings", "auto_map")
+        owner[key] = self._pick(None, 0, -1, 1.5, "x", "1", [], {}, True, "float16", "bf16", "auto", [1, 2])
+        if self._is(0.3):
+            del owner[key]
+        return GeneratedStart(config, self._pick([], ["--dtype", "half"], ["--max-model-len", "512"]))
+
     def _file(self) -> GeneratedStart:
         """Files of the folder that are missing or odd, and files that flags name."""
-        start, name = GeneratedStart(odd.PLAIN), self._pick(*odd.FILES)
+        start, name = GeneratedStart(self._family()), self._pick(*odd.FILES)
         start.files[name] = self._pick(
             b"", b"", b"{}", b"[]", b"{", b"null", b'{"a": 1}', b"{{ a }}", b"\xef\xbb\xbf{}"
         )
@@ -83,7 +194,7 @@ class _Generator:
 
     def _weights(self) -> GeneratedStart:
         """Weights that are missing or broken, and more of them than vLLM reads."""
-        start = GeneratedStart(odd.PLAIN, words=self._pick([], *odd.LOADS))
+        start = GeneratedStart(self._family(), words=self._pick([], *odd.LOADS))
         for _ in range(self._pick(1, 1, 2, 3)):
             start.files[self._pick(*odd.WEIGHT_NAMES)] = self._pick(b"", *odd.ALL_WEIGHTS)
         if self._is(0.4):
@@ -95,6 +206,12 @@ class _Generator:
 
     def _flag(self) -> GeneratedStart:
         return GeneratedStart(odd.PLAIN, self._words_of(self._pick(*self._flags)))
+
+    def _flags_of_a_rule(self) -> GeneratedStart:
+        """Two flags, of which one may limit, need or exclude the other."""
+        names = self._random.sample(odd.LIMITED, 2)
+        words = [word for flag in self._flags if flag.name in names for word in self._words_of(flag)]
+        return GeneratedStart(odd.PLAIN, words)
 
     def _words_of(self, flag: FlagFact) -> list[str]:
         name = self._pick(*flag.names)
@@ -108,10 +225,24 @@ class _Generator:
         """Flags that are cut off, with underscores, with keys, or given twice."""
         flag = self._pick(*self._flags)
         words = self._words_of(flag)
+        if flag.fields and self._is(0.7):
+            field = self._pick(*flag.fields)
+            key = self._pick(field, "x", "pass_config.fuse_norm_quant", f"{field}+")
+            choices = flag.fields.get(key) or ()
+            name, value = f"{self._pick(*flag.names)}.{key}", str(self._pick(*odd.TEXTS, *odd.NUMBERS, *choices))
+            return GeneratedStart(odd.PLAIN, self._pick([f"{name}={value}"], [name, value], [name]))
         name = words[0]
         words[0] = self._pick(name[: -self._pick(1, 2, 4)], name.replace("-", "_").replace("__", "--", 1), name)
         more = self._pick([], words, self._words_of(flag), [f"-O{self._pick(0, 3, 4, '=1', '.mode=3')}"], ["x"])
         return GeneratedStart(odd.PLAIN, words + more)
+
+    def _name(self) -> GeneratedStart:
+        """Names of registries in another case, cut off, or none at all."""
+        flag = self._pick(*odd.NAMED)
+        name = self._pick("x", *self._names.get(flag, ()))
+        value = self._pick(name, name.upper(), name.lower(), name[:-1], "auto", "AUTO", "None", "none", "", f" {name}")
+        has_tools = flag == "--tool-call-parser" and self._is(0.8)
+        return GeneratedStart(odd.PLAIN, [flag, value, *(["--enable-auto-tool-choice"] if has_tools else [])])
 
     def _settings(self) -> GeneratedStart:
         """The file of --config, with values of any type."""
@@ -124,3 +255,8 @@ class _Generator:
         words = self._pick(["--config", "{folder}/settings.yaml"], ["--config={folder}/settings.yaml"])
         more = self._words_of(self._pick(*self._flags)) if self._is(0.3) else []
         return GeneratedStart(odd.PLAIN, words + more, files={"settings.yaml": text})
+
+    def _variable(self) -> GeneratedStart:
+        fact = self._pick(*self._variables)
+        value = self._pick(*(fact.choices or ()), *odd.TEXTS, *odd.NUMBERS, *odd.BOOLEANS)
+        return GeneratedStart(odd.PLAIN, variables={fact.name: self._pick(value, value.upper())})

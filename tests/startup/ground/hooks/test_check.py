@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from startup.ground.hooks import hook as hook_module
-from startup.ground.hooks.hook import Hook, Name, Need, Reads, Text, UnfitHookError, unfit
+from startup.ground.hooks.hook import Hook, Name, Need, Text, UnfitHookError, unfit
 from startup.ground.processes import forkserver, new_program
 from startup.ground.processes.forkserver import FORKSERVER
 from startup.imports.finder import after_import, wrap_after_import
@@ -108,8 +108,6 @@ def _imported(need: Need, package: str) -> list[str]:
         _in_module("Owner.method", "first"),
         _in_module("renamed", "argument", module="outer"),
         Text(("PACKAGE.absent", "PACKAGE.module"), r"^VALUE = \d", "a value"),
-        Reads(CALL, "first", ("known", "other", "more")),
-        Reads(_in_module("renamed", module="outer"), "argument", ("read", "written")),
         Name("absent_package.module", "name"),
     ],
     ids=str,
@@ -131,7 +129,6 @@ def test_what_is_there_applies(need, package):
             Text(("PACKAGE.module", "PACKAGE.other"), "absent", "a word"),
             "PACKAGE.module or PACKAGE.other: a word is not found",
         ),
-        (Reads(CALL, "first", ("known",)), "PACKAGE.module.call reads other of first too"),
     ],
     ids=str,
 )

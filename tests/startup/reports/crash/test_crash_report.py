@@ -18,6 +18,7 @@ from startup.reports.crash.crash_report import (
     describe_crash,
     find_crash,
     keep_log,
+    name_log,
     was_stopped,
     write_termination_message,
 )
@@ -178,6 +179,78 @@ def test_handlers_that_hold_the_stream_write_to_the_record(tmp_path, monkeypatch
         record.begin_process("test")  # as in a fork: nothing is written twice
         handler.emit(logging.LogRecord("x", logging.INFO, "", 0, "a line", (), None))
     assert record.file.read_text() == (tmp_path / "shown").read_text() == "a line\n"
+
+
+_CHAIN = """\
+(EngineCore pid=1) ERROR [core.py:9] EngineCore failed to start.
+(EngineCore pid=1) ERROR [core.py:9] Traceback (most recent call last):
+(EngineCore pid=1) ERROR [core.py:9]   File "/vllm/core.py", line 9, in run
+(EngineCore pid=1) ERROR [core.py:9]     engine = EngineCore()
+(EngineCore pid=1) ERROR [core.py:9]              ^^^^^^^^^^^^
+(EngineCore pid=1) ERROR [core.py:9] KeyError: 'layers'
+(EngineCore pid=1) ERROR [core.py:9]
+(EngineCore pid=1) ERROR [core.py:9] The above exception was the direct cause of the following exception:
+(EngineCore pid=1) ERROR [core.py:9]
+(EngineCore pid=1) ERROR [core.py:9] Traceback (most recent call last):
+(EngineCore pid=1) ERROR [core.py:9]   File "/vllm/core.py", line 7, in load
+(EngineCore pid=1) ERROR [core.py:9] ValueError: 1 validation error
+(EngineCore pid=1) ERROR [core.py:9]   Value error, no weights
+(EngineCore pid=1) ERROR [core.py:9]     For further information
+(EngineCore pid=1) ERROR [core.py:9]   see the manual
+"""
+_SHORT_CHAIN = """\
+(EngineCore pid=1) ERROR [core.py:9] EngineCore failed to start.
+(EngineCore pid=1) ERROR [core.py:9] ValueError: 1 validation error
+(EngineCore pid=1) ERROR [core.py:9]   Value error, no weights
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (_CHAIN, _SHORT_CHAIN),
+        (_TRACEBACK, "ValueError: no weights\n"),
+        (f"Process x:\n{_TRACEBACK}", "ValueError: no weights\n"),
+        (f"It failed.\n{_TRACEBACK}", "It failed.\nValueError: no weights\n"),
+        ("Traceback (most recent call last):\n  File 'x.py'\nOwnError\n", "OwnError\n"),
+        ("loading\n", "loading\n"),
+    ],
+    ids=["chain", "one", "of-a-process", "with-a-line", "without-a-message", "none"],
+)
+def test_a_terminal_gets_the_last_exception_of_a_traceback(tmp_path, text, shown):
+    record = OutputRecord(tmp_path)
+    assert record.add_output(text, lambda: True) == text
+    record.shorten_tracebacks()
+    assert record.add_output(text, lambda: False) == text
+    assert record.add_output(text, lambda: True) == shown
+    assert OutputRecord(tmp_path).add_output(text, lambda: True) == shown, "another process"
+    assert record.file.read_text() == text * 4
+    assert record.end_shortening() == ("Traceback" in text)
+    assert record.add_output(text, lambda: True) == text
+    assert not record.end_shortening()
+
+
+def test_what_the_record_does_not_keep_is_shown(tmp_path):
+    (tmp_path / "shortened").touch()
+    record = OutputRecord(tmp_path)
+    os.close(record._fd or -1)
+    record._fd = os.open("/dev/full", os.O_WRONLY)
+    assert record.add_output(_TRACEBACK, lambda: True) == _TRACEBACK
+
+
+def test_a_log_that_no_digest_names_is_named_or_shown(record, tmp_path, monkeypatch, caplog, capsys):
+    record.shorten_tracebacks()
+    record.add_output(_FATAL, lambda: True)
+    with caplog.at_level(logging.WARNING):
+        name_log(record)
+    (message,) = caplog.messages
+    path = Path(message.removeprefix("tracebacks above are shortened; complete log: "))
+    assert path.read_text() == _FATAL
+    assert not record.end_shortening(), "the log that is kept has them"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(env.VLLM_CACHE_ROOT.name, str(tmp_path / "file"))
+    name_log(record)
+    assert capsys.readouterr().err == _FATAL
 
 
 def _describe(folder: Path, code: int, state: str = "", *, parent_pid: int = 0) -> str:

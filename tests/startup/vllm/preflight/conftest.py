@@ -7,7 +7,7 @@ from typing import TypeAlias
 import pytest
 
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts import Plugin, VllmFacts, flags_of
+from startup.vllm.facts import FlagFact, Plugin, VllmFacts, flags_of
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, read_arguments
 from tests.startup.vllm import small_parser
@@ -20,8 +20,14 @@ NAMES = {
     "--quantization": ("awq", "fp8"),
     "--load-format": ("auto", "dummy", "gguf", "hf", "safetensors"),
     "--attention-backend": ("FLASH_ATTN", "TORCH_SDPA"),
+    "--config-format": ("hf", "mistral"),
+    "--distributed-executor-backend": ("mp", "ray"),
     "architectures": ("BertForSequenceClassification", "LlamaForCausalLM", "Qwen3ForCausalLM"),
+    "model types": ("kimi_k2",),
+    "model types of transformers": ("bert", "llama", "gpt_oss"),
+    "connectors": ("NixlConnector",),
 }
+VARIABLES = (FlagFact(("VLLM_PORT",), "int"), FlagFact(("VLLM_INTERVAL",), "float"))
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +40,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def facts() -> VllmFacts:
-    return VllmFacts(tuple(flags_of(small_parser.build())), NAMES)
+    limits = {"max_num_seqs": (("ge", 1),), "gpu_memory_utilization": (("gt", 0), ("le", 1))}
+    return VllmFacts(tuple(flags_of(small_parser.build(), limits)), NAMES, VARIABLES)
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 """From words to flags: what argparse gets in vLLM, and faults where this vLLM certainly rejects the words."""
 
 import json
+from typing import Any
 
 import pytest
 
 from startup.session.preflight.report import PreflightReport
 from startup.vllm.facts import VllmFacts
 from startup.vllm.preflight.arguments import argument_findings, describe_unknown, read_arguments
-from startup.vllm.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm.preflight.flag_rules import rule_findings
+from startup.vllm.preflight.flag_values import FlagValueError, parse_value, range_problem
 from startup.vllm.preflight.words import WordsError, expand_sizes, parse_size, prepare_words
 from tests.startup.vllm.preflight.conftest import CheckStart
 
@@ -225,6 +227,8 @@ def test_values(facts, name, text, value):
         ("--allowed-origins", "*", "is not JSON: Expecting value"),
         ("--hf-overrides", "{1}", "is not JSON"),
         ("-cc", "[1]", "is not a JSON object"),
+        ("-cc", '{"modus": 1}', r"--compilation-config has no field 'modus' \(did you mean 'mode'\?\)"),
+        ("-cc", '{"backend": "x"}', "--compilation-config: backend 'x' is not one of inductor, eager"),
         ("--max-lora-rank", "9", "is not one of 8, 16, 64"),
     ],
 )
@@ -233,7 +237,22 @@ def test_values_that_vllm_rejects(facts, name, text, message):
         _parse(facts, name, text)
 
 
-def _found(start: CheckStart, words: str, **options: bool) -> list[tuple[str, str, str]]:
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("--max-num-seqs", 1, None),
+        ("--max-num-seqs", 0, "--max-num-seqs must be 1 or more, got 0"),
+        ("--gpu-memory-utilization", 1.0, None),
+        ("--gpu-memory-utilization", 90.0, "--gpu-memory-utilization must be 1 or less, got 90.0"),
+        ("--gpu-memory-utilization", 0.0, "--gpu-memory-utilization must be more than 0, got 0.0"),
+        ("--gpu-memory-utilization", None, None),
+    ],
+)
+def test_ranges(facts, name, value, problem):
+    assert range_problem(next(flag for flag in facts.flags if name in flag.names), value) == problem
+
+
+def _found(start: CheckStart, words: str, **options: Any) -> list[tuple[str, str, str]]:
     return [tuple(finding) for finding in argument_findings(start(*words.split(), **options))]
 
 
@@ -265,6 +284,50 @@ def test_all_faults_are_told_at_once(start):
     assert str(err).splitlines()[0] == "4 faults:"
 
 
+@pytest.mark.parametrize(
+    ("words", "options", "severities"),
+    [
+        ("--max-num-seqs 0", {}, ["error"]),
+        ("--max-num-seqs 0", {"version": "0.99.0"}, ["warning"]),
+        ("--max-num-seqs 0 --max-num-seqs 1", {}, ["warning"]),
+    ],
+)
+def test_a_number_outside_of_its_range(start, words, options, severities):
+    assert [severity for _, severity, _ in _found(start, f"m {words}", **options)] == severities
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--enable-auto-tool-choice", "--enable-auto-tool-choice needs --tool-call-parser"),
+        ("--enable-log-outputs", "--enable-log-outputs needs --enable-log-requests"),
+        ("--max-num-batched-tokens 1 --max-num-seqs 2", "--max-num-batched-tokens 1 must be at least --max-num-seqs 2"),
+        ("--headless --api-server-count 2", "--headless starts no API server: remove --api-server-count"),
+        ('--kv-transfer-config {"kv_connector":"Nixl"}', "no --kv-transfer-config kv_connector 'Nixl'"),
+    ],
+)
+def test_what_flags_ask_of_each_other(start, words, message):
+    (found,) = rule_findings(start("m", *words.split()))
+    assert (found.severity, message in found.message) == ("error", True)
+    (found,) = rule_findings(start("m", *words.split(), version="0.99.0"))
+    assert found.severity == "warning"
+    assert list(rule_findings(start("m", *words.split(), is_first=True))) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--enable-auto-tool-choice --tool-call-parser hermes",
+        "--enable-log-outputs --enable-log-requests",
+        "--max-num-batched-tokens 1",
+        "--headless --api-server-count 0",
+        '--kv-transfer-config {"kv_connector":"Own","kv_connector_module_path":"own.module"}',
+    ],
+)
+def test_flags_that_fit_each_other(start, words):
+    assert list(rule_findings(start("m", *words.split()))) == []
+
+
 def test_a_config_file_that_vllm_would_not_read_is_a_warning(start):
     ((_, severity, text),) = _found(start, "m --config=settings.yaml")
     assert severity == "warning"
@@ -283,6 +346,12 @@ def test_a_config_file_that_vllm_would_not_read_is_a_warning(start):
         ("--reasoning-parser qwen", "error", "no --reasoning-parser 'qwen' (did you mean 'qwen3'?)"),
         ("--load-format Dumy", "error", "no --load-format 'Dumy' (did you mean 'dummy'?)"),
         ("--attention-backend flash", "error", "no --attention-backend 'flash'"),
+        ("--config-format json", "error", "no --config-format 'json'"),
+        (
+            "--distributed-executor-backend rey",
+            "warning",
+            "-executor-backend 'rey' (did you mean 'ray'",
+        ),
     ],
 )
 def test_a_name_that_is_not_registered(start, words, severity, message):
@@ -298,6 +367,8 @@ def test_a_name_that_is_not_registered(start, words, severity, message):
         "--reasoning-parser mine --reasoning-parser-plugin mine.py",
         "--load-format SafeTensors",
         "--attention-backend auto",
+        "--config-format auto",
+        "--distributed-executor-backend own.module.Executor",
         "--attention-backend torch_sdpa",
         "--enable-auto-tool-choice --tool-call-parser hermes",
     ],

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +25,12 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def _findings(start: CheckStart, *words: object, **options: bool) -> list[Finding]:
+def _findings(start: CheckStart, *words: object, **options: Any) -> list[Finding]:
     checked = start(*map(str, words), **options)
     return list(ModelChecks(checked).findings())
 
 
-def _errors(start: CheckStart, *words: object, **options: bool) -> list[str]:
+def _errors(start: CheckStart, *words: object, **options: Any) -> list[str]:
     return [finding.message for finding in _findings(start, *words, **options) if finding.severity == "error"]
 
 
@@ -129,27 +130,65 @@ def test_tokenizer(start, folder, tmp_path):
     assert _findings(start, folder, "--tokenizer", other) == []
 
 
-@pytest.mark.parametrize(
-    ("config", "options", "severity"),
-    [
-        ({}, {}, "error"),
-        ({"quantization_config": {"quant_method": "awq"}}, {}, "warning"),
-        ({}, {"has_plugin": True}, "warning"),
-    ],
-)
-def test_an_unknown_quantization(start, folder, config, options, severity):
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
-    (found,) = _findings(start, folder, "-q", "awk", **options)
-    assert (found.severity, "no --quantization 'awk' (did you mean 'awq'?)" in found.message) == (severity, True)
-    assert _findings(start, folder, "-q", "awq") == []
+def _configure(folder: Path, **changes: Any) -> None:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
 
 
 def test_an_unknown_architecture(start, folder):
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["LlamaForCausaLM"]}))
+    _configure(folder, architectures=["LlamaForCausaLM"])
     (found,) = _findings(start, folder)
-    assert (found.severity, "'LlamaForCausaLM' (did you mean 'LlamaForCausalLM'?)" in found.message) == (
-        "warning",
-        True,
-    )
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["Qwen3ForSequenceClassification"]}))
+    assert found.severity == "error"
+    assert "no architecture 'LlamaForCausaLM' (did you mean 'LlamaForCausalLM'?)" in found.message
+    _configure(folder, architectures=["Qwen3ForSequenceClassification"])
     assert _findings(start, folder) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "options"),
+    [
+        ({}, "--hf-overrides {}", {}),
+        ({}, "--model-impl transformers", {}),
+        ({}, "", {"has_plugin": True}),
+        ({}, "", {"version": "0.99.0"}),
+    ],
+)
+def test_where_more_decides_about_the_class_an_unknown_architecture_is_a_warning(
+    start, folder, changes, words, options
+):
+    _configure(folder, architectures=["LlamaForCausaLM"], **changes)
+    assert [finding.severity for finding in _findings(start, folder, *words.split(), **options)] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["Gemma2Model"]},
+        {"architectures": ["Own"], "auto_map": {"AutoModel": "own.Own"}},
+        {"architectures": ["Own"], "speculators_config": {"a": 1}},
+        {"architectures": None},
+    ],
+    ids=["of-transformers", "own-code", "of-a-draft", "none"],
+)
+def test_other_classes_are_left_to_vllm(start, folder, changes):
+    _configure(folder, **changes)
+    assert _findings(start, folder) == []
+
+
+def test_own_code_needs_trust(start, folder):
+    _configure(folder, model_type="own", auto_map={"AutoConfig": "own.Config"})
+    (message,) = _errors(start, folder)
+    assert message.endswith("needs its own code for model_type 'own': give --trust-remote-code if you trust it")
+    assert _findings(start, folder, "--trust-remote-code") == []
+    assert _errors(start, folder, has_plugin=True) == _errors(start, folder, "--config-format", "mistral") == []
+    _configure(folder, model_type="llama", auto_map={"AutoConfig": "own.Config"})
+    assert _findings(start, folder) == []
+
+
+def test_an_unknown_type(start, folder):
+    _configure(folder, model_type="llamo", architectures=["Llamo"])
+    messages = _errors(start, folder)
+    assert any("neither this vLLM nor its transformers know the model_type 'llamo'" in each for each in messages)
+    _configure(folder, model_type="kimi_k2")
+    assert _findings(start, folder) == []
+    _configure(folder, model_type="llamo", architectures=["Llamo"])
+    assert _findings(start, folder, is_first=True) == []

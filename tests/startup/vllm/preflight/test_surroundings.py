@@ -57,6 +57,32 @@ def test_the_port_of_a_service_named_vllm_is_none_of_vllms(start, has_programs, 
     assert _found(start) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("VLLM_INTERVAL", "often", "VLLM_INTERVAL 'often' is not a number: correct it or unset it"),
+        ("VLLM_PORT", "8000a", "VLLM_PORT '8000a' is not a whole number"),
+        ("VLLM_LOGGING_LEVEL", "verbose", "VLLM_LOGGING_LEVEL=VERBOSE is no level of logs"),
+    ],
+)
+def test_a_value_of_a_variable_that_ends_vllm(start, has_programs, monkeypatch, name, value, message):
+    has_programs("g++")
+    monkeypatch.setenv(name, value)
+    (found,) = (each for each in surroundings_findings(start("m"), ()) if each.check == "environment")
+    assert (found.severity, message in found.message) == ("error", True)
+
+
+def test_variables_that_vllm_takes(start, has_programs, monkeypatch):
+    has_programs("g++")
+    values = {"VLLM_INTERVAL": "1e3", "VLLM_OTHER": "x", "VLLM_LOGGING_LEVEL": "debug"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert _found(start) == []
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "own")
+    monkeypatch.setenv("VLLM_CONFIGURE_LOGGING", "0")
+    assert _found(start) == []
+
+
 def test_ranks_need_shared_memory(start, monkeypatch):
     monkeypatch.setattr(surroundings, "free_bytes", lambda _: 64 << 20)
     (finding,) = [f for f in surroundings_findings(start("m", "-tp", "2"), ()) if f.check == "shm"]

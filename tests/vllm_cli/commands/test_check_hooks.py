@@ -1,4 +1,4 @@
-"""`vllm-cli preload check`: a table, JSON and exit codes, with the fake vLLM."""
+"""`vllm-cli check-hooks`: a table, JSON and exit codes, with the fake vLLM."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.thorough
 
-FAKE = Path(__file__).parents[1] / "startup" / "vllm" / "fake"
+FAKE = Path(__file__).parents[2] / "startup" / "vllm" / "fake"
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def test_all_hooks_fit_that_can_be_checked(run_cli, wheel):
-    done = run_cli("preload", "check", "--vllm", wheel)
+    done = run_cli("check-hooks", "--vllm", wheel)
     assert done.returncode == 0, done.stdout
     assert f"vLLM 0.32.1.dev7+gabc in {wheel / 'vllm'}" in done.stdout
     assert f"\nPython {sys.version.split()[0]}\n" in done.stdout
@@ -31,7 +31,7 @@ def test_all_hooks_fit_that_can_be_checked(run_cli, wheel):
 def test_a_changed_name_is_reported_with_what_is_lost(run_cli, wheel):
     tracing = wheel / "vllm" / "tracing.py"
     tracing.write_text(tracing.read_text().replace("def instrument", "def mark"))
-    done = run_cli("preload", "check", "--vllm", wheel)
+    done = run_cli("check-hooks", "--vllm", wheel)
     assert done.returncode == 1
     assert "vllm.tracing has no instrument" in done.stdout
     assert "- spans: the report of the start has no phases inside vLLM" in done.stdout
@@ -39,7 +39,7 @@ def test_a_changed_name_is_reported_with_what_is_lost(run_cli, wheel):
 
 def test_json_has_every_hook(run_cli, wheel):
     (wheel / "vllm" / "v1" / "engine" / "core.py").unlink()
-    done = run_cli("preload", "check", "--vllm", wheel, "--json")
+    done = run_cli("check-hooks", "--vllm", wheel, "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert (report["version"], report["fits"]) == ("0.32.1.dev7+gabc", False)
@@ -54,6 +54,6 @@ def test_json_has_every_hook(run_cli, wheel):
 )
 def test_usage_errors(run_cli, words, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = run_cli("preload", "check", *(tmp_path if word == "." else word for word in words))
+    done = run_cli("check-hooks", *(tmp_path if word == "." else word for word in words))
     assert done.returncode == 2
     assert done.stderr

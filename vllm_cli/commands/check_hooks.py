@@ -1,4 +1,4 @@
-"""`vllm-cli preload check`: which hooks of the launcher fit a version of vLLM."""
+"""`vllm-cli check-hooks`: which hooks of the launcher fit a version of vLLM."""
 
 import json
 import sys
@@ -9,7 +9,6 @@ import click
 
 from startup.ground.errors import StartupError
 from startup.ground.processes import interpreter
-from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align
 
 if TYPE_CHECKING:
@@ -18,12 +17,7 @@ if TYPE_CHECKING:
     from startup.vllm.launch.hooks import HookReport
 
 
-@click.group("preload", cls=CommandGroup)
-def preload() -> None:
-    """Check what `serve --engine vllm` relies on; `vllm-cli caches` shows what it has recorded."""
-
-
-@preload.command("check")
+@click.command("check-hooks")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object: the version, and all hooks.")
 @click.option(
     "--vllm",
@@ -32,7 +26,7 @@ def preload() -> None:
     help="A folder that contains vLLM, such as an unpacked wheel; its libraries are installed or lie beside it.",
     show_default="the installed vLLM",
 )
-def check(*, as_json: bool, path: "Path | None") -> None:
+def check_hooks(*, as_json: bool, path: "Path | None") -> None:
     """Check which hooks fit a version of vLLM and its libraries, whose modules it imports.
 
     A hook is a place where the launcher changes or uses another program's internals (docs/dev/vllm-hooks.md).
@@ -41,8 +35,8 @@ def check(*, as_json: bool, path: "Path | None") -> None:
 
     \b
     Examples:
-      vllm-cli preload check
-      pip install --target new vllm && vllm-cli preload check --vllm new
+      vllm-cli check-hooks
+      pip install --target new vllm && vllm-cli check-hooks --vllm new
     """
     from startup.vllm.installed import require_vllm, vllm_in
     from startup.vllm.launch.hooks import report_hooks

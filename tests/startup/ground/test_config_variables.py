@@ -1,0 +1,78 @@
+"""References to variables in a `--config` file: what takes their place, and what stays."""
+
+import pytest
+import yaml
+
+from startup.ground.config_variables import replace_variables
+
+
+@pytest.fixture(autouse=True)
+def variables(monkeypatch):
+    for name, value in {"HOST": "example", "PORT": "8001", "EMPTY": "", "TRICKY": "${HOST} $${PORT} }"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("UNSET", raising=False)
+
+
+def _value(text):
+    replaced = replace_variables(yaml.safe_dump({"key": text}))
+    return yaml.safe_load(replaced.text)["key"], replaced.missing
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${HOST}", "example"),
+        ("http://${HOST}:${PORT}/v1", "http://example:8001/v1"),
+        ("${UNSET:-default}", "default"),
+        ("${UNSET-default}", "default"),
+        ("${EMPTY:-default}", "default"),
+        ("${EMPTY-default}", ""),
+        ("${EMPTY}", ""),
+        ("${HOST:-default}", "example"),
+        ("${UNSET:-}", ""),
+        ("${UNSET:-${HOST}:${UNSET:-${PORT}}}", "example:8001"),
+        ("${HOST:?must be set}", "example"),
+        ("$${HOST}", "${HOST}"),
+        ("${UNSET:-$${HOST}}", "${HOST}"),
+        ("${TRICKY}", "${HOST} $${PORT} }"),
+        ("${UNSET:-${TRICKY}}", "${HOST} $${PORT} }"),
+        ("$HOST $$ $(HOST) ${} ${1} ${a b} ${a.b} ${HOST", "$HOST $$ $(HOST) ${} ${1} ${a b} ${a.b} ${HOST"),
+    ],
+)
+def test_a_reference_is_replaced_as_by_compose(text, value):
+    assert _value(text) == (value, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "typed"),
+    [("true", True), ("false", False), ("3", 3), ("0.5", 0.5), ("null", None),
+     *((text, text) for text in ("0755", "", "1_000", "1.10", "12:30:45", "yes", "~", "NaN", "2024-01-01", "[1]"))],
+)  # fmt: skip
+def test_only_what_json_would_write_so_is_no_text(value, typed, monkeypatch):
+    monkeypatch.setenv("HOST", value)
+    assert _value("${HOST}") == (typed, ())
+
+
+def test_a_reference_without_a_value_stays_and_is_named_by_its_key():
+    text = "a: ${UNSET}/x\nb:\n  c: ['${UNSET:?give the host}', '${EMPTY:?}']\nd: ${PORT}\n"
+    replaced = replace_variables(text)
+    assert yaml.safe_load(replaced.text) == {
+        "a": "${UNSET}/x", "b": {"c": ["${UNSET:?give the host}", "${EMPTY:?}"]}, "d": 8001
+    }  # fmt: skip
+    assert replaced.missing == (
+        "a: UNSET is not set", "b.c: UNSET is not set (give the host)", "b.c: EMPTY is not set"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 1\n", "a: $HOST # ${HOST}\n", "a: [\n# ${HOST}", "a: ${UNSET}\n", "- &a [*a, '${HOST}']\n", "${HOST: 1}"],
+)
+def test_a_file_in_which_nothing_is_replaced_is_the_same_text(text):
+    assert replace_variables(text).text == text
+
+
+def test_values_of_any_form_come_out_as_they_are(monkeypatch):
+    for value in ("a: b #c", "line\nline", "'\"", "- x", "\x07é", "\udce9", "a" * 300 + " b"):
+        monkeypatch.setenv("HOST", value)
+        assert _value("${HOST}") == (value, ())

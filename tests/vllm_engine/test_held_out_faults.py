@@ -1,0 +1,134 @@
+"""Mistakes in a start are told within a second by the launcher, and vLLM itself refuses each start, too.
+
+Real vLLM, on a terminal: with the checks before the start, and without them, where it tells the fault itself
+after its imports. `-s` prints a line for each fault. All take 20 minutes; `-k length` runs some of them.
+"""
+
+import itertools
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.support.peer_vllm import PYTHON, ROOT
+from tests.support.ports import free_port
+from tests.vllm_engine.preflight.held_out_faults import HELD_OUT_FAULTS, HeldOutFault
+from tests.vllm_engine.preflight.start_folders import StartFolders
+from tests.vllm_engine.vllm_server import ENVIRONMENT
+
+_MOST_S: Final = 1.0
+_MOST_LINES: Final = 3
+_MOST_LINES_LATER: Final = 12
+_LEAST_SHARE: Final = 0.9
+_REFUSED: Final = (1, 2, 3)
+_OF_ANY_START: Final = ("INFO ", "WARNING ")
+_OF_A_FAILURE: Final = ("ERROR ", "Error: ", "error: ", "Process ")
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class _Line(NamedTuple):
+    text: str
+    seconds: float
+    """Since the start."""
+
+
+class _Start:
+    """One start on a terminal of its own; leaving the `with` block ends it."""
+
+    def __init__(self, fault: HeldOutFault, folders: StartFolders, *words: str) -> None:
+        folder = folders.path("folder")
+        given = {name: folders.fill(value) for name, value in fault.variables.items()}
+        variables = {**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+        port = () if "--port" in fault.words else ("--port", str(free_port()))
+        given_words = (*map(folders.fill, fault.words), *port)
+        command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", *words, *given_words]
+        self._terminal_fd, theirs = pty.openpty()
+        self._begin = time.monotonic()
+        self.process = subprocess.Popen(
+            command, env=variables | given, cwd=folder, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> "_Start":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        for _line in self.lines():
+            pass
+        self.process.wait(60)
+        os.close(self._terminal_fd)
+
+    def lines(self) -> Iterator[_Line]:
+        """Until all processes have closed the terminal, which Linux reports as EIO."""
+        rest = b""
+        with suppress(OSError):
+            while piece := os.read(self._terminal_fd, 65536):
+                *whole, rest = (rest + piece).split(b"\n")
+                for line in whole:
+                    text = _COLOUR.sub("", line.decode(errors="replace")).strip("\r")
+                    yield _Line(text, time.monotonic() - self._begin)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> StartFolders:
+    return StartFolders(tmp_path_factory.mktemp("starts"))
+
+
+@pytest.fixture(scope="module")
+def _recorded(folders: StartFolders) -> None:
+    """What vLLM accepts, as one start has recorded it."""
+    code = "from tests.vllm_engine.preflight.vllm_facts import record; assert record().flags"
+    folder = folders.path("folder")
+    environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    subprocess.run([PYTHON, "-c", code], env=environment, cwd=folder, check=True, capture_output=True)
+
+
+def _is_about(fault: HeldOutFault, line: str) -> bool:
+    return fault.told in line and "non-default args" not in line
+
+
+def _told_at_once(fault: HeldOutFault, folders: StartFolders) -> tuple[float, int]:
+    """When the first line tells the fault, and the number of lines: all of an error, one of a warning."""
+    with _Start(fault, folders) as start:
+        seen: list[_Line] = []
+        for line in start.lines():
+            seen.append(line)
+            if _is_about(fault, line.text) and "WARNING" in line.text:
+                return line.seconds, 1
+    told = [line.seconds for line in seen if _is_about(fault, line.text)]
+    return (told[0] if told else float("inf")), _num_lines_of_failure([line.text for line in seen])
+
+
+def _num_lines_of_failure(lines: list[str]) -> int:
+    """From the first one about the failure on, without those that any start has."""
+    others = [line for line in lines if line.strip() and not any(part in line for part in _OF_ANY_START)]
+    return len(list(itertools.dropwhile(lambda line: not any(part in line for part in _OF_A_FAILURE), others)))
+
+
+@pytest.mark.usefixtures("_recorded")
+def test_faults_are_told_within_a_second(folders):
+    told = {}
+    for name, fault in HELD_OUT_FAULTS.items():
+        seconds, num_lines = told[name] = _told_at_once(fault, folders)
+        print(f"{seconds:6.2f} s {num_lines:4} lines  {name}")
+    missed = [name for name, (seconds, lines) in told.items() if seconds > _MOST_S or lines > _MOST_LINES]
+    assert len(missed) <= (1 - _LEAST_SHARE) * len(told), missed
+
+
+@pytest.mark.parametrize("name", HELD_OUT_FAULTS)
+def test_without_the_checks_vllm_refuses_the_start_in_few_lines(folders, name):
+    with _Start(HELD_OUT_FAULTS[name], folders, "--preflight", "off", "--enforce-eager") as start:
+        lines = [line.text for line in start.lines()]
+    num_lines = _num_lines_of_failure(lines)
+    print(f"{num_lines:4} lines  {name}")
+    assert start.process.returncode in _REFUSED
+    assert num_lines <= _MOST_LINES_LATER, "\n".join(lines)

@@ -1,0 +1,52 @@
+"""The commands that only the installed vLLM has: they run in this process, as by `vllm`."""
+
+from typing import Final
+
+import click
+
+from envs.replacements import REPLACEMENTS
+from envs.suggestion import did_you_mean
+from startup.words.errors import InputError
+
+
+class VllmCommand(click.Command):
+    """Passes all words that follow on to the command of this name of the installed vLLM, `--help` too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keeps all words for `invoke`."""
+        former = " ".join((ctx.info_name or "", *args[:1]))
+        if former in REPLACEMENTS and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(former, ())}.")
+        ctx.args = args
+        return []
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Returns the exit code, unless vLLM ends the process itself."""
+        from startup.vllm.command_line import run_plain_vllm
+        from startup.vllm.installed import find_vllm
+
+        _, command, *words = ctx.command_path.split()
+        if find_vllm() is None:
+            path = " ".join((command, *words))
+            raise InputError(f"`{path}` is a command of vLLM, which is not installed here (pip install vllm).")
+        return run_plain_vllm([*words, *ctx.args], command)
+
+
+launch: Final = VllmCommand("launch", help="vLLM's command: start one of its components alone, such as its renderer.")
+snapshot: Final = VllmCommand("snapshot", help="vLLM's command: keep an initialized engine, and restore it.")
+download_kernels: Final = VllmCommand(
+    "download-kernels", help="vLLM's command: install the kernels that it would compile."
+)
+preload: Final = VllmCommand("preload", help="vLLM's command: hold weights in GPU memory for engines that restart.")
+BENCHMARKS: Final = (
+    VllmCommand("latency", help="vLLM's command: the latency of one batch."),
+    VllmCommand("throughput", help="vLLM's command: the throughput of an engine without a server."),
+    VllmCommand("forward", help="vLLM's command: the forward pass of exact batches."),
+    VllmCommand("mm-processor", help="vLLM's command: the preprocessing of images and other media."),
+    VllmCommand("sweep", help="vLLM's command: benchmarks with many combinations of settings."),
+)
+
+
+def vllms_own(path: str) -> str:
+    """The last paragraph of the help of a command that vLLM has, too."""
+    return f"This is vllm-cli's own command; `vllm {path}` is the installed vLLM's."

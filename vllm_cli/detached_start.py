@@ -1,0 +1,154 @@
+"""`vllm-cli serve --detach`: starts the server in a session of its own, and waits until it is ready."""
+
+import fcntl
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Final, TypeVar
+
+import click
+
+from base.exit_codes import OK, START_FAILED
+from base.machine.processes import is_alive
+from startup.ground.errors import StartupError
+from startup.ground.run_record import MODE, read_run_records, record_folder
+from startup.standby.front_process import serve_warm
+from vllm_cli.client.running_servers import address_of
+from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
+from vllm_cli.supervised_command import last_lines
+from vllm_cli.terminal import Reporter
+
+T = TypeVar("T")
+
+_PREFIX: Final = "serve-"
+_MOST_LOGS: Final = 20
+"""Further ones are removed at the next start, oldest first, but none of a server that runs."""
+_POLL_S: Final = 0.05
+_STOP_S: Final = 60.0
+"""How long a start that is broken off may take to end."""
+
+
+def start_detached(words: Sequence[str]) -> int | None:
+    """Returns 0 when the server is ready, else the exit code of its start.
+
+    In the fork: the exit code of a server that a standby has forked, else None: it goes on as the server.
+
+    Args:
+        words: those after `serve`, without --detach.
+    """
+    path, log = _create_log()
+    return detach(partial(_begin_again, words), path, log, _wait)
+
+
+def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int, Reporter], str | None]) -> int | T:
+    """Runs a function in a fork, in a session of its own; Ctrl-C and SIGTERM during the wait end it.
+
+    To be called by a process with one thread. It returns twice. A new program, in place of a fork, would show
+    the secrets of the command line again.
+
+    Args:
+        run: its result is that of this function in the fork.
+        path: of the log.
+        log: for the fork's output; it is closed here.
+        wait: gets the fork's process id; returns a text as soon as it is ready, and None if it has ended.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    pid = os.fork()
+    if pid == 0:
+        _enter_session(log)
+        return run()
+    log.close()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with closing(Reporter()) as reporter:
+            outcome = wait(pid, reporter)
+    except BaseException:
+        _end(pid)
+        raise
+    if outcome is None:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = 128 - code if code < 0 else code or START_FAILED
+        click.echo(f"{last_lines(path)}\nError: the start ended with exit code {code}; its log is {path}", err=True)
+        return code
+    click.echo(f"{outcome}; its log is {path}")
+    return OK
+
+
+def _enter_session(log: IO[bytes]) -> None:
+    os.setsid()
+    with log, open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        for source, number in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source.fileno(), number)
+
+
+def _begin_again(words: Sequence[str]) -> int | None:
+    """What the process has done before the command was parsed, as if it had been started with these words."""
+    words = ["serve", *words]
+    sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] = words
+    sys.argv[1:] = words
+    return serve_warm(words[1:])
+
+
+def _create_log() -> tuple[Path, IO[bytes]]:
+    """A new file for this user alone, locked until the last process has closed it; raises StartupError."""
+    try:
+        folder = record_folder()
+        _remove_old(folder)
+        path = f"{folder}/{_PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}.log"
+        log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, MODE), "wb")
+        fcntl.flock(log, fcntl.LOCK_SH)
+    except OSError as err:
+        raise StartupError(f"--detach: the server's log cannot be written: {err}") from err
+    return Path(path), log
+
+
+def _remove_old(folder: str) -> None:
+    for path in sorted(Path(folder).glob(f"{_PREFIX}*.log"))[: 1 - _MOST_LOGS]:
+        with suppress(OSError), path.open("rb") as log:  # it is in use, or gone
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _wait(pid: int, reporter: Reporter) -> str | None:
+    """What runs, and where; None if the start has failed."""
+    begin_s = time.monotonic()
+
+    def show(polled: Readiness, _: float) -> None:
+        phase = (polled.phase or "starting").replace("_", " ")
+        reporter.update(f"{time.monotonic() - begin_s:6.1f} s  {phase}{polled.describe_rest()}", phase)
+
+    while (record := next((each for each in read_run_records() if pid in (each.pid, each.front_pid)), None)) is None:
+        if not is_alive(pid):
+            return None
+        show(Readiness("absent"), 0)
+        time.sleep(_POLL_S)
+    server = f"{record.model or 'The server'} (process {pid})"
+    if (address := address_of(record)) is None:
+        return f"{server} runs, and listens nowhere; its readiness is not known"
+    options = WaitOptions(address=address, path="/health", timeout_s=math.inf, interval_s=_POLL_S, pid=pid)
+    last = wait_for_server(options, show).last
+    if last.state == "ready":
+        return f"{server} on {address} is ready"
+    is_unknown = last.status is None and is_alive(pid)  # `/health` has other answers, or wants a certificate
+    return f"{server} on {address} runs; its readiness is not known: {last.reason}" if is_unknown else None
+
+
+def _end(pid: int) -> None:
+    """Stops the start as `vllm-cli stop` does; a second Ctrl-C kills it."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        end_s = time.monotonic() + _STOP_S
+        try:
+            while is_alive(pid) and time.monotonic() < end_s:
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            pass
+        if is_alive(pid):
+            os.killpg(pid, signal.SIGKILL)
