@@ -32,6 +32,7 @@ Syntax = Literal[
     "size",
     "compile cache",
     "duration",
+    "restart policy",
     "token limit",
     "optional text",
     "JSON list",

@@ -61,12 +61,13 @@ class Environment:
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
+    VCLI_RESTART = text("Whether `serve` starts a model again that has failed: `on-failure[:N]`; see --restart.")
     VCLI_LISTEN_WHEN_READY = boolean(
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."
     )
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model; see --models.")
     VCLI_ROUTER = text(
-        "Socket of this process, which a router (`serve --idle-stop`, several models) has started; set by it."
+        "Socket of this process, which a router (`serve --idle-stop`, `--restart`, several models) started; set by it."
     )
     VCLI_STANDBY_FOLDER = text("Folder of the sockets of a router's own standby; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")

@@ -64,7 +64,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "--device": "leave it out, vLLM runs on the device that it was built for",
     "--disable-log-requests": "leave it out, requests are logged only with --enable-log-requests",
     "--enable-reasoning": "leave it out, --reasoning-parser is enough",
-    "--engine-restarts": "let a service manager restart the server, or give --idle-stop",
+    "--engine-restarts": "give --restart on-failure",
     "--fail-over": "judge the `ratios` of --json",
     "--html": "the server's status page draws its start",
     "--limit-mm-per-prompt VALUE": """write image=4 as '{"image": 4}'""",

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn
 
 import aiohttp
 
@@ -19,6 +19,7 @@ from router.child_log import ChildLog, LogRelay
 from router.child_place import find_marked
 from router.child_process import ChildProcess, describe_end
 from router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
+from router.hang_watch import HangWatch
 from router.model_entry import ModelEntry
 from router.process_watch import ProcessWatch
 from startup.ground.temp_folder import remove_left_behind
@@ -55,7 +56,7 @@ class Child:
         """Raises OSError if no port is free."""
         self.entry = entry
         self.progress = ChildProgress("starting")
-        self._has_served = False
+        self.has_served = False
         self.process: ChildProcess | None = None
         self.exit_code: int | None = None
         """-N after signal N; None until the process has ended, and if there was none."""
@@ -67,6 +68,14 @@ class Child:
         self._listener_pid = 0
         self._wants_stop = asyncio.Event()
         self._is_killed = False
+        self.is_awaited: Callable[[], bool] = lambda: False
+        """Whether another model waits for its memory, or somebody for its end."""
+        self._hang = (
+            HangWatch(self._server, lambda: self._watch.pids, lambda: self.is_awaited())
+            if isinstance(self._server, OwnServer)
+            else None
+        )
+        self._is_hung = False
         self._started_s = time.monotonic()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -74,6 +83,11 @@ class Child:
     def base_url(self) -> str:
         """Of its server."""
         return self._server.base_url
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with a server that was ready; empty if nothing is known."""
+        return "" if self._hang is None else self._hang.fault
 
     @property
     def connector(self) -> aiohttp.BaseConnector:
@@ -106,7 +120,7 @@ class Child:
         """
         try:
             reason = await self._until_it_ends(on_ready, before_stop)
-            if self._has_served and not self._wants_stop.is_set():
+            if self.has_served and not self._wants_stop.is_set():
                 on_crash()
         finally:
             self.exit_code = await self._finish()
@@ -169,9 +183,11 @@ class Child:
                 if not ready.done():
                     return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
                 ready.result()
-                self._has_served = True
+                self.has_served = True
                 on_ready()
-                await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if (reason := await self._serve(ended, stopped)) is not None:
+                    self._is_hung = True
+                    return f"The server hangs. {reason}"
                 if before_stop is not None and not ended.done() and not self._is_killed:
                     await before_stop(self)
             return None
@@ -179,6 +195,19 @@ class Child:
             for task in (ended, stopped, ready):
                 task.cancel()
             await asyncio.gather(ended, stopped, ready, return_exceptions=True)
+
+    async def _serve(self, ended: asyncio.Task[None], stopped: "asyncio.Task[Literal[True]]") -> str | None:
+        """Returns when it has ended or is to end; why, if it counts as hung."""
+        if self._hang is None:
+            await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return None
+        hung = asyncio.create_task(self._hang.run(), name=f"hang of {self.entry.name}")
+        try:
+            await asyncio.wait({ended, stopped, hung}, return_when=asyncio.FIRST_COMPLETED)
+            return hung.result() if hung.done() and not ended.done() and not stopped.done() else None
+        finally:
+            hung.cancel()
+            await asyncio.gather(hung, return_exceptions=True)
 
     def _launch(self) -> None:
         """Raises OSError."""
@@ -221,11 +250,12 @@ class Child:
         """Returns when all of its processes have ended: how the first one has; None if there was none."""
         code = None
         if self.process is not None:
-            has_crashed = not self._watch.is_running(self.process.pid)
+            has_crashed = self._is_hung or not self._watch.is_running(self.process.pid)
             self._note_processes()
             if not self._is_killed:
-                await self._ask_to_end(self.process)
-                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else self._server.stop_s)
+                if not self._is_hung:
+                    await self._ask_to_end(self.process)
+                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else await self._find_stop_s())
             await self._kill_all(self.process)
             await self._log.close(_OUTPUT_S)
             code = self.process.poll()
@@ -235,6 +265,13 @@ class Child:
         self._watch.close()
         Path(self.place.socket_path).unlink(missing_ok=True)
         return code
+
+    async def _find_stop_s(self) -> float:
+        """How long it may take to end; one that does not answer ends no requests."""
+        if self._hang is None or not self.has_served or await self._hang.answers():
+            return self._server.stop_s
+        logger.warning("%s does not answer: it is killed after %g s", self.entry.name, ERRORS_S)
+        return ERRORS_S
 
     def _note_processes(self) -> None:
         """Takes note of what belongs to it now, at its readiness and before its stop.
@@ -290,7 +327,7 @@ class Child:
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
-        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self._has_served)
+        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
         return f"{text}: {told}" if told else f"{text}."
 
 

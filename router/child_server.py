@@ -1,6 +1,7 @@
 """What a child runs: a server of ours on a UNIX socket, or a command of the user on a port."""
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ STOP_S: Final = SHUTDOWN_TIMEOUT_S
 ERRORS_S: Final = 5.0
 """How long a server may take to end after its requests' time to finish."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
+_WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
+_WATCHDOG_S: Final = 300.0
+"""Its default."""
 _KEEP_ALIVE_S: Final = 2.0
 """uvicorn closes idle connections after 5 s."""
 _NO_ENDPOINT: Final = "none"
@@ -69,12 +73,20 @@ class OwnServer:
         """How long it may take to end: it ends its requests, if any, with an error after its own limit."""
         if not self._is_ready:
             return ERRORS_S
-        limit_s = STOP_S
-        for given in split(self.words, {_SHUTDOWN_TIMEOUT: 1}.get):
-            if given.flag == _SHUTDOWN_TIMEOUT and given.values:
+        return self._seconds_of(_SHUTDOWN_TIMEOUT, STOP_S) + ERRORS_S
+
+    @property
+    def longest_silence_s(self) -> float:
+        """How long it may answer nothing: as long as its engine may be silent."""
+        return self._seconds_of(_WATCHDOG_TIMEOUT, _WATCHDOG_S) or math.inf
+
+    def _seconds_of(self, flag: str, default_s: float) -> float:
+        seconds = default_s
+        for given in split(self.words, {flag: 1}.get):
+            if given.flag == flag and given.values:
                 with suppress(ValueError):
-                    limit_s = float(given.values[0])
-        return limit_s + ERRORS_S
+                    seconds = float(given.values[0])
+        return seconds
 
     async def find_obstacle(self) -> str | None:
         """Why it cannot start here."""
@@ -89,6 +101,14 @@ class OwnServer:
         async with session.get(f"{self.base_url}/health") as answer:
             self._is_ready = answer.status == _OK
             return ChildReadiness(self._is_ready, None if self._is_ready else _read_progress(await answer.json()))
+
+    async def find_hang(self, session: aiohttp.ClientSession) -> str:
+        """What it says of an engine that hangs; empty for one that does not. Raises for no answer."""
+        async with session.get(f"{self.base_url}/health") as answer:
+            match None if answer.status == _OK else await answer.json():
+                case {"status": "hung", "error": {"message": str(message)}}:
+                    return message
+        return ""
 
     def find_listener(self) -> int:
         """The process that listens; 0 if it cannot be seen, or not yet."""

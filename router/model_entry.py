@@ -55,6 +55,8 @@ class ModelEntry:
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
     """How long the model stays without a request; None: until its memory is needed."""
+    restart_limit: int | None = None
+    """It is started again by itself until so many failures in a row; None: requests start it again."""
     preload: bool = False
     pinned: bool = False
     """Never stopped for another model, and not because it is idle."""

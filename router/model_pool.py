@@ -11,14 +11,27 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from base.exit_codes import START_FAILED
+from base.exit_codes import START_FAILED, USAGE
 from router.child import Child, ChildPlace
 from router.child_server import ChildProgress
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
 from router.scheduler import ModelScheduler
-from router.scheduler_terms import NOTHING, Action, Admit, ModelRules, ModelView, Refuse, SchedulerLimits, Start, Stop
+from router.scheduler_terms import (
+    NOTHING,
+    Action,
+    Admit,
+    GiveUp,
+    ModelRules,
+    ModelView,
+    Refuse,
+    SchedulerLimits,
+    Start,
+    StartBeside,
+    Stop,
+    StopBeside,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +98,8 @@ class ModelPool:
         self.is_draining = False
         self.before_stop: Callable[[Child], Awaitable[None]] | None = None
         """Awaited before a process that answers requests, and has none, is asked to end."""
+        self.on_give_up: Callable[[str], None] = lambda _: None
+        """Called with a model that is not started again (`ModelEntry.restart_limit`)."""
         self._only = only
         self._limits = limits
         self._meter = meter
@@ -92,7 +107,9 @@ class ModelPool:
         self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
-        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._beside: dict[str, Child] = {}
+        """The second process of a changed model: the new one until it takes over, then the old one."""
+        self._runs: dict[Child, asyncio.Task[None]] = {}
         self._exit_codes: dict[str, int] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
@@ -155,10 +172,10 @@ class ModelPool:
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Its process, on which there is a lease, is not stopped until the block is left."""
-        ticket = next(self._numbers)
-        self._scheduler.hold(ticket, name)
+    def hold(self, child: Child) -> Iterator[None]:
+        """A process on which there is a lease is not stopped until the block is left."""
+        ticket, name = next(self._numbers), child.entry.name
+        self._scheduler.hold(ticket, name, is_old=self._beside.get(name) is child)
         try:
             yield
         finally:
@@ -175,6 +192,10 @@ class ModelPool:
     def process_of(self, name: str) -> Child | None:
         """Its process in whatever state: one that starts may answer what it knows already."""
         return self._children.get(name)
+
+    def has_process(self, child: Child) -> bool:
+        """Whether its processes have not ended."""
+        return child in self._runs
 
     def exit_code(self, name: str) -> int:
         """How its last process has ended: its exit code, or -N after signal N."""
@@ -199,8 +220,10 @@ class ModelPool:
     async def unload(self, name: str) -> None:
         """Returns when the model has stopped, after its running requests; a start is broken off."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
-        if (run := self._runs.get(name)) is not None:
-            await asyncio.wait({run})
+        if (view := self._scheduler.view_of(name)) is not None and view.num_running:
+            logger.info("%s is to stop after %d requests", name, view.num_running)
+        if runs := {run for child, run in self._runs.items() if child.entry.name == name}:
+            await asyncio.wait(runs)
 
     # Status
 
@@ -248,7 +271,7 @@ class ModelPool:
         """Refuses what waits, and ends all processes after their running requests."""
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
-        for child in self._children.values():
+        for child in self._runs:
             child.drain()
         while self._runs:
             await asyncio.wait(set(self._runs.values()))
@@ -258,12 +281,12 @@ class ModelPool:
 
     def signal_groups(self, number: int) -> None:
         """Sends a signal to the process groups of all models."""
-        for child in self._children.values():
+        for child in self._runs:
             child.signal_group(number)
 
     def kill(self) -> None:
         """Ends all processes at once."""
-        for child in self._children.values():
+        for child in self._runs:
             child.kill()
 
     # Actions of the scheduler
@@ -272,25 +295,32 @@ class ModelPool:
         for action in actions:
             match action:
                 case Start(model):
-                    self._start(model)
-                case Stop(model):
-                    if (child := self._children.get(model)) is not None:
+                    self._start(model, self._children)
+                case StartBeside(model):
+                    self._start(model, self._beside)
+                case Stop(model) | StopBeside(model):
+                    children = self._children if isinstance(action, Stop) else self._beside
+                    if (child := children.get(model)) is not None:
                         child.stop()
+                case GiveUp(model):
+                    self.on_give_up(model)
                 case Admit(ticket):
                     self._admit(ticket)
                 case Refuse(ticket, kind, reason, retry_after_s):
                     self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
         self._arm_timer()
 
-    def _start(self, model: str) -> None:
+    def _start(self, model: str, children: dict[str, Child]) -> None:
         entry = self.entries[model]
         try:
-            self._children[model] = Child(entry, self._place(entry, next(self._child_numbers)))
+            child = children[model] = Child(entry, self._place(entry, next(self._child_numbers)))
+            child.is_awaited = lambda: self._scheduler.is_awaited(model)
         except OSError as err:
             reason = f"It cannot be started: {err}"
-            asyncio.get_running_loop().call_soon(self._end, model, reason)
+            end = self._end if children is self._children else self._end_beside
+            asyncio.get_running_loop().call_soon(end, model, reason)
         else:
-            self._runs[model] = asyncio.create_task(self._run_model(model), name=f"model {model}")
+            self._runs[child] = asyncio.create_task(self._run_model(model, child), name=f"model {model}")
 
     def _admit(self, ticket: int) -> None:
         if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
@@ -313,7 +343,7 @@ class ModelPool:
 
     # A model's process
 
-    async def _run_model(self, name: str) -> None:
+    async def _run_model(self, name: str, child: Child) -> None:
         """From the start of a process to its end."""
         begin_s = time.monotonic()
         record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
@@ -323,37 +353,63 @@ class ModelPool:
             took_s = time.monotonic() - begin_s
             record.update(took_s=round(took_s, 3), outcome="ready")
             logger.info("%s is ready after %.2f s", name, took_s)
-            self._memory.follow(name, self._children[name].pids)
-            self._apply(self._scheduler.became_ready(name, time.monotonic()))
+            self._memory.follow(name, child.pids)
+            if self._children.get(name) is child:
+                self._apply(self._scheduler.became_ready(name, time.monotonic()))
+                return
+            self._beside[name], self._children[name] = self._children[name], child
+            self._apply(self._scheduler.took_over(name, time.monotonic()))
 
         def note_crash() -> None:
-            self._apply(self._scheduler.crashed(name))
+            if self._children.get(name) is child:
+                self._apply(self._scheduler.crashed(name))
 
         reason: str | None = "The router failed to start it"
         try:
             logger.info("%s starts", name)
-            reason = await self._children[name].run(note_ready, self.before_stop, note_crash)
+            reason = await child.run(note_ready, self.before_stop, note_crash)
         except Exception as err:
             logger.exception("the process of %s cannot be followed", name)
             reason = f"The router failed: {err}"
         finally:
-            child = self._children.pop(name)
             if child.exit_code is not None:
                 self._exit_codes[name] = child.exit_code
-            del self._runs[name]
+            del self._runs[child]
             if record["took_s"] is None:
                 record.update(
                     took_s=round(time.monotonic() - begin_s, 3), outcome="stopped" if reason is None else "failed"
                 )
-            self._memory.forget(name)
-            self._end(name, reason)
+            self._note_gone(name, child, reason)
+
+    def _note_gone(self, name: str, child: Child, reason: str | None) -> None:
+        """All processes of a child have ended."""
+        if self._beside.get(name) is child:
+            self._end_beside(name, reason)
+            return
+        self._memory.forget(name)
+        del self._children[name]
+        if (other := self._beside.get(name)) is not None and not other.has_served:
+            self._children[name] = self._beside.pop(name)
+        self._end(name, reason)
+
+    def _end_beside(self, name: str, reason: str | None) -> None:
+        """The second process is gone."""
+        self._beside.pop(name, None)
+        if reason is not None:
+            logger.error("a process of %s has failed: %s", name, reason)
+        self._apply(self._scheduler.beside_ended(name, reason, time.monotonic()))
 
     def _end(self, name: str, reason: str | None) -> None:
+        is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
         if reason is None:
             logger.info("%s has stopped", name)
-        elif name != self._only or self._has_run(name):  # else its own lines tell why the router ends
+        elif name != self._only or not self._ends_router(name, is_lasting=is_lasting):
             logger.error("%s has failed: %s", name, reason)
-        self._apply(self._scheduler.ended(name, reason, time.monotonic()))
+        self._apply(self._scheduler.ended(name, reason, time.monotonic(), is_lasting=is_lasting))
+
+    def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
+        """Whether the router ends with the only model, whose own lines tell why."""
+        return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
         view = self._scheduler.view_of(name)
@@ -366,6 +422,8 @@ class ModelPool:
             concurrency=entry.concurrency,
             refuses_excess=entry.refuses_excess,
             excludes=entry.excludes,
+            restart_limit=entry.restart_limit,
+            may_overlap=entry.foreign is None,  # a command may have a port or a name of its own
             need=self._meter.need_of(entry) if self._only is None else NOTHING,
         )
 

@@ -27,6 +27,11 @@ class ProcessWatch:
                     self._known.add(pid)
                     self._loop.add_reader(self._fds[pid], self._end, pid)
 
+    @property
+    def pids(self) -> list[int]:
+        """Those that were added and have not ended."""
+        return list(self._fds)
+
     def is_running(self, pid: int) -> bool:
         """Whether this process was added and has not ended."""
         return pid in self._fds

@@ -1,4 +1,4 @@
-"""`serve --models FILE`, `serve A B` and `serve MODEL --idle-stop`: owns the port and the models' processes.
+"""`serve` with several models, `--idle-stop` or `--restart`: owns the port and the models' processes.
 
 The router is a light process: it imports no torch. It runs one event loop on its main thread, because the
 kernel ends a child with the *thread* that has forked it.
@@ -23,7 +23,7 @@ import uvloop
 from aiohttp import web
 
 from base.errors import ServerError
-from base.exit_codes import OK
+from base.exit_codes import ENGINE_DIED, OK, START_FAILED, USAGE
 from base.security.api_keys import ApiKeys
 from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
@@ -80,7 +80,7 @@ class RouterOptions:
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
     only: str | None = None
-    """The model of `serve MODEL --idle-stop`, for all requests; the router ends if its first start fails."""
+    """The one model of `serve MODEL --idle-stop`, for all requests; if its first start fails, all ends."""
 
 
 def run_router(options: RouterOptions) -> int:
@@ -147,6 +147,7 @@ class _Router:
         self._standbys = standbys
         self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
         self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place, only=options.only)
+        self._pool.on_give_up = self._end_without
         self._manager = ServiceManager.from_environment()
         self._stopped = asyncio.Event()
         self._stopped_s = 0.0
@@ -235,10 +236,21 @@ class _Router:
         except ModelRefused as err:
             if name != self._options.only:
                 logger.warning("%s was not loaded: %s", name, err.message)
-            elif not self._stopped.is_set():
-                self._manager.notify_failure(err.message)
-                self._exit_code = self._pool.exit_code(name)
-                self._stopped.set()
+            else:
+                self._end_without(name)
+
+    def _end_without(self, name: str) -> None:
+        """The only model has failed for good: ends the router."""
+        if self._stopped.is_set():
+            return
+        (status,) = self._pool.view()
+        self._manager.notify_failure(status.reason)
+        self._exit_code = self._pool.exit_code(name)
+        limit, has_run = status.entry.restart_limit, status.last_start_s is not None
+        if limit is not None and (has_run or self._exit_code not in (USAGE, START_FAILED)):
+            logger.error("%s is not started again after %d failures in a row (--restart)", name, limit)
+            self._exit_code = ENGINE_DIED
+        self._stopped.set()
 
     async def _tend_regularly(self) -> None:
         """A standby would compete with the first starts for the processor."""

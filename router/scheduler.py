@@ -24,6 +24,7 @@ from router.model_record import ModelRecord
 from router.scheduler_terms import (
     Action,
     Admit,
+    GiveUp,
     ModelRules,
     ModelView,
     Need,
@@ -31,7 +32,9 @@ from router.scheduler_terms import (
     Refuse,
     SchedulerLimits,
     Start,
+    StartBeside,
     Stop,
+    StopBeside,
 )
 from router.start_plan import Placement, StartPlan
 
@@ -71,11 +74,15 @@ class ModelScheduler:
         """
         before = self._models
         self._models = {name: before.get(name) or ModelRecord(name, rule, now) for name, rule in rules.items()}
+        for name in before.keys() - rules.keys():
+            self._remove(before[name], now)
         for name, record in before.items():
             if name not in rules:
-                self._remove(record, now)
                 continue
-            if name in restart or record.is_removed:
+            if name in restart and self._can_start_beside(record, rules[name], now):
+                record.begin_beside(rules[name], now)
+                self._actions.append(StartBeside(name))
+            elif name in restart or record.is_removed:
                 record.is_removed = False
                 record.replace(rules[name], now)
                 self._drain_process(record, now)
@@ -94,27 +101,55 @@ class ModelScheduler:
         self._admit_waiting(record)
         return self._decide(now)
 
+    def took_over(self, model: str, now: float) -> list[Action]:
+        """The process that was started beside the old one answers requests."""
+        record = self._models.get(model)
+        if record is None or record.beside != "starting" or record.state != "ready":
+            return []
+        record.take_over(now)
+        if not record.old_leases:
+            self._actions.append(StopBeside(model))
+        self._admit_waiting(record)
+        return self._decide(now)
+
+    def beside_ended(self, model: str, reason: str | None, now: float) -> list[Action]:
+        """The second process is gone; `reason` as of `ended`."""
+        record = self._models.get(model)
+        if record is None or not record.beside:
+            return []
+        for ticket in record.old_leases:
+            del self._tickets[ticket]
+        record.end_beside(reason)
+        return self._settle(record, now)
+
     def crashed(self, model: str) -> list[Action]:
         """The process cannot answer any more, but is not gone yet: requests wait for the next one."""
         if (record := self._models.get(model)) is not None:
             record.has_crashed = record.state == "ready"
         return self._take_actions()
 
-    def ended(self, model: str, reason: str | None, now: float) -> list[Action]:
-        """The process is gone, with all that it started; `reason` is None if it was asked to stop."""
+    def ended(self, model: str, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
+        """The process is gone, with all that it started.
+
+        Args:
+            reason: None if it was asked to stop.
+            is_lasting: the same start would fail again.
+        """
         record = self._models.get(model)
         if record is None or not record.has_process:
             return []
         has_failed_to_start = record.state == "starting"
         for ticket in record.leases:
             del self._tickets[ticket]
-        record.end_process(reason, now)
-        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
-        if has_failed_to_start:
+        if record.beside == "starting":
+            record.promote()
+            return self._settle(record, now)
+        record.end_process(reason, now, is_lasting=is_lasting)
+        if record.is_given_up:
+            self._actions.append(GiveUp(model))
+        if record.is_given_up or (has_failed_to_start and not record.will_restart):
             self._refuse_waiting(record, "failed", record.reason, record.retry_after_s(now))
-        if record.is_removed:
-            del self._models[model]
-        return self._decide(now)
+        return self._settle(record, now)
 
     def unload(self, model: str, now: float) -> list[Action]:
         """Stops the model by hand: its leases end first, and requests that come or wait start it again."""
@@ -130,7 +165,7 @@ class ModelScheduler:
         record = self._known(ticket, model)
         if record is None:
             return self._take_actions()
-        if record.is_backing_off(now):
+        if record.is_backing_off(now) and not record.will_restart:
             self._refuse(ticket, "failed", record.reason, record.retry_after_s(now))
         elif record.has_free_lease:
             self._admit(ticket, record)
@@ -154,11 +189,15 @@ class ModelScheduler:
         record.retry_s = min(record.retry_s, now)
         return self._enqueue(ticket, record, record.loads, now)
 
-    def hold(self, ticket: int, model: str) -> None:
-        """A lease without a request, which counts for no limit of requests; none if the process has ended."""
+    def hold(self, ticket: int, model: str, *, is_old: bool = False) -> None:
+        """A lease without a request, which counts for no limit of requests; none if the process has ended.
+
+        Args:
+            is_old: on the old process that ends beside the new one.
+        """
         record = self._models.get(model)
         if record is not None and record.has_process:
-            record.leases.add(ticket)
+            (record.old_leases if is_old else record.leases).add(ticket)
             record.holds.add(ticket)
             self._tickets[ticket] = record
 
@@ -167,7 +206,7 @@ class ModelScheduler:
         record = self._tickets.pop(ticket, None)
         if record is None:
             return []
-        if ticket in record.leases:
+        if ticket in record.leases or ticket in record.old_leases:
             return self._end_lease(ticket, record, now)
         was_first = record.is_first_waiter(ticket)
         record.waiting.pop(ticket, None)
@@ -189,11 +228,13 @@ class ModelScheduler:
         for record in self._models.values():
             if (end_s := record.ttl_end_s()) is not None and end_s <= now:
                 self._drain_process(record, now)
+            self._refuse_late(record, now)
         return self._decide(now)
 
     def next_tick_s(self, now: float) -> float | None:
         """Seconds until `tick` has something to do; None if only another event can change anything."""
-        ends = (record.ttl_end_s() for record in self._models.values())
+        models, max_wait_s = self._models.values(), self._limits.max_wait_s
+        ends = (end_s for each in models for end_s in (each.ttl_end_s(), each.patience_end_s(max_wait_s)))
         dues = [due_s for due_s in (self._due_s, *ends) if due_s is not None]
         return max(0.0, min(dues) - now) if dues else None
 
@@ -221,6 +262,12 @@ class ModelScheduler:
         record = self._models.get(model)
         return record is not None and record.is_admitting
 
+    def is_awaited(self, model: str) -> bool:
+        """Whether only its requests keep another model waiting for its memory, or keep it from its stop."""
+        record = self._models.get(model)
+        is_to_stop = record is not None and (record.claimed_by is not None or record.state == "draining")
+        return record is not None and is_to_stop and record.num_requests > 0
+
     # Requests
 
     def _known(self, ticket: int, model: str) -> ModelRecord | None:
@@ -243,8 +290,13 @@ class ModelScheduler:
         return [] if was_waited_for and queue is record.waiting else self._decide(now)
 
     def _end_lease(self, ticket: int, record: ModelRecord, now: float) -> list[Action]:
-        record.leases.remove(ticket)
         record.holds.discard(ticket)
+        if ticket in record.old_leases:
+            record.old_leases.remove(ticket)
+            if not record.old_leases:
+                self._actions.append(StopBeside(record.name))
+            return self._take_actions()
+        record.leases.remove(ticket)
         record.idle_since_s = now
         self._admit_waiting(record)
         if record.leases:
@@ -273,6 +325,15 @@ class ModelScheduler:
                 self._refuse(ticket, kind, reason, retry_after_s)
             queue.clear()
 
+    def _refuse_late(self, record: ModelRecord, now: float) -> None:
+        max_wait_s = self._limits.max_wait_s
+        while (end_s := record.patience_end_s(max_wait_s)) is not None and end_s <= now:
+            ticket, _ = record.waiting.popitem(last=False)
+            del self._tickets[ticket]
+            text = f"{record.name} was not ready within {max_wait_s:g} s (--max-wait)"
+            reason = f"{text}: {record.reason}" if record.reason else f"{text}."
+            self._refuse(ticket, "failed", reason, record.retry_after_s(now))
+
     def _refuse(self, ticket: int, kind: RefusalKind, reason: str, retry_after_s: int | None = None) -> None:
         self._actions.append(Refuse(ticket, kind, reason, retry_after_s))
 
@@ -287,8 +348,10 @@ class ModelScheduler:
 
     def _drain_process(self, record: ModelRecord, now: float) -> None:
         """Has it admit nothing more, and stops it when its leases have ended."""
-        if not record.has_process or record.is_stopping:
+        if record.state not in ("starting", "ready", "draining") or record.is_stopping:
             return
+        if record.beside == "starting" and record.state != "draining":
+            self._actions.append(StopBeside(record.name))
         record.begin_drain(now)
         if not record.leases:
             self._stop(record, now)
@@ -298,6 +361,24 @@ class ModelScheduler:
         record.is_stopping = True
         self._actions.append(Stop(record.name))
 
+    def _can_start_beside(self, record: ModelRecord, rules: ModelRules, now: float) -> bool:
+        """Whether a process of the changed model has room beside the old one, for which nobody waits."""
+        if not (record.rules.may_overlap and rules.may_overlap):
+            return False
+        if record.state != "ready" or record.beside or record.has_crashed or record.is_removed or self._is_ending:
+            return False
+        if any(other.is_hungry for other in self._models.values()):
+            return False
+        plan = StartPlan(self._models.values(), self._limits, self._read_free(), now, self._settled_s)
+        return plan.has_room_beside(rules)
+
+    def _settle(self, record: ModelRecord, now: float) -> list[Action]:
+        """A process is gone; its memory may come back late."""
+        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
+        if record.is_removed and not record.has_process:
+            del self._models[record.name]
+        return self._decide(now)
+
     # Decision
 
     def _decide(self, now: float) -> list[Action]:
@@ -306,9 +387,9 @@ class ModelScheduler:
         has_changed = True
         while has_changed:
             self._due_s = None
-            hungry = self._collect_hungry(now)
+            hungry = [] if self._is_ending else self._collect_hungry(now)
             self._release_claims({record.name for record in hungry})
-            has_changed = bool(hungry) and not self._is_ending and self._place(hungry, read_free(), now)
+            has_changed = bool(hungry) and self._place(hungry, read_free(), now)
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[ModelRecord]:
@@ -356,6 +437,7 @@ class ModelScheduler:
                 for victim in placement.victims:
                     victim.claimed_by = record.name
             case "refuse":
+                record.is_given_up = True  # from now on only a request starts it
                 retry_after_s = max(1, round(self._limits.memory_wait_s))
                 self._refuse_waiting(record, "no_room", placement.text, retry_after_s)
 

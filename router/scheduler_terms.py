@@ -74,6 +74,10 @@ class ModelRules:
     """Whether further requests are refused instead, as in llama-swap."""
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this one starts."""
+    restart_limit: int | None = None
+    """It starts again by itself until so many failures in a row; requests wait `max_wait_s` for it."""
+    may_overlap: bool = False
+    """Whether a process of the changed model may start while the old one runs."""
     need: Need = NOTHING
     """Its estimated memory, which counts until it was measured."""
 
@@ -86,8 +90,29 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class StartBeside:
+    """Start a process of the changed model beside the old one; answered by `took_over` or `beside_ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopBeside:
+    """Stop the second process: the old one, which has no lease, or the new one; see `beside_ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Stop the model's process, which has no lease; answered by `ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The model with a `restart_limit` has failed too often, or for good; it is not started any more."""
 
     model: str
 
@@ -109,7 +134,7 @@ class Refuse:
     retry_after_s: int | None = None
 
 
-Action = Start | Stop | Admit | Refuse
+Action = Start | StartBeside | StopBeside | Stop | GiveUp | Admit | Refuse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from base.wording import format_bytes
 from router.model_record import ModelRecord
-from router.scheduler_terms import NOTHING, UNLIMITED, Need, SchedulerLimits
+from router.scheduler_terms import NOTHING, UNLIMITED, ModelRules, Need, SchedulerLimits
 
 _POLL_S: Final = 0.1
 """How often the plan is made anew while a start waits only for memory."""
@@ -72,8 +72,14 @@ class StartPlan:
         self._planned = _Room(self._num_slots, limits.budget if self._is_settling else self._memory)
         for record in self._processes:
             self._present.take(record.need)
+            self._present.slots -= bool(record.beside)
             if not record.is_stopping:
                 self._planned.take(record.need)
+                self._planned.slots -= bool(record.beside)
+
+    def has_room_beside(self, rules: ModelRules) -> bool:
+        """Whether a second process of a model that runs can start now."""
+        return rules.excludes.isdisjoint(each.name for each in self._processes) and self._present.holds(rules.need)
 
     def place(self, record: ModelRecord) -> Placement:
         """Decides about one model, and reserves what it needs."""
@@ -153,7 +159,12 @@ class StartPlan:
 
     def _is_idle(self, other: ModelRecord) -> bool:
         """Whether it can be stopped now."""
-        if other.state != "ready" or other.leases or self._now < other.since_s + self._limits.min_stay_s:
+        if (
+            other.state != "ready"
+            or other.leases
+            or other.beside
+            or self._now < other.since_s + self._limits.min_stay_s
+        ):
             return False
         return not other.num_waiting or other.claimed_by is not None
 

@@ -57,7 +57,7 @@ class FollowedResponses:
 
     async def _follow(self, response_id: str, made: FollowedResponse, lease: AsyncExitStack) -> None:
         def has_process() -> bool:
-            return self._pool.process_of(made.entry.name) is made.child
+            return self._pool.has_process(made.child)
 
         with ExitStack() as stack:
             stack.callback(self._kept.pop, response_id)
@@ -65,7 +65,7 @@ class FollowedResponses:
                 await asyncio.sleep(_FOLLOW_S)
                 while has_process() and await self._goes_on(made.child, made.path):
                     await asyncio.sleep(_FOLLOW_S)
-                stack.enter_context(self._pool.hold(made.entry.name))
+                stack.enter_context(self._pool.hold(made.child))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_UNREAD_S):
                     while has_process() and not made.is_read and not self._pool.is_draining:

@@ -72,12 +72,14 @@ class PoolListing:
     def readiness(self, name: str) -> dict[str, Any] | None:
         """Why the model is not ready, with how far its start is; None if it is."""
         status = self.status_of(name)
-        if status.state == "ready":
+        child = self._pool.process_of(name)
+        fault = child.fault if child is not None else ""
+        if status.state == "ready" and not fault:
             return None
-        message = status.reason or f"The model is {status.state}"
+        message = fault or status.reason or f"The model is {status.state}"
         body: dict[str, Any] = {
             "error": {"code": 503, "message": message, "type": "unavailable_error"},
-            "status": status.state,
+            "status": "silent" if fault else status.state,
         }
         if (progress := status.progress) is not None:
             body |= {"phase": progress.phase, "progress": progress.fraction, "eta_s": progress.remaining_s}

@@ -1,4 +1,4 @@
-"""What the router of `serve MODEL --idle-stop` answers: what the model's server does, also without it."""
+"""What the router of one model (`serve MODEL --idle-stop`) answers: what its server does, also without it."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from router.http.answers import json_answer
 from router.http.model_choice import ModelChoice
 from router.http.own_answers import OwnAnswers
 from router.http.proxy import Fetched, Proxy
-from router.model_pool import ModelPool
+from router.model_pool import ModelPool, ModelStatus
 from startup.port.probe_http import MODEL_STATE_HEADER
 
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
@@ -36,14 +36,23 @@ class OnlyModelAnswers(OwnAnswers):
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """200 if a request would be answered: the model runs, or ran and can be started."""
+        """200 if a request would be answered: the model runs, or ran and can be started.
+
+        With --restart, a model that has failed is not healthy until it is ready again.
+        """
         status = self._list.status_of(self._name)
         if self._pool.is_draining:
             return await super().health(request)
+        has_failed = status.entry.restart_limit is not None and status.reason
+        if has_failed:
+            return self._report_unready(status)
         if status.state != "ready" and status.last_start_s is not None and not status.retry_after_s:
             return web.Response(headers={MODEL_STATE_HEADER: status.state})
         if (answer := await self._fetch("/health")) is not None:
             return _as_response(answer)
+        return self._report_unready(status)
+
+    def _report_unready(self, status: ModelStatus) -> web.StreamResponse:
         after_s = str(max(1, math.ceil(status.retry_after_s or 0)))
         return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
 

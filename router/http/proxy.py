@@ -62,6 +62,7 @@ _STALL_S: Final = 30.0
 _MOST_TRIES: Final = 3
 """To send a request: over a connection that was just closed, to a process that has ended, to the next one."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
+_ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _CLOSE_S: Final = 2.0
 """How long the end of a WebSocket may take."""
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -238,7 +239,7 @@ class Proxy:
             upstream = await self._request(call, child, has_begun=begun is not None)
             is_read = False
             with closing(
-                _Copy(upstream, call.request, is_needed=lambda: not self._pool.is_ready(call.entry.name))
+                _Copy(upstream, child, call, is_needed=lambda: not self._pool.is_ready(call.entry.name))
             ) as copy:
                 try:
                     with _closing(upstream):
@@ -273,7 +274,7 @@ class Proxy:
             headers[hdrs.CONTENT_LENGTH.lower()] = str(call.body.num_bytes)
         reuses: list[object] = []
         try:
-            return await self._session_of(child).request(
+            answer = await self._session_of(child).request(
                 call.request.method,
                 _target(child, call.path, call.request.rel_url.raw_query_string),
                 headers=headers,
@@ -281,6 +282,11 @@ class Proxy:
                 allow_redirects=False,
                 trace_request_ctx=reuses,
             )
+            is_refused = answer.status == HTTPStatus.SERVICE_UNAVAILABLE and call.entry.foreign is None
+            if is_refused and (reason := await self._find_end(child)):
+                answer.close()
+                raise _NotSentError(reason)
+            return answer
         except aiohttp.ClientConnectorError as err:
             await child.end_reason()
             raise _NotSentError(str(err)) from err
@@ -296,6 +302,11 @@ class Proxy:
         """Whether a stored response is not complete, as far as is known."""
         answer = await self.fetch(child, path)
         return answer is None or _goes_on(answer.body)
+
+    async def _find_end(self, child: Child) -> str:
+        """Why a server that refuses a request is ending; empty if it goes on."""
+        health = await self.fetch(child, "/health")
+        return await child.end_reason() if health is None or health.status != HTTPStatus.OK else ""
 
     def _session_of(self, child: Child) -> aiohttp.ClientSession:
         session = self._sessions.get(child)
@@ -396,13 +407,16 @@ class _Copy:
     """Copies the body of a response."""
 
     def __init__(
-        self, upstream: aiohttp.ClientResponse, request: web.Request, *, is_needed: Callable[[], bool]
+        self, upstream: aiohttp.ClientResponse, child: Child, call: Call, *, is_needed: Callable[[], bool]
     ) -> None:
         """`is_needed` tells whether others wait for the model to be stopped."""
         self.begin = b""
         """Of the body."""
         self._upstream = upstream
-        self._request = request
+        self._child = child
+        self._request = call.request
+        self._path = call.path
+        self._is_between_events = upstream.content_type == "text/event-stream"
         self._is_needed = is_needed
         self._loop = asyncio.get_running_loop()
         self._writing_since_s: float | None = None
@@ -415,14 +429,14 @@ class _Copy:
         return None if found is None else found[1].decode()
 
     async def run(self, response: web.StreamResponse) -> None:
-        """If the model's server breaks the body off, closes the connection to the client."""
+        """If the model's server breaks it off, streams end with an error event, else the connection ends."""
+        is_stream = self._is_between_events
         read, write, time = self._upstream.content.readany, response.write, self._loop.time
         while True:
             try:
                 part = await read()
             except aiohttp.ClientError as err:
-                logger.warning("the server of a model broke a response off: %s", err)
-                _break_off(self._request)
+                await self._end_broken(response, err)
                 return
             if not part:
                 await response.write_eof()
@@ -432,6 +446,16 @@ class _Copy:
             self._writing_since_s = time()
             await write(part)
             self._writing_since_s = None
+            self._is_between_events = is_stream and part.endswith(_ENDS_OF_EVENT)
+
+    async def _end_broken(self, response: web.StreamResponse, err: Exception) -> None:
+        logger.warning("the server of a model broke a response off: %s", err)
+        if not self._is_between_events:
+            _break_off(self._request)
+            return
+        refused = await _ended(self._child, err)
+        await response.write(error_events(FailedRequestError.from_refused(refused).body, self._path))
+        await response.write_eof()
 
     def close(self) -> None:
         """Nothing is copied any more."""

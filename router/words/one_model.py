@@ -1,6 +1,7 @@
-"""The settings of a router with one model (`serve MODEL --idle-stop`), for both engines."""
+"""The settings of a router with one model (`serve MODEL --idle-stop`, `--restart`), for both engines."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from startup.words.secret_flags import find_values, secrets_as_variables, split_
 from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
 
-_MAX_WAITING: Final = 1024
+_DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
@@ -36,7 +37,8 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     """The router of vLLM's model; raises InputError for what it cannot have."""
     line = CommandLine.of(options.words)
     if (name := next(filter(line.has, sorted(flags_of("tls"))), None)) is not None and not find_values(words, name):
-        raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
+        name = name.removeprefix("--")
+        raise InputError(f"{_flag(options)} does not go with {name} in --config: write it as a flag.")
     of_port = sorted(flags_of("address", "port", "both"))
     in_file = [f"{name}={line.values[name]}" for name in of_port if name in line.values]
     names = line.lists.get("--served-model-name") or (line.served_name,)
@@ -48,7 +50,9 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
     """The settings of the router's own flags, and of the variables, by the embedded engine's rules."""
     own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
-    config = parse_start(["model", *PORT_DEFAULTS, *in_file, *own, "--engine", "embedded"], is_quiet=True)
+    config = parse_start(
+        ["model", *_DEFAULTS, *in_file, *own, "--engine=embedded", "--restart=on-failure"], is_quiet=True
+    )
     assert isinstance(config, StartupConfig)
     return config
 
@@ -76,9 +80,10 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
     for flag, given in split_flags(words):
         name = given.flag if flag is None else flag.name
         if is_elsewhere(name, given.values):
-            raise InputError(f"{name} does not go with --idle-stop: all its processes are on this machine.")
+            raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
         if name == "--listen-when-ready":
-            raise InputError(f"{name} does not go with --idle-stop, whose port is always open: leave one of them out.")
+            text = "whose port is always open: leave one of them out"
+            raise InputError(f"{name} does not go with {_flag(options)}, {text}.")
         if is_of_models(flag):
             kept += given.words[1:] if given.words[0] == "--" else given.words
     kept, variables = secrets_as_variables(kept)
@@ -89,8 +94,14 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
         engine=engine,
         env=variables,
         ttl_s=options.idle_stop_s,
+        restart_limit=options.restart_limit,
         preload=True,
     )
+
+
+def _flag(options: StartOptions) -> str:
+    """The flag that makes this process a router."""
+    return "--idle-stop" if options.restart_limit is None else "--restart"
 
 
 def _router(
@@ -113,7 +124,7 @@ def _router(
         entries={entry.name: entry},
         reload=None,
         path=None,
-        limits=SchedulerLimits(max_waiting=_MAX_WAITING),
+        limits=SchedulerLimits(**asdict(config.several)),
         find_template_kinds=lambda: kinds,
         find_model=lambda _: folder_of(request),
         only=entry.name,

@@ -29,6 +29,7 @@ _OF_ONE_MODEL: Final = {
     "--model": "name the models in the file, or as words before all flags",
     "--served-model-name": "the names are those of the file; `aliases` are further ones",
     "--listen-when-ready": "their port is open at once, and a request starts its model",
+    "--restart": "a request starts a model that has failed",
     "--lora-modules": "write it into the args of its model",
     "--startup-report": "write it into the args of a model",
 }

@@ -22,6 +22,8 @@ _QUIET_S = 0.25
 A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""
 _LONGEST_WAIT_FOR_QUIET_S = 0.3
 """A client that is refused again and again must not keep the port from the next server."""
+_DEATH_GRACE_S = 1.0
+"""How long a server whose engine has died answers probes with 503."""
 _POLL_S = 0.02
 
 
@@ -62,6 +64,13 @@ class Drain:
         if self._running.num_running:
             await self._finish_running()
         await self._reject_until_quiet(begin_s + self._grace_s)
+
+    async def run_dead(self) -> None:
+        """The same after the engine's end: a router tells its clients itself, and starts the next server."""
+        if env.VCLI_ROUTER.get():
+            await self._running.wait_idle(_DEATH_GRACE_S)
+        else:
+            await asyncio.sleep(_DEATH_GRACE_S)
 
     def stop_waiting(self) -> None:
         """Ends running requests with an error and skips all further waiting."""

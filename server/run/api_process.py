@@ -23,8 +23,6 @@ from server.text.renderers.base import BaseRenderer
 
 logger = logging.getLogger(__name__)
 
-_ENGINE_DEATH_GRACE_S = 1.0
-"""How long /health answers 503 before a server without an engine exits."""
 _TRIM_INTERVAL_S = 60.0
 _SWITCH_INTERVAL_S = 0.0005
 """How long a pool's thread may hold the interpreter; Python's 5 ms would delay probes."""
@@ -70,7 +68,7 @@ class ServerRun:
             await server.drain.run()
         elif engine.exception() is None:
             logger.error("the engine died: %s", self._lifecycle.reason)
-            await asyncio.sleep(_ENGINE_DEATH_GRACE_S)
+            await server.drain.run_dead()
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         for task in (engine, stopping, trimming):
             task.cancel()

@@ -95,7 +95,8 @@ class SeveralModelsConfig:
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request for a model without room waits for the others to become idle, before they get no new ones.",
+        "How long a request for a model without room waits for the others to become idle, before they get no new "
+        "ones; with --restart, how long it waits for its model.",
         above=0,
     )
     max_waiting: int = setting(
@@ -141,11 +142,21 @@ class StartOptions:
         syntax="duration",
         metavar="DURATION",
     )
-    """With it, this process is a router (`router`), which starts the model's server."""
+    restart_limit: int | None = setting(
+        None,
+        "--restart",
+        "Start the model again behind the same port when its engine or server has ended by itself; after N failures "
+        "in a row (5), exit with code 1.",
+        role="router",
+        variable=env.VCLI_RESTART,
+        syntax="restart policy",
+        metavar="on-failure[:N]",
+    )
+    """How many failures in a row are the last; None: it is not started again by itself."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",
-        "With --idle-stop or several models: keep a standby for this server alone, so that its starts are warm.",
+        "With --idle-stop, --restart or several models: keep a standby for this server alone: its starts are warm.",
         role="router",
         choices=IDLE_WARM_MODES,
     )
@@ -202,6 +213,11 @@ class StartOptions:
         metavar="FILE",
     )
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
+
+    @property
+    def is_behind_router(self) -> bool:
+        """Whether this process is a router (`router`), which starts the model's server."""
+        return self.idle_stop_s is not None or self.restart_limit is not None
 
 
 @dataclass(frozen=True, kw_only=True)

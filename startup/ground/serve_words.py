@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LAUNCHER_FLAGS = {
     "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
     "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--compile-cache": 1,
-    "--idle-stop": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1, "--memory-budget": 1,
+    "--idle-stop": 1, "--restart": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1, "--memory-budget": 1,
     "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1, "--detach": 0,
     "--engine-watchdog-timeout": 1,
 }  # fmt: skip
@@ -36,6 +36,7 @@ OMNI = "--omni"
 
 STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end of a line"
 _HELP = ("-h", "--help")
+_OF_ROUTER = (("--idle-stop", "VCLI_IDLE_STOP"), ("--restart", "VCLI_RESTART"))
 _ENGINES = ("embedded", "vllm")
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 
@@ -127,6 +128,12 @@ def has_several_models(words: "Sequence[str]") -> bool:
     if "--models" in given or not foreign.text_of("VCLI_MODELS"):
         return "--models" in given
     return (not words or is_flag_like(words[0])) and given.isdisjoint(("--model", "--config"))
+
+
+def is_behind_router(words: "Sequence[str]") -> bool:
+    """Whether words or variables ask for a router in front of their one model."""
+    own = ServeWords(words).own
+    return any(own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
 
 def is_eager(words: "Iterable[str]") -> bool:

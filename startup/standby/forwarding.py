@@ -34,6 +34,7 @@ _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """Job control: all of the server's processes are stopped, then this one."""
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _COLD = ("VCLI_STANDBY", "off")
+_OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_RESTART")
 _STATUS_S = 1.0
 """How long the template process may take to report how the server ended."""
 _KILLED = 128 + signal.SIGKILL
@@ -111,7 +112,7 @@ class _Server:
             pass
         if self._again is not None:
             self._end_if_signalled(wakeup_fd)
-            os.environ.update([self._again] if self._again[0] == "VCLI_IDLE_STOP" else [self._again, _COLD])
+            os.environ.update([self._again] if self._again[0] in _OF_ROUTER else [self._again, _COLD])
             os.execv(sys.executable, [*sys.orig_argv, *self._added])
         if self._status is not None:
             return self._status

@@ -11,7 +11,7 @@ import time
 
 from envs import foreign
 from startup.ground.processes import messages
-from startup.ground.serve_words import ServeWords, has_several_models
+from startup.ground.serve_words import ServeWords, has_several_models, is_behind_router
 from startup.standby import sockets
 from startup.standby.sockets import peer_of, template_kind
 
@@ -42,7 +42,7 @@ def serve_warm(words: list[str]) -> int | None:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
     own = ServeWords(words).own
-    if has_several_models(words) or own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP"):
+    if has_several_models(words) or is_behind_router(words):
         return None  # a router is a light process, whose servers may be forked
     if "--detach" in own:
         return None  # the process that this one starts may have its server forked

@@ -156,6 +156,20 @@ class Duration(click.ParamType):
             self.fail(f"{value!r} is not {EXPECTED_DURATION}.", param, ctx)
 
 
+class RestartPolicy(click.ParamType):
+    """`on-failure:3` is 3, the failures in a row after which the model is given up; `on-failure` is 5."""
+
+    name = "restart policy"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The policy has Docker's form."""
+        policy, _, number = str(value).partition(":")
+        limit = number or ("" if ":" in str(value) else "5")
+        if policy != "on-failure" or not (limit.isascii() and limit.isdecimal() and int(limit)):
+            self.fail(f"{value!r} is not on-failure or on-failure:N, with N 1 or more.", param, ctx)
+        return int(limit)
+
+
 def spell_size(num_bytes: int) -> str:
     """In the largest unit that divides the number: `16MiB`."""
     for unit, factor in reversed(_FACTORS.items()):

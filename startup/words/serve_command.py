@@ -18,6 +18,7 @@ from startup.ground.serve_words import (
     STRAY_REMEDY,
     has_several_models,
     help_topic,
+    is_behind_router,
     is_flag_like,
     is_stray,
     split,
@@ -94,6 +95,8 @@ class ServeCommand(click.Command):
         return formatter.getvalue().strip("\n")
 
 
+_OF_ONE_MODEL: Final = {"--max-wait", "--max-waiting"}
+"""Flags of several models that also count for one model behind a router."""
 _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
 
 
@@ -162,6 +165,8 @@ def unknown_variable_notices() -> Iterator[str]:
 def _reject_flags_of_several(words: Sequence[str]) -> None:
     """Rejects the flags of a router, and several models that are named behind flags."""
     several = {flag.name for flag in GROUPS["Several models"]}
+    if is_behind_router(words):
+        several -= _OF_ONE_MODEL
     for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in several):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
     given = list(split_flags(words)) if words and is_flag_like(words[0]) else []

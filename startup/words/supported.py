@@ -27,6 +27,7 @@ from startup.words.param_types import (
     LogConfigFile,
     LoraModuleType,
     PoolerOptions,
+    RestartPolicy,
     TokenizerModes,
     TokenLimit,
 )
@@ -36,6 +37,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "size": ByteSize(),
     "compile cache": CompileCacheType(),
     "duration": Duration(),
+    "restart policy": RestartPolicy(),
     "token limit": TokenLimit(),
     "optional text": None,
     "JSON list": JsonStrings(),

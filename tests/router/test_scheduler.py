@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 from router.scheduler import ModelScheduler
-from router.scheduler_terms import Action, Admit, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
+from router.scheduler_terms import (
+    Action,
+    Admit,
+    GiveUp,
+    ModelRules,
+    Need,
+    Refuse,
+    SchedulerLimits,
+    Start,
+    StartBeside,
+    Stop,
+    StopBeside,
+)
 from tests.support.growth import growth
 
 GIB = 1 << 30
@@ -62,9 +74,17 @@ class Story:
         self.now += after_s
         return self._act(self.scheduler.became_ready(model, self.now))
 
-    def ended(self, model: str, reason: str | None = None, after_s: float = 0.0) -> list[Action]:
+    def ended(
+        self, model: str, reason: str | None = None, after_s: float = 0.0, is_lasting: bool = False
+    ) -> list[Action]:
         self.now += after_s
-        return self._act(self.scheduler.ended(model, reason, self.now))
+        return self._act(self.scheduler.ended(model, reason, self.now, is_lasting=is_lasting))
+
+    def took_over(self, model: str) -> list[Action]:
+        return self._act(self.scheduler.took_over(model, self.now))
+
+    def beside_ended(self, model: str, reason: str | None = None) -> list[Action]:
+        return self._act(self.scheduler.beside_ended(model, reason, self.now))
 
     def unload(self, model: str) -> list[Action]:
         return self._act(self.scheduler.unload(model, self.now))
@@ -265,8 +285,40 @@ run a 1; measured a 11; leave 1; unload a; ended a; arrive 2 a > start a
 
 a model that ends by itself is started again for the one that waited
 | a concurrency=1
-run a 1; arrive 2 a; wait 60; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
+run a 1; arrive 2 a; wait 9; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
 arrive 3 a > refuse 3 failed; wait 1 > start a; ready a > admit 2
+
+a model that ends by itself after ten seconds is started again without a pause
+| a
+run a 1; wait 10; ended a killed > nothing; arrive 2 a > start a
+
+a model with a restart limit starts again by itself, and its requests wait, also during a pause
+| a restart_limit=3
+load 1 a > start a; ready a > admit 1; leave 1 > nothing; wait 60 > nothing; ended a killed > start a
+arrive 2 a > nothing; ended a killed > nothing; arrive 3 a > nothing; wait 1 > start a; ready a > admit 2, admit 3
+
+a model with a restart limit is given up after so many failures in a row, and is not started again
+| a restart_limit=2
+load 1 a > start a; ended a killed > nothing; wait 1 > start a; ended a killed > give up a, refuse 1 failed
+wait 600 > nothing
+
+failures before ten good seconds do not count towards the restart limit
+| a restart_limit=2
+load 1 a; ended a killed; wait 1; ready a > admit 1; leave 1; wait 10; ended a killed > start a
+ready a; wait 9; ended a killed > give up a
+
+a failure that would come again is the last one
+| a restart_limit=5
+load 1 a; arrive 2 a; ended a usage is_lasting=1 > give up a, refuse 1 failed, refuse 2 failed
+
+requests for a model with a restart limit wait for max_wait_s, loads as long as it takes
+max_wait_s=5 | a restart_limit=9
+load 1 a > start a; arrive 2 a; wait 4; arrive 3 a; wait 1 > refuse 2 failed; wait 4 > refuse 3 failed
+ready a > admit 1
+
+a model with a restart limit that was stopped stays so until a request comes
+| a restart_limit=9 ttl_s=10
+run a 1; leave 1; wait 10 > stop a; ended a > nothing; wait 600 > nothing; arrive 2 a > start a
 
 ttl counts from the end of the last request and never during a start, llama-swap #289
 | a ttl_s=10
@@ -288,7 +340,7 @@ arrive 1 a; load 2 a > nothing; ready a > admit 2; leave 2 > admit 1; load 3 a >
 
 a reload touches only what changed, llama-swap #281
 | same | changed | removed
-run same 1; run changed 2; run removed 3; forget removed; model added; reload changed > nothing
+run same 1; run changed 2; run removed 3; forget removed; model added; unload changed; reload changed > nothing
 view same > ready 1 leases 0 waiting 0 GiB; view changed > draining 1 leases 0 waiting 0 GiB
 view removed > draining 1 leases 0 waiting 0 GiB; view added > stopped 0 leases 0 waiting 0 GiB
 arrive 11 same > admit 11; arrive 12 changed > nothing; arrive 13 removed > refuse 13 removed
@@ -298,6 +350,46 @@ view removed > unknown
 a removed model refuses its waiters and may come back before its process ends
 | a
 arrive 1 a; forget a; reload > refuse 1 removed, stop a; model a; reload; arrive 2 a > nothing; ended a > start a
+
+a changed model with room starts beside the old process and takes over; the old one ends after its leases
+budget=12 | a 6 may_overlap=1
+run a 1; reload a > start beside a; arrive 2 a > admit 2; view a > ready 2 leases 0 waiting 12 GiB
+took_over a > nothing; arrive 3 a > admit 3; leave 1; leave 2 > stop beside a; beside_ended a; leave 3 > nothing
+view a > ready 0 leases 0 waiting 6 GiB
+
+a changed model without room for two ends after its leases
+budget=11 | a 6 may_overlap=1
+run a 1; reload a > nothing; arrive 2 a > nothing; leave 1 > stop a; ended a > start a
+
+two processes of a changed model are two of max_running
+max_running=1 | a may_overlap=1
+run a 1; reload a > nothing; leave 1 > stop a
+
+a changed model does not start beside the old process while another one waits for this room
+budget=12 | a 6 may_overlap=1 | b 12
+run a 1; arrive 2 b; reload a > nothing; leave 1 > stop a
+
+a changed model whose new process fails goes on with the old one
+| a may_overlap=1
+run a 1; reload a > start beside a; beside_ended a broken; arrive 2 a > admit 2; leave 1; leave 2; unload a > stop a
+
+a changed model whose old process dies waits for the new one
+| a may_overlap=1
+run a 1; reload a > start beside a; ended a killed; arrive 2 a > nothing; ready a > admit 2
+
+unload stops both processes of a changed model
+| a may_overlap=1
+run a 1; leave 1; reload a > start beside a; unload a > stop beside a, stop a; ended a; ended a > nothing
+view a > stopped 0 leases 0 waiting 0 GiB
+
+a model that is changed again while a process starts beside the old one begins anew
+| a may_overlap=1
+run a 1; reload a > start beside a; reload a > stop beside a; arrive 2 a; leave 1 > stop a
+beside_ended a; ended a > start a
+
+a command that is changed ends before the new one starts
+| a
+run a 1; reload a > nothing; leave 1 > stop a
 
 a changed model has no pause, as its file was repaired
 | a
@@ -343,6 +435,12 @@ def words_of(action: Action) -> str:
     match action:
         case Start(model) | Stop(model):
             return f"{type(action).__name__.lower()} {model}"
+        case StartBeside(model):
+            return f"start beside {model}"
+        case StopBeside(model):
+            return f"stop beside {model}"
+        case GiveUp(model):
+            return f"give up {model}"
         case Admit(ticket):
             return f"admit {ticket}"
         case Refuse(ticket, kind):
@@ -509,7 +607,7 @@ def test_a_model_that_dies_soon_after_each_start_pauses_longer():
         story.wait(pause_s)
     story.run("a", 9)
     story.ended("a", "killed", after_s=60.0)
-    assert story.scheduler.view()["a"].retry_at_s == story.now + 1
+    assert story.scheduler.view()["a"].retry_at_s == story.now
 
 
 @pytest.mark.alone

@@ -7,8 +7,10 @@ comes back late; a model is loaded or unloaded by hand; the file changes; time p
   the limit of concurrency; or refused once, with a reason, and never after its admission.
 - No process is asked to stop while it has a lease, nor twice. A model is stopped for others only if it is
   ready, not pinned, and has had its minimum stay.
-- A model has at most one process, starts only for a request that waits, and beside none that it excludes. The
-  number of processes, the sum of their needs and the memory that is really free are kept.
+- A changed model may have a second process, if there is room; the old one ends after its leases.
+- Otherwise a model has at most one process, starts only for a request that waits, or after a failure if it
+  has a restart limit, and beside none that it excludes. The number of processes, the sum of their needs and
+  the memory that is really free are kept.
 - States, leases and waiting requests of `view` are those of the world.
 - After a tick there is a pause.
 - When nothing fails any more and no request comes, each waiting one is admitted or refused within the bound
@@ -23,7 +25,19 @@ from dataclasses import dataclass, field
 import pytest
 
 from router.scheduler import ModelScheduler
-from router.scheduler_terms import Action, Admit, ModelRules, Need, Refuse, SchedulerLimits, Start, Stop
+from router.scheduler_terms import (
+    Action,
+    Admit,
+    GiveUp,
+    ModelRules,
+    Need,
+    Refuse,
+    SchedulerLimits,
+    Start,
+    StartBeside,
+    Stop,
+    StopBeside,
+)
 
 _EPSILON = 1e-6
 _LONGEST_START_S = 4.0
@@ -78,6 +92,10 @@ class World:
         self.counts = Counter[str]()
         self.rules: dict[str, ModelRules] = {}
         self.processes: dict[str, Process] = {}
+        self.beside: dict[str, Process] = {}
+        """The second processes of models that were changed."""
+        self.failed: set[str] = set()
+        """Models that start again by themselves."""
         self.clients: dict[int, Client] = {}
         self.late_memory = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -97,7 +115,7 @@ class World:
             self._load: 1,
             self._unload: 1,
             self._crash: self.has_faults,
-            self._reload: 0.7 * self.has_faults,
+            self._reload: 2 * self.has_faults,
         }
         (happen,) = self.rng.choices(list(happenings), weights=list(happenings.values()))
         happen()
@@ -116,13 +134,13 @@ class World:
 
     def end(self) -> None:
         """The router ends: nothing may be left."""
-        for process in self.processes.values():
+        for process in self._all():
             process.must_end = True
         self._apply(self.scheduler.drain(self.now))
         self._arrive()
         assert not self._waiting(), "a request waits while the router ends"
         limit_s = self.now + 100.0
-        while self.processes:
+        while self._all():
             assert self.now < limit_s, f"runs for ever: {self.processes}"
             self._pass_time()
             self._check_view()
@@ -152,20 +170,23 @@ class World:
         self._apply(self.scheduler.unload(name, self.now))
 
     def _crash(self) -> None:
-        if self.processes:
-            self._gone(self.rng.choice(list(self.processes.values())), "killed")
+        if self._all():
+            self._gone(self.rng.choice(self._all()), "killed")
 
     def _reload(self) -> None:
         self._edit({name for name in self.names if self.rng.random() < 0.8})
 
     def _edit(self, names: set[str]) -> None:
-        changed = {name for name in names & set(self.rules) if self.rng.random() < 0.2}
-        for name in changed | (set(self.rules) - names):
+        changed = {name for name in names & set(self.rules) if self.rng.random() < 0.5}
+        removed = set(self.rules) - names
+        kept = names & set(self.rules) - changed
+        self.failed &= kept
+        self.rules = {name: self.rules[name] if name in kept else self._random_rules(name) for name in sorted(names)}
+        actions = self.scheduler.set_models(self.rules, self.now, restart=changed)
+        for name in (changed | removed) - {action.model for action in actions if isinstance(action, StartBeside)}:
             if (process := self.processes.get(name)) is not None:
                 process.must_end = True
-        kept = names & set(self.rules) - changed
-        self.rules = {name: self.rules[name] if name in kept else self._random_rules(name) for name in sorted(names)}
-        self._apply(self.scheduler.set_models(self.rules, self.now, restart=changed))
+        self._apply(actions)
 
     def _random_rules(self, name: str) -> ModelRules:
         choice = self.rng.choice
@@ -176,6 +197,8 @@ class World:
             concurrency=choice((None, None, 1, 2)),
             excludes=frozenset({excluded} - {name}) if self.rng.random() < 0.2 else frozenset(),
             need=Need(choice((1, 2, 3, 5, 6, 9))),
+            restart_limit=choice((None, None, None, 1, 3)),
+            may_overlap=choice((True, True, False)),
         )
 
     def _pass_time(self) -> None:
@@ -202,10 +225,14 @@ class World:
 
     # Processes and memory
 
-    def _start(self, name: str) -> None:
+    def _all(self) -> list[Process]:
+        return [*self.processes.values(), *self.beside.values()]
+
+    def _start(self, name: str, processes: dict[str, Process]) -> None:
         estimate = self.rules[name].need.ram_bytes
+        self.failed.discard(name)
         process = Process(name, max(1, estimate + self.rng.choice((-1, 0, 1))))
-        self.processes[name] = process
+        processes[name] = process
         fails = self.has_faults and self.rng.random() < 0.15
         self._later(_LONGEST_START_S / 2, lambda: self._allocate(process))
         self._later(_LONGEST_START_S, lambda: self._gone(process, "no weights") if fails else self._ready(process))
@@ -214,25 +241,49 @@ class World:
         process.memory = process.size
 
     def _ready(self, process: Process) -> None:
-        if self.processes.get(process.model) is process:
+        if process in self._all():
             self._allocate(process)
+            if self.beside.get(process.model) is process:
+                if not process.is_asked_to_stop:
+                    self._take_over(process)
+                return
             if not process.is_asked_to_stop:
                 process.ready_s = self.now
             self._apply(self.scheduler.became_ready(process.model, self.now))
 
+    def _take_over(self, process: Process) -> None:
+        name = process.model
+        old = self.beside[name] = self.processes[name]
+        self.processes[name], process.ready_s, old.must_end = process, self.now, True
+        self._apply(self.scheduler.took_over(name, self.now))
+
     def _gone(self, process: Process, reason: str | None) -> None:
-        if self.processes.get(process.model) is not process:
+        if process not in self._all():
             return
-        del self.processes[process.model]
+        is_beside = self.beside.get(process.model) is process
+        del (self.beside if is_beside else self.processes)[process.model]
+        if not is_beside and process.model in self.beside and self.beside[process.model].ready_s is None:
+            self.processes[process.model] = self.beside.pop(process.model)
+            self.processes[process.model].must_end = process.must_end
         self.late_memory += process.memory
+        rules = self.rules.get(process.model)
+        if (
+            reason is not None
+            and not is_beside
+            and not process.must_end
+            and rules is not None
+            and rules.restart_limit is not None
+        ):
+            self.failed.add(process.model)
         self._later(self.longest_late_s, lambda: self._give_back(process.memory))
-        self._apply(self.scheduler.ended(process.model, reason, self.now))
+        end = self.scheduler.beside_ended if is_beside else self.scheduler.ended
+        self._apply(end(process.model, reason, self.now))
 
     def _give_back(self, memory: int) -> None:
         self.late_memory -= memory
 
     def _free(self) -> Need | None:
-        used = self.late_memory + sum(process.memory for process in self.processes.values())
+        used = self.late_memory + sum(process.memory for process in self._all())
         return None if self.total is None else Need(max(0, self.total - used))
 
     def _measure(self) -> None:
@@ -248,8 +299,20 @@ class World:
             self.counts[type(action).__name__] += 1
             match action:
                 case Start(model):
+                    assert model not in {each.model for each in self._all()}, "two processes of one model"
                     self._check_start(model)
-                    self._start(model)
+                    assert self._waiting(model) or model in self.failed, "started for nobody"
+                    self._start(model, self.processes)
+                case StartBeside(model):
+                    assert model not in self.beside, "three processes of one model"
+                    self._check_start(model)
+                    self._start(model, self.beside)
+                case StopBeside(model):
+                    assert not self.beside[model].leases, "stopped with a lease"
+                    self._ask_to_stop(self.beside[model])
+                case GiveUp(model):
+                    assert self.rules[model].restart_limit is not None, "requests start it again"
+                    self.failed.discard(model)
                 case Stop(model):
                     self._stop(self.processes[model])
                 case Admit(ticket):
@@ -261,17 +324,18 @@ class World:
 
     def _check_start(self, name: str) -> None:
         needs = {name: view.need.ram_bytes for name, view in self.scheduler.view().items()}
-        assert name not in self.processes, "two processes of one model"
-        assert self._waiting(name), "started for nobody"
-        running = {*self.processes, name}
+        running = {*self.processes, *self.beside, name}
         assert not self.rules[name].excludes & running, "runs beside a model that it excludes"
-        assert len(running) <= (self.limits.max_running or len(running)), "too many run"
+        num_processes = len(self._all()) + 1
+        assert num_processes <= (self.limits.max_running or num_processes), "too many run"
         budget = self.limits.memory_budget_bytes
         if budget is not None:
             assert sum(min(needs[other], budget) for other in running) <= budget, "above the budget"
         if (free := self._free()) is not None:
             promised = sum(needs[other] for other, process in self.processes.items() if not process.memory)
-            assert needs[name] + promised <= free.ram_bytes, "started without free memory"
+            promised += sum(self.rules[each.model].need.ram_bytes for each in self.beside.values() if not each.memory)
+            need = self.rules[name].need.ram_bytes if name in self.processes else needs[name]
+            assert need + promised <= free.ram_bytes, "started without free memory"
 
     def _stop(self, process: Process) -> None:
         assert not process.is_asked_to_stop, "stopped twice"
@@ -282,6 +346,9 @@ class World:
             assert not rules.pinned, "a pinned model is no victim"
             stay_s = min(self.limits.min_stay_s, rules.ttl_s or self.limits.min_stay_s)
             assert self.now - process.ready_s >= stay_s - _EPSILON, "stopped before its minimum stay"
+        self._ask_to_stop(process)
+
+    def _ask_to_stop(self, process: Process) -> None:
         process.is_asked_to_stop = True
         self._later(_LONGEST_START_S, lambda: self._gone(process, None))
 
@@ -314,12 +381,12 @@ class World:
         for name, view in views.items():
             process = self.processes.get(name)
             if process is None:
-                assert view.state in ("stopped", "failed"), name
+                assert view.state in ("stopped", "failed"), (name, view.state)
             elif process.is_asked_to_stop or process.must_end:
                 assert view.state == "draining", name
             else:
                 assert view.state == ("starting" if process.ready_s is None else "ready"), name
-            assert view.num_running == (len(process.leases) if process else 0), name
+            assert view.num_running == sum(len(each.leases) for each in self._all() if each.model == name), name
             assert view.num_waiting == len(self._waiting(name)), name
 
     def _waiting(self, model: str | None = None) -> list[Client]:
@@ -341,5 +408,5 @@ def test_the_books_agree_in_random_worlds(seeds):
         except AssertionError as err:
             raise AssertionError(f"world {seed}: {err}") from err
         counts += world.counts
-    happened = {"Start", "Stop", "Admit", "overloaded", "failed", "no_room", "removed"}
+    happened = {"Start", "StartBeside", "Stop", "Admit", "overloaded", "failed", "no_room", "removed"}
     assert happened <= set(counts), "else all this would hold because nothing happens"

@@ -20,7 +20,7 @@ from tests.support.ports import free_port
 from tests.support.program import Server
 from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import SMALL
-from tests.vllm_engine.vllm_server import ENVIRONMENT, VllmServer
+from tests.vllm_engine.vllm_server import ENVIRONMENT, VllmServer, title_of
 
 _START_S = 600.0
 _IDLE_S = 1.0
@@ -142,3 +142,29 @@ def test_no_request_is_lost_around_a_stop_of_vllm(start_vllm, tmp_path):
     with start_vllm("ours", "--idle-stop", f"{_IDLE_S}s", environment=environment) as server:
         server.wait_ready()
         assert _statuses_around_stops(server, 500) == {200: 500}
+
+
+def test_a_killed_engine_of_vllm_is_started_warm_behind_the_same_port(start_vllm, expected_text, tmp_path):
+    tmp_path.chmod(0o700)
+    environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    words = ("--restart", "on-failure:9", "--max-wait", "600", "--api-key", "secret-key")
+    with start_vllm("ours", *words, environment=environment) as server:
+        server.wait_ready()
+        wait_until(lambda: list(tmp_path.glob("vcli-*/standby-*/*-vllm-eager.sock")), 600)
+        took_s = []
+        for _ in range(3):
+            (engine,) = [each for each in server.family() if title_of(each).startswith("EngineCore")]
+            begin_s = time.monotonic()
+            engine.kill()
+            wait_until(
+                lambda: ask(f"{server.url}/v1/completions", _BODY, timeout_s=600, key="secret-key").status == 200
+            )
+            took_s.append(time.monotonic() - begin_s)
+        print(f"killed to next answer: {took_s}")
+        answer = ask(f"{server.url}/v1/completions", _BODY, timeout_s=600, key="secret-key")
+        assert answer.json["choices"][0]["text"] == expected_text
+        assert ask(f"{server.url}/v1/completions", _BODY, timeout_s=600).status == 401
+        assert "warm start: forked from the standby's process" in server.log  # a busy template may be late
+        others = [title_of(each) for each in server.family() if each.pid != server.process.pid]
+        assert "secret-key" not in " ".join(others)
+        assert server.terminate(signal.SIGTERM) == 0

@@ -1,6 +1,7 @@
 """`vllm-cli serve`: checks the settings and starts the engine."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -34,9 +35,10 @@ Examples:
   vllm-cli serve Qwen/Qwen3-0.6B --port 8001 --max-model-len 8k
   vllm-cli serve Qwen/Qwen3-0.6B --api-key-file keys.txt --served-model-name qwen
   vllm-cli serve --models models.yaml --idle-stop 10m
+  vllm-cli serve Qwen/Qwen3-0.6B --restart on-failure
   vllm-cli serve --override-generation-config.temperature 0.5
 
-Exit codes: 0 stopped by a signal; 1 the engine died; 2 usage; 3 the start failed;
+Exit codes: 0 stopped by a signal; 1 the engine died (with --restart, N times in a row); 2 usage; 3 the start failed;
 130 and 143 Ctrl-C and SIGTERM during the start.
 """
 
@@ -59,7 +61,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     if has_several_models(words):
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
-        if options.idle_stop_s is not None and not options.is_preflight_only:
+        if options.is_behind_router and not options.is_preflight_only:
             from router.words.one_model import vllm_router
 
             return _route(vllm_router(options, ctx.meta[WORDS]))
@@ -67,18 +69,24 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         return _serve_with_vllm(options)
     require_embedded_engine()
     config: StartupConfig = ctx.meta[CONFIG_OF_START]
-    if config.idle_stop_s is not None and not ctx.params.get("preflight_only"):
-        if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
-            start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
-        from router.words.one_model import embedded_router
-
-        return _route(embedded_router(config, ctx.meta[WORDS]))
+    if config.is_behind_router and not ctx.params.get("preflight_only"):
+        return _serve_behind_router(config, ctx.meta[WORDS])
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
         return _check(config, as_json=bool(ctx.params.get("json")))
     from startup.embedded.start import start_embedded
 
     return start_embedded(config)
+
+
+def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
+    if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
+        if config.idle_stop_s is not None:
+            start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
+        start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{config.restart_limit}")
+    from router.words.one_model import embedded_router
+
+    return _route(embedded_router(config, words))
 
 
 def _serve_several(ctx: click.Context) -> int:

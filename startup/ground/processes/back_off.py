@@ -9,9 +9,11 @@ _STABLE_S: Final = 10.0
 
 
 class BackOff:
-    """1, 2, 4 … 60 s."""
+    """1, 2, 4 … 60 s; none after what has worked."""
 
     def __init__(self) -> None:
+        self.num_failures = 0
+        """In a row."""
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
@@ -22,9 +24,13 @@ class BackOff:
         """
         if worked_s >= _STABLE_S:
             self.reset()
+        self.num_failures += 1
+        if worked_s >= _STABLE_S:
+            return 0.0
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_S)
         return pause_s
 
     def reset(self) -> None:
         """Earlier failures do not count any more."""
+        self.num_failures = 0
         self._next_s = _FIRST_S

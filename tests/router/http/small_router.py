@@ -29,6 +29,8 @@ _IDLE_S = 60.0
 class SmallChild:
     """A model's server, without a process."""
 
+    fault = ""
+
     def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
         self.base_url = base_url
         self.connector = (
@@ -73,6 +75,9 @@ class SmallPool:
     def child_of(self, name: str) -> SmallChild | None:
         return self.children[name] if self.is_ready(name) else None
 
+    def has_process(self, child: SmallChild) -> bool:
+        return child in self.children.values()
+
     def process_of(self, name: str) -> SmallChild | None:
         return self.children.get(name)
 
@@ -97,7 +102,7 @@ class SmallPool:
             self.num_leases -= 1
 
     @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
+    def hold(self, child: SmallChild) -> Iterator[None]:
         self.num_leases += 1
         try:
             yield

@@ -514,14 +514,52 @@ async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(rout
     assert response.headers["Retry-After"] == "1"
 
 
-@pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_response_that_is_broken_off_never_looks_complete(router, version):
-    async def die(request: web.BaseRequest) -> None:
-        assert request.transport is not None
-        await asyncio.sleep(0.05)
-        request.transport.abort()
+@pytest.mark.parametrize(
+    ("reason", "statuses"), [("killed by SIGKILL", [503, 200]), ("", [503])], ids=["dies", "lives"]
+)
+async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, client, reason, statuses):
+    sent: list[int] = []
 
-    await router.serve("m", running=streaming(3, then=die))
+    async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/health":
+            return web.Response(status=503)
+        sent.append(503 if not sent else 200)
+        return web.Response(status=sent[-1])
+
+    await router.serve("m")
+    child = await router.start_model("m", refuse)
+    child.reason = reason
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert (response.status, sent) == (statuses[-1], statuses)
+
+
+def dying(text: bytes) -> Any:
+    """Writes a part of a stream, then dies."""
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(text)
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    return stream
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"], ids=["lf", "crlf"])
+async def test_a_stream_whose_server_dies_ends_with_the_event_of_an_error(router, client, end):
+    await router.serve("m", running=dying(b"data: 1" + end + b"data: 2" + end))
+    async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
+        *events, error, done = (await response.read()).replace(b"\r", b"").strip().split(b"\n\n")
+    assert (events, done) == ([b"data: 1", b"data: 2"], b"data: [DONE]")
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == 503
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_stream_that_is_broken_off_within_an_event_never_looks_complete(router, version):
+    await router.serve("m", running=dying(b"data: 1\n\ndata: 2"))
     reader, writer = await router.connect()
     writer.write(post(CHAT, body_of(), version=version))
     if version == "1.0":

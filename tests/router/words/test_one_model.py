@@ -1,4 +1,4 @@
-"""`serve MODEL --idle-stop`: what is the router's, what its model gets, and what is refused."""
+"""`serve MODEL --idle-stop` and `--restart`: what is the router's, what its model gets, what is refused."""
 
 import click
 import pytest
@@ -83,6 +83,30 @@ def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
     file.write_text("ssl-certfile: a\n")
     with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):
         _vllm("--config", str(file))
+
+
+@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
+def test_restart_is_the_routers_with_its_limits_of_waiting(run):
+    words = ["--restart", "on-failure:3", "--max-wait", "7", "--enforce-eager"]
+    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
+    assert (_only(options).restart_limit, _only(options).words[:2]) == (3, ("m", "--enforce-eager"))
+    assert (options.limits.max_wait_s, options.limits.max_waiting) == (7, 1024)
+    words += ["--max-waiting", "2"]
+    assert (run(*words) if run is _vllm else run("m", *words)).limits.max_waiting == 2  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [("on-failure", 5), ("on-failure:1", 1), ("on-failure:0", None), ("on-failure:", None), ("always", None)],
+)
+def test_a_restart_policy_has_a_number_of_failures(value, limit, monkeypatch):
+    if limit is None:
+        with pytest.raises(InputError, match="is not on-failure or on-failure:N"):
+            _vllm("--restart", value)
+        return
+    monkeypatch.setenv("VCLI_RESTART", value)
+    assert _only(_vllm()).restart_limit == limit
+    assert _only(_embedded("m")).restart_limit == limit
 
 
 @pytest.mark.parametrize(

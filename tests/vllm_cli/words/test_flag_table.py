@@ -30,6 +30,7 @@ OWN_PREFIXES = (
     *("--models", "--memory-budget", "--max-running", "--max-wait"),
     "--lora-adapter-root",
     "--listen-when-ready",
+    "--restart",
     "--detach",
 )
 """Beginnings of the names of flags that vLLM does not have."""

@@ -1,0 +1,139 @@
+"""`vllm-cli serve --restart`: a model that fails comes back behind the same port."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import psutil
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+from tests.support.http_client import RawClient, ask
+from tests.support.waiting import is_gone, wait_until
+
+_BODY = {"prompt": "a", "max_tokens": 2}
+_STABLE_S = 10.0
+"""A failure after this time is the first one in a row."""
+
+
+class _Server(ServerProcess):
+    """A router whose model comes back."""
+
+    def __init__(
+        self, model: Path, *words: str, environment: Mapping[str, str] | None = None, wait: bool = True
+    ) -> None:
+        flags = ("--engine", "embedded", "--max-model-len", "4096", *words)
+        super().__init__([str(model), *flags], environment=environment, wait=wait)
+
+    def child(self) -> psutil.Process:
+        """The process that the router has started, once the model is ready."""
+        self.wait(lambda: self.ask("/readyz?model").status == 200 and len(self.children_with("--uds")) == 1)
+        (child,) = self.children_with("--uds")
+        return child
+
+    def engine(self) -> psutil.Process:
+        """The process with the model's weights."""
+        return max(self.family(), key=lambda process: process.memory_info().rss)
+
+    def complete(self, **fields: object) -> int:  # type: ignore[override]
+        return ask(f"{self.url}/v1/completions", {**_BODY, **fields}).status
+
+    def kill(self, process: psutil.Process) -> None:
+        """Returns when the router has noted its end."""
+        child = self.child()
+        process.kill()
+        wait_until(lambda: is_gone(child.pid))
+
+
+def test_a_stream_gets_an_error_and_the_next_request_waits_for_the_new_engine(tiny_llama):
+    with _Server(tiny_llama, "--restart", "on-failure:99", "--idle-warm", "off", "--max-wait", "600") as server:
+        child = server.child()
+        (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
+        with RawClient(server.port) as client:
+            client.post("/v1/completions", {"prompt": "a", "max_tokens": 4000, "stream": True, "ignore_eos": True})
+            server.wait(lambda: server.metric("vllm:num_requests_running") == 1)
+            engine.kill()
+            events = client.read().body.decode().strip().split("\n\n")
+        assert "error" in json.loads(events[-2].removeprefix("data: "))
+        assert server.complete() == 200
+        assert server.metric("vllm_cli:model_starts_total") == 2
+        assert ask(f"{server.url}/health").status == 200
+
+
+def test_health_tells_the_reason_until_the_model_is_ready_again(tiny_llama):
+    with _Server(tiny_llama, "--restart", "on-failure:99", "--idle-warm", "off", "--max-wait", "0.1") as server:
+        for _ in range(2):  # the second failure has a pause
+            server.kill(server.child())
+        wait_until(lambda: ask(f"{server.url}/status.json").json.get("models", [{}])[0].get("reason"))
+        answer = ask(f"{server.url}/health")
+        assert (answer.status, answer.json["error"]["message"]) == (503, "The server was ended by SIGKILL.")
+        refused = ask(f"{server.url}/v1/completions", _BODY)
+        assert refused.status == 503
+        assert (
+            "not ready within 0.1 s (--max-wait): The server was ended by SIGKILL." in refused.json["error"]["message"]
+        )
+        server.wait(lambda: ask(f"{server.url}/health").status == 200)
+
+
+def test_so_many_failures_in_a_row_end_the_server_with_exit_code_1(tiny_llama):
+    with _Server(tiny_llama, "--restart", "on-failure:2", "--idle-warm", "off") as server:
+        for _ in range(2):
+            server.kill(server.child())
+        assert server.process.wait(60) == 1
+        assert "not started again after 2 failures in a row (--restart)" in server.log
+
+
+def test_a_first_start_that_fails_is_not_repeated(tmp_path):
+    with _Server(tmp_path / "nowhere", "--restart", "on-failure", wait=False) as server:
+        assert server.process.wait(60) == 3
+        assert "nowhere" in server.log.splitlines()[-1]
+        assert "starts" not in server.log.replace("nowhere starts", "", 1)
+
+
+def test_a_drain_answers_what_runs_as_without_restart(tiny_llama):
+    with _Server(tiny_llama, "--restart", "on-failure", "--idle-warm", "off") as server, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.complete, max_tokens=500, ignore_eos=True)
+        server.wait(lambda: server.metric("vllm:num_requests_running") == 1)
+        assert server.terminate() == 0
+        assert running.result() == 200
+
+
+@pytest.mark.slow
+def test_twenty_kills_under_load_cost_only_what_ran(tiny_llama, tmp_path):
+    tmp_path.chmod(0o700)
+    folders = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    num_clients, num_kills = 4, 20
+    statuses, is_over = Counter[int](), Event()
+    words = ("--restart", "on-failure:3", "--max-wait", "60")
+    with _Server(tiny_llama, *words, environment=folders) as server, ThreadPoolExecutor(num_clients) as pool:
+
+        def run(_: int) -> None:
+            while not is_over.is_set():
+                statuses[server.complete(max_tokens=20)] += 1
+
+        clients = [pool.submit(run, number) for number in range(num_clients)]
+        took_s = []
+        try:
+            for number in range(num_kills):
+                child = server.child()
+                time.sleep(_STABLE_S + 1.0)
+                victim = child if number % 2 else server.engine()
+                begin_s = time.monotonic()
+                victim.kill()
+                wait_until(lambda: is_gone(child.pid))  # noqa: B023 - called at once
+                assert server.complete() == 200
+                took_s.append(time.monotonic() - begin_s)
+        finally:
+            is_over.set()
+        for client in clients:
+            client.result()
+        print(f"killed to next answer: {sorted(took_s)}")
+        assert server.metric("vllm_cli:model_starts_total") == num_kills + 1
+        failed = sum(count for status, count in statuses.items() if status != 200)
+        assert failed <= num_kills * num_clients, statuses
+        assert statuses[200] > failed
+        assert set(statuses) <= {200, 500, 503}

@@ -1,0 +1,74 @@
+"""A model whose entry changes: the new process takes over while the old one answers its requests."""
+
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.router.router_process import RouterProcess, embedded
+from tests.support.http_client import RawClient
+from tests.support.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+_LONGEST_S = 30.0
+"""On a busy machine; docs/figures.md has the figure of a quiet one."""
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_request_fails_or_waits_for_the_start_while_a_model_is_changed(tiny_llama, tmp_path, number):
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+        assert router.post("a").status == 200
+        before = router.pid("a")
+
+        def ask(_: int) -> tuple[int, float]:
+            begin_s = time.monotonic()
+            return router.post("a", timeout_s=600).status, time.monotonic() - begin_s
+
+        with ThreadPoolExecutor(16) as pool:
+            asked = []
+            for index in range(number):
+                if index == number // 10:
+                    router.write({"a": {**embedded(tiny_llama), "args": ["--max-model-len", "128"]}})
+                    router.process.send_signal(signal.SIGHUP)
+                asked.append(pool.submit(ask, index))
+                time.sleep(0.25)
+            answers = [each.result() for each in asked]
+        router.wait(lambda: router.pid("a") != before and is_gone(before))
+        print(f"longest: {max(took_s for _, took_s in answers):.2f} s")
+        assert {status for status, _ in answers} == {200}
+        assert max(took_s for _, took_s in answers) < _LONGEST_S
+        assert "has failed" not in router.log
+
+
+def test_a_stream_of_the_old_process_ends_before_it(tiny_llama, tmp_path):
+    long = {**embedded(tiny_llama), "args": ["--max-model-len", "4096"]}
+    with RouterProcess(tmp_path, {"a": long}, "--idle-warm", "off") as router, RawClient(router.port) as client:
+        assert router.post("a").status == 200
+        before = router.pid("a")
+        client.post(
+            "/v1/completions", {"model": "a", "prompt": "a", "max_tokens": 3000, "stream": True, "ignore_eos": True}
+        )
+        router.wait(lambda: router.models()["a"]["num_running"] == 1)
+        router.write({"a": {**long, "args": ["--max-model-len", "128"]}})
+        router.wait(lambda: router.pid("a") != before)
+        text: list[bytes] = []
+        reading = threading.Thread(target=lambda: text.append(client.read().body))
+        reading.start()
+        assert router.post("a").status == 200
+        reading.join()
+        assert text[0].endswith(b"data: [DONE]\n\n")
+        assert b"error" not in text[0]
+        wait_until(lambda: is_gone(before))
+
+
+def test_a_changed_model_that_does_not_start_leaves_the_old_one_in_use(tiny_llama, tmp_path):
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+        assert router.post("a").status == 200
+        before = router.pid("a")
+        broken = {**embedded(tiny_llama), "args": ["--max-model-len", "256", "--startup-timeout", "0.01"]}
+        router.write({"a": broken})
+        router.wait_logged("a process of a has failed")
+        assert (router.post("a").status, router.pid("a")) == (200, before)

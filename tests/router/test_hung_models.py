@@ -1,0 +1,78 @@
+"""A model that hangs: the router shows it, ends it, and other models get its room."""
+
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.router.router_process import RouterProcess, embedded
+from tests.support.http_client import ask
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+_LIMIT_S = 115.0
+"""Before, such requests waited without end."""
+
+
+def _stop(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+
+
+def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(tiny_llama, tmp_path):
+    models = {name: embedded(tiny_llama) for name in "ab"}
+    words = ("--max-running", "1", "--max-wait", "5", "--idle-warm", "off")
+    statuses: list[int] = []
+    with RouterProcess(tmp_path, models, *words) as router:
+        assert router.post("a").status == 200
+        _stop(router.tree("a")[1:])  # all but the API process
+        waiting = threading.Thread(target=lambda: statuses.append(router.post("a", timeout_s=600).status))
+        waiting.start()
+        router.wait(lambda: router.models()["a"]["num_running"] == 1)
+        begin_s = time.monotonic()
+        assert router.post("b", timeout_s=600).status == 200
+        assert time.monotonic() - begin_s < _LIMIT_S
+        waiting.join()
+        assert statuses == [503]
+        router.wait_state("a", "failed")
+        assert "computed nothing" in router.models()["a"]["reason"]
+
+
+def test_a_server_that_does_not_answer_is_shown_and_started_again(tiny_llama, tmp_path):
+    model = {**embedded(tiny_llama), "args": ["--max-model-len", "256", "--engine-watchdog-timeout", "12"]}
+    with RouterProcess(tmp_path, {"a": model}, "--idle-warm", "off") as router:
+        assert router.post("a").status == 200
+        pid = router.pid("a")
+        _stop(router.tree("a"))
+        readiness = lambda: ask(f"{router.url}/readyz?model=a")  # noqa: E731
+        wait_until(lambda: readiness().status == 503)
+        assert readiness().json["status"] in ("silent", "failed")
+        router.wait_state("a", "failed")
+        assert "hangs" in router.models()["a"]["reason"]
+        router.wait(lambda: router.post("a").status == 200)
+        assert router.pid("a") != pid
+
+
+def test_a_server_that_recovers_goes_on(tiny_llama, tmp_path):
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+        assert router.post("a").status == 200
+        pid, family = router.pid("a"), router.tree("a")
+        _stop(family)
+        wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 503)
+        for process in family:
+            process.send_signal(signal.SIGCONT)
+        wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 200)
+        assert (router.post("a").status, router.pid("a")) == (200, pid)
+
+
+def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tmp_path):
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+        assert router.post("a").status == 200
+        _stop(router.tree("a"))
+        begin_s = time.monotonic()
+        assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
+        assert "a does not answer: it is killed after 5 s" in router.log
+        assert time.monotonic() - begin_s < 30  # the requests of one that answers have 30 s
