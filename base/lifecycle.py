@@ -47,6 +47,8 @@ class Lifecycle:
         self.state: State = "starting"
         self.reason: str | None = None
         """Why the engine ended; None before."""
+        self.is_hung = False
+        """Whether the engine has ended because it hung."""
         self.has_engine = False
         """Whether the engine is ready; it still is while the server drains."""
         self._subscribers: list[Callable[[State], None]] = []
@@ -70,6 +72,11 @@ class Lifecycle:
         self.reason = reason
         if self.state != "dead":
             self._enter("dead")
+
+    def engine_hangs(self, reason: str) -> None:
+        """The watchdog ends the engine."""
+        self.is_hung = True
+        self.engine_ended(reason)
 
     def drain(self) -> None:
         """The server takes no more requests."""

@@ -119,13 +119,6 @@ class LifecycleConfig:
         minimum=0,
         below=inf,
     )
-    engine_watchdog_timeout_s: float = setting(
-        300.0,
-        "--engine-watchdog-timeout",
-        "Declare the engine dead when its loop is silent for this time; 0 disables the watchdog.",
-        minimum=0,
-        below=inf,
-    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -25,6 +25,7 @@ from envs.variable import (
     optional_integer,
     path,
     presence,
+    seconds,
     text,
 )
 
@@ -71,6 +72,9 @@ class Environment:
     VCLI_STANDBY_FOLDER = text("Folder of the sockets of a router's own standby; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
+    VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
+        300.0, "Seconds after which a silent engine is ended if --engine-watchdog-timeout is not given; 0: never."
+    )
     VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
     VCLI_API_PROCESS = optional_integer(

@@ -157,7 +157,14 @@ def integer(default: int, description: str, *, minimum: int) -> EnvVar[int]:
 
 def number(default: float, description: str, *, above: float) -> EnvVar[float]:
     """A number above a bound."""
-    return EnvVar("number", _number_parser(above), lambda: default, description)
+    parse = _parser(float, lambda value: above < value < math.inf, f"a number above {above:g}")
+    return EnvVar("number", parse, lambda: default, description)
+
+
+def seconds(default: float, description: str) -> EnvVar[float]:
+    """A number of seconds, 0 or more."""
+    parse = _parser(float, lambda value: 0 <= value < math.inf, "a number of seconds, 0 or more")
+    return EnvVar("number", parse, lambda: default, description)
 
 
 def optional_duration(description: str) -> EnvVar[float | None]:
@@ -197,10 +204,6 @@ def _parse_boolean(raw: str) -> bool:
 
 def _integer_parser(minimum: int) -> Callable[[str], int]:
     return _parser(int, lambda value: value >= minimum, f"a whole number, {minimum} or more")
-
-
-def _number_parser(above: float) -> Callable[[str], float]:
-    return _parser(float, lambda value: above < value < math.inf, f"a number above {above:g}")
 
 
 def _parser(convert: Callable[[str], N], is_in_range: Callable[[N], bool], expected: str) -> Callable[[str], N]:

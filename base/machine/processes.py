@@ -11,7 +11,7 @@ _READINGS = 5
 KILL_S = 0.5
 """How long killed processes may take to end; they free their memory first."""
 _KILL_POLL_S = 0.002
-_ENDED = ("Z", "X")
+ENDED = ("Z", "X")
 """States of a process that has ended and was not reaped (proc(5))."""
 
 
@@ -24,7 +24,7 @@ def stat_fields(pid: int | str) -> list[str]:
 def is_alive(pid: int) -> bool:
     """Whether the process runs; one that has ended but was not reaped does not."""
     try:
-        return stat_fields(pid)[0] not in _ENDED
+        return stat_fields(pid)[0] not in ENDED
     except FileNotFoundError:
         return not os.path.exists("/proc/self") and _exists(pid)  # noqa: PTH110
     except (OSError, IndexError):

@@ -253,7 +253,14 @@ class Availability:
             case "draining":
                 return UnavailableResponse(UnavailableInfo(message="The server is shutting down"), "draining")
             case "dead":
-                return UnavailableResponse(UnavailableInfo(message=f"The engine died: {lifecycle.reason}"), "dead")
+                return dead_response(lifecycle)
+
+
+def dead_response(lifecycle: Lifecycle) -> UnavailableResponse:
+    """The body of the 503 of a server whose engine has ended."""
+    if lifecycle.is_hung:
+        return UnavailableResponse(UnavailableInfo(message=f"The engine hangs: {lifecycle.reason}"), "hung")
+    return UnavailableResponse(UnavailableInfo(message=f"The engine died: {lifecycle.reason}"), "dead")
 
 
 class RunningRequests:

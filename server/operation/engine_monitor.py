@@ -10,6 +10,8 @@ from typing import Protocol
 from base.errors import EngineDeadError, EngineError, EngineStartError
 from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
+from server.operation.admission import RunningRequests
+from server.operation.engine_watchdog import EngineWatchdog
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters
 from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
@@ -19,8 +21,6 @@ from server.text.renderers.prompts import TextOptions
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = "warm-up"
-_CHECKS_PER_TIMEOUT = 10
-_LONGEST_CHECK_S = 5.0
 _END_S = 1.0
 """How long after its socket closed the kernel may take to report how a process ended."""
 _POLL_S = 0.01
@@ -32,9 +32,6 @@ class EngineHandle(Protocol):
     @property
     def connection(self) -> socket.socket:
         """This process's end of the socket pair."""
-
-    def kill(self) -> None:
-        """Ends the process at once; does nothing if it has ended."""
 
     def is_exiting(self) -> bool:
         """Whether the process has begun to end, possibly long before its socket is closed; does not block."""
@@ -117,16 +114,49 @@ async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
         raise EngineStartError(str(err)) from err
 
 
+class PingedEngine:
+    """Implements `AskedEngine` and `WatchedServer` of `server.operation.engine_watchdog`.
+
+    It is asked once it is ready: loading has a time limit of its own.
+    """
+
+    def __init__(self, engine: EngineClient, lifecycle: Lifecycle, running: RunningRequests) -> None:
+        self._running = running
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._was_asked = False
+
+    @property
+    def num_running(self) -> int:
+        return self._running.num_running
+
+    @property
+    def is_on_processor(self) -> bool:
+        return self._engine.info.device == "cpu"
+
+    def has_answered(self) -> bool:
+        is_loading = not self._lifecycle.has_engine and self._lifecycle.reason is None
+        if self._was_asked and not self._engine.has_received and not is_loading:
+            return False
+        self._was_asked, self._engine.has_received = True, False
+        self._engine.ping()
+        return True
+
+    def engine_hangs(self, reason: str) -> None:
+        self._lifecycle.engine_hangs(reason)
+        self._engine.give_up(reason)
+
+
 class EngineMonitor:
     """Runs on the event loop, next to the HTTP server; `run` is its one task."""
 
     def __init__(
-        self, engine: EngineClient, handle: EngineHandle, lifecycle: Lifecycle, *, watchdog_timeout_s: float
+        self, engine: EngineClient, handle: EngineHandle, lifecycle: Lifecycle, watchdog: EngineWatchdog
     ) -> None:
         self._engine = engine
         self._handle = handle
         self._lifecycle = lifecycle
-        self._watchdog_timeout_s = watchdog_timeout_s
+        self._watchdog = watchdog
 
     async def run(self) -> None:
         """Returns when the engine has ended; the lifecycle is dead then and has the reason."""
@@ -139,35 +169,14 @@ class EngineMonitor:
             self._lifecycle.engine_ended("its process is ending")
 
     async def _wait_dead(self) -> None:
-        """Returns once the engine's connection has closed, or the watchdog has declared it dead."""
-        if not self._watchdog_timeout_s:
-            await self._engine.dead.wait()
-            return
-        watching = asyncio.create_task(self._watch(self._watchdog_timeout_s), name="engine-watchdog")
+        """Returns once the engine's connection has closed, or the watchdog has ended the engine."""
+        watching = asyncio.create_task(self._watchdog.run(), name="engine-watchdog")
         try:
             await self._engine.dead.wait()
+            if self._lifecycle.is_hung:
+                await watching
         finally:
             watching.cancel()
-
-    async def _watch(self, timeout_s: float) -> None:
-        """Pings the engine's loop once it is ready; loading has a time limit of its own.
-
-        Checks are counted instead of seconds, so that a pause of this process does not count as the engine's.
-        """
-        check_s = min(timeout_s / _CHECKS_PER_TIMEOUT, _LONGEST_CHECK_S)
-        num_silent = 0
-        self._engine.ping()
-        while num_silent * check_s < timeout_s:
-            await asyncio.sleep(check_s)
-            is_loading = not self._lifecycle.has_engine and self._lifecycle.reason is None
-            if self._engine.has_received or is_loading:
-                self._engine.has_received = False
-                self._engine.ping()
-                num_silent = 0
-            else:
-                num_silent += 1
-        self._engine.give_up(f"it was silent for {timeout_s:g} s (--engine-watchdog-timeout) and has been killed")
-        self._handle.kill()
 
     async def _find_reason(self) -> str:
         """The engine's own error report, or else what the kernel reports, possibly a little later."""

@@ -19,7 +19,8 @@ from server.http.transport.connection import bounded_connections
 from server.http.transport.graceful_server import GracefulServer
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
-from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness
+from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness, PingedEngine
+from server.operation.engine_watchdog import EngineProcesses, EngineWatchdog
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters, ServedModels
 from server.operation.telemetry import Telemetry
@@ -40,6 +41,9 @@ class RunOptions:
     limits: LimitsConfig
     engine: EngineHandle
     """The engine's process."""
+    engine_processes: EngineProcesses
+    """The same process, as the watchdog sees it."""
+    engine_watchdog_timeout_s: float
     engine_ready_timeout_s: float
     lifecycle: Lifecycle
     """A server that is starting; the launcher may subscribe to it."""
@@ -89,8 +93,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     credentials = Credentials(config.network, config.tls, parts.api_keys)
     http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, credentials))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
-    watchdog_timeout_s = config.lifecycle.engine_watchdog_timeout_s
-    monitor = EngineMonitor(engine, options.engine, lifecycle, watchdog_timeout_s=watchdog_timeout_s)
+    monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(parts, options))
     drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
     return Server(
         parts=parts,
@@ -101,6 +104,14 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         drain=drain,
         telemetry=Telemetry(config.logging, engine, metrics, monitor.poll),
     )
+
+
+def _build_watchdog(parts: AppParts, options: RunOptions) -> EngineWatchdog:
+    engine = PingedEngine(parts.engine, parts.lifecycle, parts.running)
+    timeout_s = options.engine_watchdog_timeout_s
+    watchdog = EngineWatchdog(engine, options.engine_processes, engine, timeout_s=timeout_s)
+    parts.metrics.read_silence_from(lambda: watchdog.silence_s)
+    return watchdog
 
 
 def _uvicorn_config(

@@ -67,11 +67,6 @@ class EngineProcess:
         hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
         return f"its process {self.pid} was killed by {signal_name(-code)}{hint}"
 
-    def kill(self) -> None:
-        """Kills the process unless it is exiting already: then its pid may soon belong to another process."""
-        if not self.is_exiting():
-            self._process.kill()
-
     def close(self) -> None:
         """Closes the socket, waits for the process to exit, and kills it after a timeout."""
         self.connection.close()

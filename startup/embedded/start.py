@@ -265,12 +265,16 @@ class _EmbeddedStart:
         """The HTTP server, which takes the port from the responder and waits for the engine."""
         from server.run.api_process import ServerRun
         from server.run.build import RunOptions
+        from startup.reports.crash.engine_processes import RecordedProcesses  # noqa: PLC0415 - imports asyncio
 
+        assert self._record is not None
         self.lifecycle.subscribe(self._on_state)
         options = RunOptions(
             listener=listening,
             limits=self._config.limits,
             engine=engine,
+            engine_processes=RecordedProcesses(self._record, ("engine",)),
+            engine_watchdog_timeout_s=self._config.engine_watchdog_timeout_s,
             engine_ready_timeout_s=self._config.engine_ready_timeout_s,
             lifecycle=self.lifecycle,
             start=self._session.state,

@@ -69,9 +69,6 @@ class EngineStarter:
     def connection(self) -> socket.socket:
         return self._process.connection
 
-    def kill(self) -> None:
-        self._process.kill()
-
     def is_exiting(self) -> bool:
         return self._process.is_exiting()
 

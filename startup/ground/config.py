@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -180,6 +181,13 @@ class StartOptions:
         "End a start that takes longer, naming the phase and the position of every thread.",
         role="program",
         above=0,
+    )
+    engine_watchdog_timeout_s: float = from_variable(
+        env.VCLI_ENGINE_WATCHDOG_TIMEOUT,
+        "--engine-watchdog-timeout",
+        "End the server when its engine has been silent for this time, with the position of every thread; 0: never.",
+        minimum=0,
+        below=inf,
     )
     download_timeout_s: float | None = setting(
         None,

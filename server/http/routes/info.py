@@ -232,6 +232,7 @@ class StatusEndpoints:
             "prefix_cache_hits": stats.prefix_cache_hits,
             "prompt_tokens": metrics.num_computed_prompt_tokens,
             "generation_tokens": metrics.num_generation_tokens,
+            "engine_silence_s": self._parts.metrics.engine_silence_s(),
             "loop_lag_p50_s": lag.p50_s,
             "loop_lag_p99_s": lag.p99_s,
             "loop_lag_max_s": lag.max_s,

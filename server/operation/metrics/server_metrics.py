@@ -20,6 +20,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from base.lifecycle import StartView
+from server.operation.engine_watchdog import SILENCE_METRIC
 from server.operation.metrics.collectors import (
     ENGINE,
     LABELS,
@@ -88,6 +89,9 @@ class ServerMetrics:
             registry=registry,
         )
         self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
+        self._silence = Gauge(*SILENCE_METRIC, registry=registry)
+        self.engine_silence_s: Callable[[], float] = lambda: 0.0
+        """How long the engine has been silent."""
         Collector(registry, lambda: pool_families(renderer.pools))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         waits = Histogram(
@@ -107,6 +111,11 @@ class ServerMetrics:
     def read_up_from(self, read: Callable[[], bool]) -> None:
         """Sets what tells whether the engine is ready, read when /metrics is scraped."""
         self._up.set_function(read)
+
+    def read_silence_from(self, read: Callable[[], float]) -> None:
+        """Sets what tells how long the engine has been silent."""
+        self.engine_silence_s = read
+        self._silence.set_function(read)
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
         """Adds the engine's families, with buckets for the context length."""

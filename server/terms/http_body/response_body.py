@@ -36,7 +36,7 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
 }
 """413: the body is not read."""
 _END: AsgiMessage = {"type": "http.response.body", "body": b""}
-ServerStatus = Literal["starting", "draining", "dead"]
+ServerStatus = Literal["starting", "draining", "dead", "hung"]
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -112,7 +112,7 @@ class UnavailableResponse(msgspec.Struct):
     @property
     def may_retry(self) -> bool:
         """Whether the client is told to send the request again."""
-        return self.status != "dead"
+        return self.status not in ("dead", "hung")
 
 
 def error_response(message: str, *, type: str, code: int, param: str | None = None) -> ErrorResponse:

@@ -11,9 +11,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import dropwhile, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,8 +36,12 @@ _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
 """Parts of the lines that are kept while the server runs."""
 _FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
-_STACK: Final = "Current thread"
+_STACK: Final = "Current thread "
 """Begins the stack of the thread that got the signal; Python writes the innermost call first."""
+ANY_STACK: Final = (_STACK, "Thread ")
+"""Begin the stack of any thread; Python writes that of the main thread last."""
+STACK_SIGNAL: Final = signal.SIGRTMIN + 5
+"""Makes a process write the stacks of all its threads; no program uses it that is known to run in vLLM."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which the launcher and vLLM end processes themselves."""
 _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
@@ -94,6 +98,8 @@ class OutputRecord:
             os.write(self._state_fd, f"{name}\n{parent_pid}\n".encode())
             if not faulthandler.is_enabled():
                 faulthandler.enable(self._state_fd if is_watched else 2, all_threads=is_watched)
+            if is_watched:
+                faulthandler.register(STACK_SIGNAL, self._state_fd)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -158,13 +164,13 @@ class OutputRecord:
     def describe_exception(self, err: BaseException, name: str) -> str:
         """What `add_exception` shows; empty if this process has logged it, as vLLM does before it raises."""
         lines = "".join(traceback.format_exception(err)).splitlines()
-        return "" if lines[-1] in self._last_traceback else _label([f"{_PROCESS}{name}:", *lines], name)
+        return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
         """An exception makes this process end others; it comes before what these write then."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] not in self._last_traceback:
-            self.append(_label(lines, name))
+            self.append(labelled(lines, name))
 
     @property
     def file(self) -> Path:
@@ -179,6 +185,18 @@ class OutputRecord:
         phases = [line.removeprefix(_PHASE) for line in lines if line.startswith(_PHASE)]
         name, parent, *stack = lines if len(lines) > 1 else ("", "0")
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
+
+    def state_size(self, pid: int) -> int:
+        """How many bytes a process has left behind; `read_stacks` reads what it adds."""
+        with suppress(OSError):
+            return self._state_file(pid).stat().st_size
+        return 0
+
+    def read_stacks(self, pid: int, begin: int) -> list[str]:
+        """What a process has written behind this byte."""
+        with suppress(OSError):
+            return self._state_file(pid).read_bytes()[begin:].decode("utf-8", "replace").splitlines()
+        return []
 
     def begun_pids(self) -> list[int]:
         """The processes that have begun a record; some may have ended."""
@@ -220,9 +238,9 @@ def _without_frames(text: str) -> str:
     return "".join(shown)
 
 
-def _label(lines: Sequence[str], name: str) -> str:
-    """The lines with vLLM's label of this process."""
-    return "".join(f"({name} pid={os.getpid()}) {line}\n" for line in lines)
+def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:
+    """The lines with vLLM's label of a process, or of this one."""
+    return "".join(f"({name} pid={os.getpid() if pid is None else pid}) {line}\n" for line in lines)
 
 
 class ProcessEnds:
@@ -238,7 +256,7 @@ class ProcessEnds:
         """A process has ended with this exit code, or by the signal of this negative number."""
         state = self._record.read_state(pid)
         if code and state.name:
-            self._record.append("".join(f"({state.name} pid={pid}) {line}\n" for line in self._describe(code, state)))
+            self._record.append(labelled(self._describe(code, state), state.name, pid))
 
     def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
         number = -code
@@ -251,7 +269,7 @@ class ProcessEnds:
             yield _log_line("INFO", f"ended with the process {state.parent_pid}, which has started it")
         elif number == signal.SIGKILL:
             yield _log_line("ERROR", f"killed by SIGKILL{_BY_WHOM[self._oom_watch.has_killed]} (exit code: {code})")
-        elif frames := _frames(state.stack) if number > 0 else ():
+        elif frames := frames_of(state.stack) if number > 0 else ():
             yield f"Process {state.name}:"
             yield "Traceback (most recent call last):"
             yield from frames
@@ -277,11 +295,14 @@ def _num_threads() -> int:
     return 1
 
 
-def _frames(stack: Sequence[str]) -> list[str]:
-    """The stack in the order of a traceback."""
-    current = dropwhile(lambda line: not line.startswith(_STACK), stack)
-    next(current, None)
-    found = [_FRAME.match(line) for line in takewhile(str.strip, current)]
+def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
+    """The last stack of the thread that got a signal, in the order of a traceback.
+
+    With `begins`, the last one that a line with one of these beginnings introduces.
+    """
+    heads = [position for position, line in enumerate(stack) if line.startswith(begins or _STACK)]
+    begin = heads[-1] if heads else len(stack)
+    found = [_FRAME.match(line) for line in takewhile(str.strip, stack[begin + 1 :])]
     return [f"{frame[1]}, in {frame[2]}" for frame in reversed(found) if frame]
 
 

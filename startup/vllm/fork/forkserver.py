@@ -100,7 +100,11 @@ class _ForkedPopen(ForkedPopen):
         return _start.pipes is None or not self.name.startswith(_port_takers())
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
-        return (self.name, json.dumps(ChildState.of_this_process())), (_death_pipe(), *(_start.pipes or ()))
+        texts = [self.name, json.dumps(ChildState.of_this_process())]
+        if _start.pipes is None:
+            return texts, (_death_pipe(),)
+        *fds, timeout_s = _start.pipes
+        return (*texts, str(timeout_s)), (_death_pipe(), *fds)
 
     def _send_signal(self, sig: int) -> None:
         if (err := sys.exception()) is not None and _start.record is not None:
@@ -156,15 +160,15 @@ def _begin(program: Program) -> None:
     watched, *pipes = program.fds
     arm(watched)
     os.close(watched)
-    name, state_text = program.texts
+    name, state_text, *timeouts_s = program.texts
     process.current_process().name = name
     state = ChildState(*json.loads(state_text))
     changed = state.apply()
     if _start.record is not None:
         begin_fork(_start.record, name, state.pid)
     if pipes:
-        _start.pipes = ChildPipes(*pipes)
-        report_serving(_start.pipes)
+        _start.pipes = ChildPipes(*pipes, *map(float, timeouts_s))
+        report_serving(_start.pipes, _start.record)
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)

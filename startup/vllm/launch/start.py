@@ -72,7 +72,7 @@ from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
-from startup.vllm.probes.serving_events import DRAIN, ServingEvents
+from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
@@ -201,8 +201,12 @@ class _VllmStart:
             on_serving=session.hand_over,
             on_ready=self._on_ready,
             on_stopping=session.drain,
-            signals=session.stop_signals,
-            responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            parts=ServingParts(
+                self._record,
+                self._options.engine_watchdog_timeout_s,
+                session.stop_signals,
+                session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            ),
         )
         self._configure_vllm_logs()
         use_baked_bytecode()

@@ -13,24 +13,31 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from base.errors import EngineError
 from base.lifecycle import Lifecycle
 from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
-from server.operation.admission import RunningRequests
+from server.operation.admission import RunningRequests, dead_response
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from startup.ground.processes.stop_signals import StopSignals
+from startup.vllm.probes.engine_watch import create_watchdog, watch
+from startup.vllm.probes.serving_events import ServingParts
 from startup.vllm.probes.serving_probes import ServingProbes
+
+if TYPE_CHECKING:
+    from server.operation.engine_watchdog import EngineWatchdog
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
 """Other GETs are answered until the end; by these, load balancers learn that they may send no more."""
 _CLOSE: Final = (b"connection", b"close")
 _LAST_ACCEPTS_S: Final = 0.02
 """From the responder's end to that of accepting."""
+_SILENT_S: Final = 1.0
+"""An engine that is silent for this long when it is to end is killed without a wait."""
 _ABORT_AFTER_S: Final = 0.25
 """From uvicorn's shutdown to the end of connections whose clients do not read."""
 
@@ -40,7 +47,7 @@ def drain_before_shutdown(
     listeners: Sequence[socket.socket] | None,
     probes: ServingProbes | None,
     on_draining: Callable[[], None],
-    signals: StopSignals | None,
+    parts: ServingParts,
 ) -> None:
     """Called on the event loop before uvicorn's `server` accepts from the listeners.
 
@@ -49,10 +56,10 @@ def drain_before_shutdown(
         listeners: of this process, unless several API servers share them.
         probes: accepts for uvicorn, if not None.
         on_draining: called on the event loop.
-        signals: of the launcher; None in an API server that it has started.
+        parts: of the launcher, or of an API server that it has started.
     """
-    if signals is not None:
-        signals.take()  # vLLM's event loop has them by now
+    if parts.signals is not None:
+        parts.signals.take()  # vLLM's event loop has them by now
     state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
@@ -64,7 +71,8 @@ def drain_before_shutdown(
             timeout_s = max(0.0, timeout_s - 2 * ERROR_DELIVERY_S)
         config = LifecycleConfig(shutdown_timeout_s=timeout_s)
         drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
-        _Shutdown(client, app.lifecycle, drain, close_port, signals)
+        app.watchdog = create_watchdog(client, parts, app)
+        _Shutdown(client, app, drain, close_port, parts.signals)
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
@@ -98,6 +106,8 @@ class DrainedApp:
         self.lifecycle = Lifecycle()
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
+        self.watchdog: EngineWatchdog | None = None
+        """Of its engine, if there is one."""
         self._app = app
         self._failure: str | None = None
 
@@ -105,11 +115,21 @@ class DrainedApp:
         request = _Request(scope, send, self.lifecycle)
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
-        elif request.is_draining and _is_rejected(scope):
+        elif self.lifecycle.state != "ready" and _is_rejected(scope):
             self.running.note_rejection()
             await request.fail("The server is shutting down")
         else:
             await self._serve(request, receive)
+
+    @property
+    def num_running(self) -> int:
+        """How many requests are being answered."""
+        return self.running.num_running
+
+    def engine_hangs(self, reason: str) -> None:
+        """Ends all running requests, and rejects new ones."""
+        self.lifecycle.engine_hangs(reason)
+        self.fail_running(f"The engine hangs: {reason}")
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""
@@ -160,13 +180,16 @@ class _Request:
             return
         failures = failure_format(self.scope["path"])
         if self._media_type is None:
-            await send_unavailable(
-                self.send, UnavailableResponse(UnavailableInfo(message=reason), "draining"), failures
-            )
+            await send_unavailable(self.send, self._refusal(reason), failures)
         elif not self._has_ended and self._media_type.startswith(b"text/event-stream"):
             body = failures.event(EngineError(reason)) + failures.end
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
         # else uvicorn closes the connection in the middle of the body
+
+    def _refusal(self, reason: str) -> UnavailableResponse:
+        if self._lifecycle.is_hung:
+            return dead_response(self._lifecycle)
+        return UnavailableResponse(UnavailableInfo(message=reason), "draining")
 
 
 class _Shutdown:
@@ -175,24 +198,32 @@ class _Shutdown:
     def __init__(
         self,
         client: Any,
-        lifecycle: Lifecycle,
+        app: DrainedApp,
         drain: Drain,
         close_port: Callable[[], Awaitable[None]],
         signals: StopSignals | None,
     ) -> None:
         self._shutdown = client.shutdown
-        self._lifecycle = lifecycle
+        self._lifecycle = app.lifecycle
         self._drain = drain
         self._close_port = close_port
         self._signals = signals
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
+        self._watchdog = app.watchdog
+        self._watching: asyncio.Task[None] | None = None
+        if app.watchdog is not None:
+            self._watching = self._loop.create_task(watch(app.watchdog, app.lifecycle, client))
         client.shutdown = self
 
     def __call__(self, timeout: float | None = None) -> None:
         """Called by vLLM on a thread after the first signal; on the event loop at the end of the process."""
         if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
+        if self._watching is not None and not self._lifecycle.is_hung:
+            self._loop.call_soon_threadsafe(self._watching.cancel)
+        if self._watchdog is not None and self._watchdog.silence_s >= _SILENT_S:
+            timeout = 0.0  # it would not see vLLM's signal, either
         self._shutdown(timeout=timeout)
 
     async def _run(self) -> None:

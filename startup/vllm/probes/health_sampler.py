@@ -59,7 +59,10 @@ class HealthSampler:
         return answer if len(answer) <= _MAX_ANSWER_BYTES else b""
 
     def _has_engine_failed(self) -> bool:
-        """vLLM's `EngineClient.errored`."""
+        """vLLM's `EngineClient.errored`, or the watchdog has ended the engine."""
+        lifecycle = getattr(self._config.loaded_app, "lifecycle", None)
+        if lifecycle is not None and lifecycle.is_hung:
+            return True
         state = getattr(self._config.app, "state", None)
         return bool(getattr(getattr(state, "engine_client", None), "errored", False))
 

@@ -17,6 +17,7 @@ from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.imports.finder import wrap_after_import
 from startup.port.responder import StartupResponder
+from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_after
 
 if TYPE_CHECKING:
@@ -75,6 +76,22 @@ DRAIN: Final = Hook(
     ),
 )
 
+_CORE_CLIENT: Final = "vllm.v1.engine.core_client"
+WATCHDOG: Final = Hook(
+    "engine watchdog",
+    does="asks each EngineCore a question between two steps; tells where one hangs, and ends the server",
+    without="an engine that hangs is not noticed",
+    needs=(
+        Name(_CORE_CLIENT, "AsyncMPClient._call_utility_async", ("method", "engine")),
+        Name(_CORE_CLIENT, "AsyncMPClient.core_engines"),
+        Name(_CORE_CLIENT, "AsyncMPClient.client_index"),
+        Name(_CORE_CLIENT, "AsyncMPClient.utility_results"),
+        Name(_CORE_CLIENT, "BackgroundResources.engine_dead"),
+        Name(_CORE_CLIENT, "BackgroundResources.output_queue_task"),
+        Text(("vllm.v1.engine.core",), r"def is_sleeping\(self\)", "EngineCore.is_sleeping"),
+    ),
+)
+
 _PORT_USER: Final = Name(LAUNCHER[0], "find_process_using_port", ("port",))
 PORT_USER: Final = Hook(
     "port's users",
@@ -98,6 +115,21 @@ class ChildPipes(NamedTuple):
     """The child writes its events here."""
     released_fd: Any
     """The launcher closes the other end once it no longer accepts on the port."""
+    watchdog_timeout_s: float
+    """No pipe: what the child needs to know, too."""
+
+
+class ServingParts(NamedTuple):
+    """What the launcher has for the server; an API server that it has started has only the record."""
+
+    record: OutputRecord | None
+    """Of the engine's processes."""
+    watchdog_timeout_s: float
+    """0 for engines that are not watched."""
+    signals: StopSignals | None = None
+    """Handle the signals of this process until vLLM accepts."""
+    responder: StartupResponder | None = None
+    """Answers vLLM's probes, too, where it can; `on_serving` is not called then."""
 
 
 class ServingEvents:
@@ -114,28 +146,21 @@ class ServingEvents:
         on_serving: Callable[[], None],
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None],
-        signals: StopSignals,
-        responder: StartupResponder | None,
+        parts: ServingParts,
     ) -> None:
-        """
-        Args:
-            signals: handle the signals of this process until vLLM accepts.
-            responder: answers vLLM's probes, too, where it can; `on_serving` is not called then.
-        """
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
-        self._signals = signals
-        self._responder = responder
+        self._parts = parts
         self._is_released = threading.Event()
         """Set once the responder accepts no more."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
-        self.child_pipes = ChildPipes(event_fd, released_fd)
+        self.child_pipes = ChildPipes(event_fd, released_fd, parts.watchdog_timeout_s)
 
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
-        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._signals, self._responder)
+        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._parts)
         follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
@@ -156,7 +181,7 @@ class ServingEvents:
                     self._is_released.set()
 
 
-def report_serving(pipes: ChildPipes) -> None:
+def report_serving(pipes: ChildPipes, record: OutputRecord | None) -> None:
     """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released.
 
     An engine does so before it registers with the Rust frontend.
@@ -173,7 +198,7 @@ def report_serving(pipes: ChildPipes) -> None:
         poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
-    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None)
+    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServingParts(record, pipes.watchdog_timeout_s))
     register_after(take_port)
 
 
@@ -181,13 +206,9 @@ def _hook_uvicorn(
     on_serving: Callable[[], None],
     on_ready: Callable[[], None],
     on_stopping: Callable[[], None],
-    signals: StopSignals | None = None,
-    responder: StartupResponder | None = None,
+    parts: ServingParts,
 ) -> None:
-    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
-
-    `signals` are those of the launcher; None in an API server that it has started.
-    """
+    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
 
     stopping = _once(on_stopping)
 
@@ -195,11 +216,13 @@ def _hook_uvicorn(
         from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
-            probes = _create_probes(self, sockets, responder)
+            probes = _create_probes(self, sockets, parts.responder)
             if DRAIN.applies:
-                drain_before_shutdown(self, sockets, probes, stopping, signals)
+                drain_before_shutdown(self, sockets, probes, stopping, parts)
             if probes is not None:
-                await probes.start(self, lambda: _startup_and_release(startup(self, sockets), signals), on_serving)
+                await probes.start(
+                    self, lambda: _startup_and_release(startup(self, sockets), parts.signals), on_serving
+                )
             else:
                 on_serving()
                 await startup(self, sockets)

@@ -4,6 +4,7 @@ Requests continue afterwards; after a time-out they fail and the process is repl
 waits for a stopped process.
 """
 
+import re
 import signal
 import time
 
@@ -72,14 +73,35 @@ def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog
 def test_engine_that_is_stopped_for_too_long_ends_the_server(start_server):
     with start_server("--engine-watchdog-timeout", "10") as server:
         family, reader = server.family(), StreamReader(server.url, 1500)
-        wait_process(server, "engine").suspend()
+        engine = wait_process(server, "engine")
+        engine.suspend()
+        wait_until(lambda: server.health() == 503)
+        assert server.ask("/health").json["status"] == "hung"
         assert server.process.wait(_GONE_S) == 1
         events = reader.finish()
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
         assert_gone(family)
-        assert "it was silent for 10 s (--engine-watchdog-timeout)" in server.log
+        assert f"1 requests run; stopped by a signal: engine (pid {engine.pid})" in server.log
+        assert f"Error: engine (pid {engine.pid}) failed while it served." in server.log
+        assert "Cause: the engine hung: EngineHangError: it was silent for 10 s (--engine-watchdog" in server.log
         assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_silence_is_told_with_the_stack_and_measured(start_server):
+    with start_server() as server:
+        reader = StreamReader(server.url, 1500)
+        engine = wait_process(server, "engine")
+        assert server.ask("/status.json").json["live"]["engine_silence_s"] < 5
+        engine.suspend()
+        server.wait_logged("the engine has been silent for 30 s")
+        assert server.ask("/status.json").json["live"]["engine_silence_s"] >= 30
+        assert re.search(r"vllm_cli:engine_silence_seconds 3\d\.", server.ask("/metrics").body.decode())
+        assert f"engine (pid {engine.pid}) is stopped by a signal:" in server.log
+        engine.resume()
+        server.wait_logged("the engine answers again, after 3")
+        _assert_whole(reader, 1500)
 
 
 @pytest.mark.slow

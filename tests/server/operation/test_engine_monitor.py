@@ -10,8 +10,11 @@ import pytest
 
 from base.errors import EngineStartError
 from base.lifecycle import Lifecycle
-from server.operation.engine_monitor import EngineMonitor, EngineReadiness
+from server.operation.admission import RunningRequests
+from server.operation.engine_monitor import EngineMonitor, EngineReadiness, PingedEngine
+from server.operation.engine_watchdog import EngineWatchdog
 from server.terms.types import EngineOutput, EngineStats
+from tests.server.operation.fake_processes import FakeProcesses
 
 
 class FakeClient:
@@ -24,6 +27,7 @@ class FakeClient:
         self.ended_silently = False
         self.has_received = False
         self.num_pings = 0
+        self.info = SimpleNamespace(device="cpu")
 
     def ping(self) -> None:
         self.num_pings += 1
@@ -47,7 +51,6 @@ class FakeProcess:
     def __init__(self) -> None:
         self.end: str | None = None
         self.has_begun_to_end = False
-        self.num_kills = 0
 
     def is_exiting(self) -> bool:
         return self.has_begun_to_end
@@ -55,23 +58,18 @@ class FakeProcess:
     def describe_end(self) -> str | None:
         return self.end
 
-    def kill(self) -> None:
-        self.num_kills += 1
-
 
 class Monitored:
     """A monitor with its fakes."""
 
     def __init__(self, watchdog_timeout_s: float = 0.0) -> None:
         self.lifecycle = Lifecycle()
-        self.client = FakeClient(self.lifecycle.engine_ended)
+        self.client: Any = FakeClient(self.lifecycle.engine_ended)
         self.process = FakeProcess()
-        self.monitor = EngineMonitor(
-            self.client,  # type: ignore[arg-type]
-            self.process,
-            self.lifecycle,
-            watchdog_timeout_s=watchdog_timeout_s,
-        )
+        self.processes = FakeProcesses()
+        engine = PingedEngine(self.client, self.lifecycle, RunningRequests())
+        watchdog = EngineWatchdog(engine, self.processes, engine, timeout_s=watchdog_timeout_s)
+        self.monitor = EngineMonitor(self.client, self.process, self.lifecycle, watchdog)
 
     def enter(self, state: str) -> None:
         """Brings the lifecycle of a server that is starting into the state."""
@@ -124,15 +122,16 @@ async def test_watchdog_gives_up_an_engine_that_sends_nothing():
     one = Monitored(watchdog_timeout_s=0.05)
     one.lifecycle.engine_ready()
     await _run(one)
-    assert one.lifecycle.reason == "it was silent for 0.05 s (--engine-watchdog-timeout) and has been killed"
-    assert (one.lifecycle.state, one.process.num_kills) == ("dead", 1)
+    assert one.lifecycle.reason.startswith("it was silent for 0.05 s (--engine-watchdog-timeout): since ")
+    assert (one.lifecycle.state, one.lifecycle.is_hung) == ("dead", True)
+    assert one.processes.reasons == [one.lifecycle.reason]
 
 
 async def test_watchdog_does_not_bound_the_loading():
     one = Monitored(watchdog_timeout_s=0.05)
     running = asyncio.create_task(_run(one))
     await asyncio.sleep(0.3)
-    assert (one.lifecycle.state, one.process.num_kills) == ("starting", 0)
+    assert (one.lifecycle.state, one.processes.reasons) == ("starting", [])
     running.cancel()
 
 

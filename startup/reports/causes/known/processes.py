@@ -146,6 +146,14 @@ PROCESSES: Final = (
         is_general=True,
     ),
     KnownCause(
+        "engine-hangs",
+        "the engine hung",
+        ("s (--engine-watchdog-timeout): since",),
+        "The log has the stacks of all threads. A stopped process was stopped by a debugger, a freezer or SIGSTOP; a "
+        "kernel or a connection that hangs: NCCL_DEBUG=INFO, --disable-custom-all-reduce; a step that takes longer: "
+        "raise --engine-watchdog-timeout.",
+    ),
+    KnownCause(
         "worker-hangs",
         "a worker did not answer in time",
         ("RPC call to … timed out", "RayChannelTimeoutError"),

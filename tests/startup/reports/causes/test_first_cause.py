@@ -345,6 +345,22 @@ def test_lines_that_end_a_process_without_an_exception(line, name):
     assert _name(_find(_VERSION, line)) == name
 
 
+def test_an_engine_that_hung_is_told_with_its_process_and_not_with_what_ended_then():
+    lines = (
+        "Process VllmWorker-0:",
+        "Traceback (most recent call last):",
+        '  File "/x/vllm/v1/worker/gpu_worker.py", line 9, in execute_model',
+        "EngineHangError: it was silent for 300 s (--engine-watchdog-timeout): since 10:00:00, 4 requests run; "
+        "VllmWorker-0 (pid 7) in all_reduce() of pynccl.py:3",
+    )
+    hung = _log("(VllmWorker-0 pid=7) ", list(lines))
+    dead = f"{_API}ERROR 04-27 18:09:47 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore died"
+    cause = _find(_VERSION, hung, "Killed", dead)
+    assert (_name(cause), cause.process) == ("engine-hangs", "VllmWorker-0 pid=7")
+    told = "the engine has been silent for 30 s: 4 requests run; it is ended after 300 s (--engine-watchdog-timeout)"
+    assert find_cause([f"WARNING 04-27 18:09:47 (launcher) server.operation.engine_watchdog: {told}"]) is None
+
+
 def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause():
     cause = _find(_log(_WORKER, _traceback("x", error="RuntimeError: NCCL error: invalid usage")), "Killed")
     assert _name(cause) == "nccl-invalid-usage"

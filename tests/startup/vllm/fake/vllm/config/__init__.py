@@ -7,6 +7,7 @@ import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from vllm import platforms
 from vllm.config.parallel import ParallelConfig
@@ -27,6 +28,10 @@ class EngineConfig:
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     frontend_address: str | None = None
     """Where an engine that is ready registers, if the server is a program."""
+
+    @property
+    def device_config(self) -> SimpleNamespace:
+        return SimpleNamespace(device_type="cpu")
 
 
 @instrument(span_name="Create config")

@@ -1,4 +1,4 @@
-"""How many engines a node has."""
+"""How many engines a node has, and whether they are repaired."""
 
 from dataclasses import dataclass
 
@@ -6,3 +6,4 @@ from dataclasses import dataclass
 @dataclass
 class ParallelConfig:
     data_parallel_size_local: int = 1
+    enable_fault_tolerance: bool = False

@@ -112,7 +112,12 @@ def _run_multi_api_server(args: argparse.Namespace) -> None:
     engine = launch_engine(config)
     servers = APIServerProcessManager(sock, args.api_server_count, config, engine.address)
     try:
-        wait([engine.process.sentinel, *(process.sentinel for process in servers.processes)])
+        running = {process.sentinel: process for process in (engine.process, *servers.processes)}
+        while running:
+            for sentinel in wait(list(running)):
+                process = running.pop(sentinel)
+                if process is engine.process or process.exitcode:
+                    raise RuntimeError(f"Process {process.name} died unexpectedly.")
     finally:
         servers.shutdown()
         engine.shutdown()

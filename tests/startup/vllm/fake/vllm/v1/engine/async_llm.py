@@ -42,6 +42,8 @@ class AsyncLLM:
 
     @property
     def errored(self) -> bool:
+        if self.engine_core.resources.engine_dead:
+            return True
         manager = self.engine_core.manager
         return manager is not None and not manager.process.is_alive()
 

@@ -28,6 +28,9 @@ class EngineCore:
     def __init__(self, executor: MultiprocExecutor) -> None:
         self._executor = executor
 
+    def is_sleeping(self) -> bool:
+        return self._executor.is_idle()
+
     def shutdown(self) -> None:
         self._executor.shutdown()
 
@@ -72,15 +75,19 @@ class EngineCoreProc(EngineCore):
                 ready.send(listener.address)
                 while True:
                     connection = listener.accept()
-                    threading.Thread(target=_answer, args=(executor, connection, inspected), daemon=True).start()
+                    threading.Thread(target=_answer, args=(engine_core, connection, inspected), daemon=True).start()
         finally:
             engine_core.shutdown()
             memory.unlink()
 
 
-def _answer(executor: MultiprocExecutor, connection: Connection, inspected: Inspected | None) -> None:
+def _answer(engine_core: EngineCore, connection: Connection, inspected: Inspected | None) -> None:
+    executor = engine_core._executor
     with suppress(EOFError, OSError), connection:
         request = connection.recv()
+        if request["what"] == "utility":
+            connection.send(getattr(engine_core, request["method"])())
+            return
         try:
             crash_at("request")
         except Exception:

@@ -1,0 +1,156 @@
+"""Notices an engine that hangs, tells where once, and ends it after a time; the same for both engines."""
+
+import asyncio
+import logging
+import time
+from typing import Final, Protocol
+
+from base.wording import list_some
+
+logger = logging.getLogger(__name__)
+
+SILENCE_METRIC: Final = (
+    "vllm_cli:engine_silence_seconds",
+    "How long the engine has been in one step, or does not answer.",
+)
+_TELL_AFTER_S: Final = 30.0
+_LONGEST_CHECK_S: Final = 0.5
+_CHECKS_PER_TIMEOUT: Final = 10
+_ANSWERS_S: Final = 0.5
+"""How long clients and probes get an answer that tells the reason before the engine is ended."""
+_BUSY_SHARE: Final = 0.5
+"""Of one processor: an engine that has used more since its last answer computes a long step."""
+
+
+class AskedEngine(Protocol):
+    """Questions that an engine answers between two of its steps."""
+
+    @property
+    def is_on_processor(self) -> bool:
+        """Whether it computes on the processor. On a GPU, its processes use the processor to wait, too."""
+
+    def has_answered(self) -> bool:
+        """Whether no answer is due. It is asked again then; called once per check."""
+
+
+class EngineProcesses(Protocol):
+    """The processes of an engine, as the launcher knows them."""
+
+    def stopped(self) -> list[str]:
+        """The names of those that a signal has stopped."""
+
+    def computed_s(self, *, is_on_processor: bool) -> float:
+        """The processor time of those that compute, or else only of the compilers that they have started."""
+
+    async def read_stacks(self) -> str:
+        """What each main thread does, for people."""
+
+    async def end(self, reason: str) -> None:
+        """Keeps the reason and all stacks for the digest of the crash, and kills the processes."""
+
+
+class WatchedServer(Protocol):
+    """The server whose engine it is."""
+
+    @property
+    def num_running(self) -> int:
+        """How many requests it answers."""
+
+    def engine_hangs(self, reason: str) -> None:
+        """Fails them, and answers all others with a 503 from now on."""
+
+
+class EngineWatchdog:
+    """Used on the event loop; `run` is its one task.
+
+    An engine is silent while it owes an answer, or while one of its processes is stopped. The time in which
+    this process itself did not run does not count.
+    """
+
+    def __init__(
+        self,
+        engine: AskedEngine,
+        processes: EngineProcesses,
+        server: WatchedServer,
+        *,
+        timeout_s: float,
+        is_first: bool = True,
+    ) -> None:
+        """
+        Args:
+            timeout_s: after this silence the engine is ended; 0 for an engine that is not watched.
+            is_first: whether this process tells and ends it; others with the same engine only fail requests.
+        """
+        self._engine = engine
+        self._processes = processes
+        self._timeout_s = timeout_s
+        self._server = server
+        self._is_first = is_first
+        self.silence_s = 0.0
+        """How long the engine has been silent; 0 while it answers."""
+        self._since = ""
+        """When the silence began."""
+        self._computed_s = 0.0
+        """The processor time until then."""
+        self._level: int | None = None
+        """Of the line that told the silence."""
+
+    async def run(self) -> None:
+        """Returns once the engine has been ended; at once if it is not watched."""
+        try:
+            await self._run()
+        except Exception:
+            logger.exception("the engine's watchdog has failed")
+
+    async def _run(self) -> None:
+        check_s = min(self._timeout_s / _CHECKS_PER_TIMEOUT, _LONGEST_CHECK_S)
+        while self.silence_s < self._timeout_s:
+            await self._check(check_s)
+        if self._timeout_s:
+            reason = f"it was silent for {self._timeout_s:g} s (--engine-watchdog-timeout): {self._known()}"
+            self._server.engine_hangs(reason)
+            await asyncio.sleep(_ANSWERS_S)
+            if self._is_first:
+                await self._processes.end(reason)
+
+    async def _check(self, check_s: float) -> None:
+        begin_s = time.monotonic()
+        await asyncio.sleep(check_s)
+        passed_s = min(time.monotonic() - begin_s, 2 * check_s)
+        has_answered = self._engine.has_answered()
+        if has_answered and not self._processes.stopped():
+            self._end_silence()
+            return
+        if not self.silence_s:
+            self._since = time.strftime("%H:%M:%S")
+            self._computed_s = self._computed_so_far()
+        self.silence_s += passed_s
+        if self.silence_s >= _TELL_AFTER_S and self._level is None and self._is_first:
+            await self._tell()
+
+    def _end_silence(self) -> None:
+        if self._level is not None:
+            logger.log(self._level, "the engine answers again, after %.0f s", self.silence_s)
+        self.silence_s, self._level = 0.0, None
+
+    async def _tell(self) -> None:
+        computed_s = self._computed_so_far() - self._computed_s
+        end = f"it is ended after {self._timeout_s:g} s (--engine-watchdog-timeout)"
+        if computed_s > _BUSY_SHARE * self.silence_s and not self._processes.stopped():
+            self._level = logging.INFO
+            text = "the engine has been in one step for %.0f s, with %.0f s of processor time: %s; %s"
+            logger.info(text, self.silence_s, computed_s, self._known(), end)
+            return
+        self._level = logging.WARNING
+        text = "the engine has been silent for %.0f s, with %.0f s of processor time: %s; %s\n%s"
+        stacks = await self._processes.read_stacks()
+        logger.warning(text, self.silence_s, computed_s, self._known(), end, stacks)
+
+    def _computed_so_far(self) -> float:
+        return self._processes.computed_s(is_on_processor=self._engine.is_on_processor)
+
+    def _known(self) -> str:
+        """Requests, and what keeps them waiting as far as it is known without stacks."""
+        stopped = self._processes.stopped()
+        running = f"since {self._since}, {self._server.num_running} requests run"
+        return f"{running}; stopped by a signal: {list_some(stopped)}" if stopped else running

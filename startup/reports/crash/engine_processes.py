@@ -1,0 +1,165 @@
+"""The processes of an engine that may hang: which are stopped, their processor time and their stacks."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from base.machine.processes import ENDED, descendants, stat_fields
+from base.wording import list_some
+from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputRecord, frames_of, labelled
+
+_STOPPED: Final = "T"
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_WRITE_S: Final = 1.0
+"""How long a process may take to write its stacks."""
+_POLL_S: Final = 0.05
+_MOST_SHOWN: Final = 12
+_OUTERMOST: Final = " in <module>"
+"""Ends the last line of all stacks."""
+_WAITS_FOR_WORK: Final = "dequeue"
+"""The function of vLLM in which a worker is that has nothing to do."""
+_PLACE: Final = re.compile(r'  File "(?:[^"]*/)?([^"/]+)", line (\d+), in (\S+)')
+
+
+class _Process(NamedTuple):
+    pid: int
+    name: str
+    kind: int
+    """The position of its kind."""
+    begin: str
+    """When it began: its number may belong to another process later."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+
+class RecordedProcesses:
+    """Implements `server.operation.engine_watchdog.EngineProcesses` for processes with a record."""
+
+    def __init__(self, record: OutputRecord, kinds: Sequence[str]) -> None:
+        """
+        Args:
+            record: all of them have begun to write to it.
+            kinds: the beginnings of their names; those of the last kind that exists compute.
+        """
+        self._record = record
+        self._kinds = kinds
+        self._known: dict[int, _Process | None] = {}
+
+    def stopped(self) -> list[str]:
+        return [process.label for process, stat in self._alive() if stat[0] == _STOPPED]
+
+    def computed_s(self, *, is_on_processor: bool) -> float:
+        alive = list(self._alive())
+        computing = [(process, stat) for process, stat in alive if process.kind == _last_kind(alive)]
+        ticks = sum(_ticks(stat) for _, stat in computing) if is_on_processor else 0
+        for pid in {child for process, _ in computing for child in descendants(process.pid)}:
+            with suppress(OSError, IndexError):
+                ticks += _ticks(stat_fields(pid))
+        return ticks / _TICKS_PER_S
+
+    async def read_stacks(self) -> str:
+        stacks = await self._take_stacks(resumes=False)
+        lines: list[str] = []
+        for process, stat in self._alive():
+            lines += [f"{process.label}{' is stopped by a signal' if stat[0] == _STOPPED else ''}:"]
+            lines += _frames(stacks.get(process, ()))[-_MOST_SHOWN:]
+        return "\n".join(lines)
+
+    async def end(self, reason: str) -> None:
+        alive = list(self._alive())
+        stopped = [process for process, stat in alive if stat[0] == _STOPPED]
+        stacks = await self._take_stacks(resumes=True)
+        working = [process for process, _ in alive if not _waits(stacks.get(process, ()))]
+        computing = [process for process in working if process.kind == _last_kind(alive)]
+        blamed = stopped or computing or working or [process for process, _ in alive]
+        for process in (*(each for each in stacks if each not in blamed), *reversed(blamed)):
+            self._record.append(labelled(stacks.get(process, ()), process.name, process.pid))
+        if blamed:
+            where = list_some([_describe(process, stacks.get(process, ())) for process in blamed])
+            lines = [f"Process {blamed[0].name}:", "Traceback (most recent call last):"]
+            lines += [*_frames(stacks.get(blamed[0], ())), f"EngineHangError: {reason}; {where}"]
+            self._record.append(labelled(lines, blamed[0].name, blamed[0].pid))
+        for process, _ in self._alive():
+            with suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
+        """All threads' stacks of the processes that write them; with `resumes`, stopped ones do, too."""
+        begun = {process: self._record.state_size(process.pid) for process, _ in self._alive()}
+        asked = [process for process, stat in self._alive() if resumes or stat[0] != _STOPPED]
+        for process in asked:
+            with suppress(OSError):
+                if _catches(process.pid):
+                    os.kill(process.pid, STACK_SIGNAL)
+                if resumes:
+                    os.kill(process.pid, signal.SIGCONT)
+        stacks: dict[_Process, Sequence[str]] = {}
+        for _ in range(int(_WRITE_S / _POLL_S)):
+            await asyncio.sleep(_POLL_S)
+            stacks = {each: self._record.read_stacks(each.pid, begun.get(each, 0)) for each in asked}
+            if all(stack and stack[-1].endswith(_OUTERMOST) for stack in stacks.values()):
+                break
+        return stacks
+
+    def _alive(self) -> Iterator[tuple[_Process, list[str]]]:
+        """The processes that run, those of the first kind first, with the fields of /proc/PID/stat."""
+        found: list[tuple[_Process, list[str]]] = []
+        for pid in self._record.begun_pids():
+            with suppress(OSError, IndexError):
+                stat = stat_fields(pid)
+                process = self._known[pid] if pid in self._known else self._identify(pid, stat)
+                if process is not None and stat[0] not in ENDED and process.begin == _begin(stat):
+                    found.append((process, stat))
+        yield from sorted(found, key=lambda each: (each[0].kind, each[0].name))
+
+    def _identify(self, pid: int, stat: list[str]) -> _Process | None:
+        name = self._record.read_state(pid).name
+        kind = next((at for at, kind in enumerate(self._kinds) if name.startswith(kind)), None)
+        process = None if kind is None else _Process(pid, name, kind, _begin(stat))
+        if name:  # else it is about to write it
+            self._known[pid] = process
+        return process
+
+
+def _last_kind(alive: Sequence[tuple[_Process, list[str]]]) -> int:
+    return max((process.kind for process, _ in alive), default=0)
+
+
+def _begin(stat: Sequence[str]) -> str:
+    return stat[19]
+
+
+def _ticks(stat: Sequence[str]) -> int:
+    """Of the process, and of its children that it has reaped."""
+    return sum(map(int, stat[11:15]))
+
+
+def _catches(pid: int) -> bool:
+    """Whether the process handles the signal, which would end it otherwise."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (STACK_SIGNAL - 1) & 1)
+    return False
+
+
+def _frames(stack: Sequence[str]) -> list[str]:
+    """Those of the main thread, outermost first."""
+    return frames_of(stack, *ANY_STACK)
+
+
+def _waits(stack: Sequence[str]) -> bool:
+    return any(frame.endswith(f", in {_WAITS_FOR_WORK}") for frame in _frames(stack))
+
+
+def _describe(process: _Process, stack: Sequence[str]) -> str:
+    """The process with its innermost call."""
+    frames = _frames(stack)
+    place = _PLACE.match(frames[-1]) if frames else None
+    return f"{process.label} in {place[3]}() of {place[1]}:{place[2]}" if place else process.label

@@ -1,0 +1,149 @@
+"""Which silence of an engine is told, when and in which words, and when it is ended; with a fake clock."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.operation import engine_watchdog
+from server.operation.engine_watchdog import EngineWatchdog
+from tests.server.operation.fake_processes import FakeProcesses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _EndOfTimeError(BaseException):
+    """No error of the watchdog."""
+
+
+class Watched:
+    """A watchdog whose time passes in `asyncio.sleep` alone; an engine that answers until `silent_from_s`."""
+
+    is_on_processor = True
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, timeout_s: float = 300.0, is_first: bool = True) -> None:
+        self.now_s = 0.0
+        self.silent_from_s = 0.0
+        self.silent_until_s = 1e9
+        self.at: list[tuple[float, Callable[[], None]]] = []
+        """What happens when."""
+        self.num_running = 0
+        self.processes = FakeProcesses()
+        self.hung_s: float | None = None
+        self.watchdog = EngineWatchdog(self, self.processes, self, timeout_s=timeout_s, is_first=is_first)
+        monkeypatch.setattr(engine_watchdog.asyncio, "sleep", self._sleep)
+        monkeypatch.setattr(engine_watchdog.time, "monotonic", lambda: self.now_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        while self.at and self.at[0][0] <= self.now_s:
+            self.at.pop(0)[1]()
+
+    def has_answered(self) -> bool:
+        return not self.silent_from_s <= self.now_s < self.silent_until_s
+
+    def engine_hangs(self, reason: str) -> None:
+        self.hung_s = self.now_s
+
+    async def run_until(self, end_s: float) -> None:
+        def end() -> None:
+            raise _EndOfTimeError
+
+        self.at.append((end_s, end))
+        with pytest.raises(_EndOfTimeError):
+            await self.watchdog.run()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 10, 60, 300])
+async def test_a_silent_engine_is_ended_after_the_timeout(monkeypatch, timeout_s):
+    one = Watched(monkeypatch, timeout_s=timeout_s)
+    await one.watchdog.run()
+    [reason] = one.processes.reasons
+    assert reason.startswith(f"it was silent for {timeout_s:g} s (--engine-watchdog-timeout): since ")
+    assert timeout_s <= one.hung_s < timeout_s * 1.11
+
+
+async def test_an_engine_without_a_timeout_is_not_watched(monkeypatch):
+    one = Watched(monkeypatch, timeout_s=0)
+    await one.watchdog.run()
+    assert (one.now_s, one.processes.reasons) == (0, [])
+
+
+async def test_silence_is_told_once_with_the_stacks(monkeypatch, log):
+    one = Watched(monkeypatch)
+    one.processes.processor_s = 1.0
+    await one.run_until(299)
+    [line] = log.records
+    assert line.levelname == "WARNING"
+    assert "silent for 30 s, with 0 s of processor time: since " in line.getMessage()
+    assert "0 requests run; it is ended after 300 s" in line.getMessage()
+    assert line.getMessage().endswith("\nthe stacks")
+
+
+async def test_a_long_step_is_no_warning(monkeypatch, log):
+    one = Watched(monkeypatch)
+    one.at = [(10.0, lambda: setattr(one.processes, "processor_s", 25.0))]
+    await one.run_until(299)
+    [line] = log.records
+    assert line.levelname == "INFO"
+    assert "has been in one step for 30 s, with 25 s of processor time" in line.getMessage()
+    assert one.processes.num_stacks == 0
+
+
+@pytest.mark.parametrize(("is_on_processor", "stopped"), [(False, []), (True, ["Worker (pid 3)"])])
+async def test_processor_time_is_no_sign_of_work_on_a_gpu_or_of_a_stopped_process(
+    monkeypatch, log, is_on_processor, stopped
+):
+    one = Watched(monkeypatch)
+    one.is_on_processor = is_on_processor
+    one.processes.names_of_stopped = stopped
+    one.at = [(10.0, lambda: setattr(one.processes, "processor_s", 25.0))]
+    await one.run_until(31)
+    assert [line.levelname for line in log.records] == ["WARNING"]
+
+
+async def test_an_engine_that_answers_while_a_process_is_stopped_is_silent(monkeypatch):
+    one = Watched(monkeypatch, timeout_s=60)
+    one.silent_from_s = 1e9
+    one.processes.names_of_stopped = ["Worker (pid 3)"]
+    await one.watchdog.run()
+    assert "0 requests run; stopped by a signal: Worker (pid 3)" in one.processes.reasons[0]
+
+
+async def test_an_answer_ends_the_silence(monkeypatch, log):
+    one = Watched(monkeypatch, timeout_s=60)
+    one.silent_until_s = 45
+    await one.run_until(600)
+    assert [line.getMessage() for line in log.records[1:]] == ["the engine answers again, after 44 s"]
+    assert one.watchdog.silence_s == 0
+
+
+async def test_answers_between_long_steps_are_not_told(monkeypatch, log):
+    one = Watched(monkeypatch, timeout_s=40)
+    monkeypatch.setattr(one, "has_answered", lambda: one.now_s % 29 == 0)
+    await one.run_until(2900)
+    assert log.records == []
+
+
+async def test_the_time_in_which_this_process_did_not_run_does_not_count(monkeypatch):
+    one = Watched(monkeypatch, timeout_s=60)
+
+    def stop_this_process() -> None:
+        one.now_s += 1000
+
+    one.at = [(5.0, stop_this_process)]
+    await one.watchdog.run()
+    assert one.hung_s == pytest.approx(1060, abs=1)
+
+
+async def test_only_the_first_of_several_api_servers_tells_and_ends(monkeypatch, log):
+    one = Watched(monkeypatch, timeout_s=60, is_first=False)
+    await one.watchdog.run()
+    assert (one.hung_s, one.processes.reasons, log.records) == (60, [], [])

@@ -1,0 +1,117 @@
+"""The launcher's watchdog of vLLM's engine: real processes of the fake vLLM that are stopped and go on."""
+
+import signal
+import subprocess
+
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, rewrite, variant
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+_WATCHED = ("--engine-watchdog-timeout", "3")
+
+
+def _suspend(start: FakeStart, title: str) -> int:
+    process = start.named(title)
+    process.suspend()
+    wait_until(lambda: process.status() == "stopped")
+    return process.pid
+
+
+@pytest.mark.parametrize("num_servers", [1, 2])
+@pytest.mark.parametrize(
+    ("title", "name"), [("VLLM::EngineCor", "EngineCore"), ("VLLM::Worker_0", "VllmWorker-0")], ids=["engine", "worker"]
+)
+def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_servers):
+    words = ("--api-server-count", str(num_servers)) if num_servers > 1 else ()
+    with FakeStart(folder, *_WATCHED, *words) as start:
+        start.wait_ready()
+        readers = [StreamReader(start.url, 100_000) for _ in range(4)]
+        pid = _suspend(start, title)
+        for reader in readers:
+            *_, last, end = reader.finish()
+            assert last["error"]["message"].startswith("The engine hangs: it was silent for 3 s (--engine-watchdog")
+            assert f" requests run; stopped by a signal: {name} (pid {pid})" in last["error"]["message"]
+            assert end is None
+        assert start.process.wait(60) == 1
+        assert f"Error: {name} (pid {pid}) failed while it served." in start.log
+        assert "Cause: the engine hung: EngineHangError: it was silent for 3 s (--engine-watchdog" in start.log
+
+
+def test_probes_learn_that_the_engine_hangs(folder):
+    with FakeStart(folder, *_WATCHED, env=environment(folder)) as start:
+        start.wait_ready()
+        pid = _suspend(start, "VLLM::EngineCor")
+        wait_until(lambda: ask(f"{start.url}/health").status == 503)
+        answer = ask(f"{start.url}/health")
+        assert answer.json["status"] == "hung"
+        assert f"stopped by a signal: EngineCore (pid {pid})" in answer.json["error"]["message"]
+        assert start.process.wait(60) == 1
+
+
+def test_an_engine_that_goes_on_in_time_serves(folder):
+    with FakeStart(folder, "--engine-watchdog-timeout", "600") as start:
+        start.wait_ready()
+        reader = StreamReader(start.url, 200)
+        for title in ("VLLM::EngineCor", "VLLM::Worker_0"):
+            _suspend(start, title)
+            start.named(title).resume()
+        *_, last, end = reader.finish()
+        assert last["choices"][0]["text"]
+        assert end is None
+        assert start.terminate() == 0
+
+
+@pytest.mark.parametrize("title", ["VLLM::EngineCor", "VLLM::Worker_0"])
+def test_sigterm_ends_a_vllm_that_hangs(folder, title):
+    with FakeStart(folder, "--shutdown-timeout", "2") as start:
+        start.wait_ready()
+        reader = StreamReader(start.url, 100_000)
+        _suspend(start, title)
+        assert start.terminate(timeout_s=60) == 0
+        assert "error" in reader.finish()[-2]
+
+
+def test_a_pause_of_the_api_server_is_no_silence(folder):
+    with FakeStart(folder, *_WATCHED) as start:
+        start.wait_ready()
+        reader = StreamReader(start.url, 300)
+        start.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            start.process.wait(6)
+        start.process.send_signal(signal.SIGCONT)
+        assert reader.finish()[-1] is None
+        assert start.terminate() == 0
+        assert "hang" not in start.log
+
+
+def test_without_the_call_there_is_no_watchdog_and_one_line(folder):
+    fake = rewrite(variant(folder), "_call_utility_async", "_call_otherwise")
+    with FakeStart(folder, *_WATCHED, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        start.wait_logged("since these hooks do not fit: 'engine watchdog'")
+        assert len(start.lines_with("WARNING")) == 1
+        assert start.terminate() == 0
+
+
+def test_a_client_that_is_not_as_expected_has_no_watchdog_and_one_line(folder):
+    fake = rewrite(variant(folder), "self.client_index", "self.index")
+    with FakeStart(folder, *_WATCHED, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert len(start.lines_with("engine watchdog", "no watchdog (--engine-watchdog-timeout)")) == 1
+        assert start.terminate() == 0
+
+
+def test_zero_watches_nothing(folder):
+    with FakeStart(folder, "--engine-watchdog-timeout", "0") as start:
+        start.wait_ready()
+        _suspend(start, "VLLM::Worker_0")
+        with pytest.raises(subprocess.TimeoutExpired):
+            start.process.wait(2)
+        assert ask(f"{start.url}/health").status == 200

@@ -1,0 +1,55 @@
+"""A plugin of vLLM whose workers wait, compute or loop for ever in the next step, once a file says so.
+
+The file of HANG_FILE has `loop`, or `sleep` or `compute` and a number of seconds. The first worker that reads
+it removes it.
+"""
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+VARIABLE: Final = "HANG_FILE"
+_GROUP: Final = "vllm.general_plugins"
+
+
+def write_entry_point(folder: Path) -> None:
+    """Makes the plugin known to every vLLM that has the folder on its path."""
+    installed = folder / "hang_plugin-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: hang-plugin\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(f"[{_GROUP}]\nhang = {__name__}:install\n")
+
+
+def install() -> None:
+    """Called by vLLM in each of its processes."""
+    from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
+
+    WorkerWrapperBase.execute_model = _hanging(WorkerWrapperBase.execute_model)
+    WorkerBase.nap = lambda self, seconds: time.sleep(float(seconds))  # for `/collective_rpc`
+
+
+def _hanging(execute: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute)
+    def execute_model(*args: Any, **kwargs: Any) -> Any:
+        file = Path(os.environ[VARIABLE])
+        if file.exists():
+            how, _, seconds = file.read_text().partition(" ")
+            file.unlink(missing_ok=True)
+            _hang(how, float(seconds or 0))
+        return execute(*args, **kwargs)
+
+    return execute_model
+
+
+def _hang(how: str, seconds: float) -> None:
+    end_s = time.monotonic() + seconds
+    if how == "loop":
+        re.match(r"(a*)*b", "a" * 60)  # in C, with Python's lock, for longer than the universe exists
+    elif how == "sleep":
+        time.sleep(seconds)
+    while time.monotonic() < end_s:
+        sum(range(100_000))

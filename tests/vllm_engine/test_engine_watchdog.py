@@ -1,0 +1,269 @@
+"""Real vLLM whose engine or workers hang: told, with their stacks, and ended; what is only slow goes on.
+
+A test takes 20 to 100 s. Times include those of a machine that does nothing else.
+"""
+
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
+from tests.support.waiting import is_gone, wait_until
+from tests.vllm_engine import hang_plugin
+from tests.vllm_engine.vllm_server import VllmServer
+
+_TIMEOUT_S: Final = 6.0
+_TOLD_S: Final = 30.0
+_END_S: Final = 2.0
+"""From the watchdog's timeout to the exit."""
+_ALL_TOKENS: Final = 240
+_SILENT: Final = "it was silent for"
+
+
+class _Hangs:
+    """Makes a worker hang in its next step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "how"
+        hang_plugin.write_entry_point(folder)
+        self.environment = {"PYTHONPATH": str(folder), hang_plugin.VARIABLE: str(self.file)}
+
+    def next_step(self, how: str) -> None:
+        self.file.write_text(how)
+
+
+@pytest.fixture
+def hangs(tmp_path: Path) -> _Hangs:
+    return _Hangs(tmp_path)
+
+
+def _watchdog(timeout_s: float) -> tuple[str, str]:
+    return ("--engine-watchdog-timeout", f"{timeout_s:g}")
+
+
+@contextmanager
+def _streams(server: VllmServer, number: int) -> Iterator[list[StreamReader]]:
+    readers = [StreamReader(server.url, _ALL_TOKENS) for _ in range(number)]
+    yield readers
+    for reader in readers:
+        reader.finish()
+
+
+def _assert_told(readers: Sequence[StreamReader]) -> None:
+    for reader in readers:
+        *_, last, end = reader.finish()
+        assert f"The engine hangs: {_SILENT}" in last["error"]["message"]
+        assert end is None
+
+
+def _assert_whole(readers: Sequence[StreamReader]) -> None:
+    for reader in readers:
+        *_, last, end = reader.finish()
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert end is None
+
+
+def _digest(server: VllmServer) -> list[str]:
+    lines = server.log.splitlines()
+    return lines[max(index for index, line in enumerate(lines) if line.startswith("Error: ")) :]
+
+
+def _stop(server: VllmServer, *titles: str) -> list[psutil.Process]:
+    found = [process for title in titles for process in server.titled(title)]
+    assert len(found) >= len(titles)
+    for process in found:
+        process.suspend()
+    return found
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("num_streams", [0, 4], ids=["idle", "4 streams"])
+@pytest.mark.parametrize(
+    ("titles", "named"),
+    [
+        pytest.param(("EngineCore",), "EngineCore", id="engine", marks=pytest.mark.versions),
+        pytest.param(("Worker",), "VllmWorker-0", id="worker", marks=pytest.mark.versions),
+        pytest.param(("EngineCore", "Worker"), "EngineCore", id="both"),
+    ],
+)
+def test_a_stopped_process_ends_the_server_with_its_name(start_vllm, titles, named, num_streams):
+    with start_vllm("ours", *_watchdog(_TIMEOUT_S)) as server:
+        server.wait_ready()
+        readers = [StreamReader(server.url, _ALL_TOKENS) for _ in range(num_streams)]
+        family, begin_s = server.family(), time.monotonic()
+        _stop(server, *titles)
+        wait_until(lambda: ask(f"{server.url}/health").status == 503)
+        told_s = time.monotonic() - begin_s
+        health = ask(f"{server.url}/health").json
+        assert server.process.wait(_END_S) == 1
+        wait_until(lambda: all(is_gone(process.pid) for process in family), _END_S)
+        _assert_told(readers)
+        digest = _digest(server)
+    assert _TIMEOUT_S - 0.6 < told_s < _TIMEOUT_S + 1
+    assert health["status"] == "hung"
+    assert f"{num_streams} requests run; stopped by a signal: {named} (pid " in health["error"]["message"]
+    assert re.fullmatch(rf"Error: {named} \(pid \d+\) failed while it served\.", digest[0])
+    assert f"the engine hung: EngineHangError: {_SILENT} 6 s" in digest[1]
+    assert re.search(rf"; {named} \(pid \d+\) in \w+\(\) of \w+\.py:\d+", digest[1]), digest[1]
+    kept = Path(digest[-1].removeprefix("Log: ")).read_text()
+    assert re.search(r"\(VllmWorker-0 pid=\d+\) +File .* in worker_busy_loop", kept)
+    assert re.search(r"\(EngineCore pid=\d+\) +File .* in run_busy_loop", kept)
+
+
+@pytest.mark.alone
+@pytest.mark.versions
+def test_a_minute_of_silence_is_told_after_half_of_it(start_vllm, capsys):
+    with start_vllm("ours", *_watchdog(60)) as server:
+        server.wait_ready()
+        with _streams(server, 4) as readers:
+            begin = datetime.now()
+            _stop(server, "EngineCore")
+            server.wait(lambda: "silent for 30 s" in server.log)
+            warned_s = (datetime.now() - begin).total_seconds()
+            silence_s = float(re.search(r"engine_silence_seconds ([\d.]+)", server.text("/metrics"))[1])
+            wait_until(lambda: ask(f"{server.url}/health").status == 503)
+            told_s = (datetime.now() - begin).total_seconds()
+            assert server.process.wait(_END_S + 1) == 1
+            end_s = (datetime.now() - begin).total_seconds()
+            _assert_told(readers)
+        warning = server.log[server.log.index("has been silent for 30 s") :].split("\nINFO")[0]
+    with capsys.disabled():
+        print(f"\nstopped EngineCore, watchdog 60 s: warned {warned_s:.1f} s, 503 {told_s:.1f} s, exit {end_s:.1f} s")
+    assert server.log.count("has been silent for 30 s") == 1
+    assert re.search(r"4 requests run; stopped by a signal: EngineCore \(pid \d+\); it is ended after 60 s", warning)
+    assert re.search(r"EngineCore \(pid \d+\) is stopped by a signal:", warning)
+    assert re.search(r'VllmWorker-0 \(pid \d+\):\n +File "', warning)
+    assert "in dequeue" in warning
+    assert _TOLD_S - 1 < silence_s < _TOLD_S + 2
+    assert warned_s < _TOLD_S + 2
+    assert told_s < 61
+    assert end_s < 62
+
+
+@pytest.mark.alone
+def test_a_worker_in_an_endless_loop_of_c_is_named_with_its_place(start_vllm, hangs, two_ranks):
+    words = ("--tensor-parallel-size", "2", *_watchdog(4 * _TIMEOUT_S))
+    with start_vllm("ours", *words, environment=two_ranks | hangs.environment) as server:
+        server.wait_ready()
+        with _streams(server, 4) as readers:
+            hangs.next_step("loop")
+            assert server.process.wait(4 * _TIMEOUT_S + 10) == 1
+            _assert_told(readers)
+        digest = _digest(server)
+    assert re.match(r"Error: (?:VllmWorker-|Worker_TP)\d \(pid \d+\) failed while it served\.", digest[0])
+    assert "in match() of __init__.py" in digest[1]
+
+
+@pytest.mark.alone
+@pytest.mark.versions
+def test_streams_go_on_after_a_pause_of_engine_and_worker(start_vllm):
+    with start_vllm("ours", *_watchdog(120)) as server:
+        server.wait_ready()
+        with _streams(server, 4) as readers:
+            stopped = _stop(server, "EngineCore", "Worker")
+            server.wait(lambda: "silent for 30 s" in server.log)
+            for process in stopped:
+                process.resume()
+            _assert_whole(readers)
+        server.wait(lambda: "the engine answers again, after 3" in server.log)
+        assert server.status("/health") == 200
+        assert "engine_silence_seconds 0.0" in server.text("/metrics")
+        assert server.terminate() == 0
+
+
+@pytest.mark.alone
+@pytest.mark.versions
+def test_what_is_slow_is_not_ended(start_vllm, hangs):
+    """A pause of the API process, a long step, a long call of vLLM's own, and a paused scheduler."""
+    environment = hangs.environment | {"VLLM_SERVER_DEV_MODE": "1"}
+    with start_vllm("ours", *_watchdog(_TIMEOUT_S), environment=environment) as server:
+        server.wait_ready()
+        with _streams(server, 4) as readers:
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(2 * _TIMEOUT_S)
+            server.process.send_signal(signal.SIGCONT)
+            _assert_whole(readers)
+        for how in ("compute", "sleep"):
+            with _streams(server, 1) as readers:
+                hangs.next_step(f"{how} {_TIMEOUT_S - 2}")
+                _assert_whole(readers)
+        assert server.ask("/collective_rpc", {"method": "nap", "args": [str(2 * _TIMEOUT_S)]}).status == 200
+        assert server.ask("/pause?mode=wait", {}).status == 200
+        time.sleep(2 * _TIMEOUT_S)
+        assert server.ask("/resume", {}).status == 200
+        server.generate()
+        assert server.terminate() == 0
+        assert "silent" not in server.log
+
+
+@pytest.mark.alone
+def test_a_long_step_is_no_silence(start_vllm, hangs):
+    with start_vllm("ours", *_watchdog(60), environment=hangs.environment) as server:
+        server.wait_ready()
+        with _streams(server, 1) as readers:
+            hangs.next_step("compute 34")
+            _assert_whole(readers)
+        assert re.search(r"INFO .*the engine has been in one step for 30 s, with \d\d s of processor time", server.log)
+        assert "has been silent" not in server.log
+        assert "WARNING" not in server.log.split("ready after")[1]
+
+
+@pytest.mark.alone
+def test_a_start_that_compiles_is_not_watched(start_vllm, tmp_path):
+    words = ("--max-model-len", "256", "--dtype", "float32", *_watchdog(1))
+    with start_vllm("ours", *words, environment={"VLLM_CACHE_ROOT": str(tmp_path)}) as server:
+        server.wait_ready()
+        assert server.terminate() == 0
+        assert "silent" not in server.log
+
+
+@pytest.mark.alone
+@pytest.mark.versions
+@pytest.mark.parametrize("num_streams", [0, 4], ids=["idle", "4 streams"])
+@pytest.mark.parametrize("title", ["EngineCore", "Worker"])
+def test_sigterm_ends_a_server_that_hangs_within_the_time_of_the_drain(start_vllm, title, num_streams):
+    drain_s = 8
+    with start_vllm("ours", "--shutdown-timeout", str(drain_s)) as server:
+        server.wait_ready()
+        with _streams(server, num_streams):
+            _stop(server, title)
+            time.sleep(2)
+            begin_s = time.monotonic()
+            server.terminate()
+            assert time.monotonic() - begin_s < drain_s + 4
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--api-server-count", "2"),
+        ("--data-parallel-size", "2"),
+        ("--data-parallel-size", "2", "--api-server-count", "1"),
+    ],
+    ids=["two API servers", "two of each", "two engines"],
+)
+def test_one_of_several_engines_ends_all_api_servers(start_vllm, two_ranks, words):
+    """Streams of another engine may come to their end."""
+    with start_vllm("ours", *words, *_watchdog(_TIMEOUT_S), environment=two_ranks) as server:
+        server.wait_ready()
+        with _streams(server, 6) as readers:
+            family = server.family()
+            stopped = server.titled("EngineCore")[-1]
+            stopped.suspend()
+            assert server.process.wait(_TIMEOUT_S + 10) == 1
+            wait_until(lambda: all(is_gone(process.pid) for process in family), _END_S)
+            _assert_told([reader for reader in readers if "error" in reader.finish()[-2]])
+            assert any("error" in reader.finish()[-2] for reader in readers)
+        digest = _digest(server)
+    assert re.match(rf"Error: EngineCore\w* \(pid {stopped.pid}\) failed while it served\.", digest[0])
+    assert "the engine hung: EngineHangError" in digest[1]
