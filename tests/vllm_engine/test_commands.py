@@ -18,7 +18,7 @@ OF_VLLM: Final = {entry.name for entry in COMMANDS if "of_vllm" in entry.target}
 SHARED: Final = {"serve", "chat", "complete", "run-batch", "collect-env", "bench"}
 SHARED_BENCHMARKS: Final = {"serve", "startup"}
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
-_LINE: Final = r"^\S* ?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
+_LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
 """Log lines have a time and a process id, and come or not with what was imported before."""
 
 
