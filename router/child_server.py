@@ -14,6 +14,7 @@ import aiohttp
 
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S
+from envs.registry import env
 from router.child_process import execute_serve
 from router.model_entry import ForeignCommand
 from startup.ground.serve_words import split
@@ -25,8 +26,6 @@ ERRORS_S: Final = 5.0
 """How long a server may take to end after its requests' time to finish."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
-_WATCHDOG_S: Final = 300.0
-"""Its default."""
 _KEEP_ALIVE_S: Final = 2.0
 """uvicorn closes idle connections after 5 s."""
 _NO_ENDPOINT: Final = "none"
@@ -78,7 +77,7 @@ class OwnServer:
     @property
     def longest_silence_s(self) -> float:
         """How long it may answer nothing: as long as its engine may be silent."""
-        return self._seconds_of(_WATCHDOG_TIMEOUT, _WATCHDOG_S) or math.inf
+        return self._seconds_of(_WATCHDOG_TIMEOUT, env.VCLI_ENGINE_WATCHDOG_TIMEOUT.get()) or math.inf
 
     def _seconds_of(self, flag: str, default_s: float) -> float:
         seconds = default_s
