@@ -47,7 +47,7 @@ def _load_and_unload(router: ServerProcess) -> None:
     assert (beta["state"], beta["pid"], beta["memory_bytes"]) == ("stopped", None, None)
     lines = run_cli("ps").stdout.splitlines()
     at = next(index for index, line in enumerate(lines) if line.startswith(f"{router.process.pid} "))
-    assert [line.split()[-1] for line in lines[at + 1 : at + 3]] == ["alpha", "beta"]
+    assert [line.split()[-2] for line in lines[at + 1 : at + 3]] == ["alpha", "beta"]
 
     assert run_cli("unload", "alpha", "--url", f"{router.url}/v1").returncode == 0
     assert _states(router) == {"alpha": "stopped", "beta": "stopped"}

@@ -13,6 +13,7 @@ from base.machine.processes import child_pids, descendants, process_age_s, pss_b
 from base.status_page.page import DATA_PATH
 from startup.ground.run_record import ROUTER, STANDBY, RunRecord, read_run_records
 from startup.standby.status import STATUS, NoStandbyError, ask
+from startup.words.errors import InputError
 from vllm_cli.client.server import Server
 from vllm_cli.client.server_address import ServerAddress, parse_url
 from vllm_cli.client.waiting import poll_readiness
@@ -179,13 +180,15 @@ def _log_of(pid: int) -> str | None:
 
 
 def address_of(record: RunRecord) -> ServerAddress | None:
-    """Where a server listens; None if it listens nowhere."""
+    """Where a server listens; None if it listens nowhere, as with a port that a later check refuses."""
     if record.address is None:
         return None
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the process is known; nothing secret is sent
-    return parse_url(record.address, context)
+    with contextlib.suppress(InputError):
+        return parse_url(record.address, context)
+    return None
 
 
 def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:

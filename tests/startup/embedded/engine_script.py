@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from multiprocessing import util
 from multiprocessing.context import BaseContext
@@ -59,7 +60,7 @@ def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
     engine = _start(context, files, EngineConfig())
     statuses += [_status(engine.pid), _status("thread-self")]
     print(json.dumps(statuses))
-    engine.kill()
+    os.kill(engine.pid, signal.SIGKILL)
     engine.close()
     return 0
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.processes.stop_signals import StopSignals
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm, missing_rust_frontend
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.probes.serving_events import ServingEvents
+from startup.vllm.probes.serving_events import ServingEvents, ServingParts
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
 from tests.support.http_client import RawClient
@@ -169,8 +168,7 @@ def test_the_last_engine_gets_the_port_for_all(messages, calls):
         on_serving=lambda: called.append("serving"),
         on_ready=lambda: called.append("ready"),
         on_stopping=lambda: None,
-        signals=StopSignals(lambda name: None),
-        responder=None,
+        parts=ServingParts(record=None, watchdog_timeout_s=0),
     )
     os.write(events.child_pipes.event_fd, messages)
     events._follow_children()

@@ -45,8 +45,8 @@ def test_json_has_every_hook(run_cli, wheel):
     assert (report["version"], report["fits"]) == ("0.32.1.dev7+gabc", False)
     unfit = [hook for hook in report["hooks"] if hook["state"] == "does not fit"]
     found = [(hook["hook"], hook["is_essential"]) for hook in unfit]
-    assert found == [("engine's modules", True)]
-    assert unfit[0]["reasons"] == ["module vllm.v1.engine.core is missing"]
+    assert ("engine's modules", True) in found
+    assert all("module vllm.v1.engine.core is missing" in hook["reasons"] for hook in unfit)
 
 
 @pytest.mark.parametrize(

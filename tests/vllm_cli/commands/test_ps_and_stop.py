@@ -7,8 +7,9 @@ from math import inf
 
 import pytest
 
+from startup.ground.run_record import RunRecord
 from startup.words.errors import InputError
-from vllm_cli.client.running_servers import RunningServer, describe, parse_models
+from vllm_cli.client.running_servers import RunningServer, address_of, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
 
@@ -25,6 +26,10 @@ _SERVER = RunningServer(
     forked_pid=None,
 )
 _HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
+
+
+def test_a_server_with_an_impossible_port_has_no_address():
+    assert address_of(RunRecord("vllm", address="http://0.0.0.0:99999")) is None
 
 
 def test_control_characters_in_names_of_servers_are_escaped():
