@@ -29,7 +29,7 @@ _HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
 
 
 def test_a_server_with_an_impossible_port_has_no_address():
-    assert address_of(RunRecord("vllm", address="http://0.0.0.0:99999")) is None
+    assert address_of(RunRecord(engine="vllm", address="http://0.0.0.0:99999")) is None
 
 
 def test_control_characters_in_names_of_servers_are_escaped():
