@@ -30,7 +30,7 @@ def listen(*, host: str | None, port: int, uds: str | None, when_ready: bool = F
         listener.bind((host or "0.0.0.0", port))
         if not when_ready:
             listener.listen(BACKLOG)
-    except OSError as err:
+    except (OSError, OverflowError) as err:
         listener.close()
         raise _explain(err, f"{host or '0.0.0.0'}:{port}", "choose another --port") from err
     return listener
@@ -70,10 +70,10 @@ def is_listened_on(path: Path) -> bool:
         return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
-def _explain(err: OSError, address: str, fix: str) -> StartupError:
+def _explain(err: OSError | OverflowError, address: str, fix: str) -> StartupError:
     if isinstance(err, socket.gaierror):
         return StartupError(f"cannot listen on {address}: the host name is unknown")
-    reason = (err.strerror or str(err)).lower()
+    reason = (getattr(err, "strerror", None) or str(err)).lower().removesuffix(".")
     if "in use" in reason:
         return PortInUseError(f"{address} is in use by another process: stop it or {fix}")
     return StartupError(f"cannot listen on {address}: {reason}")

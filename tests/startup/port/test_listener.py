@@ -40,6 +40,11 @@ def test_unknown_host_is_a_startup_error():
         listen(host="no.such.host.invalid", port=0, uds=None)
 
 
+def test_a_port_that_does_not_exist_is_a_startup_error():
+    with pytest.raises(StartupError, match="99999"):
+        listen(host="127.0.0.1", port=99999, uds=None)
+
+
 def test_unix_socket_left_behind_is_replaced(tmp_path):
     path = tmp_path / "server.sock"
     listen(host=None, port=0, uds=str(path)).close()

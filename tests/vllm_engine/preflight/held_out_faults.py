@@ -98,9 +98,9 @@ HELD_OUT_FAULTS: Final[dict[str, HeldOutFault]] = {
     "adapter without configuration": _flag("--lora-modules a={empty} --enable-lora"),
     "adapter that is no JSON": _flag("--lora-modules a={broken_adapter} --enable-lora"),
     # ports and TLS
-    "port too large": _flag("--port 99999"),
-    "address of another machine": _flag("--host 203.0.113.7"),
-    "folder of the socket": _flag("--uds /no/such/folder/vllm.sock"),
+    "port too large": _words("{model} --port 99999", told="99999"),
+    "address of another machine": _words("{model} --host 203.0.113.7", told="203.0.113.7"),
+    "folder of the socket": _words("{model} --uds /no/such/folder/vllm.sock", told="/no/such/folder"),
     "key of another certificate": _flag("--ssl-certfile {certificates}/localhost.crt --ssl-keyfile {other_key}"),
     "certificate that is none": _flag("--ssl-certfile {list.yaml} --ssl-keyfile {list.yaml}"),
     # the model's folder
