@@ -36,8 +36,9 @@ class _Server(ServerProcess):
         return child
 
     def engine(self) -> psutil.Process:
-        """The process with the model's weights."""
-        return max(self.family(), key=lambda process: process.memory_info().rss)
+        """The process with the model's weights: of those that are no template of a standby, the largest."""
+        others = [process for process in self.family() if "standby-template" not in process.cmdline()]
+        return max(others, key=lambda process: process.memory_info().rss)
 
     def complete(self, **fields: object) -> int:  # type: ignore[override]
         return ask(f"{self.url}/v1/completions", {**_BODY, **fields}).status
