@@ -23,7 +23,7 @@ from tests.vllm_engine.vllm_server import VllmServer
 
 _TIMEOUT_S: Final = 6.0
 _TOLD_S: Final = 30.0
-_END_S: Final = 2.0
+_END_S: Final = 30.0
 """From the watchdog's timeout to the exit."""
 _ALL_TOKENS: Final = 240
 _SILENT: Final = "it was silent for"
@@ -132,7 +132,7 @@ def test_a_minute_of_silence_is_told_after_half_of_it(start_vllm, capsys):
             silence_s = float(re.search(r"engine_silence_seconds ([\d.]+)", server.text("/metrics"))[1])
             wait_until(lambda: ask(f"{server.url}/health").status == 503)
             told_s = (datetime.now() - begin).total_seconds()
-            assert server.process.wait(_END_S + 1) == 1
+            assert server.process.wait(_END_S) == 1
             end_s = (datetime.now() - begin).total_seconds()
             _assert_told(readers)
         warning = server.log[server.log.index("has been silent for 30 s") :].split("\nINFO")[0]

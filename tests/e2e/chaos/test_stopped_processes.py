@@ -91,7 +91,7 @@ def test_engine_that_is_stopped_for_too_long_ends_the_server(start_server):
 @pytest.mark.slow
 def test_silence_is_told_with_the_stack_and_measured(start_server):
     with start_server() as server:
-        reader = StreamReader(server.url, 1500)
+        reader = StreamReader(server.url, 300)
         engine = wait_process(server, "engine")
         assert server.ask("/status.json").json["live"]["engine_silence_s"] < 5
         engine.suspend()
@@ -101,7 +101,7 @@ def test_silence_is_told_with_the_stack_and_measured(start_server):
         assert f"engine (pid {engine.pid}) is stopped by a signal:" in server.log
         engine.resume()
         server.wait_logged("the engine answers again, after 3")
-        _assert_whole(reader, 1500)
+        _assert_whole(reader, 300)
 
 
 @pytest.mark.slow
