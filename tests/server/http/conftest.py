@@ -3,7 +3,9 @@
 import asyncio
 import json
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -430,8 +432,16 @@ def run_app(
     finally:
         http_server.should_exit = True
         thread.join(PATIENT_S)
-        assert not thread.is_alive()
+        assert not thread.is_alive(), _what_runs(thread, http_server)
         listener.close()
+
+
+def _what_runs(thread: threading.Thread, http_server: uvicorn.Server) -> str:
+    """What keeps a server from ending: its connections and requests, and where its thread is."""
+    assert thread.ident is not None
+    state, stack = http_server.server_state, traceback.format_stack(sys._current_frames()[thread.ident])
+    connections = [(each.transport, each.transport.get_write_buffer_size()) for each in state.connections]
+    return f"connections {connections}\nrequests {state.tasks}\n{''.join(stack)}"
 
 
 @pytest.fixture
