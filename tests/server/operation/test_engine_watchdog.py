@@ -1,6 +1,8 @@
 """Which silence of an engine is told, when and in which words, and when it is ended; with a fake clock."""
 
 import logging
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,8 +34,10 @@ class Watched:
         self.processes = FakeProcesses()
         self.hung_s: float | None = None
         self.watchdog = EngineWatchdog(self, self.processes, self, timeout_s=timeout_s, is_first=is_first)
-        monkeypatch.setattr(engine_watchdog.asyncio, "sleep", self._sleep)
-        monkeypatch.setattr(engine_watchdog.time, "monotonic", lambda: self.now_s)
+        # The watchdog's own names: servers of other tests run in threads of this process.
+        clock = SimpleNamespace(monotonic=lambda: self.now_s, strftime=time.strftime)
+        monkeypatch.setattr(engine_watchdog, "asyncio", SimpleNamespace(sleep=self._sleep))
+        monkeypatch.setattr(engine_watchdog, "time", clock)
 
     async def _sleep(self, seconds: float) -> None:
         self.now_s += seconds

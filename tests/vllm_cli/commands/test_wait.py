@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.http_server import ScriptedServer, serving
 from tests.support.ports import free_port as find_free_port
 from tests.support.terminal import read_terminal
+from vllm_cli import terminal
 from vllm_cli.terminal import Reporter
 
 STARTING = {
@@ -260,7 +262,7 @@ def test_a_change_of_state_is_a_line(capsys):
 
 def test_progress_is_a_line_after_the_interval(capsys, monkeypatch):
     times_s = iter((0.0, 0.9, 1.1, 1.2))
-    monkeypatch.setattr(time, "monotonic", lambda: next(times_s))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: next(times_s)))
     reporter = Reporter(interval_s=1.0)
     for text in ("10 %", "20 %", "30 %"):
         reporter.update(text)

@@ -5,9 +5,9 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -17,6 +17,7 @@ from startup.words.param_types import ByteSize
 from tests.support.cli import run_python
 from tests.support.page_cache import evict, expect_read, held
 from tests.support.terminal import read_terminal
+from vllm_cli import terminal
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
 
@@ -78,8 +79,8 @@ def test_a_progress_bar_is_drawn_on_a_terminal(model, make_file):
 
 
 def test_progress_is_printed_as_lines_without_a_terminal(capsys, monkeypatch):
-    now_s = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    now_s = 100.0
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: now_s))
 
     class Handle:
         def progress(self) -> Iterator[PrefetchProgress]:
