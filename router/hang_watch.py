@@ -1,14 +1,13 @@
 """Detects a model's server that hangs: it says so, answers nothing, or computes nothing while others wait."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
 import aiohttp
 
-from base.machine.processes import stat_fields
+from base.machine.processes import processor_s, stat_fields
 from router.child_server import OwnServer
 
 _CHECK_S: Final = 2.0
@@ -21,9 +20,6 @@ _IDLE_S: Final = 45.0
 clients that do not read, and silent WebSockets."""
 _IDLE_SHARE: Final = 0.05
 """Of one processor: servers without requests use less."""
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
-_UTIME: Final = 11
-_STIME: Final = 12
 
 
 class HangWatch:
@@ -95,6 +91,5 @@ class HangWatch:
 
 def _computed_s(pid: int) -> float:
     with suppress(OSError):
-        fields = stat_fields(pid)
-        return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS_PER_S
+        return processor_s(stat_fields(pid), with_reaped=False)
     return 0.0

@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _NS = 1_000_000_000
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
 """How long killed processes may take to end; they free their memory first."""
@@ -19,6 +21,11 @@ def stat_fields(pid: int | str) -> list[str]:
     """The fields of /proc/PID/stat from the state on, which is number 3 in proc(5)."""
     with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
         return file.read().rpartition(")")[2].split()
+
+
+def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
+    """Processor time of a process by its `stat_fields`; if asked, also of children that it has reaped."""
+    return sum(map(int, stat[11 : 15 if with_reaped else 13])) / _TICKS_PER_S
 
 
 def is_alive(pid: int) -> bool:
@@ -64,7 +71,7 @@ def process_age_s(pid: int | str) -> float | None:
 
 def _started_s(pid: int | str) -> float:
     """Seconds from the boot of the machine to the start of the process."""
-    return int(stat_fields(pid)[19]) / os.sysconf("SC_CLK_TCK")
+    return int(stat_fields(pid)[19]) / _TICKS_PER_S
 
 
 def _exists(pid: int) -> bool:

@@ -13,15 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 VARIABLE: Final = "HANG_FILE"
-_GROUP: Final = "vllm.general_plugins"
-
-
-def write_entry_point(folder: Path) -> None:
-    """Makes the plugin known to every vLLM that has the folder on its path."""
-    installed = folder / "hang_plugin-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: hang-plugin\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(f"[{_GROUP}]\nhang = {__name__}:install\n")
 
 
 def install() -> None:

@@ -12,6 +12,7 @@ from startup.reports.causes.first_cause import KNOWN
 from tests.support.waiting import wait_until
 from tests.vllm_engine.crashes import crash_plugin
 from tests.vllm_engine.crashes.crashes import CRASHES, Crash
+from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.vllm_engine.vllm_server import VllmServer
 
@@ -40,7 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> StartFolders:
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugins")
-    crash_plugin.write_entry_point(folder)
+    write_entry_point(folder, crash_plugin)
     return folder
 
 

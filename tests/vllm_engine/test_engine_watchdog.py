@@ -19,6 +19,7 @@ from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
 from tests.support.waiting import is_gone, wait_until
 from tests.vllm_engine import hang_plugin
+from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.vllm_server import VllmServer
 
 _TIMEOUT_S: Final = 6.0
@@ -34,7 +35,7 @@ class _Hangs:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "how"
-        hang_plugin.write_entry_point(folder)
+        write_entry_point(folder, hang_plugin)
         self.environment = {"PYTHONPATH": str(folder), hang_plugin.VARIABLE: str(self.file)}
 
     def next_step(self, how: str) -> None:

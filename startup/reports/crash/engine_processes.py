@@ -9,12 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from base.machine.processes import ENDED, descendants, stat_fields
+from base.machine.processes import ENDED, descendants, processor_s, stat_fields
 from base.wording import list_some
 from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputRecord, frames_of, labelled
 
 _STOPPED: Final = "T"
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _WRITE_S: Final = 1.0
 """How long a process may take to write its stacks."""
 _POLL_S: Final = 0.05
@@ -58,11 +57,11 @@ class RecordedProcesses:
     def computed_s(self, *, is_on_processor: bool) -> float:
         alive = list(self._alive())
         computing = [(process, stat) for process, stat in alive if process.kind == _last_kind(alive)]
-        ticks = sum(_ticks(stat) for _, stat in computing) if is_on_processor else 0
+        stats = [stat for _, stat in computing] if is_on_processor else []
         for pid in {child for process, _ in computing for child in descendants(process.pid)}:
             with suppress(OSError, IndexError):
-                ticks += _ticks(stat_fields(pid))
-        return ticks / _TICKS_PER_S
+                stats.append(stat_fields(pid))
+        return sum(processor_s(stat, with_reaped=True) for stat in stats)
 
     async def read_stacks(self) -> str:
         stacks = await self._take_stacks(resumes=False)
@@ -134,11 +133,6 @@ def _last_kind(alive: Sequence[tuple[_Process, list[str]]]) -> int:
 
 def _begin(stat: Sequence[str]) -> str:
     return stat[19]
-
-
-def _ticks(stat: Sequence[str]) -> int:
-    """Of the process, and of its children that it has reaped."""
-    return sum(map(int, stat[11:15]))
 
 
 def _catches(pid: int) -> bool:

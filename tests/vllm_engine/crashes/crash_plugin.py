@@ -9,19 +9,9 @@ import importlib
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 VARIABLE: Final = "CRASH_AT"
-_GROUP: Final = "vllm.general_plugins"
-
-
-def write_entry_point(folder: Path) -> None:
-    """Makes the plugin known to every vLLM that has the folder on its path."""
-    installed = folder / "crash_plugin-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: crash-plugin\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(f"[{_GROUP}]\ncrash = {__name__}:install\n")
 
 
 def install() -> None:

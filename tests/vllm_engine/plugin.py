@@ -1,0 +1,15 @@
+"""Installs a module of the tests as a plugin of vLLM."""
+
+from pathlib import Path
+from types import ModuleType
+
+
+def write_entry_point(folder: Path, module: ModuleType) -> None:
+    """Makes `install` of the module known to every vLLM that has the folder on its path."""
+    name = module.__name__.rpartition(".")[2]
+    installed = folder / f"{name}-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        f"[vllm.general_plugins]\n{name.removesuffix('_plugin')} = {module.__name__}:install\n"
+    )
