@@ -57,7 +57,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
         raise
     finally:
         size = generation.request.num_choices
-        for start in range(0, len(num_tokens), size):
+        async for start in take_turns(range(0, len(num_tokens), size)):
             inference.metrics.engine.record_request(
                 num_choices=size, max_generation_tokens=max(num_tokens[start : start + size])
             )

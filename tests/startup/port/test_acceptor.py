@@ -1,7 +1,11 @@
 """The responder's process accepts for a server whose event loop does not receive, with few descriptors."""
 
+import fcntl
+import select
 import socket
+import termios
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count, islice
@@ -11,7 +15,7 @@ import psutil
 import pytest
 
 from startup.port import acceptor
-from startup.port.acceptor import ACCEPTING, BEAT, CONNECTION, TURN_S, AnsweredProbe, Heartbeat
+from startup.port.acceptor import ACCEPTING, BEAT, TURN_S, AnsweredProbe, Heartbeat
 from startup.port.responder import StartupResponder
 from tests.startup.port.conftest import Answers
 
@@ -36,16 +40,19 @@ class _Responder:
         self.link = link
 
     def beat(self, answer: bytes) -> None:
-        """The event loop runs, and this is the server's answer."""
+        """The event loop runs, and this is the server's answer; returns when the responder has received it."""
         self.link.send(BEAT + answer)
+        while array("i", fcntl.ioctl(self.link, termios.TIOCOUTQ, bytes(4)))[0]:
+            time.sleep(0.001)
 
     def ask(self) -> socket.socket:
-        """A client whose answer is 200, which it has not read; 2 s after the heartbeat it would be 503."""
-        while True:
-            self.beat(_HEALTHY)
-            client = self.connect(_PROBE)
-            if client.recv(len(_HEALTHY), socket.MSG_PEEK) == _HEALTHY:
-                return client
+        """A client whose answer is 200, which it has not read, and whose connection has been closed."""
+        self.beat(_HEALTHY)
+        client = self.connect(_PROBE)
+        closed = select.poll()
+        closed.register(client, select.POLLRDHUP)
+        assert closed.poll(60_000)
+        return client
 
     def receive(self) -> socket.socket:
         """The next connection that is passed on."""
@@ -122,10 +129,8 @@ def test_a_connection_without_bytes_is_passed_on(responder):
 
 def test_probes_are_passed_on_while_the_server_answers_each_itself(responder):
     responder.beat(b"")
-    message = b""
-    while message != CONNECTION:  # until it has received the heartbeat
-        responder.connect(_PROBE)
-        message = responder.link.recv(1 << 12)
+    responder.connect(_PROBE)
+    assert responder.receive().recv(1 << 12) == _PROBE
 
 
 def test_probes_are_answered_while_nothing_can_be_passed_on(responder):
