@@ -3,8 +3,7 @@
 import logging
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -222,7 +221,7 @@ class SequenceDelta(NamedTuple):
     num_cached_tokens: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Generation:
     """One request for the engine: each prompt `num_choices` times, choices in the order of the prompts."""
 
@@ -237,16 +236,26 @@ class Generation:
     constraint_param: str | None
     """The request's field with the constraint of guided decoding."""
     context: RequestContext
+    num_prompt_tokens: int = field(init=False)
+    """Number of tokens of all prompts."""
+    prompt_tails: tuple[PromptTail, ...] = field(init=False)
+    """The end of each prompt, for all of its choices."""
+    engine_prompts: list[EnginePrompt] = field(init=False)
+    """The prompts as the engine takes them."""
+
+    def __post_init__(self) -> None:
+        """Runs in the renderer pool: what grows with the number of prompts is not left to the event loop."""
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        self.prompt_tails = tuple(PromptTail(prompt.known_token_ids) for prompt in self.prompts)
+        self.engine_prompts = [
+            EnginePrompt(prompt.token_ids, params, prompt.inputs)
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+        ]
 
     @property
     def num_choices(self) -> int:
         """Number of choices of the whole request."""
         return len(self.prompts) * self.request.num_choices
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Number of tokens of all prompts."""
-        return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def prompt_of(self, index: int) -> RenderedPrompt:
         """The prompt that a choice continues."""
@@ -255,19 +264,6 @@ class Generation:
     def reasoning_of(self, index: int) -> PromptReasoning | None:
         """The reasoning of a choice."""
         return self.reasoning[index // self.request.num_choices]
-
-    @cached_property
-    def prompt_tails(self) -> tuple[PromptTail, ...]:
-        """The end of each prompt, for all of its choices."""
-        return tuple(PromptTail(prompt.known_token_ids) for prompt in self.prompts)
-
-    @property
-    def engine_prompts(self) -> list[EnginePrompt]:
-        """The prompts as the engine takes them."""
-        return [
-            EnginePrompt(prompt.token_ids, params, prompt.inputs)
-            for prompt, params in zip(self.prompts, self.params, strict=True)
-        ]
 
 
 class GenerationBuilder:
