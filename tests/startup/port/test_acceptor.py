@@ -40,7 +40,7 @@ class _Responder:
         self.link = link
 
     def beat(self, answer: bytes) -> None:
-        """The event loop runs, and this is the server's answer; returns once the responder has received it."""
+        """The event loop runs, and this is the server's answer; returns once the responder has it."""
         self.link.send(BEAT + answer)
         while array("i", fcntl.ioctl(self.link, termios.TIOCOUTQ, bytes(4)))[0]:
             time.sleep(0.001)
