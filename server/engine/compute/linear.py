@@ -178,8 +178,8 @@ class LinearPacker:
     def pack_next(self) -> bool:
         """Packs one layer with its siblings, or a part of them; False when none is left.
 
-        Then moves the packed weights into huge pages. Products read them once per step, each in 26 % less time
-        with one thread, in 15 % less with two that share the bandwidth.
+        Then moves the packed weights into huge pages: a step's products take 26 % less time with one thread,
+        15 % less with two, which share the bandwidth.
         """
         if self._todo is None:  # not in the constructor, which delays the first token
             self._product = choose_product(self._model)
