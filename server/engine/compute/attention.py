@@ -88,7 +88,7 @@ class PackedAttention:
     def attend_in(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
     ) -> torch.Tensor:
-        """What a traced layer calls in place of this object, whose number and options its trace has recorded."""
+        """What a traced layer calls, with the number of the object; the trace has recorded the options."""
         self = _attentions[attention]
         return self._attend(layer, query, key, value, self._options[layer])
 
@@ -104,7 +104,7 @@ class PackedAttention:
         """Query [1, heads, tokens, dim], key, value [1, kv_heads, tokens, dim] to [1, tokens, heads, dim]."""
         options = _read_options(module, attention_mask, kwargs)
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        if torch.jit.is_tracing():
+        if torch._C._is_tracing():
             self._options[layer] = options
             return torch.ops.vllm_cli.attend(query, key, value, self._number, layer), None
         return self._attend(layer, query, key, value, options), None

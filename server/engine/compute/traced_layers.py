@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -174,12 +175,12 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
         num_tensors = len(call.tensors)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            graph = torch.jit.trace(
+            graph = torch.jit.trace(  # type: ignore[no-untyped-call]
                 lambda *inputs: call.run(forward, inputs[:num_tensors]),
                 (*call.tensors, *products.weights),
                 check_trace=False,
             )
-    found = [str(each.message) for each in caught if issubclass(each.category, torch.jit.TracerWarning)]
+    found = [str(each.message) for each in caught if issubclass(each.category, TracerWarning)]
     if found:
         raise UntraceableError(found[0])
     torch._C._jit_pass_custom_pattern_based_rewrite_graph(_PRODUCT, _ONEDNN_PRODUCT, graph.graph)
@@ -189,11 +190,12 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
 @cache
 def define_operators() -> torch.library.Library:
     """Defines the operators that a trace contains in place of those that it cannot."""
-    library = torch.library.Library("vllm_cli", "FRAGMENT")
-    library.define("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-    library.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")
-    library.define("attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor")
-    library.impl("attend", PackedAttention.attend_in, "CompositeExplicitAutograd")
+    library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
+    library.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    schema = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
+    library.define(schema)  # type: ignore[no-untyped-call]
+    library.impl("attend", PackedAttention.attend_in, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     return library
 
 
