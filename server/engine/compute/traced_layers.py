@@ -63,7 +63,11 @@ class LayerTracer:
     def _trace_all(self) -> Iterator[None]:
         self._model.requires_grad_(requires_grad=False)  # or weights could not be constants
         for num_tokens in _EXAMPLE_TOKENS:
-            self._record_calls(num_tokens)
+            try:
+                self._record_calls(num_tokens)
+            except Exception as err:  # noqa: BLE001 - a model may refuse so few tokens, or plain attention
+                logger.debug("no layer is traced: %s", err)
+                return
             yield
         for layer, calls in self._calls.items():
             if len(calls) == len(_EXAMPLE_TOKENS):
