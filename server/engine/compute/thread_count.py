@@ -83,6 +83,9 @@ class ThreadCount:
         """The clock of delays: a server with few requests changes no more often than a busy one."""
         self._steps: dict[int, list[float]] = {}
         """Seconds of the window's steps, by their number of tokens."""
+        self._num_tokens = 0
+        self._is_steady = False
+        """Whether the last two steps had as many tokens: the next ones probably can be compared with them."""
         self._trial: _Trial | None = None
         self._fewer, self._more = _Delay(), _Delay()
         self._logged_s = -math.inf
@@ -98,6 +101,7 @@ class ThreadCount:
         self._computed_s += seconds
         self._window_s += seconds
         self._steps.setdefault(num_tokens, []).append(seconds)
+        self._is_steady, self._num_tokens = num_tokens == self._num_tokens, num_tokens
         if self._window_s < _WINDOW_S:
             return
         begin, self._begin, self._window_s = self._begin, self._read_time(), 0.0
@@ -111,7 +115,7 @@ class ThreadCount:
             return
         num_running = max(1, round(self._num_threads * (1 - use.lost_share)))
         num_free = min(self._maximum, round(use.num_left))
-        if num_running < self._num_threads and self._fewer.is_over(self._computed_s):
+        if num_running < self._num_threads and self._is_steady and self._fewer.is_over(self._computed_s):
             self._try(num_running, use.lost_share, steps)
         elif self._num_threads < num_free and self._more.is_over(self._computed_s):
             self._try(num_free, use.lost_share, steps)

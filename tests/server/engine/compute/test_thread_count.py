@@ -161,6 +161,15 @@ def test_steps_of_other_sizes_are_not_compared():
     assert count.num_threads == 1
 
 
+def test_a_prompt_is_no_time_to_try_fewer_threads():
+    """No later step would have as many tokens."""
+    machine = Machine(BESIDE_ITS_CLIENTS)
+    count = machine.count(2)
+    for num_tokens in range(2000, 2100):
+        machine.run(count, 0.01, num_tokens=num_tokens)
+    assert count.num_threads == 2
+
+
 def test_changes_are_logged_once_a_minute(caplog):
     caplog.set_level(logging.INFO)
     machine = Machine(QUIET)
