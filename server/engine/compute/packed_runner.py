@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
 from server.engine.compute.linear import LinearPacker
-from server.engine.compute.traced_layers import LayerTracer, LightForward
+from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
 from server.engine.lora.layers import AdaptedLayers
@@ -61,7 +61,7 @@ class PackedRunner:
         try:
             zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
             # On a GPU the pass also allocates the libraries' memory, before the cache's size is computed.
-            with LightForward() if model.device.type == "cpu" else nullcontext():
+            with light_forward() if model.device.type == "cpu" else nullcontext():
                 self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
             if len(self._attention.shapes) != config.num_hidden_layers:
                 raise UnsupportedAttentionError(

@@ -86,7 +86,7 @@ class LayerTracer:
         layers = [m for m in language_model(self._model).modules() if isinstance(m, GradientCheckpointingLayer)]
         hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
         try:
-            with torch.inference_mode(), self._attention.detached(), LightForward():
+            with torch.inference_mode(), self._attention.detached(), light_forward():
                 self._model(input_ids=tokens, position_ids=tokens, use_cache=False)
         finally:
             for hook in hooks:
@@ -165,41 +165,48 @@ class _TracedForward:
         return self._graph(*call.tensors, *self._weights)
 
 
-class UntraceableError(Exception):
-    """A layer's graph would hold for some inputs only."""
-
-
 def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bool]) -> _TracedForward:
-    """The graph of a layer; packed weights are among its inputs, because constants cannot be opaque."""
+    """The graph of a layer; packed weights are among its inputs, because constants cannot be opaque.
+
+    Raises:
+        ValueError: the graph would hold for some inputs only.
+    """
     if any(not isinstance(part, (*_CONSTANTS, tuple)) for part in call.form):
-        raise UntraceableError(f"arguments {call.form}")
+        raise ValueError(f"arguments {call.form}")
     define_operators()
-    with _TraceableProducts() as products:
+    weights: list[torch.Tensor] = []
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *_: Any) -> Any:
+        if not any(weight is each for each in weights):
+            weights.append(weight)
+        return torch.ops.vllm_cli.packed_linear(x, weight, bias)
+
+    num_tensors = len(call.tensors)
+    with ReplacedFunctions({torch.ops.mkldnn._linear_pointwise: multiply}), warnings.catch_warnings(record=True) as w:
         call.run(forward)
-        num_tensors = len(call.tensors)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            graph = torch.jit.trace(  # type: ignore[no-untyped-call]
-                lambda *inputs: call.run(forward, inputs[:num_tensors]),
-                (*call.tensors, *products.weights),
-                check_trace=False,
-            )
-    found = [str(each.message) for each in caught if issubclass(each.category, TracerWarning)]
-    if found:
-        raise UntraceableError(found[0])
+        warnings.simplefilter("always")
+        graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda *inputs: call.run(forward, inputs[:num_tensors]), (*call.tensors, *weights), check_trace=False
+        )
+    if found := [str(each.message) for each in w if issubclass(each.category, TracerWarning)]:
+        raise ValueError(found[0])
     torch._C._jit_pass_custom_pattern_based_rewrite_graph(_PRODUCT, _ONEDNN_PRODUCT, graph.graph)
-    return _TracedForward(graph, products.weights, call.form, forward, is_adapted)
+    return _TracedForward(graph, weights, call.form, forward, is_adapted)
 
 
 @cache
 def define_operators() -> torch.library.Library:
     """Defines the operators that a trace contains in place of those that it cannot."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
-    library.define("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
-    library.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    schema = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
-    library.define(schema)  # type: ignore[no-untyped-call]
-    library.impl("attend", PackedAttention.attend_in, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    for schema, function in (
+        ("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _packed_linear),
+        (
+            "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor",
+            PackedAttention.attend_in,
+        ),
+    ):
+        name = library.define(schema)  # type: ignore[no-untyped-call]
+        library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     return library
 
 
@@ -207,12 +214,12 @@ def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-class _TraceableProducts(TorchFunctionMode):
-    """While open, oneDNN's products are of an operator that can be traced; collects their weights."""
+class ReplacedFunctions(TorchFunctionMode):
+    """While open, calls of some functions, without keywords, are calls of others."""
 
-    def __init__(self) -> None:
+    def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
-        self.weights: list[torch.Tensor] = []
+        self._replacements = replacements
 
     def __torch_function__(
         self,
@@ -221,25 +228,14 @@ class _TraceableProducts(TorchFunctionMode):
         args: Seq[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if function is not torch.ops.mkldnn._linear_pointwise:
-            return function(*args, **(kwargs or {}))
-        x, weight, bias, *_ = args
-        if not any(weight is each for each in self.weights):
-            self.weights.append(weight)
-        return torch.ops.vllm_cli.packed_linear(x, weight, bias)
+        replacement = None if kwargs else self._replacements.get(function)
+        return function(*args, **(kwargs or {})) if replacement is None else replacement(*args)
 
 
-class LightForward(TorchFunctionMode):
+def light_forward() -> ReplacedFunctions:
     """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
+    return ReplacedFunctions({torch._C._nn.linear: _zeros, torch.ops.mkldnn._linear_pointwise: _zeros})
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Seq[type],
-        args: Seq[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if function in (torch._C._nn.linear, torch.ops.mkldnn._linear_pointwise) and not kwargs:
-            inputs, weight, *_ = args
-            return inputs.new_zeros(*inputs.shape[:-1], weight.shape[0])
-        return function(*args, **(kwargs or {}))
+
+def _zeros(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_zeros(*x.shape[:-1], weight.shape[0])
