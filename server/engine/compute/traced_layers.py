@@ -97,7 +97,7 @@ class LayerTracer:
         try:
             with torch.inference_mode(), self._attention.detached():
                 traced = _trace(forward, calls[0], self._is_adapted)
-                is_equal = all(torch.equal(traced(*call.args, **call.kwargs), call.run(forward)) for call in calls)
+                is_equal = all(torch.equal(traced(*call.args, **call.kwargs), call.run(forward)) for call in calls[1:])
         except Exception as err:  # noqa: BLE001 - whatever a tracer cannot do, the layer can
             logger.debug("%s is not traced: %s", type(layer).__name__, err)
             return
