@@ -184,7 +184,7 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
         return torch.ops.vllm_cli.packed_linear(x, weight, bias)
 
     num_tensors = len(call.tensors)
-    with ReplacedFunctions({torch.ops.mkldnn._linear_pointwise: multiply}), warnings.catch_warnings(record=True) as w:
+    with ReplacedFunctions({_onednn_product(): multiply}), warnings.catch_warnings(record=True) as w:
         call.run(forward)
         warnings.simplefilter("always")
         graph = torch.jit.trace(  # type: ignore[no-untyped-call]
@@ -192,7 +192,8 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
         )
     if found := [str(each.message) for each in w if issubclass(each.category, TracerWarning)]:
         raise ValueError(found[0])
-    torch._C._jit_pass_custom_pattern_based_rewrite_graph(_PRODUCT, _ONEDNN_PRODUCT, graph.graph)
+    if weights:
+        torch._C._jit_pass_custom_pattern_based_rewrite_graph(_PRODUCT, _ONEDNN_PRODUCT, graph.graph)
     return _TracedForward(graph, weights, call.form, forward, is_adapted)
 
 
@@ -236,7 +237,12 @@ class ReplacedFunctions(TorchFunctionMode):
 
 def light_forward() -> ReplacedFunctions:
     """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
-    return ReplacedFunctions({torch._C._nn.linear: _zeros, torch.ops.mkldnn._linear_pointwise: _zeros})
+    return ReplacedFunctions({torch._C._nn.linear: _zeros, _onednn_product(): _zeros})
+
+
+def _onednn_product() -> Any:
+    """None in a torch without oneDNN."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def _zeros(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
