@@ -60,11 +60,13 @@ class OwnServer:
 
     is_foreign: Final = False
 
-    def __init__(self, words: Sequence[str], socket_path: str) -> None:
+    def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
+        """`environment` has all variables of its process."""
         self.words = words
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._socket_path = socket_path
+        self._environment = environment
         self._is_ready = False
 
     @property
@@ -77,14 +79,14 @@ class OwnServer:
     @property
     def longest_silence_s(self) -> float:
         """How long it may answer nothing: as long as its engine may be silent."""
-        return self._seconds_of(_WATCHDOG_TIMEOUT, env.VCLI_ENGINE_WATCHDOG_TIMEOUT.get()) or math.inf
+        variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
+        default_s = _read_seconds(self._environment.get(variable.name, ""), variable.default)
+        return self._seconds_of(_WATCHDOG_TIMEOUT, default_s) or math.inf
 
-    def _seconds_of(self, flag: str, default_s: float) -> float:
-        seconds = default_s
+    def _seconds_of(self, flag: str, seconds: float) -> float:
         for given in split(self.words, {flag: 1}.get):
             if given.flag == flag and given.values:
-                with suppress(ValueError):
-                    seconds = float(given.values[0])
+                seconds = _read_seconds(given.values[0], seconds)
         return seconds
 
     async def find_obstacle(self) -> str | None:
@@ -162,6 +164,14 @@ class ForeignServer:
     def stop_words(self, pid: int) -> list[str]:
         """The user's cmdStop."""
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
+
+
+def _read_seconds(text: str, otherwise: float) -> float:
+    """The server itself tells a value that is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return otherwise
 
 
 def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
