@@ -33,7 +33,7 @@ _ALL_TOKENS: Final = 240
 _SILENT: Final = "it was silent for"
 _NUM_BUSY: Final = 4
 _LONG_PROMPT: Final = list(range(1000, 8900))
-"""More tokens than are computed in the watchdog's timeout; a step has 512 of them."""
+"""More tokens than are computed in the watchdog's timeout; a step has 128 of them."""
 
 
 class _Hangs:
@@ -280,7 +280,7 @@ def _skip_if_quick(took_s: float) -> None:
 @pytest.mark.parametrize(("num_streams", "num_busy"), _BESIDE)
 def test_a_long_prompt_is_no_hang(start_vllm, num_streams, num_busy):
     """Its steps are shorter than the timeout, and all of them together are longer."""
-    words = ("--enforce-eager", "--max-num-batched-tokens", "512", *_watchdog(_TIMEOUT_S))
+    words = ("--enforce-eager", "--max-num-batched-tokens", "128", "--max-num-seqs", "8", *_watchdog(_TIMEOUT_S))
     with start_vllm("ours", *words, model=PEER_MODEL) as server, _busy_processes(num_busy):
         server.wait_ready()
         with _streams(server, num_streams) as readers:
