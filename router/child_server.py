@@ -80,14 +80,16 @@ class OwnServer:
     def longest_silence_s(self) -> float:
         """How long it may answer nothing: as long as its engine may be silent."""
         variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
-        default_s = _read_seconds(self._environment.get(variable.name, ""), variable.default)
-        return self._seconds_of(_WATCHDOG_TIMEOUT, default_s) or math.inf
+        given = self._environment.get(variable.name, "")
+        return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
-    def _seconds_of(self, flag: str, seconds: float) -> float:
-        for given in split(self.words, {flag: 1}.get):
-            if given.flag == flag and given.values:
-                seconds = _read_seconds(given.values[0], seconds)
-        return seconds
+    def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
+        """The first number of the flag's last value and the others; the server itself tells a wrong value."""
+        given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
+        for value in (*given[-1:], *otherwise):
+            with suppress(ValueError):
+                return float(value)
+        return 0.0
 
     async def find_obstacle(self) -> str | None:
         """Why it cannot start here."""
@@ -164,14 +166,6 @@ class ForeignServer:
     def stop_words(self, pid: int) -> list[str]:
         """The user's cmdStop."""
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
-
-
-def _read_seconds(text: str, otherwise: float) -> float:
-    """The server itself tells a value that is no number."""
-    try:
-        return float(text)
-    except ValueError:
-        return otherwise
 
 
 def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
