@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -89,7 +90,7 @@ def test_a_hung_model_is_started_again_and_others_go_on(small_model, tmp_path):
         while (readiness := router.ask("/readyz?model=a")).status == 200:
             assert router.complete("b").status == 200
             assert time.monotonic() - begin_s < 30
-        assert "silent for 6 s" in readiness.json["error"]["message"]
+        assert re.search("silent for 6 s|the engine hung", readiness.json["error"]["message"])
         assert unanswered.result().status in (200, 503)  # the next process gets it if the hung one has refused it
         wait_until(lambda: router.complete("a").status == 200, _START_S)
         assert router.engine_of("a").pid != first.pid
