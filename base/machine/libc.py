@@ -1,6 +1,8 @@
 """The C library, for system calls that Python does not have, and its heap, which keeps freed memory."""
 
+import mmap
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from math import inf
@@ -48,6 +50,31 @@ def last_error(call: str) -> OSError:
 def prctl(option: int, *arguments: Any) -> None:
     """Changes a property of this process (prctl(2)); raises OSError."""
     check(load_libc().prctl(option, *arguments, *[None] * (4 - len(arguments))), "prctl")
+
+
+_MADV_COLLAPSE = 25
+_HUGE_PAGE_BYTES = 1 << 21
+
+
+def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
+    """Cuts addresses that are in use, with small gaps between them, into parts for `use_huge_pages`."""
+    begin = end = -_HUGE_PAGE_BYTES
+    for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
+        if part.start >= end + _HUGE_PAGE_BYTES:
+            first = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+            last = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+            yield from (range(i, min(i + most_bytes, last)) for i in range(first, last, most_bytes))
+            begin = part.start
+        end = max(end, part.stop)
+
+
+def use_huge_pages(part: range) -> None:
+    """Moves memory into pages of 2 MiB, in 0.3 milliseconds each; before Linux 6.1, the kernel does it later.
+
+    Without effect where the system has no such pages.
+    """
+    for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
+        load_libc().madvise(part.start, len(part), advice)
 
 
 def trim_heap() -> None:

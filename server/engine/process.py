@@ -228,7 +228,7 @@ class _EngineLoop:
         step_s = monotonic() - begin_s
         stats = core.stats
         self._send(Step(outputs, stats))
-        threads.record(step_s)
+        threads.record(step_s, stats.num_iteration_tokens)
         return step_s
 
     def _handle(self, message: ToEngine, core: BaseCore) -> None:

@@ -6,8 +6,12 @@ query length, so that each key is read once instead of once per query head.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -49,6 +53,11 @@ class AttentionOptions:
         return self.softcap is not None or self.sinks is not None
 
 
+_numbers = count()
+_attentions: "WeakValueDictionary[int, PackedAttention]" = WeakValueDictionary()
+"""By number: operators in graphs have no objects as arguments. A process has one, tests have many."""
+
+
 class PackedAttention:
     """The attention function that is registered with transformers; one object per engine.
 
@@ -60,6 +69,28 @@ class PackedAttention:
         self.batch: PackedBatch | None = None
         self.cache: KVCache | None = None
         self.shapes: dict[int, LayerShape] = {}
+        self._options: dict[int, AttentionOptions] = {}
+        """Of layers that were traced."""
+        self._is_detached = False
+        self._number = next(_numbers)
+        _attentions[self._number] = self
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """While open, tokens attend to those of the same call, without a batch and the cache."""
+        self._is_detached = True
+        try:
+            yield
+        finally:
+            self._is_detached = False
+
+    @staticmethod
+    def attend_in(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
+    ) -> torch.Tensor:
+        """What a traced layer calls, with the number of the object; the trace has recorded the options."""
+        self = _attentions[attention]
+        return self._attend(layer, query, key, value, self._options[layer])
 
     def __call__(
         self,
@@ -73,12 +104,22 @@ class PackedAttention:
         """Query [1, heads, tokens, dim], key, value [1, kv_heads, tokens, dim] to [1, tokens, heads, dim]."""
         options = _read_options(module, attention_mask, kwargs)
         layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if torch._C._is_tracing():
+            self._options[layer] = options
+            return torch.ops.vllm_cli.attend(query, key, value, self._number, layer), None
+        return self._attend(layer, query, key, value, options), None
+
+    def _attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        if self._is_detached:
+            return attend(query, key, value, is_causal=query.shape[2] > 1, scale=options.scale).transpose(1, 2)
         if self.batch is None or self.cache is None:
-            return self._record(layer, query, key, value), None
+            return self._record(layer, query, key, value)
         self.cache.store(layer, self.batch.cache_index, key[0].transpose(0, 1), value[0].transpose(0, 1))
         parts = [self._decode(layer, group, query, options) for group in self.batch.decode_groups]
         parts += [self._prefill(layer, chunk, query, key, value, options) for chunk in self.batch.prefills]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
     def _record(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if layer in self.shapes:

@@ -5,18 +5,17 @@ top-k and top-p per request and repeats keys for grouped heads; docs/dev/decisio
 """
 
 import inspect
-from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
 from server.engine.compute.linear import LinearPacker
+from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
 from server.engine.lora.layers import AdaptedLayers
@@ -37,6 +36,7 @@ class PackedRunner:
         self._model = model
         self._attention = PackedAttention()
         self._packer: LinearPacker | None = None
+        self._tracer: LayerTracer | None = None
         self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
@@ -61,7 +61,7 @@ class PackedRunner:
         try:
             zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
             # On a GPU the pass also allocates the libraries' memory, before the cache's size is computed.
-            with _LightForward() if model.device.type == "cpu" else nullcontext():
+            with light_forward() if model.device.type == "cpu" else nullcontext():
                 self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
             if len(self._attention.shapes) != config.num_hidden_layers:
                 raise UnsupportedAttentionError(
@@ -76,6 +76,9 @@ class PackedRunner:
         """Sets the cache, whose size depends on `probe`'s shapes."""
         self._attention.cache = cache
         self._packer = LinearPacker(self._model)
+        self._tracer = LayerTracer(
+            self._model, self._attention, lambda: bool(self._adapted and self._adapted.has_hooks)
+        )
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
         """Sets the layers that adapters change."""
@@ -116,8 +119,10 @@ class PackedRunner:
         return StepLogits(batch.chunks, logits, rows)
 
     def do_idle_work(self) -> bool:
-        """Packs one linear layer; True while there are more."""
-        return self._packer is not None and self._packer.pack_next()
+        """Packs a linear layer, or traces a layer of the model; True while there are more."""
+        if self._packer is None or self._tracer is None:
+            return False
+        return self._packer.pack_next() or self._tracer.trace_next()
 
     def _forward(
         self,
@@ -132,19 +137,3 @@ class PackedRunner:
             output = self._model(**inputs, position_ids=position_ids, use_cache=False, **kwargs)
         logits: torch.Tensor = output.logits[0]
         return logits if self._keeps_logits else logits.index_select(0, keep)
-
-
-class _LightForward(TorchFunctionMode):
-    """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Seq[type],
-        args: Seq[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if function is torch._C._nn.linear and not kwargs:
-            inputs, weight, *_ = args
-            return inputs.new_zeros(*inputs.shape[:-1], weight.shape[0])
-        return function(*args, **(kwargs or {}))

@@ -52,6 +52,11 @@ class AdaptedLayers:
                 del self._updates[path]
         self._remove_hooks()
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether the running step has adapters."""
+        return bool(self._handles)
+
     @contextmanager
     def applied(
         self, chunks: Sequence[Chunk], rows: Sequence[slice], head_rows: Sequence[slice] | None = None

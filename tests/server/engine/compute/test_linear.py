@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from server.engine.compute import linear as linear_module
 from server.engine.compute.linear import FbgemmProduct, LinearPacker, choose_product
+from tests.base.machine.huge_pages import count_huge_bytes, needs_huge_pages
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
 HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -96,9 +97,9 @@ def test_fbgemm_packs_large_weights_in_parts(monkeypatch, fbgemm):
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 150, dtype=torch.bfloat16)
     packer = LinearPacker(layer)
-    for _ in range(2):
+    for is_packed in (False, False, True):
         assert packer.pack_next() is True
-        assert not _is_packed(layer)
+        assert _is_packed(layer) == is_packed
     assert packer.pack_next() is False
     _assert_one_rounding(layer, torch.randn(2, 3, 40, dtype=torch.bfloat16))
 
@@ -138,7 +139,7 @@ def test_layers_are_packed_in_the_models_order_siblings_together():
         more = packer.pack_next()
         packed.append(sorted({name for name, m in model.named_modules() if _is_packed(m)} - before))
     layer = [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-    assert [[name.rpartition(".")[2] for name in names] for names in packed] == [*layer * 3, ["lm_head"]]
+    assert [[name.rpartition(".")[2] for name in names] for names in packed if names] == [*layer * 3, ["lm_head"]]
     assert packer.pack_next() is False
 
 
@@ -201,6 +202,15 @@ def test_packing_takes_one_copy_of_the_weights():
     pack_layers(layer)
     assert _is_packed(layer)
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
+
+
+@needs_onednn
+@needs_huge_pages
+def test_packed_weights_lie_in_huge_pages():
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(5)))
+    before = count_huge_bytes()
+    pack_layers(model)
+    assert count_huge_bytes() - before >= 4 * 1024 * 1024 * 4
 
 
 def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:

@@ -101,5 +101,5 @@ def test_probe_returns_different_sizes_of_keys_and_values():
 def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture, monkeypatch):
     model = build_model(architecture, PACKED[architecture])
     shapes = PackedRunner(model).probe()
-    monkeypatch.setattr(packed_runner_module, "_LightForward", nullcontext)
+    monkeypatch.setattr(packed_runner_module, "light_forward", nullcontext)
     assert PackedRunner(model).probe() == shapes

@@ -29,6 +29,7 @@ QUIET: Load = {1: Pace(0.036, 1.0, 0.0, 0.98), 2: Pace(0.026, 1.79, 0.05, 0.24)}
 BUSY_NEIGHBOUR: Load = {1: Pace(0.037, 0.98, 0.02), 2: Pace(0.094, 0.98, 0.75)}
 QUOTA: Load = {1: Pace(0.248, 1.0, 0.0, 0.99), 2: Pace(0.262, 1.50, 0.23, 0.48)}
 QUOTA_WORTH_TWO: Load = {1: Pace(0.048, 1.0, 0.0, 0.99), 2: Pace(0.036, 1.50, 0.23, 0.48)}
+BESIDE_ITS_CLIENTS: Load = {1: Pace(0.027, 1.0, 0.0, 0.7), 2: Pace(0.022, 1.3, 0.65, 0.05)}
 STOLEN: Load = {1: Pace(0.04, 0.98, 0.02, stolen=0.2), 2: Pace(0.09, 0.9, 0.0, stolen=1.0)}
 UNACCOUNTED: Load = {1: Pace(0.037, 0.0), 2: Pace(0.094, 0.0)}
 QUIET_FOUR: Load = {1: Pace(0.08, 1.0, 0.0, 3.0), 2: Pace(0.045, 1.9, 0.0, 2.0), 3: Pace(0.032, 2.8, 0.0, 1.0)} | {
@@ -67,12 +68,12 @@ class Machine:
             maximum, is_fixed=is_fixed, use_threads=self.use_threads, read_time=self.read_time, clock=self.clock
         )
 
-    def run(self, count: ThreadCount, seconds: float, *, gap_s: float = 0.0) -> None:
+    def run(self, count: ThreadCount, seconds: float, *, gap_s: float = 0.0, num_tokens: int = 1) -> None:
         end_s = self.now_s + seconds
         while self.now_s < end_s:
             step_s = self.load[self.num_threads].step_s
             self._pass(step_s)
-            count.record(step_s)
+            count.record(step_s, num_tokens)
             self._wait(gap_s)
 
     def _wait(self, gap_s: float) -> None:
@@ -116,7 +117,7 @@ EIGHT: Load = {n: Pace(0.2 / n, n, 0, 8 - n) for n in range(1, 9)}
 @pytest.mark.parametrize(
     ("loads", "gap_s"),
     [
-        pytest.param([(QUIET, 10, 2), (BUSY_NEIGHBOUR, 0.5, 1)], 0, id="a neighbour takes one within half a second"),
+        pytest.param([(QUIET, 10, 2), (BUSY_NEIGHBOUR, 1.5, 1)], 0, id="a neighbour takes one"),
         pytest.param([(BUSY_NEIGHBOUR, 300, 1), (QUIET, 1, 2), (QUIET, 60, 2)], 0, id="it comes back and stays"),
         pytest.param([(NEIGHBOUR_OF_FOUR, 5, 3), (QUIET_FOUR, 5, 4)], 0, id="one of four"),
         pytest.param([(EIGHT_BUSY, 10, 1), (EIGHT, 10, 8)], 0, id="all come back at once"),
@@ -136,7 +137,37 @@ def test_the_number_of_threads_follows_the_load(loads, gap_s):
 def test_a_processor_that_is_idle_only_without_the_second_thread_is_taken_ever_more_rarely():
     machine = Machine({1: QUIET[1], 2: BUSY_NEIGHBOUR[2]})
     machine.run(machine.count(2), 600)
-    assert 8 <= machine.changes.count(2) <= 16
+    assert 8 <= machine.changes.count(2) <= 20
+
+
+def test_a_thread_without_which_steps_take_longer_comes_back_and_goes_ever_more_rarely():
+    machine = Machine(BESIDE_ITS_CLIENTS)
+    count = machine.count(2)
+    machine.run(count, 600)
+    assert 8 <= machine.changes.count(1) <= 20
+    machine.load = BUSY_NEIGHBOUR
+    machine.run(count, 120)
+    assert count.num_threads == 1
+
+
+def test_steps_of_other_sizes_are_not_compared():
+    """The batch grows when the number changes: its steps take longer, as they would with two threads."""
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
+    machine.run(count, 0.3)
+    assert count.num_threads == 1
+    machine.load = {1: Pace(0.3, 0.98, 0.02), 2: Pace(0.9, 0.98, 0.75)}
+    machine.run(count, 10, num_tokens=8)
+    assert count.num_threads == 1
+
+
+def test_a_prompt_is_no_time_to_try_fewer_threads():
+    """No later step would have as many tokens."""
+    machine = Machine(BESIDE_ITS_CLIENTS)
+    count = machine.count(2)
+    for num_tokens in range(2000, 2100):
+        machine.run(count, 0.01, num_tokens=num_tokens)
+    assert count.num_threads == 2
 
 
 def test_changes_are_logged_once_a_minute(caplog):

@@ -1,0 +1,243 @@
+"""Records the layers of a model as graphs of torch's operators, which run without Python, while requests run.
+
+A graph has exactly the operators that the layer calls, so that its outputs have the same bits; each one is
+compared with its layer before it is used. docs/dev/decisions.md has what Python's part of a token was.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.jit._trace import TracerWarning
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from server.engine.compute.attention import PackedAttention
+from server.engine.features.vision import language_model
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE_TOKENS = (3, 1, 6)
+"""Tokens of the passes whose inputs are recorded: the first is traced, the others are compared."""
+_CONSTANTS = (type(None), bool, int, float, str)
+_PRODUCT = """
+graph(%x, %weight, %bias):
+  %output = vllm_cli::packed_linear(%x, %weight, %bias)
+  return (%output)"""
+_ONEDNN_PRODUCT = """
+graph(%x, %weight, %bias):
+  %post : str = prim::Constant[value="none"]()
+  %scalars : Scalar?[] = prim::ListConstruct()
+  %algorithm : str = prim::Constant[value=""]()
+  %output = mkldnn::_linear_pointwise(%x, %weight, %bias, %post, %scalars, %algorithm)
+  return (%output)"""
+
+
+class LayerTracer:
+    """Replaces the forwards of a model's layers, one at a time; used on the engine's thread.
+
+    A layer keeps its forward if its graph would depend on more than the shapes of its inputs (routers of
+    experts in a loop), and for calls whose other arguments differ from the recorded ones.
+    """
+
+    def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
+        """`is_adapted` tells whether hooks of adapters are in place, which a graph would not call."""
+        self._model = model
+        self._attention = attention
+        self._is_adapted = is_adapted
+        self._calls: dict[torch.nn.Module, list[_Call]] = {}
+        self._work: Iterator[None] | None = None
+        self.num_traced = 0
+
+    def trace_next(self) -> bool:
+        """Records the inputs of all layers, or traces one layer; False when none is left."""
+        if self._work is None:  # not in the constructor, which delays the first token
+            self._work = self._trace_all() if self._model.device.type == "cpu" else iter(())
+        return next(self._work, self) is None
+
+    def _trace_all(self) -> Iterator[None]:
+        self._model.requires_grad_(requires_grad=False)  # or weights could not be constants
+        # This thread runs graphs as recorded: optimizing takes 10 ms a layer, gains nothing and changes bits.
+        torch._C._set_graph_executor_optimize(False)
+        for num_tokens in _EXAMPLE_TOKENS:
+            try:
+                self._record_calls(num_tokens)
+            except Exception as err:  # noqa: BLE001 - a model may refuse so few tokens, or plain attention
+                logger.debug("no layer is traced: %s", err)
+                return
+            yield
+        for layer, calls in self._calls.items():
+            if len(calls) == len(_EXAMPLE_TOKENS):
+                self._replace(layer, calls)
+                yield
+        logger.debug("%d of %d layers run as graphs", self.num_traced, len(self._calls))
+        self._calls.clear()
+
+    def _record_calls(self, num_tokens: int) -> None:
+        """Passes tokens through the model, without most products, and records its layers' inputs."""
+
+        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._calls.setdefault(module, []).append(_Call.of(args, kwargs))
+
+        tokens = torch.arange(num_tokens)[None]
+        layers = [m for m in language_model(self._model).modules() if isinstance(m, GradientCheckpointingLayer)]
+        hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+        try:
+            with torch.inference_mode(), self._attention.detached(), light_forward():
+                self._model(input_ids=tokens, position_ids=tokens, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _replace(self, layer: torch.nn.Module, calls: "list[_Call]") -> None:
+        forward = layer.forward
+        try:
+            with torch.inference_mode(), self._attention.detached():
+                traced = _trace(forward, calls[0], self._is_adapted)
+                is_equal = all(torch.equal(traced(*call.args, **call.kwargs), call.run(forward)) for call in calls[1:])
+        except Exception as err:  # noqa: BLE001 - whatever a tracer cannot do, the layer can
+            logger.debug("%s is not traced: %s", type(layer).__name__, err)
+            return
+        if is_equal:
+            layer.forward = traced
+            self.num_traced += 1
+
+
+class _Call(NamedTuple):
+    """The arguments of a layer's call: tensors, and what must be the same in each call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[torch.Tensor]
+    form: list[Any]
+    """Names and values of the arguments, for tensors the number of dimensions."""
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
+        tensors: list[torch.Tensor] = []
+        form: list[Any] = [len(args), *kwargs]
+        for value in (*args, *kwargs.values()):
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, torch.Tensor):
+                    tensors.append(part)
+                    form.append(("tensor", part.dim(), part.dtype))
+                else:
+                    form.append(part)
+        return cls(args, kwargs, tensors, form)
+
+    def run(self, forward: Callable[..., Any], tensors: Seq[torch.Tensor] | None = None) -> Any:
+        """Calls a function with these arguments, or with other tensors in place of theirs."""
+        rest = iter(self.tensors if tensors is None else tensors)
+
+        def fill(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(fill, value))
+            return next(rest) if isinstance(value, torch.Tensor) else value
+
+        args = [fill(value) for value in self.args]
+        return forward(*args, **{name: fill(value) for name, value in self.kwargs.items()})
+
+
+class _TracedForward:
+    """A layer's forward: its graph, or what it replaces where the graph does not apply."""
+
+    def __init__(
+        self,
+        graph: Callable[..., Any],
+        weights: list[torch.Tensor],
+        form: list[Any],
+        forward: Callable[..., Any],
+        is_adapted: Callable[[], bool],
+    ) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._form = form
+        self._forward = forward
+        self._is_adapted = is_adapted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = _Call.of(args, kwargs)
+        if self._is_adapted() or call.form != self._form:
+            return self._forward(*args, **kwargs)
+        return self._graph(*call.tensors, *self._weights)
+
+
+def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bool]) -> _TracedForward:
+    """The graph of a layer; packed weights are among its inputs, because constants cannot be opaque.
+
+    Raises:
+        ValueError: the graph would hold for some inputs only.
+    """
+    if any(not isinstance(part, (*_CONSTANTS, tuple)) for part in call.form):
+        raise ValueError(f"arguments {call.form}")
+    define_operators()
+    weights: list[torch.Tensor] = []
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *_: Any) -> Any:
+        if not any(weight is each for each in weights):
+            weights.append(weight)
+        return torch.ops.vllm_cli.packed_linear(x, weight, bias)
+
+    num_tensors = len(call.tensors)
+    with ReplacedFunctions({torch.ops.mkldnn._linear_pointwise: multiply}), warnings.catch_warnings(record=True) as w:
+        call.run(forward)
+        warnings.simplefilter("always")
+        graph = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda *inputs: call.run(forward, inputs[:num_tensors]), (*call.tensors, *weights), check_trace=False
+        )
+    if found := [str(each.message) for each in w if issubclass(each.category, TracerWarning)]:
+        raise ValueError(found[0])
+    torch._C._jit_pass_custom_pattern_based_rewrite_graph(_PRODUCT, _ONEDNN_PRODUCT, graph.graph)
+    return _TracedForward(graph, weights, call.form, forward, is_adapted)
+
+
+@cache
+def define_operators() -> torch.library.Library:
+    """Defines the operators that a trace contains in place of those that it cannot."""
+    library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for schema, function in (
+        ("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _packed_linear),
+        (
+            "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor",
+            PackedAttention.attend_in,
+        ),
+    ):
+        name = library.define(schema)  # type: ignore[no-untyped-call]
+        library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    return library
+
+
+def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class ReplacedFunctions(TorchFunctionMode):
+    """While open, calls of some functions, without keywords, are calls of others."""
+
+    def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Seq[type],
+        args: Seq[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        replacement = None if kwargs else self._replacements.get(function)
+        return function(*args, **(kwargs or {})) if replacement is None else replacement(*args)
+
+
+def light_forward() -> ReplacedFunctions:
+    """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
+    return ReplacedFunctions({torch._C._nn.linear: _zeros, torch.ops.mkldnn._linear_pointwise: _zeros})
+
+
+def _zeros(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_zeros(*x.shape[:-1], weight.shape[0])
