@@ -61,8 +61,8 @@ class Child:
         self.exit_code: int | None = None
         """-N after signal N; None until the process has ended, and if there was none."""
         self.place = place
-        self._server = _server_of(entry, place)
         self._environment = {**place.environment, **entry.env}
+        self._server = _server_of(entry, place.socket_path, self._environment)
         self._log = ChildLog(entry.name, place.relay)
         self._watch = ProcessWatch()
         self._listener_pid = 0
@@ -331,10 +331,10 @@ class Child:
         return f"{text}: {told}" if told else f"{text}."
 
 
-def _server_of(entry: ModelEntry, place: ChildPlace) -> OwnServer | ForeignServer:
+def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, str]) -> OwnServer | ForeignServer:
     if entry.foreign is not None:
         return ForeignServer(entry.foreign)
-    return OwnServer(entry.words, place.socket_path)
+    return OwnServer(entry.words, socket_path, environment)
 
 
 def _become(

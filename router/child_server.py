@@ -60,11 +60,13 @@ class OwnServer:
 
     is_foreign: Final = False
 
-    def __init__(self, words: Sequence[str], socket_path: str) -> None:
+    def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
+        """`environment` has all variables of its process."""
         self.words = words
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._socket_path = socket_path
+        self._environment = environment
         self._is_ready = False
 
     @property
@@ -77,15 +79,17 @@ class OwnServer:
     @property
     def longest_silence_s(self) -> float:
         """How long it may answer nothing: as long as its engine may be silent."""
-        return self._seconds_of(_WATCHDOG_TIMEOUT, env.VCLI_ENGINE_WATCHDOG_TIMEOUT.get()) or math.inf
+        variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
+        given = self._environment.get(variable.name, "")
+        return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
-    def _seconds_of(self, flag: str, default_s: float) -> float:
-        seconds = default_s
-        for given in split(self.words, {flag: 1}.get):
-            if given.flag == flag and given.values:
-                with suppress(ValueError):
-                    seconds = float(given.values[0])
-        return seconds
+    def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
+        """The first number of the flag's last value and the others; the server itself tells a wrong value."""
+        given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
+        for value in (*given[-1:], *otherwise):
+            with suppress(ValueError):
+                return float(value)
+        return 0.0
 
     async def find_obstacle(self) -> str | None:
         """Why it cannot start here."""

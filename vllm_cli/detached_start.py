@@ -1,7 +1,6 @@
 """`vllm-cli serve --detach`: starts the server in a session of its own, and waits until it is ready."""
 
 import fcntl
-import math
 import os
 import signal
 import sys
@@ -30,6 +29,8 @@ _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
 """Further ones are removed at the next start, oldest first, but none of a server that runs."""
 _POLL_S: Final = 0.05
+_CLOSED_S: Final = 20.0
+"""How long a server may close connections: with TLS 1.2, some do so to clients without a certificate."""
 _STOP_S: Final = 60.0
 """How long a start that is broken off may take to end."""
 
@@ -132,8 +133,10 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
     server = f"{record.model or 'The server'} (process {pid})"
     if (address := address_of(record)) is None:
         return f"{server} runs, and listens nowhere; its readiness is not known"
-    options = WaitOptions(address=address, path="/health", timeout_s=math.inf, interval_s=_POLL_S, pid=pid)
-    last = wait_for_server(options, show).last
+    options = WaitOptions(address=address, path="/health", timeout_s=_CLOSED_S, interval_s=_POLL_S, pid=pid)
+    while (result := wait_for_server(options, show)).ending == "timed out" and not result.last.is_closed:
+        pass
+    last = result.last
     if last.state == "ready":
         return f"{server} on {address} is ready"
     is_unknown = last.status is None and is_alive(pid)  # `/health` has other answers, or wants a certificate

@@ -73,9 +73,9 @@ class SupervisedCommand:
         if self._supervisor is not None and self._supervisor.poll() is not None:
             raise CommandEndedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
 
-    def wait(self) -> int:
-        """The exit status, once the command has ended."""
-        return self._supervisor.wait() if self._supervisor is not None else 0
+    def wait(self, timeout_s: float | None = None) -> int:
+        """The exit status, once the command has ended; raises subprocess.TimeoutExpired."""
+        return self._supervisor.wait(timeout_s) if self._supervisor is not None else 0
 
     def describe_end(self) -> str:
         """One line with the command and its exit status."""

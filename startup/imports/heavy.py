@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from startup.ground.hooks.hook import uses
+from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.learned_imports import learned_imports
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def import_engine() -> "LeftOut":
     """
     from startup.imports.lean import LeftOut, import_lean
 
+    make_calls_cheap()
     with importing():
         if uses("lean imports"):
             return import_lean(_ENGINE_MODULES)

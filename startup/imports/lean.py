@@ -11,19 +11,26 @@ import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from importlib.util import find_spec
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Hook, Name
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 
-_LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations",)
-"""Python rules for tensors without data; creating a model on the meta device needs only the rules in C++."""
+_LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations", "torch.export")
+"""Python rules for tensors without data: creating a model on the meta device needs only the rules in C++.
+The export of models, with a copy of torch's operators in Python."""
+_LEFT_OUT_OF_IMPORTS: Final = ("accelerate",)
+"""transformers' modules import names from it, which it uses only to distribute a model over devices."""
 SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
 """It imports sympy: 0.2 s of a start."""
 LEFT_OUT: Final = (
     "sympy",
     "torch._dynamo",
+    "torch.distributed._composable",
+    "torch.distributed._functional_collectives",
+    "torch.distributed.fsdp",
     "torch.distributed.tensor",
     SHAPES,
     "transformers.modeling_gguf_pytorch_utils",
@@ -64,14 +71,18 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
             _import_all(("torch", *modules))
         return LeftOut()
     from_torch, stand_ins = StandIns(_LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT, functions={SHAPES: SHAPE_FUNCTIONS})
+    of_imports = StandIns([name for name in _LEFT_OUT_OF_IMPORTS if find_spec(name) is not None])
     from_torch.install()
     importlib.import_module("torch")
     before = set(sys.modules)
     stand_ins.install()
+    of_imports.install()
     try:
         with cached_scans():
             _import_all(modules)
+        of_imports.remove()
     except Exception:  # noqa: BLE001 - any error may come from a stand-in; the second import has none
+        of_imports.remove()
         stand_ins.remove()
         for name in set(sys.modules) - before:
             if name.partition(".")[0] != "torch":  # its modules register operators, which works only once

@@ -33,6 +33,8 @@ _TO_MAIN = (
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """Job control: all of the server's processes are stopped, then this one."""
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+"""A server acts on these even if it was started with them ignored, as a script's `&` does with SIGINT."""
 _COLD = ("VCLI_STANDBY", "off")
 _OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_RESTART")
 _STATUS_S = 1.0
@@ -60,7 +62,7 @@ def follow_server(
     os.set_blocking(signals_fd, False)
     signal.set_wakeup_fd(signals_fd, warn_on_full_buffer=False)
     for number in _HANDLED:
-        if signal.getsignal(number) != signal.SIG_IGN:
+        if number in _ENDS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     status = _Server(connection, server_pid, server_fd, relay).wait(wakeup_fd)
     os.close(life_fd)

@@ -37,11 +37,12 @@ COMMAND_LINE: Final = Hook(
     is_essential=True,
 )
 
-_LOG_FILE: Final = re.compile(r"--log[-_]config[-_]file(?==|$)")
-_LOG_SETTING: Final = "--logging-config.pylogging_config_file"
+_LOG_FILE: Final = re.compile(r"^(--(?=[\w-]+(?:=|\Z))|(?=[\w-]+\s*:))log[-_]config[-_]file(?![\w-])", re.MULTILINE)
+"""The flag as a word, or as the key of a file."""
+_LOG_SETTING: Final = r"\1logging-config.pylogging_config_file"
 _PARSERS: Final = ("vllm.engine.arg_utils", "vllm.entrypoints.launchers.cli_args")
 _TAKES_LOG_FILE: Final = Text(_PARSERS, r"^    log_config_file:", "--log-config-file")
-_TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_config_file:", _LOG_SETTING)
+_TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_config_file:", "--logging-config")
 
 _CONFIG: Final = "--config"
 
@@ -173,9 +174,14 @@ class CommandLine:
 
 def _with_present_flags(words: Sequence[str]) -> Sequence[str]:
     """For a vLLM without `--log-config-file`: with the setting that has replaced it, if it has that."""
-    if not any(map(_LOG_FILE.match, words)) or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
-        return words
-    return [_LOG_FILE.sub(_LOG_SETTING, word) for word in words]
+    return [*map(_with_present_flag, words)]
+
+
+def _with_present_flag(text: str) -> str:
+    """A word of the command line, or the file of `--config`."""
+    if not _LOG_FILE.search(text) or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
+        return text
+    return _LOG_FILE.sub(_LOG_SETTING, text)
 
 
 def _with_model_first(words: Sequence[str]) -> Sequence[str]:
@@ -263,7 +269,7 @@ def run_vllm(words: Sequence[str], command: str = "serve") -> int:
 
 
 def _with_variables(words: Sequence[str], stack: ExitStack) -> Sequence[str]:
-    """The words with another file of `--config`, if variables are replaced in it; the stack removes it.
+    """The words with another file of `--config`, if something is replaced in it; the stack removes it.
 
     It is in memory, as values may be secrets, and has a name that vLLM takes.
     """
@@ -273,17 +279,17 @@ def _with_variables(words: Sequence[str], stack: ExitStack) -> Sequence[str]:
     replaced = replace_variables(text)
     for line in replaced.missing:
         logger.warning("%s: %s: vLLM gets the text as it is", _CONFIG, line)
-    if replaced.text == text:
+    if (changed := _with_present_flag(replaced.text)) == text:
         return words
     place = words.index(_CONFIG) + 1
     try:
         name = stack.enter_context(own_folder()) / f"config{Path(words[place]).suffix}"
         file = stack.enter_context(os.fdopen(os.memfd_create(_CONFIG), "w"))
-        file.write(replaced.text)
+        file.write(changed)
         file.flush()
         name.symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
     except OSError as err:
-        logger.warning("%s: vLLM gets %s without the values of variables: %s", _CONFIG, words[place], err)
+        logger.warning("%s: vLLM gets %s as it is: %s", _CONFIG, words[place], err)
         return words
     return [*words[:place], str(name), *words[place + 1 :]]
 

@@ -1,22 +1,18 @@
-"""Imports modules of vLLM one after the other on the main thread, without those that serving does not use.
-
-What vLLM's modules call again and again while they are imported is made cheaper, too.
-"""
+"""Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
 
 import functools
 import importlib
-import logging
-import logging.config
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Hook, Name, Text, place_of
-from startup.imports.finder import after_import, replace, stop_replacing
+from startup.imports.cheap_calls import make_calls_cheap
+from startup.imports.finder import replace, stop_replacing
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
 from startup.vllm.patches.compiler import compiler_imported
@@ -35,18 +31,6 @@ LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
 """The launcher imports these, too, while the engine loads its model; new in 0.31 and 0.32."""
-
-_GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
-CHEAP_CALLS: Final = Hook(
-    "cheap calls",
-    does="notes the source of torch's operators, and configures logs, in less time",
-    without="both take a tenth of the imports",
-    needs=(
-        _GET_SOURCE,
-        Name("logging.config", "dictConfig", ("config",)),
-        Name("logging", "Manager._clear_cache", ()),
-    ),
-)
 
 UNUSED_COMMANDS: Final = Hook(
     "unused subcommands",
@@ -118,43 +102,6 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
             except Exception as err:  # noqa: BLE001 - a module may raise any error
                 failed[name] = f"{type(err).__name__}: {err}"
     return failed
-
-
-def make_calls_cheap() -> None:
-    """From now on; a second call does nothing."""
-    if not CHEAP_CALLS.applies:
-        return
-    after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)
-    if not hasattr(logging.config.dictConfig, "__wrapped__"):
-        logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
-
-
-def _get_source(stacklevel: int) -> str:
-    """torch notes the file and line of each operator: `inspect` resolves the paths of all modules for it."""
-    frame = sys._getframe(stacklevel)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _with_one_clearing(configure: Any) -> Any:
-    """logging clears the caches of all loggers for each logger that it configures."""
-
-    @functools.wraps(configure)
-    def configure_and_clear_once(config: Any) -> None:
-        with _clearing_once():
-            configure(config)
-
-    return configure_and_clear_once
-
-
-@contextmanager
-def _clearing_once() -> Iterator[None]:
-    manager: Any = logging.root.manager
-    manager._clear_cache = lambda: None
-    try:
-        yield
-    finally:
-        del manager._clear_cache
-        manager._clear_cache()
 
 
 def stub_unused_commands() -> None:

@@ -125,9 +125,24 @@ def test_several_models_and_one_that_stops_when_idle(tiny_llama, tmp_path, start
         assert run_cli("stop", server["pid"]).returncode == 0
 
 
+_LIBRARY = """openssl_conf = all
+[all]
+ssl_conf = tls
+[tls]
+system_default = newest
+[newest]
+MaxProtocol = {}
+"""
+
+
 @needs_openssl
-def test_a_server_that_wants_certificates_of_clients_runs_with_an_unknown_readiness(tiny_llama, tmp_path, started):
+@pytest.mark.parametrize("newest", ["TLSv1.2", "TLSv1.3"])
+def test_a_server_that_wants_certificates_of_clients_runs_with_an_unknown_readiness(
+    newest, tiny_llama, tmp_path, started, monkeypatch
+):
     made = make_certificate(tmp_path, "server")
+    (library := tmp_path / "openssl.cnf").write_text(_LIBRARY.format(newest))
+    monkeypatch.setenv("OPENSSL_CONF", str(library))
     tls = (*made.flags, "--ssl-ca-certs", made.certificate, "--ssl-cert-reqs", "2")
     done, server = _detach(started, tiny_llama, "--engine", "embedded", "--port", "0", *tls)
     assert "its readiness is not known: it wants a certificate of its clients" in done.stdout

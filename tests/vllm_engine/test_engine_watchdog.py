@@ -5,8 +5,10 @@ A test takes 20 to 100 s. Times include those of a machine that does nothing els
 
 import re
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
 from tests.support.waiting import is_gone, wait_until
 from tests.vllm_engine import hang_plugin
+from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.vllm_server import VllmServer
 
@@ -28,6 +31,9 @@ _END_S: Final = 30.0
 """From the watchdog's timeout to the exit."""
 _ALL_TOKENS: Final = 240
 _SILENT: Final = "it was silent for"
+_NUM_BUSY: Final = 4
+_LONG_PROMPT: Final = list(range(1000, 8900))
+"""More tokens than are computed in the watchdog's timeout; a step has 128 of them."""
 
 
 class _Hangs:
@@ -73,8 +79,13 @@ def _assert_whole(readers: Sequence[StreamReader]) -> None:
         assert end is None
 
 
+def _log(server: VllmServer) -> str:
+    """The lines as they are written; vLLM 0.29 adds the process."""
+    return re.sub(r"^\(APIServer pid=\d+\) ", "", server.log, flags=re.M)
+
+
 def _digest(server: VllmServer) -> list[str]:
-    lines = server.log.splitlines()
+    lines = _log(server).splitlines()
     return lines[max(index for index, line in enumerate(lines) if line.startswith("Error: ")) :]
 
 
@@ -136,7 +147,7 @@ def test_a_minute_of_silence_is_told_after_half_of_it(start_vllm, capsys):
             assert server.process.wait(_END_S) == 1
             end_s = (datetime.now() - begin).total_seconds()
             _assert_told(readers)
-        warning = server.log[server.log.index("has been silent for 30 s") :].split("\nINFO")[0]
+        warning = _log(server).partition("has been silent for 30 s")[2].split("\nINFO")[0]
     with capsys.disabled():
         print(f"\nstopped EngineCore, watchdog 60 s: warned {warned_s:.1f} s, 503 {told_s:.1f} s, exit {end_s:.1f} s")
     assert server.log.count("has been silent for 30 s") == 1
@@ -181,29 +192,105 @@ def test_streams_go_on_after_a_pause_of_engine_and_worker(start_vllm):
         assert server.terminate() == 0
 
 
-@pytest.mark.alone
-@pytest.mark.versions
-def test_what_is_slow_is_not_ended(start_vllm, hangs):
-    """A pause of the API process, a long step, a long call of vLLM's own, and a paused scheduler."""
-    environment = hangs.environment | {"VLLM_SERVER_DEV_MODE": "1"}
-    with start_vllm("ours", *_watchdog(_TIMEOUT_S), environment=environment) as server:
-        server.wait_ready()
-        with _streams(server, 4) as readers:
-            server.process.send_signal(signal.SIGSTOP)
-            time.sleep(2 * _TIMEOUT_S)
-            server.process.send_signal(signal.SIGCONT)
-            _assert_whole(readers)
-        for how in ("compute", "sleep"):
-            with _streams(server, 1) as readers:
-                hangs.next_step(f"{how} {_TIMEOUT_S - 2}")
-                _assert_whole(readers)
-        assert server.ask("/collective_rpc", {"method": "nap", "args": [str(2 * _TIMEOUT_S)]}).status == 200
-        assert server.ask("/pause?mode=wait", {}).status == 200
+@contextmanager
+def _busy_processes(number: int) -> Iterator[None]:
+    """They leave a part of each processor to others."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _pause_api_process(server: VllmServer, _: _Hangs) -> None:
+    server.process.send_signal(signal.SIGSTOP)
+    time.sleep(2 * _TIMEOUT_S)
+    server.process.send_signal(signal.SIGCONT)
+
+
+def _pause_engine(server: VllmServer, _: _Hangs) -> None:
+    stopped = _stop(server, "EngineCore", "Worker")
+    time.sleep(_TIMEOUT_S - 2)
+    for process in stopped:
+        process.resume()
+
+
+def _long_step(how: str) -> "Callable[[VllmServer, _Hangs], None]":
+    def make_a_long_step(server: VllmServer, hangs: _Hangs) -> None:
+        hangs.next_step(f"{how} {_TIMEOUT_S - 3}")
+        server.generate()
+
+    return make_a_long_step
+
+
+def _call_workers(server: VllmServer, _: _Hangs) -> None:
+    assert server.ask("/collective_rpc", {"method": "nap", "args": [str(2 * _TIMEOUT_S)]}).status == 200
+
+
+def _off_and_on(off: str, on: str) -> "Callable[[VllmServer, _Hangs], None]":
+    def turn_off_and_on(server: VllmServer, _: _Hangs) -> None:
+        assert server.ask(off, {}).status == 200
         time.sleep(2 * _TIMEOUT_S)
-        assert server.ask("/resume", {}).status == 200
+        assert server.ask(on, {}).status == 200
+
+    return turn_off_and_on
+
+
+_SLOW: Final = {
+    "the API process is paused": _pause_api_process,
+    "engine and worker are paused": _pause_engine,
+    "a step computes": _long_step("compute"),
+    "a step waits": _long_step("sleep"),
+    "a call of the workers": _call_workers,
+    "the scheduler is paused": _off_and_on("/pause?mode=wait", "/resume"),
+    "sleep of level 1": _off_and_on("/sleep?level=1&mode=wait", "/wake_up"),
+    "sleep of level 2": _off_and_on("/sleep?level=2&mode=wait", "/wake_up"),
+}
+"""vLLM's worker for CPU keeps its memory when it sleeps; its engine and scheduler sleep as everywhere."""
+_BESIDE: Final = [
+    pytest.param(0, 0, id="alone"),
+    pytest.param(4, 0, id="with 4 streams", marks=pytest.mark.versions),
+    pytest.param(4, _NUM_BUSY, id="beside busy processes"),
+]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(("num_streams", "num_busy"), _BESIDE)
+@pytest.mark.parametrize("slow", _SLOW)
+def test_what_is_slow_is_not_ended(start_vllm, hangs, slow, num_streams, num_busy):
+    environment = hangs.environment | {"VLLM_SERVER_DEV_MODE": "1"}
+    with start_vllm("ours", *_watchdog(_TIMEOUT_S), environment=environment) as server, _busy_processes(num_busy):
+        server.wait_ready()
+        with _streams(server, num_streams) as readers:
+            _SLOW[slow](server, hangs)
+            _assert_whole(readers)
         server.generate()
         assert server.terminate() == 0
         assert "silent" not in server.log
+
+
+def _skip_if_quick(took_s: float) -> None:
+    if took_s < _TIMEOUT_S:
+        pytest.skip(f"it took {took_s:.1f} s, so that the watchdog had nothing to say")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(("num_streams", "num_busy"), _BESIDE)
+def test_a_long_prompt_is_no_hang(start_vllm, num_streams, num_busy):
+    """Its steps are shorter than the timeout, and all of them together are longer."""
+    words = ("--enforce-eager", "--max-num-batched-tokens", "128", "--max-num-seqs", "8", *_watchdog(_TIMEOUT_S))
+    with start_vllm("ours", *words, model=PEER_MODEL) as server, _busy_processes(num_busy):
+        server.wait_ready()
+        with _streams(server, num_streams) as readers:
+            begin_s = time.monotonic()
+            server.post("/v1/completions", prompt=_LONG_PROMPT, max_tokens=1)
+            took_s = time.monotonic() - begin_s
+            _assert_whole(readers)
+        assert server.terminate() == 0
+        assert "silent" not in server.log
+    _skip_if_quick(took_s)
 
 
 @pytest.mark.alone
@@ -219,12 +306,20 @@ def test_a_long_step_is_no_silence(start_vllm, hangs):
 
 
 @pytest.mark.alone
-def test_a_start_that_compiles_is_not_watched(start_vllm, tmp_path):
-    words = ("--max-model-len", "256", "--dtype", "float32", *_watchdog(1))
-    with start_vllm("ours", *words, environment={"VLLM_CACHE_ROOT": str(tmp_path)}) as server:
+@pytest.mark.parametrize("num_busy", [0, _NUM_BUSY], ids=["alone", "beside busy processes"])
+def test_a_start_that_compiles_and_its_first_request_are_no_hang(start_vllm, small_model, tmp_path, num_busy):
+    words = ("--max-model-len", "256", "--dtype", "float32", *_watchdog(_TIMEOUT_S))
+    with (
+        start_vllm("ours", *words, model=small_model, environment={"VLLM_CACHE_ROOT": str(tmp_path)}) as server,
+        _busy_processes(num_busy),
+    ):
+        begin_s = time.monotonic()
         server.wait_ready()
+        took_s = time.monotonic() - begin_s
+        server.generate()
         assert server.terminate() == 0
         assert "silent" not in server.log
+    _skip_if_quick(took_s)
 
 
 @pytest.mark.alone

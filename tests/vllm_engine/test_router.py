@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from envs.registry import env
@@ -28,7 +30,7 @@ _NUM_CLIENTS = 10
 
 
 class _Router(Server):
-    def __init__(self, folder: Path, models: dict[str, object]) -> None:
+    def __init__(self, folder: Path, models: dict[str, object], *words: str) -> None:
         self.port = free_port()
         file = folder / "models.yaml"
         file.write_text(json.dumps({"models": models}))
@@ -41,19 +43,25 @@ class _Router(Server):
             "PYTHONPATH": str(ROOT),
             "VLLM_CACHE_ROOT": str(folder / "cache"),
         }
-        words = ["--models", file, "--port", self.port, "--max-running", "1"]
-        super().__init__([PYTHON, "-m", "vllm_cli", "serve", *words], environment, is_awaited=True)
+        command = [PYTHON, "-m", "vllm_cli", "serve", "--models", file, "--port", self.port, *words]
+        super().__init__(command, environment, is_awaited=True)
 
     def complete(self, model: str) -> Answer:
         body = {"model": model, "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
         return self.ask("/v1/completions", body, timeout_s=_START_S)
+
+    def engine_of(self, model: str) -> psutil.Process:
+        """Of a cold start."""
+        (row,) = [each for each in self.ask("/status.json").json["models"] if each["id"] == model]
+        (engine,) = [p for p in psutil.Process(row["pid"]).children(recursive=True) if "EngineCore" in title_of(p)]
+        return engine
 
 
 @pytest.fixture
 def router(small_model: Path, tmp_path: Path) -> Iterator[_Router]:
     tmp_path.chmod(0o700)
     entry = {"model": str(small_model), "engine": "vllm", "args": list(SMALL)}
-    with _Router(tmp_path, {"a": entry, "b": {**entry, "aliases": ["second"]}}) as router:
+    with _Router(tmp_path, {"a": entry, "b": {**entry, "aliases": ["second"]}}, "--max-running", "1") as router:
         yield router
 
 
@@ -68,6 +76,42 @@ def test_two_vllm_models_swap_and_their_starts_are_warm(router, expected_text, t
     assert router.log.count("warm start: forked from the standby's process") == 3
     assert router.terminate(timeout_s=_START_S) == 0
     assert not list(tmp_path.glob("vcli-*"))
+
+
+def test_a_hung_model_is_started_again_and_others_go_on(small_model, tmp_path):
+    tmp_path.chmod(0o700)
+    entry = {"model": str(small_model), "engine": "vllm", "args": list(SMALL)}
+    models = {"a": {**entry, "env": {env.VCLI_ENGINE_WATCHDOG_TIMEOUT.name: "6"}}, "b": entry}
+    with _Router(tmp_path, models, "--idle-warm", "off") as router, ThreadPoolExecutor(1) as pool:
+        assert [router.complete(name).status for name in "ab"] == [200, 200]
+        first, other = router.engine_of("a"), router.engine_of("b")
+        first.suspend()
+        begin_s, unanswered = time.monotonic(), pool.submit(router.complete, "a")
+        while (readiness := router.ask("/readyz?model=a")).status == 200:
+            assert router.complete("b").status == 200
+            assert time.monotonic() - begin_s < 30
+        assert re.search("silent for 6 s|the engine hung", readiness.json["error"]["message"])
+        assert unanswered.result().status in (200, 503)  # the next process gets it if the hung one has refused it
+        wait_until(lambda: router.complete("a").status == 200, _START_S)
+        assert router.engine_of("a").pid != first.pid
+        assert router.engine_of("b") == other
+
+
+def test_unload_of_a_hung_model_tells_what_it_waits_for_and_ends(small_model, tmp_path):
+    tmp_path.chmod(0o700)
+    entry = {"model": str(small_model), "engine": "vllm", "args": list(SMALL)}
+    with _Router(tmp_path, {"a": entry}, "--idle-warm", "off") as router, ThreadPoolExecutor(1) as pool:
+        assert router.complete("a").status == 200
+        router.engine_of("a").suspend()
+        unanswered = pool.submit(router.complete, "a")
+        router.wait(lambda: router.ask("/status.json").json["models"][0]["num_running"] == 1)
+        begin_s = time.monotonic()
+        done = run_cli("unload", "a", "--port", router.port)
+        assert time.monotonic() - begin_s < 80
+        assert unanswered.result().status == 503
+    assert done.returncode == 0
+    assert " s  a is draining, 1 requests run\n" in done.stderr
+    assert "a has stopped after " in done.stderr
 
 
 _BODY = {"model": "model", "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}

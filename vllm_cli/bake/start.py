@@ -101,14 +101,18 @@ def why_no_start(subject: Subject) -> str | None:
     return f"vLLM {vllm.version} is built for CUDA, and there is no GPU here"
 
 
-def download_kernels(subject: Subject, reporter: Reporter) -> str | None:
+def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> str | None:
     """Has vLLM install its kernels beside itself, if it has that command; returns the reason of a failure."""
     if subject.engine != "vllm" or not (require_vllm().folder / _DOWNLOAD_KERNELS).is_file():
         return None
     reporter.note("installing vLLM's kernels")
     with closing(SupervisedCommand()) as command:
         command.run([sys.executable, "-m", "vllm_cli", "download-kernels"])
-        if (code := command.wait()) == 0:
+        try:
+            code = command.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return f"`vllm-cli download-kernels` took longer than {timeout_s:g} s (--timeout)"
+        if code == 0:
             return None
         reporter.note(command.log_tail)
     return f"`vllm-cli download-kernels` ended with exit code {code}"

@@ -22,6 +22,8 @@ _FAILED: Final = ("failed", "dead")
 """Values of `status` of a server that will never be ready."""
 _NOT_YET: Final = (408, 425, 429)
 """HTTP statuses below 500 that mean a retry may succeed."""
+_WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
+"""Alerts of TLS 1.3 and 1.2."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Readiness:
     """
     is_late: bool = False
     """The request timed out."""
+    is_closed: bool = False
+    """The connection was accepted, and closed without an answer."""
 
     def describe_rest(self) -> str:
         """Progress bar and remaining time, where they are known."""
@@ -59,11 +63,12 @@ def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Re
     except TimeoutError:
         return Readiness("absent", f"no answer within {timeout_s:.3g} s", is_late=True)
     except HTTPException as err:
-        return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
+        return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})", is_closed=True)
     except OSError as err:
-        if "CERTIFICATE_REQUIRED" in str(err):  # TLS's alert
+        if any(alert in str(err) for alert in _WANTS_CERTIFICATE):
             return Readiness("failed", "it wants a certificate of its clients")
-        return Readiness("absent", (err.strerror or str(err)).lower())
+        is_closed = isinstance(err, ssl.SSLError | ConnectionResetError)
+        return Readiness("absent", (err.strerror or str(err)).lower(), is_closed=is_closed)
     return _read_answer(answer, address.path + path)
 
 

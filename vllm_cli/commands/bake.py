@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     default=1800,
     show_default=True,
     metavar="SECONDS",
-    help="How long the start may take.",
+    help="How long the start may take, and installing vLLM's kernels.",
 )
 @click.option("--no-start", is_flag=True, help="Run no model: only import, as for a GPU that is not there.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")

@@ -1,9 +1,10 @@
 """`vllm-cli load` and `vllm-cli unload`: start and stop one model of a router (`serve --models`)."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from startup.ground.logs.formatters import escape_controls
 from vllm_cli.client.server import Server, server_options, take_server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.terminal import Reporter
 
 F = TypeVar("F", bound=Callable[..., Any])
 Verb = Literal["load", "unload"]
@@ -21,6 +23,8 @@ Ending = Literal["ready", "stopped", "failed", "timed out"]
 
 EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "stopped": 0, "failed": 1, "timed out": 4}
 
+_POLL_S: Final = 1.0
+_HEARTBEAT_S: Final = 10.0
 _DONE: Final[dict[Verb, Ending]] = {"load": "ready", "unload": "stopped"}
 
 
@@ -80,7 +84,8 @@ def unload(*, model: str, **options: Any) -> int:
 def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
     server = take_server(options)
     begin_s = time.monotonic()
-    ending, reason = _send(server, verb, model, options["timeout_s"])
+    with closing(Reporter(is_quiet=options["is_quiet"], interval_s=_HEARTBEAT_S)) as reporter:
+        ending, reason = _await(lambda: _send(server, verb, model, options["timeout_s"]), server, model, reporter)
     took_s = time.monotonic() - begin_s
     if ending == "timed out":
         reason = f"the request for {escape_controls(model)} was not answered after {took_s:.3g} s"
@@ -91,6 +96,32 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
         done = "is ready" if ending == "ready" else "has stopped"
         click.echo(f"Error: {reason}" if reason else f"{escape_controls(model)} {done} after {took_s:.1f} s", err=True)
     return EXIT_CODES[ending]
+
+
+def _await(
+    send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
+) -> tuple[Ending, str]:
+    """The outcome of a request that is sent by a thread; meanwhile, the reporter gets what it waits for."""
+    outcomes: list[tuple[Ending, str]] = []
+    sending = threading.Thread(target=lambda: outcomes.append(send()), daemon=True, name="request")
+    begin_s = time.monotonic()
+    sending.start()
+    sending.join(_POLL_S)
+    while sending.is_alive():
+        if state := _describe_state(server, model):
+            reporter.update(f"{time.monotonic() - begin_s:5.1f} s  {escape_controls(model)} is {state}", state)
+        sending.join(_POLL_S)
+    return outcomes[0]
+
+
+def _describe_state(server: Server, model: str) -> str:
+    """What the model does, and how many requests it answers; empty if the router does not tell."""
+    with suppress(ConnectionFailedError):
+        for row in server.ask("GET", DATA_PATH, timeout_s=_POLL_S).get("models", ()):
+            if model in (row["id"], *row["aliases"]):
+                phase = f", {row['progress']['phase']}" if row["progress"] else ""
+                return f"{row['status']}{phase}" + f", {row['num_running']} requests run" * bool(row["num_running"])
+    return ""
 
 
 def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:

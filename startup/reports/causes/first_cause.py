@@ -79,7 +79,9 @@ _MOST_LINES_OF_AN_END: Final = 5
 """Lines behind the first one of an end without an exception that can still belong to it."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
-"""Begins the last line of `vllm-cli` when a start fails."""
+"""Begins the last line of `vllm-cli` when a start fails, and the digest of a crash."""
+_OWN_CAUSE: Final = "Cause: "
+"""Begins the digest's second line."""
 
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
@@ -163,6 +165,9 @@ class Run:
             self._find_complaint(line, number, phase)
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
+        elif self.own_error and line.text.startswith(_OWN_CAUSE) and (known := _match(line, KNOWN)):
+            text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known.title}: ")
+            self.own_error = Sign(line._replace(text=text), number, phase, known)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
         """One that quotes an exception tells more than others."""
@@ -253,7 +258,8 @@ def _cause_of(run: Run) -> Cause | None:
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     cut = run.exceptions.cut
     is_engine_cut = cut is not None and cut.phase == SERVING and cut.role in _INNER
-    if run.end is None and run.was_ready and not run.is_engine_dead and not is_engine_cut:
+    is_told = run.own_error is not None and run.own_error.known is not None
+    if run.end is None and run.was_ready and not run.is_engine_dead and not is_engine_cut and not is_told:
         return None
     if sign := _telling_sign(run):
         return _describe_sign(sign, run)

@@ -16,6 +16,9 @@ from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputR
 _STOPPED: Final = "T"
 _WRITE_S: Final = 1.0
 """How long a process may take to write its stacks."""
+_RESUME_S: Final = 0.2
+"""Between SIGCONT and the signal. Without, any thread gets it and reads stacks of others that wake up, which
+crashes Python now and then."""
 _POLL_S: Final = 0.05
 _MOST_SHOWN: Final = 12
 _OUTERMOST: Final = " in <module>"
@@ -91,14 +94,18 @@ class RecordedProcesses:
 
     async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
         """All threads' stacks of the processes that write them; with `resumes`, stopped ones do, too."""
+        stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
+        if resumes and stopped:
+            for process in stopped:
+                with suppress(OSError):
+                    os.kill(process.pid, signal.SIGCONT)
+            await asyncio.sleep(_RESUME_S)
         begun = {process: self._record.state_size(process.pid) for process, _ in self._alive()}
-        asked = [process for process, stat in self._alive() if resumes or stat[0] != _STOPPED]
+        asked = [process for process, _ in self._alive() if resumes or process not in stopped]
         for process in asked:
             with suppress(OSError):
                 if _catches(process.pid):
                     os.kill(process.pid, STACK_SIGNAL)
-                if resumes:
-                    os.kill(process.pid, signal.SIGCONT)
         stacks: dict[_Process, Sequence[str]] = {}
         for _ in range(int(_WRITE_S / _POLL_S)):
             await asyncio.sleep(_POLL_S)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from startup.imports.heavy import import_engine
 
-HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.modeling_gguf_pytorch_utils")
+HEAVY = (
+    "accelerate",
+    "sympy",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "transformers.modeling_gguf_pytorch_utils",
+)
 
 
 def main(models: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """Lean imports give the same tokens for every architecture, on the main thread, without left out modules."""
 
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -18,12 +19,11 @@ from startup.imports.lean import SHAPE_FUNCTIONS, import_lean
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model
 
 _CONDITIONS = ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true")
-_SCRIPT = Path(__file__).with_name("lean_script.py")
 
 
 def _run(models: list[Path], *, lean: bool = True) -> list[object]:
     done = subprocess.run(
-        [sys.executable, _SCRIPT, *models],
+        [sys.executable, "-m", "tests.startup.imports.lean_script", *models],
         env=os.environ | {"VCLI_LEAVE_OUT": "" if lean else "lean imports"},
         capture_output=True,
         text=True,
@@ -70,6 +70,17 @@ def test_a_module_that_a_stand_in_breaks_is_imported_without_it(tmp_path, monkey
     import_lean(["picky_module"])
     assert sys.modules["picky_module"].RESULT == 2
     assert sys.modules["left_out_module"].VALUE == 1
+
+
+def test_a_module_that_only_imports_name_is_real_afterwards(tmp_path, monkeypatch):
+    (tmp_path / "named_module.py").write_text("VALUE = 1\n")
+    (tmp_path / "naming_module.py").write_text("import sys\nfrom named_module import VALUE\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(lean, "_LEFT_OUT_OF_IMPORTS", ("named_module", "not_installed_module"))
+    import_lean(["naming_module"])
+    assert sys.modules["naming_module"].VALUE != 1
+    assert importlib.import_module("named_module").VALUE == 1
+    assert importlib.util.find_spec("not_installed_module") is None
 
 
 def test_plain_shapes_agree_with_torch_on_numbers():

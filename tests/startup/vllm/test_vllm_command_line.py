@@ -152,12 +152,18 @@ _SETTING = "class LoggingConfig:\n    pylogging_config_file: str | None = None\n
     ],
     ids=["both", "flag", "neither", "setting"],
 )
-def test_the_file_of_the_log_becomes_the_setting_of_a_parser_without_the_flag(parser, settings, expected, toys):
+def test_the_file_of_the_log_becomes_the_setting_of_a_parser_without_it(parser, settings, expected, toys, tmp_path):
     toys.write("vllm.engine.arg_utils", parser)
     toys.write("vllm.config.logging", settings)
     assert _line("m --log-config-file a.json --port 1").words == tuple(expected.split())
     joined = expected.replace(" a.json", "=a.json")
     assert _line("m --log_config_file=a.json --port 1".replace("_", "-")).words == tuple(joined.split())
+    path = tmp_path / "serve.yaml"
+    path.write_text("port: 1\nlog-config-file: a.json\n")
+    with ExitStack() as stack:
+        (_, given) = command_line._with_variables(["--config", str(path)], stack)
+        text = Path(given).read_text()
+    assert text == ("port: 1\n" + expected.split()[1].removeprefix("--") + ": a.json\n")
 
 
 def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch):
@@ -198,4 +204,4 @@ def test_without_a_folder_for_temporary_files_vllm_gets_the_users_file(tmp_path,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with ExitStack() as stack:
         assert command_line._with_variables(["--config", str(path)], stack) == ["--config", str(path)]
-    assert "without the values of variables: " in caplog.text
+    assert "serve.yaml as it is: " in caplog.text

@@ -102,29 +102,36 @@ _VLLM_WORDS = ("model", "--enforce-eager")
 
 _KERNELS = """
 import sys
+import time
 from pathlib import Path
 
 Path("DONE").write_text(" ".join(sys.argv[1:]))
-sys.exit(CODE)
+END
 """
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("code", [0, 3])
-def test_kernels_are_installed_where_vllm_has_a_command_for_it(code, tmp_path):
+@pytest.mark.parametrize(
+    ("end", "words", "reason"),
+    [
+        ("sys.exit(0)", (), None),
+        ("sys.exit(3)", (), "`vllm-cli download-kernels` ended with exit code 3"),
+        ("time.sleep(600)", ("--timeout", "10"), "`vllm-cli download-kernels` took longer than 10 s (--timeout)"),
+    ],
+)
+def test_kernels_are_installed_where_vllm_has_a_command_for_it(end, words, reason, tmp_path):
     """A failure, as without a network, leaves them out."""
     fake = variant(tmp_path, entrypoints__cli__download_kernels="")
     done_path = tmp_path / "done"
-    program = _KERNELS.replace("DONE", str(done_path)).replace("CODE", str(code))
+    program = _KERNELS.replace("DONE", str(done_path)).replace("END", end)
     main = (fake / "vllm" / "entrypoints" / "cli" / "main.py").read_text()
     guard = "import sys\nif sys.argv[1:2] == ['download-kernels']:\n"
     rest = "".join(f"    {line}\n" for line in program.splitlines())
     (fake / "vllm" / "entrypoints" / "cli" / "main.py").write_text(guard + rest + main)
-    done = _bake_vllm(tmp_path, "model", "--no-start", "--json", env=environment(tmp_path, fake))
+    done = _bake_vllm(tmp_path, "model", "--no-start", "--json", *words, env=environment(tmp_path, fake))
     assert done.returncode == 0, done.stderr
     assert done_path.read_text() == "download-kernels"
-    reason = json.loads(done.stdout)["left_out"].get("vLLM's kernels")
-    assert reason == (f"`vllm-cli download-kernels` ended with exit code {code}" if code else None)
+    assert json.loads(done.stdout)["left_out"].get("vLLM's kernels") == reason
 
 
 def _bake_vllm(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """`vllm-cli load` and `unload` against HTTP servers that answer as a router, or as another server."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.http_server import ScriptedServer, serving
+from tests.support.http_server import Request, ScriptedServer, serving
 
 _NEAR = "The model `qwem` does not exist. Did you mean `qwen`?"
 _FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type": "unavailable_error", "code": 503}}
@@ -72,6 +73,24 @@ def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start, invoke):
     is_over.set()
     assert done.returncode == 4
     assert json.loads(done.stdout)["status"] == "timed out"
+
+
+def test_what_the_router_waits_for_is_told(start, invoke):
+    is_over = threading.Event()
+    server = start(200, {})
+    row = {"id": "org/qwen", "aliases": ["qwen"], "status": "draining", "num_running": 3, "progress": None}
+
+    def decide(request: Request) -> tuple[int, Any]:
+        if request.method == "POST":
+            return (200, {}) if is_over.wait(60) else (504, {})
+        if len(server.requests) > 2:
+            is_over.set()
+        return 200, {"models": [{**row, "id": "other", "aliases": []}, row]}
+
+    server.decide = decide
+    done = invoke("unload", "qwen", "--url", server.url)
+    assert done.returncode == 0
+    assert re.match(r" +\d\.\d s  qwen is draining, 3 requests run\nqwen has stopped after ", done.stderr)
 
 
 def test_quiet_prints_nothing(start, invoke):

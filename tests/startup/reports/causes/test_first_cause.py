@@ -361,6 +361,18 @@ def test_an_engine_that_hung_is_told_with_its_process_and_not_with_what_ended_th
     assert find_cause([f"WARNING 04-27 18:09:47 (launcher) server.operation.engine_watchdog: {told}"]) is None
 
 
+def test_the_digest_of_a_served_engine_that_hung_tells_it_again():
+    """As a router reads it: the log of its model's server has no stacks."""
+    lines = [
+        "INFO:     Application startup complete.",
+        "Error: EngineCore (pid 7) failed while it served.",
+        "Cause: the engine hung: EngineHangError: it was silent for 6 s (--engine-watchdog-timeout): since 01:35:21",
+    ]
+    cause = find_cause(lines)
+    assert _name(cause) == "engine-hangs"
+    assert cause.text.startswith("EngineHangError: it was silent")
+
+
 def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause():
     cause = _find(_log(_WORKER, _traceback("x", error="RuntimeError: NCCL error: invalid usage")), "Killed")
     assert _name(cause) == "nccl-invalid-usage"
