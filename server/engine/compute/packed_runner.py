@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
+from server.engine.compute.int8_product import QuantizedLayers
 from server.engine.compute.linear import LinearPacker
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
@@ -37,6 +38,7 @@ class PackedRunner:
         self._model = model
         self._attention = PackedAttention()
         self._packer: LinearPacker | None = None
+        self._quantized: QuantizedLayers | None = None
         self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
@@ -76,6 +78,10 @@ class PackedRunner:
         """Sets the cache, whose size depends on `probe`'s shapes."""
         self._attention.cache = cache
         self._packer = LinearPacker(self._model)
+
+    def use_quantized(self, quantized: QuantizedLayers) -> None:
+        """Sets the layers that are quantized, to pack them first."""
+        self._quantized = quantized
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
         """Sets the layers that adapters change."""
@@ -117,6 +123,8 @@ class PackedRunner:
 
     def do_idle_work(self) -> bool:
         """Packs one linear layer; True while there are more."""
+        if self._quantized is not None and self._quantized.pack_next():
+            return True
         return self._packer is not None and self._packer.pack_next()
 
     def _forward(
