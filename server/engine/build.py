@@ -141,14 +141,16 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """After the runner is chosen, for which no weights are read; before the cache takes what memory is left."""
+    """After the runner is chosen, which reads no weights; before the cache takes the memory that is left."""
     if model.device.type != "cpu":
         raise EngineStartError(
-            "--quantization int8 computes on a CPU only: leave it out, or start with CUDA_VISIBLE_DEVICES set to nothing"
+            "--quantization int8 computes on a CPU only: leave it out, or start with CUDA_VISIBLE_DEVICES set to "
+            "nothing"
         )
     if not isinstance(runner, PackedRunner):
         raise EngineStartError(
-            f"--quantization int8 does not support {type(model).__name__}, which runs one sequence at a time: leave it out"
+            f"--quantization int8 does not support {type(model).__name__}, which runs one sequence at a time: leave "
+            "it out"
         )
     with phases.span("quantize"):
         quantized = QuantizedLayers(model)

@@ -57,16 +57,14 @@ class Quantization(click.ParamType):
     name = "int8"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
-        if value in INT8_NAMES:
-            return self.name
-        if value in ("", "None"):
-            return None
-        self.fail(
-            f"{value!r} is not possible with the embedded engine, which quantizes plain weights to int8: give int8, or "
-            "use --engine vllm.",
-            param,
-            ctx,
-        )
+        if value not in (*INT8_NAMES, "", "None"):
+            self.fail(
+                f"{value!r} is not possible with the embedded engine, which quantizes plain weights to int8: give "
+                "int8, or use --engine vllm.",
+                param,
+                ctx,
+            )
+        return self.name if value in INT8_NAMES else None
 
 
 class JsonObject(click.ParamType):

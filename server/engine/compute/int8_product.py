@@ -81,7 +81,7 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight in int8, and for each output channel the scale of its sums."""
     quantized, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
     num_rows = max(_PART_ELEMENTS // weight.shape[1], 1)
-    for rows, into, scale in zip(*(t.split(num_rows) for t in (weight, quantized, scales)), strict=True):
+    for rows, into, scale in zip(*(torch.split(t, num_rows) for t in (weight, quantized, scales)), strict=True):
         largest = rows.abs().amax(dim=1).float().clamp_min_(_SMALLEST)
         into.copy_((rows * (_LARGEST / largest).unsqueeze(1)).round_())
         torch.mul(largest, 1 / (_LARGEST * _largest_activation()), out=scale)
@@ -92,7 +92,7 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _largest_activation() -> int:
-    """Without VNNI, processors add pairs of products in int16: activations of seven bits do not overflow it."""
+    """Without VNNI, pairs of products are added in int16, which activations of seven bits do not overflow."""
     return _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
 
 
@@ -153,7 +153,7 @@ def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> Packed
 
 
 def _forget_pages(weight: torch.Tensor) -> None:
-    """Gives back the pages that only this weight uses: the mapped file is one storage for all tensors in it."""
+    """Gives back the pages that only this weight uses: a mapped file is one storage for all its tensors."""
     if weight.is_contiguous():
         begin = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

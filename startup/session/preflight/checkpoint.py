@@ -240,7 +240,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
     try:
         begin, end = value["data_offsets"]
         shape = value["shape"]
-        is_linear = len(shape) == 2 and name.endswith(".weight") and not any(x in name for x in _OTHER_MATRICES)  # noqa: PLR2004
+        is_linear = len(shape) == 2 and name.endswith(".weight") and not any(x in name for x in _OTHER_MATRICES)
         entry = TensorEntry(str(value["dtype"]), math.prod(shape), begin, end, is_linear)
     except (TypeError, KeyError, ValueError) as err:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lacks dtype, shape or data_offsets") from err

@@ -1,4 +1,4 @@
-"""int8 layers: near the plain ones, the same for a row in any batch, packed or not, and without their weights."""
+"""int8 layers: near the plain ones, the same for a row in any batch, packed or not; weights are freed."""
 
 import pytest
 import torch
