@@ -37,7 +37,7 @@ class ModelShape(NamedTuple):
     weight_bytes: int
     """Bytes of the weights in memory, after conversion and quantization."""
     loading_bytes: int
-    """The most of them at any moment: weights of another type are all converted before they are quantized."""
+    """The most of them at any moment: layers of another type are all converted before they are quantized."""
     kv_bytes_per_token: int
     """Keys and values of all layers; 0 if config.json lacks them, and for a model without a KV cache."""
     own_max_len: int | None
@@ -66,8 +66,10 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
     plain_bytes = weight_bytes = loading_bytes = _weight_bytes(checkpoint, item_bytes)
     if config.quantization:
         weight_bytes -= _saved_bytes(checkpoint, text, item_bytes)
-        is_converted = any(_CONVERTED.get(t.dtype, dtype) != _SAME.get(dtype, dtype) for t in checkpoint.tensors)
-        loading_bytes = plain_bytes if is_converted else weight_bytes
+        name = _SAME.get(dtype, dtype)
+        converted = sum(t.num_elements for t in checkpoint.tensors if t.is_linear and _CONVERTED.get(t.dtype) != name)
+        most = min(plain_bytes, weight_bytes + converted * (item_bytes - 1))
+        loading_bytes = max(weight_bytes, most)
     return ModelShape(
         dtype=dtype,
         weight_bytes=weight_bytes,
