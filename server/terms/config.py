@@ -159,7 +159,7 @@ class EngineConfig:
     quantization: Literal["int8"] | None = setting(
         None,
         "--quantization",
-        "int8 quantizes linear layers while the model is loaded: half the memory, faster; for CPUs.",
+        "int8 quantizes linear layers while the model is loaded, to half of their memory; for CPUs.",
         group="Model",
         aliases=("-q",),
         syntax="quantization",
