@@ -40,6 +40,7 @@ Syntax = Literal[
     "template",
     "log config",
     "tokenizer mode",
+    "quantization",
 ]
 """How a value is written where the field's type does not decide it; `count` and `size` take units."""
 

@@ -11,6 +11,7 @@ from base.machine.processes import descendants, pss_bytes
 from envs import foreign
 from router.model_entry import ModelEntry
 from router.scheduler_terms import Need
+from server.terms.config import INT8_NAMES
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.json_file import read_json_object
 from startup.imports.torch_environment import expects_gpu
@@ -185,7 +186,9 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
     given = _read_flags(entry)
     own = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = "half" if given.dtype == "auto" and entry.engine == "vllm" and own == "float32" else given.dtype
-    if given.is_quantized and _QUANTIZED not in config:
+    if given.quantization in INT8_NAMES:
+        return loaded_bytes(read_checkpoint(place), dtype, is_int8=True)
+    if given.quantization and _QUANTIZED not in config:
         return int(loaded_bytes(read_checkpoint(place), "half") * _QUANTIZED_SHARE)
     return None if dtype == "auto" else loaded_bytes(read_checkpoint(place), dtype)
 
@@ -229,8 +232,8 @@ class _Given(NamedTuple):
     kv_cache_bytes: int | None
     num_gpus: int
     dtype: str
-    is_quantized: bool
-    """Whether a method of quantization is given."""
+    quantization: str
+    """The method; empty if none is given."""
 
 
 def _read_flags(entry: ModelEntry) -> _Given:
@@ -247,7 +250,7 @@ def _read_flags(entry: ModelEntry) -> _Given:
         kv_cache_bytes=kv_cache,
         num_gpus=num_gpus,
         dtype=values.get("dtype", "auto"),
-        is_quantized="quantization" in values,
+        quantization=values.get("quantization", ""),
     )
 
 

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel
 
+from base.errors import EngineStartError
 from base.machine.processors import usable_count
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.batch import Runner
+from server.engine.compute.int8_product import QuantizedLayers
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
@@ -60,8 +62,10 @@ def build_core(
     if config.enable_prompt_embeds:
         with phases.span("check_prompt_embeds"):
             check_takes_embeds(model)
-    with phases.span("allocate_kv_cache"):
+    with phases.span("choose_runner"):
         runner, shapes = _choose_runner(model)
+    quantized = _quantize(runner, model, phases) if config.quantization else None
+    with phases.span("allocate_kv_cache"):
         size = size_cache(
             shapes,
             config,
@@ -121,6 +125,7 @@ def build_core(
         max_loras=config.lora.max_loras if config.lora.enable_lora else None,
         embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
         has_prefix_cache=cache.has_prefixes,
+        quantized=str(quantized) if quantized else None,
     )
     return core, info
 
@@ -133,6 +138,24 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
     except UnsupportedAttentionError as err:
         logger.warning("running one sequence at a time: %s", err)
     return SequentialRunner(model), _guess_shapes(model)
+
+
+def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
+    """After the runner is chosen, which reads no weights; before the cache takes the memory that is left."""
+    if model.device.type != "cpu":
+        raise EngineStartError(
+            "--quantization int8 computes on a CPU only: leave it out, or start with CUDA_VISIBLE_DEVICES set to "
+            "nothing"
+        )
+    if not isinstance(runner, PackedRunner):
+        raise EngineStartError(
+            f"--quantization int8 does not support {type(model).__name__}, which runs one sequence at a time: leave "
+            "it out"
+        )
+    with phases.span("quantize"):
+        quantized = QuantizedLayers(model)
+    runner.use_quantized(quantized)
+    return quantized
 
 
 def _build_adapters(runner: Runner, model: PreTrainedModel, config: EngineConfig) -> Adapters:

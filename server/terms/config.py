@@ -21,6 +21,8 @@ PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
+INT8_NAMES: Final = ("int8", "int8_per_channel_weight_only")
+"""Our word for int8, and vLLM's."""
 _MAX_ITEMS = 999
 
 
@@ -153,6 +155,15 @@ class EngineConfig:
     )
     dtype: DTypeName = setting(
         "auto", "--dtype", "Type of weights and activations; auto is the checkpoint's own.", group="Model"
+    )
+    quantization: Literal["int8"] | None = setting(
+        None,
+        "--quantization",
+        "int8 quantizes linear layers while the model is loaded, to half of their memory; for CPUs.",
+        group="Model",
+        aliases=("-q",),
+        syntax="quantization",
+        metavar="int8",
     )
     max_model_len: int | None = setting(
         None,

@@ -283,5 +283,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """The capabilities of a pooling model; None if the model generates text."""
     max_loras: int | None = None
     """Most LoRA adapters in one batch; None without `--enable-lora`."""
+    quantized: str | None = None
+    """Which layers were quantized at the start, and their size; None if none was."""
     pid: int | None = None
     """Process id of the engine."""

@@ -27,6 +27,7 @@ from startup.words.param_types import (
     LogConfigFile,
     LoraModuleType,
     PoolerOptions,
+    Quantization,
     RestartPolicy,
     TokenizerModes,
     TokenLimit,
@@ -44,6 +45,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "comma list": CommaList(),
     "template": ChatTemplate(),
     "log config": LogConfigFile(),
+    "quantization": Quantization(),
     "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
 }
 

@@ -206,7 +206,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--diffusion-config", "-dc"),
     ),
     "quantized weights or caches": (
-        value("--quantization", "-q"),
         value("--quantization-config"),
         switch("--allow-deprecated-quantization"),
         value("--kv-cache-dtype", neutral=("auto",)),

@@ -171,7 +171,7 @@ class LinearPacker:
         self._model = model
         self._product: type[PackedProduct] | None = None
         self._todo: list[list[torch.nn.Linear]] | None = None
-        self._packing: _PackedGroup | None = None
+        self._packing: PackedGroup | None = None
         self._packed: list[range] = []
         self._parts: Iterator[range] | None = None
 
@@ -183,12 +183,12 @@ class LinearPacker:
         """
         if self._todo is None:  # not in the constructor, which delays the first token
             self._product = choose_product(self._model)
-            groups = list(_groups(self._model)) if self._product else []
+            groups = list(linear_groups(self._model)) if self._product else []
             self._todo = groups[::-1] if self._product and _has_room(groups, self._product) else []
         if self._packing is None:
             if not self._todo or self._product is None:
                 return self._move_next()
-            self._packing = _PackedGroup(self._todo.pop(), self._product)
+            self._packing = PackedGroup(self._todo.pop(), self._product)
         if not self._packing.pack_next():
             self._packing.replace_forwards()
             self._packed.append(self._packing.memory)
@@ -204,8 +204,8 @@ class LinearPacker:
         return part is not None
 
 
-class _PackedGroup:
-    """Replaces the forwards of layers with the same input. Keeps the plain weights, which may be shared."""
+class PackedGroup:
+    """Replaces the forwards of layers with the same input; leaves the layers' own weights to its caller."""
 
     def __init__(self, linears: list[torch.nn.Linear], product: type[PackedProduct]) -> None:
         self._linears = linears
@@ -242,7 +242,7 @@ class _PackedGroup:
         return output
 
 
-def _groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
+def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
     """The layers worth packing in the model's order, siblings together."""
     dtype = next(model.parameters()).dtype
     grouped: set[torch.nn.Module] = set()
@@ -257,8 +257,13 @@ def _groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 
 
 def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
-    """Plain layers that are large enough, without those that a model keeps in another type (routers)."""
-    return type(module) is torch.nn.Linear and module.out_features >= _MIN_OUT_FEATURES and module.weight.dtype == dtype
+    """Plain layers that are large enough, without those that a model keeps in another type (routers).
+
+    A quantized layer has no weight any more.
+    """
+    if type(module) is not torch.nn.Linear or module.out_features < _MIN_OUT_FEATURES:
+        return False
+    return isinstance(module.weight, torch.Tensor) and module.weight.dtype == dtype
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:

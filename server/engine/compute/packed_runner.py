@@ -14,6 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
+from server.engine.compute.int8_product import QuantizedLayers
 from server.engine.compute.linear import LinearPacker
 from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
@@ -37,6 +38,7 @@ class PackedRunner:
         self._attention = PackedAttention()
         self._packer: LinearPacker | None = None
         self._tracer: LayerTracer | None = None
+        self._quantized: QuantizedLayers | None = None
         self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
@@ -80,6 +82,10 @@ class PackedRunner:
             self._model, self._attention, lambda: bool(self._adapted and self._adapted.has_hooks)
         )
 
+    def use_quantized(self, quantized: QuantizedLayers) -> None:
+        """Sets the layers that are quantized, to pack them first."""
+        self._quantized = quantized
+
     def use_adapters(self, adapted: AdaptedLayers) -> None:
         """Sets the layers that adapters change."""
         self._adapted = adapted
@@ -122,6 +128,8 @@ class PackedRunner:
         """Packs a linear layer, or traces a layer of the model; True while there are more."""
         if self._packer is None or self._tracer is None:
             return False
+        if self._quantized is not None and self._quantized.pack_next():
+            return True
         return self._packer.pack_next() or self._tracer.trace_next()
 
     def _forward(

@@ -30,6 +30,8 @@ _UNREADABLE: Final = "cannot be read"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE_MAGIC: Final = b"\x80"
 _LENGTH_BYTES: Final = 8
+_OTHER_MATRICES: Final = ("emb", "wte", "wpe", ".experts.", "norm", "conv", "vision", "visual")
+"""In names of matrices that are not the weights of linear layers which compute tokens."""
 _MAX_HEADER_BYTES: Final = 100_000_000
 """The longest header that the safetensors library accepts."""
 
@@ -41,6 +43,8 @@ class TensorEntry(NamedTuple):
     num_elements: int
     begin: int
     end: int
+    is_linear: bool = False
+    """Whether it is the weight of a linear layer, by its name and dimensions."""
 
     @property
     def num_bytes(self) -> int:
@@ -235,10 +239,12 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 def _entry(name: str, value: Any) -> TensorEntry:
     try:
         begin, end = value["data_offsets"]
-        entry = TensorEntry(str(value["dtype"]), math.prod(value["shape"]), begin, end)
+        shape = value["shape"]
+        is_linear = len(shape) == 2 and name.endswith(".weight") and not any(x in name for x in _OTHER_MATRICES)
+        entry = TensorEntry(str(value["dtype"]), math.prod(shape), begin, end, is_linear)
     except (TypeError, KeyError, ValueError) as err:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lacks dtype, shape or data_offsets") from err
-    if not all(isinstance(number, int) and number >= 0 for number in entry[1:]) or begin > end:
+    if not all(isinstance(number, int) and number >= 0 for number in entry[1:4]) or begin > end:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lies at {begin} to {end}")
     return entry
 

@@ -1,5 +1,7 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,13 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
 
 
 def _problem(path: Path) -> str:
+    if path.suffix == ".gguf" and path.is_file():
+        command = f"llama-server --port ${{PORT}} -m {shlex.quote(str(path.absolute()))}"
+        models = {"models": {path.stem: {"cmd": command, "checkEndpoint": "/health"}}}
+        return (
+            f"is a GGUF file, which llama.cpp serves behind the router: write `{json.dumps(models)}` into models.yaml, "
+            "and start `vllm-cli serve --models models.yaml`"
+        )
     if path.exists():
         return "is a file: give the folder that holds config.json and the weights"
     return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"

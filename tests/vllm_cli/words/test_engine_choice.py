@@ -89,7 +89,6 @@ NEUTRAL = [
     "--load-format safetensors",
     "--kv-cache-dtype auto",
     "--hf-overrides {}",
-    "--quantization None",
     "--no-enforce-eager",
     "--optimization-level 2",
     "--enable-log-deltas",
@@ -126,7 +125,7 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words, notice):
     [
         ("--tensor-parallel-size 2", "--tensor-parallel-size 2 requests several devices"),
         ("--lora-target-modules a b", "--lora-target-modules a b requests LoRA adapters"),
-        ("-q awq", "--quantization awq requests quantized weights"),
+        ("--kv-cache-dtype fp8", "--kv-cache-dtype fp8 requests quantized weights"),
         ("-sc.model x", "requests speculative"),
         ("--tool-server demo", "--tool-server demo requests parsers of tool calls"),
         ("--config-format mistral", "--config-format mistral requests another way of loading"),

@@ -143,3 +143,48 @@ def test_an_encoder_passes_every_check(tmp_path, preflight):
 def test_a_language_model_that_pools_needs_no_cache(model_path, options, has_cache):
     shape = read_model_shape(read_checkpoint(model_path), EngineConfig(**options))  # type: ignore[arg-type]
     assert bool(shape.kv_bytes_per_token) is has_cache
+
+
+# int8
+
+
+def test_int8_needs_half_for_linear_layers_and_a_copy_of_a_shared_head(model_path, preflight):
+    _, message = message_of(
+        preflight(model_path, quantization="int8", memory=MemoryState(300 * MIB, 400 * MIB)), "memory"
+    )
+    assert "182.3 MiB for the weights in bfloat16 and int8" in message
+
+
+def test_int8_fits_where_bfloat16_does_not(model_path, preflight):
+    memory = MemoryState((500 + 190) * MIB + 1000 * KV_BYTES, 1024 * MIB)
+    assert not preflight(model_path, quantization="int8", max_model_len=1000, memory=memory).errors
+    assert preflight(model_path, max_model_len=1000, memory=memory).errors
+
+
+def test_too_little_memory_for_the_moment_of_quantizing_is_an_error(model_path, preflight):
+    memory = MemoryState((500 + 400) * MIB, 1024 * MIB)
+    report = preflight(model_path, quantization="int8", dtype="float32", max_model_len=100, memory=memory)
+    severity, message = message_of(report, "memory")
+    assert severity == "error"
+    assert message.startswith("--quantization int8 needs 1013.1 MiB for a moment, because the weights are converted")
+
+
+def test_a_model_that_is_quantized_already_is_an_error(small_files, tmp_path, preflight):
+    small_files(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    severity, message = message_of(preflight(tmp_path / "m", quantization="int8"), "quantization")
+    assert severity == "error"
+    assert "quantized already, with gptq (config.json): leave it out, or take the original model" in message
+
+
+def test_int8_on_a_gpu_is_an_error(model_path, preflight, monkeypatch):
+    monkeypatch.setattr("startup.session.preflight.all_checks.expects_gpu", lambda: True)
+    severity, message = message_of(preflight(model_path, quantization="int8"), "quantization")
+    assert (severity, message[:44]) == ("error", "--quantization int8 computes on a CPU only, ")
+
+
+def test_int8_for_a_pooling_model_is_an_error(tmp_path, preflight):
+    save_pooler(tmp_path / "m", "bert")
+    _, message = message_of(preflight(tmp_path / "m", quantization="int8"), "quantization")
+    assert message == "--quantization int8 needs a model that generates text: leave it out"

@@ -9,6 +9,7 @@ from shutil import copyfile
 import pytest
 from huggingface_hub import constants
 
+from router.models_file.reader import Defaults, read_models_file
 from server.terms.config import LoraConfig, LoraModule, ModelFiles
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
@@ -86,6 +87,16 @@ def test_a_misspelt_folder_is_reported_with_a_suggestion(tmp_path, preflight):
 def test_a_file_instead_of_a_folder_is_an_error(model_path, preflight):
     (finding,) = preflight(model_path / "model.safetensors").errors
     assert "is a file: give the folder" in finding.message
+
+
+def test_a_gguf_file_is_an_error_with_a_file_of_models_that_serves_it(tmp_path, preflight):
+    (tmp_path / "qwen 3.gguf").touch()
+    (finding,) = preflight(tmp_path / "qwen 3.gguf").errors
+    models = finding.message.partition("`")[2].partition("`")[0]
+    (tmp_path / "models.yaml").write_text(models)
+    content, faults = read_models_file(tmp_path / "models.yaml", Defaults())
+    assert not faults
+    assert content.entries["qwen 3"].foreign.words[-2:] == ("-m", str(tmp_path / "qwen 3.gguf"))
 
 
 def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):

@@ -1,0 +1,165 @@
+"""Linear layers in int8: weights quantized per output channel, activations per row, by oneDNN's products.
+
+A row's result does not depend on the other rows of its batch: its own largest value is its scale, sums are
+exact in int32, and each further operation rounds every element by itself.
+"""
+
+import mmap
+from collections import Counter
+from functools import cache
+from typing import Final
+
+import torch
+from transformers import PreTrainedModel
+
+from base.errors import EngineMemoryError, EngineStartError
+from base.machine.libc import load_libc
+from base.machine.memory import available_bytes
+from base.wording import format_bytes
+from server.engine.compute.linear import PackedGroup, linear_groups
+from server.engine.features.vision import language_model
+
+_LARGEST: Final = 127
+_PART_ELEMENTS: Final = 1 << 20
+"""Weights that are quantized at once: a float32 copy of them fits into the third cache."""
+_SMALLEST: Final = 1e-30
+"""For rows and channels of zeros."""
+_TEMPORARY_BYTES: Final = 4
+"""For each weight of a group while it is quantized: a copy of siblings together; later, one in int8."""
+_MATRIX: Final = 2
+"""Dimensions of a linear layer's weight; those of all experts of a layer together have three."""
+
+
+class Int8Product:
+    """A `PackedProduct` that quantizes its weight at once, and packs it for oneDNN later.
+
+    Both forms compute the same integers and round them alike, so that a layer may be packed between any two
+    steps. The packed form takes unsigned activations, which oneDNN's fast kernels need.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._bias = bias
+        self._zero_points = torch.zeros(len(weight), dtype=torch.int64)
+        self._quantized, self._scales = _quantize(weight)
+        self._is_packed = False
+        if not torch.cpu._is_vnni_supported():
+            self.pack_next()
+
+    @staticmethod
+    def count_bytes(weight: torch.Tensor) -> int:
+        return weight.numel()
+
+    def pack_next(self) -> bool:
+        """Packs the whole weight, which is then not stored in the plain form any more."""
+        if not self._is_packed:
+            self._quantized = torch.ops.onednn.qlinear_prepack(self._quantized, None)
+            self._is_packed = True
+        return False
+
+    @property
+    def memory(self) -> range:
+        return range(0)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        largest = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(_SMALLEST)
+        rows = x * (_largest_activation() / largest)
+        output = (self._multiply_packed(rows) if self._is_packed else self._multiply(rows)).mul_(largest).to(x.dtype)
+        return output if self._bias is None else output.add_(self._bias)
+
+    def _multiply_packed(self, rows: torch.Tensor) -> torch.Tensor:
+        zero_point = _largest_activation() + 1
+        unsigned = rows.round_().add_(zero_point).to(torch.uint8)
+        sums: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, zero_point, self._quantized, self._scales, self._zero_points,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return sums
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        signed = rows.round_().to(torch.int8).view(-1, rows.shape[-1])
+        sums = torch._int_mm(signed, self._quantized.t()).float().mul_(self._scales)
+        return sums.view(*rows.shape[:-1], -1)
+
+
+def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight in int8, and for each output channel the scale of its sums."""
+    quantized, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    num_rows = max(_PART_ELEMENTS // weight.shape[1], 1)
+    for rows, into, scale in zip(*(torch.split(t, num_rows) for t in (weight, quantized, scales)), strict=True):
+        largest = rows.abs().amax(dim=1).float().clamp_min_(_SMALLEST)
+        into.copy_((rows * (_LARGEST / largest).unsqueeze(1)).round_())
+        torch.mul(largest, 1 / (_LARGEST * _largest_activation()), out=scale)
+    if not bool(scales.isfinite().all()):
+        raise EngineStartError("--quantization int8: the model has weights that are not finite: leave it out")
+    return quantized, scales
+
+
+@cache
+def _largest_activation() -> int:
+    """Without VNNI, pairs of products are added in int16, which activations of seven bits do not overflow."""
+    return _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
+
+
+class QuantizedLayers:
+    """A model's linear layers that compute tokens, in int8. Their own weights are freed.
+
+    An embedding that shares the head's weight keeps it.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Quantizes group by group.
+
+        Raises:
+            EngineStartError: this torch cannot, a weight is not finite, or memory is too small.
+        """
+        if not (hasattr(torch.ops.onednn, "qlinear_pointwise") and hasattr(torch, "_int_mm")):
+            raise EngineStartError(f"--quantization int8: torch {torch.__version__} has no int8 products: leave it out")
+        decoder, head = language_model(model), model.get_output_embeddings()
+        todo = [*linear_groups(decoder), *(linear_groups(head) if head is not None and decoder is not model else ())]
+        self._num_layers = sum(map(len, todo))
+        self._num_bytes = sum(Int8Product.count_bytes(layer.weight) for group in todo for layer in group)
+        self._plain_bytes = sum(layer.weight.nbytes for group in todo for layer in group)
+        self._has_experts = any(weight.dim() > _MATRIX for weight in decoder.parameters())
+        largest = max((sum(layer.weight.numel() for layer in group) for group in todo), default=0)
+        _check_room(self._num_bytes + _TEMPORARY_BYTES * largest)
+        uses = Counter(weight.data_ptr() for module in model.modules() for weight in module.parameters(recurse=False))
+        self._unpacked = [_quantize_group(group, uses) for group in todo][::-1]
+
+    def pack_next(self) -> bool:
+        """Packs a group of layers; False when none is left."""
+        if self._unpacked:
+            self._unpacked.pop().pack_next()
+        return bool(self._unpacked)
+
+    def __str__(self) -> str:
+        sizes = f"{format_bytes(self._num_bytes)} instead of {format_bytes(self._plain_bytes)}"
+        experts = "; its experts are not quantized" if self._has_experts else ""
+        return f"{self._num_layers} linear layers in int8 ({sizes}){experts}"
+
+
+def _check_room(needed: int) -> None:
+    if needed > (free := available_bytes()):
+        raise EngineMemoryError(
+            f"--quantization int8 needs {format_bytes(needed)} while it quantizes, and {format_bytes(free)} are "
+            "available: free memory or take a smaller model"
+        )
+
+
+def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> PackedGroup:
+    """`uses` has the number of layers with the same weight, by its address."""
+    quantized = PackedGroup(layers, Int8Product)
+    quantized.replace_forwards()
+    for layer in layers:
+        weight, layer.weight = layer.weight, None  # type: ignore[assignment]
+        if uses[weight.data_ptr()] == 1:
+            _forget_pages(weight)
+    return quantized
+
+
+def _forget_pages(weight: torch.Tensor) -> None:
+    """Gives back the pages that only this weight uses: a mapped file is one storage for all its tensors."""
+    if weight.is_contiguous():
+        begin = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin:
+            load_libc().madvise(begin, end - begin, mmap.MADV_DONTNEED)
