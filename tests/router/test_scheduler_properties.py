@@ -177,7 +177,7 @@ class World:
         self._edit({name for name in self.names if self.rng.random() < 0.8})
 
     def _edit(self, names: set[str]) -> None:
-        changed = {name for name in names & set(self.rules) if self.rng.random() < 0.5}
+        changed = {name for name in sorted(names & set(self.rules)) if self.rng.random() < 0.5}
         removed = set(self.rules) - names
         kept = names & set(self.rules) - changed
         self.failed &= kept
@@ -333,7 +333,9 @@ class World:
             assert sum(min(needs[other], budget) for other in running) <= budget, "above the budget"
         if (free := self._free()) is not None:
             promised = sum(needs[other] for other, process in self.processes.items() if not process.memory)
-            promised += sum(self.rules[each.model].need.ram_bytes for each in self.beside.values() if not each.memory)
+            growing = [each.model for each in self.beside.values() if not each.memory]
+            # An entry that was removed meanwhile has no rules any more.
+            promised += sum(self.rules[x].need.ram_bytes if x in self.rules else needs[x] for x in growing)
             need = self.rules[name].need.ram_bytes if name in self.processes else needs[name]
             assert need + promised <= free.ram_bytes, "started without free memory"
 
