@@ -53,9 +53,12 @@ class RecordedProcesses:
         self._record = record
         self._kinds = kinds
         self._known: dict[int, _Process | None] = {}
+        self._stopped: list[_Process] = []
+        """When they were last asked for: another API server may have resumed them since, for their stacks."""
 
     def stopped(self) -> list[str]:
-        return [process.label for process, stat in self._alive() if stat[0] == _STOPPED]
+        self._stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
+        return [process.label for process in self._stopped]
 
     def computed_s(self, *, is_on_processor: bool) -> float:
         alive = list(self._alive())
@@ -76,7 +79,7 @@ class RecordedProcesses:
 
     async def end(self, reason: str) -> None:
         alive = list(self._alive())
-        stopped = [process for process, stat in alive if stat[0] == _STOPPED]
+        stopped = [process for process, stat in alive if stat[0] == _STOPPED or process in self._stopped]
         stacks = await self._take_stacks(resumes=True)
         working = [process for process, _ in alive if not _waits(stacks.get(process, ()))]
         computing = [process for process in working if process.kind == _last_kind(alive)]
