@@ -61,9 +61,8 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
     begin = end = -_HUGE_PAGE_BYTES
     for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
         if part.start >= end + _HUGE_PAGE_BYTES:
-            first = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
-            last = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
-            yield from (range(i, min(i + most_bytes, last)) for i in range(first, last, most_bytes))
+            whole = _whole_pages(begin, end, _HUGE_PAGE_BYTES)
+            yield from (whole[i : i + most_bytes] for i in range(0, len(whole), most_bytes))
             begin = part.start
         end = max(end, part.stop)
 
@@ -75,6 +74,16 @@ def use_huge_pages(part: range) -> None:
     """
     for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
         load_libc().madvise(part.start, len(part), advice)
+
+
+def forget_pages(used: range) -> None:
+    """Gives back the memory of whole pages; those of a mapped file are read again when they are used."""
+    if whole := _whole_pages(used.start, used.stop, mmap.PAGESIZE):
+        load_libc().madvise(whole.start, len(whole), mmap.MADV_DONTNEED)
+
+
+def _whole_pages(begin: int, end: int, page_bytes: int) -> range:
+    return range(-(-begin // page_bytes) * page_bytes, end // page_bytes * page_bytes)
 
 
 def trim_heap() -> None:

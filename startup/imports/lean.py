@@ -10,6 +10,7 @@ import importlib
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import reduce
 from importlib.util import find_spec
 from typing import Any, Final
@@ -76,13 +77,12 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
     importlib.import_module("torch")
     before = set(sys.modules)
     stand_ins.install()
-    of_imports.install()
     try:
-        with cached_scans():
+        with cached_scans(), ExitStack() as stack:
+            of_imports.install()
+            stack.callback(of_imports.remove)
             _import_all(modules)
-        of_imports.remove()
     except Exception:  # noqa: BLE001 - any error may come from a stand-in; the second import has none
-        of_imports.remove()
         stand_ins.remove()
         for name in set(sys.modules) - before:
             if name.partition(".")[0] != "torch":  # its modules register operators, which works only once

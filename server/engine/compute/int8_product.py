@@ -4,7 +4,6 @@ A row's result does not depend on the other rows of its batch: its own largest v
 exact in int32, and each further operation rounds every element by itself.
 """
 
-import mmap
 from collections import Counter
 from functools import cache
 from typing import Final
@@ -13,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from base.errors import EngineMemoryError, EngineStartError
-from base.machine.libc import load_libc
+from base.machine.libc import forget_pages
 from base.machine.memory import available_bytes
 from base.wording import format_bytes
 from server.engine.compute.linear import PackedGroup, linear_groups
@@ -146,20 +145,14 @@ def _check_room(needed: int) -> None:
 
 
 def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> PackedGroup:
-    """`uses` has the number of layers with the same weight, by its address."""
+    """`uses` has the number of layers with the same weight, by its address.
+
+    A mapped file is one storage for all its weights, so that each one's pages are given back by themselves.
+    """
     quantized = PackedGroup(layers, Int8Product)
     quantized.replace_forwards()
     for layer in layers:
         weight, layer.weight = layer.weight, None  # type: ignore[assignment]
-        if uses[weight.data_ptr()] == 1:
-            _forget_pages(weight)
+        if uses[weight.data_ptr()] == 1 and weight.is_contiguous():
+            forget_pages(range(weight.data_ptr(), weight.data_ptr() + weight.nbytes))
     return quantized
-
-
-def _forget_pages(weight: torch.Tensor) -> None:
-    """Gives back the pages that only this weight uses: a mapped file is one storage for all its tensors."""
-    if weight.is_contiguous():
-        begin = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > begin:
-            load_libc().madvise(begin, end - begin, mmap.MADV_DONTNEED)
