@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +24,10 @@ from server.engine.features.vision import language_model
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_TOKENS = (11, 1, 6)
-"""Tokens of the passes whose inputs are recorded: the first is traced, the others are compared. In a trace, sizes
-of 11 depend on the number of tokens."""
+"""Tokens of the passes whose inputs are recorded: the first is traced, the others are compared. A trace takes
+sizes of 11 for the number of tokens."""
+_MAX_JOINED_BYTES = 1 << 30
+"""Of a larger model's token, Python between layers is less than 1 %, and a pass to check takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 _PRODUCT = """
 graph(%x, %weight, %bias):
@@ -58,7 +61,7 @@ class LayerTracer:
         self.num_traced = 0
 
     def trace_next(self) -> bool:
-        """Records the inputs of all layers, traces one layer, or joins traced ones; False when none is left."""
+        """Records the inputs of all layers, traces one layer, or joins several; False when none is left."""
         if self._work is None:  # not in the constructor, which delays the first token
             self._work = self._trace_all() if self._model.device.type == "cpu" else iter(())
         return next(self._work, self) is None
@@ -78,13 +81,8 @@ class LayerTracer:
             if len(calls) == len(_EXAMPLE_TOKENS):
                 self._replace(layer, calls)
                 yield
-        for layers in self._rows():
-            with torch.inference_mode(), self._attention.detached():
-                row = _Row([layer.forward for layer in layers], self._calls[layers[0]][1])
-            for layer in layers:
-                layer.forward.row = row
-            yield
         logger.debug("%d of %d layers run as graphs", self.num_traced, len(self._calls))
+        yield from self._join()
         self._calls.clear()
         self._outputs.clear()
 
@@ -97,16 +95,21 @@ class LayerTracer:
         def record_output(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._outputs[module] = output
 
-        tokens = torch.arange(num_tokens)[None]
         layers = [m for m in language_model(self._model).modules() if isinstance(m, GradientCheckpointingLayer)]
         hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
         hooks += [layer.register_forward_hook(record_output) for layer in layers]
         try:
-            with torch.inference_mode(), self._attention.detached(), light_forward():
-                self._model(input_ids=tokens, position_ids=tokens, use_cache=False)
+            with light_forward():
+                self._compute(num_tokens)
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _compute(self, num_tokens: int) -> torch.Tensor:
+        tokens = torch.arange(num_tokens)[None]
+        with torch.inference_mode(), self._attention.detached():
+            output: torch.Tensor = self._model(input_ids=tokens, position_ids=tokens, use_cache=False)[0]
+        return output
 
     def _replace(self, layer: torch.nn.Module, calls: "list[_Call]") -> None:
         forward = layer.forward
@@ -121,20 +124,42 @@ class LayerTracer:
             layer.forward = traced
             self.num_traced += 1
 
-    def _rows(self) -> list[list[torch.nn.Module]]:
-        """Traced layers, each of which passes its output to the next; their other arguments are the same."""
-        rows: list[list[torch.nn.Module]] = []
+    def _join(self) -> Iterator[None]:
+        """Makes graphs of successive layers one, unless the model has another use for an output of theirs."""
+        if sum(weight.nbytes for weight in self._model.parameters()) > _MAX_JOINED_BYTES:
+            return
+        chains: list[_Chain] = []
+        try:
+            for forwards, call in self._find_successive():
+                with torch.inference_mode(), self._attention.detached():
+                    chains.append(_Chain(forwards, call))
+                yield
+            wanted = self._compute(1)
+            for chain in chains:
+                chain.join()
+            is_equal = torch.equal(self._compute(1), wanted)
+        except Exception as err:  # noqa: BLE001 - as a layer that is not traced
+            logger.debug("layers are not joined: %s", err)
+            is_equal = False
+        if not is_equal:
+            for chain in chains:
+                chain.separate()
+
+    def _find_successive(self) -> "list[tuple[list[_TracedForward], _Call]]":
+        """Layers whose other arguments are the same, and an example of the first one's call."""
+        found: list[tuple[list[_TracedForward], _Call]] = []
         before: torch.nn.Module | None = None
         for layer, calls in self._calls.items():
-            if not isinstance(layer.forward, _TracedForward):
+            forward: object = layer.forward
+            if not isinstance(forward, _TracedForward):
                 before = None
                 continue
             if before is not None and calls[-1].follows(self._calls[before][-1], self._outputs[before]):
-                rows[-1].append(layer)
+                found[-1][0].append(forward)
             else:
-                rows.append([layer])
+                found.append(([forward], calls[1]))
             before = layer
-        return [row for row in rows if len(row) > 1]
+        return [each for each in found if len(each[0]) > 1]
 
 
 class _Call(NamedTuple):
@@ -194,52 +219,59 @@ class _TracedForward:
         self._form = form
         self._forward = forward
         self._is_adapted = is_adapted
-        self.row: _Row | None = None
-        """Once all layers are traced."""
+        self.chain: _Chain | None = None
+        """Once all layers are traced: those that run with this one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.row is not None and args and self.row.pass_on(self, args[0]):
+        if self.chain is not None and args and self.chain.has_computed(self, args[0]):
             return args[0]
         call = _Call.of(args, kwargs)
         if self._is_adapted() or call.form != self._form:
             return self._forward(*args, **kwargs)
-        if self.row is not None and self.row.is_first(self):
-            return self.row.run(call.tensors)
+        if self.chain is not None and self.chain.is_first(self):
+            return self.chain.run(call.tensors)
         return self.graph(*call.tensors, *self.weights)
 
 
-class _Row:
-    """Layers in a row as one graph: the first one's call computes all, those of the others pass the output on."""
+class _Chain:
+    """Successive layers as one graph: the first one's call computes all, the others' pass the output on."""
 
     def __init__(self, forwards: list[_TracedForward], call: _Call) -> None:
         """Traces the layers' graphs with an example of the first one's arguments."""
-        num_tensors = len(call.tensors)
+        num_others = len(call.tensors) - 1
         self._weights = [weight for forward in forwards for weight in forward.weights]
 
         def run(hidden: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-            weights = iter(inputs[num_tensors - 1 :])
-            for each in forwards:
-                hidden = each.graph(hidden, *inputs[: num_tensors - 1], *(next(weights) for _ in each.weights))
+            others, weights = inputs[:num_others], iter(inputs[num_others:])
+            for forward in forwards:
+                hidden = forward.graph(hidden, *others, *islice(weights, len(forward.weights)))
             return hidden
 
         self._graph = _record(run, [*call.tensors, *self._weights])
-        self._first, *_, self._last = forwards
+        self._forwards = forwards
         self._output: torch.Tensor | None = None
 
+    def join(self) -> None:
+        for forward in self._forwards:
+            forward.chain = self
+
+    def separate(self) -> None:
+        for forward in self._forwards:
+            forward.chain = None
+
     def is_first(self, forward: _TracedForward) -> bool:
-        return forward is self._first
+        return forward is self._forwards[0]
 
     def run(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """The output of the last layer for the arguments of the first one."""
-        output: torch.Tensor = self._graph(*tensors, *self._weights)
-        self._output = output
-        return output
+        self._output = self._graph(*tensors, *self._weights)
+        return self._output
 
-    def pass_on(self, forward: _TracedForward, hidden: object) -> bool:
-        """Whether a layer's input is the output of them all, so that it is the layer's output, too."""
+    def has_computed(self, forward: _TracedForward, hidden: object) -> bool:
+        """Whether a layer's input is the output of them all, and so the layer's own."""
         if self._output is None or hidden is not self._output:
             return False
-        if forward is self._last:
+        if forward is self._forwards[-1]:
             self._output = None
         return True
 
@@ -261,8 +293,8 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
         return torch.ops.vllm_cli.packed_linear(x, weight, bias)
 
     num_tensors = len(call.tensors)
-    replacements = {_onednn_product(): multiply, torch.Tensor.shape.__get__: _sizes}
-    with ReplacedFunctions(replacements):
+    shape = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+    with ReplacedFunctions({_onednn_product(): multiply, shape: _sizes}):
         call.run(forward)
         graph = _record(lambda *inputs: call.run(forward, inputs[:num_tensors]), [*call.tensors, *weights])
     if weights:
@@ -288,11 +320,11 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
     """A tensor's shape with numbers for the sizes of the model, which a trace would compute in each call."""
     traced = x.shape
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         fixed = tuple(x.shape)
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
     return tuple(t if n == _EXAMPLE_TOKENS[0] else n for n, t in zip(fixed, traced, strict=True))
 
 
