@@ -15,7 +15,7 @@ from base.errors import EngineMemoryError, EngineStartError
 from base.machine.libc import forget_pages
 from base.machine.memory import available_bytes
 from base.wording import format_bytes
-from server.engine.compute.linear import PackedGroup, linear_groups
+from server.engine.compute.linear import HugePages, PackedGroup, linear_groups, packed_memory
 from server.engine.features.vision import language_model
 
 _LARGEST: Final = 127
@@ -40,6 +40,8 @@ class Int8Product:
         self._bias = bias
         self._zero_points = torch.zeros(len(weight), dtype=torch.int64)
         self._quantized, self._scales = _quantize(weight)
+        self._middle = torch.tensor(_largest_activation() + 1.5)
+        """Zero of the rows, and the half that rounds them where a cast takes the next lower integer."""
         self._is_packed = False
         if not torch.cpu._is_vnni_supported():
             self.pack_next()
@@ -57,27 +59,29 @@ class Int8Product:
 
     @property
     def memory(self) -> range:
-        return range(0)
+        return packed_memory(self._quantized)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        largest = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(_SMALLEST)
-        rows = x * (_largest_activation() / largest)
+        """Few calls of torch: a row is divided by its largest value, scaled, rounded, and made unsigned."""
+        rows = x.float()
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
+        rows = torch.addcmul(self._middle, rows, largest.reciprocal(), value=_largest_activation())
+        rows = rows.to(torch.int32).to(torch.uint8)  # two casts, because torch has no fast one
         output = (self._multiply_packed(rows) if self._is_packed else self._multiply(rows)).mul_(largest).to(x.dtype)
         return output if self._bias is None else output.add_(self._bias)
 
-    def _multiply_packed(self, rows: torch.Tensor) -> torch.Tensor:
+    def _multiply_packed(self, unsigned: torch.Tensor) -> torch.Tensor:
         zero_point = _largest_activation() + 1
-        unsigned = rows.round_().add_(zero_point).to(torch.uint8)
         sums: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, zero_point, self._quantized, self._scales, self._zero_points,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return sums
 
-    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        signed = rows.round_().to(torch.int8).view(-1, rows.shape[-1])
+    def _multiply(self, unsigned: torch.Tensor) -> torch.Tensor:
+        signed = unsigned.view(torch.int8).sub(_largest_activation() + 1).view(-1, unsigned.shape[-1])
         sums = torch._int_mm(signed, self._quantized.t()).float().mul_(self._scales)
-        return sums.view(*rows.shape[:-1], -1)
+        return sums.view(*unsigned.shape[:-1], -1)
 
 
 def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,12 +127,16 @@ class QuantizedLayers:
         _check_room(self._num_bytes + _TEMPORARY_BYTES * largest)
         uses = Counter(weight.data_ptr() for module in model.modules() for weight in module.parameters(recurse=False))
         self._unpacked = [_quantize_group(group, uses) for group in todo][::-1]
+        self._pages = HugePages()
 
     def pack_next(self) -> bool:
-        """Packs a group of layers; False when none is left."""
-        if self._unpacked:
-            self._unpacked.pop().pack_next()
-        return bool(self._unpacked)
+        """Packs a group of layers, or moves packed ones into huge pages; False when none is left."""
+        if not self._unpacked:
+            return self._pages.move_next()
+        group = self._unpacked.pop()
+        group.pack_next()
+        self._pages.add(group.memory)
+        return True
 
     def __str__(self) -> str:
         sizes = f"{format_bytes(self._num_bytes)} instead of {format_bytes(self._plain_bytes)}"

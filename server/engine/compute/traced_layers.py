@@ -8,8 +8,9 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from functools import cache
+from functools import cache, partial
 from itertools import islice
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import torch
@@ -29,17 +30,91 @@ sizes of 11 for the number of tokens."""
 _MAX_JOINED_BYTES = 1 << 30
 """Of a larger model's token, Python between layers is less than 1 %, and a pass to check takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
-_PRODUCT = """
-graph(%x, %weight, %bias):
-  %output = vllm_cli::packed_linear(%x, %weight, %bias)
-  return (%output)"""
-_ONEDNN_PRODUCT = """
-graph(%x, %weight, %bias):
-  %post : str = prim::Constant[value="none"]()
-  %scalars : Scalar?[] = prim::ListConstruct()
-  %algorithm : str = prim::Constant[value=""]()
-  %output = mkldnn::_linear_pointwise(%x, %weight, %bias, %post, %scalars, %algorithm)
-  return (%output)"""
+
+
+class _OpaqueProduct(NamedTuple):
+    """A product of oneDNN that a trace cannot have: it takes lists of scalars and an opaque weight.
+
+    In a trace, an operator of our own stands for it, with the weight among the inputs of the graph.
+    """
+
+    operator: str
+    schema: str
+    """Of the operator that stands for it, with the arguments in which calls differ: the first ones."""
+    weight: int
+    """The position of the weight."""
+    features: int
+    """The position of a tensor with an element, or a row, for each output feature."""
+    constants: tuple[Any, ...]
+    """The other arguments."""
+    nodes: str
+    """The constants in the text form of graphs, named %a, %b and so on."""
+
+    @property
+    def function(self) -> Any:
+        """None in a torch without it."""
+        namespace, name = self.operator.split("::")
+        return getattr(getattr(torch.ops, namespace), name, None)
+
+    @property
+    def own_name(self) -> str:
+        return self.schema.partition("(")[0]
+
+    @property
+    def num_arguments(self) -> int:
+        return self.schema.count(",") + 1
+
+    def compute(self, *args: Any) -> torch.Tensor:
+        output: torch.Tensor = self.function(*args, *self.constants)
+        return output
+
+    def zeros(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        """Has the shape and the type of the output."""
+        dtype = next((value for value in self.constants if isinstance(value, torch.dtype)), x.dtype)
+        return x.new_zeros(*x.shape[:-1], args[self.features - 1].shape[0], dtype=dtype)
+
+    def insert(self, graph: Any) -> None:
+        """Puts the product into the places of the operator that stands for it."""
+        inputs = ", ".join(f"%{number}" for number in range(self.num_arguments))
+        constants = ", ".join(f"%{letter}" for letter in ascii_lowercase[: len(self.constants)])
+        torch._C._jit_pass_custom_pattern_based_rewrite_graph(
+            f"graph({inputs}):\n  %output = vllm_cli::{self.own_name}({inputs})\n  return (%output)",
+            f"graph({inputs}):\n{self.nodes}  %output = {self.operator}({inputs}, {constants})\n  return (%output)",
+            graph,
+        )
+
+
+_PRODUCTS = (
+    _OpaqueProduct(
+        operator="mkldnn::_linear_pointwise",
+        schema="packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        weight=1,
+        features=1,
+        constants=("none", [], ""),
+        nodes="""
+  %a : str = prim::Constant[value="none"]()
+  %b : Scalar?[] = prim::ListConstruct()
+  %c : str = prim::Constant[value=""]()
+""",
+    ),
+    _OpaqueProduct(
+        operator="onednn::qlinear_pointwise",
+        schema="packed_int8_linear(Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor scales,"
+        " Tensor zero_points) -> Tensor",
+        weight=3,
+        features=4,
+        constants=(None, 1.0, 0, torch.float32, "none", [], ""),
+        nodes="""
+  %a : NoneType = prim::Constant()
+  %b : float = prim::Constant[value=1.]()
+  %c : int = prim::Constant[value=0]()
+  %d : int = prim::Constant[value=6]()
+  %e : str = prim::Constant[value="none"]()
+  %f : Scalar?[] = prim::ListConstruct()
+  %g : str = prim::Constant[value=""]()
+""",
+    ),
+)
 
 
 class LayerTracer:
@@ -284,21 +359,23 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
     """
     if any(not isinstance(part, (*_CONSTANTS, tuple)) for part in call.form):
         raise ValueError(f"arguments {call.form}")
-    define_operators()
+    operators = define_operators()
     weights: list[torch.Tensor] = []
 
-    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *_: Any) -> Any:
+    def multiply(product: _OpaqueProduct, *args: Any) -> torch.Tensor:
+        weight = args[product.weight]
         if not any(weight is each for each in weights):
             weights.append(weight)
-        return torch.ops.vllm_cli.packed_linear(x, weight, bias)
+        output: torch.Tensor = operators[product.own_name](*args[: product.num_arguments])
+        return output
 
     num_tensors = len(call.tensors)
     shape = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-    with ReplacedFunctions({_onednn_product(): multiply, shape: _sizes}):
+    with ReplacedFunctions({each.function: partial(multiply, each) for each in _PRODUCTS} | {shape: _sizes}):
         call.run(forward)
         graph = _record(lambda *inputs: call.run(forward, inputs[:num_tensors]), [*call.tensors, *weights])
-    if weights:
-        torch._C._jit_pass_custom_pattern_based_rewrite_graph(_PRODUCT, _ONEDNN_PRODUCT, graph.graph)
+    for product in _PRODUCTS if weights else ():
+        product.insert(graph.graph)
     return _TracedForward(graph, weights, call.form, forward, is_adapted)
 
 
@@ -329,23 +406,20 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
 
 
 @cache
-def define_operators() -> torch.library.Library:
-    """Defines the operators that a trace contains in place of those that it cannot."""
+def define_operators() -> dict[str, Any]:
+    """Defines the operators that a trace contains in place of those that it cannot; by name."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for schema, function in (
-        ("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _packed_linear),
-        (
-            "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor",
-            PackedAttention.attend_in,
-        ),
-    ):
+    attend = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
+    functions = {each.schema: each.compute for each in _PRODUCTS} | {attend: PackedAttention.attend_in}
+    for schema, function in functions.items():
         name = library.define(schema)  # type: ignore[no-untyped-call]
         library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    return library
+    _libraries.append(library)
+    return {name: getattr(torch.ops.vllm_cli, name) for name in (schema.partition("(")[0] for schema in functions)}
 
 
-def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+_libraries: list[torch.library.Library] = []
+"""Operators end with their library."""
 
 
 class ReplacedFunctions(TorchFunctionMode):
@@ -368,12 +442,7 @@ class ReplacedFunctions(TorchFunctionMode):
 
 def light_forward() -> ReplacedFunctions:
     """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
-    return ReplacedFunctions({torch._C._nn.linear: _zeros, _onednn_product(): _zeros})
-
-
-def _onednn_product() -> Any:
-    """None in a torch without oneDNN."""
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return ReplacedFunctions({torch._C._nn.linear: _zeros} | {each.function: each.zeros for each in _PRODUCTS})
 
 
 def _zeros(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -142,3 +142,19 @@ def test_answers_do_not_depend_on_other_requests_or_on_packing():
         pass
     assert quantized.pack_next() is False
     assert engine.generate(prompts) == alone
+
+
+def test_layers_in_int8_run_as_graphs_with_the_same_bits():
+    model = build_model("llama", PACKED["llama"]).to(torch.bfloat16)
+    quantized = QuantizedLayers(model)
+    engine = SmallEngine(model)
+    prompts = random_prompts(5, 11, 17, 4)
+    engine.runner.use_quantized(quantized)
+    while quantized.pack_next():
+        pass
+    before = [each.logprobs for each in engine.complete(prompts, max_tokens=6, logprobs=0)]
+    while engine.core.do_idle_work():
+        pass
+    for layer in model.model.layers:
+        layer.forward.graph, layer.forward._forward = None, None  # all layers are one graph
+    assert [each.logprobs for each in engine.complete(prompts, max_tokens=6, logprobs=0)] == before
