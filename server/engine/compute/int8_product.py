@@ -40,7 +40,8 @@ class Int8Product:
         self._bias = bias
         self._zero_points = torch.zeros(len(weight), dtype=torch.int64)
         self._quantized, self._scales = _quantize(weight)
-        self._middle = torch.tensor(_largest_activation() + 1.5)
+        self._zero_point = _largest_activation() + 1
+        self._middle = torch.tensor(self._zero_point + 0.5)
         """Zero of the rows, and the half that rounds them where a cast takes the next lower integer."""
         self._is_packed = False
         if not torch.cpu._is_vnni_supported():
@@ -71,15 +72,14 @@ class Int8Product:
         return output if self._bias is None else output.add_(self._bias)
 
     def _multiply_packed(self, unsigned: torch.Tensor) -> torch.Tensor:
-        zero_point = _largest_activation() + 1
         sums: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, zero_point, self._quantized, self._scales, self._zero_points,
+            unsigned, 1.0, self._zero_point, self._quantized, self._scales, self._zero_points,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return sums
 
     def _multiply(self, unsigned: torch.Tensor) -> torch.Tensor:
-        signed = unsigned.view(torch.int8).sub(_largest_activation() + 1).view(-1, unsigned.shape[-1])
+        signed = unsigned.view(torch.int8).sub(self._zero_point).view(-1, unsigned.shape[-1])
         sums = torch._int_mm(signed, self._quantized.t()).float().mul_(self._scales)
         return sums.view(*unsigned.shape[:-1], -1)
 

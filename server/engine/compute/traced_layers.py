@@ -5,12 +5,13 @@ compared with its layer before it is used. docs/dev/decisions.md has what Python
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from functools import cache, partial
 from itertools import islice
-from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import torch
@@ -32,89 +33,68 @@ _MAX_JOINED_BYTES = 1 << 30
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
-class _OpaqueProduct(NamedTuple):
-    """A product of oneDNN that a trace cannot have: it takes lists of scalars and an opaque weight.
+class _OpaqueProduct:
+    """A product of oneDNN that a trace cannot have: it takes an empty list of scalars, and an opaque weight.
 
-    In a trace, an operator of our own stands for it, with the weight among the inputs of the graph.
+    In a trace, an operator of our own stands for it, without the list and with the weight among the inputs of
+    the graph.
     """
 
-    operator: str
-    schema: str
-    """Of the operator that stands for it, with the arguments in which calls differ: the first ones."""
-    weight: int
-    """The position of the weight."""
-    features: int
-    """The position of a tensor with an element, or a row, for each output feature."""
-    constants: tuple[Any, ...]
-    """The other arguments."""
-    nodes: str
-    """The constants in the text form of graphs, named %a, %b and so on."""
+    def __init__(self, operator: str, *, weight: int, features: int) -> None:
+        """Takes the positions of the weight, and of a tensor with a row or element for each output feature.
 
-    @property
-    def function(self) -> Any:
-        """None in a torch without it."""
-        namespace, name = self.operator.split("::")
-        return getattr(getattr(torch.ops, namespace), name, None)
+        Raises:
+            AttributeError: this torch does not have the operator.
+            ValueError: it takes no list of scalars.
+        """
+        namespace, name = operator.split("::")
+        self.function = getattr(getattr(torch.ops, namespace), name)
+        self.name = name
+        self.weight = weight
+        self._features = features
+        before, after = re.split(r", Scalar\?\[\] \w+", str(self.function.default._schema))
+        self.schema = f"{before}{after}".removeprefix(f"{namespace}::")
+        self._scalars = before.count(",") + 1
+        self._operator = operator
 
-    @property
-    def own_name(self) -> str:
-        return self.schema.partition("(")[0]
-
-    @property
-    def num_arguments(self) -> int:
-        return self.schema.count(",") + 1
+    def stand_in(self, *args: Any) -> torch.Tensor:
+        """Calls the operator that stands for the product, with the product's arguments."""
+        operator = getattr(torch.ops.vllm_cli, self.name)
+        output: torch.Tensor = operator(*args[: self._scalars], *args[self._scalars + 1 :])
+        return output
 
     def compute(self, *args: Any) -> torch.Tensor:
-        output: torch.Tensor = self.function(*args, *self.constants)
+        """Computes the product, with the arguments of the operator that stands for it."""
+        output: torch.Tensor = self.function(*args[: self._scalars], [], *args[self._scalars :])
         return output
 
     def zeros(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
         """Has the shape and the type of the output."""
-        dtype = next((value for value in self.constants if isinstance(value, torch.dtype)), x.dtype)
-        return x.new_zeros(*x.shape[:-1], args[self.features - 1].shape[0], dtype=dtype)
+        dtype = next((value for value in args if isinstance(value, torch.dtype)), x.dtype)
+        return x.new_zeros(*x.shape[:-1], args[self._features - 1].shape[0], dtype=dtype)
 
     def insert(self, graph: Any) -> None:
         """Puts the product into the places of the operator that stands for it."""
-        inputs = ", ".join(f"%{number}" for number in range(self.num_arguments))
-        constants = ", ".join(f"%{letter}" for letter in ascii_lowercase[: len(self.constants)])
+        inputs = [f"%{number}" for number in range(self.schema.count(",") + 1)]
+        own, end = ", ".join(inputs), "return (%output)"
+        head = f"graph({own}):"
+        inputs.insert(self._scalars, "%scalars")
         torch._C._jit_pass_custom_pattern_based_rewrite_graph(
-            f"graph({inputs}):\n  %output = vllm_cli::{self.own_name}({inputs})\n  return (%output)",
-            f"graph({inputs}):\n{self.nodes}  %output = {self.operator}({inputs}, {constants})\n  return (%output)",
+            f"{head}\n  %output = vllm_cli::{self.name}({own})\n  {end}",
+            f"{head}\n  %scalars : Scalar?[] = prim::ListConstruct()\n"
+            f"  %output = {self._operator}({', '.join(inputs)})\n  {end}",
             graph,
         )
 
 
-_PRODUCTS = (
-    _OpaqueProduct(
-        operator="mkldnn::_linear_pointwise",
-        schema="packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-        weight=1,
-        features=1,
-        constants=("none", [], ""),
-        nodes="""
-  %a : str = prim::Constant[value="none"]()
-  %b : Scalar?[] = prim::ListConstruct()
-  %c : str = prim::Constant[value=""]()
-""",
-    ),
-    _OpaqueProduct(
-        operator="onednn::qlinear_pointwise",
-        schema="packed_int8_linear(Tensor x, float x_scale, int x_zero_point, Tensor weight, Tensor scales,"
-        " Tensor zero_points) -> Tensor",
-        weight=3,
-        features=4,
-        constants=(None, 1.0, 0, torch.float32, "none", [], ""),
-        nodes="""
-  %a : NoneType = prim::Constant()
-  %b : float = prim::Constant[value=1.]()
-  %c : int = prim::Constant[value=0]()
-  %d : int = prim::Constant[value=6]()
-  %e : str = prim::Constant[value="none"]()
-  %f : Scalar?[] = prim::ListConstruct()
-  %g : str = prim::Constant[value=""]()
-""",
-    ),
-)
+@cache
+def _opaque_products() -> list[_OpaqueProduct]:
+    """Those that this torch has; a layer with another one is not traced."""
+    products = []
+    for operator, weight, features in (("mkldnn::_linear_pointwise", 1, 1), ("onednn::qlinear_pointwise", 3, 4)):
+        with suppress(AttributeError, ValueError):
+            products.append(_OpaqueProduct(operator, weight=weight, features=features))
+    return products
 
 
 class LayerTracer:
@@ -359,22 +339,21 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
     """
     if any(not isinstance(part, (*_CONSTANTS, tuple)) for part in call.form):
         raise ValueError(f"arguments {call.form}")
-    operators = define_operators()
+    define_operators()
     weights: list[torch.Tensor] = []
 
     def multiply(product: _OpaqueProduct, *args: Any) -> torch.Tensor:
         weight = args[product.weight]
         if not any(weight is each for each in weights):
             weights.append(weight)
-        output: torch.Tensor = operators[product.own_name](*args[: product.num_arguments])
-        return output
+        return product.stand_in(*args)
 
     num_tensors = len(call.tensors)
     shape = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-    with ReplacedFunctions({each.function: partial(multiply, each) for each in _PRODUCTS} | {shape: _sizes}):
+    with ReplacedFunctions({each.function: partial(multiply, each) for each in _opaque_products()} | {shape: _sizes}):
         call.run(forward)
         graph = _record(lambda *inputs: call.run(forward, inputs[:num_tensors]), [*call.tensors, *weights])
-    for product in _PRODUCTS if weights else ():
+    for product in _opaque_products():
         product.insert(graph.graph)
     return _TracedForward(graph, weights, call.form, forward, is_adapted)
 
@@ -406,20 +385,15 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
 
 
 @cache
-def define_operators() -> dict[str, Any]:
-    """Defines the operators that a trace contains in place of those that it cannot; by name."""
+def define_operators() -> torch.library.Library:
+    """Defines the operators that a trace contains in place of those that it cannot."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
     attend = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
-    functions = {each.schema: each.compute for each in _PRODUCTS} | {attend: PackedAttention.attend_in}
+    functions = {each.schema: each.compute for each in _opaque_products()} | {attend: PackedAttention.attend_in}
     for schema, function in functions.items():
         name = library.define(schema)  # type: ignore[no-untyped-call]
         library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    _libraries.append(library)
-    return {name: getattr(torch.ops.vllm_cli, name) for name in (schema.partition("(")[0] for schema in functions)}
-
-
-_libraries: list[torch.library.Library] = []
-"""Operators end with their library."""
+    return library
 
 
 class ReplacedFunctions(TorchFunctionMode):
@@ -442,7 +416,7 @@ class ReplacedFunctions(TorchFunctionMode):
 
 def light_forward() -> ReplacedFunctions:
     """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
-    return ReplacedFunctions({torch._C._nn.linear: _zeros} | {each.function: each.zeros for each in _PRODUCTS})
+    return ReplacedFunctions({torch._C._nn.linear: _zeros} | {each.function: each.zeros for each in _opaque_products()})
 
 
 def _zeros(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:

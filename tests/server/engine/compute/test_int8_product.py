@@ -156,5 +156,6 @@ def test_layers_in_int8_run_as_graphs_with_the_same_bits():
     while engine.core.do_idle_work():
         pass
     for layer in model.model.layers:
+        assert str(layer.forward.graph.graph).count("onednn::qlinear_pointwise") == 4
         layer.forward.graph, layer.forward._forward = None, None  # all layers are one graph
     assert [each.logprobs for each in engine.complete(prompts, max_tokens=6, logprobs=0)] == before

@@ -41,6 +41,7 @@ def test_a_graph_has_the_bits_of_its_layer_in_bfloat16(llama):
     before = _logprobs(engine)
     finish_idle_work(engine)
     assert count_traced(model) == (3, 3)
+    assert str(model.model.layers[0].forward.graph.graph).count("mkldnn::_linear_pointwise") == 4
     assert _logprobs(engine) == before
 
 
