@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tests.server.engine.compute.test_linear import needs_bf16_kernels
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, pack_layers, random_prompts
 
@@ -34,6 +35,7 @@ def test_graphs_give_the_tokens_of_the_plain_model(model_type):
     assert [engine.generate([p], max_tokens=12)[0] for p in PROMPTS] == wanted
 
 
+@needs_bf16_kernels
 def test_a_graph_has_the_bits_of_its_layer_in_bfloat16(llama):
     model = llama.to(torch.bfloat16)
     pack_layers(model)
