@@ -38,7 +38,7 @@ from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
-from server.terms.config import EngineConfig, ModelFiles
+from server.terms.config import INT8_ON_GPU, EngineConfig, ModelFiles
 from server.terms.types import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -143,10 +143,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
     """After the runner is chosen, which reads no weights; before the cache takes the memory that is left."""
     if model.device.type != "cpu":
-        raise EngineStartError(
-            "--quantization int8 computes on a CPU only: leave it out, or start with CUDA_VISIBLE_DEVICES set to "
-            "nothing"
-        )
+        raise EngineStartError(INT8_ON_GPU)
     if not isinstance(runner, PackedRunner):
         raise EngineStartError(
             f"--quantization int8 does not support {type(model).__name__}, which runs one sequence at a time: leave "

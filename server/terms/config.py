@@ -23,6 +23,10 @@ RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
 INT8_NAMES: Final = ("int8", "int8_per_channel_weight_only")
 """Our word for int8, and vLLM's."""
+INT8_ON_GPU: Final = (
+    "--quantization int8 computes on a CPU only, and there is a GPU: leave it out, or start with "
+    "CUDA_VISIBLE_DEVICES set to nothing"
+)
 _MAX_ITEMS = 999
 
 

@@ -97,6 +97,14 @@ def _opaque_products() -> list[_OpaqueProduct]:
     return products
 
 
+def _num_bytes(model: PreTrainedModel) -> int:
+    """Of the model's weights; layers in int8 have none of their own any more."""
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.weight is None]
+    num_bytes: int = sum(weight.nbytes for weight in model.parameters())
+    num_bytes += sum(linear.in_features * linear.out_features for linear in linears)
+    return num_bytes
+
+
 class LayerTracer:
     """Replaces the forwards of a model's layers, one at a time; used on the engine's thread.
 
@@ -181,7 +189,7 @@ class LayerTracer:
 
     def _join(self) -> Iterator[None]:
         """Makes graphs of successive layers one, unless the model has another use for an output of theirs."""
-        if sum(weight.nbytes for weight in self._model.parameters()) > _MAX_JOINED_BYTES:
+        if _num_bytes(self._model) > _MAX_JOINED_BYTES:
             return
         chains: list[_Chain] = []
         try:

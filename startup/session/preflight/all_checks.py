@@ -15,6 +15,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
+from server.terms.config import INT8_ON_GPU
 from server.text.model_files.model_kind import read_model_kind
 from server.text.model_files.tokenizer_files import foreign_problem
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
@@ -183,11 +184,7 @@ class _Preflight:
         if self._config.engine.quantization is None:
             return
         if expects_gpu():
-            yield error(
-                "quantization",
-                "--quantization int8 computes on a CPU only, and there is a GPU: leave it out, or start with "
-                "CUDA_VISIBLE_DEVICES set to nothing",
-            )
+            yield error("quantization", INT8_ON_GPU)
         elif machine() not in ("x86_64", "AMD64"):
             yield error("quantization", f"--quantization int8 needs an x86-64 processor, not {machine()}: leave it out")
         if self._checkpoint is None:

@@ -7,6 +7,7 @@ import server.engine.compute.int8_product as int8_module
 from base.errors import EngineMemoryError, EngineStartError
 from server.engine.compute.int8_product import Int8Product, QuantizedLayers
 from server.engine.compute.linear import LinearPacker
+from server.engine.compute.traced_layers import _num_bytes
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
 
@@ -132,6 +133,16 @@ def test_too_little_memory_for_the_moment_is_an_error(monkeypatch):
     with pytest.raises(EngineMemoryError, match="needs .* while it quantizes, and 1000 bytes are available"):
         QuantizedLayers(model)
     assert model.lm_head.weight is not None
+
+
+def test_the_size_that_decides_whether_layers_are_joined_counts_those_in_int8():
+    model = build_model("llama", PACKED["llama"])
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    num_weights = sum(linear.weight.numel() for linear in linears)
+    others = _num_bytes(model) - 4 * num_weights
+    assert others > 0
+    QuantizedLayers(model)
+    assert _num_bytes(model) == others + num_weights
 
 
 def test_answers_do_not_depend_on_other_requests_or_on_packing():
