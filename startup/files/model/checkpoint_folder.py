@@ -3,8 +3,10 @@
 Reads file names and small JSON files only.
 """
 
+import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -127,7 +129,11 @@ def model_problem(folder: Path) -> str | None:
 
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
     """Files that are missing, and a configuration or an index that cannot be read."""
-    if not (folder / "config.json").exists():
+    has_config = (folder / "config.json").exists()
+    if not has_config and not weights.present and (file := _first_gguf(folder)) is not None:
+        yield FolderProblem("gguf", f"{folder} has GGUF files, {gguf_advice(file.stem, '-m', str(file.absolute()))}")
+        return
+    if not has_config:
         yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
     elif problem := read_json_object(folder / "config.json").problem:
         yield FolderProblem("config", problem)
@@ -139,6 +145,22 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
         yield FolderProblem("shards", f"{lacks}; download them again")
     elif not weights.present:
         yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
+
+
+def gguf_advice(name: str, *words: str) -> str:
+    """How a model in this format is served under the name; the words make llama-server load it."""
+    command = shlex.join(["llama-server", *words]).replace("llama-server", "llama-server --port ${PORT}", 1)
+    models = json.dumps({"models": {name: {"cmd": command, "checkEndpoint": "/health"}}})
+    return (
+        f"which llama.cpp serves behind the router: write `{models}` into models.yaml, and start `vllm-cli serve "
+        "--models models.yaml`"
+    )
+
+
+def _first_gguf(folder: Path) -> Path | None:
+    """The file from which llama-server finds the others of its model; not that of an image encoder."""
+    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
+    return files[0] if files else None
 
 
 def tokenizer_problem(folder: Path) -> str | None:

@@ -1,9 +1,9 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
-import json
-import shlex
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from base.wording import list_some
 from envs.home import expand_home
@@ -11,6 +11,7 @@ from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.files.download.messages import STALL_S, DownloadError, hub_endpoints
+from startup.files.model.checkpoint_folder import gguf_advice
 from startup.files.model.model_place import (
     ModelPlace,
     dangling_links,
@@ -20,6 +21,9 @@ from startup.files.model.model_place import (
     missing_package,
 )
 from startup.session.preflight.report import Finding, error, info, warning
+
+_QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
+"""A name by which llama.cpp loads from the hub: repository and quantization."""
 
 
 def check_model_place(place: ModelPlace) -> Iterator[Finding]:
@@ -36,7 +40,7 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     elif place.kind == "nowhere":
         path = Path(expand_home(place.name))
         report = warning if is_vllm and path.is_file() else error
-        yield report("model", f"{option} {place.name} {_problem(path)}")
+        yield report("model", f"{option} {place.name} {_problem(place.name)}")
     elif place.kind == "hub" and is_offline() and not place.is_default and not (is_vllm and _is_cached(place)):
         state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
         yield error(
@@ -88,14 +92,12 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         yield info("hub", f"{place.name} is to be downloaded from {without_login(listing.endpoints[0])}")
 
 
-def _problem(path: Path) -> str:
+def _problem(name: str) -> str:
+    path = Path(expand_home(name))
     if path.suffix == ".gguf" and path.is_file():
-        command = f"llama-server --port ${{PORT}} -m {shlex.quote(str(path.absolute()))}"
-        models = {"models": {path.stem: {"cmd": command, "checkEndpoint": "/health"}}}
-        return (
-            f"is a GGUF file, which llama.cpp serves behind the router: write `{json.dumps(models)}` into models.yaml, "
-            "and start `vllm-cli serve --models models.yaml`"
-        )
+        return f"is a GGUF file, {gguf_advice(path.stem, '-m', str(path.absolute()))}"
+    if not path.exists() and _QUANTIZED.fullmatch(name):
+        return f"is a GGUF file on the hub, {gguf_advice(name.rpartition('/')[2], '-hf', name)}"
     if path.exists():
         return "is a file: give the folder that holds config.json and the weights"
     return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"

@@ -89,14 +89,25 @@ def test_a_file_instead_of_a_folder_is_an_error(model_path, preflight):
     assert "is a file: give the folder" in finding.message
 
 
-def test_a_gguf_file_is_an_error_with_a_file_of_models_that_serves_it(tmp_path, preflight):
-    (tmp_path / "qwen 3.gguf").touch()
-    (finding,) = preflight(tmp_path / "qwen 3.gguf").errors
-    models = finding.message.partition("`")[2].partition("`")[0]
-    (tmp_path / "models.yaml").write_text(models)
-    content, faults = read_models_file(tmp_path / "models.yaml", Defaults())
-    assert not faults
-    assert content.entries["qwen 3"].foreign.words[-2:] == ("-m", str(tmp_path / "qwen 3.gguf"))
+def test_a_gguf_model_is_an_error_with_a_file_of_models_that_serves_it(tmp_path, preflight):
+    """A file, a folder with its parts, or a name on the hub."""
+    for name in ("qwen 3.gguf", "mmproj-big.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
+        folder = tmp_path / "big" if "big" in name else tmp_path
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+    hub = "team/Model-1.5B-GGUF:Q4_K_M"
+    first = tmp_path / "big" / "big-00001-of-00002.gguf"
+    for model, name, words in (
+        (tmp_path / "qwen 3.gguf", "qwen 3", ("-m", str(tmp_path / "qwen 3.gguf"))),
+        (tmp_path / "big", first.stem, ("-m", str(first))),
+        (hub, "Model-1.5B-GGUF:Q4_K_M", ("-hf", hub)),
+    ):
+        (finding,) = (found for found in preflight(model).errors if found.check != "tokenizer")
+        models = finding.message.partition("`")[2].partition("`")[0]
+        (tmp_path / "models.yaml").write_text(models)
+        content, faults = read_models_file(tmp_path / "models.yaml", Defaults())
+        assert not faults
+        assert content.entries[name].foreign.words[-2:] == words
 
 
 def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):
