@@ -6,18 +6,21 @@ import logging.config
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType, ModuleType
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Hook, Name
-from startup.imports.finder import after_import
+from startup.imports.finder import Variant, after_import
 
+_GET_MODULE: Final = Name("torch.library", "inspect.getmodule", ("object",))
 _GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
 CHEAP_CALLS: Final = Hook(
     "cheap calls",
-    does="notes the source of torch's operators, and configures logs, in less time",
+    does="notes source and module of torch's operators, and configures logs, in less time",
     without="both take a tenth of the imports",
     needs=(
         _GET_SOURCE,
+        _GET_MODULE,
         Name("logging.config", "dictConfig", ("config",)),
         Name("logging", "Manager._clear_cache", ()),
     ),
@@ -29,6 +32,7 @@ def make_calls_cheap() -> None:
     if not CHEAP_CALLS.applies:
         return
     after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)
+    after_import(_GET_MODULE.module, _find_modules_by_name, CHEAP_CALLS)
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
 
@@ -37,6 +41,20 @@ def _get_source(stacklevel: int) -> str:
     """torch notes the file and line of each operator: `inspect` resolves the paths of all modules for it."""
     frame = sys._getframe(stacklevel)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _find_modules_by_name(library: ModuleType) -> None:
+    """torch asks for the module of a frame, for which `inspect` resolves the paths of all modules."""
+    original = library.inspect
+    if not isinstance(original, Variant):
+        library.inspect = Variant(original, getmodule=functools.partial(_get_module, original.getmodule))  # type: ignore[attr-defined]
+
+
+def _get_module(get_module: Any, object: Any) -> ModuleType | None:
+    if not isinstance(object, FrameType):
+        module: ModuleType | None = get_module(object)
+        return module
+    return sys.modules.get(object.f_globals.get("__name__", ""))
 
 
 def _with_one_clearing(configure: Any) -> Any:

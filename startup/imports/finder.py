@@ -58,6 +58,18 @@ def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:
         action(module)
 
 
+class Variant(ModuleType):
+    """A module with other values of some names, for one that imports it as a whole."""
+
+    def __init__(self, module: ModuleType, **names: Any) -> None:
+        super().__init__(module.__name__)
+        vars(self).update(names)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 def before_import(name: str, action: Action) -> None:
     """Calls `action` with the module before its code runs; an error in the action is logged."""
     _finder.before.setdefault(place_of(name), []).append(action)

@@ -1,7 +1,7 @@
 """Imports modules from an import file: the bytecode of many modules, without a search of folders for each.
 
     head    fixed size: format, place and checksum of the index, size of the file
-    code    the marshalled code of the modules, in order of import
+    code    the marshalled code of the modules, in order of import, then that of the dataclasses' methods
     index   marshalled: interpreter, distributions, and each module's stamp and place
 
 A file is used while the installed distributions are those that it was written with. A module is served if its
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import MAGIC_NUMBER
 from types import CodeType, ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from base.machine.file_stamps import StoredStamp, read_stamp
 from base.machine.files import why_changeable
@@ -32,10 +32,14 @@ from startup.imports.finder import serve, stop_serving
 logger = logging.getLogger(__name__)
 
 _MARK: Final = b"vllm-cli import file"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _HEAD: Final = struct.Struct("<20sIQQQ8s")
 HEAD_BYTES: Final = _HEAD.size
 _SOURCE_ENDING: Final = ".py"
+
+
+Part: TypeAlias = tuple[int, int, bytes]
+"""A part of the file: offset, length and checksum."""
 
 
 class ModuleEntry(NamedTuple):
@@ -45,9 +49,7 @@ class ModuleEntry(NamedTuple):
     origin: str
     """The source file."""
     stamp: StoredStamp
-    offset: int
-    length: int
-    checksum: bytes
+    code: Part
 
 
 class Index(NamedTuple):
@@ -61,6 +63,8 @@ class Index(NamedTuple):
     refused: tuple[str, ...]
     """Modules that cannot be in a file: the path finder finds something else, no installer has written the
     source, or it is faulty."""
+    methods: Part
+    """The code of dataclasses' methods by text."""
 
 
 class UnusableFileError(Exception):
@@ -117,6 +121,14 @@ class ImportFile:
             spec.cached = f"{folder}/__pycache__/{file[: -len(_SOURCE_ENDING)]}.{sys.implementation.cache_tag}.pyc"
         return spec
 
+    def load_methods(self) -> dict[str, CodeType]:
+        """The code of dataclasses' methods by their text; empty if that part is damaged."""
+        try:
+            return dict(_read_part(self._fd, self.index.methods))
+        except (OSError, ValueError, EOFError, TypeError) as err:
+            logger.debug("no methods of dataclasses are taken from %s: %s", self.path, err)
+            return {}
+
     def close(self) -> None:
         """Ends the use of the file; a second call does nothing."""
         fd, self._fd = self._fd, -1
@@ -127,10 +139,7 @@ class ImportFile:
         """The code from the file; from now on the loader is as Python creates it."""
         vars(loader).pop("get_code", None)
         try:
-            data = os.pread(self._fd, entry.length, entry.offset)
-            if checksum(data) != entry.checksum:
-                raise ValueError("its part of the file is damaged")
-            code: CodeType = marshal.loads(data)
+            code: CodeType = _read_part(self._fd, entry.code)
         except (OSError, ValueError, EOFError, TypeError) as err:  # closed meanwhile, or damaged
             logger.debug("%s is not imported from %s: %s", name, self.path, err)
             self.outdated.add(name)
@@ -164,16 +173,17 @@ class ImportFile:
         return self._names[folder]
 
 
-def install(path: str | os.PathLike[str]) -> bool:
-    """From now on, imports use the file; returns False if it does not apply."""
+def install(path: str | os.PathLike[str]) -> ImportFile | None:
+    """From now on, imports use the file; returns None if it does not apply."""
     try:
-        serve(ImportFile(os.fspath(path)))
+        file = ImportFile(os.fspath(path))
     except FileNotFoundError:
-        return False
+        return None
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
         logger.debug("the import file %s is not used: %s", path, err)
-        return False
-    return True
+        return None
+    serve(file)
+    return file
 
 
 def uninstall() -> list[str]:
@@ -189,6 +199,15 @@ def uninstall() -> list[str]:
     known.update(*(file.index.modules for file in files), *(file.index.refused for file in files))
     known.difference_update(*(file.outdated for file in files))
     return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
+
+
+def _read_part(fd: int, part: Part) -> Any:
+    """What was marshalled; raises OSError, ValueError, EOFError or TypeError if it is damaged."""
+    offset, length, expected = part
+    data = os.pread(fd, length, offset)
+    if checksum(data) != expected:
+        raise ValueError("its part of the file is damaged")
+    return marshal.loads(data)
 
 
 def this_interpreter() -> tuple[object, ...]:

@@ -4,16 +4,18 @@ There is one per virtual environment, for all processes of both engines; a baked
 """
 
 import fcntl
+import json
 import logging
 import marshal
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
+from types import CodeType, MappingProxyType
 from typing import BinaryIO, Final, NamedTuple
 
 from base.machine.file_stamps import StoredStamp, read_stamp
@@ -21,8 +23,18 @@ from base.machine.files import MODE
 from startup.ground.caches import digest, layers
 from startup.ground.hooks.hook import uses
 from startup.imports import import_file
+from startup.imports.dataclass_code import compile_texts, end_use, use_code
 from startup.imports.distributions import distribution_stamps, installed_folders
-from startup.imports.import_file import ImportFile, Index, ModuleEntry, UnusableFileError, checksum, install, uninstall
+from startup.imports.import_file import (
+    ImportFile,
+    Index,
+    ModuleEntry,
+    Part,
+    UnusableFileError,
+    checksum,
+    install,
+    uninstall,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +43,8 @@ _BY_TIME: Final = bytes(4)
 """The flags of bytecode that is valid for a source's time and size."""
 _SETTLED_NS: Final = 2_000_000_000
 """Age from which a source's time proves that it was not changed after its bytecode was made."""
+_FEW_METHODS: Final = 50
+"""So many unknown methods of dataclasses are no reason to write the file: some are others in each start."""
 
 
 class _State:
@@ -64,14 +78,15 @@ def learned_imports() -> Iterator[None]:
         yield
         return
     distribution_stamps()  # before imports change the path
-    for path in import_file_paths():
-        install(path)
+    files = [file for file in map(install, import_file_paths()) if file is not None]
+    use_code({text: code for file in files for text, code in file.load_methods().items()})
     _state.is_open = True
     try:
         yield
     finally:
         _state.is_open = False
-        _note(uninstall())
+        texts = end_use()
+        _note([*uninstall(), *texts])
 
 
 def learn(more: Iterable[str] = ()) -> None:
@@ -85,15 +100,16 @@ def learn(more: Iterable[str] = ()) -> None:
     if not uses("import file"):
         return
     path = import_file_paths()[0]
+    modules, texts = _take_noted()
     own, *others = map(_read, import_file_paths())
     known = {name for index in (own, *others) if index is not None for name in (*index.modules, *index.refused)}
-    wanted = [*_take_noted(), *(name for name in more if name not in known)]
-    if not wanted:
+    modules += (name for name in more if name not in known)
+    if not modules and len(texts) <= _FEW_METHODS:
         return
     kept = (*own.modules, *own.refused) if own is not None else ()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, (*kept, *wanted))
+        write(path, (*kept, *modules), compile_texts(texts, _read_methods(path)))
     except OSError as err:
         logger.debug("the import file was not written: %s", err)
 
@@ -105,40 +121,62 @@ def read_learned() -> LearnedImports | None:
     return None if index is None else LearnedImports(path, len(index.modules), path.stat().st_size)
 
 
-def _note(names: Iterable[str]) -> None:
-    if names := list(names):
+def _note(missed: Sequence[str]) -> None:
+    """Notes names of modules, and texts of methods, which have several lines."""
+    if missed:
         notes = _notes(import_file_paths()[0])
         with suppress(OSError):
             notes.parent.mkdir(parents=True, exist_ok=True)
-            with notes.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{name}\n" for name in names))
+            with notes.open("ab", buffering=0) as file:  # in one piece: other processes write, too
+                file.write("".join(f"{json.dumps(each)}\n" for each in missed).encode())
 
 
-def _take_noted() -> list[str]:
+def _take_noted() -> tuple[list[str], list[str]]:
+    """The noted names and texts."""
     notes = _notes(import_file_paths()[0])
-    try:
-        names = notes.read_text(encoding="utf-8").splitlines()
+    noted: list[str] = []
+    with suppress(OSError):
+        lines = notes.read_bytes().splitlines()
         notes.unlink()
-    except (OSError, ValueError):
-        return []
-    return names
+        for line in lines:
+            with suppress(ValueError):  # of another release
+                noted.append(str(json.loads(line)))
+    return [each for each in noted if "\n" not in each], [each for each in noted if "\n" in each]
 
 
 def _notes(path: Path) -> Path:
-    """Where the processes of a start write the names of modules that they have missed."""
+    """Where the processes of a start write what they have missed."""
     return path.with_suffix(".missed")
 
 
 def _read(path: Path) -> Index | None:
-    try:
-        file = ImportFile(str(path))
-    except (OSError, UnusableFileError, ValueError, EOFError, TypeError):
+    file = _open(path)
+    if file is None:
         return None
     file.close()
     return file.index
 
 
-def write(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+def _read_methods(path: Path) -> dict[str, CodeType]:
+    file = _open(path)
+    if file is None:
+        return {}
+    try:
+        return file.load_methods()
+    finally:
+        file.close()
+
+
+def _open(path: Path) -> ImportFile | None:
+    try:
+        return ImportFile(str(path))
+    except (OSError, UnusableFileError, ValueError, EOFError, TypeError):
+        return None
+
+
+def write(
+    path: str | os.PathLike[str], names: Iterable[str], methods: Mapping[str, CodeType] = MappingProxyType({})
+) -> None:
     """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
 
     Modules are left out that Python's own path finder does not find as sources of a distribution or of the
@@ -147,6 +185,7 @@ def write(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     Args:
         path: the file; nothing is done while another process writes it.
         names: the modules.
+        methods: the code of dataclasses' methods by text.
 
     Raises:
         OSError: the file could not be written; an old one is unchanged.
@@ -160,7 +199,7 @@ def write(path: str | os.PathLike[str], names: Iterable[str]) -> None:
         with open(fd, "wb") as file:  # noqa: PTH123
             os.fchmod(fd, MODE)  # whatever the umask: others may read a file in an image, but not write it
             file.truncate()
-            _write(file, names)
+            _write(file, names, methods)
             file.flush()
             os.fsync(fd)
             os.replace(beside, path)  # noqa: PTH105
@@ -186,13 +225,12 @@ def _lock(path: str) -> int | None:
     return None
 
 
-def _write(file: BinaryIO, names: Iterable[str]) -> None:
+def _write(file: BinaryIO, names: Iterable[str], methods: Mapping[str, CodeType]) -> None:
     specs = _Specs()
     installed = installed_folders()
     modules: dict[str, tuple[object, ...]] = {}
     refused: list[str] = []
-    offset = import_file.HEAD_BYTES
-    file.seek(offset)
+    file.seek(import_file.HEAD_BYTES)
     for name in dict.fromkeys(names):
         spec = specs.find(name)
         if spec is None or type(spec.loader) is not SourceFileLoader or not str(spec.origin).startswith(installed):
@@ -207,14 +245,21 @@ def _write(file: BinaryIO, names: Iterable[str]) -> None:
             refused.append(name)
             continue
         is_package = spec.submodule_search_locations is not None
-        modules[name] = tuple(ModuleEntry(is_package, origin, stamp.stored, offset, len(code), checksum(code)))
-        offset += file.write(code)
+        modules[name] = tuple(ModuleEntry(is_package, origin, stamp.stored, _append(file, code)))
+    place = _append(file, marshal.dumps(dict(methods)))
     index = import_file.pack_index(
-        Index(import_file.this_interpreter(), distribution_stamps(), modules, tuple(refused))
+        Index(import_file.this_interpreter(), distribution_stamps(), modules, tuple(refused), place)
     )
+    offset = file.tell()
     file.write(index)
     file.seek(0)
     file.write(import_file.pack_head(offset, index))
+
+
+def _append(file: BinaryIO, data: bytes) -> Part:
+    place = (file.tell(), len(data), checksum(data))
+    file.write(data)
+    return place
 
 
 class _Specs:

@@ -1,8 +1,10 @@
 """Replaced functions have the results of the original ones."""
 
 import importlib
+import inspect
 import logging
 import logging.config
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +36,20 @@ def test_an_operators_source_is_the_same(toys):
     cheap: Any = importlib.import_module("torch._library.utils")
     assert cheap.get_source(1) == plain.get_source(1)  # the same line
     assert cheap.get_source is not plain.get_source
+
+
+def test_the_module_of_a_frame_is_the_same(monkeypatch):
+    library: Any = importlib.import_module("torch.library")
+    monkeypatch.setattr(library, "inspect", inspect)
+    make_calls_cheap()
+    make_calls_cheap()
+    assert library.inspect.getmodule is not inspect.getmodule
+    frame, foreign = sys._getframe(), sys._getframe(1)
+    for asked in (frame, foreign, make_calls_cheap, library, importlib.import_module):
+        assert library.inspect.getmodule(asked) is inspect.getmodule(asked)
+    exec("module = get(sys._getframe())", named := {"sys": sys, "get": library.inspect.getmodule})
+    assert named["module"] is None
+    assert library.inspect.signature is inspect.signature
 
 
 def test_loggers_are_configured_as_before():

@@ -131,6 +131,79 @@ def test_modules_that_other_processes_will_import_are_added_unseen(folder):
     assert start("parcel.inner") == ["parcel", "parcel.inner"]
 
 
+DATACLASSES = """
+from dataclasses import dataclass, field
+@dataclass(frozen=True, order=True)
+class Point:
+    x: int
+    tags: list = field(default_factory=list)
+    def norm(self): return abs(self.x)
+@dataclass(slots=True)
+class Named:
+    name: str = "n"
+"""
+
+COMPILED = """
+import sys
+texts = []
+def note(event, args):
+    if event == "compile" and args[1] in ("<string>", None):
+        texts.append(args[0])
+sys.addaudithook(note)
+from startup.imports.learned_imports import learn, learned_imports
+del texts[:]
+with learned_imports():
+    from parcel.inner import Named, Point
+compiled = len(texts)
+learn()
+assert Point(1, ["a"]) == Point(1, ["a"]) < Point(2) and repr(Point(1)) == "Point(x=1, tags=[])" and Named().name == "n"
+try:
+    Point(1).x = 2
+except AttributeError as err:
+    assert str(err) == "cannot assign to field 'x'"
+import dataclasses
+assert "exec" not in vars(dataclasses)
+print(compiled)
+"""
+
+
+def test_methods_of_dataclasses_are_compiled_once(folder):
+    put(folder / "inner.py", DATACLASSES)
+    assert int(printed(COMPILED)) > 0
+    assert int(printed(COMPILED)) == 0
+
+
+def test_without_the_part_of_the_methods_they_are_compiled(folder):
+    put(folder / "inner.py", DATACLASSES)
+    num_compiled = printed(COMPILED)
+    path = import_file_paths()[0]
+    content = path.read_bytes()
+    begin = int(
+        printed(f"from startup.imports.import_file import *; print(ImportFile({str(path)!r}).index.methods[0])")
+    )
+    path.write_bytes(content[:begin] + b"?" + content[begin + 1 :])
+    assert printed(COMPILED) == num_compiled
+
+
+def test_a_few_methods_that_are_others_each_time_do_not_have_the_file_written(folder):
+    put(
+        folder / "inner.py",
+        "import dataclasses, time\nName = dataclasses.make_dataclass(f'A{time.time_ns()}', ['x'])\n",
+    )
+    start("parcel.inner")
+    before = written_at()
+    start("parcel.inner")
+    assert written_at() == before
+
+
+def test_notes_of_another_release_are_ignored(folder):
+    notes = import_file_paths()[0].with_suffix(".missed")
+    notes.parent.mkdir(parents=True)
+    notes.write_text('parcel\n"x =\\n"\n')
+    start(*MODULES)
+    assert start(*MODULES) == sorted(MODULES)
+
+
 _SCRIPT = """
 import importlib.metadata, json, sys
 from contextlib import nullcontext
