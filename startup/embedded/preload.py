@@ -11,8 +11,7 @@ from contextlib import suppress
 
 from base.machine.processes import process_start_ns
 from envs.registry import env
-from startup.ground.logs.options import LogOptions
-from startup.ground.logs.setup import configure_logging
+from startup.ground.logs.setup import configure_logging, log_options_of_environment
 from startup.ground.processes import death_pipe, group_signals
 from startup.imports.heavy import import_engine
 
@@ -33,9 +32,7 @@ def _follow_forkserver() -> None:
 
 os.register_at_fork(after_in_child=_follow_forkserver)
 
-if env.VCLI_LOG_FORMAT.get() == "json":
-    _OPTIONS = LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format="json")
-    configure_logging(_OPTIONS, role="forkserver", phase=lambda: "preload_imports")
+configure_logging(log_options_of_environment(), role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
 """The engine process ends these stand-ins once the model is built."""
 importlib.import_module("startup.embedded.engine_process")  # has the child's main function

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from multiprocessing.context import BaseContext
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from base.errors import EngineError, ServerError
 from base.exit_codes import ENGINE_DIED, START_FAILED
 from base.lifecycle import Lifecycle, State
+from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from server.terms.config import ModelFiles
@@ -44,7 +45,7 @@ from startup.ground.hooks.hook import names_without
 from startup.ground.logs.setup import configure_logging
 from startup.ground.processes import group_signals
 from startup.ground.processes.library_state import update_hub
-from startup.ground.processes.new_program import discard_dormant
+from startup.ground.processes.new_program import discard_dormant, fork_dormant
 from startup.ground.temp_folder import ensure_temp_folder
 from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
@@ -73,9 +74,14 @@ def start_embedded(config: StartupConfig) -> int:
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     use_baked_bytecode()
+    torch = find_spec("torch")
+    notice = keep_bytecode(Path(torch.origin).parent) if torch and torch.origin else None
+    if start_origin.warm is None:
+        with suppress(OSError):  # the forkserver is a new program then, which takes a third of a second more
+            fork_dormant(lambda: None, foreign.snapshot())
     session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
     configure_logging(config.logs, role="api", phase=session.phase)
-    if (torch := find_spec("torch")) and torch.origin and (notice := keep_bytecode(Path(torch.origin).parent)):
+    if notice is not None:
         logger.warning("%s", notice)
     with session:
         start = _EmbeddedStart(config, session)

@@ -1,6 +1,6 @@
 """Starts new programs, or runs them in forks; controls what multiprocessing's programs get from this process.
 
-In a warm start, a fork that has imported everything, and is dormant until then, becomes the forkserver.
+The forkserver of a warm start, and of the embedded engine, is a fork that is dormant until it is needed.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from base.machine.command_line import replace_command_line
-from base.machine.descriptors import is_open, move_up
+from base.machine.descriptors import is_open, move_socket_up, move_up
 from base.machine.libc import load_libc
 from envs import foreign
 from startup.ground.hooks.hook import Name
@@ -107,6 +107,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
         if pid == 0:
             death_pipe.follow_parent(parent_pid)
             ours.close()
+            theirs = move_socket_up(theirs)
             close_in_child()
             replace_command_line(_COMMAND_LINE)
             run_program(theirs, lambda program: _become(program, theirs))
