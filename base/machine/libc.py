@@ -76,6 +76,17 @@ def use_huge_pages(part: range) -> None:
         load_libc().madvise(part.start, len(part), advice)
 
 
+_MADV_POPULATE_WRITE = 23
+
+
+def populate_pages(mapped: range) -> None:
+    """Has the kernel provide the pages of mapped addresses now (madvise(2)); their content stays.
+
+    Other threads run meanwhile. Raises OSError, also before Linux 5.14.
+    """
+    check(load_libc().madvise(mapped.start, len(mapped), _MADV_POPULATE_WRITE), "madvise")
+
+
 def forget_pages(used: range) -> None:
     """Gives back the memory of whole pages; those of a mapped file are read again when they are used."""
     if whole := _whole_pages(used.start, used.stop, mmap.PAGESIZE):

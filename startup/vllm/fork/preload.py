@@ -33,6 +33,7 @@ from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
+from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_caches import load_tokenizer_late  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
@@ -54,6 +55,7 @@ def _preload(plan: PreloadPlan) -> None:
     report_compiled_models(Exchange(Path(plan.folder)))
     omit_prefixes_in_json()
     inspect_models_in_forks()
+    populate_kv_cache()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())

@@ -1,0 +1,103 @@
+"""Populates the memory of vLLM's KV cache on CPU by several threads, for which vLLM need not wait.
+
+vLLM writes zeros over the whole cache in one thread before it serves: 0.7 s for each GiB. New pages of the
+kernel are zeros already, and every processor can populate them. If as much memory again is free, this
+happens while vLLM serves, and a request that comes earlier gets its pages as it writes. Else vLLM waits, so
+that a cache that does not fit ends the start and not a server.
+"""
+
+import functools
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from base.machine.libc import populate_pages
+from base.machine.memory import available_bytes
+from startup.ground.hooks.hook import Hook, Text
+from startup.imports.finder import Variant, after_import
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ALLOCATION: Final = "vllm.v1.worker.utils"
+KV_CACHE: Final = Hook(
+    "memory of the KV cache",
+    does="populates a KV cache on CPU by threads; if memory is ample, while vLLM serves",
+    without="one thread writes zeros over the cache before vLLM serves",
+    needs=(
+        Text((_ALLOCATION,), r"= torch\.zeros\(buf_size, dtype=torch\.int8, device=device\)", "zeros for the cache"),
+    ),
+)
+
+_LEAST_BYTES: Final = 64 << 20
+_PART_BYTES: Final = 2 << 20
+"""What a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
+_NICE: Final = 10
+"""Of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
+_MOST_THREADS: Final = 8
+
+
+def populate_kv_cache() -> None:
+    """Prepares vLLM's allocation, before it is imported, in this process and its forks."""
+    if KV_CACHE.applies:
+        after_import(_ALLOCATION, _replace_torch, KV_CACHE)
+
+
+def _replace_torch(module: ModuleType) -> None:
+    if not isinstance(module.torch, Variant):  # a standby's template has done it for its forks
+        module.torch = Variant(module.torch, zeros=functools.partial(_zeros, module.torch))  # type: ignore[attr-defined]
+
+
+def _zeros(torch: Any, size: Any, **options: Any) -> "Tensor":
+    """A KV cache on CPU, or any other tensor as torch makes it."""
+    is_cache = options.keys() == {"dtype", "device"} and isinstance(size, int) and size >= _LEAST_BYTES
+    if is_cache and options["dtype"] is torch.int8 and torch.device(options["device"]).type == "cpu":
+        with suppress(OSError, RuntimeError):  # too large, Linux before 5.14, no threads: torch tries it, too
+            return _map(torch, size)
+    tensor: Tensor = torch.zeros(size, **options)
+    return tensor
+
+
+def _map(torch: Any, num_bytes: int) -> "Tensor":
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    cache: Tensor = torch.frombuffer(pages, dtype=torch.int8)
+    begin = cache.data_ptr()
+    memory = range(begin, begin + num_bytes)
+    populate_pages(memory[:_PART_BYTES])
+    distributed = torch.distributed
+    _populate(memory, num_workers=distributed.get_world_size() if distributed.is_initialized() else 1)
+    return cache
+
+
+def _populate(memory: range, *, num_workers: int) -> None:
+    """Returns at once if all workers can have twice as many pages."""
+    is_ample = available_bytes() > 2 * len(memory) * num_workers
+    parts = iter([memory[i : i + _PART_BYTES] for i in range(0, len(memory), _PART_BYTES)])
+    processors = os.sched_getaffinity(os.getppid())  # OpenMP binds this thread to those on which it computes
+    threads = [
+        threading.Thread(
+            target=_populate_parts,
+            args=(parts, processors, _NICE if is_ample else 0),
+            name="kv-cache-pages",
+            daemon=True,
+        )
+        for _ in range(min(len(processors), _MOST_THREADS))
+    ]
+    for thread in threads:
+        thread.start()
+    if not is_ample:
+        for thread in threads:
+            thread.join()
+
+
+def _populate_parts(parts: Iterator[range], processors: set[int], nice: int) -> None:
+    thread = threading.get_native_id()
+    with suppress(OSError):  # vLLM's own writes get the pages, or tell what is wrong
+        os.sched_setaffinity(thread, processors)
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
+        for part in parts:
+            populate_pages(part)
