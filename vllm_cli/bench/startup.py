@@ -230,10 +230,11 @@ def _find_problems(side: Side) -> Iterator[str]:
         for name, why in _UNSURE.items():
             if num_bytes := max(figures.get(name, 0) for figures in rounds):
                 yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"
-        num_warm = sum(any(name.endswith(_FORK_PHASE) for name in figures["phases"]) for figures in rounds)
-        wanted = len(rounds) if "standby" in side.facts and condition == "from standby" else 0
+        known = [figures["phases"] for figures in rounds if figures["phases"]]  # vLLM's server does not tell them
+        num_warm = sum(any(name.endswith(_FORK_PHASE) for name in phases) for phases in known)
+        wanted = len(known) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
-            yield f"{where}: {num_warm} of {len(rounds)} servers were forked from a standby, not {wanted}"
+            yield f"{where}: {num_warm} of {len(known)} servers were forked from a standby, not {wanted}"
 
 
 class Residency(NamedTuple):
