@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +108,8 @@ def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
         _assert_gone(server, family)
         assert server.process.wait() == 0
         for stream in streams:
-            stream.finish()
+            with suppress(ConnectionError):  # vLLM kills its API servers if there are several
+                stream.finish()
 
 
 def _wait_logged(server: VllmServer, line: str) -> None:
