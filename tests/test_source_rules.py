@@ -24,6 +24,7 @@ OWN_JSON: Final = {
     "server/text/renderers/tokenizers/generic_tokenizer.py": "the members of tokenizer.json that a tokenizer has read",
     "server/text/renderers/tokenizers/hf_tokenizer.py": "the state of a decoder",
     "startup/ground/caches.py": "files that only this user can write",
+    "startup/imports/learned_imports.py": "notes of this user's processes",
     "startup/vllm/compiled_models/exchange.py": "files of this start",
     "startup/files/prefetch/survey.py": "a cache of this user",
     "startup/port/start_state.py": "pipes between processes of this start",
