@@ -50,27 +50,17 @@ class StreamReader:
         self._parts = self._client.read_parts(head)
         self._data = next(self._parts)
         assert head.status == 200, self._data
-        self._cut: ConnectionError | None = None
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self) -> None:
-        try:
-            with self._client:
-                self._data += b"".join(self._parts)
-        except ConnectionError as err:
-            self._cut = err
+        with self._client:
+            self._data += b"".join(self._parts)
 
     def finish(self) -> list[Any]:
-        """Waits for the end of the stream; all events, None for `[DONE]`.
-
-        Raises:
-            ConnectionError: the server has cut it.
-        """
+        """Waits for the end of the stream; all events, None for `[DONE]`."""
         self._thread.join(_STREAM_S)
         assert not self._thread.is_alive()
-        if self._cut is not None:
-            raise self._cut
         events = [line[6:].strip() for line in self._data.splitlines() if line.startswith(b"data: ")]
         return [json.loads(e) if e != b"[DONE]" else None for e in events]
 

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,8 @@ _READY_S = 600.0
 _NO_REPEAT_S = 0.6
 """A signal that comes sooner is taken for the same one, sent twice."""
 _BYTES_PER_S = 10e6
+_MAY_CUT = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+"""vLLM kills its API servers if there are several: the thread that reads a stream fails."""
 
 
 class _Phase(NamedTuple):
@@ -96,7 +97,10 @@ def test_a_stopped_start_is_gone_within_a_second(start_vllm, small_model, two_ra
 
 @pytest.mark.versions
 @pytest.mark.alone
-@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param((), id="one API server"), pytest.param(("--api-server-count", "2"), id="two", marks=_MAY_CUT)],
+)
 def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
     with start_vllm("ours", "--max-model-len", "4096", "--enforce-eager", *words, model=PEER_MODEL) as server:
         server.wait_ready()
@@ -108,8 +112,7 @@ def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
         _assert_gone(server, family)
         assert server.process.wait() == 0
         for stream in streams:
-            with suppress(ConnectionError):  # vLLM kills its API servers if there are several
-                stream.finish()
+            stream.finish()
 
 
 def _wait_logged(server: VllmServer, line: str) -> None:
