@@ -10,7 +10,7 @@ from types import FrameType, ModuleType
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Hook, Name
-from startup.imports.finder import Variant, after_import
+from startup.imports.finder import after_import, place_variant
 
 _GET_MODULE: Final = Name("torch.library", "inspect.getmodule", ("object",))
 _GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
@@ -32,7 +32,9 @@ def make_calls_cheap() -> None:
     if not CHEAP_CALLS.applies:
         return
     after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)
-    after_import(_GET_MODULE.module, _find_modules_by_name, CHEAP_CALLS)
+    after_import(
+        _GET_MODULE.module, lambda library: place_variant(library, "inspect", getmodule=_get_module), CHEAP_CALLS
+    )
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
 
@@ -43,16 +45,10 @@ def _get_source(stacklevel: int) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _find_modules_by_name(library: ModuleType) -> None:
+def _get_module(inspect: Any, object: Any) -> ModuleType | None:
     """torch asks for the module of a frame, for which `inspect` resolves the paths of all modules."""
-    original = library.inspect
-    if not isinstance(original, Variant):
-        library.inspect = Variant(original, getmodule=functools.partial(_get_module, original.getmodule))  # type: ignore[attr-defined]
-
-
-def _get_module(get_module: Any, object: Any) -> ModuleType | None:
     if not isinstance(object, FrameType):
-        module: ModuleType | None = get_module(object)
+        module: ModuleType | None = inspect.getmodule(object)
         return module
     return sys.modules.get(object.f_globals.get("__name__", ""))
 

@@ -10,7 +10,7 @@ import functools
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -58,10 +58,24 @@ def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:
         action(module)
 
 
-class Variant(ModuleType):
-    """A module with other values of some names, for one that imports it as a whole."""
+def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any]) -> None:
+    """Replaces functions of a module for one other module, which has imported it as a whole.
 
-    def __init__(self, module: ModuleType, **names: Any) -> None:
+    Args:
+        owner: the other module.
+        name: the name that the module has there.
+        functions: by the names that they replace; each gets the module as its first argument.
+    """
+    module = getattr(owner, name)
+    if not isinstance(module, _Variant):  # a standby's template has done it for its forks
+        replacements = {key: functools.partial(function, module) for key, function in functions.items()}
+        setattr(owner, name, _Variant(module, replacements))
+
+
+class _Variant(ModuleType):
+    """A module with other values of some names."""
+
+    def __init__(self, module: ModuleType, names: Mapping[str, Any]) -> None:
         super().__init__(module.__name__)
         vars(self).update(names)
         self._module = module

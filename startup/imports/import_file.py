@@ -175,15 +175,21 @@ class ImportFile:
 
 def install(path: str | os.PathLike[str]) -> ImportFile | None:
     """From now on, imports use the file; returns None if it does not apply."""
+    file = open_file(path)
+    if file is not None:
+        serve(file)
+    return file
+
+
+def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
+    """The file, which the caller closes; None if it does not apply."""
     try:
-        file = ImportFile(os.fspath(path))
+        return ImportFile(os.fspath(path))
     except FileNotFoundError:
         return None
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
         logger.debug("the import file %s is not used: %s", path, err)
         return None
-    serve(file)
-    return file
 
 
 def uninstall() -> list[str]:

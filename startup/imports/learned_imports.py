@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
@@ -25,16 +25,7 @@ from startup.ground.hooks.hook import uses
 from startup.imports import import_file
 from startup.imports.dataclass_code import compile_texts, end_use, use_code
 from startup.imports.distributions import distribution_stamps, installed_folders
-from startup.imports.import_file import (
-    ImportFile,
-    Index,
-    ModuleEntry,
-    Part,
-    UnusableFileError,
-    checksum,
-    install,
-    uninstall,
-)
+from startup.imports.import_file import Index, ModuleEntry, Part, checksum, install, open_file, uninstall
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +141,7 @@ def _notes(path: Path) -> Path:
 
 
 def _read(path: Path) -> Index | None:
-    file = _open(path)
+    file = open_file(path)
     if file is None:
         return None
     file.close()
@@ -158,20 +149,11 @@ def _read(path: Path) -> Index | None:
 
 
 def _read_methods(path: Path) -> dict[str, CodeType]:
-    file = _open(path)
+    file = open_file(path)
     if file is None:
         return {}
-    try:
+    with closing(file):
         return file.load_methods()
-    finally:
-        file.close()
-
-
-def _open(path: Path) -> ImportFile | None:
-    try:
-        return ImportFile(str(path))
-    except (OSError, UnusableFileError, ValueError, EOFError, TypeError):
-        return None
 
 
 def write(

@@ -6,19 +6,17 @@ happens while vLLM serves, and a request that comes earlier gets its pages as it
 that a cache that does not fit ends the start and not a server.
 """
 
-import functools
 import mmap
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.libc import populate_pages
 from base.machine.memory import available_bytes
 from startup.ground.hooks.hook import Hook, Text
-from startup.imports.finder import Variant, after_import
+from startup.imports.finder import after_import, place_variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,12 +42,7 @@ _MOST_THREADS: Final = 8
 def populate_kv_cache() -> None:
     """Prepares vLLM's allocation, before it is imported, in this process and its forks."""
     if KV_CACHE.applies:
-        after_import(_ALLOCATION, _replace_torch, KV_CACHE)
-
-
-def _replace_torch(module: ModuleType) -> None:
-    if not isinstance(module.torch, Variant):  # a standby's template has done it for its forks
-        module.torch = Variant(module.torch, zeros=functools.partial(_zeros, module.torch))  # type: ignore[attr-defined]
+        after_import(_ALLOCATION, lambda module: place_variant(module, "torch", zeros=_zeros), KV_CACHE)
 
 
 def _zeros(torch: Any, size: Any, **options: Any) -> "Tensor":
