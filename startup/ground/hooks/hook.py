@@ -76,7 +76,7 @@ class Name:
             yield from self._differences(value)
 
     def _find(self, module: ModuleType) -> Any:
-        """The value; an attribute that only instances have is known by its annotation or assignment."""
+        """The value; an attribute that only instances have is known as a field or by its assignment."""
         value: Any = module
         for part in self.path.split("."):
             owner, value = value, getattr(value, part, _MISSING)
@@ -310,7 +310,7 @@ def _file(module: str) -> Path | None:
 
 def _is_set(owner: type, name: str) -> bool:
     """Whether instances of a class have the attribute."""
-    if any(name in vars(each).get("__annotations__", ()) for each in owner.__mro__):
+    if name in getattr(owner, "__dataclass_fields__", ()):
         return True
     source = _source(owner.__module__)
     return source is not None and re.search(rf"\bself\.{name}\b", source.read_text(encoding="utf-8")) is not None
