@@ -141,7 +141,7 @@ class Environment:
         "Threads of the forward pass on a CPU; if unset, as many as other processes leave processors.", minimum=1
     )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
-    GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep; 3000 if unset.")
+    GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep; 10000 if unset.")
     ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Compiled kernels that oneDNN keeps on a CPU; 128 if unset.")
     DNNL_PRIMITIVE_CACHE_CAPACITY = text("Former name of ONEDNN_PRIMITIVE_CACHE_CAPACITY.")
     LRU_CACHE_CAPACITY = text("Compiled kernels that ideep, torch's layer above oneDNN, keeps on a CPU; 128 if unset.")

@@ -13,9 +13,9 @@ from envs.registry import env
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _HIDDEN: Final = "-1"
 
-_SPIN_COUNT: Final = "3000"
-"""How long torch's threads spin at the end of a parallel region before they sleep: about ten microseconds,
-longer than the gap between two kernels, far shorter than a time slice.
+_SPIN_COUNT: Final = "10000"
+"""How long torch's threads spin at the end of a parallel region before they sleep: 0.1 ms where the
+processor's pause takes 10 ns, longer than the gap between two kernels, far shorter than a time slice.
 
 With libgomp's default a thread spins so long that it occupies the core for which its descheduled partner
 waits: 12 tokens/s instead of 150 with one other busy process on 2 cores. No spinning at all

@@ -49,7 +49,7 @@ def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu, monkeypatch):
 
 
 _DEFAULTS = {
-    "GOMP_SPINCOUNT": "3000",
+    "GOMP_SPINCOUNT": "10000",
     "LRU_CACHE_CAPACITY": "128",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
