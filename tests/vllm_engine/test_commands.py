@@ -18,7 +18,6 @@ OF_VLLM: Final = {entry.name for entry in COMMANDS if "of_vllm" in entry.target}
 SHARED: Final = {"serve", "chat", "complete", "run-batch", "collect-env", "bench"}
 SHARED_BENCHMARKS: Final = {"serve", "startup"}
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
-_PREFIX: Final = r"^(\(\S+ pid=\d+\) )+"
 _LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
 """Log lines have a time and a process id, and come or not with what was imported before."""
 
@@ -75,5 +74,5 @@ def test_a_file_with_variables_is_the_same_as_one_with_their_values(tmp_path: Pa
         code, _, error = _run(PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", "--preflight", "off",
                               "--config", path)  # fmt: skip
         assert code != 0
-        errors.append([re.sub(_PREFIX, "", line) for line in error.splitlines() if "value=-5" in line])
+        errors.append([re.sub(r"^(\(\S+ pid=\d+\) )+", "", line) for line in error.splitlines() if "value=-5" in line])
     assert errors[0] == errors[1] == errors[2] != [[]]
