@@ -75,4 +75,4 @@ def test_a_file_with_variables_is_the_same_as_one_with_their_values(tmp_path: Pa
                               "--config", path)  # fmt: skip
         assert code != 0
         errors.append([re.sub(r"^(\(\S+ pid=\d+\) )+", "", line) for line in error.splitlines() if "value=-5" in line])
-    assert errors[0] == errors[1] == errors[2] != [[]]
+    assert errors[0] == errors[1] == errors[2] != []
