@@ -22,7 +22,9 @@ from envs.registry import env  # noqa: E402
 from startup.ground.hooks.hook import find_unfit_silently, leave_out, unfit, uses  # noqa: E402
 from startup.ground.processes import group_signals  # noqa: E402
 from startup.ground.processes.death_pipe import follow_parent  # noqa: E402
+from startup.ground.processes.forkserver import refuse_forks  # noqa: E402
 from startup.imports.cheap_calls import make_calls_cheap  # noqa: E402
+from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.compiled_models.exchange import Exchange  # noqa: E402
@@ -63,9 +65,12 @@ def _preload(plan: PreloadPlan) -> None:
             load_tokenizer_late()
             stack.enter_context(late_imports(in_engine=True))
         stack.enter_context(compiler_imported(plan.compiler))
+        stack.enter_context(driver_kept_uninitialized())
         failed = import_leniently(plan.modules)
         if plan.model is not None:
             failed |= import_leniently(model_modules(Path(plan.model)))
+    if (reason := why_unforkable()) is not None:
+        refuse_forks(reason)
     gc.freeze()
     gc.enable()
     redirect_spawn(journal, record, environment=environment_at_exec())

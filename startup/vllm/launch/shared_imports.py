@@ -19,6 +19,7 @@ from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
 from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
+from startup.imports.gpu_guard import driver_kept_uninitialized
 from startup.imports.learned_imports import learn, learned_imports
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import KeptFacts
@@ -109,6 +110,7 @@ class SharedImports:
         with ExitStack() as stack:
             stack.enter_context(learned_imports())
             stack.enter_context(compiler_imported(self._compiler))
+            stack.enter_context(driver_kept_uninitialized())
             api_modules, engine_modules = _modules_of(self._profiles)
             failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
             if failed:
