@@ -29,7 +29,6 @@ from startup.vllm.fork.preload_profile import (
     StartKind,
     compiler_time,
     load_all_profiles,
-    load_profile,
     plan_preload,
     platform_modules,
 )
@@ -75,8 +74,10 @@ class SharedImports:
         """
         self._vllm = vllm
         self._models = models
-        self._compiler: CompilerTime = compiler_time(vllm, (), is_eager=is_eager)
+        self._is_eager = is_eager
         self._profiles = self._usable_profiles()
+        known = [name for profile in self._profiles for name in profile.engine_modules]
+        self._compiler: CompilerTime = compiler_time(vllm, known, is_eager=is_eager)
         self._caches = ModelCaches()
 
     @property
@@ -158,12 +159,6 @@ class SharedImports:
             return "with the start method fork, the model runs in a fork of the API server"
         if not may_defer_compiler(line, method) and self._compiler != "now":
             return "the model may run in the API server's process, which needs the compiler"
-        profile = load_profile(StartKind.of(self._vllm, line.words, line.model_folder))
-        if (
-            self._compiler != "now"
-            and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(line.words)) == "now"
-        ):
-            return "starts of this kind use torch's compiler"
         return None
 
     def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
@@ -175,15 +170,14 @@ class SharedImports:
         return [*given, *started[:_MAX_STARTED_MODELS]]
 
     def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles with the same time of the compiler's import, the latest first."""
+        """This installation's profiles of starts that compile, or of those that do not, the latest first."""
         this = StartKind.of(self._vllm, (), None)
         return [
             profile
             for profile in load_all_profiles()
             if (profile.kind.version, profile.kind.python, profile.kind.machine, profile.kind.prefix)
             == (this.version, this.python, this.machine, this.prefix)
-            and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(profile.kind.flags))
-            == self._compiler
+            and is_eager(profile.kind.flags) == self._is_eager
         ]
 
 
