@@ -176,10 +176,12 @@ def test_eager_starts_that_use_the_compiler_all_the_same_are_warm(folder):
     with FakeStart(folder, *words) as start:
         start.wait_ready()
         wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
-    with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:
-        with WarmStart(standby, folder, *words) as start:
-            start.wait_ready()
-            assert len(start.servers) == 1
+    with (
+        StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby,
+        WarmStart(standby, folder, *words) as start,
+    ):
+        start.wait_ready()
+        assert len(start.servers) == 1
 
 
 @pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
