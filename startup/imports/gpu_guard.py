@@ -38,7 +38,7 @@ GPU_GUARD: Final = Hook(
     "GPU guard",
     does="answers for the GPU's architecture, and keeps its driver uninitialized, in processes that are forked",
     without="if an import initializes the driver, engines and workers are new programs",
-    needs=(_CAPABILITY, *_INITIALIZE),
+    needs=(_CAPABILITY, *(name for name in _INITIALIZE if name.module.startswith("torch."))),
 )
 
 _CUTE_DSL_ARCH: Final = "CUTE_DSL_ARCH"

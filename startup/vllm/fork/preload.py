@@ -34,6 +34,7 @@ from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
+from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
@@ -58,6 +59,7 @@ def _preload(plan: PreloadPlan) -> None:
     omit_prefixes_in_json()
     inspect_models_in_forks()
     populate_kv_cache()
+    keep_heap_frozen()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())

@@ -24,6 +24,7 @@ from startup.vllm.patches import (
     compiled_models,
     compiler,
     early_engine,
+    frozen_heap,
     json_logs,
     kv_cache,
     late_imports,
@@ -40,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     command_line, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
-    early_engine, model_caches, late_imports, spans, model_registry, kv_cache, compiler, compiled_models, json_logs,
-    forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files, process_titles, facts,
+    early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, compiler, compiled_models,
+    json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files, process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

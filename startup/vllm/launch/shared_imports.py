@@ -38,6 +38,7 @@ from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
+from startup.vllm.patches.frozen_heap import keep_heap_frozen
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
@@ -106,6 +107,7 @@ class SharedImports:
         prepare_compiled_models()
         prepare_temp_files()
         populate_kv_cache()
+        keep_heap_frozen()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:
