@@ -35,6 +35,7 @@ from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402
+from startup.vllm.patches.graph_memory import remember_graph_memory  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
@@ -60,6 +61,7 @@ def _preload(plan: PreloadPlan) -> None:
     inspect_models_in_forks()
     populate_kv_cache()
     keep_heap_frozen()
+    remember_graph_memory()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())

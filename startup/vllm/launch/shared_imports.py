@@ -39,6 +39,7 @@ from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
 from startup.vllm.patches.frozen_heap import keep_heap_frozen
+from startup.vllm.patches.graph_memory import remember_graph_memory
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
@@ -108,6 +109,7 @@ class SharedImports:
         prepare_temp_files()
         populate_kv_cache()
         keep_heap_frozen()
+        remember_graph_memory()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:
