@@ -62,6 +62,8 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm
         assert (entry["port"], entry["address"], entry["model"]) == (server.port, server.url, "smol")
         assert (entry["pid"], entry["kind"], entry["engine"]) == (server.process.pid, "server", "embedded")
         assert entry["uptime_s"] > 0
+        mode = "cold" if entry["forked_pid"] is None else "warm"
+        assert (entry["start"]["start_mode"], server.metric("vllm_cli:start_info", start_mode=mode)) == (mode, 1)
         assert entry["pids"][0] == server.process.pid
         assert (entry["forked_pid"] or entry["pid"]) == server.serving_process().pid
         assert before & after <= set(entry["pids"]) <= before | after
