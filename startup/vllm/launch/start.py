@@ -18,6 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from base.lifecycle import StartInfo
 from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
@@ -73,6 +74,7 @@ from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
+from startup.vllm.probes.start_metrics import export_start
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
@@ -98,8 +100,9 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     reason = plain_start_reason(vllm, line)
     if reason is None:
         return end_without_finalizing(_VllmStart(vllm, line, options, timeline, environment).run())
-    if not reason.is_requested:
-        logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
+    if not line.is_for_help:
+        level = logging.INFO if reason.is_requested else logging.WARNING
+        logger.log(level, "plain start: vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and uses("lean imports"):
         import_api_server()
     gc.enable()
@@ -113,7 +116,10 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         forbid_compiling()
     if options.compile_cache is not None and options.compile_cache.location is not None:
         logger.warning("--compile-cache: compiled models are not shared, because vLLM starts without preloading")
-    with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
+    info = StartInfo("plain", reason.text)
+    with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))) as note_start:
+        note_start(info._asdict())
+        export_start(info, {})
         return run_plainly(vllm, line.words)
 
 
@@ -375,6 +381,7 @@ class _VllmStart:
         self._session.timeline.add_spans(recordings.spans)
         add_compiled = self._compile_cache.finish(self._session.state)
         self._session.finish()
+        export_start(self._session.state.info(), self._session.state.phase_seconds())
         add_compiled()
 
     def _note_failure(self) -> None:
