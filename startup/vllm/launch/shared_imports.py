@@ -79,7 +79,7 @@ class SharedImports:
         self._is_eager = is_eager
         self._profiles = self._usable_profiles()
         known = [name for profile in self._profiles for name in profile.engine_modules]
-        self._compiler: CompilerTime = compiler_time(vllm, known, is_eager=is_eager)
+        self._compiler: CompilerTime = compiler_time(known, is_eager=is_eager)
         self._caches = ModelCaches()
 
     @property
