@@ -2,8 +2,8 @@
 
 A module can be replaced (`replace`), be changed right before or after its code runs (`before_import`,
 `after_import`), or come from a file with the code of many modules (`serve`). A watcher is called before and
-after the code of each module (`watch`). All else is left to Python's own finders. A name that is a shim stands
-for the module to which it points.
+after the code of each module (`watch`). All else is left to Python's own finders. A name that is a shim
+stands for the module to which it points.
 """
 
 import functools
