@@ -39,7 +39,7 @@ from startup.vllm.patches.graph_memory import remember_graph_memory  # noqa: E40
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
-from startup.vllm.patches.model_caches import load_tokenizer_late  # noqa: E402
+from startup.vllm.patches.model_caches import keep_triton_key, load_tokenizer_late  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
@@ -62,6 +62,7 @@ def _preload(plan: PreloadPlan) -> None:
     populate_kv_cache()
     keep_heap_frozen()
     remember_graph_memory()
+    keep_triton_key()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())

@@ -42,7 +42,7 @@ from startup.vllm.patches.frozen_heap import keep_heap_frozen
 from startup.vllm.patches.graph_memory import remember_graph_memory
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
-from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
+from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys, keep_triton_key
 from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.process_titles import show_titles
 from startup.vllm.patches.spans import prepare_spans
@@ -110,6 +110,7 @@ class SharedImports:
         populate_kv_cache()
         keep_heap_frozen()
         remember_graph_memory()
+        keep_triton_key()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:

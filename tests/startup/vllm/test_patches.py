@@ -408,3 +408,36 @@ def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memo
     assert start(2 * size) == [1000, 0]
     env["VLLM_USE_TRITON_AWQ"] = "1"
     assert start(2 * size) == [1000, 1], "a variable that can change graphs"
+
+
+_WITH_TRITON = """
+from startup.vllm.patches.model_caches import keep_triton_key
+keep_triton_key()
+import triton.runtime.cache as cache
+print(cache.triton_key(), cache.triton_key(), cache.num_computed)
+"""
+_TRITON_CACHE = """
+from pathlib import Path
+num_computed = 0
+def triton_key():
+    global num_computed
+    num_computed += 1
+    return (Path(__file__).parents[1] / "language" / "core.py").read_text().strip()
+"""
+
+
+def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(folder):
+    triton = folder / "packages" / "triton"
+    for name, text in {"runtime/cache.py": _TRITON_CACHE, "language/core.py": "first", "__init__.py": ""}.items():
+        (triton / name).parent.mkdir(parents=True, exist_ok=True)
+        (triton / name).write_text(text)
+    env = environment(folder, PYTHONPATH=f"{triton.parent}:{_ROOT}")
+
+    def keys() -> str:
+        done = subprocess.run([sys.executable, "-c", _WITH_TRITON], capture_output=True, text=True, timeout=60, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert [keys(), keys()] == ["first first 1", "first first 0"]
+    (triton / "language" / "core.py").write_text("second")
+    assert [keys(), keys()] == ["second second 1", "second second 0"]
