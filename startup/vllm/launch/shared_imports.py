@@ -42,7 +42,7 @@ from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
 from startup.vllm.patches.model_registry import inspect_models, model_modules
-from startup.vllm.patches.process_titles import show_titles
+from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
 
@@ -104,6 +104,7 @@ class SharedImports:
         prepare_compiled_models()
         prepare_temp_files()
         populate_kv_cache()
+        find_title_memory()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:

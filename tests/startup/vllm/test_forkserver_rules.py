@@ -123,6 +123,25 @@ def test_processes_keep_their_titles(seen):
     assert [worker["title"] for worker in seen.workers] == ["VLLM::Worker_0", "VLLM::Worker_1"]
 
 
+_TITLES = """
+import sys
+
+def getproctitle():
+    print("setproctitle is called", "after" if "vllm" in sys.modules else "before", "vLLM's import", flush=True)
+
+def setproctitle(title):
+    pass
+"""
+
+
+def test_setproctitle_is_called_before_an_import_can_move_the_first_variable(folder):
+    fake = variant(folder)
+    (fake / "setproctitle.py").write_text(_TITLES)
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        assert start.lines_with("setproctitle is called") == ["setproctitle is called before vLLM's import"]
+
+
 def test_other_subcommands_import_nothing_into_the_api_server(seen):
     assert "vllm.entrypoints.cli.preload" in seen.server["modules"]
     assert "vllm.model_executor.model_loader" not in seen.server["modules"]
