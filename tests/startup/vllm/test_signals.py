@@ -225,6 +225,23 @@ def test_a_running_stream_finishes(start):
 
 
 @pytest.mark.parametrize("start", [None], indirect=True)
+def test_health_is_503_as_soon_as_requests_are_rejected(start):
+    engine = start.named("VLLM::EngineCor")
+    stream = StreamReader(_url(start), 150)
+    with stopped(engine.pid):  # the drain does not end before
+        start.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(f"{_url(start)}/load").status == 503)  # answered by vLLM's loop
+        assert ask(f"{_url(start)}/health").status == 503
+    stream.finish()
+
+
+@pytest.mark.parametrize(("start", "is_killed"), [(None, True), (600, False)], indirect=["start"])
+def test_after_the_drain_the_engine_is_killed_unless_a_timeout_is_given(start, is_killed):
+    assert start.terminate() == 0
+    assert bool(start.lines_with("the engine is killed")) == is_killed
+
+
+@pytest.mark.parametrize("start", [None], indirect=True)
 def test_an_idle_server_closes_its_port_although_a_client_goes_on_asking(start):
     assert count_refusals(_url(start), start.process.terminate) <= SOON_REFUSALS
     assert start.process.wait(60) == 0

@@ -19,10 +19,11 @@ class EngineManager:
         theirs.close()
         self.address = ""
 
-    def shutdown(self) -> None:
+    def shutdown(self, timeout: float | None = None) -> None:
         self.process.terminate()
-        self.process.join(30)
+        self.process.join(30 if timeout is None else timeout)
         if self.process.is_alive():
+            print("the engine is killed", flush=True)
             self.process.kill()
 
 
