@@ -32,6 +32,7 @@ from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
 from startup.ground.processes.quick_end import end_without_finalizing
+from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.imports.learned_imports import learn, learned_imports
 from startup.reports.causes.own_faults import OWN_FAULT
@@ -273,6 +274,10 @@ class _VllmStart:
     def _create_folder(self, session: StartSession) -> None:
         """Creates the folder of journal and record."""
         folder = session.create_folder()
+        os.environ[env.VCLI_START_FOLDER.name] = str(folder)
+        session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
+        end_with_this_process(session.stop_signals.mark)
+        session.stack.callback(session.stop_signals.kill_all)
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
 

@@ -24,10 +24,10 @@ PROCESS_TITLES: Final = Hook(
 
 
 def find_title_memory() -> None:
-    """Lets `setproctitle`, if it is installed, find the words of `exec`; called before other packages' imports.
+    """Lets `setproctitle`, if it is installed, find the words of `exec`; called before packages are imported.
 
-    It searches them at its first call, in front of the first variable. An import that assigns this variable (cv2
-    does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its forks.
+    It searches them at its first call, in front of the first variable. An import that assigns this variable
+    (cv2 does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its forks.
     """
     with suppress(ImportError):
         importlib.import_module("setproctitle").getproctitle()

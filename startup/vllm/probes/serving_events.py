@@ -131,7 +131,7 @@ class ServingParts(NamedTuple):
     responder: StartupResponder | None = None
     """Answers vLLM's probes, too, where it can; `on_serving` is not called then."""
     kills_engine: bool = False
-    """Whether the engine is killed after the drain, as plain vLLM does where no --shutdown-timeout is given."""
+    """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
 
 
 class ServingEvents:

@@ -112,7 +112,7 @@ class ServingProbes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def forget_answer(self) -> None:
-        """The answer of `/health` changes now: uvicorn answers each probe itself, until there is a new one."""
+        """The answer of `/health` changes now: uvicorn answers each probe until there is a new one."""
         if self._is_accepted_for.is_set():
             self._send_beat(b"")
 

@@ -110,7 +110,8 @@ def test_a_start_has_one_forkserver_and_one_resource_tracker(seen):
     words = [" ".join(process.cmdline()) for process in seen.start.family()]
     assert sum("resource_tracker import" in line for line in words) == 1
     ours = {seen.forkserver.pid, seen.server["pid"], *(process["pid"] for process in seen.children)}
-    assert len(words) == len(ours) + len(seen.start.responders()) + 1
+    assert sum(line == "vllm-cli end watch" for line in words) == 1
+    assert len(words) == len(ours) + len(seen.start.responders()) + 2
 
 
 def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen):

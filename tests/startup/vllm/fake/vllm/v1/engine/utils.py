@@ -3,7 +3,7 @@
 from multiprocessing.connection import Connection, wait
 
 from vllm.config import EngineConfig
-from vllm.utils.system_utils import get_mp_context
+from vllm.utils.system_utils import get_mp_context, kill_process_tree
 
 
 class EngineManager:
@@ -24,7 +24,7 @@ class EngineManager:
         self.process.join(30 if timeout is None else timeout)
         if self.process.is_alive():
             print("the engine is killed", flush=True)
-            self.process.kill()
+            kill_process_tree(self.process.pid)
 
 
 class EngineLaunch:
