@@ -274,7 +274,7 @@ def test_health_is_503_as_soon_as_requests_are_rejected(start):
 
 @pytest.mark.parametrize(("start", "is_killed"), [(None, True), (600, False)], indirect=["start"])
 def test_after_the_drain_the_engine_is_killed_unless_a_timeout_is_given(start, is_killed):
-    assert start.terminate() == 0
+    assert start.terminate() == 0, start.log[-8000:]
     assert bool(start.lines_with("the engine is killed")) == is_killed
 
 

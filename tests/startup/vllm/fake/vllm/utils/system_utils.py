@@ -18,7 +18,8 @@ def set_process_title(name: str) -> None:
 
 
 def kill_process_tree(pid: int) -> None:
-    parent = psutil.Process(pid)
-    for process in (*parent.children(recursive=True), parent):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (*parent.children(recursive=True), parent):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
