@@ -84,13 +84,15 @@ class StopSignals:
     def kill_all(self, timeout_s: float = KILL_S) -> None:
         """Kills all processes of this start but this one, and removes what they cannot remove any more.
 
-        Returns once they have ended, or after the timeout.
+        Returns once they have ended, or after the timeout. Does nothing in a fork of this process.
 
         multiprocessing's resource tracker stays: it removes shared memory and ends with this process.
         """
         import shutil  # noqa: PLC0415 - at the top, they would delay each start
         from multiprocessing import resource_tracker  # noqa: PLC0415
 
+        if os.getpid() != self._owner_pid:
+            return
         tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
         kill_descendants(spared={tracker, *self._inherited}, mark=self.mark, timeout_s=timeout_s)
         for folder in _temp_folders():

@@ -31,7 +31,7 @@ from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
-from startup.ground.processes.quick_end import end_without_finalizing
+from startup.ground.processes.quick_end import call_last, end_without_finalizing
 from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.imports.learned_imports import learn, learned_imports
@@ -277,7 +277,7 @@ class _VllmStart:
         os.environ[env.VCLI_START_FOLDER.name] = str(folder)
         session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
         end_with_this_process(session.stop_signals.mark)
-        session.stack.callback(session.stop_signals.kill_all)
+        call_last(session.stop_signals.kill_all)  # without its processes, Ray's exit functions abort this one
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
 
