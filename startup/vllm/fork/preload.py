@@ -41,6 +41,7 @@ from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_caches import keep_triton_key, load_tokenizer_late  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
+from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
 
@@ -51,6 +52,7 @@ def _preload(plan: PreloadPlan) -> None:
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     leave_out(plan.left_out)
     find_unfit_silently()
+    find_title_memory()
     journal = Journal(Path(plan.folder))
     record = OutputRecord(Path(plan.folder))
     record_spans(journal, record)

@@ -44,7 +44,7 @@ from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys, keep_triton_key
 from startup.vllm.patches.model_registry import inspect_models, model_modules
-from startup.vllm.patches.process_titles import show_titles
+from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
 
@@ -111,6 +111,7 @@ class SharedImports:
         keep_heap_frozen()
         remember_graph_memory()
         keep_triton_key()
+        find_title_memory()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:

@@ -32,7 +32,8 @@ from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
-from startup.ground.processes.quick_end import end_without_finalizing
+from startup.ground.processes.quick_end import call_last, end_without_finalizing
+from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.imports.learned_imports import learn, learned_imports
 from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
@@ -212,6 +213,7 @@ class _VllmStart:
                 self._options.engine_watchdog_timeout_s,
                 session.stop_signals,
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+                kills_engine=not self._line.has_shutdown_timeout,
             ),
         )
         self._configure_vllm_logs()
@@ -278,6 +280,10 @@ class _VllmStart:
     def _create_folder(self, session: StartSession) -> None:
         """Creates the folder of journal and record."""
         folder = session.create_folder()
+        os.environ[env.VCLI_START_FOLDER.name] = str(folder)
+        session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
+        end_with_this_process(session.stop_signals.mark)
+        call_last(session.stop_signals.kill_all)  # without its processes, Ray's exit functions abort this one
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
 
