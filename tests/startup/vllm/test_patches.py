@@ -28,7 +28,7 @@ from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
 from startup.vllm.probes.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
-from tests.startup.vllm.fake_start import FAKE, environment, variant
+from tests.startup.vllm.fake_start import FAKE, environment
 
 
 @pytest.fixture
@@ -350,26 +350,6 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
     assert json.loads(done.stdout) == [False, True], "other code can still unfreeze the heap"
 
 
-_GRAPHS = {
-    "v1/worker/gpu/cudagraph_utils": """
-def profile_cudagraph_memory(runner):
-    runner.measured += 1
-    return 1000
-""",
-    "v1/worker/gpu/model_runner": """
-from vllm.v1.worker.gpu.cudagraph_utils import profile_cudagraph_memory as _profile
-class GPUModelRunner:
-    measured = 0
-    def capture_model(self, *, profile_only=False):
-        return self.captured
-    def start(self):
-        estimate = _profile(self)
-        self.capture_model(profile_only=True)
-        self.capture_model()
-        return estimate
-""",
-    "v1/worker/startup_plan": "def compute_plan_fingerprint(vllm_config, rank, world_size):\n    return str(rank)\n",
-}
 _WITH_GRAPHS = """
 import json, sys
 from types import SimpleNamespace as Config
@@ -377,20 +357,20 @@ from startup.vllm.patches.graph_memory import remember_graph_memory
 remember_graph_memory()
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 import vllm.v1.worker.startup_plan
-runner = GPUModelRunner()
-runner.captured = int(sys.argv[1])
-runner.vllm_config = Config(
+runner = GPUModelRunner(Config(
     parallel_config=Config(rank=int(sys.argv[2]), world_size=2), lora_config=None, speculative_config=None,
     compilation_config=Config(cudagraph_mode="FULL", cudagraph_capture_sizes=[1, 2], cudagraph_num_of_warmups=1),
     scheduler_config=Config(max_num_seqs=8, max_num_batched_tokens=64), cache_config=Config(cache_dtype="auto"),
-)
-print(json.dumps([runner.start(), runner.measured]))
+))
+runner.captured_bytes = int(sys.argv[1])
+estimate = runner.profile_cudagraph_memory()
+runner.capture_model()
+print(json.dumps([estimate, runner.num_measured]))
 """
 
 
 def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memory(folder):
-    fake = variant(folder, **{name.replace("/", "__"): text for name, text in _GRAPHS.items()})
-    env = environment(folder, fake)
+    env = environment(folder)
 
     def start(captured: int, rank: int = 0) -> list[int]:
         command = [sys.executable, "-c", _WITH_GRAPHS, str(captured), str(rank)]
