@@ -1,6 +1,7 @@
 """The compiled models of this machine: their records in our cache folder, their files in vLLM's."""
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -34,8 +35,10 @@ _LEAST_PARTS: Final = {
 """Of the path of an archive's file in these folders: a shorter one is that of a folder."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
-_LEFT_OUT: Final = (".lock", ".tmp", ".aside", "/cache_key_factors.json")
-"""Ends of paths: temporary files, and variables with their values, which vLLM writes for its developers."""
+_LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
+"""Ends of paths: temporary files and logs, and variables with their values, which vLLM writes for its developers."""
+_TRITON_GROUP: Final = "__grp__"
+"""Begin of the names of files in which Triton lists the files of a kernel, with whole paths."""
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
 """A folder of this age is locked, unless its helper was killed."""
@@ -52,9 +55,10 @@ def vllm_root() -> Path:
 
 def caches() -> dict[str, Path]:
     """The folders that compilers write to, by their name in a record."""
+    triton = Path(foreign.text_of("TRITON_HOME") or expand_home("~")) / ".triton"
     return {
         VLLM: vllm_root(),
-        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or expand_home("~/.triton/cache")),
+        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or triton / "cache"),
         "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or expand_home("~")) / ".cache/flashinfer",
     }
 
@@ -128,10 +132,8 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
     chosen = {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
     chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
-    if record.hardware.gpus:
-        places = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
-        found |= _newest(places, {name for each in read_records() for name in each.files}, since_s)
-    return found
+    places = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
+    return found | _newest(places, {name for each in read_records() for name in each.files}, since_s)
 
 
 def install(unpacked: Path) -> None:
@@ -151,6 +153,8 @@ def install(unpacked: Path) -> None:
             target = folders[cache].joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(target):
+                if target.name.startswith(_TRITON_GROUP):
+                    _readdress(path, target.parent)
                 _move(path, target)
 
 
@@ -195,7 +199,7 @@ def damaged_file(record: CompiledModel) -> str | None:
     """The first file that is missing or not as it was recorded; None if there is none."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
-        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT):
+        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
             continue  # others may have been written anew
         with suppress(OSError):
             if FileFacts.of(vllm_root() / path) == facts:
@@ -258,6 +262,13 @@ def remove_left() -> None:
                 with (folder / "lock").open("w") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _readdress(group: Path, folder: Path) -> None:
+    """Writes a list of Triton anew for the files of this folder: with other paths, Triton compiles the kernel."""
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):  # Triton passes over it, too
+        names = json.loads(group.read_bytes())["child_paths"].keys()
+        group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
 def _move(path: Path, target: Path) -> None:

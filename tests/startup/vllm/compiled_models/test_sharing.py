@@ -139,6 +139,69 @@ def test_both_machines_report_the_size_of_the_archive(make_machine, location, tm
     assert added.num_bytes == _archives(location)[0].stat().st_size
 
 
+def _triton_kernel(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Writes a kernel as Triton does; returns the list of its files, and their paths in it."""
+    paths = {name: str(folder / name) for name in ("k.cubin", "k.json")}
+    folder.mkdir(parents=True)
+    for path in paths.values():
+        Path(path).write_bytes(b"kernel")
+    group = folder / "__grp__k.json"
+    group.write_text(json.dumps({"child_paths": paths}))
+    return group, paths
+
+
+def test_triton_finds_the_kernels_of_a_machine_with_other_folders(make_machine, location, tmp_path):
+    """Also those of a compiled model, which vLLM writes beside it: Triton looks for the paths in its lists."""
+    record = _record()
+    places = {"AOT": f"{local.AOT}/{record.key}/inductor_cache/triton/0/KEY", "own": "triton/KEY"}
+    first = make_machine("first")
+    first.compile(record, 10)
+    for place in places.values():
+        _triton_kernel(first.folder / place)
+    assert add(_add_job(record, location=location, began_s=0.0)).problems == []
+    second = make_machine("second")
+    shutil.rmtree(first.folder)
+    assert fetch(_fetch_job(location, record, tmp_path)).problems == []
+    for place in places.values():
+        paths = json.loads((second.folder / place / "__grp__k.json").read_text())["child_paths"]
+        assert paths == {name: str(second.folder / place / name) for name in ("k.cubin", "k.json")}
+        assert all(Path(path).read_bytes() == b"kernel" for path in paths.values())
+    (found,) = local.read_records()
+    assert local.damaged_file(found) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param('{"child_paths": {"../../../x": "/etc/x"}}', ["KEY/x"], id="outside"),
+        pytest.param('{"child_paths": ["a"]}', None, id="list"),
+        pytest.param("[" * 100_000, None, id="deep"),
+        pytest.param("[]", None, id="array"),
+        pytest.param("{", None, id="cut"),
+    ],
+)
+def test_a_list_that_triton_has_not_written_leads_nowhere(content, expected, make_machine, tmp_path):
+    machine = make_machine("first")
+    group = tmp_path / "unpacked/triton/KEY/__grp__k.json"
+    group.parent.mkdir(parents=True)
+    group.write_text(content)
+    local.install(tmp_path / "unpacked")
+    installed = machine.path("triton/KEY/__grp__k.json").read_text()
+    if expected is None:
+        assert installed == content
+    else:
+        paths = json.loads(installed)["child_paths"].values()
+        assert [str(Path(path).relative_to(machine.path("triton"))) for path in paths] == expected
+
+
+def test_kernels_are_where_tritons_variables_say(monkeypatch):
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_HOME", "/one")
+    assert local.caches()["triton"] == Path("/one/.triton/cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/two")
+    assert local.caches()["triton"] == Path("/two")
+
+
 def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
     make_machine("first")
     for name in ("vllm/vllm_cli/imports/x.code", "home/x", "deep_gemm/a/b/x", "vllm/triton/x.code"):
@@ -539,7 +602,7 @@ def test_what_the_location_lacks_is_added_again_without_a_change_of_the_record(m
 
 def test_kernels_of_other_programs_are_not_shared(make_machine):
     """Those that this start or an earlier one has written are."""
-    record = _record(hardware=replace(Hardware.present(), gpus=("GPU",)))
+    record = _record()
     machine = make_machine("first")
     files = machine.compile(record, 10)
     further = machine.folder / "torch_compile_cache/0123456789/rank_0_0/backbone"
