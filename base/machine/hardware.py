@@ -44,9 +44,10 @@ def _of_first_processor(proc: Path, *names: str) -> str | None:
 def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
     """The names of the GPUs that the driver provides here, each kind once.
 
-    Where NVIDIA's driver has no folder, as in WSL, its library is asked. GPUs of AMD have that of their instructions.
+    Where NVIDIA's driver has no folder, as in WSL, its library is asked. AMD's have the name of their
+    instructions.
     """
-    from base.machine.nvml import read_gpus
+    from base.machine.nvml import read_gpus  # noqa: PLC0415 - ctypes takes longer than all else here
 
     kinds = {name for path in folder.glob("*/information") if (name := _field(path, "Model:"))}
     if not kinds and (state := read_gpus()) is not None:

@@ -36,7 +36,7 @@ _LEAST_PARTS: Final = {
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
-"""Ends of paths: temporary files and logs, and variables with their values, which vLLM writes for its developers."""
+"""Ends of paths: temporary files, logs, and variables with values, which vLLM writes for its developers."""
 _TRITON_GROUP: Final = "__grp__"
 """Begin of the names of files in which Triton lists the files of a kernel, with whole paths."""
 _INCOMING: Final = "incoming-"
@@ -136,26 +136,31 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
     return found | _newest(places, {name for each in read_records() for name in each.files}, since_s)
 
 
-def install(unpacked: Path) -> None:
+def install(unpacked: Path) -> list[str]:
     """Moves the files of an unpacked archive to where compilers look for them; what exists is not replaced.
 
     The file that vLLM looks for is the last one of each rank, so that vLLM finds all or nothing. What is for
     other folders, such as our own, is left out.
 
+    Returns:
+        Why kernels of other caches could not be written; at most one reason for each cache.
+
     Raises:
-        OSError: a folder cannot be written to.
+        OSError: vLLM's folder cannot be written to.
     """
     folders = caches()
+    problems: dict[str, str] = {}
     for path in sorted(_files(unpacked), key=lambda path: (path.name == ENTRY, path)):
         cache, *parts = path.relative_to(unpacked).parts
         least = _LEAST_PARTS.get("/".join((cache, *parts[: cache == VLLM])))
         if least is not None and len(parts) >= least:
-            target = folders[cache].joinpath(*parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not os.path.lexists(target):
-                if target.name.startswith(_TRITON_GROUP):
-                    _readdress(path, target.parent)
-                _move(path, target)
+            try:
+                _place(path, folders[cache].joinpath(*parts))
+            except OSError as err:
+                if cache == VLLM:
+                    raise
+                problems[cache] = f"kernels cannot be written to {folders[cache]}: {err.strerror or err}"
+    return list(problems.values())
 
 
 def remove(record: CompiledModel) -> None:
@@ -264,8 +269,16 @@ def remove_left() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _place(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(target):
+        if target.name.startswith(_TRITON_GROUP):
+            _readdress(path, target.parent)
+        _move(path, target)
+
+
 def _readdress(group: Path, folder: Path) -> None:
-    """Writes a list of Triton anew for the files of this folder: with other paths, Triton compiles the kernel."""
+    """Writes a list of Triton anew for the files of this folder: with other paths, Triton compiles again."""
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):  # Triton passes over it, too
         names = json.loads(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))

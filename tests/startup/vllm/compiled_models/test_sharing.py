@@ -151,7 +151,7 @@ def _triton_kernel(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def test_triton_finds_the_kernels_of_a_machine_with_other_folders(make_machine, location, tmp_path):
-    """Also those of a compiled model, which vLLM writes beside it: Triton looks for the paths in its lists."""
+    """Also those of a compiled model, which vLLM writes beside it: Triton's lists have whole paths."""
     record = _record()
     places = {"AOT": f"{local.AOT}/{record.key}/inductor_cache/triton/0/KEY", "own": "triton/KEY"}
     first = make_machine("first")
@@ -192,6 +192,21 @@ def test_a_list_that_triton_has_not_written_leads_nowhere(content, expected, mak
     else:
         paths = json.loads(installed)["child_paths"].values()
         assert [str(Path(path).relative_to(machine.path("triton"))) for path in paths] == expected
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_problem(make_machine, location, tmp_path, monkeypatch):
+    """The compiled model is installed all the same."""
+    record = _record()
+    first = make_machine("first")
+    files = first.compile(record, 10)
+    for name in ("a", "b"):
+        _triton_kernel(first.path(f"triton/{name}"))
+    add(_add_job(record, location=location, began_s=0.0))
+    second = make_machine("second")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/dev/null/triton")
+    report = fetch(_fetch_job(location, record, tmp_path))
+    assert (report.num_models, second.has(files)) == (1, True)
+    assert report.problems == ["kernels cannot be written to /dev/null/triton: Not a directory"]
 
 
 def test_kernels_are_where_tritons_variables_say(monkeypatch):
