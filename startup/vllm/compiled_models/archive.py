@@ -91,8 +91,8 @@ def read_record(file: BinaryIO) -> CompiledModel:
 def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
     """Writes the files of the record into a folder and returns the record; each was compared with it.
 
-    After an error, the caller removes the folder. Files have mode 0600, folders 0700. Files keep their times of
-    change, in steps of 2 s: ninja, with which FlashInfer compiles, compares them. Nothing is synced.
+    After an error, the caller removes the folder. Files have mode 0600, folders 0700. Files keep their times
+    of change, in steps of 2 s: ninja, with which FlashInfer compiles, compares them. Nothing is synced.
 
     Args:
         file: the archive, seekable.
