@@ -29,7 +29,7 @@ VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
 """Below vLLM's cache folder: kernels of GPUs and their tuning, whatever the model."""
 _LEAST_PARTS: Final = {
-    **{"triton": 1, "flashinfer": 1, f"{VLLM}/{_COMPILED}": 3},
+    **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
 """Of the path of an archive's file in these folders: a shorter one is that of a folder."""
@@ -55,11 +55,14 @@ def vllm_root() -> Path:
 
 def caches() -> dict[str, Path]:
     """The folders that compilers write to, by their name in a record."""
-    triton = Path(foreign.text_of("TRITON_HOME") or expand_home("~")) / ".triton"
+    home = expand_home("~")
+    triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
         VLLM: vllm_root(),
-        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or triton / "cache"),
-        "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or expand_home("~")) / ".cache/flashinfer",
+        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or triton),
+        "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or home) / ".cache/flashinfer",
+        "humming": Path(foreign.text_of("HUMMING_CACHE_DIR") or f"{home}/.humming/cache"),
+        "tilelang": Path(foreign.text_of("TILELANG_CACHE_DIR") or f"{home}/.tilelang/cache"),
     }
 
 

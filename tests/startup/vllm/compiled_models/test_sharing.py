@@ -209,12 +209,23 @@ def test_a_cache_that_cannot_be_written_to_is_one_problem(make_machine, location
     assert report.problems == ["kernels cannot be written to /dev/null/triton: Not a directory"]
 
 
-def test_kernels_are_where_tritons_variables_say(monkeypatch):
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    monkeypatch.setenv("TRITON_HOME", "/one")
-    assert local.caches()["triton"] == Path("/one/.triton/cache")
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/two")
-    assert local.caches()["triton"] == Path("/two")
+@pytest.mark.parametrize(
+    ("variable", "cache", "below"),
+    [
+        ("TRITON_HOME", "triton", ".triton/cache"),
+        ("TRITON_CACHE_DIR", "triton", ""),
+        ("FLASHINFER_WORKSPACE_BASE", "flashinfer", ".cache/flashinfer"),
+        ("HUMMING_CACHE_DIR", "humming", ""),
+        ("TILELANG_CACHE_DIR", "tilelang", ""),
+    ],
+)
+def test_kernels_are_where_the_compilers_variables_say(variable, cache, below, make_machine, monkeypatch):
+    machine = make_machine("first")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    defaults = local.caches()
+    assert all(folder.is_relative_to(machine.folder) for folder in defaults.values())
+    monkeypatch.setenv(variable, "/other")
+    assert local.caches() == {**defaults, cache: Path("/other", below)}
 
 
 def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
@@ -555,7 +566,17 @@ def _rewrite(archive: Path, target: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["triton", "flashinfer", "vllm", "vllm/torch_compile_cache", "vllm/deep_gemm", f"vllm/{local.AOT}"]
+    "name",
+    [
+        "triton",
+        "flashinfer",
+        "humming",
+        "tilelang",
+        "vllm",
+        "vllm/torch_compile_cache",
+        "vllm/deep_gemm",
+        f"vllm/{local.AOT}",
+    ],
 )
 def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, tmp_path):
     make_machine("first")
