@@ -34,6 +34,8 @@ class Gpu(NamedTuple):
     total_bytes: int
     free_bytes: int
     processes: tuple[GpuProcess, ...]
+    capability: tuple[int, int] | None = None
+    """CUDA's compute capability, major and minor; None if the driver does not tell."""
 
 
 class GpuState(NamedTuple):
@@ -124,7 +126,15 @@ def _gpu(library: ctypes.CDLL, index: int, handle: ctypes.c_void_p) -> Gpu:
         total_bytes=memory.total,
         free_bytes=memory.free,
         processes=tuple(_processes(library, handle)),
+        capability=_capability(library, handle),
     )
+
+
+def _capability(library: ctypes.CDLL, handle: ctypes.c_void_p) -> tuple[int, int] | None:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    if library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) != _OK:
+        return None
+    return major.value, minor.value
 
 
 def _processes(library: ctypes.CDLL, handle: ctypes.c_void_p) -> Iterator[GpuProcess]:

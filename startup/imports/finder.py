@@ -2,8 +2,8 @@
 
 A module can be replaced (`replace`), be left out while another one is imported (`delay_import`), be changed
 right before or after its code runs (`before_import`, `after_import`), or come from a file with the code of
-many modules (`serve`). All other modules are left to Python's own finders. A name that is a shim stands for
-the module to which it points.
+many modules (`serve`). A watcher is called before and after the code of each module (`watch`). All else is
+left to Python's own finders. A name that is a shim stands for the module to which it points.
 """
 
 import functools
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed, place_of
 
@@ -23,6 +23,16 @@ Action: TypeAlias = Callable[[ModuleType], None]
 """Called with a module."""
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 """The spec of a module that is imported instead of the one of this name; None for the module itself."""
+
+
+class Watch(Protocol):
+    """What is called with the name of each module; what it raises ends the import of that module."""
+
+    def begin(self, name: str) -> None:
+        """The module's code begins."""
+
+    def end(self, name: str) -> None:
+        """The module's code has ended without an exception."""
 
 
 def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
@@ -127,6 +137,12 @@ def stop_serving() -> list[Any]:
     return files
 
 
+def watch(watcher: Watch | None) -> None:
+    """From now on, calls this one for each module that is imported; None for none."""
+    _finder.watcher = watcher
+    _finder.settle()
+
+
 def delay_import(name: str, *, patched_by: Name) -> None:
     """Blocks imports of `name` while the module that patches it is imported; a later import calls the patch.
 
@@ -161,10 +177,11 @@ class _Finder:
         self.after: dict[str, list[Action]] = {}
         """Until the module has been imported: `find_spec` may be called without an import."""
         self.files: list[Any] = []
+        self.watcher: Watch | None = None
 
     def settle(self) -> None:
         """Enters or leaves `sys.meta_path`."""
-        is_needed = bool(self.replacements or self.before or self.after or self.files)
+        is_needed = bool(self.replacements or self.before or self.after or self.files or self.watcher)
         if is_needed and sys.meta_path[:1] == [self]:
             return
         if self in sys.meta_path:
@@ -178,11 +195,11 @@ class _Finder:
         for replacement in self.replacements:
             if (spec := replacement(fullname)) is not None:
                 return spec
-        has_actions = fullname in self.before or fullname in self.after
+        has_actions = self.watcher is not None or fullname in self.before or fullname in self.after
         if not has_actions and not any(fullname in file for file in self.files):
             return None
         spec = next(self._specs(fullname, path, target), None)
-        if has_actions and spec is not None and spec.loader is not None:
+        if has_actions and spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _ActingLoader(spec.loader, self)  # type: ignore[assignment]
         return spec
 
@@ -214,7 +231,11 @@ class _ActingLoader:
             module.__spec__.loader = self._loader
         for action in tuple(self._finder.before.get(module.__name__, ())):
             _run(action, module)
+        if self._finder.watcher is not None:
+            self._finder.watcher.begin(module.__name__)
         self._loader.exec_module(module)
+        if self._finder.watcher is not None:
+            self._finder.watcher.end(module.__name__)
         after = self._finder.after.pop(module.__name__, ())
         self._finder.settle()
         for action in after:

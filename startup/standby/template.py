@@ -9,7 +9,6 @@ import logging
 import os
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
 from startup.ground.processes import death_pipe, messages
 from startup.ground.processes.child_watch import ChildWatch
+from startup.imports.gpu_guard import why_unforkable
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
 from startup.standby import sockets
@@ -210,9 +210,8 @@ def _check_can_fork() -> None:
     num_threads = len(list(Path("/proc/self/task").iterdir()))
     if num_threads > 1:
         logger.debug("the template process has %d threads, of which forks have only one", num_threads)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        raise StartupError("an import has initialised CUDA, which forked servers could not use")
+    if (reason := why_unforkable()) is not None:
+        raise StartupError(reason)
 
 
 def use_huge_pages() -> int:

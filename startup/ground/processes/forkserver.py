@@ -23,6 +23,7 @@ from multiprocessing.connection import wait
 from typing import Any, Final, NamedTuple
 
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
+from base.machine.gpu_driver import initialized_driver
 from base.machine.processes import is_alive
 from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text
@@ -65,6 +66,8 @@ logger = logging.getLogger(__name__)
 _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 """Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
 _REQUEST: Final = b"f"
+_REFUSABLE: Final = "refusable"
+"""Marks a request for a process that can also be a new program."""
 _READY: Final = b"ready"
 _GO: Final = b"go"
 _ENDED: Final = b"ended"
@@ -87,6 +90,8 @@ _server: _Server | None = None
 _starting = threading.local()
 _begin: Callable[[Program], None] | None = None
 _on_end: Callable[[int, int], None] | None = None
+_refusal: str | None = None
+"""Why forks of this process, the forkserver, cannot use the GPUs."""
 _logged: Final[set[object]] = {""}
 """Reasons why processes are new programs; each is logged once."""
 
@@ -129,7 +134,9 @@ class ForkedPopen(popen_spawn_posix.Popen):
         try:
             if (reason := self.why_not_forked()) is not None:
                 raise ForkError(reason)
-            pid, self._connection = _fork([os.fsencode(word) for word in words], fds, *self.extras())
+            texts, other_fds = self.extras()
+            texts = [_REFUSABLE if self.may_be_new_program() else "", *texts]
+            pid, self._connection = _fork([os.fsencode(word) for word in words], fds, texts, other_fds)
         except ForkError as err:
             if not self.may_be_new_program():
                 raise
@@ -270,6 +277,12 @@ def _fork(
     raise ForkError(f"the fork ended with exit code {reason}" if what == _ENDED else reason)
 
 
+def refuse_forks(reason: str) -> None:
+    """From now on, processes that can be new programs are not forked from this forkserver."""
+    global _refusal
+    _refusal = reason
+
+
 def main(fd: int, preload_module: str) -> None:
     """The forkserver's program.
 
@@ -287,6 +300,8 @@ def main(fd: int, preload_module: str) -> None:
             importlib.import_module(preload_module)
     except Exception as err:  # noqa: BLE001 - a module of any package; processes are new programs then
         sys.exit(f"vllm-cli: the forkserver's imports failed: {err!r}")
+    if _refusal is None and (driver := initialized_driver()) is not None:
+        refuse_forks(f"an import of the forkserver has initialized {driver}, which no fork can do again")
     be_own_main_module()
     server_pid = os.getpid()
     connection = _serve(link)
@@ -328,9 +343,12 @@ def _take_over(program: Program, connection: socket.socket, server_pid: int) -> 
     """Runs in a fork before its program."""
     global _server
     link, *fds = program.fds
+    may_refuse, *texts = program.texts
+    if may_refuse and _refusal is not None:
+        raise OSError(_refusal)
     _server = _Server(server_pid, socket.socket(fileno=link))
     if _begin is not None:
-        _begin(program._replace(fds=fds))
+        _begin(program._replace(texts=texts, fds=fds))
     send(connection, [_READY, str(os.getpid()).encode()])
     receive(connection)  # end of file if a new program takes its place
     connection.close()

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.known_cause import ANYTHING, KnownCause
 
 WITH_THREADS: Final = "it was forked from a process with several threads"
 
@@ -26,6 +26,19 @@ OWN_FAULT: Final = KnownCause(
     "and what `vllm-cli collect-env` prints.",
     where="end",
 )
+
+FORKED_DRIVER: Final = KnownCause(
+    "cuda-fork",
+    "a process that already uses the GPU was forked",
+    (
+        f"Cannot re-initialize {ANYTHING} in forked subprocess",  # of CUDA and HIP, XPU, other devices
+        "CUDA error: initialization error",
+        "HIP error: initialization error",
+        "CUDA driver initialization failed, you might not have a CUDA gpu",
+    ),
+    "VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
+)
+"""Ours where we have forked the process: plain vLLM forks none, unless the user has chosen `fork`."""
 
 _DRIVEN: Final = (
     "multiprocessing/forkserver.py",

@@ -22,7 +22,9 @@ from envs.registry import env  # noqa: E402
 from startup.ground.hooks.hook import find_unfit_silently, leave_out, unfit, uses  # noqa: E402
 from startup.ground.processes import group_signals  # noqa: E402
 from startup.ground.processes.death_pipe import follow_parent  # noqa: E402
+from startup.ground.processes.forkserver import refuse_forks  # noqa: E402
 from startup.imports.cheap_calls import make_calls_cheap  # noqa: E402
+from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.compiled_models.exchange import Exchange  # noqa: E402
@@ -32,6 +34,7 @@ from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
+from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
@@ -56,6 +59,7 @@ def _preload(plan: PreloadPlan) -> None:
     omit_prefixes_in_json()
     inspect_models_in_forks()
     populate_kv_cache()
+    keep_heap_frozen()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())
@@ -63,9 +67,12 @@ def _preload(plan: PreloadPlan) -> None:
             load_tokenizer_late()
             stack.enter_context(late_imports(in_engine=True))
         stack.enter_context(compiler_imported(plan.compiler))
+        stack.enter_context(driver_kept_uninitialized())
         failed = import_leniently(plan.modules)
         if plan.model is not None:
             failed |= import_leniently(model_modules(Path(plan.model)))
+    if (reason := why_unforkable()) is not None:
+        refuse_forks(reason)
     gc.freeze()
     gc.enable()
     redirect_spawn(journal, record, environment=environment_at_exec())

@@ -31,7 +31,7 @@ RECORDED_PROCESSES: Final = Hook(
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 
-_FORMAT: Final = 6
+_FORMAT: Final = 7
 _FOLDER: Final = "preload"
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
@@ -46,8 +46,24 @@ ENGINE: Final = Hook(
 
 _CPU_MODULES: Final = ("vllm.v1.worker.cpu_worker",)
 _GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner")
+_FIRST_GPU_MODULES: Final = (
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.v1.attention.backends.flash_attn",
+    "vllm.v1.attention.backends.flashinfer",
+    "vllm.v1.attention.backends.flex_attention",
+    "vllm.v1.attention.backends.turboquant_attn",
+    "vllm.model_executor.layers.quantization.online.base",
+    "vllm.v1.worker.gpu.model_states.default",
+    "vllm.model_executor.warmup.minimax_m3_msa_warmup",
+    "vllm.model_executor.warmup.step5_dsa_warmup",
+    "vllm.model_executor.kernels.linear.cute_dsl.ll_bf16",
+    "vllm.v1.core.sched.async_scheduler",
+)
+"""What each engine imports later, whatever its model; recorded with vLLM 0.33, others may lack some."""
+_FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
 """Model Runner V1, the default until 0.32 and for what V2 does not support; to be removed from vLLM."""
+_LAST_WITH_V1: Final = (0, 32)
 WORKER: Final = Hook(
     "workers' modules",
     does="imports them in the forkserver and `vllm.kernels` in the API server",
@@ -226,9 +242,10 @@ def plan_preload(
     roots = (*platform_modules(vllm), *(_API_SERVER if several_api_servers else ()))
     known = profile.engine_modules
     is_known = bool(known) and profile.is_complete
+    compiling = () if is_known or is_eager(words) else _FIRST_COMPILING_MODULES
     return PreloadPlan(
         folder=str(folder),
-        modules=tuple(dict.fromkeys((*roots, *known))),
+        modules=tuple(dict.fromkeys((*roots, *compiling, *known))),
         model=None if is_known or model is None else str(model),
         compiler=compiler_time(vllm, known, is_eager=is_eager(words)),
         left_out=left_out(),
@@ -237,11 +254,14 @@ def plan_preload(
 
 def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     """The modules of engine and worker that every start imports."""
-    return (*_ENGINE_MODULES, *(_CPU_MODULES if vllm.is_for_cpu else (*_GPU_MODULES, *_FORMER_GPU_MODULES)))
+    if vllm.is_for_cpu:
+        return (*_ENGINE_MODULES, *_CPU_MODULES)
+    former = _FORMER_GPU_MODULES if vllm.release <= _LAST_WITH_V1 else ()
+    return (*_ENGINE_MODULES, *_GPU_MODULES, *former, *_FIRST_GPU_MODULES)
 
 
 def compiler_time(vllm: InstalledVllm, known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """A start that compiles nothing needs no compiler; `deferred` is untested on GPUs, hence `late` there.
+    """A start that compiles nothing needs no compiler; `deferred` is tested on CPUs and CUDA only.
 
     Args:
         vllm: the installed vLLM.
@@ -250,4 +270,4 @@ def compiler_time(vllm: InstalledVllm, known: Sequence[str], *, is_eager: bool) 
     """
     if not is_eager or COMPILER in known:
         return "now"
-    return "deferred" if vllm.is_for_cpu else "late"
+    return "deferred" if vllm.device in ("cpu", "cuda") else "late"

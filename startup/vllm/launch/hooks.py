@@ -14,7 +14,7 @@ from envs.registry import env
 from startup.ground.hooks.hook import Hook, Part, Text, leave_out, log_unfit, unfit
 from startup.ground.processes import forkserver as own_forkserver
 from startup.ground.processes import interpreter, library_state
-from startup.imports import cheap_calls, lean, scan_cache
+from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.vllm import command_line, facts, imports
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
@@ -24,6 +24,7 @@ from startup.vllm.patches import (
     compiled_models,
     compiler,
     early_engine,
+    frozen_heap,
     json_logs,
     kv_cache,
     late_imports,
@@ -39,9 +40,9 @@ from startup.vllm.probes import rust_frontend, serving_events
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
-    command_line, imports, cheap_calls, preload_profile, forkserver, port, serving_events, rust_frontend, early_engine,
-    model_caches, late_imports, spans, model_registry, kv_cache, compiler, compiled_models, json_logs, forkserver_start,
-    own_forkserver, scan_cache, lean, library_state, temp_files, process_titles, facts,
+    command_line, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
+    early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, compiler, compiled_models,
+    json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files, process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

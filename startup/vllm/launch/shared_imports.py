@@ -19,6 +19,7 @@ from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
 from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
+from startup.imports.gpu_guard import driver_kept_uninitialized
 from startup.imports.learned_imports import learn, learned_imports
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import KeptFacts
@@ -28,7 +29,6 @@ from startup.vllm.fork.preload_profile import (
     StartKind,
     compiler_time,
     load_all_profiles,
-    load_profile,
     plan_preload,
     platform_modules,
 )
@@ -38,6 +38,7 @@ from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
+from startup.vllm.patches.frozen_heap import keep_heap_frozen
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
@@ -74,8 +75,10 @@ class SharedImports:
         """
         self._vllm = vllm
         self._models = models
-        self._compiler: CompilerTime = compiler_time(vllm, (), is_eager=is_eager)
+        self._is_eager = is_eager
         self._profiles = self._usable_profiles()
+        known = [name for profile in self._profiles for name in profile.engine_modules]
+        self._compiler: CompilerTime = compiler_time(vllm, known, is_eager=is_eager)
         self._caches = ModelCaches()
 
     @property
@@ -104,11 +107,13 @@ class SharedImports:
         prepare_compiled_models()
         prepare_temp_files()
         populate_kv_cache()
+        keep_heap_frozen()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:
             stack.enter_context(learned_imports())
             stack.enter_context(compiler_imported(self._compiler))
+            stack.enter_context(driver_kept_uninitialized())
             api_modules, engine_modules = _modules_of(self._profiles)
             failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
             if failed:
@@ -156,12 +161,6 @@ class SharedImports:
             return "with the start method fork, the model runs in a fork of the API server"
         if not may_defer_compiler(line, method) and self._compiler != "now":
             return "the model may run in the API server's process, which needs the compiler"
-        profile = load_profile(StartKind.of(self._vllm, line.words, line.model_folder))
-        if (
-            self._compiler != "now"
-            and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(line.words)) == "now"
-        ):
-            return "starts of this kind use torch's compiler"
         return None
 
     def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
@@ -173,15 +172,14 @@ class SharedImports:
         return [*given, *started[:_MAX_STARTED_MODELS]]
 
     def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles with the same time of the compiler's import, the latest first."""
+        """This installation's profiles of starts that compile, or of those that do not, the latest first."""
         this = StartKind.of(self._vllm, (), None)
         return [
             profile
             for profile in load_all_profiles()
             if (profile.kind.version, profile.kind.python, profile.kind.machine, profile.kind.prefix)
             == (this.version, this.python, this.machine, this.prefix)
-            and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(profile.kind.flags))
-            == self._compiler
+            and is_eager(profile.kind.flags) == self._is_eager
         ]
 
 

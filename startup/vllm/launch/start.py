@@ -34,7 +34,7 @@ from startup.ground.processes.new_program import discard_dormant, start_resource
 from startup.ground.processes.quick_end import end_without_finalizing
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.imports.learned_imports import learn, learned_imports
-from startup.reports.causes.own_faults import OWN_FAULT
+from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
@@ -405,12 +405,14 @@ class _VllmStart:
     def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
         """Failures are vLLM's own unless our code raised them.
 
-        Without an explanation, a failure may be ours in a vLLM that is not tested with this package, or if a
-        library cannot be imported: it may have got stand-ins.
+        Without an explanation, a failure may be ours in a vLLM that is not tested with this package on this
+        device, or if a library cannot be imported: it may have got stand-ins. Plain vLLM forks no process
+        that uses a GPU, unless the user has chosen `fork`.
         """
         is_explained = cause.known is not None and not cause.known.is_general
-        may_be_ours = not self._vllm.is_tested or cause.is_of_library_import
-        if cause.known is OWN_FAULT or (may_be_ours and not is_explained):
+        may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
+        is_ours = cause.known is OWN_FAULT or (cause.known is FORKED_DRIVER and self._options.start_method != "fork")
+        if is_ours or (may_be_ours and not is_explained):
             self._start_without_preloading(cause.text)
 
     def _start_without_preloading(self, failure: str) -> NoReturn:

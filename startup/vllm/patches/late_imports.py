@@ -47,6 +47,7 @@ _EVERYWHERE: Final = (
     LateImport("vllm.distributed.device_communicators.pynccl_allocator", "torch.utils.cpp_extension"),
     LateImport("vllm.multimodal.media.connector", "aiohttp"),
     LateImport("vllm.multimodal.media.connector", "requests"),
+    LateImport("vllm.model_executor.warmup.minimax_m3_msa_warmup", "vllm.models.minimax_m3.nvidia.model"),
     LateImport("vllm.transformers_utils.config", "transformers.models.auto.image_processing_auto"),
     LateImport("vllm.usage.usage_lib", "cpuinfo"),
     LateImport("vllm.v1.structured_output", "vllm.parser.engine.adapters"),

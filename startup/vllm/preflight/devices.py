@@ -1,10 +1,8 @@
 """Checks the GPUs that vLLM will use: their number, their memory, the driver; and memory on a CPU."""
 
-import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from base.machine.memory import MemoryState, read_memory
 from base.machine.nvml import Gpu, GpuState, read_gpus
@@ -12,10 +10,9 @@ from base.wording import format_bytes, list_some
 from envs import foreign
 from startup.session.preflight.network import describe_process
 from startup.session.preflight.report import Finding, error, warning
+from startup.vllm.installed import read_torch_build
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
-
-Device = Literal["cuda", "rocm", "cpu", "other"]
 
 _TEGRA: Final = (Path("/etc/nv_tegra_release"), Path("/sys/class/tegra-firmware"))
 """On these boards CUDA works without NVML."""
@@ -28,48 +25,17 @@ _AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
 _GIB: Final = 1 << 30
 
 
-class TorchBuild(NamedTuple):
-    """What the installed torch was built for, by its `version.py`."""
-
-    cuda: tuple[int, int] | None
-    hip: str | None
-
-
 def device_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
     """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
     if any(plugin.group == "vllm.platform_plugins" for plugin in start.facts.plugins):
         return
-    device = built_for(start)
+    device = start.vllm.device
     if device == "cuda":
         yield from _gpu_findings(start, model)
     elif device == "rocm" and not any(path.exists() for path in _AMD):
         yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
     elif device == "cpu":
         yield from _memory_findings(start, read_memory())
-
-
-def built_for(start: CheckedStart) -> Device:
-    """The kind of device that this vLLM runs on."""
-    if start.vllm.is_for_cpu or foreign.text_of("VLLM_TARGET_DEVICE").lower() == "cpu":
-        return "cpu"
-    build = read_torch_build()
-    if build is None:
-        return "other"
-    return "cuda" if build.cuda else "rocm" if build.hip else "other"
-
-
-def read_torch_build() -> TorchBuild | None:
-    """Reads the source, since importing torch takes seconds; None without torch."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    cuda = re.search(r"^cuda\b[^=\n]*= *'(\d+)\.(\d+)", text, re.MULTILINE)
-    hip = re.search(r"^hip\b[^=\n]*= *'([^']+)'", text, re.MULTILINE)
-    return TorchBuild((int(cuda[1]), int(cuda[2])) if cuda else None, hip[1] if hip else None)
 
 
 def _gpu_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:

@@ -17,7 +17,6 @@ from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
 from startup.vllm.installed import missing_rust_frontend
 from startup.vllm.preflight.arguments import CheckedStart
-from startup.vllm.preflight.devices import built_for
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
 
 _PACKAGES: Final = (
@@ -78,7 +77,7 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
 
 def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
     """torch.compile needs a C++ compiler on a CPU; Triton, a C compiler and Python's headers on a GPU."""
-    device = built_for(start)
+    device = start.vllm.device
     if device == "cpu" and not is_eager(words) and not start.has("--enforce-eager"):
         if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
             yield warning(
@@ -106,7 +105,7 @@ def _check_shm(start: CheckedStart) -> Iterator[Finding]:
 
 def _check_caches(start: CheckedStart) -> Iterator[Finding]:
     """Folders below a home that a random user of a container cannot write to."""
-    if built_for(start) != "cuda":
+    if start.vllm.device != "cuda":
         return
     for name, default in _CACHES.items():
         if given := foreign.text_of(name) or default:

@@ -148,6 +148,24 @@ def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(fol
         start.wait_all_gone()
 
 
+_FORKED = {
+    "CUDA": "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use 'spawn'",
+    "XPU": "Cannot re-initialize XPU in forked subprocess. To use XPU with multiprocessing, you must use 'spawn'",
+    "HIP": "HIP error: initialization error",
+}
+
+
+@pytest.mark.parametrize("text", _FORKED.values(), ids=_FORKED)
+def test_a_gpu_that_forks_cannot_use_is_used_by_a_plain_start(text, folder):
+    fake = without_forks(folder, "0.32.0+cpu", f"raise RuntimeError({text!r})")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        state = start.wait_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert _serves(start)
+        (warning,) = start.lines_with("WARNING")
+        assert "starts again without preloading" in warning
+
+
 def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder):
     env = environment(folder, without_forks(folder, "0.99.0+cpu"))
     for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
@@ -186,7 +204,7 @@ _BREAKS: Final = {
     "its fork": ("pid = os.fork()", "raise OSError"),
     "the protocol of requests": ("(words, variables, numbers, texts), fds =", "(words, variables, numbers), fds ="),
     "the protocol of answers": ("[_READY, str(os.getpid()).encode()]", "[_READY]"),
-    "what a fork does first": ("_begin(program._replace(fds=fds))", "_begin(None)"),
+    "what a fork does first": ("_begin(program._replace(texts=texts, fds=fds))", "_begin(None)"),
 }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import os
 import select
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
 from startup.vllm.probes.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
+from tests.startup.vllm.fake_start import FAKE
 
 
 @pytest.fixture
@@ -322,3 +324,27 @@ async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_en
     await asyncio.wait([handler])
     assert handler.cancelled()
     assert (seen, client.output_handler) == ([], None)
+
+
+_WITH_FROZEN_HEAP = """
+import gc, json
+from startup.vllm.patches.frozen_heap import keep_heap_frozen
+keep_heap_frozen()
+from vllm.utils.gc_utils import freeze_gc_for_cudagraph_capture
+imported = [[]]
+gc.collect()
+gc.freeze()
+with freeze_gc_for_cudagraph_capture():
+    pass
+result = [any(each is imported for each in gc.get_objects())]
+gc.unfreeze()
+print(json.dumps([*result, any(each is imported for each in gc.get_objects())]))
+"""
+
+
+def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_objects():
+    path = {"PYTHONPATH": f"{FAKE}:{_ROOT}"}
+    command = [sys.executable, "-c", _WITH_FROZEN_HEAP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [False, True], "other code can still unfreeze the heap"

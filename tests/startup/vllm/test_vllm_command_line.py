@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from startup.vllm import command_line
+from startup.vllm import command_line, installed
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import VllmFacts, flags_of
-from startup.vllm.installed import InstalledVllm
+from startup.vllm.installed import InstalledVllm, TorchBuild
 from tests.startup.vllm import small_parser
 
 
@@ -205,3 +205,19 @@ def test_without_a_folder_for_temporary_files_vllm_gets_the_users_file(tmp_path,
     with ExitStack() as stack:
         assert command_line._with_variables(["--config", str(path)], stack) == ["--config", str(path)]
     assert "serve.yaml as it is: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("version", "build", "is_tested"),
+    [
+        ("0.29.0+cpu", None, True),
+        ("0.34.0+cpu", None, False),
+        ("0.33.0", TorchBuild((13, 0)), True),
+        ("0.32.0", TorchBuild((12, 8)), False),
+        ("0.33.0+rocm700", TorchBuild(None, hip="7.0"), False),
+        ("0.33.0+xpu", TorchBuild(None, xpu="20250101"), False),
+    ],
+)
+def test_starts_are_tested_for_pairs_of_release_and_device(version, build, is_tested, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "read_torch_build", lambda: build)
+    assert InstalledVllm(version, tmp_path).is_start_tested == is_tested

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from startup.standby.sockets import VLLM_EAGER, template_kind
+from startup.vllm.patches.compiler import COMPILER
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.support.openai_client import StreamReader
@@ -167,6 +168,20 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
     content = json.loads(profile.read_text())["value"]
     assert content["is_complete"] is True
     assert "vllm.lazy" in content["engine_modules"]
+
+
+@pytest.mark.thorough
+def test_eager_starts_that_use_the_compiler_all_the_same_are_warm(folder):
+    words = ("--enforce-eager", "--worker-imports", COMPILER)
+    with FakeStart(folder, *words) as start:
+        start.wait_ready()
+        wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
+    with (
+        StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby,
+        WarmStart(standby, folder, *words) as start,
+    ):
+        start.wait_ready()
+        assert len(start.servers) == 1
 
 
 @pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])

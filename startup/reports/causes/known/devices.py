@@ -3,6 +3,7 @@
 from typing import Final
 
 from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.own_faults import FORKED_DRIVER
 from startup.reports.causes.phase import KV_CACHE
 
 DEVICES: Final = (
@@ -222,12 +223,7 @@ DEVICES: Final = (
         "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it; else "
         "`ulimit -l unlimited` and more free memory.",
     ),
-    KnownCause(
-        "cuda-fork",
-        "a process that already uses CUDA was forked",
-        ("Cannot re-initialize CUDA in forked subprocess",),
-        "VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
-    ),
+    FORKED_DRIVER,
     KnownCause(
         "not-spawnable",
         "a process cannot be spawned from this Python program",

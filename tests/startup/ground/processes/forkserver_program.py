@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import shared_memory
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,6 +51,19 @@ def ends() -> Any:
     sleeping.join(60)
     codes = {"returns": _end(os.getpid), "exits with 7": _end(sys.exit, 7), "raises": _end(_raise)}
     return codes | {"is killed": sleeping.exitcode}
+
+
+def refused() -> Any:
+    """Whether a process is a fork of the forkserver."""
+    forkserver.ensure_forkserver("tests.startup.ground.processes.refuses_forks")
+    with ThreadPoolExecutor(1) as thread:
+        return {"on the main thread": _is_fork(), "on another thread": thread.submit(_is_fork).result()}
+
+
+def _is_fork() -> bool:
+    ours, theirs = multiprocessing.Pipe()
+    _start(_describe, theirs, 0)
+    return bool(ours.recv()["parent"] == _server_pid())
 
 
 def exit_functions() -> Any:

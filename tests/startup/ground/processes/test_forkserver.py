@@ -79,6 +79,13 @@ def test_a_forkserver_that_does_not_answer_is_named_once():
     assert errors.count("instead of forked") == errors.count("the forkserver was stopped, and was killed") == 1
 
 
+def test_processes_are_new_programs_where_forks_cannot_use_the_gpu():
+    """Unless they cannot be new programs: then they take the risk."""
+    answer, errors = _run("refused")
+    assert answer == {"on the main thread": False, "on another thread": True}
+    assert errors.count("instead of forked: an import has initialized a driver") == 1
+
+
 def test_the_forkserver_ends_when_no_process_can_ask_it():
     assert _run("alone") == ("ended", "")
 

@@ -1,12 +1,12 @@
 /* A libnvidia-ml.so for tests: what it reports is in the text file that FALSE_NVML names, a line each:
-   init CODE | driver VERSION | cuda NUMBER | gpu NAME UUID TOTAL FREE | process GPU PID USED */
+   init CODE | driver VERSION | cuda NUMBER | gpu NAME UUID TOTAL FREE [MAJOR] | process GPU PID USED */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct { unsigned long long total, free, used; } Memory;
 typedef struct { unsigned pid; unsigned long long used; unsigned instance, compute_instance; } Process;
-typedef struct { char name[64], uuid[64]; Memory memory; } Gpu;
+typedef struct { char name[64], uuid[64]; Memory memory; int major; } Gpu;
 
 static Gpu gpus[16];
 static Process processes[16][16];
@@ -26,7 +26,7 @@ static void read_state(void) {
         sscanf(line, "init %d", &init_code);
         sscanf(line, "driver %63s", driver);
         sscanf(line, "cuda %d", &cuda);
-        if (sscanf(line, "gpu %63s %63s %llu %llu", gpu.name, gpu.uuid, &gpu.memory.total, &gpu.memory.free) == 4)
+        if (sscanf(line, "gpu %63s %63s %llu %llu %d", gpu.name, gpu.uuid, &gpu.memory.total, &gpu.memory.free, &gpu.major) >= 4)
             gpus[num_gpus++] = gpu;
         if (sscanf(line, "process %u %u %llu", &index, &process.pid, &process.used) == 3)
             processes[index][num_processes[index]++] = process;
@@ -43,6 +43,7 @@ int nvmlDeviceGetCount_v2(unsigned *count) { *count = num_gpus; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Gpu **handle) { *handle = &gpus[index]; return 0; }
 int nvmlDeviceGetMemoryInfo(Gpu *gpu, Memory *memory) { *memory = gpu->memory; return 0; }
 int nvmlDeviceGetName(Gpu *gpu, char *text, unsigned length) { snprintf(text, length, "%s", gpu->name); return 0; }
+int nvmlDeviceGetCudaComputeCapability(Gpu *gpu, int *major, int *minor) { *major = gpu->major; *minor = 0; return 0; }
 int nvmlDeviceGetUUID(Gpu *gpu, char *text, unsigned length) { snprintf(text, length, "%s", gpu->uuid); return 0; }
 int nvmlDeviceGetComputeRunningProcesses_v3(Gpu *gpu, unsigned *count, Process *found) {
     unsigned index = gpu - gpus;

@@ -13,8 +13,10 @@ from base.machine import nvml
 from base.machine.memory import MemoryState
 from base.machine.nvml import read_gpus
 from startup.session.preflight.report import Finding
+from startup.vllm import installed
+from startup.vllm.installed import TorchBuild
 from startup.vllm.preflight import devices
-from startup.vllm.preflight.devices import TorchBuild, device_findings
+from startup.vllm.preflight.devices import device_findings
 from startup.vllm.preflight.model import ModelChecks
 from tests.startup.vllm.preflight.conftest import CheckStart
 
@@ -41,7 +43,8 @@ def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FALSE_NVML", str(state))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(nvml, "_LIBRARIES", (str(library),))
-    monkeypatch.setattr(devices, "read_torch_build", lambda: TorchBuild((12, 8), None))
+    for module in (devices, installed):
+        monkeypatch.setattr(module, "read_torch_build", lambda: TorchBuild((12, 8)))
 
     def write(*lines: str, driver: str = "570.86", cuda: int = 12080) -> None:
         state.write_text("\n".join((f"driver {driver}", f"cuda {cuda}", *lines)))

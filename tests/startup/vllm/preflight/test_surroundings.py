@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from startup.vllm import installed
+from startup.vllm.installed import TorchBuild
 from startup.vllm.preflight import surroundings
 from startup.vllm.preflight.named_files import file_findings
 from startup.vllm.preflight.surroundings import surroundings_findings
@@ -38,15 +40,15 @@ def test_a_compiler_for_a_cpu(start, has_programs):
 
 
 def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
-    monkeypatch.setattr(surroundings, "built_for", lambda _: "cuda")
+    monkeypatch.setattr(installed, "read_torch_build", lambda: TorchBuild((13, 0)))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     has_programs()
-    assert _found(start) == [("compiler", "warning")]
+    assert _found(start, version="0.32.0") == [("compiler", "warning")]
     has_programs("gcc")
     monkeypatch.setattr(surroundings.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert _found(start) == [("compiler", "warning")]
+    assert _found(start, version="0.32.0") == [("compiler", "warning")]
     (tmp_path / "Python.h").touch()
-    assert _found(start) == []
+    assert _found(start, version="0.32.0") == []
 
 
 def test_the_port_of_a_service_named_vllm_is_none_of_vllms(start, has_programs, monkeypatch):

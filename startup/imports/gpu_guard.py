@@ -1,0 +1,236 @@
+"""Keeps the driver of the GPUs uninitialized while modules are imported in a process that will be forked.
+
+A fork of a process that has initialized CUDA, HIP or Level Zero cannot use the GPUs (CUDA C++ Programming
+Guide, "Initialization"; torch raises "Cannot re-initialize CUDA in forked subprocess"). Some packages
+initialize the driver while they are imported, to learn the GPU's architecture. Here
+
+1. NVML answers that question, which initializes nothing;
+2. the functions that would initialize a driver raise `NeedsGpuError`: the module is left to the forks;
+3. after each module the driver is asked whether it is initialized all the same: then no fork of this process
+   can be an engine, and the module is named.
+
+Modules of 2 and 3 are kept on disk, so that later starts leave them to the forks at once.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType, ModuleType
+from typing import Any, Final
+
+from base.machine.gpu_driver import initialized_driver, may_have_gpu
+from base.machine.nvml import read_gpus
+from envs import foreign
+from startup.ground.caches import Kept
+from startup.ground.hooks.hook import Hook, Name
+from startup.imports.distributions import distribution_stamps
+from startup.imports.finder import after_import, cancel, watch
+
+_CAPABILITY: Final = Name("torch.cuda", "get_device_capability", ("device",))
+_INITIALIZE: Final = {
+    Name("torch.cuda", "_lazy_init", ()): lambda torch: torch.version.hip or torch.cuda.device_count(),
+    Name("torch.xpu", "_lazy_init", ()): lambda torch: torch.version.xpu,
+    Name("cuda.bindings.driver", "cuInit"): lambda torch: torch.cuda.device_count(),
+}
+"""Functions that initialize a driver, and whether that has a GPU: without one, they initialize nothing."""
+GPU_GUARD: Final = Hook(
+    "GPU guard",
+    does="answers for the GPU's architecture, and keeps its driver uninitialized, in processes that are forked",
+    without="if an import initializes the driver, engines and workers are new programs",
+    needs=(_CAPABILITY, *(name for name in _INITIALIZE if name.module.startswith("torch."))),
+)
+
+_CUTE_DSL_ARCH: Final = "CUTE_DSL_ARCH"
+"""CUTLASS reads it while it is imported; without it, it calls `cuInit` to learn the architecture."""
+_ACCELERATED: Final = 9
+"""From this major capability on, the name of an architecture with all of its instructions ends with `a`."""
+_MODULE_CODE: Final = "<module>"
+_OWN: Final = ("__main__", "server", "startup", "vllm_cli")
+"""Packages whose modules import others here."""
+_FOLDER: Final = "left-to-forks"
+
+
+class NeedsGpuError(BaseException):
+    """A module cannot be imported before this process is forked.
+
+    It is no Exception, because packages take any Exception for a machine without a GPU, and go on without it.
+    """
+
+
+class GpuGuard:
+    """The state of the guard in this process, from its first use on."""
+
+    def __init__(self) -> None:
+        self._left = Kept(_FOLDER, (sys.version, sys.prefix), (distribution_stamps(), _capabilities()))
+        self._to_forks: set[str] = set(self._left.read(list[str]) or ())
+        """Names of modules that would initialize the driver, and of those that import them."""
+        self._raised: list[NeedsGpuError] = []
+        """Errors that have not arrived at `leave`: a package may have ignored them."""
+        self._reason: str | None = None
+
+    @property
+    def why_unforkable(self) -> str | None:
+        """Why forks of this process cannot use the GPUs; None if they can."""
+        if self._reason is None and self._raised:
+            self._reason = f"a package has ignored that {self._raised[0]}"
+        return self._reason
+
+    def leave(self, err: NeedsGpuError) -> None:
+        """See `leave_to_forks`."""
+        if err in self._raised:
+            self._raised.remove(err)
+
+    def begin(self, name: str) -> None:
+        """See `Watch`; raises NeedsGpuError for a module that is left to the forks."""
+        if name in self._to_forks:
+            self._refuse(f"{name} uses the GPU while it is imported")
+        self._check(lambda: next(iter(_importing_modules()), name))
+
+    def end(self, name: str) -> None:
+        """See `Watch`."""
+        self._check(lambda: name)
+
+    def _check(self, culprit: Callable[[], str]) -> None:
+        if self._reason is None and (driver := initialized_driver()) is not None:
+            name = culprit()
+            self._reason = (
+                f"{name} has initialized {driver} while it was imported, which no fork can do again; "
+                "later starts import it in the engine"
+            )
+            self._keep(name)
+
+    def refuse_to_initialize(self, function: str) -> None:
+        """Raises NeedsGpuError if a module that is being imported has called this function."""
+        if names := _importing_modules():
+            self._keep(names[0])
+            self._refuse(f"{names[0]} calls {function}() while it is imported")
+
+    def _refuse(self, reason: str) -> None:
+        self._to_forks.update(_importing_modules())  # their imports end with this error, too
+        self._raised.append(NeedsGpuError(reason))
+        raise self._raised[-1]
+
+    def _keep(self, name: str) -> None:
+        self._left.write(sorted({*(self._left.read(list[str], is_own=True) or ()), name}))
+
+
+_guard: GpuGuard | None = None
+_open = False
+
+
+def why_unforkable() -> str | None:
+    """Why forks of this process cannot use the GPUs; None if they can."""
+    reason = None if _guard is None else _guard.why_unforkable
+    if reason is None and (driver := initialized_driver()) is not None:
+        reason = f"an import has initialized {driver}, which no fork can do again"
+    return reason
+
+
+def has_failed() -> bool:
+    """Whether the guard is open and this process is unforkable all the same: further imports help no fork."""
+    return _open and why_unforkable() is not None
+
+
+def leave_to_forks(err: NeedsGpuError) -> None:
+    """The import of a module has ended with this error: forks import it when they need it."""
+    if _guard is not None:
+        _guard.leave(err)
+
+
+@contextmanager
+def driver_kept_uninitialized() -> Iterator[None]:
+    """Around imports in a process that will be forked; does nothing on a machine without a GPU."""
+    global _guard, _open
+    if _open or not GPU_GUARD.applies or initialized_driver() is not None or not (may_have_gpu() or _capabilities()):
+        yield
+        return
+    _guard = _guard or GpuGuard()
+    with ExitStack() as stack:
+        capability = _common_capability()
+        if capability is not None:
+            stack.enter_context(_replaced(_CAPABILITY, functools.partial(_answer, capability)))
+            if not foreign.is_set(_CUTE_DSL_ARCH):
+                stack.enter_context(foreign.overlaid({_CUTE_DSL_ARCH: _architecture(*capability)}))
+        for name, has_gpu in _INITIALIZE.items():
+            stack.enter_context(_replaced(name, functools.partial(_refuse, _guard, name.path, has_gpu)))
+        _open = True
+        watch(_guard)
+        try:
+            yield
+        finally:
+            watch(None)
+            _open = False
+
+
+@contextmanager
+def _replaced(name: Name, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While open, the function is what `wrap` makes of it, as soon as its module has been imported."""
+    undo: list[Callable[[], None]] = []
+
+    def replace(module: ModuleType) -> None:
+        function = name.get(module)
+        name.replace(module, wrap(function))
+        undo.append(lambda: name.replace(module, function))
+
+    after_import(name.module, replace)
+    try:
+        yield
+    finally:
+        cancel(name.module, replace)
+        for step in undo:
+            step()
+
+
+def _answer(capability: tuple[int, int], ask: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
+    """Replaces `get_device_capability`, which returns major and minor; modules may have imported the name."""
+
+    @functools.wraps(ask)
+    def answer(device: Any = None) -> tuple[int, int]:
+        return capability if _open and sys.modules["torch"].cuda.device_count() else ask(device)
+
+    return answer
+
+
+def _refuse(
+    guard: GpuGuard, path: str, has_gpu: Callable[[Any], Any], initialize: Callable[..., Any]
+) -> Callable[..., Any]:
+    @functools.wraps(initialize)
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if _open and has_gpu(sys.modules["torch"]):
+            guard.refuse_to_initialize(path)
+        return initialize(*args, **kwargs)
+
+    return refuse
+
+
+def _importing_modules() -> list[str]:
+    """The modules whose code runs on this thread, the innermost first, up to one of ours."""
+    frame: FrameType | None = sys._getframe(1)
+    names: list[str] = []
+    while frame is not None:
+        if frame.f_code.co_name == _MODULE_CODE:
+            name = str(frame.f_globals.get("__name__", ""))
+            if name.partition(".")[0] in _OWN:
+                break
+            names.append(name)
+        frame = frame.f_back
+    return names
+
+
+@functools.cache
+def _capabilities() -> tuple[tuple[int, int] | None, ...]:
+    """Compute capabilities of this machine's GPUs, in the driver's order; empty without NVIDIA's driver."""
+    state = read_gpus()
+    return tuple(gpu.capability for gpu in state.gpus) if state is not None else ()
+
+
+def _common_capability() -> tuple[int, int] | None:
+    """That of all GPUs; None if they differ, since CUDA may number them in another order."""
+    found = set(_capabilities())
+    return found.pop() if len(found) == 1 else None
+
+
+def _architecture(major: int, minor: int) -> str:
+    """The name of the architecture, as compilers take it: `sm_90a`."""
+    return f"sm_{major}{minor}{'a' if major >= _ACCELERATED else ''}"

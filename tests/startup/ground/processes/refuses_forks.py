@@ -1,0 +1,5 @@
+"""A module that the forkserver imports: its forks cannot use the GPU."""
+
+from startup.ground.processes.forkserver import refuse_forks
+
+refuse_forks("an import has initialized a driver")
