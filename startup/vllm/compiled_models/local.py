@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from base.json_depth import read_json
 from base.machine.files import write_whole
 from envs import foreign
 from envs.home import expand_home
@@ -282,8 +283,8 @@ def _place(path: Path, target: Path) -> None:
 
 def _readdress(group: Path, folder: Path) -> None:
     """Writes a list of Triton anew for the files of this folder: with other paths, Triton compiles again."""
-    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):  # Triton passes over it, too
-        names = json.loads(group.read_bytes())["child_paths"].keys()
+    with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton passes over it, too
+        names = read_json(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
