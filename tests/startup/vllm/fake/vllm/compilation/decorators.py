@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -65,4 +66,4 @@ class CompiledModel(TorchCompileWithNoGuardsWrapper):
             folder.mkdir(parents=True, exist_ok=True)
             Path(aot_compilation_path).write_bytes(compiled.content)
             logger.info("saved AOT compiled function to %s", aot_compilation_path)
-        use_kernel(folder.parent / "inductor_cache" / "triton" / "0" / "KEY")
+        use_kernel(Path(os.environ.get("TRITON_CACHE_DIR", f"{folder}-{os.getpid()}"), "KEY"))
