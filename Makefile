@@ -3,7 +3,8 @@
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
 #   make test [ARGS="..."]                 the fast tests: two minutes
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
-#   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
+#   make test-slow                         tests that need vLLM, a browser or minutes
+#   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
 #   make size [ARGS=--lower]               lines and files of each package against the table in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
@@ -53,7 +54,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,8 +82,8 @@ test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(call run,slow,$(WITH_TOOLS))
 
-test-cuda: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest tests/cuda $(ARGS)
+test-gpu: $(INSTALLED_DEV)
+	$(BIN)/python -m tools.gpu_figures $(ARGS)
 
 # An environment of its own, upgraded each time.
 test-newest: BIN = $(NEWEST_VENV)/bin

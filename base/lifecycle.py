@@ -1,7 +1,7 @@
 """The lifecycle of a server: its start, states, legal transitions, subscribers; standard library only."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 State = Literal["starting", "ready", "draining", "dead"]
 
@@ -12,6 +12,29 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "dead": frozenset(),
 }
 """The states that may follow each state."""
+
+
+START_INFO: Final = ("vllm_cli:start_info", "How the server was started: cold, warm or plain, and why.")
+START_PHASES: Final = ("vllm_cli:start_phase_seconds", "What the start waited for, by phase.")
+
+
+class StartInfo(NamedTuple):
+    """How a server was started: the labels of `vllm_cli:start_info`; an empty one is not known."""
+
+    start_mode: str
+    """`cold`, `warm` or `plain`: vLLM without preloading."""
+    reason: str = ""
+    """Why the start is plain, or not warm."""
+    compile: str = ""
+    """`loads` or `compiles`, then `loaded` or `compiled`; empty if vLLM compiles nothing."""
+    compile_reason: str = ""
+    """Why the model is compiled: kinds and names of what differs, without their values."""
+
+    def __str__(self) -> str:
+        mode = f"{self.start_mode}: {self.reason}" if self.reason else self.start_mode
+        if not self.compile:
+            return mode
+        return f"{mode}; model {self.compile}" + (f": {self.compile_reason}" if self.compile_reason else "")
 
 
 class StartView(Protocol):
@@ -31,6 +54,9 @@ class StartView(Protocol):
 
     def uptime_s(self) -> float:
         """Seconds since the kernel's start of the process."""
+
+    def info(self) -> StartInfo:
+        """How the server was started, as far as is known."""
 
     def phase_seconds(self) -> Mapping[str, float]:
         """Seconds that the start waited for each phase so far, by `process:phase`."""

@@ -77,6 +77,9 @@ class Environment:
     )
     VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
+    VCLI_START_FOLDER = text(
+        "Folder of the start that a program of vLLM belongs to, with which it ends; set by the launcher."
+    )
     VCLI_API_PROCESS = optional_integer(
         "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
     )

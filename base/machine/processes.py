@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ _READINGS = 5
 KILL_S = 0.5
 """How long killed processes may take to end; they free their memory first."""
 _KILL_POLL_S = 0.002
+_TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")
 """States of a process that has ended and was not reaped (proc(5))."""
 
@@ -122,22 +123,36 @@ class EndWatch:
             self._fd = None
 
 
-def descendants(pid: int) -> set[int]:
-    """The children of a process, theirs, and so on; not those that have lost their parent."""
+def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
+    """The children of a process, theirs, and so on; not those that have lost their parent.
+
+    Args:
+        pid: the process.
+        but: left out, with their descendants.
+    """
     found: set[int] = set()
     new = [pid]
     while new:
-        new = [child for parent in new for child in child_pids(parent) if child not in found]
+        new = [child for parent in new for child in child_pids(parent) if child not in found and child not in but]
         found.update(new)
     return found
 
 
-def kill_descendants(*, spared: int | None = None, timeout_s: float = KILL_S) -> None:
-    """Kills the descendants of this process but one; returns once they have ended, or after the timeout."""
+def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, timeout_s: float = KILL_S) -> None:
+    """Kills the descendants of this process; returns once they have ended, or after the timeout.
+
+    Args:
+        spared: processes that are not killed, nor are their descendants.
+        mark: a variable, `NAME=value`; programs that were started with it are killed, too: they may have lost
+            their parent.
+        timeout_s: seconds.
+    """
     known: set[int] = set()
     end_s = time.monotonic() + timeout_s
     while True:
-        known |= descendants(os.getpid()) - {spared}
+        known |= descendants(os.getpid(), but=spared)
+        if mark is not None:
+            known |= _marked(mark) - {os.getpid()}
         alive = list(filter(is_alive, known))
         if not alive or time.monotonic() >= end_s:
             return
@@ -145,6 +160,19 @@ def kill_descendants(*, spared: int | None = None, timeout_s: float = KILL_S) ->
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_KILL_POLL_S)
+
+
+def _marked(mark: str) -> set[int]:
+    """Processes whose program was started with this variable, but for multiprocessing's resource trackers.
+
+    A tracker ends by itself once it has removed what the others have left.
+    """
+    found, line = set(), os.fsencode(mark) + b"\0"
+    for folder in Path("/proc").glob("[1-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if line in (folder / "environ").read_bytes() and _TRACKER not in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
 
 
 def child_pids(pid: int) -> list[int]:

@@ -5,18 +5,20 @@ The folder depends on no variable: a service has others than the shell in which 
 """
 
 import fcntl
+import functools
 import json
 import logging
 import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from base.machine.files import write_whole
 from startup.ground import start_origin
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ MODE: Final = 0o1600
 """systemd-tmpfiles removes old files, but none with the sticky bit."""
 _LOCK: Final = "hhqqi0q"
 """`struct flock` (fcntl(2)): type, whence, start, length, holder."""
+_RECORD: Final = ".json"
+_NOTE: Final = ".start"
+"""Ends the name of a file beside the record. Other releases read the record, and know no further fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +50,39 @@ class RunRecord:
     owner_pid: int | None = None
     """The process that alone uses this standby."""
     pid: int = 0
+    start: Mapping[str, Any] | None = None
+    """What the process has noted of its start, by `run_recorded`; None if that is nothing."""
 
 
 @contextmanager
-def run_recorded(record: RunRecord) -> Iterator[None]:
-    """Keeps a record of this process during the block; there is none where no file can be written."""
+def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Keeps a record of this process during the block; there is none where no file can be written.
+
+    The block gets a function that notes what is known of the start, as JSON values; called on any thread.
+    """
     path = ""
     try:
         path = _write(record)
     except OSError as err:
         logger.debug("`vllm-cli ps` does not list this process: %s", err)
     try:
-        yield
+        yield functools.partial(_note, path)
     finally:
-        with suppress(OSError):
-            os.unlink(path)  # noqa: PTH108
+        if path:
+            _remove(path)
 
 
 def read_run_records() -> list[RunRecord]:
     """The records of all processes that run in this network namespace; removes those of killed ones."""
     try:
-        return [record for path in os.scandir(record_folder()) if (record := _read(path.path)) is not None]
+        paths = [entry.path for entry in os.scandir(record_folder())]
     except OSError:
         return []
+    for path in paths:
+        if path.endswith(_NOTE) and not os.path.exists(path.removesuffix(_NOTE)):  # noqa: PTH110
+            with suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - of a record that another release has removed
+    return [record for path in paths if (record := _read(path)) is not None]
 
 
 def _write(record: RunRecord) -> str:
@@ -75,28 +90,49 @@ def _write(record: RunRecord) -> str:
     warm = start_origin.warm
     front_pid = warm.front_pid if warm is not None else None
     content = asdict(replace(record, front_pid=front_pid, pid=os.getpid())) | {"network": str(_NETWORK.readlink())}
+    del content["start"]
     path = f"{record_folder()}/{os.getpid()}-{time.monotonic_ns()}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.write(fd, json.dumps(content).encode())
-    os.rename(path, f"{path}.json")  # noqa: PTH104
-    return f"{path}.json"
+    os.rename(path, f"{path}{_RECORD}")  # noqa: PTH104
+    return f"{path}{_RECORD}"
+
+
+def _note(path: str, start: Mapping[str, Any]) -> None:
+    if path:
+        with suppress(OSError):
+            write_whole(Path(f"{path}{_NOTE}"), json.dumps(start), mode=MODE)
+
+
+def _remove(path: str) -> None:
+    """The record, and what was noted beside it."""
+    for name in (path, f"{path}{_NOTE}"):
+        with suppress(OSError):
+            os.unlink(name)  # noqa: PTH108
 
 
 def _read(path: str) -> RunRecord | None:
     """The record of a running process, with its process id as seen from here."""
-    if not path.endswith(".json"):
+    if not path.endswith(_RECORD):
         return None
     with suppress(OSError, ValueError, TypeError), open(path, "rb") as file:  # noqa: PTH123
         lock = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, *_, pid = struct.unpack(_LOCK, fcntl.fcntl(file, fcntl.F_GETLK, lock))
         if kind == fcntl.F_UNLCK:
-            os.unlink(path)  # noqa: PTH108
+            _remove(path)
             return None
         content = json.load(file)
         if pid > 0 and content.pop("network") == str(_NETWORK.readlink()):
-            record = RunRecord(**content)
+            record = RunRecord(**content, start=_read_note(path))
             return record if record.pid == pid else replace(record, pid=pid, front_pid=None, owner_pid=None)
+    return None
+
+
+def _read_note(path: str) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError), open(f"{path}{_NOTE}", "rb") as file:  # noqa: PTH123
+        note = json.load(file)
+        return note if isinstance(note, dict) else None
     return None
 
 

@@ -1,13 +1,12 @@
 """The one finder that this program adds to `sys.meta_path`: changes how modules of some names are imported.
 
-A module can be replaced (`replace`), be left out while another one is imported (`delay_import`), be changed
-right before or after its code runs (`before_import`, `after_import`), or come from a file with the code of
-many modules (`serve`). A watcher is called before and after the code of each module (`watch`). All else is
-left to Python's own finders. A name that is a shim stands for the module to which it points.
+A module can be replaced (`replace`), be changed right before or after its code runs (`before_import`,
+`after_import`), or come from a file with the code of many modules (`serve`). A watcher is called before and
+after the code of each module (`watch`). All else is left to Python's own finders. A name that is a shim
+stands for the module to which it points.
 """
 
 import functools
-import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,29 +140,6 @@ def watch(watcher: Watch | None) -> None:
     """From now on, calls this one for each module that is imported; None for none."""
     _finder.watcher = watcher
     _finder.settle()
-
-
-def delay_import(name: str, *, patched_by: Name) -> None:
-    """Blocks imports of `name` while the module that patches it is imported; a later import calls the patch.
-
-    The patch must ignore the ImportError of the module that it patches, and must be callable again.
-    """
-    if name in sys.modules or patched_by.module in sys.modules:
-        return
-
-    def block(fullname: str) -> None:
-        if fullname == name:
-            raise ModuleNotFoundError(f"{fullname} is imported later", name=fullname)
-
-    def patch(_: ModuleType) -> None:
-        patched_by.get(importlib.import_module(patched_by.module))()
-
-    def unblock(_: ModuleType) -> None:
-        stop_replacing(block)
-        after_import(name, patch)
-
-    replace(block)
-    after_import(patched_by.module, unblock)
 
 
 class _Finder:

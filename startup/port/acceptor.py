@@ -110,12 +110,11 @@ class Acceptor:
         now = time.monotonic()
         self._heartbeat.turn(now)
         self._priority.turn(now)
-        for key, _ in ready:
+        if any(key.fileobj is self._api_process for key, _ in ready) and not self._receive():
+            return False
+        for key, _ in ready:  # probes get the answer of the last heartbeat that was sent before
             if key.fileobj is self._listener:
                 self._accept()
-            elif key.fileobj is self._api_process:
-                if not self._receive():
-                    return False
             elif key.data is not None:
                 key.data.advance()
             elif key.fileobj in self._silent:  # not passed on by an earlier event of this turn

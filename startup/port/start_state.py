@@ -4,9 +4,11 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
+from base.lifecycle import START_INFO, START_PHASES, StartInfo
 from base.status_page.page import DATA_PATH, read_page
+from base.wording import list_some
 from startup.files.prefetch.messages import PrefetchReport
 from startup.ground import start_origin
 from startup.port.probe_http import Answer
@@ -16,6 +18,8 @@ from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartRep
 from startup.reports.timeline.timeline import PhaseTimeline
 
 _LIVE_PATH = "/livez"
+_MOST_NAMED: Final = 4
+_LONGEST_REASON: Final = 200
 
 
 class StartState:
@@ -124,12 +128,23 @@ class StartState:
     def uptime_s(self) -> float:
         return self._timeline.offset_s(time.monotonic_ns())
 
+    def info(self) -> StartInfo:
+        compiled = self.facts.compiled_model or {}
+        mode, reason = ("warm", "") if start_origin.warm is not None else ("cold", start_origin.cold_reason)
+        return StartInfo(mode, reason, compiled.get("state", ""), _why_compiled(compiled))
+
     def phase_seconds(self) -> Mapping[str, float]:
         return {phase.key: phase.took_s for phase in self.build_report().phases}
 
     def _read_history(self, key: str) -> None:
         self.history_key = key
         self.meter.expect(read_history(key))
+
+
+def _why_compiled(compiled: Mapping[str, Any]) -> str:
+    """Values of variables stay in the log: metrics and `ps` have names, or else the first words."""
+    names = [f"{change['kind']} {change['name']}" for change in compiled.get("changes", ())]
+    return list_some(names, _MOST_NAMED) or str(compiled.get("reason", ""))[:_LONGEST_REASON]
 
 
 def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
@@ -191,13 +206,22 @@ def _format_status(state: StartState) -> bytes:
 
 def _format_metrics(state: StartState) -> str:
     """The families of `collectors.start_families`, without its library, which is slow to import."""
-    model_name = state.facts.model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    info = ",".join(f'{name}="{_escaped(value)}"' for name, value in state.info()._asdict().items())
+    labels = f'model_name="{_escaped(state.facts.model)}",engine="0"'
     lines = [
-        "# HELP vllm:engine_startup_time_seconds From the process's start to its first token.",
-        "# TYPE vllm:engine_startup_time_seconds gauge",
-        f'vllm:engine_startup_time_seconds{{model_name="{model_name}",engine="0"}} {state.elapsed_s()}',
-        "# HELP vllm_cli:startup_phase_seconds What the start waited for, by phase.",
-        "# TYPE vllm_cli:startup_phase_seconds gauge",
-        *(f'vllm_cli:startup_phase_seconds{{phase="{key}"}} {s}' for key, s in state.phase_seconds().items()),
+        *_head("vllm:engine_startup_time_seconds", "From the process's start to its first token."),
+        f"vllm:engine_startup_time_seconds{{{labels}}} {state.elapsed_s()}",
+        *_head(*START_PHASES),
+        *(f'{START_PHASES[0]}{{phase="{_escaped(key)}"}} {s}' for key, s in state.phase_seconds().items()),
+        *_head(*START_INFO),
+        f"{START_INFO[0]}{{{info}}} 1",
     ]
     return "\n".join([*lines, ""])
+
+
+def _head(name: str, documentation: str) -> tuple[str, str]:
+    return f"# HELP {name} {documentation}", f"# TYPE {name} gauge"
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -29,7 +29,7 @@ def save_ready_start(
     if state.facts.compiled_model is not None:
         logger.info("compiled model: %s", state.facts.compiled_model["text"])
     logger.info("phases of this start:\n%s", report.table())
-    logger.info("ready after %.2f s: %s", report.total_s, address)
+    logger.info("ready after %.2f s (%s): %s", report.total_s, state.info(), address)
     _save_files(report, state.subject)
     record_start(state.history_key, StartRecord.from_report(report))
 

@@ -7,12 +7,12 @@ A start strategy calls its methods in the order of its own start: `startup.embed
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from multiprocessing.process import current_process
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from envs.registry import env
 from server.terms.types import EngineInfo
@@ -82,6 +82,8 @@ class StartSession:
         self._prefetch: PrefetchHandle | None = None
         self._download: DownloadHandle | None = None
         self._is_ready = False
+        self._note_start: Callable[[Mapping[str, Any]], None] = lambda start: None
+        """For `vllm-cli ps`."""
         self._publishing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -147,7 +149,9 @@ class StartSession:
     def keep_run_record(self, address: str | None) -> None:
         """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
         subject = self.state.subject
-        self.stack.enter_context(run_recorded(RunRecord(engine=subject.engine, model=subject.model, address=address)))
+        record = RunRecord(engine=subject.engine, model=subject.model, address=address)
+        self._note_start = self.stack.enter_context(run_recorded(record))
+        self._note_start(self.state.info()._asdict())
 
     def create_folder(self) -> Path:
         """Creates a folder for the files of all processes of this start, multiprocessing's among them."""
@@ -210,6 +214,8 @@ class StartSession:
             self.timeline.add("download", self._download.report.spans)
         self.state.finish(prefetch)
         self._publish()
+        ready = {"ready_s": self.state.elapsed_s(), "phases": self.state.phase_seconds()}
+        self._note_start(self.state.info()._asdict() | ready)
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
 
     def notify_ready(self, status: str | None = None) -> None:

@@ -144,6 +144,11 @@ class CommandLine:
         return self.values.get("--uds") or None
 
     @property
+    def has_shutdown_timeout(self) -> bool:
+        """Whether `--shutdown-timeout` is given."""
+        return _SHUTDOWN_TIMEOUT in self.values
+
+    @property
     def words_with_drain(self) -> tuple[str, ...]:
         """With our default of `--shutdown-timeout`: vLLM's own, 0, breaks running requests off."""
         return self._words_with(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")

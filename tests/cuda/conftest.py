@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a GPU, and its state; without a GPU they are skipped (`make test-cuda`)."""
+"""Fixtures of the tests that need a GPU, and its state; without a GPU they are skipped (`make test-gpu`)."""
 
 import subprocess
 from functools import cache

@@ -62,6 +62,8 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm
         assert (entry["port"], entry["address"], entry["model"]) == (server.port, server.url, "smol")
         assert (entry["pid"], entry["kind"], entry["engine"]) == (server.process.pid, "server", "embedded")
         assert entry["uptime_s"] > 0
+        mode = "cold" if entry["forked_pid"] is None else "warm"
+        assert (entry["start"]["start_mode"], server.metric("vllm_cli:start_info", start_mode=mode)) == (mode, 1)
         assert entry["pids"][0] == server.process.pid
         assert (entry["forked_pid"] or entry["pid"]) == server.serving_process().pid
         assert before & after <= set(entry["pids"]) <= before | after
@@ -114,7 +116,7 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
     assert (entry["kind"], entry["state"], entry["pids"]) == ("standby", "ready", [entry["pid"], template_pid])
     assert entry["memory_bytes"] > 50 << 20
     assert {name for name, value in entry.items() if value is None} == {
-        "port", "address", "model", "engine", "forked_pid", "owner_pid",
+        "port", "address", "model", "engine", "forked_pid", "owner_pid", "start",
     }  # fmt: skip
     (line,) = [line for line in run_cli("ps").stdout.splitlines() if line.startswith(f"{entry['pid']} ")]
     assert line.split()[-3:-1] == ["standby", "-"]

@@ -44,6 +44,7 @@ def _load_and_unload(router: ServerProcess) -> None:
     alpha, beta = entry["models"]
     assert (alpha["model"], alpha["state"], alpha["engine"]) == ("alpha", "ready", "embedded")
     assert alpha["pid"] in entry["pids"]
+    assert (entry["start"], alpha["start"]["start_mode"], beta["start"]) == (None, "cold", None)
     assert (beta["state"], beta["pid"], beta["memory_bytes"]) == ("stopped", None, None)
     lines = run_cli("ps").stdout.splitlines()
     at = next(index for index, line in enumerate(lines) if line.startswith(f"{router.process.pid} "))

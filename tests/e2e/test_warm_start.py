@@ -27,6 +27,7 @@ _VARYING: Final = (
     (re.compile(r"\d+(\.\d+)? m?s\b"), "N s"),
     (re.compile(r"process \[?\d+\]?"), "process N"),
     (re.compile(r"in phase \w+"), "in phase P"),
+    (re.compile(r"\((cold|warm)\): http"), "(MODE): http"),
 )
 _ONLY_WARM: Final = "warm start: forked from the standby's process"
 _BY_SPEED: Final = ("prefetch ", "uvicorn.access", ": starting for ")

@@ -216,7 +216,7 @@ _OPEN_CHANGES: Final = (
         "The built-in list has V2 since 0.29; the hook does not need V1.",
     ),
     (
-        ("late compiler", "late imports", "unused subcommands"),
+        ("late imports", "unused subcommands"),
         {"57310": "`torch._inductor` is imported late by vLLM itself", "40328": "imports of the API server"},
         "What is not imported any more cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
     ),

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from base.lifecycle import START_INFO, START_PHASES
+from server.operation.engine_watchdog import SILENCE_METRIC
 from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
 from tests.vllm_engine.recording import Recording, first_status, observing, record
 from tests.vllm_engine.vllm_server import VllmServer
@@ -134,7 +136,8 @@ def test_a_stream_has_the_text_of_the_whole_answer(ours):
 
 def test_metrics_have_the_same_names_types_and_labels(plain, ours):
     assert ["vllm:num_requests_running", "gauge"] in ours.answers["metrics"]
-    assert ours.answers["metrics"] == sorted([*plain.answers["metrics"], ["vllm_cli:engine_silence_seconds", "gauge"]])
+    own = [[name, "gauge"] for name, _ in (SILENCE_METRIC, START_INFO, START_PHASES)]
+    assert ours.answers["metrics"] == sorted([*plain.answers["metrics"], *own])
     assert _names(ours.answers["samples"]) == _names(plain.answers["samples"])
 
 

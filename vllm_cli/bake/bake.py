@@ -59,6 +59,8 @@ class BakeConfig:
     timeout_s: float
     no_start: bool = False
     """Whether vLLM is only imported."""
+    download_kernels: bool = False
+    """Whether vLLM's kernels are installed first, into the environment of this program."""
 
 
 class Part(NamedTuple):
@@ -118,7 +120,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             (folder / BYTECODE).mkdir()
         environment = _environment(folder) | secrets
-        if (reason := download_kernels(subject, config.timeout_s, reporter)) is not None:
+        if config.download_kernels and (reason := download_kernels(subject, config.timeout_s, reporter)) is not None:
             left_out[KERNELS] = reason
         if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
             reporter.note(f"{reason}: vLLM is only imported")

@@ -102,9 +102,9 @@ def why_no_start(subject: Subject) -> str | None:
 
 
 def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> str | None:
-    """Has vLLM install its kernels beside itself, if it has that command; returns the reason of a failure."""
+    """Has vLLM install its kernels beside itself; returns the reason of a failure."""
     if subject.engine != "vllm" or not (require_vllm().folder / _DOWNLOAD_KERNELS).is_file():
-        return None
+        return "the engine has no command `download-kernels`"
     reporter.note("installing vLLM's kernels")
     with closing(SupervisedCommand()) as command:
         command.run([sys.executable, "-m", "vllm_cli", "download-kernels"])

@@ -3,10 +3,10 @@
 import contextlib
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from base.json_depth import read_json
 from base.machine.processes import child_pids, descendants, process_age_s, pss_bytes
@@ -20,6 +20,8 @@ from vllm_cli.client.waiting import poll_readiness
 
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
+_Starts: TypeAlias = Mapping[int | None, Mapping[str, Any] | None]
+"""Of the processes that users and routers have started."""
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
@@ -38,6 +40,8 @@ class RouterModel:
     pid: int | None
     reason: str | None
     """Why its last start failed."""
+    start: Mapping[str, Any] | None = None
+    """Of its process, as that of a `RunningServer`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `ps --json`."""
@@ -74,6 +78,8 @@ class RunningServer:
 
     log: str | None = None
     """The file that its output goes to, as that of `serve --detach`; None if that is no file."""
+    start: Mapping[str, Any] | None = None
+    """The fields of `base.lifecycle.StartInfo`; `ready_s` and `phases` once it was ready."""
     models: tuple[RouterModel, ...] | None = None
     """Those of a router; None for other servers, and if the router does not tell them."""
 
@@ -117,6 +123,7 @@ class RunningStandby:
             "pids": list(self.pids),
             "forked_pid": None,
             "log": self.log,
+            "start": None,
             "owner_pid": self.owner_pid,
         }
 
@@ -133,7 +140,8 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
     members = {record.pid: _members(record, records, standbys) for record in records}
     inner = {pid for first, *others in members.values() for pid in others if pid != first}
     outer = [record for record in records if members[record.pid][0] not in inner]
-    found = [_describe(record, members[record.pid], with_state) for record in outer]
+    starts = {pid: record.start for record in records for pid in (record.front_pid, record.pid)}
+    found = [_describe(record, members[record.pid], starts, with_state) for record in outer]
     return sorted(found, key=lambda server: -server.uptime_s)
 
 
@@ -152,9 +160,11 @@ def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) ->
     return tuple(pid for pid in found if pid not in standbys)
 
 
-def _describe(record: RunRecord, pids: tuple[int, ...], with_state: bool) -> RunningServer:
+def _describe(record: RunRecord, pids: tuple[int, ...], starts: _Starts, with_state: bool) -> RunningServer:
     address = address_of(record)
     models = _read_models(address) if record.engine == ROUTER and with_state and address is not None else None
+    if models is not None:
+        models = tuple(replace(model, start=starts.get(model.pid) if model.pid else None) for model in models)
     return RunningServer(
         pid=pids[0],
         port=address.port if address is not None and address.uds is None else None,
@@ -167,6 +177,7 @@ def _describe(record: RunRecord, pids: tuple[int, ...], with_state: bool) -> Run
         pids=pids,
         forked_pid=record.pid if record.front_pid is not None else None,
         log=_log_of(pids[0]),
+        start=record.start,
         models=models,
     )
 

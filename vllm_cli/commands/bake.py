@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     help="How long the start may take, and installing vLLM's kernels.",
 )
 @click.option("--no-start", is_flag=True, help="Run no model: only import, as for a GPU that is not there.")
+@click.option(
+    "--download-kernels",
+    is_flag=True,
+    help="First have vLLM install its kernels (pip install flashinfer-jit-cache) into its environment.",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
     """Start MODEL once while an image is built, and keep in one folder what makes later starts fast.

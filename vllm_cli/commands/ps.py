@@ -1,9 +1,12 @@
 """`vllm-cli ps`: the servers and standbys of this user, with address, state and memory."""
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import click
 
+from base.lifecycle import StartInfo
 from vllm_cli.client.running_servers import RouterModel, RunningServer, RunningStandby, find_servers, find_standbys
 from vllm_cli.terminal import align, printable
 
@@ -20,6 +23,9 @@ def ps(*, is_json: bool) -> int:
     A server with several models (`serve --models`, `serve A B`) is one line with all its processes, and one
     for each of its models. UP is then how long the model has been in its STATE. LOG is the file to which a
     process writes its errors, if it is one (`serve --detach`, `2> FILE`).
+
+    START is `warm` (forked from a standby), `cold` or `plain` (vLLM without preloading), with the seconds
+    until the server was ready. Lines below the table have reasons.
 
     \b
     Examples:
@@ -42,11 +48,11 @@ def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list
     nothing = [] if servers else ["No server runs."]
     if not servers and not standbys:
         return nothing
-    rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL", "LOG")]
+    rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "START", "ENGINE", "MODEL", "LOG")]
     for server in servers:
         rows += [printable(row) for row in (_server_row(server), *map(_model_row, server.models or ()))]
     rows += [printable(_standby_row(standby)) for standby in standbys]
-    return [*nothing, *align(rows)]
+    return [*nothing, *align(rows), *_reasons(servers, has_standby=bool(standbys))]
 
 
 def _server_row(server: RunningServer) -> tuple[str, ...]:
@@ -56,6 +62,7 @@ def _server_row(server: RunningServer) -> tuple[str, ...]:
         server.state,
         _duration(server.uptime_s),
         _size(server.memory_bytes),
+        _start(server.start),
         server.engine,
         server.model,
         server.log or "-",
@@ -69,6 +76,7 @@ def _model_row(model: RouterModel) -> tuple[str, ...]:
         model.state,
         "-" if model.since_s is None else _duration(model.since_s),
         "-" if model.memory_bytes is None else _size(model.memory_bytes),
+        _start(model.start),
         model.engine,
         model.model,
         "-",
@@ -84,10 +92,31 @@ def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
         standby.state,
         _duration(standby.uptime_s),
         memory,
+        "-",
         "standby",
         model,
         standby.log or "-",
     )
+
+
+def _start(start: Mapping[str, Any] | None) -> str:
+    """`warm, 1.2 s`; the mode alone before the server is ready."""
+    if start is None:
+        return "-"
+    mode, ready_s = str(start.get("start_mode")), start.get("ready_s")
+    return f"{mode}, {ready_s:.1f} s" if isinstance(ready_s, int | float) else mode
+
+
+def _reasons(servers: Iterable[RunningServer], *, has_standby: bool) -> Iterator[str]:
+    """Why starts were plain, or compiled; and why they were cold, if they might have been warm."""
+    entries: list[RunningServer | RouterModel] = []
+    for server in servers:
+        entries += [server, *(server.models or ())]
+    for each in entries:
+        start = each.start or {}
+        info = StartInfo(*(str(start.get(name, "")) for name in StartInfo._fields))
+        if info.compile_reason or (info.reason and (has_standby or info.start_mode == "plain")):
+            yield from printable([f"{each.pid}: {info}"])
 
 
 def _size(num_bytes: int) -> str:

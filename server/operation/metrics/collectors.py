@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from base.lifecycle import StartView
+from base.lifecycle import START_INFO, START_PHASES, StartInfo, StartView
 from server.terms.types import EngineStats
 from server.text.renderers.images.processor_cache import ProcessorCache
 
@@ -33,11 +33,12 @@ class Collector:
 
 
 def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
-    """The durations of the start and its phases."""
+    """The durations of the start and its phases, and whether it was warm."""
     total_s: Values = {(model_name, ENGINE): start.elapsed_s()}
     yield _gauge("vllm:engine_startup_time_seconds", "From the process's start to its first token.", total_s)
     phases: Values = {(phase,): seconds for phase, seconds in start.phase_seconds().items()}
-    yield _gauge("vllm_cli:startup_phase_seconds", "What the start waited for, by phase.", phases, ("phase",))
+    yield _gauge(*START_PHASES, phases, ("phase",))
+    yield _gauge(*START_INFO, {start.info(): 1.0}, StartInfo._fields)
 
 
 def pool_families(pools: Mapping[str, "RendererPool"]) -> Iterator[Metric]:

@@ -42,7 +42,7 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
     renew_random_state()
     _update_inductor(changed)
     update_hub(changed)
-    _update_prometheus(changed)
+    update_prometheus(changed)
     _update_vllm_log()
 
 
@@ -85,7 +85,7 @@ def update_hub(changed: Mapping[str, str]) -> None:
         constants.HF_TOKEN = changed["HF_TOKEN"] or None
 
 
-def _update_prometheus(changed: Mapping[str, str]) -> None:
+def update_prometheus(changed: Mapping[str, str]) -> None:
     """Several API servers share their metrics through files; the client reads the folder's name on import."""
     values: Any = sys.modules.get("prometheus_client.values")
     if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:

@@ -115,6 +115,11 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
     _dormant = _Dormant(pid, ours, at_import)
 
 
+def dormant_pid() -> int | None:
+    """The process, until it is woken or discarded."""
+    return None if _dormant is None else _dormant.pid
+
+
 def discard_dormant() -> None:
     """Ends the process: this start needs no forkserver."""
     global _dormant

@@ -8,12 +8,19 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
 
 class _End:
     is_prepared = False
+    last: Callable[[], None] | None = None
+
+
+def call_last(function: Callable[[], None]) -> None:
+    """Has the functions below call it when all exit functions have run; forks inherit it."""
+    _End.last = function
 
 
 def end_without_finalizing(exit_code: int) -> int:
@@ -34,6 +41,8 @@ def end_now(exit_code: int) -> NoReturn:
 
 
 def _exit(exit_code: int) -> NoReturn:
+    if _End.last is not None:
+        _End.last()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):  # nobody reads it, or it is closed
             stream.flush()

@@ -2,9 +2,12 @@
 
 Nothing is ended in order: an engine that loads its model does not answer, and vLLM would wait for it.
 Standard library only.
+
+`end_with_this_process` has a process of its own end what outlives this one, however that ends.
 """
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -15,11 +18,17 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from base.exit_codes import INTERRUPTED
-from base.machine.processes import KILL_S, kill_descendants
+from base.machine.command_line import replace_command_line
+from base.machine.processes import KILL_S, child_pids, kill_descendants
 from base.server_settings import SAME_SIGNAL_S
+from startup.ground.processes import group_signals, new_program
 from startup.ground.processes.group_signals import GROUP_SIGNALS, set_handler
 from startup.ground.processes.quick_end import end_like
 
+_WATCH_COMMAND_LINE: Final = b"vllm-cli end watch\0"
+_MOST_FDS: Final = 1 << 16
+_WATCH_ROUNDS: Final = 3
+_WATCH_PAUSE_S: Final = 0.05
 _LAST_ANSWERS_S: Final = 0.4
 """How long clients have to receive an error after the second signal."""
 
@@ -33,8 +42,12 @@ class StopSignals:
 
     def __init__(self, on_stop: Callable[[str], None]) -> None:
         """`on_stop` is called with the signal's name, on the main thread between any two of its steps."""
+        self.mark: str | None = None
+        """A variable, `NAME=value`, of all programs of this start."""
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
+        self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
+        """What a shell has started before it became this program: `exec vllm-cli serve > >(tee log)`."""
         self._others: dict[int, Any] = {}
         """The handlers of other code."""
         self._is_released = False
@@ -71,15 +84,17 @@ class StopSignals:
     def kill_all(self, timeout_s: float = KILL_S) -> None:
         """Kills all processes of this start but this one, and removes what they cannot remove any more.
 
-        Returns once they have ended, or after the timeout.
+        Returns once they have ended, or after the timeout. Does nothing in a fork of this process.
 
         multiprocessing's resource tracker stays: it removes shared memory and ends with this process.
         """
         import shutil  # noqa: PLC0415 - at the top, they would delay each start
         from multiprocessing import resource_tracker  # noqa: PLC0415
 
-        spared = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
-        kill_descendants(spared=spared, timeout_s=timeout_s)
+        if os.getpid() != self._owner_pid:
+            return
+        tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+        kill_descendants(spared={tracker, *self._inherited}, mark=self.mark, timeout_s=timeout_s)
         for folder in _temp_folders():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,6 +149,30 @@ class StopSignals:
             return set_handler(number, handler)
         before, self._others[number] = self._others[number], handler
         return before
+
+
+def end_with_this_process(mark: str) -> None:
+    """Forks a process that kills the programs with this variable, `NAME=value`, once this process has ended.
+
+    The death pipe ends forks only: programs that an engine has started (compilers, checks of an import) would
+    outlive a launcher that is killed. Called while this process has one thread.
+    """
+    parent_pid = os.getpid()
+    with group_signals.blocked():
+        if os.fork() != 0:
+            return
+        group_signals.ignore()
+        with suppress(OSError):  # an old kernel
+            replace_command_line(_WATCH_COMMAND_LINE)
+            pidfd = os.pidfd_open(parent_pid)
+            os.closerange(0, pidfd)  # whoever waits for the end of an output or a lock waits for the launcher only
+            os.closerange(pidfd + 1, _MOST_FDS)
+            if os.getppid() == parent_pid:
+                select.select([pidfd], [], [])
+            for _ in range(_WATCH_ROUNDS):  # an engine that is ending may start one meanwhile
+                kill_descendants(mark=mark)
+                time.sleep(_WATCH_PAUSE_S)
+        os._exit(0)
 
 
 def _temp_folders() -> list[str]:

@@ -35,11 +35,13 @@ from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402
+from startup.vllm.patches.graph_memory import remember_graph_memory  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
-from startup.vllm.patches.model_caches import load_tokenizer_late  # noqa: E402
+from startup.vllm.patches.model_caches import keep_triton_key, load_tokenizer_late  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
+from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
 
@@ -50,6 +52,7 @@ def _preload(plan: PreloadPlan) -> None:
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     leave_out(plan.left_out)
     find_unfit_silently()
+    find_title_memory()
     journal = Journal(Path(plan.folder))
     record = OutputRecord(Path(plan.folder))
     record_spans(journal, record)
@@ -60,6 +63,8 @@ def _preload(plan: PreloadPlan) -> None:
     inspect_models_in_forks()
     populate_kv_cache()
     keep_heap_frozen()
+    remember_graph_memory()
+    keep_triton_key()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())

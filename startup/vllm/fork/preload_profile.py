@@ -247,7 +247,7 @@ def plan_preload(
         folder=str(folder),
         modules=tuple(dict.fromkeys((*roots, *compiling, *known))),
         model=None if is_known or model is None else str(model),
-        compiler=compiler_time(vllm, known, is_eager=is_eager(words)),
+        compiler=compiler_time(known, is_eager=is_eager(words)),
         left_out=left_out(),
     )
 
@@ -260,14 +260,11 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     return (*_ENGINE_MODULES, *_GPU_MODULES, *former, *_FIRST_GPU_MODULES)
 
 
-def compiler_time(vllm: InstalledVllm, known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """A start that compiles nothing needs no compiler; `deferred` is tested on CPUs and CUDA only.
+def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:
+    """A start that compiles nothing needs no compiler.
 
     Args:
-        vllm: the installed vLLM.
         known: engine modules of the start's profile.
         is_eager: whether the command line switches the compiler off.
     """
-    if not is_eager or COMPILER in known:
-        return "now"
-    return "deferred" if vllm.device in ("cpu", "cuda") else "late"
+    return "now" if not is_eager or COMPILER in known else "deferred"

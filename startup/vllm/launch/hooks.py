@@ -25,6 +25,7 @@ from startup.vllm.patches import (
     compiler,
     early_engine,
     frozen_heap,
+    graph_memory,
     json_logs,
     kv_cache,
     late_imports,
@@ -41,8 +42,9 @@ logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     command_line, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
-    early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, compiler, compiled_models,
-    json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files, process_titles, facts,
+    early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, graph_memory, compiler,
+    compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files,
+    process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -48,7 +48,8 @@ class PlainReason(NamedTuple):
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     """Why vLLM must start without preloading; None if it can preload."""
     if env.VCLI_PLAIN_VLLM.get():
-        return PlainReason(f"{env.VCLI_PLAIN_VLLM.name} is set", is_requested=True)
+        failure = disabled_reason(vllm)  # then this program may have set the variable
+        return PlainReason(failure or f"{env.VCLI_PLAIN_VLLM.name} is set", is_requested=True)
     if line.is_for_help:
         return PlainReason("only help is requested", is_requested=True)
     if OMNI in line.words:

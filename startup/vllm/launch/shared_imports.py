@@ -39,11 +39,12 @@ from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
 from startup.vllm.patches.frozen_heap import keep_heap_frozen
+from startup.vllm.patches.graph_memory import remember_graph_memory
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
-from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
+from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys, keep_triton_key
 from startup.vllm.patches.model_registry import inspect_models, model_modules
-from startup.vllm.patches.process_titles import show_titles
+from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
 
@@ -78,7 +79,7 @@ class SharedImports:
         self._is_eager = is_eager
         self._profiles = self._usable_profiles()
         known = [name for profile in self._profiles for name in profile.engine_modules]
-        self._compiler: CompilerTime = compiler_time(vllm, known, is_eager=is_eager)
+        self._compiler: CompilerTime = compiler_time(known, is_eager=is_eager)
         self._caches = ModelCaches()
 
     @property
@@ -108,6 +109,9 @@ class SharedImports:
         prepare_temp_files()
         populate_kv_cache()
         keep_heap_frozen()
+        remember_graph_memory()
+        keep_triton_key()
+        find_title_memory()
         show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:

@@ -18,6 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from base.lifecycle import StartInfo
 from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
@@ -31,7 +32,8 @@ from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
-from startup.ground.processes.quick_end import end_without_finalizing
+from startup.ground.processes.quick_end import call_last, end_without_finalizing
+from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.imports.learned_imports import learn, learned_imports
 from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
@@ -73,6 +75,7 @@ from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
+from startup.vllm.probes.start_metrics import export_start
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
@@ -98,8 +101,9 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     reason = plain_start_reason(vllm, line)
     if reason is None:
         return end_without_finalizing(_VllmStart(vllm, line, options, timeline, environment).run())
-    if not reason.is_requested:
-        logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
+    if not line.is_for_help:
+        level = logging.INFO if reason.is_requested else logging.WARNING
+        logger.log(level, "plain start: vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and uses("lean imports"):
         import_api_server()
     gc.enable()
@@ -113,7 +117,10 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         forbid_compiling()
     if options.compile_cache is not None and options.compile_cache.location is not None:
         logger.warning("--compile-cache: compiled models are not shared, because vLLM starts without preloading")
-    with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
+    info = StartInfo("plain", reason.text)
+    with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))) as note_start:
+        note_start(info._asdict())
+        export_start(info, {})
         return run_plainly(vllm, line.words)
 
 
@@ -206,6 +213,7 @@ class _VllmStart:
                 self._options.engine_watchdog_timeout_s,
                 session.stop_signals,
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+                kills_engine=not self._line.has_shutdown_timeout,
             ),
         )
         self._configure_vllm_logs()
@@ -272,6 +280,10 @@ class _VllmStart:
     def _create_folder(self, session: StartSession) -> None:
         """Creates the folder of journal and record."""
         folder = session.create_folder()
+        os.environ[env.VCLI_START_FOLDER.name] = str(folder)
+        session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
+        end_with_this_process(session.stop_signals.mark)
+        call_last(session.stop_signals.kill_all)  # without its processes, Ray's exit functions abort this one
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
 
@@ -375,6 +387,7 @@ class _VllmStart:
         self._session.timeline.add_spans(recordings.spans)
         add_compiled = self._compile_cache.finish(self._session.state)
         self._session.finish()
+        export_start(self._session.state.info(), self._session.state.phase_seconds())
         add_compiled()
 
     def _note_failure(self) -> None:

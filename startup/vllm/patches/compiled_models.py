@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import json
+import linecache
 import logging
 import os
 import sys
@@ -172,7 +173,10 @@ def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _appended(code: CodeType) -> list[str]:
     """The expressions that a function appends to a list; raises OSError without its source."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` visits all modules
+    if not lines:
+        raise OSError(f"{code.co_filename} has no source of {code.co_name}")
+    tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines))))
     found = [
         (node.lineno, ast.unparse(node.args[0]))
         for node in ast.walk(tree)

@@ -1,8 +1,7 @@
 """When torch's compiler is imported, which takes half of the API server's import time.
 
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
-that only some workers run. A process that compiles nothing imports it when it is used (`deferred`), or at
-least not for patches and decorators alone (`late`).
+that only some workers run. A process that compiles nothing imports it when it is used (`deferred`).
 
 vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it: it calls
 `finalize_loading` on the compiled function, a method that only functions of vLLM's own backend have.
@@ -16,12 +15,12 @@ from typing import Any, Final, Literal
 
 from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text, uses
-from startup.imports.finder import after_import, cancel, delay_import
+from startup.imports.finder import after_import, cancel
 from startup.imports.stand_ins import StandIns
 from startup.vllm.command_line import CommandLine
 
-CompilerTime = Literal["now", "late", "deferred"]
-"""`now`: with vLLM's imports. `late`: not for patches and decorators alone. `deferred`: when it is used."""
+CompilerTime = Literal["now", "deferred"]
+"""`now`: with vLLM's imports. `deferred`: when it is used."""
 
 COMPILER: Final = "torch._inductor.lowering"
 """vLLM imports this (0.6 s) to patch it and to decorate helpers, even if nothing will be compiled."""
@@ -54,21 +53,6 @@ DEFERRED_COMPILER: Final = Hook(
     needs=(_INNER_KERNELS, *map(Name, _DEFERRED_MODULES)),
 )
 
-_PATCH_COMPILER: Final = Name("vllm.env_override", "_patch_inductor_fallback_allow_list", ())
-LATE_COMPILER: Final = Hook(
-    "late compiler",
-    does="delays vLLM's patch of torch's compiler until the compiler is imported, in eager starts on GPUs",
-    without="torch's compiler is imported in every start",
-    needs=(
-        _PATCH_COMPILER,
-        Text(
-            (_PATCH_COMPILER.module,),
-            rf"^def {_PATCH_COMPILER.path}\((?:(?!^def ).)*?except ImportError",
-            "`except ImportError` in the patch",
-        ),
-    ),
-)
-
 _DECORATORS: Final = "vllm.compilation.decorators"
 _LOAD_COMPILED: Final = Name("torch.compiler", "load_compiled_function")
 AOT_LOADING: Final = Hook(
@@ -94,8 +78,6 @@ def compiler_imported(when: CompilerTime) -> Iterator[None]:
     """Around imports of vLLM: delays the import of the compiler, unless it is loaded already."""
     if when != "now" and LAZY_COMPILE.applies:
         after_import(_COMPILE.module, _make_compile_lazy, LAZY_COMPILE)
-    if when == "late" and LATE_COMPILER.applies:
-        delay_import(COMPILER, patched_by=_PATCH_COMPILER)
     if when != "deferred" or not DEFERRED_COMPILER.applies:
         yield
         return

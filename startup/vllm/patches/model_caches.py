@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
+from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
 
@@ -75,6 +76,16 @@ KEPT_COMPILER_KEYS: Final = Hook(
     without="a warm start that compiles hashes them again",
     needs=_COMPILER_KEYS,
 )
+
+_TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
+KEPT_TRITON_KEY: Final = Hook(
+    "kept key of Triton",
+    does="remembers the hash of Triton's installed files, a part of each kernel's name",
+    without="each start on a GPU reads and hashes 300 MB",
+    needs=(_TRITON_KEY,),
+)
+_HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
+"""Folders of Triton's package; others are not in the hash."""
 
 _NUM_COPIES: Final = 2
 """vLLM's default: one per renderer thread and one more."""
@@ -147,6 +158,27 @@ class ModelCaches:
                 clear = getattr(cache, "cache_clear", None) or getattr(cache, "clear", None)
                 if clear is not None:
                     clear()
+
+
+def keep_triton_key() -> None:
+    """From now on, Triton's hash is computed only if its files have changed; in forks, too."""
+    if KEPT_TRITON_KEY.applies:
+        wrap_after_import(_TRITON_KEY, _kept_key, KEPT_TRITON_KEY)
+
+
+def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
+    @functools.cache
+    def key() -> str:
+        package = Path(sys.modules["triton"].__file__ or "").parent
+        kept = Kept("triton-key", str(package))
+        if (known := kept.read(str, is_own=True)) is not None:
+            return known
+        files = [str(file) for name in _HASHED for file in (package / name).rglob("*") if file.suffix in (".py", ".so")]
+        value = compute()
+        kept.write(value, files)
+        return value
+
+    return key
 
 
 def fill_compiler_keys() -> None:

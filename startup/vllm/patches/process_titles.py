@@ -4,8 +4,10 @@
 the kernel reads the words elsewhere (`base.machine.command_line`).
 """
 
+import importlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from base.machine.command_line import replace_command_line
@@ -19,6 +21,16 @@ PROCESS_TITLES: Final = Hook(
     without="`ps` shows the command line of the standby",
     needs=(_SET_TITLE,),
 )
+
+
+def find_title_memory() -> None:
+    """Lets `setproctitle`, if it is installed, find the words of `exec`; called before packages are imported.
+
+    It searches them at its first call, in front of the first variable. An import that assigns this variable
+    (cv2 does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its forks.
+    """
+    with suppress(ImportError):
+        importlib.import_module("setproctitle").getproctitle()
 
 
 def show_titles() -> None:

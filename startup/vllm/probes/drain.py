@@ -23,7 +23,6 @@ from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
 from server.operation.admission import RunningRequests, dead_response
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
-from startup.ground.processes.stop_signals import StopSignals
 from startup.vllm.probes.engine_watch import create_watchdog, watch
 from startup.vllm.probes.serving_events import ServingParts
 from startup.vllm.probes.serving_probes import ServingProbes
@@ -72,7 +71,9 @@ def drain_before_shutdown(
         config = LifecycleConfig(shutdown_timeout_s=timeout_s)
         drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
         app.watchdog = create_watchdog(client, parts, app)
-        _Shutdown(client, app, drain, close_port, parts.signals)
+        if probes is not None:
+            app.lifecycle.subscribe(lambda _: probes.forget_answer())
+        _Shutdown(client, app, drain, close_port, parts)
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
@@ -201,13 +202,14 @@ class _Shutdown:
         app: DrainedApp,
         drain: Drain,
         close_port: Callable[[], Awaitable[None]],
-        signals: StopSignals | None,
+        parts: ServingParts,
     ) -> None:
         self._shutdown = client.shutdown
         self._lifecycle = app.lifecycle
         self._drain = drain
         self._close_port = close_port
-        self._signals = signals
+        self._signals = parts.signals
+        self._kills_engine = parts.kills_engine
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._watchdog = app.watchdog
@@ -224,6 +226,8 @@ class _Shutdown:
             self._loop.call_soon_threadsafe(self._watching.cancel)
         if self._watchdog is not None and self._watchdog.silence_s >= _SILENT_S:
             timeout = 0.0  # it would not see vLLM's signal, either
+        elif self._kills_engine:
+            timeout = 0.0  # nothing runs any more; its own end takes seconds
         self._shutdown(timeout=timeout)
 
     async def _run(self) -> None:

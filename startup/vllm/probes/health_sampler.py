@@ -11,7 +11,7 @@ from startup.port.probe_http import PATH
 logger = logging.getLogger(__name__)
 
 _SAMPLE_S: Final = 1.0
-"""Interval between two samples; the next one is taken at once when the engine fails."""
+"""Interval between two samples; the next one is taken at once when the state changes."""
 _STATUSES: Final = frozenset({200, 503})
 """Statuses that report the server's health; others are errors of the application."""
 _MAX_ANSWER_BYTES: Final = 4000
@@ -42,29 +42,30 @@ class HealthSampler:
         self._sample: AppAnswer | None = None
         """None if the application's answers differ from one to the next."""
         self._sampled_s = float("-inf")
-        self._had_failed = False
+        self._sampled_in: tuple[str, bool] | None = None
+        """The state of the server at that time."""
         self._has_logged = False
 
     async def current(self) -> bytes:
         """The answer, after which the connection closes; empty if uvicorn has to answer each probe itself."""
-        has_failed = self._has_engine_failed()
-        if has_failed != self._had_failed or time.monotonic() - self._sampled_s >= _SAMPLE_S:
-            self._had_failed = has_failed
+        state = self._state()
+        if state != self._sampled_in or time.monotonic() - self._sampled_s >= _SAMPLE_S:
+            self._sampled_in = state
             self._sample = await self._sample_until_steady()
             self._sampled_s = time.monotonic()
         fixed_headers = self._server.server_state.default_headers
+        if state != self._state():  # it has changed during the request
+            return b""
         if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
             return b""
         answer = _as_answer(self._sample, fixed_headers)
         return answer if len(answer) <= _MAX_ANSWER_BYTES else b""
 
-    def _has_engine_failed(self) -> bool:
-        """vLLM's `EngineClient.errored`, or the watchdog has ended the engine."""
+    def _state(self) -> tuple[str, bool]:
+        """That of the lifecycle, which drain and watchdog change, and vLLM's `EngineClient.errored`."""
         lifecycle = getattr(self._config.loaded_app, "lifecycle", None)
-        if lifecycle is not None and lifecycle.is_hung:
-            return True
-        state = getattr(self._config.app, "state", None)
-        return bool(getattr(getattr(state, "engine_client", None), "errored", False))
+        client = getattr(getattr(self._config.app, "state", None), "engine_client", None)
+        return getattr(lifecycle, "state", ""), bool(getattr(client, "errored", False))
 
     async def _sample_until_steady(self) -> AppAnswer | None:
         previous, sample = self._sample, await self._request()

@@ -130,6 +130,8 @@ class ServingParts(NamedTuple):
     """Handle the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
     """Answers vLLM's probes, too, where it can; `on_serving` is not called then."""
+    kills_engine: bool = False
+    """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
 
 
 class ServingEvents:

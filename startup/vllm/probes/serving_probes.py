@@ -111,6 +111,11 @@ class ServingProbes:
                 await self._has_ended.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def forget_answer(self) -> None:
+        """The answer of `/health` changes now: uvicorn answers each probe until there is a new one."""
+        if self._is_accepted_for.is_set():
+            self._send_beat(b"")
+
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """uvicorn's main loop; after it, uvicorn accepts itself until it shuts down."""
 

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 
 from base.errors import EngineDeadError
-from base.lifecycle import Lifecycle
+from base.lifecycle import Lifecycle, StartInfo
 from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import build_response_store
 from server.engine.sampling.grammar import GrammarError
@@ -326,6 +326,9 @@ class FinishedStart:
 
     def uptime_s(self) -> float:
         return 60.0
+
+    def info(self) -> StartInfo:
+        return StartInfo("cold", 'no "standby"')
 
     def phase_seconds(self) -> dict[str, float]:
         return {"engine:load_weights": 0.5}

@@ -102,7 +102,9 @@ def test_the_cache_and_the_start_are_described(own):
     assert int(facts["num_gpu_blocks"]) * int(facts["block_size"]) == int(facts["kv_cache_size_tokens"]) == 4096
     assert float(facts["kv_cache_max_concurrency"]) >= 1
     assert value(own, "vllm:engine_startup_time_seconds") == 2.0
-    assert samples(own)["vllm_cli:startup_phase_seconds", frozenset({("phase", "engine:load_weights")})] == 0.5
+    assert samples(own)["vllm_cli:start_phase_seconds", frozenset({("phase", "engine:load_weights")})] == 0.5
+    (info,) = (dict(labels) for name, labels in samples(own) if name == "vllm_cli:start_info")
+    assert (info["start_mode"], info["reason"], info["compile"]) == ("cold", 'no "standby"', "")
 
 
 def test_http_requests_are_counted_by_route(own):

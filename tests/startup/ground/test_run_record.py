@@ -46,6 +46,26 @@ def test_a_record_is_private_and_is_removed_at_the_end(folder):
     assert list(folder.iterdir()) == []
 
 
+def test_what_a_process_notes_of_its_start_is_beside_its_record_which_stays_as_it_was(folder):
+    read = "import sys; from startup.ground import run_record; run_record._FOLDER = sys.argv[1];"
+    with run_recorded(_RECORD) as note:
+        (record,) = folder.iterdir()
+        before = record.stat()
+        for start in ({"start_mode": "cold"}, {"start_mode": "cold", "ready_s": 1.5}):
+            note(start)
+            assert run_python(f"{read} print(run_record.read_run_records()[0].start)", folder).stdout == f"{start}\n"
+        assert (record.stat().st_ino, record.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_note_of_a_removed_record_is_removed(folder):
+    with run_recorded(_RECORD) as note:
+        note({})
+        next(folder.glob("*.json")).unlink()
+        assert read_run_records() == []
+        assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, folder, tmp_path, monkeypatch):
     """Its address means another server here."""

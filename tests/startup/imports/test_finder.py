@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import, before_import, cancel, delay_import, wrap_after_import
+from startup.imports.finder import after_import, before_import, cancel, wrap_after_import
 from startup.vllm.patches.late_imports import LateImport, late_names
 from tests.startup.conftest import ToyPackages
 
@@ -114,41 +114,6 @@ def test_an_action_before_the_import_can_set_names_for_the_modules_code(toys):
     importlib.import_module("other")
     assert seen == ["toy"]
     cancel("toy", give)
-
-
-PATCH = Name("light.override", "patch")
-_PATCHES = """
-def patch():
-    try:
-        from heavy import part
-    except ImportError:
-        return
-    part.is_patched = True
-
-patch()
-"""
-
-
-@pytest.fixture
-def packages(toys: ToyPackages) -> ToyPackages:
-    toys.write("heavy.part", "is_patched = False\n")
-    toys.write("light.override", _PATCHES)
-    return toys
-
-
-def test_a_late_import_is_patched(packages):
-    delay_import("heavy.part", patched_by=PATCH)
-    importlib.import_module("light.override")
-    assert "heavy.part" not in sys.modules
-    assert importlib.import_module("heavy.part").is_patched
-
-
-@pytest.mark.parametrize("first", ["heavy.part", "light.override"])
-def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages, first):
-    importlib.import_module(first)
-    finders = list(sys.meta_path)
-    delay_import("heavy.part", patched_by=PATCH)
-    assert sys.meta_path == finders
 
 
 _HEAVY = """

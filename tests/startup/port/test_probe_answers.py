@@ -9,6 +9,7 @@ import pytest
 
 from base.status_page.page import read_page
 from startup.files.prefetch.messages import PrefetchReport
+from startup.ground import start_origin
 from startup.port.listener import listen
 from startup.port.probe_http import Answer, parse_probe
 from startup.port.responder import StartupResponder
@@ -70,7 +71,26 @@ def test_metrics_of_a_start_can_be_parsed(starting):
         families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
     assert families["vllm:engine_startup_time_seconds"].type == "gauge"
     assert families["vllm:engine_startup_time_seconds"].documentation
-    assert families["vllm_cli:startup_phase_seconds"].samples
+    assert families["vllm_cli:start_phase_seconds"].samples
+
+
+def test_metrics_have_the_reasons_without_values_of_variables(monkeypatch):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    monkeypatch.setattr(start_origin, "cold_reason", 'no "standby" \\ runs')
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    state = StartState(subject, PhaseTimeline.from_process_start())
+    change = {"kind": "variables", "name": "VLLM_HOST_IP", "before": "10.0.0.1", "now": "10.0.0.2"}
+    state.set_compiled_model({"state": "compiled", "text": "…", "reason": "10.0.0.2", "changes": [change]})
+    body = ProbeAnswers(state).answer("/metrics").body
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    (info,) = families["vllm_cli:start_info"].samples
+    assert info.labels == {
+        "start_mode": "cold",
+        "reason": 'no "standby" \\ runs',
+        "compile": "compiled",
+        "compile_reason": "variables VLLM_HOST_IP",
+    }
 
 
 def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting):

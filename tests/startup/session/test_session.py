@@ -61,7 +61,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
     assert "STATUS=preflight" in manager.lines
     assert "little space" in caplog.messages
     assert any("VLLM_WORKER_MULTIPROC_METHOD=spawn makes this start slower" in line for line in caplog.messages)
-    assert caplog.messages[-1].endswith(f"s: {url}")
+    assert caplog.messages[-1].endswith(f" s (cold): {url}")
     assert "phases of this start:" in caplog.text
     report = json.loads((tmp_path / "report").read_text())
     assert report["outcome"] == "ready"

@@ -110,7 +110,8 @@ def test_a_start_has_one_forkserver_and_one_resource_tracker(seen):
     words = [" ".join(process.cmdline()) for process in seen.start.family()]
     assert sum("resource_tracker import" in line for line in words) == 1
     ours = {seen.forkserver.pid, seen.server["pid"], *(process["pid"] for process in seen.children)}
-    assert len(words) == len(ours) + len(seen.start.responders()) + 1
+    assert sum(line == "vllm-cli end watch" for line in words) == 1
+    assert len(words) == len(ours) + len(seen.start.responders()) + 2
 
 
 def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen):
@@ -121,6 +122,25 @@ def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen):
 def test_processes_keep_their_titles(seen):
     assert seen.engine["title"] == "VLLM::EngineCor"
     assert [worker["title"] for worker in seen.workers] == ["VLLM::Worker_0", "VLLM::Worker_1"]
+
+
+_TITLES = """
+import sys
+
+def getproctitle():
+    print("setproctitle is called", "after" if "vllm" in sys.modules else "before", "vLLM's import", flush=True)
+
+def setproctitle(title):
+    pass
+"""
+
+
+def test_setproctitle_is_called_before_an_import_can_move_the_first_variable(folder):
+    fake = variant(folder)
+    (fake / "setproctitle.py").write_text(_TITLES)
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        assert start.lines_with("setproctitle is called") == ["setproctitle is called before vLLM's import"]
 
 
 def test_other_subcommands_import_nothing_into_the_api_server(seen):

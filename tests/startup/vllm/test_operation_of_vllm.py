@@ -91,7 +91,7 @@ def test_the_next_start_removes_what_a_killed_one_has_left(folder):
     assert _left_in(folder) == []
 
 
-_PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with")
+_PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with", "the engine is killed")
 """Beginnings of what the fake vLLM prints without logging, for the tests."""
 
 
@@ -120,7 +120,7 @@ def test_every_line_is_an_object(method, folder):
     assert len({line["pid"] for line in lines}) >= 3
     for process in (state["server"], state["engine"], *state["workers"]):
         own = {name for name in process["environment"] if name.startswith("VCLI_")}
-        assert own <= {"VCLI_PREFLIGHT"}, "vLLM's processes have those variables of vllm-cli that this test sets"
+        assert own == {"VCLI_PREFLIGHT", "VCLI_START_FOLDER"}, "the test's variable, and the mark of the start"
 
 
 def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder):

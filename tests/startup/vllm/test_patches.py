@@ -28,7 +28,7 @@ from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
 from startup.vllm.probes.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
-from tests.startup.vllm.fake_start import FAKE
+from tests.startup.vllm.fake_start import FAKE, environment, variant
 
 
 @pytest.fixture
@@ -348,3 +348,96 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [False, True], "other code can still unfreeze the heap"
+
+
+_GRAPHS = {
+    "v1/worker/gpu/cudagraph_utils": """
+def profile_cudagraph_memory(runner):
+    runner.measured += 1
+    return 1000
+""",
+    "v1/worker/gpu/model_runner": """
+from vllm.v1.worker.gpu.cudagraph_utils import profile_cudagraph_memory as _profile
+class GPUModelRunner:
+    measured = 0
+    def capture_model(self, *, profile_only=False):
+        return self.captured
+    def start(self):
+        estimate = _profile(self)
+        self.capture_model(profile_only=True)
+        self.capture_model()
+        return estimate
+""",
+    "v1/worker/startup_plan": "def compute_plan_fingerprint(vllm_config, rank, world_size):\n    return str(rank)\n",
+}
+_WITH_GRAPHS = """
+import json, sys
+from types import SimpleNamespace as Config
+from startup.vllm.patches.graph_memory import remember_graph_memory
+remember_graph_memory()
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+import vllm.v1.worker.startup_plan
+runner = GPUModelRunner()
+runner.captured = int(sys.argv[1])
+runner.vllm_config = Config(
+    parallel_config=Config(rank=int(sys.argv[2]), world_size=2), lora_config=None, speculative_config=None,
+    compilation_config=Config(cudagraph_mode="FULL", cudagraph_capture_sizes=[1, 2], cudagraph_num_of_warmups=1),
+    scheduler_config=Config(max_num_seqs=8, max_num_batched_tokens=64), cache_config=Config(cache_dtype="auto"),
+)
+print(json.dumps([runner.start(), runner.measured]))
+"""
+
+
+def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memory(folder):
+    fake = variant(folder, **{name.replace("/", "__"): text for name, text in _GRAPHS.items()})
+    env = environment(folder, fake)
+
+    def start(captured: int, rank: int = 0) -> list[int]:
+        command = [sys.executable, "-c", _WITH_GRAPHS, str(captured), str(rank)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+        assert done.returncode == 0, done.stderr
+        found: list[int] = json.loads(done.stdout)
+        return found
+
+    size = 1 << 30
+    assert start(size) == [1000, 1]
+    assert start(size) == [1000, 0]
+    assert start(size, rank=1) == [1000, 1], "each rank has its own"
+    assert start(2 * size) == [1000, 0]
+    assert start(2 * size) == [1000, 1], "the start before has noticed the difference"
+    assert start(2 * size) == [1000, 0]
+    env["VLLM_USE_TRITON_AWQ"] = "1"
+    assert start(2 * size) == [1000, 1], "a variable that can change graphs"
+
+
+_WITH_TRITON = """
+from startup.vllm.patches.model_caches import keep_triton_key
+keep_triton_key()
+import triton.runtime.cache as cache
+print(cache.triton_key(), cache.triton_key(), cache.num_computed)
+"""
+_TRITON_CACHE = """
+from pathlib import Path
+num_computed = 0
+def triton_key():
+    global num_computed
+    num_computed += 1
+    return (Path(__file__).parents[1] / "language" / "core.py").read_text().strip()
+"""
+
+
+def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(folder):
+    triton = folder / "packages" / "triton"
+    for name, text in {"runtime/cache.py": _TRITON_CACHE, "language/core.py": "first", "__init__.py": ""}.items():
+        (triton / name).parent.mkdir(parents=True, exist_ok=True)
+        (triton / name).write_text(text)
+    env = environment(folder, PYTHONPATH=f"{triton.parent}:{_ROOT}")
+
+    def keys() -> str:
+        done = subprocess.run([sys.executable, "-c", _WITH_TRITON], capture_output=True, text=True, timeout=60, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert [keys(), keys()] == ["first first 1", "first first 0"]
+    (triton / "language" / "core.py").write_text("second")
+    assert [keys(), keys()] == ["second second 1", "second second 0"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm import installed
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     COMPILER,
@@ -18,7 +17,7 @@ from startup.vllm.fork.preload_profile import (
     load_profile,
     plan_preload,
 )
-from startup.vllm.installed import InstalledVllm, TorchBuild
+from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
@@ -172,18 +171,13 @@ def test_the_models_class_is_preloaded_without_a_profile():
         ("", _CPU, (), "now"),
         ("--enforce-eager", _CPU, (), "deferred"),
         ("--enforce_eager", _CPU, ("a",), "deferred"),
-        ("--enforce-eager", _GPU, (), "late"),
+        ("--enforce-eager", _GPU, (), "deferred"),
         ("--enforce-eager", _CPU, (COMPILER,), "now"),
     ],
     ids=["compiles", "eager", "eager-and-learnt", "eager-on-gpu", "eager-and-needed"],
 )
 def test_the_compiler_is_delayed_in_starts_that_compile_nothing(words, vllm, modules, compiler):
     assert _plan(words, vllm, *modules).compiler == compiler
-
-
-def test_the_compiler_is_deferred_on_cuda_too(monkeypatch):
-    monkeypatch.setattr(installed, "read_torch_build", lambda: TorchBuild((13, 0)))
-    assert _plan("--enforce-eager", _GPU).compiler == "deferred"
 
 
 def test_a_first_start_that_compiles_preloads_vllms_backend_of_the_compiler():

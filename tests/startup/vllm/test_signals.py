@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, changed_program, environment, prepend, rewrite, variant
+from tests.startup.vllm.fake_start import FakeStart, changed_program, command, environment, prepend, rewrite, variant
 from tests.support.http_client import RawClient, ask
 from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
 from tests.support.processes import shared_memory, stopped
@@ -143,6 +144,42 @@ def test_a_killed_launcher_leaves_no_process(words, folder):
         start.wait_all_gone()
 
 
+_STARTS_A_PROGRAM = """
+import subprocess, sys
+subprocess.Popen(
+    [sys.executable, "-c", "import subprocess, time; subprocess.Popen(['sleep', '4321']); time.sleep(4321)"],
+    start_new_session=True,
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "code"),
+    [((), signal.SIGKILL, -9), ((), signal.SIGTERM, 0), (("--engine-fails",), None, 3)],
+    ids=["killed", "stopped", "failed"],
+)
+def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number, code, folder):
+    """Neither do those that these have started."""
+    fake = prepend(variant(folder), "v1/engine/core", _STARTS_A_PROGRAM)
+    with FakeStart(folder, *words, env=environment(folder, fake)) as start:
+        if number is not None:
+            start.wait_ready()
+            assert sum("4321" in " ".join(process.cmdline()) for process in start.family()) >= 2
+            start.process.send_signal(number)
+        start.wait(lambda: (start.family(), start.process.poll())[1] is not None)
+        assert start.process.returncode == code
+        start.wait_all_gone()
+
+
+def test_a_program_that_reads_the_output_gets_all_of_it(folder):
+    """It is a child of the launcher, started by the shell that has become it."""
+    read = folder / "read"
+    words = [*command("--engine-fails"), "--port", "0"]
+    script = 'out=$1; shift; exec "$@" > >(cat > "$out") 2>&1'
+    subprocess.run(["bash", "-c", script, "bash", read, *words], env=environment(folder), cwd=folder, timeout=60)
+    wait_until(lambda: "\nLog: " in read.read_text())
+
+
 def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder):
     fake = variant(folder, v1__worker__cpu_worker="import time\nwhile True:\n    time.sleep(0.01)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
@@ -222,6 +259,23 @@ def test_a_running_stream_finishes(start):
     start.wait_all_gone()
     assert "1 requests may run for 25 s more" in start.log
     assert " is used by " not in start.log
+
+
+@pytest.mark.parametrize("start", [None], indirect=True)
+def test_health_is_503_as_soon_as_requests_are_rejected(start):
+    engine = start.named("VLLM::EngineCor")
+    stream = StreamReader(_url(start), 150)
+    with stopped(engine.pid):  # the drain does not end before
+        start.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(f"{_url(start)}/load").status == 503)  # answered by vLLM's loop
+        assert ask(f"{_url(start)}/health").status == 503
+    stream.finish()
+
+
+@pytest.mark.parametrize(("start", "is_killed"), [(None, True), (600, False)], indirect=["start"])
+def test_after_the_drain_the_engine_is_killed_unless_a_timeout_is_given(start, is_killed):
+    assert start.terminate() == 0, start.log[-8000:]
+    assert bool(start.lines_with("the engine is killed")) == is_killed
 
 
 @pytest.mark.parametrize("start", [None], indirect=True)

@@ -14,6 +14,7 @@ from startup.standby.sockets import VLLM_EAGER, template_kind
 from startup.vllm.patches.compiler import COMPILER
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.startup.vllm.test_start_metrics import metrics
 from tests.support.openai_client import StreamReader
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
@@ -89,6 +90,10 @@ def test_phases_of_all_processes_are_recorded(standby, folder, tmp_path):
         start.wait_ready()
         wait_until(report.exists)
         names = {span["name"] for span in json.loads(report.read_text())["spans"]}
+        info, phases = metrics(start)
+        assert info["start_mode"] == "warm"
+        assert "api:fork_from_standby" in phases
+        start.wait_logged(" s (warm): http://")
     assert {"fork_from_standby", "asyncmpclient_init", "executor_init", "take_over"} <= names
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from startup.ground.run_record import RunRecord
 from startup.words.errors import InputError
-from vllm_cli.client.running_servers import RunningServer, address_of, describe, parse_models
+from vllm_cli.client.running_servers import RunningServer, RunningStandby, address_of, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
 
@@ -50,8 +50,8 @@ def test_the_models_of_a_router_follow_it_one_line_each():
     assert models is not None
     server = replace(_SERVER, engine="router", model=describe(models), models=models)
     _, router, qwen, hostile = _table([server], [])
-    assert router.split()[-6:] == ["router", "2", "models,", "1", "ready", "-"]
-    assert qwen.split() == ["7", "-", "ready", "1m", "1s", "0.50", "GiB", "vllm", "qwen", "-"]
+    assert router.split()[-7:] == ["-", "router", "2", "models,", "1", "ready", "-"]
+    assert qwen.split() == ["7", "-", "ready", "1m", "1s", "0.50", "GiB", "-", "vllm", "qwen", "-"]
     assert hostile.split()[:3] == ["-", "-", "stopped"]
     assert hostile.isprintable()
     entry = server.to_dict()
@@ -59,6 +59,20 @@ def test_the_models_of_a_router_follow_it_one_line_each():
         ("qwen", "ready", 61.5),
         (_HOSTILE, "stopped", None),
     ]
+
+
+def test_the_start_is_told_and_reasons_that_matter_follow_the_table():
+    cold = {"start_mode": "cold", "reason": "no standby runs", "compile": "", "compile_reason": "", "ready_s": 9.06}
+    plain = {"start_mode": "plain", "reason": "VCLI_PLAIN_VLLM is set"}
+    compiled = {**cold, "start_mode": "warm", "reason": "", "compile": "compiled", "compile_reason": "flags x.y"}
+    servers = [replace(_SERVER, pid=pid, start=start) for pid, start in enumerate((cold, plain, compiled, None))]
+    _, *rows = _table(servers, [])
+    assert [row.partition("GiB")[2].partition("embedded")[0].strip() for row in rows[:4]] == [
+        "cold, 9.1 s", "plain", "warm, 9.1 s", "-",
+    ]  # fmt: skip
+    assert rows[4:] == ["1: plain: VCLI_PLAIN_VLLM is set", "2: warm; model compiled: flags x.y"]
+    standby = RunningStandby(pid=9, state="ready", uptime_s=1.0, memory_bytes=0, pids=(9,))
+    assert _table(servers, [standby])[6:] == ["0: cold: no standby runs", *rows[4:]]
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"models": "x"}, {"models": {"id": 1}}, {"model": "smol"}])

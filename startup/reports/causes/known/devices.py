@@ -305,13 +305,13 @@ MEMORY: Final = (
     ),
     KnownCause(
         "gpu-memory-taken",
-        "other processes hold memory of the GPU",
+        "the GPU has less free memory than --gpu-memory-utilization asks for",
         (
             "Free memory on device … less than desired GPU memory utilization",
             "Free memory on device … less than the engine's budget",
         ),
-        "`nvidia-smi` shows who holds it: end it, also workers that a dead vLLM has left, or lower "
-        "--gpu-memory-utilization.",
+        "If `nvidia-smi` shows other processes, end them, also workers that a dead vLLM has left. If nearly all memory "
+        "is free, only vLLM's own context (0.5 GiB) takes the rest: lower --gpu-memory-utilization.",
     ),
     KnownCause(
         "gpu-memory-changed",

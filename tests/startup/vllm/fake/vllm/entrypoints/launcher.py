@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -124,6 +125,7 @@ def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:
 
     routes = [
         Route("/health", health),
+        Route("/metrics", metrics),
         Route("/v1/models", models),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/state", state),
@@ -135,3 +137,11 @@ def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:
         module, name = middleware.rsplit(".", 1)
         app.add_middleware(getattr(importlib.import_module(module), name))
     return app
+
+
+async def metrics(request: Request) -> Response:
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+    return Response(generate_latest(registry))

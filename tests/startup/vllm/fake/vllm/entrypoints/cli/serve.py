@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from multiprocessing.connection import wait
 from typing import Any
@@ -107,6 +108,8 @@ def _run_headless(args: argparse.Namespace) -> None:
 
 def _run_multi_api_server(args: argparse.Namespace) -> None:
     _exit_at_signals()
+    metrics = tempfile.TemporaryDirectory()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics.name
     sock = setup_server(args, reuse_port=True)
     config = create_engine_config(args)
     engine = launch_engine(config)
@@ -121,6 +124,7 @@ def _run_multi_api_server(args: argparse.Namespace) -> None:
     finally:
         servers.shutdown()
         engine.shutdown()
+        metrics.cleanup()
 
 
 def _run_rust_frontend(args: argparse.Namespace) -> None:

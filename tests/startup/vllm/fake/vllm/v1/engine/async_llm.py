@@ -38,7 +38,7 @@ class AsyncLLM:
         )
 
     def shutdown(self, timeout: float | None = None) -> None:
-        self.engine_core.shutdown()
+        self.engine_core.shutdown(timeout)
 
     @property
     def errored(self) -> bool:

@@ -52,9 +52,9 @@ class AsyncMPClient:
         threading.Thread(target=ask, daemon=True).start()
         return await future
 
-    def shutdown(self) -> None:
+    def shutdown(self, timeout: float | None = None) -> None:
         if self.manager is not None:
-            self.manager.shutdown()
+            self.manager.shutdown(timeout)
 
 
 class EngineCoreClient:

@@ -3,7 +3,7 @@
 from multiprocessing.connection import Connection, wait
 
 from vllm.config import EngineConfig
-from vllm.utils.system_utils import get_mp_context
+from vllm.utils.system_utils import get_mp_context, kill_process_tree
 
 
 class EngineManager:
@@ -19,11 +19,12 @@ class EngineManager:
         theirs.close()
         self.address = ""
 
-    def shutdown(self) -> None:
+    def shutdown(self, timeout: float | None = None) -> None:
         self.process.terminate()
-        self.process.join(30)
+        self.process.join(30 if timeout is None else timeout)
         if self.process.is_alive():
-            self.process.kill()
+            print("the engine is killed", flush=True)
+            kill_process_tree(self.process.pid)
 
 
 class EngineLaunch:

@@ -1,0 +1,123 @@
+"""Remembers how much GPU memory CUDA graphs need, instead of a capture of most of them in each start.
+
+vLLM captures them once to measure that memory, subtracts it from the memory of the KV cache, and captures
+them again. The measurement takes about half as long as the capture. It depends on model, settings, GPU and
+driver: where they are the same, the KV cache gets the size that vLLM would measure. After the capture, the
+memory that the graphs have taken is compared with that in the start that measured. If it differs, the next
+start measures again.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from base.machine.nvml import read_gpus
+from envs import foreign
+from startup.ground.caches import Kept
+from startup.ground.hooks.hook import Hook, Name
+from startup.imports.distributions import distribution_stamps
+from startup.imports.finder import wrap_after_import
+
+logger = logging.getLogger(__name__)
+
+_MEASURE: Final = Name("vllm.v1.worker.gpu.cudagraph_utils", "profile_cudagraph_memory", ("runner",))
+_CAPTURE: Final = Name("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.capture_model", ())
+_FINGERPRINT: Final = Name(
+    "vllm.v1.worker.startup_plan", "compute_plan_fingerprint", ("vllm_config", "rank", "world_size")
+)
+GRAPH_MEMORY: Final = Hook(
+    "memory of CUDA graphs",
+    does="remembers how much memory CUDA graphs need",
+    without="each start captures most graphs twice, the first time to measure their memory",
+    needs=(_MEASURE, _CAPTURE, _FINGERPRINT),
+    since=(0, 33),
+)
+
+_FOLDER: Final = "graph-memory"
+_MAX_AGE_S: Final = 30 * 86400.0
+_TOLERANCE: Final = 0.05
+_SMALL_BYTES: Final = 16 << 20
+_NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
+"""Ends of the names of variables that differ between starts or machines, and change no graph."""
+
+
+class _Memory(NamedTuple):
+    """What one start has measured, in bytes."""
+
+    estimate: int
+    captured: int
+    """What the graphs have taken."""
+    measured_s: float
+    """When, in seconds since 1970."""
+
+
+class _State:
+    """Of this worker's start."""
+
+    kept: Kept | None = None
+    estimate = 0
+    known: _Memory | None = None
+    """What an earlier start has measured, if it is used."""
+
+
+def remember_graph_memory() -> None:
+    """From now on, vLLM's workers measure only what is not known, in this process and its forks."""
+    if GRAPH_MEMORY.applies:
+        wrap_after_import(_MEASURE, _measured_once, GRAPH_MEMORY)
+        wrap_after_import(_CAPTURE, _checked, GRAPH_MEMORY)
+
+
+def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
+    def measure_once(runner: Any) -> int:
+        _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps())
+        _State.known = _State.kept.read(_to_memory)
+        if _State.known is not None:
+            logger.debug("CUDA graphs need %d bytes, as in an earlier start", _State.known.estimate)
+            return _State.known.estimate
+        _State.estimate = measure(runner)
+        return _State.estimate
+
+    return measure_once
+
+
+def _checked(capture: Callable[..., int]) -> Callable[..., int]:
+    def capture_and_check(runner: Any, **options: Any) -> int:
+        captured = capture(runner, **options)
+        if _State.kept is not None and not options.get("profile_only"):
+            _compare(_State.kept, captured)
+            _State.kept = None
+        return captured
+
+    return capture_and_check
+
+
+def _compare(kept: Kept, captured: int) -> None:
+    known = _State.known
+    if known is None:
+        kept.write(_Memory(_State.estimate, captured, time.time())._asdict())
+    elif abs(captured - known.captured) > max(_SMALL_BYTES, _TOLERANCE * known.captured):
+        kept.remove()
+
+
+def _to_memory(content: Any) -> _Memory | None:
+    memory = _Memory(int(content["estimate"]), int(content["captured"]), float(content["measured_s"]))
+    return memory if 0 <= time.time() - memory.measured_s < _MAX_AGE_S else None
+
+
+def _key(config: Any) -> object:
+    """What the memory depends on: vLLM's own fingerprint, and what that leaves out."""
+    state = read_gpus()
+    graphs, scheduler = config.compilation_config, config.scheduler_config
+    return (
+        _FINGERPRINT.get()(config, config.parallel_config.rank, config.parallel_config.world_size),
+        state.driver if state is not None else "",
+        (str(graphs.cudagraph_mode), graphs.cudagraph_capture_sizes, graphs.cudagraph_num_of_warmups),
+        (scheduler.max_num_seqs, scheduler.max_num_batched_tokens),
+        (repr(config.lora_config), repr(config.speculative_config), repr(config.cache_config.cache_dtype)),
+        sorted(
+            (name, value)
+            for name, value in foreign.snapshot().items()
+            if name.startswith("VLLM_") and not name.endswith(_NOT_RELEVANT)
+        ),
+    )

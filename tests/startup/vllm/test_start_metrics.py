@@ -1,0 +1,97 @@
+"""vLLM's metrics, `ps` and the line of readiness tell how vLLM was started."""
+
+import json
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.startup.vllm.fake_start import FakeStart, environment, without_forks
+from tests.support.cli import run_cli
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+
+def metrics(start: FakeStart) -> tuple[dict[str, str], dict[str, float]]:
+    """Waits for the labels of `vllm_cli:start_info`; with the seconds of each phase."""
+    samples = []
+
+    def has_info() -> bool:
+        families = text_string_to_metric_families(start.ask("/metrics").body.decode())
+        samples[:] = [sample for family in families for sample in family.samples]
+        return any(sample.name == "vllm_cli:start_info" for sample in samples)
+
+    wait_until(has_info)
+    (info,) = (sample.labels for sample in samples if sample.name == "vllm_cli:start_info")
+    phases = [sample for sample in samples if sample.name == "vllm_cli:start_phase_seconds"]
+    return info, {sample.labels["phase"]: sample.value for sample in phases}
+
+
+def _noted(start: FakeStart) -> dict[str, object]:
+    """What `ps --json` shows of the start."""
+    (entry,) = (each for each in json.loads(run_cli("ps", "--json").stdout) if start.process.pid in each["pids"])
+    noted: dict[str, object] = entry["start"]
+    return noted
+
+
+@pytest.mark.smoke
+def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder):
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text('{"architectures": ["FakeForCausalLM"]}')
+    for host, compiled in (("1", "compiled"), ("1", "loaded"), ("2", "compiled")):
+        env = environment(folder, VCLI_STANDBY="off", FAKE_VLLM_COMPILES="1", VLLM_HASHED_HOST=f"10.0.0.{host}")
+        with FakeStart(folder, str(folder / "model"), env=env) as start:
+            start.wait_ready().wait_logged("ready after")
+            info, phases = metrics(start)
+            assert (info["start_mode"], info["reason"], info["compile"]) == ("cold", "", compiled)
+            assert {"api:import_vllm", "EngineCore:executor_init"} & phases.keys()
+            noted = _noted(start)
+            assert noted.items() >= info.items()
+            assert noted["ready_s"] == pytest.approx(sum(phases.values()), rel=0.01)
+            reason = f": {info['compile_reason']}" if compiled == "compiled" else ""
+            assert f" s (cold; model {compiled}{reason}): http://" in start.log
+            wait_until(lambda: any(folder.glob("cache/vllm_cli/compiled/*.json")))
+    assert info["compile_reason"] == "variables VLLM_HASHED_HOST"
+
+
+def test_each_of_several_api_servers_tells_the_start(folder):
+    with FakeStart(folder, "--api-server-count", "2") as start:
+        start.wait_ready().wait_logged("ready after")
+        info, phases = metrics(start)
+        assert info["start_mode"] == "cold"
+        pids = set()
+
+        def has_asked_both() -> bool:
+            pids.add(start.state()["server"]["pid"])
+            assert metrics(start) == (info, phases)
+            return len(pids) == 2
+
+        wait_until(has_asked_both)
+
+
+def test_a_plain_start_tells_why(folder):
+    with FakeStart(folder, env=environment(folder, VCLI_PLAIN_VLLM="1")) as start:
+        start.wait_ready()
+        info, phases = metrics(start)
+        assert (info["start_mode"], info["reason"], phases) == ("plain", "VCLI_PLAIN_VLLM is set", {})
+        assert _noted(start) == info
+        assert "plain start: vLLM" in start.log
+        assert f"{start.process.pid}: plain: VCLI_PLAIN_VLLM is set" in run_cli("ps").stdout
+
+
+@pytest.mark.parametrize("which", ["this", "an earlier"])
+def test_a_start_that_is_plain_after_a_failure_tells_that(which, folder):
+    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
+    for _ in range(1 if which == "this" else 2):
+        with FakeStart(folder, env=env) as start:
+            start.wait_ready()
+            info, _ = metrics(start)
+    assert info["start_mode"] == "plain"
+    assert info["reason"].startswith("an earlier start with preloading failed (")
+
+
+def test_a_headless_node_is_in_the_list(folder: Path):
+    with FakeStart(folder, "--headless", env=environment(folder, VCLI_STANDBY="off")) as start:
+        start.wait_logged("headless engine")
+        assert _noted(start) == {"start_mode": "cold", "reason": "", "compile": "", "compile_reason": ""}

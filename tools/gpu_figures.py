@@ -1,0 +1,150 @@
+"""`make test-gpu`: on a machine with a GPU, runs its tests and all figures, and writes them to one JSON file.
+
+The file has the machine, and one entry per step: its command, seconds, exit code, and what `bench --json` or
+pytest has reported. A step that fails or takes too long is an entry, too, and the next one runs. Steps that
+need vLLM are left out without one. Exit code 1 if a step failed.
+"""
+
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from xml.etree import ElementTree
+
+import click
+
+from base.machine.nvml import read_gpus
+
+_PACKAGES: Final = ("vllm", "torch", "transformers", "flashinfer-python", "triton")
+_VERSIONS: Final = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
+_TESTS_S: Final = 600.0
+_LEAST_S: Final = 30.0
+"""A step is left out if less than this is left."""
+
+
+class Step(NamedTuple):
+    """One command; `{result}` in its words is the file that it writes."""
+
+    name: str
+    words: tuple[str, ...]
+    most_s: float
+    """It is ended after this time."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "output", default="build/gpu-figures.json", show_default=True, help="File for the result.")
+@click.option("--minutes", default=25.0, show_default=True, help="Steps that do not fit in this time are left out.")
+@click.option("--model", default=".peers/model", show_default=True, help="Folder of the model that is served.")
+@click.option("--vllm", default=".peers/cuda/bin", show_default=True, help="Folder with vLLM's Python and `vllm`.")
+def main(output: str, minutes: float, model: str, vllm: str) -> None:
+    """Run all steps."""
+    end_s = time.monotonic() + minutes * 60
+    python = Path(vllm) / "python"
+    has_vllm = python.exists()
+    result: dict[str, Any] = {"machine": describe_machine(str(python) if has_vllm else sys.executable), "steps": []}
+    if not has_vllm:
+        result["left_out"] = f"{python} is missing: no step with vLLM"
+    has_failed = False
+    for step in steps(Path(model), Path(vllm) if has_vllm else None):
+        entry = run_step(step, min(step.most_s, end_s - time.monotonic()))
+        has_failed |= entry["exit_code"] != 0
+        result["steps"].append(entry)
+        click.echo(f"{step.name}: {entry['outcome']} in {entry['seconds']:.0f} s", err=True)
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    click.echo(f"written to {output}", err=True)
+    sys.exit(1 if has_failed else 0)
+
+
+def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
+    """The tests, then the figures: those of vLLM first, which most users run."""
+    root = str(Path.cwd())
+    ours = f"{sys.executable} -m vllm_cli serve {model}"
+    bench = (sys.executable, "-m", "vllm_cli", "bench")
+    yield Step("tests", (sys.executable, "-m", "pytest", "-q", "tests/cuda", "--junitxml={result}"), _TESTS_S)
+    if vllm is not None:
+        launcher = f"env PYTHONPATH={root} {vllm}/python -m vllm_cli serve {model} --engine vllm --max-model-len 2048"
+        plain = f"{vllm}/vllm serve {model} --max-model-len 2048"
+        startup = ("startup", "--rounds", "2", "--json", "{result}")
+        for kind, flags in (("compiled", ""), ("eager", " --enforce-eager")):
+            yield Step(f"vllm {kind}: start", (*bench, *startup, "--cmd", launcher + flags, "--vs", plain + flags), 420)
+            yield Step(
+                f"vllm {kind}: warm start", (*bench, *startup, "--cmd", launcher + flags, "--state", "standby"), 240
+            )
+        served = ("serve", "--concurrency", "1,32", "--rounds", "2", "--json", "{result}")
+        yield Step("vllm: requests", (*bench, *served, "--cmd", launcher, "--vs", plain), 300)
+    yield Step("embedded: start", (*bench, "startup", "--rounds", "3", "--cmd", ours, "--json", "{result}"), 120)
+    yield Step("embedded: requests", (*bench, "serve", "--rounds", "2", "--cmd", ours, "--json", "{result}"), 180)
+
+
+def run_step(step: Step, timeout_s: float) -> dict[str, Any]:
+    """Runs it in a session of its own, all of which ends with it; returns its entry."""
+    if timeout_s < _LEAST_S:
+        return {"name": step.name, "outcome": "left out: no time", "seconds": 0.0, "exit_code": None}
+    begin_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        words = [word.replace("{result}", str(result)) for word in step.words]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        with subprocess.Popen(words, env=environment, stdout=2, start_new_session=True) as process:
+            try:
+                code: int | None = process.wait(timeout_s)
+                outcome = "passed" if code == 0 else f"failed with exit code {code}"
+            except subprocess.TimeoutExpired:
+                code, outcome = None, f"ended after {timeout_s:.0f} s"
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+        entry = {"name": step.name, "command": shlex.join(step.words), "outcome": outcome, "exit_code": code}
+        return {**entry, "seconds": round(time.monotonic() - begin_s, 1), "result": read_result(result)}
+
+
+def read_result(path: Path) -> Any:
+    """The JSON of a benchmark, or the counts and failures of pytest's JUnit file; None without a file."""
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if not text.lstrip().startswith("<"):
+        return json.loads(text)
+    suite = ElementTree.fromstring(text).find("testsuite")
+    if suite is None:
+        return None
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    bad = [
+        case for case in suite.iter("testcase") if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {**counts, "failed": [f"{case.get('classname')}::{case.get('name')}" for case in bad]}
+
+
+def describe_machine(python: str) -> Mapping[str, Any]:
+    """GPUs, driver, processors and versions, for a reader of the file."""
+    state = read_gpus()
+    versions = {name: _version_of(python, name) for name in _PACKAGES}
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "driver": state.driver if state is not None else None,
+        "gpus": [{**gpu._asdict(), "processes": len(gpu.processes)} for gpu in state.gpus] if state is not None else [],
+        "versions": {name: version for name, version in versions.items() if version},
+    }
+
+
+def _version_of(python: str, package: str) -> str:
+    done = subprocess.run([python, "-c", _VERSIONS, package], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
