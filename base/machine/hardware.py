@@ -11,6 +11,8 @@ from base.machine.cgroups import PROC
 _CPUINFO_BYTES: Final = 16 << 10
 """Enough for the first processor; the file has an entry for each one."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
+_AMD_GPUS: Final = Path("/sys/class/kfd/kfd/topology/nodes")
+"""A folder for each processor and GPU."""
 _INSTRUCTION_SETS: Final = re.compile(
     r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
     r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
@@ -39,11 +41,26 @@ def _of_first_processor(proc: Path, *names: str) -> str | None:
     return None
 
 
-def gpu_kinds(folder: Path = _GPUS) -> tuple[str, ...]:
-    """The names of the GPUs that the driver provides here, each kind once."""
-    kinds: set[str] = set()
-    for path in folder.glob("*/information"):
-        with suppress(OSError):
-            lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
-            kinds.update(value.strip() for name, _, value in lines if name.strip() == "Model")
+def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
+    """The names of the GPUs that the driver provides here, each kind once.
+
+    Where NVIDIA's driver has no folder, as in WSL, its library is asked. AMD's have the name of their
+    instructions.
+    """
+    from base.machine.nvml import read_gpus  # noqa: PLC0415 - ctypes takes longer than all else here
+
+    kinds = {name for path in folder.glob("*/information") if (name := _field(path, "Model:"))}
+    if not kinds and (state := read_gpus()) is not None:
+        kinds = {gpu.name for gpu in state.gpus}
+    versions = (int(_field(path, "gfx_target_version") or 0) for path in amd.glob("*/properties"))
+    kinds |= {f"gfx{version // 10_000}{version // 100 % 100:x}{version % 100:x}" for version in versions if version}
     return tuple(sorted(kinds))
+
+
+def _field(path: Path, name: str) -> str | None:
+    """What follows the name in its line."""
+    with suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith(name):
+                return line.removeprefix(name).strip()
+    return None

@@ -1,6 +1,7 @@
 """The compiled models of this machine: their records in our cache folder, their files in vLLM's."""
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from base.json_depth import read_json
 from base.machine.files import write_whole
 from envs import foreign
 from envs.home import expand_home
@@ -28,14 +30,16 @@ VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
 """Below vLLM's cache folder: kernels of GPUs and their tuning, whatever the model."""
 _LEAST_PARTS: Final = {
-    **{"triton": 1, "flashinfer": 1, f"{VLLM}/{_COMPILED}": 3},
+    **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
 """Of the path of an archive's file in these folders: a shorter one is that of a folder."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
-_LEFT_OUT: Final = (".lock", ".tmp", ".aside", "/cache_key_factors.json")
-"""Ends of paths: temporary files, and variables with their values, which vLLM writes for its developers."""
+_LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
+"""Ends of paths: temporary files, logs, and variables with values, which vLLM writes for its developers."""
+_TRITON_GROUP: Final = "__grp__"
+"""Begin of the names of files in which Triton lists the files of a kernel, with whole paths."""
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
 """A folder of this age is locked, unless its helper was killed."""
@@ -52,10 +56,14 @@ def vllm_root() -> Path:
 
 def caches() -> dict[str, Path]:
     """The folders that compilers write to, by their name in a record."""
+    home = expand_home("~")
+    triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
         VLLM: vllm_root(),
-        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or expand_home("~/.triton/cache")),
-        "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or expand_home("~")) / ".cache/flashinfer",
+        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or triton),
+        "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or home) / ".cache/flashinfer",
+        "humming": Path(foreign.text_of("HUMMING_CACHE_DIR") or f"{home}/.humming/cache"),
+        "tilelang": Path(foreign.text_of("TILELANG_CACHE_DIR") or f"{home}/.tilelang/cache"),
     }
 
 
@@ -128,30 +136,35 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
     chosen = {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
     chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
-    if record.hardware.gpus:
-        places = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
-        found |= _newest(places, {name for each in read_records() for name in each.files}, since_s)
-    return found
+    places = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
+    return found | _newest(places, {name for each in read_records() for name in each.files}, since_s)
 
 
-def install(unpacked: Path) -> None:
+def install(unpacked: Path) -> list[str]:
     """Moves the files of an unpacked archive to where compilers look for them; what exists is not replaced.
 
     The file that vLLM looks for is the last one of each rank, so that vLLM finds all or nothing. What is for
     other folders, such as our own, is left out.
 
+    Returns:
+        Why kernels of other caches could not be written; at most one reason for each cache.
+
     Raises:
-        OSError: a folder cannot be written to.
+        OSError: vLLM's folder cannot be written to.
     """
     folders = caches()
+    problems: dict[str, str] = {}
     for path in sorted(_files(unpacked), key=lambda path: (path.name == ENTRY, path)):
         cache, *parts = path.relative_to(unpacked).parts
         least = _LEAST_PARTS.get("/".join((cache, *parts[: cache == VLLM])))
         if least is not None and len(parts) >= least:
-            target = folders[cache].joinpath(*parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not os.path.lexists(target):
-                _move(path, target)
+            try:
+                _place(path, folders[cache].joinpath(*parts))
+            except OSError as err:
+                if cache == VLLM:
+                    raise
+                problems[cache] = f"kernels cannot be written to {folders[cache]}: {err.strerror or err}"
+    return list(problems.values())
 
 
 def remove(record: CompiledModel) -> None:
@@ -195,7 +208,7 @@ def damaged_file(record: CompiledModel) -> str | None:
     """The first file that is missing or not as it was recorded; None if there is none."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
-        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT):
+        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
             continue  # others may have been written anew
         with suppress(OSError):
             if FileFacts.of(vllm_root() / path) == facts:
@@ -258,6 +271,21 @@ def remove_left() -> None:
                 with (folder / "lock").open("w") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(target):
+        if target.name.startswith(_TRITON_GROUP):
+            _readdress(path, target.parent)
+        _move(path, target)
+
+
+def _readdress(group: Path, folder: Path) -> None:
+    """Writes a list of Triton anew for the files of this folder: with other paths, Triton compiles again."""
+    with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton passes over it, too
+        names = read_json(group.read_bytes())["child_paths"].keys()
+        group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
 def _move(path: Path, target: Path) -> None:

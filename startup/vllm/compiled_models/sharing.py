@@ -117,7 +117,7 @@ def _read_others(location: Location, listed: Sequence[StoredArchive], job: Fetch
 def _install(location: Location, archive: StoredArchive, report: SharingReport) -> None:
     try:
         with _unpacked(location, archive) as (files, full):
-            local.install(files)
+            report.problems += local.install(files)
             local.save_record(full)
     except DamagedError as err:
         location.remove(archive.name)

@@ -13,13 +13,16 @@ import inspect
 import json
 import linecache
 import logging
+import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from envs import foreign
 from envs.redaction import hide_in_words, is_secret_name
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
@@ -41,7 +44,7 @@ _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
     does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled; in a folder of "
-    "unlike machines, its names have the hardware",
+    "unlike machines, its names have the hardware; kernels of Triton are in its folder",
     without="a start does not tell why it compiles, and --compile-cache has no effect",
     needs=(
         _GET_FACTORS,
@@ -253,6 +256,7 @@ def _replace_load(decorators: ModuleType) -> None:
         if exchange is None:
             return load(model, path, *args, **kwargs)
         exchange.wait_for_load()
+        _keep_kernels_beside(path)
         factors = _factors_if_known(model.vllm_config)
         exchange.note(path, digest=factors.digest if factors is not None else "")
         failures = _Failures()
@@ -270,6 +274,15 @@ def _replace_load(decorators: ModuleType) -> None:
         return None
 
     _LOAD.replace(decorators, load_and_record)
+
+
+def _keep_kernels_beside(path: str) -> None:
+    """Has Triton's kernels in the folder of the compiled model, unless the user has named another one.
+
+    Otherwise they are there or in Triton's own folder, by which process of torch is the first to load one.
+    """
+    if not foreign.text_of("TRITON_CACHE_DIR"):
+        os.environ["TRITON_CACHE_DIR"] = str(Path(path).parents[1] / "inductor_cache/triton/0")
 
 
 def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:

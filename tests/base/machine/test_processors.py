@@ -9,6 +9,7 @@ from time import thread_time
 import pytest
 
 from base.machine.hardware import gpu_kinds, instruction_sets
+from base.machine.nvml import Gpu, GpuState
 from base.machine.processors import ProcessorTime, ThreadTime, affinity_count, read_processor_time, usable_count
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -123,5 +124,18 @@ def test_each_kind_of_gpu_is_named_once(tmp_path):
     for name, model in (("0000:01:00.0", "NVIDIA H100 80GB HBM3"), ("0000:02:00.0", "NVIDIA H100 80GB HBM3")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 11\n")
-    assert gpu_kinds(tmp_path) == ("NVIDIA H100 80GB HBM3",)
-    assert gpu_kinds(tmp_path / "none") == ()
+    assert gpu_kinds(tmp_path, tmp_path / "none") == ("NVIDIA H100 80GB HBM3",)
+
+
+def test_gpus_of_amd_have_the_name_of_their_instructions(tmp_path, monkeypatch):
+    monkeypatch.setattr("base.machine.nvml.read_gpus", lambda: None)
+    for node, version in (("0", 0), ("1", 90010), ("2", 90010), ("3", 110002)):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {version}\n")
+    assert gpu_kinds(tmp_path / "none", tmp_path) == ("gfx1102", "gfx90a")
+
+
+def test_without_a_folder_of_the_driver_its_library_names_gpus(tmp_path, monkeypatch):
+    gpus = [Gpu(number, "", "NVIDIA H100 80GB HBM3", 0, 0, ()) for number in range(2)]
+    monkeypatch.setattr("base.machine.nvml.read_gpus", lambda: GpuState("580.1", (13, 0), tuple(gpus)))
+    assert gpu_kinds(tmp_path, tmp_path) == ("NVIDIA H100 80GB HBM3",)

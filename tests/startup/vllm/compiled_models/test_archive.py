@@ -49,10 +49,36 @@ def test_files_and_record_are_those_that_were_packed(tmp_path, folder):
         assert usual.namelist() == [*sorted(FILES), MANIFEST]
 
 
+def test_files_keep_their_times_of_change(tmp_path, folder):
+    """Otherwise ninja would compile again what is newer, or older, than when it was compiled."""
+    times = dict(zip(sorted(FILES), (1, 1_790_000_000, 1_790_000_003), strict=True))
+    save_archive(tmp_path / "a.zip")
+    sources = {name: tmp_path / "a.files" / name for name in FILES}
+    for name, time in times.items():
+        os.utime(sources[name], (time, time))
+    write_archive(tmp_path / "b.zip", RECORD, sources)
+    begin_s = folder.stat().st_mtime
+    with (tmp_path / "b.zip").open("rb") as file:
+        unpack(file, folder, max_bytes=GiB)
+    first, *others = ((folder / name).stat().st_mtime for name in sorted(FILES))
+    assert others == [1_790_000_000, 1_790_000_002]
+    assert first >= begin_s - 1, "before 1980, which the archive cannot tell"
+
+
+@pytest.mark.parametrize("date", [(2026, 0, 1, 0, 0, 0), (2026, 15, 31, 31, 63, 62)])
+def test_a_date_that_cannot_be_is_refused(date, folder):
+    file = BytesIO(archive())
+    with ZipFile(file, "a") as whole:
+        whole.getinfo("vllm/a").date_time = date
+        whole.writestr("x", "")  # so that the directory is written anew
+    with pytest.raises(ArchiveError, match="has no valid date"):
+        unpacked(file.getvalue(), folder)
+
+
 def test_an_archive_depends_on_its_files_only(tmp_path):
     save_archive(tmp_path / "a.zip")
-    os.utime(tmp_path / "a.files/vllm/a/empty", (1, 1))
-    save_archive(tmp_path / "b.zip", dict(reversed(FILES.items())))
+    sources = {name: tmp_path / "a.files" / name for name in reversed(FILES)}
+    write_archive(tmp_path / "b.zip", RECORD, sources)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 

@@ -139,6 +139,95 @@ def test_both_machines_report_the_size_of_the_archive(make_machine, location, tm
     assert added.num_bytes == _archives(location)[0].stat().st_size
 
 
+def _triton_kernel(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Writes a kernel as Triton does; returns the list of its files, and their paths in it."""
+    paths = {name: str(folder / name) for name in ("k.cubin", "k.json")}
+    folder.mkdir(parents=True)
+    for path in paths.values():
+        Path(path).write_bytes(b"kernel")
+    group = folder / "__grp__k.json"
+    group.write_text(json.dumps({"child_paths": paths}))
+    return group, paths
+
+
+def test_triton_finds_the_kernels_of_a_machine_with_other_folders(make_machine, location, tmp_path):
+    """Also those of a compiled model, which vLLM writes beside it: Triton's lists have whole paths."""
+    record = _record()
+    places = {"AOT": f"{local.AOT}/{record.key}/inductor_cache/triton/0/KEY", "own": "triton/KEY"}
+    first = make_machine("first")
+    first.compile(record, 10)
+    for place in places.values():
+        _triton_kernel(first.folder / place)
+    assert add(_add_job(record, location=location, began_s=0.0)).problems == []
+    second = make_machine("second")
+    shutil.rmtree(first.folder)
+    assert fetch(_fetch_job(location, record, tmp_path)).problems == []
+    for place in places.values():
+        paths = json.loads((second.folder / place / "__grp__k.json").read_text())["child_paths"]
+        assert paths == {name: str(second.folder / place / name) for name in ("k.cubin", "k.json")}
+        assert all(Path(path).read_bytes() == b"kernel" for path in paths.values())
+    (found,) = local.read_records()
+    assert local.damaged_file(found) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param('{"child_paths": {"../../../x": "/etc/x"}}', ["KEY/x"], id="outside"),
+        pytest.param('{"child_paths": ["a"]}', None, id="list"),
+        pytest.param("[" * 100_000, None, id="deep"),
+        pytest.param("[]", None, id="array"),
+        pytest.param("{", None, id="cut"),
+    ],
+)
+def test_a_list_that_triton_has_not_written_leads_nowhere(content, expected, make_machine, tmp_path):
+    machine = make_machine("first")
+    group = tmp_path / "unpacked/triton/KEY/__grp__k.json"
+    group.parent.mkdir(parents=True)
+    group.write_text(content)
+    local.install(tmp_path / "unpacked")
+    installed = machine.path("triton/KEY/__grp__k.json").read_text()
+    if expected is None:
+        assert installed == content
+    else:
+        paths = json.loads(installed)["child_paths"].values()
+        assert [str(Path(path).relative_to(machine.path("triton"))) for path in paths] == expected
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_problem(make_machine, location, tmp_path, monkeypatch):
+    """The compiled model is installed all the same."""
+    record = _record()
+    first = make_machine("first")
+    files = first.compile(record, 10)
+    for name in ("a", "b"):
+        _triton_kernel(first.path(f"triton/{name}"))
+    add(_add_job(record, location=location, began_s=0.0))
+    second = make_machine("second")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/dev/null/triton")
+    report = fetch(_fetch_job(location, record, tmp_path))
+    assert (report.num_models, second.has(files)) == (1, True)
+    assert report.problems == ["kernels cannot be written to /dev/null/triton: Not a directory"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "cache", "below"),
+    [
+        ("TRITON_HOME", "triton", ".triton/cache"),
+        ("TRITON_CACHE_DIR", "triton", ""),
+        ("FLASHINFER_WORKSPACE_BASE", "flashinfer", ".cache/flashinfer"),
+        ("HUMMING_CACHE_DIR", "humming", ""),
+        ("TILELANG_CACHE_DIR", "tilelang", ""),
+    ],
+)
+def test_kernels_are_where_the_compilers_variables_say(variable, cache, below, make_machine, monkeypatch):
+    machine = make_machine("first")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    defaults = local.caches()
+    assert all(folder.is_relative_to(machine.folder) for folder in defaults.values())
+    monkeypatch.setenv(variable, "/other")
+    assert local.caches() == {**defaults, cache: Path("/other", below)}
+
+
 def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
     make_machine("first")
     for name in ("vllm/vllm_cli/imports/x.code", "home/x", "deep_gemm/a/b/x", "vllm/triton/x.code"):
@@ -477,7 +566,17 @@ def _rewrite(archive: Path, target: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["triton", "flashinfer", "vllm", "vllm/torch_compile_cache", "vllm/deep_gemm", f"vllm/{local.AOT}"]
+    "name",
+    [
+        "triton",
+        "flashinfer",
+        "humming",
+        "tilelang",
+        "vllm",
+        "vllm/torch_compile_cache",
+        "vllm/deep_gemm",
+        f"vllm/{local.AOT}",
+    ],
 )
 def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, tmp_path):
     make_machine("first")
@@ -539,7 +638,7 @@ def test_what_the_location_lacks_is_added_again_without_a_change_of_the_record(m
 
 def test_kernels_of_other_programs_are_not_shared(make_machine):
     """Those that this start or an earlier one has written are."""
-    record = _record(hardware=replace(Hardware.present(), gpus=("GPU",)))
+    record = _record()
     machine = make_machine("first")
     files = machine.compile(record, 10)
     further = machine.folder / "torch_compile_cache/0123456789/rank_0_0/backbone"
