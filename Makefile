@@ -9,6 +9,9 @@
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,environment}.md and docs/dev/vllm-hooks.md
+#   make peers [PEERS="vllm@0.29.0"]       installs into .peers what slow tests compare with: vLLM for CPU, a model
+#   make gpu-env                           vLLM's CUDA build (9 GB) and a stand-in for a GPU, on which no kernel runs
+#   make test-gpu-stub [ARGS="-k sleep"]   tests with these two
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
@@ -54,7 +57,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -80,10 +83,26 @@ test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(call run,not slow,$(WITH_TOOLS))
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,slow,$(WITH_TOOLS))
+	$(call run,slow and not gpu_stub,$(WITH_TOOLS))
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.gpu_figures $(ARGS)
+
+PEERS ?= vllm transformers model
+
+peers:
+	@$(PYTHON) -m tools.peers $(PEERS)
+
+gpu-env:
+	@$(PYTHON) -m tools.peers model cuda gpu-stub
+
+# One server at a time.
+test-gpu-stub: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest tests/gpu_stub $(ARGS)
+
+# What `.ci/run` has time for; the rest is in `make test-slow` and `make test-gpu-stub`.
+test-ci-vllm: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest tests/vllm_engine tests/gpu_stub -m ci_vllm $(ARGS)
 
 # An environment of its own, upgraded each time.
 test-newest: BIN = $(NEWEST_VENV)/bin

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import psutil
 
 from tests.support.http_client import Answer
-from tests.support.peer_vllm import BIN, PYTHON, ROOT
+from tests.support.peer_vllm import BIN, ROOT
 from tests.support.ports import free_port
 from tests.support.program import Server
 from tests.support.standby_process import StandbyProcess
@@ -25,9 +25,14 @@ ENVIRONMENT: Final = {
 }
 """Variables of every start."""
 
-_OURS: Final = (str(PYTHON), "-m", "vllm_cli", "serve", "--engine", "vllm")
-LAUNCHERS: Final = {"plain": (str(PYTHON), str(BIN / "vllm"), "serve"), "ours": _OURS, "warm": _OURS}
-"""`warm` is `ours` with a standby of its own, from which it must fork its server."""
+
+def launchers_of(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The first words of each way to start; `warm` is `ours` with a standby, from which it must fork."""
+    ours = (str(folder / "python"), "-m", "vllm_cli", "serve", "--engine", "vllm")
+    return {"plain": (str(folder / "python"), str(folder / "vllm"), "serve"), "ours": ours, "warm": ours}
+
+
+LAUNCHERS: Final = launchers_of(BIN)
 
 
 class VllmServer(Server):
@@ -36,6 +41,7 @@ class VllmServer(Server):
     PROMPT: Final = "The capital of France is"
     MAX_TOKENS: Final = 4
 
+    launchers = LAUNCHERS
     poll_s = 0.2
     """Long, so that polling takes little CPU time from the start."""
     gone_s = 120.0
@@ -63,7 +69,7 @@ class VllmServer(Server):
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), extra.get("PYTHONPATH")))),
         }
         super().__init__(
-            [*prefix, *LAUNCHERS[launcher], *words, *arguments],
+            [*prefix, *self.launchers[launcher], *words, *arguments],
             variables,
             log_path=folder / f"{launcher}-{self.port}.log",
             cwd=folder,
@@ -71,10 +77,15 @@ class VllmServer(Server):
         )
         self._standby: StandbyProcess | None = None
 
+    @property
+    def python(self) -> Path:
+        """The interpreter of its environment."""
+        return Path(self.launchers["ours"][0])
+
     def __enter__(self) -> Self:
         if self.name == "warm":
             kind = "vllm-eager" if "--enforce-eager" in self.command else "vllm-compiled"
-            self._standby = StandbyProcess("--for", kind, environment=self.variables, python=PYTHON)
+            self._standby = StandbyProcess("--for", kind, environment=self.variables, python=self.python)
             self._standby.__enter__()
             self.variables |= self._standby.environment
         return super().__enter__()

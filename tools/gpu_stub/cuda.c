@@ -1,0 +1,1305 @@
+/* A libcuda.so.1 without a GPU: "device" memory is host memory that nobody touches, kernels and graphs do
+   nothing, everything succeeds at once. STUB_GPUS (1) how many; STUB_MEMORY (85520809984) bytes each;
+   CUDA_VISIBLE_DEVICES is obeyed. STUB_CUDA_LOG=FILE: "pid name" for the first call of each function in each
+   process. STUB_LAUNCH_US, STUB_GRAPH_US: how long the "device" is busy with a kernel, a graph.
+   STUB_HANG=FILE: while it exists, synchronizations do not return. STUB_FAIL=FILE: while it exists, they
+   return error 700. STUB_COPY=0: large copies are skipped too (device memory costs nothing).
+   STUB_DRIVER=not-loaded|mismatch|old: an unusable driver.
+   A process forked after cuInit gets error 3 from everything, as from NVIDIA's. */
+#define _GNU_SOURCE
+#include <cuda.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#include "stub.h"
+#define E __attribute__((visibility("default")))
+unsigned stub_gen = 1;
+__thread int stub_dev;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int inited, forked, devices, physical[64];
+static struct {
+  int pid, dev;
+  unsigned long long used;
+} *slots, *mine[64];
+enum { SLOTS = 4096, CONTEXT = 480 << 20 };
+
+void stub_log(const char *name, int generated) {
+  char *p = getenv("STUB_CUDA_LOG"), b[200];
+  if (!p) return;
+  int d = open(p, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666),
+      k = snprintf(b, sizeof b, "%d %s%s\n", getpid(), name, generated ? " generated" : "");
+  if (d >= 0) {
+    if (write(d, b, k)) {
+    }
+    close(d);
+  }
+}
+static size_t total(void) {
+  char *t = getenv("STUB_MEMORY");
+  return t ? strtoull(t, 0, 0) : 85520809984ull;
+}
+static int alive(int pid) {
+  char p[64], b[256], *e;
+  snprintf(p, sizeof p, "/proc/%d/stat", pid);
+  int d = open(p, O_RDONLY | O_CLOEXEC);
+  if (d < 0) return 0;
+  int k = read(d, b, sizeof b - 1);
+  close(d);
+  if (k <= 0) return 0;
+  b[k] = 0;
+  e = strrchr(b, ')');
+  return e && e[2] != 'Z' && e[2] != 'X';
+}
+static void child(void) {
+  stub_gen++;
+  pthread_mutex_init(&lock, 0);
+  if (inited) forked = 1;
+  memset(mine, 0, sizeof mine);
+}
+__attribute__((constructor)) static void loaded(void) { pthread_atfork(0, 0, child); }
+static void attach(void) {
+  char p[128], *t = getenv("STUB_SHM");
+  snprintf(p, sizeof p, "%s", t ? t : "/dev/shm/stub_gpu");
+  int d = open(p, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (d >= 0 && !ftruncate(d, SLOTS * sizeof *slots)) {
+    slots = mmap(0, SLOTS * sizeof *slots, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
+    if (slots == MAP_FAILED) slots = 0;
+  }
+  if (d >= 0) close(d);
+}
+int stub_init(void) {
+  if (forked) return 3;
+  if (stub_driver() == DRIVER_NOT_LOADED) return 100;
+  if (stub_driver() == DRIVER_MISMATCH) return 803;
+  if (inited) return devices ? 0 : 100;
+  pthread_mutex_lock(&lock);
+  if (!inited) {
+    char *t = getenv("STUB_GPUS"), *v = getenv("CUDA_VISIBLE_DEVICES");
+    int n = t ? atoi(t) : 1;
+    if (!v)
+      for (devices = 0; devices < n; devices++) physical[devices] = devices;
+    else
+      for (char *c = strdup(v), *w = strtok(c, ","); w; w = strtok(0, ",")) {
+        int k;
+        if (sscanf(w, "GPU-00000000-0000-0000-0000-0000000000%d", &k) != 1) {
+          char *e;
+          k = strtol(w, &e, 10);
+          if (e == w) break;
+        }
+        if (k < 0 || k >= n) break;
+        physical[devices++] = k;
+      }
+    attach();
+    inited = 1;
+    struct timespec c;
+    clock_gettime(CLOCK_REALTIME, &c);
+    char b[64];
+    snprintf(b, sizeof b, "(initialized) %ld.%03ld", c.tv_sec, c.tv_nsec / 1000000);
+    stub_log(b, 0);
+  }
+  pthread_mutex_unlock(&lock);
+  return devices ? 0 : 100;
+}
+int stub_count(void) { return devices; }
+int stub_physical(int dev) { return dev >= 0 && dev < devices ? physical[dev] : 0; }
+void stub_charge(int dev, long long bytes) {
+  if (dev < 0 || dev >= devices || !slots) return;
+  if (!mine[dev])
+    for (int i = 0, me = getpid(); i < SLOTS; i++) {
+      int was = slots[i].pid;
+      if ((was == 0 || !alive(was)) && __sync_bool_compare_and_swap(&slots[i].pid, was, me)) {
+        slots[i].dev = physical[dev];
+        slots[i].used = CONTEXT;
+        mine[dev] = (void *)&slots[i];
+        break;
+      }
+    }
+  if (mine[dev]) __sync_fetch_and_add(&mine[dev]->used, bytes);
+}
+void stub_memory(int dev, size_t *unused, size_t *all) {
+  unsigned long long used = 0;
+  if (slots)
+    for (int i = 0; i < SLOTS; i++)
+      if (slots[i].pid && slots[i].dev == stub_physical(dev) && alive(slots[i].pid)) used += slots[i].used;
+  *all = total();
+  *unused = *all > used ? *all - used : 0;
+}
+
+/* Packages load NVIDIA's own libraries by their paths (torch, cuda.pathfinder): then there are two runtimes
+   in the process, and vLLM's sleep mode calls the wrong one. A path whose name is that of a stand-in gets the
+   stand-in. Other names must reach the loader by a jump
+   (-O2), because it looks into the RPATH of its caller. */
+E void *dlopen(const char *file, int mode) {
+  static void *(*real)(const char *, int);
+  static char folder[4096];
+  if (!real) {
+    Dl_info here;
+    dladdr(dlopen, &here);
+    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(here.dli_fname, '/') + 1 - here.dli_fname),
+             here.dli_fname);
+    real = dlsym(RTLD_NEXT, "dlopen");
+  }
+  const char *name = file ? strrchr(file, '/') : 0;
+  if (name) {
+    char own[8192];
+    snprintf(own, sizeof own, "%s%s", folder, name + 1);
+    if (strstr(own, ".so") && !access(own, R_OK)) return real(own, mode);
+  }
+  return real(file, mode);
+}
+
+/* memory: a sorted table of regions */
+static Region *regions;
+static int nregions, cap;
+static unsigned long long ids;
+static int at(const void *p) {
+  int a = 0, b = nregions;
+  while (a < b) {
+    int m = (a + b) / 2;
+    if (regions[m].base <= (char *)p)
+      a = m + 1;
+    else
+      b = m;
+  }
+  return a - 1;
+}
+void stub_register(void *p, size_t n, int dev, int kind) {
+  pthread_mutex_lock(&lock);
+  if (nregions == cap) regions = realloc(regions, (cap = cap ? 2 * cap : 256) * sizeof *regions);
+  int i = at(p) + 1;
+  memmove(regions + i + 1, regions + i, (nregions++ - i) * sizeof *regions);
+  regions[i] = (Region){p, n, dev, kind, ++ids};
+  pthread_mutex_unlock(&lock);
+}
+int stub_find(const void *p, Region *out) {
+  pthread_mutex_lock(&lock);
+  int i = at(p), ok = i >= 0 && (char *)p < regions[i].base + regions[i].size;
+  if (ok) *out = regions[i];
+  pthread_mutex_unlock(&lock);
+  return ok;
+}
+static int drop(void *p, Region *out) {
+  pthread_mutex_lock(&lock);
+  int i = at(p), ok = i >= 0 && regions[i].base == p;
+  if (ok) {
+    *out = regions[i];
+    memmove(regions + i, regions + i + 1, (--nregions - i) * sizeof *regions);
+  }
+  pthread_mutex_unlock(&lock);
+  return ok;
+}
+int stub_alloc(void **p, size_t n, int dev, int kind) {
+  *p = 0;
+  if (!n) return 0;
+  n = (n + 4095) & ~(size_t)4095;
+  if (kind == DEVICE) {
+    size_t f, t;
+    stub_charge(dev, 0);
+    stub_memory(dev, &f, &t);
+    if (n > f) return 2;
+  }
+  void *m = mmap(0, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (m == MAP_FAILED) return 2;
+  madvise(m, n, MADV_NOHUGEPAGE);
+  if (kind == DEVICE) stub_charge(dev, n);
+  stub_register(*p = m, n, dev, kind);
+  return 0;
+}
+int stub_free(void *p, int kind) {
+  Region r;
+  if (!p) return 0;
+  if (!drop(p, &r)) return 1;
+  if (r.kind != REGISTERED) munmap(r.base, r.size);
+  if (r.kind == DEVICE) stub_charge(r.dev, -(long long)r.size);
+  return 0;
+}
+/* Copies. Kernels compute nothing, so what was once copied to device memory would show up in the "results" of
+   later kernels, because torch uses memory again. Therefore writes of up to SMALL bytes go to a table and not
+   to memory: who reads exactly the same piece back gets it, every other small read gets zeros. Larger copies
+   are real. */
+enum { SMALL = 65536, NOTES = 1 << 16 };
+typedef struct {
+  char *at, *data;
+  size_t size;
+} Note;
+static Note *notes;
+static int on_device(const void *p) {
+  Region r;
+  return stub_find(p, &r) && (r.kind == DEVICE || r.kind == ADDRESSES);
+}
+static int copying(void) {
+  static int c = -1;
+  if (c < 0) {
+    char *t = getenv("STUB_COPY");
+    c = !t || *t != '0';
+  }
+  return c;
+}
+static Note *note(const void *p) {
+  if (!notes)
+    notes = mmap(0, NOTES * sizeof *notes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return notes + (((uintptr_t)p * 0x9E3779B97F4A7C15ull) >> 48);
+}
+static void put(void *to, const void *data, size_t n) { /* data NULL: forget */
+  Note *o = note(to);
+  if (!data && o->at != to) return;
+  free(o->data);
+  o->data = 0;
+  o->at = 0;
+  if (data) {
+    o->data = malloc(n);
+    memcpy(o->data, data, n);
+    o->at = to;
+    o->size = n;
+  }
+}
+static const char *get(const void *from, size_t n) {
+  Note *o = note(from);
+  return o->at == from && o->size == n ? o->data : 0;
+}
+int stub_copy(void *to, const void *from, size_t n, Stream *s) {
+  Capture *c = stub_capture(s);
+  if (c) {
+    c->nodes++;
+    return 0;
+  }
+  if (!n || to == from) return 0;
+  int d = on_device(to), f = on_device(from);
+  if (n > SMALL || !(d || f)) {
+    if (copying() || !(d || f))
+      memmove(to, from, n);
+    else if (!d)
+      memset(to, 0, n);
+    return 0;
+  }
+  pthread_mutex_lock(&lock);
+  const char *data = f ? get(from, n) : from;
+  if (d)
+    put(to, data, n);
+  else if (data)
+    memcpy(to, data, n);
+  else
+    memset(to, 0, n);
+  pthread_mutex_unlock(&lock);
+  return 0;
+}
+int stub_fill(void *to, uint64_t value, size_t unit, size_t n, Stream *s) { /* n units */
+  Capture *c = stub_capture(s);
+  if (c) {
+    c->nodes++;
+    return 0;
+  }
+  size_t bytes = n * unit;
+  int d = on_device(to);
+  if (!bytes) return 0;
+  if (d && bytes > SMALL) { /* only gives the pages back */
+    char *a = (char *)(((uintptr_t)to + 4095) & ~(uintptr_t)4095),
+         *b = (char *)(((uintptr_t)to + bytes) & ~(uintptr_t)4095);
+    madvise(a, b - a, MADV_DONTNEED);
+    return 0;
+  }
+  char *m = d ? malloc(bytes) : to;
+  for (size_t i = 0; i < n; i++) memcpy(m + i * unit, &value, unit);
+  if (d) {
+    pthread_mutex_lock(&lock);
+    put(to, value ? m : 0, bytes);
+    pthread_mutex_unlock(&lock);
+    free(m);
+  }
+  return 0;
+}
+
+/* time */
+static int64_t busy;
+static int64_t now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+int64_t stub_busy(void) { return __atomic_load_n(&busy, __ATOMIC_RELAXED); }
+static int hangs(void) {
+  static char *f = (char *)-1;
+  if (f == (char *)-1) f = getenv("STUB_HANG");
+  return f && !access(f, F_OK);
+}
+static int fails(void) {
+  static char *f = (char *)-1;
+  if (f == (char *)-1) f = getenv("STUB_FAIL");
+  return f && !access(f, F_OK) ? 700 : 0;
+}
+void stub_launch(Stream *s, int graph) {
+  static long us[2] = {-1, -1};
+  Capture *c = stub_capture(s);
+  if (c) {
+    c->nodes++;
+    return;
+  }
+  if (us[graph] < 0) {
+    char *t = getenv(graph ? "STUB_GRAPH_US" : "STUB_LAUNCH_US");
+    us[graph] = t ? atol(t) : 0;
+  }
+  if (us[graph] > 0) {
+    pthread_mutex_lock(&lock);
+    int64_t n = now();
+    busy = (busy > n ? busy : n) + us[graph] * 1000;
+    pthread_mutex_unlock(&lock);
+  }
+}
+int stub_wait(int64_t until) {
+  while (hangs()) usleep(2000);
+  if (until)
+    for (int64_t d; (d = until - now()) > 0;) {
+      struct timespec t = {d / 1000000000, d % 1000000000};
+      nanosleep(&t, 0);
+    }
+  return fails();
+}
+int stub_done(int64_t until) { return hangs() || (until && until > now()) ? 600 : fails(); }
+
+/* streams and capture */
+Stream *stub_stream(void *s) { return (uintptr_t)s > 2 ? s : 0; }
+Capture *stub_capture(Stream *s) { return s && s->cap && s->cap->active ? s->cap : 0; }
+Capture *stub_begin(Stream *s, int mode) {
+  static unsigned long long n;
+  Capture *c = calloc(1, sizeof *c);
+  c->id = __sync_add_and_fetch(&n, 1);
+  c->active = 1;
+  c->mode = mode;
+  return s->cap = c; /* never freed: events and streams may still point to it */
+}
+Graph *stub_end(Stream *s) {
+  Graph *g = calloc(1, sizeof *g);
+  g->magic = 'G';
+  g->nodes = s->cap->nodes;
+  s->cap->active = 0;
+  s->cap = 0;
+  return g;
+}
+
+const char *stub_error(int code, int name) {
+  static const struct {
+    int code;
+    const char *name, *text;
+  } t[] = {
+      {0, "cudaSuccess", "no error"},
+      {1, "cudaErrorInvalidValue", "invalid argument"},
+      {2, "cudaErrorMemoryAllocation", "out of memory"},
+      {3, "cudaErrorInitializationError", "initialization error"},
+      {35, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"},
+      {100, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
+      {101, "cudaErrorInvalidDevice", "invalid device ordinal"},
+      {400, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+      {500, "cudaErrorSymbolNotFound", "named symbol not found"},
+      {600, "cudaErrorNotReady", "device not ready"},
+      {700, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
+      {704, "cudaErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
+      {801, "cudaErrorNotSupported", "operation not supported"},
+      {803, "cudaErrorSystemDriverMismatch",
+       "system has unsupported display driver / cuda driver combination"},
+      {900, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"}};
+  for (unsigned i = 0; i < sizeof t / sizeof *t; i++)
+    if (t[i].code == code) return name ? t[i].name : t[i].text;
+  return name ? "cudaErrorUnknown" : "unknown error";
+}
+int stub_attribute(int a, int dev) {
+  static const int t[][2] = {
+      {1, 1024},      {2, 1024},  {3, 1024}, {4, 64},          {5, 2147483647},  {6, 65535},    {7, 65535},
+      {8, 49152},     {9, 65536}, {10, 32},  {11, 2147483647}, {12, 65536},      {13, 1980000}, {14, 512},
+      {15, 1},        {16, 132},  {19, 1},   {31, 1},          {32, 1},          {36, 2619000}, {37, 5120},
+      {38, 52428800}, {39, 2048}, {40, 3},   {41, 1},          {51, 32},         {75, 9},       {76, 0},
+      {78, 1},        {79, 1},    {80, 1},   {81, 233472},     {82, 65536},      {83, 1},       {87, 2},
+      {89, 1},        {90, 1},    {91, 1},   {95, 1},          {97, 232448},     {98, 1},       {99, 1},
+      {102, 1},       {103, 1},   {106, 32}, {108, 32505856},  {109, 134213632}, {110, 1},      {111, 1024},
+      {115, 1},       {116, 1},   {119, 1},  {120, 1},         {121, 1},         {122, 1}};
+  if (a == 33) return 16 + stub_physical(dev);
+  for (unsigned i = 0; i < sizeof t / sizeof *t; i++)
+    if (t[i][0] == a) return t[i][1];
+  return 0;
+}
+
+/* the driver's interface */
+#define INIT()                                                                                               \
+  do {                                                                                                       \
+    FIRST();                                                                                                 \
+    if (!inited) return 3;                                                                                   \
+    int e_ = stub_init();                                                                                    \
+    if (e_) return e_;                                                                                       \
+  } while (0) /* only cuInit and the runtime initialize */
+#define F(n, ...) E CUresult n(__VA_ARGS__)
+static struct ctx {
+  int dev;
+} contexts[64];
+static __thread struct ctx *current, *stack[64];
+static __thread int depth;
+static CUcontext context(int dev) {
+  contexts[dev].dev = dev;
+  stub_charge(dev, 0);
+  return (CUcontext)&contexts[dev];
+}
+F(cuInit, unsigned f) {
+  FIRST();
+  return stub_init();
+}
+F(cuDriverGetVersion, int *v) {
+  FIRST();
+  *v = stub_cuda_version();
+  return 0;
+}
+F(cuDeviceGetCount, int *n) {
+  INIT();
+  *n = devices;
+  return 0;
+}
+F(cuDeviceGet, CUdevice *d, int i) {
+  INIT();
+  if (i < 0 || i >= devices) return 101;
+  *d = i;
+  return 0;
+}
+F(cuDeviceGetName, char *t, int n, CUdevice d) {
+  INIT();
+  snprintf(t, n, "NVIDIA H100 80GB HBM3");
+  return 0;
+}
+static void uuid(CUuuid *u, int d) {
+  memset(u, 0, sizeof *u);
+  u->bytes[15] = (stub_physical(d) / 10 << 4) | stub_physical(d) % 10;
+}
+F(cuDeviceGetUuid, CUuuid *u, CUdevice d) {
+  INIT();
+  uuid(u, d);
+  return 0;
+}
+F(cuDeviceTotalMem, size_t *n, CUdevice d) {
+  INIT();
+  *n = total();
+  return 0;
+}
+F(cuDeviceGetAttribute, int *v, CUdevice_attribute a, CUdevice d) {
+  INIT();
+  *v = stub_attribute(a, d);
+  return 0;
+}
+F(cuDeviceComputeCapability, int *a, int *b, CUdevice d) {
+  INIT();
+  *a = 9;
+  *b = 0;
+  return 0;
+}
+F(cuDeviceGetPCIBusId, char *t, int n, CUdevice d) {
+  INIT();
+  snprintf(t, n, "0000:%02X:00.0", 16 + stub_physical(d));
+  return 0;
+}
+F(cuDeviceCanAccessPeer, int *v, CUdevice a, CUdevice b) {
+  INIT();
+  *v = a != b;
+  return 0;
+}
+F(cuDevicePrimaryCtxRetain, CUcontext *c, CUdevice d) {
+  INIT();
+  if (d < 0 || d >= devices) return 101;
+  *c = context(d);
+  return 0;
+}
+F(cuDevicePrimaryCtxGetState, CUdevice d, unsigned *f, int *a) {
+  INIT();
+  if (f) *f = 0;
+  if (a) *a = mine[d] != 0;
+  return 0;
+}
+F(cuDevicePrimaryCtxRelease, CUdevice d) {
+  INIT();
+  return 0;
+}
+F(cuCtxGetCurrent, CUcontext *c) {
+  FIRST();
+  if (!inited) {
+    *c = 0;
+    return 3;
+  }
+  INIT();
+  *c = (CUcontext)(current ? current : mine[stub_dev] ? (void *)context(stub_dev) : 0);
+  return 0;
+}
+F(cuCtxSetCurrent, CUcontext c) {
+  INIT();
+  current = (void *)c;
+  if (c) stub_dev = current->dev;
+  return 0;
+}
+F(cuCtxPushCurrent, CUcontext c) {
+  INIT();
+  stack[depth++ & 63] = current;
+  current = (void *)c;
+  if (c) stub_dev = current->dev;
+  return 0;
+}
+F(cuCtxPopCurrent, CUcontext *c) {
+  INIT();
+  if (c) *c = (CUcontext)current;
+  if (depth) current = stack[--depth & 63];
+  if (current) stub_dev = current->dev;
+  return 0;
+}
+F(cuCtxGetDevice, CUdevice *d) {
+  INIT();
+  *d = stub_dev;
+  return 0;
+}
+F(cuCtxGetId, CUcontext c, unsigned long long *i) {
+  INIT();
+  *i = 1 + (c ? ((struct ctx *)c)->dev : stub_dev);
+  return 0;
+}
+F(cuCtxSynchronize, void) {
+  INIT();
+  return stub_wait(stub_busy());
+}
+#undef cuCtxCreate
+F(cuCtxCreate_v2, CUcontext *c, unsigned f, CUdevice d) {
+  INIT();
+  *c = context(d);
+  current = (void *)*c;
+  return 0;
+}
+F(cuCtxDestroy, CUcontext c) {
+  INIT();
+  return 0;
+}
+F(cuCtxGetApiVersion, CUcontext c, unsigned *v) {
+  INIT();
+  *v = 13000;
+  return 0;
+}
+F(cuCtxGetLimit, size_t *v, CUlimit l) {
+  INIT();
+  *v = 1024;
+  return 0;
+}
+F(cuCtxGetStreamPriorityRange, int *a, int *b) {
+  INIT();
+  *a = 0;
+  *b = -5;
+  return 0;
+}
+F(cuMemGetInfo, size_t *f, size_t *t) {
+  INIT();
+  stub_memory(stub_dev, f, t);
+  return 0;
+}
+F(cuMemAlloc, CUdeviceptr *p, size_t n) {
+  INIT();
+  return stub_alloc((void **)p, n, stub_dev, DEVICE);
+}
+F(cuMemAllocAsync, CUdeviceptr *p, size_t n, CUstream s) {
+  INIT();
+  return stub_alloc((void **)p, n, stub_dev, DEVICE);
+}
+F(cuMemAllocManaged, CUdeviceptr *p, size_t n, unsigned f) {
+  INIT();
+  return stub_alloc((void **)p, n, stub_dev, DEVICE);
+}
+F(cuMemAllocPitch, CUdeviceptr *p, size_t *pitch, size_t w, size_t h, unsigned e) {
+  INIT();
+  *pitch = (w + 511) & ~511ul;
+  return stub_alloc((void **)p, *pitch * h, stub_dev, DEVICE);
+}
+F(cuMemFree, CUdeviceptr p) {
+  INIT();
+  return stub_free((void *)p, DEVICE);
+}
+F(cuMemFreeAsync, CUdeviceptr p, CUstream s) {
+  INIT();
+  return stub_free((void *)p, DEVICE);
+}
+F(cuMemAllocHost, void **p, size_t n) {
+  INIT();
+  return stub_alloc(p, n, stub_dev, HOST);
+}
+F(cuMemHostAlloc, void **p, size_t n, unsigned f) {
+  INIT();
+  return stub_alloc(p, n, stub_dev, HOST);
+}
+F(cuMemFreeHost, void *p) {
+  INIT();
+  return stub_free(p, HOST);
+}
+F(cuMemHostGetDevicePointer, CUdeviceptr *d, void *p, unsigned f) {
+  INIT();
+  *d = (CUdeviceptr)p;
+  return 0;
+}
+F(cuMemHostRegister, void *p, size_t n, unsigned f) {
+  INIT();
+  stub_register(p, n, stub_dev, REGISTERED);
+  return 0;
+}
+F(cuMemHostUnregister, void *p) {
+  INIT();
+  return stub_free(p, REGISTERED);
+}
+F(cuMemGetAddressRange, CUdeviceptr *b, size_t *n, CUdeviceptr p) {
+  INIT();
+  Region r;
+  if (!stub_find((void *)p, &r)) return 1;
+  if (b) *b = (CUdeviceptr)r.base;
+  if (n) *n = r.size;
+  return 0;
+}
+static int pointer(void *v, int a, CUdeviceptr p) {
+  Region r;
+  int ok = stub_find((void *)p, &r), dev = ok && (r.kind == DEVICE || r.kind == ADDRESSES);
+  switch (a) {
+  case CU_POINTER_ATTRIBUTE_CONTEXT:
+    if (!ok) return 1;
+    *(CUcontext *)v = context(r.dev);
+    return 0;
+  case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+    if (!ok) return 1;
+    *(unsigned *)v = dev ? 2 : 1;
+    return 0;
+  case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+    if (!ok) return 1;
+    *(CUdeviceptr *)v = p;
+    return 0;
+  case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+    if (!ok || dev) return 1;
+    *(void **)v = (void *)p;
+    return 0;
+  case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+    if (!ok) return 1;
+    *(unsigned long long *)v = r.id;
+    return 0;
+  case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(unsigned *)v = 0; return ok ? 0 : 1;
+  case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)v = ok ? r.dev : -2; return ok ? 0 : 1;
+  case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+    if (!ok) return 1;
+    *(CUdeviceptr *)v = (CUdeviceptr)r.base;
+    return 0;
+  case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+    if (!ok) return 1;
+    *(size_t *)v = r.size;
+    return 0;
+  case CU_POINTER_ATTRIBUTE_MAPPED: *(int *)v = ok; return 0;
+  case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS: *(unsigned *)v = 0; return 0;
+  case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE: *(unsigned *)v = ok && r.kind == DEVICE; return 0;
+  case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: *(void **)v = 0; return 0;
+  default: *(unsigned *)v = 0; return 0;
+  }
+}
+F(cuPointerGetAttribute, void *v, CUpointer_attribute a, CUdeviceptr p) {
+  INIT();
+  return pointer(v, a, p);
+}
+F(cuPointerGetAttributes, unsigned n, CUpointer_attribute *a, void **v, CUdeviceptr p) {
+  INIT();
+  for (unsigned i = 0; i < n; i++)
+    if (pointer(v[i], a[i], p)) *(unsigned *)v[i] = 0;
+  return 0;
+}
+F(cuPointerSetAttribute, const void *v, CUpointer_attribute a, CUdeviceptr p) {
+  INIT();
+  return 0;
+}
+#define S stub_stream(s)
+F(cuMemcpy, CUdeviceptr a, CUdeviceptr b, size_t n) {
+  INIT();
+  stub_copy((void *)a, (void *)b, n, 0);
+  return stub_wait(stub_busy());
+}
+F(cuMemcpyAsync, CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s) {
+  INIT();
+  return stub_copy((void *)a, (void *)b, n, S);
+}
+F(cuMemcpyHtoD, CUdeviceptr a, const void *b, size_t n) {
+  INIT();
+  return stub_copy((void *)a, b, n, 0);
+}
+F(cuMemcpyHtoDAsync, CUdeviceptr a, const void *b, size_t n, CUstream s) {
+  INIT();
+  return stub_copy((void *)a, b, n, S);
+}
+F(cuMemcpyDtoH, void *a, CUdeviceptr b, size_t n) {
+  INIT();
+  stub_copy(a, (void *)b, n, 0);
+  return stub_wait(stub_busy());
+}
+F(cuMemcpyDtoHAsync, void *a, CUdeviceptr b, size_t n, CUstream s) {
+  INIT();
+  return stub_copy(a, (void *)b, n, S);
+}
+F(cuMemcpyDtoD, CUdeviceptr a, CUdeviceptr b, size_t n) {
+  INIT();
+  return stub_copy((void *)a, (void *)b, n, 0);
+}
+F(cuMemcpyDtoDAsync, CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s) {
+  INIT();
+  return stub_copy((void *)a, (void *)b, n, S);
+}
+F(cuMemsetD8, CUdeviceptr p, unsigned char v, size_t n) {
+  INIT();
+  return stub_fill((void *)p, v, 1, n, 0);
+}
+F(cuMemsetD8Async, CUdeviceptr p, unsigned char v, size_t n, CUstream s) {
+  INIT();
+  return stub_fill((void *)p, v, 1, n, S);
+}
+F(cuMemsetD16Async, CUdeviceptr p, unsigned short v, size_t n, CUstream s) {
+  INIT();
+  return stub_fill((void *)p, v, 2, n, S);
+}
+F(cuMemsetD32, CUdeviceptr p, unsigned v, size_t n) {
+  INIT();
+  return stub_fill((void *)p, v, 4, n, 0);
+}
+F(cuMemsetD32Async, CUdeviceptr p, unsigned v, size_t n, CUstream s) {
+  INIT();
+  return stub_fill((void *)p, v, 4, n, S);
+}
+/* virtual memory: addresses are PROT_NONE until something is mapped there; memory is charged from cuMemCreate
+ * to cuMemRelease */
+typedef struct {
+  size_t size;
+  int dev, refs;
+} Handle;
+F(cuMemAddressReserve, CUdeviceptr *p, size_t n, size_t align, CUdeviceptr at, unsigned long long f) {
+  INIT();
+  size_t a = align > 2 << 20 ? align : 2 << 20;
+  char *m = mmap(0, n + a, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (m == MAP_FAILED) return 2;
+  char *q = (char *)(((uintptr_t)m + a - 1) / a * a);
+  if (q > m) munmap(m, q - m);
+  if (m + a > q) munmap(q + n, m + a - q);
+  stub_register(q, n, stub_dev, ADDRESSES);
+  *p = (CUdeviceptr)q;
+  return 0;
+}
+F(cuMemAddressFree, CUdeviceptr p, size_t n) {
+  INIT();
+  return stub_free((void *)p, ADDRESSES);
+}
+F(cuMemGetAllocationGranularity, size_t *g, const CUmemAllocationProp *p,
+  CUmemAllocationGranularity_flags f) {
+  INIT();
+  *g = 2 << 20;
+  return 0;
+}
+F(cuMemCreate, CUmemGenericAllocationHandle *h, size_t n, const CUmemAllocationProp *p,
+  unsigned long long f) {
+  INIT();
+  size_t u, t;
+  int d = p->location.id;
+  stub_charge(d, 0);
+  stub_memory(d, &u, &t);
+  if (n > u) return 2;
+  Handle *o = malloc(sizeof *o);
+  *o = (Handle){n, d, 1};
+  stub_charge(d, n);
+  *h = (CUmemGenericAllocationHandle)o;
+  return 0;
+}
+F(cuMemRelease, CUmemGenericAllocationHandle h) {
+  INIT();
+  Handle *o = (Handle *)h;
+  if (!--o->refs) {
+    stub_charge(o->dev, -(long long)o->size);
+    free(o);
+  }
+  return 0;
+}
+F(cuMemRetainAllocationHandle, CUmemGenericAllocationHandle *h, void *p) {
+  INIT();
+  return 801;
+}
+F(cuMemMap, CUdeviceptr p, size_t n, size_t off, CUmemGenericAllocationHandle h, unsigned long long f) {
+  INIT();
+  return mprotect((void *)p, n, PROT_READ | PROT_WRITE) ? 1 : 0;
+}
+F(cuMemUnmap, CUdeviceptr p, size_t n) {
+  INIT();
+  return mmap((void *)p, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+                 MAP_FAILED
+             ? 1
+             : 0;
+}
+F(cuMemSetAccess, CUdeviceptr p, size_t n, const CUmemAccessDesc *d, size_t k) {
+  INIT();
+  return 0;
+}
+F(cuMemGetAccess, unsigned long long *f, const CUmemLocation *l, CUdeviceptr p) {
+  INIT();
+  *f = 3;
+  return 0;
+}
+F(cuMemExportToShareableHandle, void *v, CUmemGenericAllocationHandle h, CUmemAllocationHandleType t,
+  unsigned long long f) {
+  INIT();
+  Handle *o = (Handle *)h;
+  int d = memfd_create("stub", MFD_CLOEXEC);
+  if (ftruncate(d, o->size)) {
+  }
+  *(int *)v = d;
+  return 0;
+}
+F(cuMemImportFromShareableHandle, CUmemGenericAllocationHandle *h, void *v, CUmemAllocationHandleType t) {
+  INIT();
+  off_t n = lseek((int)(intptr_t)v, 0, SEEK_END);
+  Handle *o = malloc(sizeof *o);
+  *o = (Handle){n, -1, 1};
+  *h = (CUmemGenericAllocationHandle)o;
+  return 0;
+}
+F(cuMulticastGetGranularity, size_t *g, const CUmulticastObjectProp *p, CUmulticastGranularity_flags f) {
+  INIT();
+  *g = 2 << 20;
+  return 0;
+}
+F(cuMulticastCreate, CUmemGenericAllocationHandle *h, const CUmulticastObjectProp *p) {
+  INIT();
+  return 801;
+}
+F(cuIpcGetMemHandle, CUipcMemHandle *h, CUdeviceptr p) {
+  INIT();
+  Region r;
+  if (!stub_find((void *)p, &r)) return 1;
+  memset(h, 0, sizeof *h);
+  memcpy(h, &r.size, 8);
+  return 0;
+}
+F(cuIpcOpenMemHandle, CUdeviceptr *p, CUipcMemHandle h, unsigned f) {
+  INIT();
+  size_t n;
+  memcpy(&n, &h, 8);
+  return stub_alloc((void **)p, n, stub_dev, MANAGED);
+}
+F(cuIpcCloseMemHandle, CUdeviceptr p) {
+  INIT();
+  return stub_free((void *)p, MANAGED);
+}
+/* modules and kernels */
+static int object(void *p) {
+  *(void **)p = calloc(1, 64);
+  return 0;
+}
+F(cuModuleLoad, CUmodule *m, const char *f) {
+  INIT();
+  return object(m);
+}
+F(cuModuleLoadData, CUmodule *m, const void *d) {
+  INIT();
+  return object(m);
+}
+F(cuModuleLoadDataEx, CUmodule *m, const void *d, unsigned n, CUjit_option *o, void **v) {
+  INIT();
+  return object(m);
+}
+F(cuModuleLoadFatBinary, CUmodule *m, const void *d) {
+  INIT();
+  return object(m);
+}
+F(cuModuleUnload, CUmodule m) {
+  INIT();
+  free(m);
+  return 0;
+}
+F(cuModuleGetFunction, CUfunction *f, CUmodule m, const char *n) {
+  INIT();
+  return object(f);
+}
+F(cuModuleGetGlobal, CUdeviceptr *p, size_t *n, CUmodule m, const char *name) {
+  INIT();
+  if (n) *n = 4096;
+  return p ? stub_alloc((void **)p, 4096, stub_dev, DEVICE) : 0;
+}
+F(cuModuleGetLoadingMode, CUmoduleLoadingMode *m) {
+  INIT();
+  *m = CU_MODULE_LAZY_LOADING;
+  return 0;
+}
+F(cuLibraryLoadData, CUlibrary *l, const void *c, CUjit_option *jo, void **jv, unsigned jn,
+  CUlibraryOption *o, void **v, unsigned n) {
+  INIT();
+  return object(l);
+}
+F(cuLibraryLoadFromFile, CUlibrary *l, const char *c, CUjit_option *jo, void **jv, unsigned jn,
+  CUlibraryOption *o, void **v, unsigned n) {
+  INIT();
+  return object(l);
+}
+F(cuLibraryUnload, CUlibrary l) {
+  INIT();
+  free(l);
+  return 0;
+}
+F(cuLibraryGetKernel, CUkernel *k, CUlibrary l, const char *n) {
+  INIT();
+  return object(k);
+}
+F(cuLibraryGetModule, CUmodule *m, CUlibrary l) {
+  INIT();
+  *m = (CUmodule)l;
+  return 0;
+}
+F(cuLibraryGetKernelCount, unsigned *n, CUlibrary l) {
+  INIT();
+  *n = 1;
+  return 0;
+}
+F(cuLibraryEnumerateKernels, CUkernel *k, unsigned n, CUlibrary l) {
+  INIT();
+  for (unsigned i = 0; i < n; i++) object(k + i);
+  return 0;
+}
+F(cuLibraryGetGlobal, CUdeviceptr *p, size_t *n, CUlibrary m, const char *name) {
+  INIT();
+  if (n) *n = 4096;
+  return p ? stub_alloc((void **)p, 4096, stub_dev, DEVICE) : 0;
+}
+F(cuKernelGetFunction, CUfunction *f, CUkernel k) {
+  INIT();
+  *f = (CUfunction)k;
+  return 0;
+}
+F(cuKernelGetName, const char **n, CUkernel k) {
+  INIT();
+  *n = "stub";
+  return 0;
+}
+F(cuFuncGetName, const char **n, CUfunction k) {
+  INIT();
+  *n = "stub";
+  return 0;
+}
+F(cuFuncGetModule, CUmodule *m, CUfunction f) {
+  INIT();
+  *m = (CUmodule)f;
+  return 0;
+}
+F(cuFuncIsLoaded, CUfunctionLoadingState *s, CUfunction f) {
+  INIT();
+  *s = 1;
+  return 0;
+}
+static int function(int a) {
+  return a == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK                                  ? 1024
+         : a == CU_FUNC_ATTRIBUTE_NUM_REGS                                             ? 32
+         : a == CU_FUNC_ATTRIBUTE_PTX_VERSION || a == CU_FUNC_ATTRIBUTE_BINARY_VERSION ? 90
+         : a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES                        ? 49152
+                                                                                       : 0;
+}
+F(cuFuncGetAttribute, int *v, CUfunction_attribute a, CUfunction f) {
+  INIT();
+  *v = function(a);
+  return 0;
+}
+F(cuKernelGetAttribute, int *v, CUfunction_attribute a, CUkernel f, CUdevice d) {
+  INIT();
+  *v = function(a);
+  return 0;
+}
+F(cuFuncSetAttribute, CUfunction f, CUfunction_attribute a, int v) {
+  INIT();
+  return 0;
+}
+F(cuOccupancyMaxActiveBlocksPerMultiprocessor, int *n, CUfunction f, int b, size_t s) {
+  INIT();
+  *n = 1;
+  return 0;
+}
+F(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, int *n, CUfunction f, int b, size_t s, unsigned fl) {
+  INIT();
+  *n = 1;
+  return 0;
+}
+F(cuOccupancyMaxActiveClusters, int *n, CUfunction f, const CUlaunchConfig *c) {
+  INIT();
+  *n = 66;
+  return 0;
+}
+F(cuOccupancyMaxPotentialBlockSize, int *g, int *b, CUfunction f, CUoccupancyB2DSize u, size_t s, int l) {
+  INIT();
+  *g = 132;
+  *b = 256;
+  return 0;
+}
+F(cuLaunchKernel, CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g,
+  unsigned sh, CUstream s, void **p, void **x) {
+  INIT();
+  stub_launch(S, 0);
+  return 0;
+}
+F(cuLaunchKernelEx, const CUlaunchConfig *c, CUfunction f, void **p, void **x) {
+  INIT();
+  stub_launch(stub_stream(c->hStream), 0);
+  return 0;
+}
+F(cuLaunchCooperativeKernel, CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e,
+  unsigned g, unsigned sh, CUstream s, void **p) {
+  INIT();
+  stub_launch(S, 0);
+  return 0;
+}
+F(cuLaunchHostFunc, CUstream s, CUhostFn f, void *u) {
+  INIT();
+  Capture *c = stub_capture(S);
+  if (c)
+    c->nodes++;
+  else
+    f(u);
+  return 0;
+}
+F(cuTensorMapEncodeTiled, CUtensorMap *m, CUtensorMapDataType t, cuuint32_t r, void *p, const cuuint64_t *d,
+  const cuuint64_t *st, const cuuint32_t *b, const cuuint32_t *es, CUtensorMapInterleave i,
+  CUtensorMapSwizzle sw, CUtensorMapL2promotion l, CUtensorMapFloatOOBfill o) {
+  INIT();
+  memset(m, 0, sizeof *m);
+  return 0;
+}
+F(cuLinkCreate, unsigned n, CUjit_option *o, void **v, CUlinkState *s) {
+  INIT();
+  return object(s);
+}
+F(cuLinkComplete, CUlinkState s, void **c, size_t *n) {
+  INIT();
+  static char b[64];
+  *c = b;
+  *n = sizeof b;
+  return 0;
+}
+/* streams, events, graphs */
+static int stream(CUstream *s, unsigned f, int p) {
+  static unsigned long long n = 8;
+  Stream *o = calloc(1, sizeof *o);
+  o->magic = 'S';
+  o->dev = stub_dev;
+  o->flags = f;
+  o->priority = p;
+  o->id = __sync_add_and_fetch(&n, 1);
+  *s = (CUstream)o;
+  return 0;
+}
+F(cuStreamCreate, CUstream *s, unsigned f) {
+  INIT();
+  return stream(s, f, 0);
+}
+F(cuStreamCreateWithPriority, CUstream *s, unsigned f, int p) {
+  INIT();
+  return stream(s, f, p);
+}
+F(cuStreamDestroy, CUstream s) {
+  INIT();
+  return 0;
+} /* not freed: few, and pointers stay valid */
+F(cuStreamQuery, CUstream s) {
+  INIT();
+  return stub_done(stub_busy());
+}
+F(cuStreamSynchronize, CUstream s) {
+  INIT();
+  return stub_capture(S) ? 900 : stub_wait(stub_busy());
+}
+F(cuStreamGetPriority, CUstream s, int *p) {
+  INIT();
+  *p = S ? S->priority : 0;
+  return 0;
+}
+F(cuStreamGetFlags, CUstream s, unsigned *p) {
+  INIT();
+  *p = S ? S->flags : 0;
+  return 0;
+}
+F(cuStreamGetId, CUstream s, unsigned long long *p) {
+  INIT();
+  *p = S ? S->id : (uintptr_t)s;
+  return 0;
+}
+F(cuStreamGetDevice, CUstream s, CUdevice *d) {
+  INIT();
+  *d = S ? S->dev : stub_dev;
+  return 0;
+}
+#undef cuStreamGetCtx
+F(cuStreamGetCtx, CUstream s, CUcontext *c) {
+  INIT();
+  *c = context(S ? S->dev : stub_dev);
+  return 0;
+}
+F(cuStreamIsCapturing, CUstream s, CUstreamCaptureStatus *v) {
+  INIT();
+  *v = stub_capture(S) ? 1 : 0;
+  return 0;
+}
+F(cuStreamBeginCapture, CUstream s, CUstreamCaptureMode m) {
+  INIT();
+  if (!S || stub_capture(S)) return 1;
+  stub_begin(S, m);
+  return 0;
+}
+F(cuStreamEndCapture, CUstream s, CUgraph *g) {
+  INIT();
+  if (!S || !stub_capture(S)) return 1;
+  *g = (CUgraph)stub_end(S);
+  return 0;
+}
+#undef cuStreamGetCaptureInfo
+static int info(CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g, const CUgraphNode **d,
+                const CUgraphEdgeData **e, size_t *n) {
+  Capture *c = stub_capture(S);
+  *v = c ? 1 : 0;
+  if (id) *id = c ? c->id : 0;
+  if (g) *g = (CUgraph)c;
+  if (d) *d = 0;
+  if (e) *e = 0;
+  if (n) *n = 0;
+  return 0;
+}
+F(cuStreamGetCaptureInfo_v2, CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g,
+  const CUgraphNode **d, size_t *n) {
+  INIT();
+  return info(s, v, id, g, d, 0, n);
+}
+F(cuStreamGetCaptureInfo_v3, CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g,
+  const CUgraphNode **d, const CUgraphEdgeData **e, size_t *n) {
+  INIT();
+  return info(s, v, id, g, d, e, n);
+}
+F(cuThreadExchangeStreamCaptureMode, CUstreamCaptureMode *m) {
+  INIT();
+  static __thread CUstreamCaptureMode mode;
+  CUstreamCaptureMode o = mode;
+  mode = *m;
+  *m = o;
+  return 0;
+}
+F(cuEventCreate, CUevent *e, unsigned f) {
+  INIT();
+  Event *o = calloc(1, sizeof *o);
+  o->magic = 'E';
+  o->flags = f;
+  o->dev = stub_dev;
+  *e = (CUevent)o;
+  return 0;
+}
+F(cuEventDestroy, CUevent e) {
+  INIT();
+  free(e);
+  return 0;
+}
+F(cuEventRecord, CUevent e, CUstream s) {
+  INIT();
+  Event *o = (Event *)e;
+  o->recorded = 1;
+  o->cap = stub_capture(S);
+  o->done = stub_busy();
+  return 0;
+}
+F(cuEventRecordWithFlags, CUevent e, CUstream s, unsigned f) { return cuEventRecord(e, s); }
+F(cuEventQuery, CUevent e) {
+  INIT();
+  return stub_done(((Event *)e)->done);
+}
+F(cuEventSynchronize, CUevent e) {
+  INIT();
+  return stub_wait(((Event *)e)->done);
+}
+F(cuEventElapsedTime, float *t, CUevent a, CUevent b) {
+  INIT();
+  *t = 0.01f;
+  return 0;
+}
+F(cuStreamWaitEvent, CUstream s, CUevent e, unsigned f) {
+  INIT();
+  Event *o = (Event *)e;
+  if (S && o->cap && o->cap->active) S->cap = o->cap;
+  return 0;
+}
+F(cuGraphCreate, CUgraph *g, unsigned f) {
+  INIT();
+  return object(g);
+}
+F(cuGraphInstantiateWithFlags, CUgraphExec *x, CUgraph g, unsigned long long f) {
+  INIT();
+  return object(x);
+}
+F(cuGraphLaunch, CUgraphExec x, CUstream s) {
+  INIT();
+  stub_launch(S, 1);
+  return 0;
+}
+F(cuGraphDestroy, CUgraph g) {
+  INIT();
+  return 0;
+}
+F(cuGraphExecDestroy, CUgraphExec g) {
+  INIT();
+  return 0;
+}
+F(cuGraphGetNodes, CUgraph g, CUgraphNode *nodes, size_t *n) {
+  INIT();
+  size_t k = ((Graph *)g)->nodes;
+  if (nodes) {
+    if (*n < k) k = *n;
+    for (size_t i = 0; i < k; i++) nodes[i] = (CUgraphNode)g;
+  }
+  *n = k;
+  return 0;
+}
+F(cuGetErrorString, CUresult e, const char **s) {
+  FIRST();
+  *s = stub_error(e, 0);
+  return 0;
+}
+F(cuGetErrorName, CUresult e, const char **s) {
+  FIRST();
+  *s = stub_error(e, 1);
+  return 0;
+}
+F(cuGetExportTable, const void **t, const CUuuid *u) {
+  FIRST();
+  *t = 0;
+  return 500;
+}
+/* names to functions: cuda.h's "#define cuX cuX_v2" decide, as the table that build.sh writes says */
+extern const struct {
+  const char *name, *real;
+} stub_names[];
+static void *named(const char *n) {
+  static void *self;
+  if (!self) {
+    Dl_info i;
+    dladdr(named, &i);
+    self = dlopen(i.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  }
+  for (int i = 0; stub_names[i].name; i++)
+    if (!strcmp(stub_names[i].name, n)) {
+      void *p = dlsym(self, stub_names[i].real);
+      if (p) return p;
+    }
+  return dlsym(self, n);
+}
+F(cuGetProcAddress_v2, const char *n, void **p, int v, cuuint64_t f, CUdriverProcAddressQueryResult *q) {
+  FIRST();
+  *p = named(n);
+  if (v < 13000 && !strcmp(n, "cuStreamGetCaptureInfo")) *p = cuStreamGetCaptureInfo_v2;
+  if (v < 13000 && !strcmp(n, "cuCtxCreate")) *p = cuCtxCreate_v2;
+  if (!*p && getenv("STUB_DEBUG")) {
+    char b[120];
+    snprintf(b, sizeof b, "cuGetProcAddress:%s missing", n);
+    stub_log(b, 0);
+  }
+  if (q) *q = *p ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+  return *p ? 0 : 500;
+}
+#undef cuGetProcAddress
+F(cuGetProcAddress, const char *n, void **p, int v, cuuint64_t f) {
+  return cuGetProcAddress_v2(n, p, v, f, 0);
+}

@@ -1,0 +1,823 @@
+/* A libcudart.so.13 over the libcuda.so.1 of cuda.c. */
+#define _GNU_SOURCE
+#include <cuda_runtime_api.h>
+#include <cuda.h>
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "stub.h"
+static __thread int last;
+static int err(int e) {
+  if (e && e != 600) last = e;
+  return e;
+}
+#define R(e) return err(e)
+static int ready(void) { return stub_driver() == DRIVER_OLD ? 35 : stub_init(); }
+#define INIT()                                                                                               \
+  do {                                                                                                       \
+    FIRST();                                                                                                 \
+    int e_ = ready();                                                                                        \
+    if (e_) R(e_);                                                                                           \
+  } while (0)
+#define F(n, ...) cudaError_t n(__VA_ARGS__)
+#define S stub_stream(s)
+F(cudaGetDeviceCount, int *n) {
+  FIRST();
+  int e = ready();
+  *n = e ? 0 : stub_count();
+  R(e);
+}
+F(cudaGetDevice, int *d) {
+  FIRST();
+  int e = ready();
+  if (e) R(e);
+  *d = stub_dev;
+  return 0;
+}
+F(cudaSetDevice, int d) {
+  INIT();
+  if (d < 0 || d >= stub_count()) R(101);
+  stub_dev = d;
+  stub_charge(d, 0);
+  return 0;
+}
+F(cudaInitDevice, int d, unsigned a, unsigned b) {
+  INIT();
+  if (d < 0 || d >= stub_count()) R(101);
+  stub_charge(d, 0);
+  return 0;
+}
+F(cudaSetDeviceFlags, unsigned f) {
+  INIT();
+  return 0;
+}
+F(cudaGetDeviceFlags, unsigned *f) {
+  INIT();
+  *f = 0;
+  return 0;
+}
+F(cudaDeviceReset, void) {
+  INIT();
+  return 0;
+}
+F(cudaDeviceSynchronize, void) {
+  INIT();
+  R(stub_wait(stub_busy()));
+}
+F(cudaDriverGetVersion, int *v) {
+  FIRST();
+  *v = stub_cuda_version();
+  return 0;
+}
+F(cudaRuntimeGetVersion, int *v) {
+  FIRST();
+  *v = 13000;
+  return 0;
+}
+F(cudaGetDeviceProperties, struct cudaDeviceProp *p, int d) {
+  INIT();
+  if (d < 0 || d >= stub_count()) R(101);
+  size_t f;
+  memset(p, 0, sizeof *p);
+  strcpy(p->name, "NVIDIA H100 80GB HBM3");
+  stub_memory(d, &f, &p->totalGlobalMem);
+  p->uuid.bytes[15] = (stub_physical(d) / 10 << 4) | stub_physical(d) % 10;
+  p->sharedMemPerBlock = 49152;
+  p->regsPerBlock = 65536;
+  p->warpSize = 32;
+  p->memPitch = 2147483647;
+  p->maxThreadsPerBlock = 1024;
+  p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024;
+  p->maxThreadsDim[2] = 64;
+  p->maxGridSize[0] = 2147483647;
+  p->maxGridSize[1] = p->maxGridSize[2] = 65535;
+  p->totalConstMem = 65536;
+  p->major = 9;
+  p->textureAlignment = 512;
+  p->multiProcessorCount = 132;
+  p->canMapHostMemory = 1;
+  p->concurrentKernels = 1;
+  p->ECCEnabled = 1;
+  p->pciBusID = 16 + stub_physical(d);
+  p->asyncEngineCount = 3;
+  p->unifiedAddressing = 1;
+  p->memoryBusWidth = 5120;
+  p->l2CacheSize = 52428800;
+  p->persistingL2CacheMaxSize = 32505856;
+  p->maxThreadsPerMultiProcessor = 2048;
+  p->streamPrioritiesSupported = 1;
+  p->globalL1CacheSupported = p->localL1CacheSupported = 1;
+  p->sharedMemPerMultiprocessor = 233472;
+  p->regsPerMultiprocessor = 65536;
+  p->managedMemory = 1;
+  p->concurrentManagedAccess = 1;
+  p->computePreemptionSupported = 1;
+  p->canUseHostPointerForRegisteredMem = 1;
+  p->cooperativeLaunch = 1;
+  p->sharedMemPerBlockOptin = 232448;
+  p->maxBlocksPerMultiProcessor = 32;
+  p->accessPolicyMaxWindowSize = 134213632;
+  p->reservedSharedMemPerBlock = 1024;
+  p->hostRegisterSupported = 1;
+  p->memoryPoolsSupported = 1;
+  p->gpuDirectRDMASupported = 1;
+  p->clusterLaunch = 1;
+  p->unifiedFunctionPointers = 1;
+  return 0;
+}
+F(cudaDeviceGetAttribute, int *v, enum cudaDeviceAttr a, int d) {
+  INIT();
+  if (d < 0 || d >= stub_count()) R(101);
+  *v = stub_attribute(a, d);
+  return 0;
+}
+F(cudaDeviceGetPCIBusId, char *t, int n, int d) {
+  INIT();
+  snprintf(t, n, "0000:%02X:00.0", 16 + stub_physical(d));
+  return 0;
+}
+F(cudaDeviceGetByPCIBusId, int *d, const char *t) {
+  INIT();
+  int k;
+  if (sscanf(t, "%*x:%x", &k) != 1) R(1);
+  for (*d = 0; *d < stub_count(); ++*d)
+    if (16 + stub_physical(*d) == k) return 0;
+  R(101);
+}
+F(cudaDeviceCanAccessPeer, int *v, int a, int b) {
+  INIT();
+  *v = a != b;
+  return 0;
+}
+F(cudaDeviceEnablePeerAccess, int d, unsigned f) {
+  INIT();
+  return 0;
+}
+F(cudaDeviceGetP2PAttribute, int *v, enum cudaDeviceP2PAttr a, int b, int c) {
+  INIT();
+  *v = 1;
+  return 0;
+}
+F(cudaDeviceGetStreamPriorityRange, int *a, int *b) {
+  INIT();
+  if (a) *a = 0;
+  if (b) *b = -5;
+  return 0;
+}
+F(cudaDeviceGetLimit, size_t *v, enum cudaLimit l) {
+  INIT();
+  *v = 1024;
+  return 0;
+}
+F(cudaDeviceSetLimit, enum cudaLimit l, size_t v) {
+  INIT();
+  return 0;
+}
+F(cudaDeviceGetGraphMemAttribute, int d, enum cudaGraphMemAttributeType a, void *v) {
+  INIT();
+  *(unsigned long long *)v = 0;
+  return 0;
+}
+F(cudaGetLastError, void) {
+  FIRST();
+  int e = last;
+  last = 0;
+  return e;
+}
+F(cudaPeekAtLastError, void) {
+  FIRST();
+  return last;
+}
+const char *cudaGetErrorString(cudaError_t e) { return stub_error(e, 0); }
+const char *cudaGetErrorName(cudaError_t e) { return stub_error(e, 1); }
+/* memory */
+F(cudaMalloc, void **p, size_t n) {
+  INIT();
+  R(stub_alloc(p, n, stub_dev, DEVICE));
+}
+F(cudaMallocAsync, void **p, size_t n, cudaStream_t s) {
+  INIT();
+  R(stub_alloc(p, n, stub_dev, DEVICE));
+}
+F(cudaMallocFromPoolAsync, void **p, size_t n, cudaMemPool_t m, cudaStream_t s) {
+  INIT();
+  R(stub_alloc(p, n, stub_dev, DEVICE));
+}
+F(cudaMallocManaged, void **p, size_t n, unsigned f) {
+  INIT();
+  R(stub_alloc(p, n, stub_dev, DEVICE));
+}
+F(cudaMallocPitch, void **p, size_t *q, size_t w, size_t h) {
+  INIT();
+  *q = (w + 511) & ~511ul;
+  R(stub_alloc(p, *q * h, stub_dev, DEVICE));
+}
+F(cudaFree, void *p) {
+  INIT();
+  stub_charge(stub_dev, 0);
+  R(stub_free(p, DEVICE));
+}
+F(cudaFreeAsync, void *p, cudaStream_t s) {
+  INIT();
+  R(stub_free(p, DEVICE));
+}
+F(cudaMallocHost, void **p, size_t n) {
+  INIT();
+  R(stub_alloc(p, n, stub_dev, HOST));
+}
+F(cudaHostAlloc, void **p, size_t n, unsigned f) {
+  INIT();
+  R(stub_alloc(p, n, stub_dev, HOST));
+}
+F(cudaFreeHost, void *p) {
+  INIT();
+  R(stub_free(p, HOST));
+}
+F(cudaHostRegister, void *p, size_t n, unsigned f) {
+  INIT();
+  stub_register(p, n, stub_dev, REGISTERED);
+  return 0;
+}
+F(cudaHostUnregister, void *p) {
+  INIT();
+  R(stub_free(p, REGISTERED));
+}
+F(cudaHostGetDevicePointer, void **d, void *p, unsigned f) {
+  INIT();
+  *d = p;
+  return 0;
+}
+F(cudaHostGetFlags, unsigned *f, void *p) {
+  INIT();
+  *f = 0;
+  return 0;
+}
+F(cudaMemGetInfo, size_t *f, size_t *t) {
+  INIT();
+  stub_charge(stub_dev, 0);
+  stub_memory(stub_dev, f, t);
+  return 0;
+}
+F(cudaPointerGetAttributes, struct cudaPointerAttributes *a, const void *p) {
+  INIT();
+  Region r;
+  memset(a, 0, sizeof *a);
+  a->device = -2;
+  if (!stub_find(p, &r)) return 0; /* type 0: not registered */
+  int dev = r.kind == DEVICE || r.kind == ADDRESSES || r.kind == MANAGED;
+  a->type = dev ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
+  a->device = r.dev;
+  a->devicePointer = (void *)p;
+  a->hostPointer = dev ? 0 : (void *)p;
+  return 0;
+}
+static int copy(void *to, const void *from, size_t n, Stream *s) { return stub_copy(to, from, n, s); }
+static int blocking(const void *a, const void *b) {
+  Region r;
+  return !stub_find(a, &r) || !stub_find(b, &r);
+} /* pageable memory: the copy waits */
+F(cudaMemcpy, void *a, const void *b, size_t n, enum cudaMemcpyKind k) {
+  INIT();
+  copy(a, b, n, 0);
+  R(stub_wait(stub_busy()));
+}
+F(cudaMemcpyAsync, void *a, const void *b, size_t n, enum cudaMemcpyKind k, cudaStream_t s) {
+  INIT();
+  int e = copy(a, b, n, S);
+  if (!e && k == cudaMemcpyDeviceToHost && !stub_capture(S) && blocking(a, b)) e = stub_wait(stub_busy());
+  R(e);
+}
+F(cudaMemcpyPeer, void *a, int x, const void *b, int y, size_t n) {
+  INIT();
+  R(copy(a, b, n, 0));
+}
+F(cudaMemcpyPeerAsync, void *a, int x, const void *b, int y, size_t n, cudaStream_t s) {
+  INIT();
+  R(copy(a, b, n, S));
+}
+static int copy2d(char *a, size_t ap, const char *b, size_t bp, size_t w, size_t h, Stream *s) {
+  for (size_t i = 0; i < h; i++) copy(a + i * ap, b + i * bp, w, s);
+  return 0;
+}
+F(cudaMemcpy2D, void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h, enum cudaMemcpyKind k) {
+  INIT();
+  copy2d(a, ap, b, bp, w, h, 0);
+  R(stub_wait(stub_busy()));
+}
+F(cudaMemcpy2DAsync, void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h, enum cudaMemcpyKind k,
+  cudaStream_t s) {
+  INIT();
+  R(copy2d(a, ap, b, bp, w, h, S));
+}
+F(cudaMemcpyBatchAsync, void *const *a, const void *const *b, const size_t *n, size_t k,
+  struct cudaMemcpyAttributes *at, size_t *ai, size_t an, cudaStream_t s) {
+  INIT();
+  for (size_t i = 0; i < k; i++) copy(a[i], b[i], n[i], S);
+  return 0;
+}
+F(cudaMemset, void *p, int v, size_t n) {
+  INIT();
+  R(stub_fill(p, v & 255, 1, n, 0));
+}
+F(cudaMemsetAsync, void *p, int v, size_t n, cudaStream_t s) {
+  INIT();
+  R(stub_fill(p, v & 255, 1, n, S));
+}
+F(cudaMemset2DAsync, void *p, size_t q, int v, size_t w, size_t h, cudaStream_t s) {
+  INIT();
+  for (size_t i = 0; i < h; i++) stub_fill((char *)p + i * q, v & 255, 1, w, S);
+  return 0;
+}
+static int pool[64];
+F(cudaDeviceGetDefaultMemPool, cudaMemPool_t *m, int d) {
+  INIT();
+  *m = (cudaMemPool_t)&pool[d];
+  return 0;
+}
+F(cudaDeviceGetMemPool, cudaMemPool_t *m, int d) {
+  INIT();
+  *m = (cudaMemPool_t)&pool[d];
+  return 0;
+}
+F(cudaMemPoolCreate, cudaMemPool_t *m, const struct cudaMemPoolProps *p) {
+  INIT();
+  *m = (cudaMemPool_t)&pool[63];
+  return 0;
+}
+F(cudaMemPoolGetAttribute, cudaMemPool_t m, enum cudaMemPoolAttr a, void *v) {
+  INIT();
+  if (a <= 3)
+    *(int *)v = 0;
+  else
+    *(unsigned long long *)v = 0;
+  return 0;
+}
+F(cudaIpcGetMemHandle, cudaIpcMemHandle_t *h, void *p) {
+  INIT();
+  Region r;
+  if (!stub_find(p, &r)) R(1);
+  memset(h, 0, sizeof *h);
+  memcpy(h, &r.size, 8);
+  return 0;
+}
+F(cudaIpcOpenMemHandle, void **p, cudaIpcMemHandle_t h, unsigned f) {
+  INIT();
+  size_t n;
+  memcpy(&n, &h, 8);
+  R(stub_alloc(p, n, stub_dev, MANAGED));
+}
+F(cudaIpcCloseMemHandle, void *p) {
+  INIT();
+  R(stub_free(p, MANAGED));
+}
+F(cudaIpcGetEventHandle, cudaIpcEventHandle_t *h, cudaEvent_t e) {
+  INIT();
+  memset(h, 0, sizeof *h);
+  return 0;
+}
+/* streams, events */
+F(cudaStreamCreate, cudaStream_t *s) {
+  INIT();
+  return (cudaError_t)cuStreamCreate((CUstream *)s, 0);
+}
+F(cudaStreamCreateWithFlags, cudaStream_t *s, unsigned f) {
+  INIT();
+  return (cudaError_t)cuStreamCreate((CUstream *)s, f);
+}
+F(cudaStreamCreateWithPriority, cudaStream_t *s, unsigned f, int p) {
+  INIT();
+  return (cudaError_t)cuStreamCreateWithPriority((CUstream *)s, f, p);
+}
+F(cudaStreamDestroy, cudaStream_t s) {
+  INIT();
+  return 0;
+}
+F(cudaStreamQuery, cudaStream_t s) {
+  INIT();
+  R(stub_capture(S) ? 900 : stub_done(stub_busy()));
+}
+F(cudaStreamSynchronize, cudaStream_t s) {
+  INIT();
+  R(stub_capture(S) ? 900 : stub_wait(stub_busy()));
+}
+F(cudaStreamGetPriority, cudaStream_t s, int *p) {
+  INIT();
+  *p = S ? S->priority : 0;
+  return 0;
+}
+F(cudaStreamGetFlags, cudaStream_t s, unsigned *p) {
+  INIT();
+  *p = S ? S->flags : 0;
+  return 0;
+}
+F(cudaStreamGetId, cudaStream_t s, unsigned long long *p) {
+  INIT();
+  *p = S ? S->id : (uintptr_t)s;
+  return 0;
+}
+F(cudaStreamGetDevice, cudaStream_t s, int *p) {
+  INIT();
+  *p = S ? S->dev : stub_dev;
+  return 0;
+}
+F(cudaStreamAddCallback, cudaStream_t s, cudaStreamCallback_t f, void *u, unsigned fl) {
+  INIT();
+  f(s, 0, u);
+  return 0;
+}
+F(cudaLaunchHostFunc, cudaStream_t s, cudaHostFn_t f, void *u) {
+  INIT();
+  Capture *c = stub_capture(S);
+  if (c)
+    c->nodes++;
+  else
+    f(u);
+  return 0;
+}
+F(cudaStreamWaitEvent, cudaStream_t s, cudaEvent_t e, unsigned f) {
+  INIT();
+  return (cudaError_t)cuStreamWaitEvent((CUstream)s, (CUevent)e, f);
+}
+F(cudaStreamIsCapturing, cudaStream_t s, enum cudaStreamCaptureStatus *v) {
+  INIT();
+  *v = stub_capture(S) ? 1 : 0;
+  return 0;
+}
+F(cudaStreamBeginCapture, cudaStream_t s, enum cudaStreamCaptureMode m) {
+  INIT();
+  if (!S || stub_capture(S)) R(901);
+  stub_begin(S, m);
+  return 0;
+}
+F(cudaStreamBeginCaptureToGraph, cudaStream_t s, cudaGraph_t g, const cudaGraphNode_t *d,
+  const cudaGraphEdgeData *e, size_t n, enum cudaStreamCaptureMode m) {
+  INIT();
+  if (!S || stub_capture(S)) R(901);
+  stub_begin(S, m);
+  return 0;
+}
+F(cudaStreamEndCapture, cudaStream_t s, cudaGraph_t *g) {
+  INIT();
+  if (!S || !stub_capture(S)) R(901);
+  *g = (cudaGraph_t)stub_end(S);
+  return 0;
+}
+F(cudaStreamGetCaptureInfo, cudaStream_t s, enum cudaStreamCaptureStatus *v, unsigned long long *id,
+  cudaGraph_t *g, const cudaGraphNode_t **d, const cudaGraphEdgeData **e, size_t *n) {
+  INIT();
+  Capture *c = stub_capture(S);
+  *v = c ? 1 : 0;
+  if (id) *id = c ? c->id : 0;
+  if (g) *g = (cudaGraph_t)c;
+  if (d) *d = 0;
+  if (e) *e = 0;
+  if (n) *n = 0;
+  return 0;
+}
+F(cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode *m) {
+  FIRST();
+  static __thread enum cudaStreamCaptureMode mode;
+  enum cudaStreamCaptureMode o = mode;
+  mode = *m;
+  *m = o;
+  return 0;
+}
+F(cudaEventCreate, cudaEvent_t *e) {
+  INIT();
+  return (cudaError_t)cuEventCreate((CUevent *)e, 0);
+}
+F(cudaEventCreateWithFlags, cudaEvent_t *e, unsigned f) {
+  INIT();
+  return (cudaError_t)cuEventCreate((CUevent *)e, f);
+}
+F(cudaEventDestroy, cudaEvent_t e) {
+  INIT();
+  free(e);
+  return 0;
+}
+F(cudaEventRecord, cudaEvent_t e, cudaStream_t s) {
+  INIT();
+  return (cudaError_t)cuEventRecord((CUevent)e, (CUstream)s);
+}
+F(cudaEventRecordWithFlags, cudaEvent_t e, cudaStream_t s, unsigned f) {
+  INIT();
+  return (cudaError_t)cuEventRecord((CUevent)e, (CUstream)s);
+}
+F(cudaEventQuery, cudaEvent_t e) {
+  INIT();
+  R(stub_done(((Event *)e)->done));
+}
+F(cudaEventSynchronize, cudaEvent_t e) {
+  INIT();
+  R(stub_wait(((Event *)e)->done));
+}
+F(cudaEventElapsedTime, float *t, cudaEvent_t a, cudaEvent_t b) {
+  INIT();
+  *t = 0.01f;
+  return 0;
+}
+F(cudaIpcOpenEventHandle, cudaEvent_t *e, cudaIpcEventHandle_t h) {
+  INIT();
+  return (cudaError_t)cuEventCreate((CUevent *)e, 0);
+}
+/* graphs */
+static int object(void *p) {
+  *(void **)p = calloc(1, 64);
+  return 0;
+}
+F(cudaGraphCreate, cudaGraph_t *g, unsigned f) {
+  INIT();
+  return object(g);
+}
+F(cudaGraphInstantiate, cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f) {
+  INIT();
+  return object(x);
+}
+F(cudaGraphInstantiateWithFlags, cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f) {
+  INIT();
+  return object(x);
+}
+F(cudaGraphLaunch, cudaGraphExec_t x, cudaStream_t s) {
+  INIT();
+  stub_launch(S, 1);
+  return 0;
+}
+F(cudaGraphDestroy, cudaGraph_t g) {
+  INIT();
+  return 0;
+}
+F(cudaGraphExecDestroy, cudaGraphExec_t x) {
+  INIT();
+  free(x);
+  return 0;
+}
+F(cudaGraphGetNodes, cudaGraph_t g, cudaGraphNode_t *nodes, size_t *n) {
+  INIT();
+  size_t k = ((Graph *)g)->nodes;
+  if (nodes) {
+    if (*n < k) k = *n;
+    for (size_t i = 0; i < k; i++) nodes[i] = (cudaGraphNode_t)g;
+  }
+  *n = k;
+  return 0;
+}
+F(cudaGraphNodeGetDependencies, cudaGraphNode_t g, cudaGraphNode_t *d, cudaGraphEdgeData *e, size_t *n) {
+  INIT();
+  *n = 0;
+  return 0;
+}
+F(cudaGraphNodeGetType, cudaGraphNode_t g, enum cudaGraphNodeType *t) {
+  INIT();
+  *t = cudaGraphNodeTypeKernel;
+  return 0;
+}
+F(cudaGraphAddNode, cudaGraphNode_t *o, cudaGraph_t g, const cudaGraphNode_t *d, const cudaGraphEdgeData *e,
+  size_t n, struct cudaGraphNodeParams *p) {
+  INIT();
+  return object(o);
+}
+F(cudaGraphConditionalHandleCreate, cudaGraphConditionalHandle *h, cudaGraph_t g, unsigned v, unsigned f) {
+  INIT();
+  *h = 1;
+  return 0;
+}
+F(cudaUserObjectCreate, cudaUserObject_t *o, void *p, cudaHostFn_t f, unsigned n, unsigned fl) {
+  INIT();
+  return object(o);
+}
+/* kernels */
+typedef struct {
+  dim3 grid, block;
+  size_t shared;
+  void *stream;
+} Config;
+static __thread Config configs[16];
+static __thread int nconfigs;
+unsigned __cudaPushCallConfiguration(dim3 g, dim3 b, size_t sh, void *s) {
+  configs[nconfigs++ & 15] = (Config){g, b, sh, s};
+  return 0;
+}
+int __cudaPopCallConfiguration(dim3 *g, dim3 *b, size_t *sh, void *s) {
+  Config c = configs[--nconfigs & 15];
+  *g = c.grid;
+  *b = c.block;
+  *sh = c.shared;
+  *(void **)s = c.stream;
+  return 0;
+}
+void **__cudaRegisterFatBinary(void *f) {
+  FIRST();
+  return calloc(1, 64);
+}
+void __cudaRegisterFatBinaryEnd(void **h) {}
+void __cudaUnregisterFatBinary(void **h) {}
+char __cudaInitModule(void **h) { return 1; }
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* The one kernel that is computed: torch's fill (torch.ones, full, fill_), because vLLM reads such values
+ * back. Its arguments: int N, the value, the address. */
+static struct {
+  const void *f;
+  int size;
+} fills[256];
+static int nfills;
+void __cudaRegisterFunction(void **h, const char *f, char *d, const char *n, int t, void *a, void *b, void *c,
+                            void *e, int *w) {
+  const char *p;
+  int size = 0;
+  if (strncmp(n, "_ZN2at6native", 13) || !(p = strstr(n, "11FillFunctorI")) ||
+      !strstr(n, "29vectorized_elementwise_kernel"))
+    return;
+  p += 14;
+  if (strchr("hab", *p))
+    size = 1;
+  else if (strchr("st", *p))
+    size = 2;
+  else if (strchr("ijf", *p))
+    size = 4;
+  else if (strchr("lmdxy", *p))
+    size = 8;
+  else if (!strncmp(p, "N3c108BFloat16", 14) || !strncmp(p, "N3c104Half", 10))
+    size = 2;
+  if (size && nfills < 256) {
+    pthread_mutex_lock(&lock);
+    fills[nfills].size = size;
+    fills[nfills++].f = f;
+    pthread_mutex_unlock(&lock);
+  }
+}
+static void launch(const void *f, void **a, Stream *s) {
+  stub_launch(s, 0);
+  if (!stub_capture(s))
+    for (int i = 0; i < nfills; i++)
+      if (fills[i].f == f) {
+        uint64_t v = 0;
+        memcpy(&v, a[1], fills[i].size);
+        stub_fill(*(void **)a[2], v, fills[i].size, *(int *)a[0], s);
+        break;
+      }
+}
+static struct {
+  const void *host;
+  void *dev;
+  size_t size;
+} *vars;
+static int nvars;
+void __cudaRegisterVar(void **h, char *host, char *d, const char *n, int ext, size_t size, int c, int g) {
+  pthread_mutex_lock(&lock);
+  if (nvars % 64 == 0) vars = realloc(vars, (nvars + 64) * sizeof *vars);
+  vars[nvars].host = host;
+  vars[nvars].dev = 0;
+  vars[nvars++].size = size;
+  pthread_mutex_unlock(&lock);
+}
+void __cudaRegisterManagedVar(void **h, void **host, char *d, const char *n, int ext, size_t size, int c,
+                              int g) {
+  *host = calloc(1, size);
+}
+static void *symbol(const void *host) {
+  for (int i = 0; i < nvars; i++)
+    if (vars[i].host == host) {
+      if (!vars[i].dev) vars[i].dev = calloc(1, vars[i].size + 64);
+      return vars[i].dev;
+    }
+  return 0;
+}
+F(cudaGetSymbolAddress, void **p, const void *h) {
+  INIT();
+  *p = symbol(h);
+  R(*p ? 0 : 500);
+}
+F(cudaMemcpyToSymbol, const void *h, const void *b, size_t n, size_t off, enum cudaMemcpyKind k) {
+  INIT();
+  char *p = symbol(h);
+  if (!p) R(500);
+  memcpy(p + off, b, n);
+  return 0;
+}
+F(cudaMemcpyToSymbolAsync, const void *h, const void *b, size_t n, size_t off, enum cudaMemcpyKind k,
+  cudaStream_t s) {
+  INIT();
+  char *p = symbol(h);
+  if (!p) R(500);
+  memcpy(p + off, b, n);
+  return 0;
+}
+F(cudaMemcpyFromSymbol, void *b, const void *h, size_t n, size_t off, enum cudaMemcpyKind k) {
+  INIT();
+  char *p = symbol(h);
+  if (!p) R(500);
+  memcpy(b, p + off, n);
+  return 0;
+}
+F(cudaLaunchKernel, const void *f, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s) {
+  INIT();
+  launch(f, a, S);
+  return 0;
+}
+F(cudaLaunchKernelExC, const cudaLaunchConfig_t *c, const void *f, void **a) {
+  INIT();
+  stub_launch(stub_stream(c->stream), 0);
+  return 0;
+}
+F(cudaLaunchCooperativeKernel, const void *f, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s) {
+  INIT();
+  stub_launch(S, 0);
+  return 0;
+}
+F(__cudaGetKernel, cudaKernel_t *k, const void *f) {
+  FIRST();
+  *k = (cudaKernel_t)f;
+  return 0;
+}
+F(__cudaLaunchKernel, cudaKernel_t k, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s) {
+  INIT();
+  launch(k, a, S);
+  return 0;
+}
+F(cudaGetKernel, cudaKernel_t *k, const void *f) {
+  INIT();
+  *k = (cudaKernel_t)f;
+  return 0;
+}
+F(cudaGetFuncBySymbol, cudaFunction_t *k, const void *f) {
+  INIT();
+  *k = (cudaFunction_t)f;
+  return 0;
+}
+F(cudaFuncGetAttributes, struct cudaFuncAttributes *a, const void *f) {
+  INIT();
+  memset(a, 0, sizeof *a);
+  a->maxThreadsPerBlock = 1024;
+  a->numRegs = 32;
+  a->ptxVersion = a->binaryVersion = 90;
+  a->maxDynamicSharedSizeBytes = 49152;
+  return 0;
+}
+F(cudaFuncGetName, const char **n, const void *f) {
+  INIT();
+  *n = "stub";
+  return 0;
+}
+F(cudaOccupancyMaxActiveBlocksPerMultiprocessor, int *n, const void *f, int b, size_t sh) {
+  INIT();
+  *n = b > 0 && b < 1024 ? 2048 / (b < 64 ? 64 : b) : 1;
+  return 0;
+}
+F(cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, int *n, const void *f, int b, size_t sh,
+  unsigned fl) {
+  INIT();
+  *n = b > 0 && b < 1024 ? 2048 / (b < 64 ? 64 : b) : 1;
+  return 0;
+}
+F(cudaOccupancyMaxActiveClusters, int *n, const void *f, const cudaLaunchConfig_t *c) {
+  INIT();
+  *n = 66;
+  return 0;
+}
+F(cudaOccupancyMaxPotentialClusterSize, int *n, const void *f, const cudaLaunchConfig_t *c) {
+  INIT();
+  *n = 8;
+  return 0;
+}
+F(cudaOccupancyAvailableDynamicSMemPerBlock, size_t *n, const void *f, int a, int b) {
+  INIT();
+  *n = 49152;
+  return 0;
+}
+F(cudaLibraryLoadData, cudaLibrary_t *l, const void *c, enum cudaJitOption *jo, void **jv, unsigned jn,
+  enum cudaLibraryOption *o, void **v, unsigned n) {
+  INIT();
+  return object(l);
+}
+F(cudaLibraryGetKernel, cudaKernel_t *k, cudaLibrary_t l, const char *n) {
+  INIT();
+  return object(k);
+}
+F(cudaLibraryEnumerateKernels, cudaKernel_t *k, unsigned n, cudaLibrary_t l) {
+  INIT();
+  for (unsigned i = 0; i < n; i++) object(k + i);
+  return 0;
+}
+F(cudaLibraryGetKernelCount, unsigned *n, cudaLibrary_t l) {
+  INIT();
+  *n = 1;
+  return 0;
+}
+static int entry(const char *n, void **p, int v, enum cudaDriverEntryPointQueryResult *q) {
+  CUdriverProcAddressQueryResult r;
+  int e = cuGetProcAddress(n, p, v, 0, &r);
+  if (q) *q = e ? cudaDriverEntryPointSymbolNotFound : cudaDriverEntryPointSuccess;
+  return q ? 0 : e;
+}
+F(cudaGetDriverEntryPoint, const char *n, void **p, unsigned long long f,
+  enum cudaDriverEntryPointQueryResult *q) {
+  INIT();
+  R(entry(n, p, 13000, q));
+}
+F(cudaGetDriverEntryPointByVersion, const char *n, void **p, unsigned v, unsigned long long f,
+  enum cudaDriverEntryPointQueryResult *q) {
+  INIT();
+  R(entry(n, p, v, q));
+}

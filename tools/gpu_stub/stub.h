@@ -1,0 +1,89 @@
+/* What the stand-ins share: libcuda.so.1 (cuda.c) defines these, the others link against it. */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+enum { DEVICE = 2, HOST = 1, MANAGED = 3, REGISTERED = 4, ADDRESSES = 5 };
+typedef struct {
+  char *base;
+  size_t size;
+  int dev, kind;
+  unsigned long long id;
+} Region;
+typedef struct Capture {
+  unsigned long long id;
+  int active, mode;
+  size_t nodes;
+} Capture;
+typedef struct {
+  unsigned magic;
+  int dev, priority;
+  unsigned flags;
+  Capture *cap;
+  unsigned long long id;
+} Stream;
+typedef struct {
+  unsigned magic;
+  int recorded, dev;
+  unsigned flags;
+  int64_t done;
+  Capture *cap;
+} Event;
+typedef struct {
+  unsigned magic;
+  size_t nodes;
+} Graph;
+extern unsigned stub_gen;     /* grows by one in each forked child */
+extern __thread int stub_dev; /* this thread's device */
+void stub_log(const char *name, int generated);
+int stub_init(void); /* 0, 3 (forked after its initialization), 100 (no device or driver), 803 (mismatch) */
+int stub_count(void);
+int stub_physical(int dev);
+int stub_attribute(int attr, int dev);
+int stub_alloc(void **p, size_t n, int dev, int kind);
+int stub_free(void *p, int kind);
+int stub_find(const void *p, Region *out);
+void stub_register(void *p, size_t n, int dev, int kind);
+void stub_memory(int dev, size_t *unused, size_t *total);
+void stub_charge(int dev, long long bytes);
+int stub_copy(void *to, const void *from, size_t n, Stream *s);
+int stub_fill(void *to, uint64_t value, size_t unit, size_t n, Stream *s);
+void stub_launch(Stream *s, int graph);
+int stub_wait(int64_t until); /* 0 or an error (STUB_FAIL) */
+int stub_done(int64_t until); /* 0, 600 (not ready), or an error */
+int64_t stub_busy(void);
+Stream *stub_stream(void *s); /* NULL for the default streams */
+Capture *stub_capture(Stream *s);
+Capture *stub_begin(Stream *s, int mode);
+Graph *stub_end(Stream *s);
+const char *stub_error(int code, int name);
+/* Logs a function's first call in each process. */
+#define FIRST()                                                                                              \
+  do {                                                                                                       \
+    static unsigned seen;                                                                                    \
+    if (seen != stub_gen) {                                                                                  \
+      seen = stub_gen;                                                                                       \
+      stub_log(__func__, 0);                                                                                 \
+    }                                                                                                        \
+  } while (0)
+/* STUB_DRIVER: a driver that works, or why it does not. */
+enum { DRIVER_WORKS, DRIVER_NOT_LOADED, DRIVER_MISMATCH, DRIVER_OLD };
+static inline int stub_driver(void) {
+  const char *t = getenv("STUB_DRIVER");
+  return !t                         ? DRIVER_WORKS
+         : !strcmp(t, "not-loaded") ? DRIVER_NOT_LOADED
+         : !strcmp(t, "mismatch")   ? DRIVER_MISMATCH
+         : !strcmp(t, "old")        ? DRIVER_OLD
+                                    : DRIVER_WORKS;
+}
+/* The newest CUDA that the driver supports, as 1000 * major + 10 * minor. */
+static inline int stub_cuda_version(void) { return stub_driver() == DRIVER_OLD ? 12040 : 13000; }
+#define FIRST_GENERATED() \
+  do { \
+    static unsigned seen; \
+    if (seen != stub_gen) { \
+      seen = stub_gen; \
+      stub_log(__func__, 1); \
+    } \
+  } while (0)

