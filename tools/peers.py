@@ -1,6 +1,6 @@
 """The programs that the slow tests compare with, each in an environment of its own below .peers.
 
-    python3 -m tools.peers [--folder .peers] [vllm] [vllm@VERSION ...] [transformers] [model] [cuda] [gpu-stub]
+    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [cuda] [gpu-stub]
 
 `make peers` and `make gpu-env` run it. What is there is kept, so it can be run again.
 

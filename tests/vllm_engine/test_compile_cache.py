@@ -34,7 +34,9 @@ def filled(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Fille
     return Filled(folder, location)
 
 
-@pytest.mark.parametrize(("launcher", "suffix"), [("ours", ""), ("ours", ",require"), ("warm", "")])
+@pytest.mark.parametrize(
+    ("launcher", "suffix"), [pytest.param("ours", "", marks=pytest.mark.ci_vllm), ("ours", ",require"), ("warm", "")]
+)
 def test_the_first_start_of_another_machine_loads(launcher, suffix, filled, small_model, tmp_path):
     words = ("--compile-cache", f"{filled.location}{suffix}")
     told = start_and_end(tmp_path, small_model, *words, launcher=launcher)

@@ -13,7 +13,7 @@ from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
 from tests.vllm_engine.recording import Recording, first_status, observing, record
 from tests.vllm_engine.vllm_server import VllmServer
 
-pytestmark = pytest.mark.versions
+pytestmark = [pytest.mark.versions, pytest.mark.ci_vllm]
 
 PROMPTS = (
     "The capital of France is",

@@ -51,6 +51,7 @@ def test_a_blocked_event_loop_is_503_within_two_seconds_and_200_afterwards(serve
     wait_until(lambda: _probe(server) == 200)
 
 
+@pytest.mark.ci_vllm
 def test_a_dead_engine_is_503_at_once(start_vllm):
     with start_vllm("ours", environment={"VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1"}) as server:
         server.wait_ready()

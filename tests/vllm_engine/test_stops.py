@@ -138,7 +138,7 @@ _NUM_STOPS = 8
 @pytest.mark.parametrize(
     ("launcher", "topology"),
     [
-        pytest.param("ours", "one", marks=pytest.mark.versions),
+        pytest.param("ours", "one", marks=[pytest.mark.versions, pytest.mark.ci_vllm]),
         ("ours", "two API servers"),
         ("ours", "two engines"),
         ("warm", "one"),

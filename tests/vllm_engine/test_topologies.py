@@ -48,6 +48,7 @@ def test_pipeline_stages_start_and_end(start_vllm, two_ranks):
 
 
 @pytest.mark.versions
+@pytest.mark.ci_vllm
 def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm, two_ranks):
     with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
