@@ -39,6 +39,7 @@ _OF_EACH_START = (
     "PYTEST_CURRENT_TEST",
     "VCLI_STANDBY",
     "XDG_RUNTIME_DIR",
+    "VCLI_START_FOLDER",
 )
 """Variables with another value in each start: random names, an address, the standby."""
 _TIMED_LINES = ("loggers.py", "shm_broadcast.py")
