@@ -4,12 +4,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import psutil
 
 from tests.support.http_client import Answer
-from tests.support.peer_vllm import BIN, PYTHON, ROOT
+from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
 from tests.support.program import Server
 from tests.support.standby_process import StandbyProcess
@@ -25,14 +25,12 @@ ENVIRONMENT: Final = {
 }
 """Variables of every start."""
 
-_OURS: Final = (str(PYTHON), "-m", "vllm_cli", "serve", "--engine", "vllm")
-LAUNCHERS: Final = {"plain": (str(PYTHON), str(BIN / "vllm"), "serve"), "ours": _OURS, "warm": _OURS}
-"""`warm` is `ours` with a standby of its own, from which it must fork its server."""
-
 
 class VllmServer(Server):
     """A server on a free port; leaving the `with` block stops it and checks that all its processes end."""
 
+    python: ClassVar[Path] = PYTHON
+    """The interpreter of vLLM's virtual environment."""
     PROMPT: Final = "The capital of France is"
     MAX_TOKENS: Final = 4
 
@@ -49,7 +47,15 @@ class VllmServer(Server):
         environment: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
     ) -> None:
-        """The folder contains the log and the caches; `prefix` executes the words that follow it."""
+        """
+        Args:
+            launcher: `plain`, `ours`, or `warm`: as `ours` with a standby of its own, from which it must fork.
+            model: its folder.
+            arguments: further words.
+            folder: contains the log and the caches.
+            environment: variables added to those of the test.
+            prefix: executes the words that follow it.
+        """
         self.port = free_port()
         self.name = launcher
         self.leaves_nothing = launcher != "plain"
@@ -62,8 +68,10 @@ class VllmServer(Server):
             **extra,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), extra.get("PYTHONPATH")))),
         }
+        ours = ("-m", "vllm_cli", "serve", "--engine", "vllm")
+        program = (self.python.with_name("vllm"), "serve") if launcher == "plain" else ours
         super().__init__(
-            [*prefix, *LAUNCHERS[launcher], *words, *arguments],
+            [*prefix, self.python, *program, *words, *arguments],
             variables,
             log_path=folder / f"{launcher}-{self.port}.log",
             cwd=folder,
@@ -74,7 +82,7 @@ class VllmServer(Server):
     def __enter__(self) -> Self:
         if self.name == "warm":
             kind = "vllm-eager" if "--enforce-eager" in self.command else "vllm-compiled"
-            self._standby = StandbyProcess("--for", kind, environment=self.variables, python=PYTHON)
+            self._standby = StandbyProcess("--for", kind, environment=self.variables, python=self.python)
             self._standby.__enter__()
             self.variables |= self._standby.environment
         return super().__enter__()
