@@ -6,7 +6,7 @@ from typing import Final
 import psutil
 
 from tests.support.peer_vllm import ROOT
-from tests.vllm_engine.vllm_server import VllmServer
+from tests.vllm_engine.vllm_server import VllmServer, title_of
 
 STUB: Final = ROOT / ".peers" / "gpu_stub"
 PYTHON: Final = ROOT / ".peers" / "cuda" / "bin" / "python"
@@ -56,9 +56,10 @@ class GpuServer(VllmServer):
 
     def assert_only(self, titles: list[str]) -> list[psutil.Process]:
         """Processes with just these titles use CUDA, and no process that has ended did."""
-        found = [process for title in titles for process in self.titled(title)]
-        assert len(found) == len(titles), self.family()
-        assert self.initialized() == {process.pid for process in found}
+        initialized = self.initialized()
+        found = [process for process in self.titled("") if process.pid in initialized]
+        assert [title_of(process) for process in found] == titles
+        assert len(initialized) == len(found)
         return found
 
     def is_forked(self, process: psutil.Process) -> bool:
