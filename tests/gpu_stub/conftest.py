@@ -1,4 +1,4 @@
-"""vLLM's CUDA build from .peers/cuda on the stand-in for the GPU from .peers/gpu_stub, where no kernel runs."""
+"""vLLM's CUDA build in .peers/cuda on the stand-in for the GPU in .peers/gpu_stub: no kernel runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A server of vLLM's CUDA build on the stand-in for the GPU, which `STUB_…` variables describe and disturb."""
+"""A server of vLLM's CUDA build on the stand-in for the GPU, which `STUB_…` variables disturb."""
 
 from pathlib import Path
 from typing import Final
@@ -35,9 +35,7 @@ class GpuServer(VllmServer):
 
     python = PYTHON
 
-    def __init__(
-        self, launcher: str, *arguments: str, folder: Path, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, launcher: str, *arguments: str, folder: Path, environment: dict[str, str] | None = None) -> None:
         """As that of every vLLM, of the same model."""
         self._cuda_log = folder / _LOG
         self._cuda_log.unlink(missing_ok=True)

@@ -17,9 +17,7 @@ _RANKS = [
 @pytest.mark.parametrize(("words", "titles"), _RANKS)
 def test_ranks_start_twice_in_a_home(tmp_path, words, titles):
     for _ in range(2):
-        with GpuServer(
-            "ours", *EAGER, *words, folder=tmp_path, environment={"STUB_GPUS": words[1]}
-        ) as server:
+        with GpuServer("ours", *EAGER, *words, folder=tmp_path, environment={"STUB_GPUS": words[1]}) as server:
             server.wait_ready()
             assert len({server.generate() for _ in range(4)}) == 1
             workers = server.assert_only(titles)

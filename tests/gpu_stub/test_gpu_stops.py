@@ -1,4 +1,4 @@
-"""Ends of a server on a GPU: signals, killed processes, a GPU that hangs; nothing is left, and codes are right."""
+"""Ends of a server on a GPU: signals, killed processes, a hung GPU. Codes are right, nothing is left."""
 
 import re
 import signal

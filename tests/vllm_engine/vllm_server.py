@@ -49,7 +49,7 @@ class VllmServer(Server):
     ) -> None:
         """
         Args:
-            launcher: `plain`, `ours`, or `warm`: as `ours` with a standby of its own, from which it must fork.
+            launcher: `plain`, `ours`, or `warm`: `ours`, which must fork from a standby of its own.
             model: its folder.
             arguments: further words.
             folder: contains the log and the caches.
