@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gpu_stub.stub_server import run_preflight
+from tests.gpu_stub.gpu_server import run_preflight
 
 _TP3 = ("--tensor-parallel-size", "3")
 _UUID = "GPU-00000000-0000-0000-0000-000000000000"

@@ -4,12 +4,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import psutil
 
 from tests.support.http_client import Answer
-from tests.support.peer_vllm import BIN, ROOT
+from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
 from tests.support.program import Server
 from tests.support.standby_process import StandbyProcess
@@ -26,22 +26,14 @@ ENVIRONMENT: Final = {
 """Variables of every start."""
 
 
-def launchers_of(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The first words of each way to start; `warm` is `ours` with a standby, from which it must fork."""
-    ours = (str(folder / "python"), "-m", "vllm_cli", "serve", "--engine", "vllm")
-    return {"plain": (str(folder / "python"), str(folder / "vllm"), "serve"), "ours": ours, "warm": ours}
-
-
-LAUNCHERS: Final = launchers_of(BIN)
-
-
 class VllmServer(Server):
     """A server on a free port; leaving the `with` block stops it and checks that all its processes end."""
 
+    python: ClassVar[Path] = PYTHON
+    """The interpreter of vLLM's virtual environment."""
     PROMPT: Final = "The capital of France is"
     MAX_TOKENS: Final = 4
 
-    launchers = LAUNCHERS
     poll_s = 0.2
     """Long, so that polling takes little CPU time from the start."""
     gone_s = 120.0
@@ -55,7 +47,15 @@ class VllmServer(Server):
         environment: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
     ) -> None:
-        """The folder contains the log and the caches; `prefix` executes the words that follow it."""
+        """
+        Args:
+            launcher: `plain`, `ours`, or `warm`: `ours`, which must fork from a standby of its own.
+            model: its folder.
+            arguments: further words.
+            folder: contains the log and the caches.
+            environment: variables added to those of the test.
+            prefix: executes the words that follow it.
+        """
         self.port = free_port()
         self.name = launcher
         self.leaves_nothing = launcher != "plain"
@@ -68,19 +68,16 @@ class VllmServer(Server):
             **extra,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), extra.get("PYTHONPATH")))),
         }
+        ours = ("-m", "vllm_cli", "serve", "--engine", "vllm")
+        program = (self.python.with_name("vllm"), "serve") if launcher == "plain" else ours
         super().__init__(
-            [*prefix, *self.launchers[launcher], *words, *arguments],
+            [*prefix, self.python, *program, *words, *arguments],
             variables,
             log_path=folder / f"{launcher}-{self.port}.log",
             cwd=folder,
             process_group=0,
         )
         self._standby: StandbyProcess | None = None
-
-    @property
-    def python(self) -> Path:
-        """The interpreter of its environment."""
-        return Path(self.launchers["ours"][0])
 
     def __enter__(self) -> Self:
         if self.name == "warm":

@@ -1,0 +1,91 @@
+"""A server of vLLM's CUDA build on the stand-in for the GPU, which `STUB_…` variables disturb."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from tests.support.peer_vllm import ROOT
+from tests.vllm_engine.vllm_server import VllmServer, title_of
+
+STUB: Final = ROOT / ".peers" / "gpu_stub"
+PYTHON: Final = ROOT / ".peers" / "cuda" / "bin" / "python"
+MODEL: Final = ROOT / ".peers" / "model"
+"""It has 9 attention heads, so that three ranks can share them."""
+EAGER: Final = ("--enforce-eager", "--max-model-len", "2048")
+_LOG: Final = "cuda.log"
+
+
+def gpu_environment(home: Path) -> dict[str, str]:
+    """Variables of a process on the stand-in, whose caches and whose GPU are in this folder."""
+    libraries = (STUB / "preload").read_text().strip().split(":")
+    return {
+        "HOME": str(home),
+        "LD_LIBRARY_PATH": str(STUB),
+        "LD_PRELOAD": ":".join(str(STUB / Path(library).name) for library in libraries),
+        "STUB_SHM": str(home / "gpu"),
+        "STUB_CUDA_LOG": str(home / _LOG),
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # is compiled with nvcc
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`vllm-cli serve --preflight-only` with the stand-in."""
+    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", MODEL, "--preflight-only", *words]
+    environment = {**os.environ, **gpu_environment(home), "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+class GpuServer(VllmServer):
+    """Its folder is the home of the user, so that a second start there finds what the first one has kept."""
+
+    python = PYTHON
+
+    def __init__(self, launcher: str, *arguments: str, folder: Path, environment: dict[str, str] | None = None) -> None:
+        """As that of every vLLM, of the same model."""
+        self._cuda_log = folder / _LOG
+        self._cuda_log.unlink(missing_ok=True)
+        environment = {**gpu_environment(folder), **(environment or {})}
+        super().__init__(launcher, MODEL, *arguments, folder=folder, environment=environment)
+        for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "CUDA_VISIBLE_DEVICES"):
+            if name not in environment:
+                self.variables.pop(name, None)
+
+    def generate(self) -> str:
+        """Four special tokens: no kernel has computed others."""
+        wanted = {"prompt": self.PROMPT, "max_tokens": self.MAX_TOKENS, "skip_special_tokens": False}
+        answer = self.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)
+        return str(answer["choices"][0]["text"])
+
+    def initialized(self) -> set[int]:
+        """The ids of the processes that have initialized CUDA since this start began."""
+        if not self._cuda_log.exists():
+            return set()
+        lines = [line.split() for line in self._cuda_log.read_text().splitlines()]
+        return {int(words[0]) for words in lines if words[1:2] == ["(initialized)"]}
+
+    def assert_only(self, titles: list[str]) -> list[psutil.Process]:
+        """Processes with just these titles use CUDA, and no process that has ended did."""
+        initialized = self.initialized()
+        found = [process for process in self.titled("") if process.pid in initialized]
+        assert [title_of(process) for process in found] == titles
+        assert len(initialized) == len(found)
+        return found
+
+    def used_bytes(self) -> int:
+        """NVML's used memory of the first device."""
+        script = "from base.machine.nvml import read_gpus; gpu, *_ = read_gpus().gpus; "
+        script += "print(gpu.total_bytes - gpu.free_bytes)"
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=self.variables, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    def is_forked(self, process: psutil.Process) -> bool:
+        """Whether its forkserver has forked it."""
+        parent = process.parent()
+        return parent is not None and "forkserver" in " ".join(parent.cmdline())
