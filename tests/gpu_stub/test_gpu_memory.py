@@ -20,7 +20,7 @@ def test_a_compiled_start_and_the_next_one_have_the_same_kv_cache(home):
             server.assert_only(["EngineCore"])
             assert server.terminate(signal.SIGTERM) == 0
         sizes += _KV_CACHE.findall(server.log)
-        assert ("this start loads the compiled model" in server.log) == (turn == 1)
+        assert ("Directly load AOT compilation" in server.log) == (turn == 1)
     assert sizes == [sizes[0]] * 2
 
 

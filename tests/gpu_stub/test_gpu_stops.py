@@ -114,7 +114,7 @@ def test_a_killed_engine_is_started_again(home):
 _PHASES = {
     "preflight": "",
     "configuration": "non-default args",
-    "load": "Starting to load model",
+    "load": "Loading model from scratch",
     "KV cache": "KV cache size",
 }
 
