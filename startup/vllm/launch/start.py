@@ -283,9 +283,14 @@ class _VllmStart:
         os.environ[env.VCLI_START_FOLDER.name] = str(folder)
         session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
         end_with_this_process(session.stop_signals.mark)
-        call_last(session.stop_signals.kill_all)  # without its processes, Ray's exit functions abort this one
+        call_last(self._kill_rest)  # without its processes, Ray's exit functions abort this one
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
+
+    def _kill_rest(self) -> None:
+        """At the very end of this process: kills what is left of its start."""
+        logging.disable()  # threads notice that helpers are killed
+        self._session.stop_signals.kill_all()
 
     def _begin_records(self) -> None:
         folder = self._record.folder
