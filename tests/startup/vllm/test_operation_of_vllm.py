@@ -187,7 +187,7 @@ def test_vllm_is_found_and_stopped_with_all_its_processes(folder):
         gate.touch()
         entry = _entry(start, "ready")
         assert (entry["port"], entry["engine"], entry["model"]) == (start.port, "vllm", "fake")
-        assert set(entry["pids"]) == {start.process.pid, *(p.pid for p in start.family())}
+        wait_until(lambda: set(_entry(start, "ready")["pids"]) == {start.process.pid, *(p.pid for p in start.family())})
         assert len(entry["pids"]) > 2
         assert _cli("stop", str(start.port)).returncode == 0
         assert start.process.wait(60) == 0
