@@ -10,6 +10,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
@@ -59,6 +60,25 @@ def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hoo
         name.replace(module, functools.wraps(function)(wrap(function)))
 
     after_import(name.module, replace_function, hook)
+
+
+@contextmanager
+def replaced(name: Name, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While open, the function is what `wrap` makes of it, as soon as its module has been imported."""
+    undo: list[Callable[[], None]] = []
+
+    def replace_function(module: ModuleType) -> None:
+        function = name.get(module)
+        name.replace(module, wrap(function))
+        undo.append(lambda: name.replace(module, function))
+
+    after_import(name.module, replace_function)
+    try:
+        yield
+    finally:
+        cancel(name.module, replace_function)
+        for step in undo:
+            step()
 
 
 def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:

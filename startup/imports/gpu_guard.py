@@ -16,8 +16,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import FrameType, ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.gpu_driver import initialized_driver, may_have_gpu
 from base.machine.nvml import read_gpus
@@ -25,7 +24,10 @@ from envs import foreign
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
-from startup.imports.finder import after_import, cancel, watch
+from startup.imports.finder import replaced, watch
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _CAPABILITY: Final = Name("torch.cuda", "get_device_capability", ("device",))
 _INITIALIZE: Final = {
@@ -149,11 +151,11 @@ def driver_kept_uninitialized() -> Iterator[None]:
     with ExitStack() as stack:
         capability = _common_capability()
         if capability is not None:
-            stack.enter_context(_replaced(_CAPABILITY, functools.partial(_answer, capability)))
+            stack.enter_context(replaced(_CAPABILITY, functools.partial(_answer, capability)))
             if not foreign.is_set(_CUTE_DSL_ARCH):
                 stack.enter_context(foreign.overlaid({_CUTE_DSL_ARCH: _architecture(*capability)}))
         for name, has_gpu in _INITIALIZE.items():
-            stack.enter_context(_replaced(name, functools.partial(_refuse, _guard, name.path, has_gpu)))
+            stack.enter_context(replaced(name, functools.partial(_guarded, _guard, name.path, has_gpu)))
         _open = True
         watch(_guard)
         try:
@@ -161,25 +163,6 @@ def driver_kept_uninitialized() -> Iterator[None]:
         finally:
             watch(None)
             _open = False
-
-
-@contextmanager
-def _replaced(name: Name, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While open, the function is what `wrap` makes of it, as soon as its module has been imported."""
-    undo: list[Callable[[], None]] = []
-
-    def replace(module: ModuleType) -> None:
-        function = name.get(module)
-        name.replace(module, wrap(function))
-        undo.append(lambda: name.replace(module, function))
-
-    after_import(name.module, replace)
-    try:
-        yield
-    finally:
-        cancel(name.module, replace)
-        for step in undo:
-            step()
 
 
 def _answer(capability: tuple[int, int], ask: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
@@ -192,7 +175,7 @@ def _answer(capability: tuple[int, int], ask: Callable[..., tuple[int, int]]) ->
     return answer
 
 
-def _refuse(
+def _guarded(
     guard: GpuGuard, path: str, has_gpu: Callable[[Any], Any], initialize: Callable[..., Any]
 ) -> Callable[..., Any]:
     @functools.wraps(initialize)

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text, uses
-from startup.imports.finder import after_import, cancel
+from startup.imports.finder import after_import, replaced
 from startup.imports.stand_ins import StandIns
 from startup.vllm.command_line import CommandLine
 
@@ -84,29 +84,11 @@ def compiler_imported(when: CompilerTime) -> Iterator[None]:
     stand_ins = StandIns(_DEFERRED_MODULES, become_real=True)
     stand_ins.install()
     try:
-        with _without_inner_kernels():
+        # torch searches Triton operators for kernels: it parses their source with the compiler.
+        with replaced(_INNER_KERNELS, lambda find: lambda function: []):
             yield
     finally:
         stand_ins.remove()
-
-
-@contextmanager
-def _without_inner_kernels() -> Iterator[None]:
-    """Disables torch's search for kernels in Triton operators: it parses their source with the compiler."""
-    undo: list[Callable[[], None]] = []
-
-    def hook(triton: Any) -> None:
-        find = _INNER_KERNELS.get(triton)
-        undo.append(lambda: _INNER_KERNELS.replace(triton, find))
-        _INNER_KERNELS.replace(triton, lambda function: [])
-
-    after_import(_INNER_KERNELS.module, hook)
-    try:
-        yield
-    finally:
-        cancel(_INNER_KERNELS.module, hook)
-        for step in undo:
-            step()
 
 
 def repair_loading() -> None:
