@@ -19,7 +19,7 @@ START_PHASES: Final = ("vllm_cli:start_phase_seconds", "What the start waited fo
 
 
 class StartInfo(NamedTuple):
-    """How a server was started: the labels of `vllm_cli:start_info`; an empty one is not known."""
+    """How a server was started. These are the labels of `vllm_cli:start_info`; an unknown one is empty."""
 
     start_mode: str
     """`cold`, `warm` or `plain`: vLLM without preloading."""

@@ -35,7 +35,7 @@ class Gpu(NamedTuple):
     free_bytes: int
     processes: tuple[GpuProcess, ...]
     capability: tuple[int, int] | None = None
-    """CUDA's compute capability, major and minor; None if the driver does not tell."""
+    """CUDA's compute capability, major and minor; None if the driver does not report it."""
 
 
 class GpuState(NamedTuple):
