@@ -33,7 +33,7 @@ class _Stage(NamedTuple):
     words: tuple[str, ...] = ("--gate", "closed")
     change: Callable[[Path], Any] = str
     """Of the fake vLLM, so that it waits there."""
-    lines: tuple[str, ...] = ("VllmWorker-0 prints a line",)
+    lines: tuple[str, ...] = ("EngineCore waits at its gate",)
     """The log has them when the start waits."""
 
 

@@ -67,6 +67,8 @@ class EngineCoreProc(EngineCore):
             raise
         engine_core = EngineCoreProc(executor, config)
         try:
+            if config.gate is not None:
+                print("EngineCore waits at its gate", flush=True)
             while config.gate is not None and not Path(config.gate).exists():
                 time.sleep(0.01)
             with Listener(f"\0fake-vllm-{os.getpid()}", family="AF_UNIX") as listener:
