@@ -31,6 +31,8 @@ class VllmServer(Server):
 
     python: ClassVar[Path] = PYTHON
     """The interpreter of vLLM's virtual environment."""
+    engine: ClassVar[str] = "vllm"
+    """That of `ours` and `warm`."""
     PROMPT: Final = "The capital of France is"
     MAX_TOKENS: Final = 4
 
@@ -68,7 +70,7 @@ class VllmServer(Server):
             **extra,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), extra.get("PYTHONPATH")))),
         }
-        ours = ("-m", "vllm_cli", "serve", "--engine", "vllm")
+        ours = ("-m", "vllm_cli", "serve", "--engine", self.engine)
         program = (self.python.with_name("vllm"), "serve") if launcher == "plain" else ours
         super().__init__(
             [*prefix, self.python, *program, *words, *arguments],

@@ -24,11 +24,8 @@ unsigned stub_gen = 1;
 __thread int stub_dev;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int inited, forked, devices, physical[64];
-static struct {
-  int pid, dev;
-  unsigned long long used;
-} *slots, *mine[64];
-enum { SLOTS = 4096, CONTEXT = 480 << 20 };
+static Slot *slots, *mine[64];
+enum { CONTEXT = 480 << 20 };
 
 void stub_log(const char *name, int generated) {
   char *p = getenv("STUB_CUDA_LOG"), b[200];
@@ -41,22 +38,6 @@ void stub_log(const char *name, int generated) {
     close(d);
   }
 }
-static size_t total(void) {
-  char *t = getenv("STUB_MEMORY");
-  return t ? strtoull(t, 0, 0) : 85520809984ull;
-}
-static int alive(int pid) {
-  char p[64], b[256], *e;
-  snprintf(p, sizeof p, "/proc/%d/stat", pid);
-  int d = open(p, O_RDONLY | O_CLOEXEC);
-  if (d < 0) return 0;
-  int k = read(d, b, sizeof b - 1);
-  close(d);
-  if (k <= 0) return 0;
-  b[k] = 0;
-  e = strrchr(b, ')');
-  return e && e[2] != 'Z' && e[2] != 'X';
-}
 static void child(void) {
   stub_gen++;
   pthread_mutex_init(&lock, 0);
@@ -65,9 +46,7 @@ static void child(void) {
 }
 __attribute__((constructor)) static void loaded(void) { pthread_atfork(0, 0, child); }
 static void attach(void) {
-  char p[128], *t = getenv("STUB_SHM");
-  snprintf(p, sizeof p, "%s", t ? t : "/dev/shm/stub_gpu");
-  int d = open(p, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  int d = open(stub_table(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (d >= 0 && !ftruncate(d, SLOTS * sizeof *slots)) {
     slots = mmap(0, SLOTS * sizeof *slots, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
     if (slots == MAP_FAILED) slots = 0;
@@ -114,10 +93,10 @@ void stub_charge(int dev, long long bytes) {
   if (!mine[dev])
     for (int i = 0, me = getpid(); i < SLOTS; i++) {
       int was = slots[i].pid;
-      if ((was == 0 || !alive(was)) && __sync_bool_compare_and_swap(&slots[i].pid, was, me)) {
+      if ((was == 0 || !stub_alive(was)) && __sync_bool_compare_and_swap(&slots[i].pid, was, me)) {
         slots[i].dev = physical[dev];
         slots[i].used = CONTEXT;
-        mine[dev] = (void *)&slots[i];
+        mine[dev] = &slots[i];
         break;
       }
     }
@@ -127,8 +106,8 @@ void stub_memory(int dev, size_t *unused, size_t *all) {
   unsigned long long used = 0;
   if (slots)
     for (int i = 0; i < SLOTS; i++)
-      if (slots[i].pid && slots[i].dev == stub_physical(dev) && alive(slots[i].pid)) used += slots[i].used;
-  *all = total();
+      if (stub_uses(&slots[i], stub_physical(dev))) used += slots[i].used;
+  *all = stub_total();
   *unused = *all > used ? *all - used : 0;
 }
 
@@ -480,7 +459,7 @@ F(cuDeviceGetUuid, CUuuid *u, CUdevice d) {
 }
 F(cuDeviceTotalMem, size_t *n, CUdevice d) {
   INIT();
-  *n = total();
+  *n = stub_total();
   return 0;
 }
 F(cuDeviceGetAttribute, int *v, CUdevice_attribute a, CUdevice d) {

@@ -1,13 +1,8 @@
 /* A libnvidia-ml.so.1 that reports H100s without a driver: enough for vLLM's and PyTorch's NVML calls.
    STUB_GPUS = how many (default 1). Used memory is what the processes have allocated through the libcuda.so.1
    of cuda.c (STUB_SHM, default /dev/shm/stub_gpu), so `sleep` and a second model show. */
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <unistd.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include "stub.h"
 typedef struct {
   unsigned long long total, free, used;
@@ -20,41 +15,19 @@ static unsigned count(void) {
   char *t = getenv("STUB_GPUS");
   return t ? (unsigned)atoi(t) : 1;
 }
-enum { SLOTS = 4096 };
-typedef struct {
-  int pid, dev;
-  unsigned long long used;
-} Slot;
 static Slot *slots(void) {
-  char *p = getenv("STUB_SHM");
-  int d = open(p ? p : "/dev/shm/stub_gpu", O_RDONLY | O_CLOEXEC);
+  int d = open(stub_table(), O_RDONLY | O_CLOEXEC);
   if (d < 0) return 0;
   Slot *s = mmap(0, SLOTS * sizeof *s, PROT_READ, MAP_SHARED, d, 0);
   close(d);
   return s == MAP_FAILED ? 0 : s;
-}
-static int alive(int pid) {
-  char p[64], b[256], *e;
-  snprintf(p, sizeof p, "/proc/%d/stat", pid);
-  int d = open(p, O_RDONLY | O_CLOEXEC);
-  if (d < 0) return 0;
-  int k = read(d, b, sizeof b - 1);
-  close(d);
-  if (k <= 0) return 0;
-  b[k] = 0;
-  e = strrchr(b, ')');
-  return e && e[2] != 'Z' && e[2] != 'X';
-}
-static unsigned long long total(void) {
-  char *t = getenv("STUB_MEMORY");
-  return t ? strtoull(t, 0, 0) : 85520809984ull;
 }
 static unsigned long long used(int dev) {
   unsigned long long n = 0;
   Slot *s = slots();
   if (s) {
     for (int i = 0; i < SLOTS; i++)
-      if (s[i].pid && s[i].dev == dev && alive(s[i].pid)) n += s[i].used;
+      if (stub_uses(&s[i], dev)) n += s[i].used;
     munmap(s, SLOTS * sizeof *s);
   }
   return n;
@@ -128,13 +101,13 @@ int nvmlDeviceGetUUID(void *h, char *t, unsigned n) {
   return 0;
 }
 int nvmlDeviceGetMemoryInfo(void *h, Memory *m) {
-  m->total = total();
+  m->total = stub_total();
   m->used = used(*(int *)h);
   m->free = m->total - m->used;
   return 0;
 }
 int nvmlDeviceGetMemoryInfo_v2(void *h, Memory2 *m) {
-  m->total = total();
+  m->total = stub_total();
   m->reserved = 0;
   m->used = used(*(int *)h);
   m->free = m->total - m->used;
@@ -155,7 +128,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *h, unsigned *c, Process *p) {
   Slot *s = slots();
   if (s) {
     for (int i = 0; i < SLOTS; i++)
-      if (s[i].pid && s[i].dev == *(int *)h && alive(s[i].pid)) {
+      if (stub_uses(&s[i], *(int *)h)) {
         if (n < room) p[n] = (Process){s[i].pid, s[i].used, -1, -1};
         n++;
       }

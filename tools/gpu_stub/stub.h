@@ -1,9 +1,12 @@
 /* What the stand-ins share: libcuda.so.1 (cuda.c) defines these, the others link against it. */
 #pragma once
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 enum { DEVICE = 2, HOST = 1, MANAGED = 3, REGISTERED = 4, ADDRESSES = 5 };
 typedef struct {
   char *base;
@@ -76,6 +79,37 @@ static inline int stub_driver(void) {
          : !strcmp(t, "mismatch")   ? DRIVER_MISMATCH
          : !strcmp(t, "old")        ? DRIVER_OLD
                                     : DRIVER_WORKS;
+}
+/* Bytes of each device. */
+static inline size_t stub_total(void) {
+  const char *t = getenv("STUB_MEMORY");
+  return t ? strtoull(t, 0, 0) : 85520809984ull;
+}
+/* The file STUB_SHM is a table of these, one for each process and device that it uses. */
+typedef struct {
+  int pid, dev;
+  unsigned long long used;
+} Slot;
+enum { SLOTS = 4096 };
+static inline const char *stub_table(void) {
+  const char *t = getenv("STUB_SHM");
+  return t ? t : "/dev/shm/stub_gpu";
+}
+static inline int stub_alive(int pid) {
+  char p[64], b[256], *e;
+  snprintf(p, sizeof p, "/proc/%d/stat", pid);
+  int d = open(p, O_RDONLY | O_CLOEXEC);
+  if (d < 0) return 0;
+  int k = read(d, b, sizeof b - 1);
+  close(d);
+  if (k <= 0) return 0;
+  b[k] = 0;
+  e = strrchr(b, ')');
+  return e && e[2] != 'Z' && e[2] != 'X';
+}
+/* Whether a living process uses this physical device through this slot. */
+static inline int stub_uses(const Slot *slot, int dev) {
+  return slot->pid && slot->dev == dev && stub_alive(slot->pid);
 }
 /* The newest CUDA that the driver supports, as 1000 * major + 10 * minor. */
 static inline int stub_cuda_version(void) { return stub_driver() == DRIVER_OLD ? 12040 : 13000; }

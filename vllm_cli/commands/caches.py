@@ -33,7 +33,9 @@ _HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS"
 
 
 _OTHERS: Final = {
-    "preload profiles": ("preload/*", "plain/*", "left-to-forks/*", "graph-memory/*", "triton-key/*"),
+    "preload profiles": ("preload/*", "left-to-forks/*"),
+    "reasons of plain starts": ("plain/*",),
+    "measurements for GPUs": ("graph-memory/*", "triton-key/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),
     "flags of vLLM": ("vllm-facts/*", "hooks/*"),

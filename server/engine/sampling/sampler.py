@@ -5,6 +5,7 @@ bans, logit bias, penalties and the thinking budget, which also affect a greedy 
 top-k and top-p are in `server.engine.sampling.drawing`.
 """
 
+import math
 from collections.abc import Sequence as Seq
 from functools import cached_property
 from typing import NamedTuple
@@ -140,9 +141,9 @@ class Sampler:
         best = _argmax(logits)
         largest = logits.gather(1, best[:, None])[:, 0]
         token_ids: list[int] = best.tolist()
-        for i, is_possible in enumerate(largest.isfinite().tolist()):
-            if not is_possible:
-                is_own_fault = largest[i].isinf() or sequences[i].params.repetition_penalty != 1.0
+        for i, logit in enumerate(largest.tolist()):
+            if not math.isfinite(logit):
+                is_own_fault = math.isinf(logit) or sequences[i].params.repetition_penalty != 1.0
                 errors.setdefault(i, _EXCLUDED if is_own_fault else _NOT_FINITE)
         drawn = [i for i, s in enumerate(sequences) if s.params.temperature >= _GREEDY_BELOW and i not in errors]
         if drawn:

@@ -46,7 +46,7 @@ ENGINE: Final = Hook(
 
 _CPU_MODULES: Final = ("vllm.v1.worker.cpu_worker",)
 _GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner")
-_FIRST_GPU_MODULES: Final = (
+_IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.distributed.elastic_ep.elastic_execute",
     "vllm.v1.attention.backends.flash_attn",
     "vllm.v1.attention.backends.flashinfer",
@@ -257,7 +257,7 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     if vllm.is_for_cpu:
         return (*_ENGINE_MODULES, *_CPU_MODULES)
     former = _FORMER_GPU_MODULES if vllm.release <= _LAST_WITH_V1 else ()
-    return (*_ENGINE_MODULES, *_GPU_MODULES, *former, *_FIRST_GPU_MODULES)
+    return (*_ENGINE_MODULES, *_GPU_MODULES, *former, *_IMPORTED_LATER_ON_GPUS)
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:

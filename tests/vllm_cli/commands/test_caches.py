@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from startup.ground.caches import cache_folder
 from startup.imports import learned_imports
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.archive import write_archive
@@ -228,6 +229,9 @@ def test_all_removes_everything_of_this_machine(invoke, cache, location):
     backbone.mkdir(parents=True)
     (backbone / "vllm_compile_cache.py").write_bytes(bytes(2 * KIB))
     PreloadProfile(StartKind.of(VLLM, (), None), num_starts=1).save()
+    for folder in ("plain", "graph-memory"):
+        cache_folder().joinpath(folder).mkdir(parents=True)
+        (cache_folder() / folder / "kept").write_bytes(b"{}")
     path = learned_imports.import_file_paths()[0]
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damaged")
@@ -237,7 +241,8 @@ def test_all_removes_everything_of_this_machine(invoke, cache, location):
     (left / "half").write_bytes(bytes(3 * KIB))
     assert "with other files of vLLM 5.0 KiB" in invoke("caches").stdout
     shown = json.loads(invoke("caches", "prune", "--all", "--dry-run", "--json").stdout)
-    names = ["compiled without a record", "preload profiles", "import file"]
+    kept = ["preload profiles", "reasons of plain starts", "measurements for GPUs", "import file"]
+    names = ["compiled without a record", *kept]
     assert [each["model"] or each["name"] for each in shown["removed"]] == ["org/a", *names]
     assert (shown["is_dry_run"], shown["removed"][-1]["num_bytes"]) == (True, 7)
     done = invoke("caches", "prune", "--all")
