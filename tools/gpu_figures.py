@@ -86,7 +86,7 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
 
 
 def run_step(step: Step, timeout_s: float) -> dict[str, Any]:
-    """Runs it in a session of its own, all of which ends with it; returns its entry."""
+    """Runs it in a session of its own, and ends all processes of that; returns its entry."""
     if timeout_s < _LEAST_S:
         return {"name": step.name, "outcome": "left out: no time", "seconds": 0.0, "exit_code": None}
     begin_s = time.monotonic()

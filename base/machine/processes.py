@@ -124,7 +124,7 @@ class EndWatch:
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
-    """The children of a process, theirs, and so on; not those that have lost their parent.
+    """The children of a process, theirs, and so on; but no process whose parent has ended.
 
     Args:
         pid: the process.

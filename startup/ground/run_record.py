@@ -51,7 +51,7 @@ class RunRecord:
     """The process that alone uses this standby."""
     pid: int = 0
     start: Mapping[str, Any] | None = None
-    """What the process has noted of its start, by `run_recorded`; None if that is nothing."""
+    """Notes of the process about its start, by `run_recorded`; None without any."""
 
 
 @contextmanager

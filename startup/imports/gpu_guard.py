@@ -66,7 +66,7 @@ class GpuGuard:
     def __init__(self) -> None:
         self._left = Kept(_FOLDER, (sys.version, sys.prefix), (distribution_stamps(), _capabilities()))
         self._to_forks: set[str] = set(self._left.read(list[str]) or ())
-        """Names of modules that would initialize the driver, and of those that import them."""
+        """Modules that would initialize the driver, and modules that import these."""
         self._raised: list[NeedsGpuError] = []
         """Errors that have not arrived at `leave`: a package may have ignored them."""
         self._reason: str | None = None

@@ -11,8 +11,10 @@ import psutil
 from tests.support.peer_vllm import ROOT
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 
-STUB: Final = ROOT / ".peers" / "gpu_stub"
-PYTHON: Final = ROOT / ".peers" / "cuda" / "bin" / "python"
+_CUDA: Final = os.environ.get("PEER_CUDA", "cuda")
+"""`cuda`, or `cuda-VERSION` for another vLLM of .peers."""
+STUB: Final = ROOT / ".peers" / _CUDA.replace("cuda", "gpu_stub")
+PYTHON: Final = ROOT / ".peers" / _CUDA / "bin" / "python"
 MODEL: Final = ROOT / ".peers" / "model"
 """It has 9 attention heads, so that three ranks can share them."""
 EAGER: Final = ("--enforce-eager", "--max-model-len", "2048")

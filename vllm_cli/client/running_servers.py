@@ -21,7 +21,7 @@ from vllm_cli.client.waiting import poll_readiness
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
 _Starts: TypeAlias = Mapping[int | None, Mapping[str, Any] | None]
-"""Of the processes that users and routers have started."""
+"""What is known of each start, by the process that a user or a router has started."""
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
@@ -41,7 +41,7 @@ class RouterModel:
     reason: str | None
     """Why its last start failed."""
     start: Mapping[str, Any] | None = None
-    """Of its process, as that of a `RunningServer`."""
+    """The start of its process, as in `RunningServer`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `ps --json`."""

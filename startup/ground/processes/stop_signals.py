@@ -47,7 +47,7 @@ class StopSignals:
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
         self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
-        """What a shell has started before it became this program: `exec vllm-cli serve > >(tee log)`."""
+        """Children of the shell that has become this program: `exec vllm-cli serve > >(tee log)`."""
         self._others: dict[int, Any] = {}
         """The handlers of other code."""
         self._is_released = False

@@ -32,7 +32,7 @@ _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
 """Bytes of a file's name, which file systems have room for."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
-"""Of the record, and of files that earlier releases have packed."""
+"""The date of the record, and of files that earlier releases have packed."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
 _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
 """What `zipfile` raises for a file that is not, or no longer, as it was written."""

@@ -176,7 +176,7 @@ class SharedImports:
         return [*given, *started[:_MAX_STARTED_MODELS]]
 
     def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles of starts that compile, or of those that do not, the latest first."""
+        """This installation's profiles of starts that compile, or of eager ones, the latest first."""
         this = StartKind.of(self._vllm, (), None)
         return [
             profile

@@ -43,22 +43,22 @@ _NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
 
 
 class _Memory(NamedTuple):
-    """What one start has measured, in bytes."""
+    """Measurements of one start, in bytes."""
 
     estimate: int
     captured: int
-    """What the graphs have taken."""
+    """The memory that the graphs have taken."""
     measured_s: float
     """When, in seconds since 1970."""
 
 
 class _State:
-    """Of this worker's start."""
+    """The state of this worker's start."""
 
     kept: Kept | None = None
     estimate = 0
     known: _Memory | None = None
-    """What an earlier start has measured, if it is used."""
+    """Measurements of an earlier start, if they are used."""
 
 
 def remember_graph_memory() -> None:
