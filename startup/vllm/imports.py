@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
+from traceback import walk_tb
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
@@ -109,9 +110,24 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
                 importlib.import_module(name)
             except NeedsGpuError as err:
                 leave_to_forks(err)
+                _forget_packages_of(err)
             except Exception as err:  # noqa: BLE001 - a module may raise any error
                 failed[name] = f"{type(err).__name__}: {err}"
+                _forget_packages_of(err)
     return failed
+
+
+def _forget_packages_of(err: BaseException) -> None:
+    """Removes the packages below those whose import has failed, so that Python imports all of them again.
+
+    Python forgets a package that fails, and keeps packages below it. It would execute a module of these
+    without the upper package, which that module then imports, and which imports that module in a circle.
+    """
+    names = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(err.__traceback__)}
+    forgotten = tuple(f"{name}." for name in names if name not in sys.modules)
+    for name, module in list(sys.modules.items()):
+        if name.startswith(forgotten) and hasattr(module, "__path__"):
+            del sys.modules[name]
 
 
 def stub_unused_commands() -> None:

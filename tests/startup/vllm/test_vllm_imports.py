@@ -2,8 +2,11 @@
 
 import argparse
 import importlib
+import sys
 
-from startup.vllm.imports import UNUSED_COMMANDS, stub_unused_commands
+import pytest
+
+from startup.vllm.imports import UNUSED_COMMANDS, import_leniently, stub_unused_commands
 
 
 def test_modules_of_other_subcommands_contain_only_names(toys):
@@ -33,3 +36,31 @@ def test_stubs_accept_any_options(toys):
     snapshot = importlib.import_module("vllm.entrypoints.cli.snapshot")
     assert [command.name for command in snapshot.cmd_init(create_requested=False)] == ["snapshot"]
     importlib.import_module("vllm.entrypoints.cli.benchmark.main").maybe_exec_rust_bench()
+
+
+_PARTS = {
+    "__init__": "from .inner.model import model",
+    "inner/__init__": "",
+    "inner/model": "from {package}.inner.kernels import kernel\nfrom {package}.common.names import name\nmodel = name",
+    "inner/kernels": "import {package}_gpu\nkernel = 1",
+    "common/__init__": "",
+    "common/names": "name = 'a model'",
+}
+
+
+@pytest.mark.parametrize("error", ["ImportError('no GPU')", "NeedsGpuError('no GPU')"])
+def test_a_package_whose_import_has_failed_can_be_imported_later(tmp_path, monkeypatch, error):
+    """As vLLM's packages of models, which import the module that was asked for."""
+    package = f"package_{error[:5].lower()}"
+    for name, text in _PARTS.items():
+        path = tmp_path / package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(package=package))
+    gpu = tmp_path / f"{package}_gpu.py"
+    gpu.write_text(f"from startup.imports.gpu_guard import NeedsGpuError\nraise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_leniently([f"{package}.inner.model"])
+    assert package not in sys.modules
+    gpu.write_text("")
+    importlib.invalidate_caches()
+    assert importlib.import_module(f"{package}.inner.model").model == "a model"
