@@ -16,6 +16,8 @@ PYTHON: Final = ROOT / ".peers" / "cuda" / "bin" / "python"
 MODEL: Final = ROOT / ".peers" / "model"
 """It has 9 attention heads, so that three ranks can share them."""
 EAGER: Final = ("--enforce-eager", "--max-model-len", "2048")
+UUID: Final = "GPU-00000000-0000-0000-0000-%012x"
+"""Of the device with this number."""
 _LOG: Final = "cuda.log"
 
 
