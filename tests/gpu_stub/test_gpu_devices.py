@@ -32,3 +32,4 @@ def test_an_unknown_mig_instance_is_refused_as_by_vllm_and_named(tmp_path):
         assert "NVMLError_NotFound" in server.log
     [cause] = [line for line in server.log.splitlines() if line.startswith("Cause: ")]
     assert _MIG in cause
+    assert "CUDA_VISIBLE_DEVICES" in cause
