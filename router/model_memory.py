@@ -205,8 +205,9 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:
         return Need(_FOREIGN_BYTES + (weights or _gguf_bytes(entry.foreign.words)))
-    given = _read_flags(entry)
-    if gpus and _may_use_gpus(entry):
+    has_gpu = bool(gpus) and _may_use_gpus(entry)
+    given = _read_flags(entry, has_gpu=has_gpu)
+    if has_gpu:
         return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus]))
     used = weights + _program_bytes(entry) + (given.kv_cache_bytes or 0)
     return Need(max(used, reserved_bytes(entry, gpus)))
@@ -236,13 +237,13 @@ class _Given(NamedTuple):
     """The method; empty if none is given."""
 
 
-def _read_flags(entry: ModelEntry) -> _Given:
+def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
     from startup.vllm.command_line import CommandLine
 
     given = CommandLine.of(entry.words).values
     values = {_FLAGS[flag]: value for flag, value in given.items() if flag in _FLAGS and value not in _NOTHING}
     kv_cache = _size_of(values.get("kv_cache", ""))
-    if entry.engine == "vllm" and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
+    if entry.engine == "vllm" and not has_gpu and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
         kv_cache = int(space) * _GIB or kv_cache
     num_gpus = (_size_of(values.get("tensor", "")) or 1) * (_size_of(values.get("pipeline", "")) or 1)
     return _Given(

@@ -18,7 +18,11 @@ PYTHON: Final = ROOT / ".peers" / _CUDA / "bin" / "python"
 MODEL: Final = ROOT / ".peers" / "model"
 """It has 9 attention heads, so that three ranks can share them."""
 EAGER: Final = ("--enforce-eager", "--max-model-len", "2048")
+UUID: Final = "GPU-00000000-0000-0000-0000-%012x"
+"""Of the device with this number."""
 _LOG: Final = "cuda.log"
+_UNWANTED: Final = ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "CUDA_VISIBLE_DEVICES")
+"""Variables of the caller that would lead elsewhere."""
 
 
 def gpu_environment(home: Path) -> dict[str, str]:
@@ -33,6 +37,22 @@ def gpu_environment(home: Path) -> dict[str, str]:
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # is compiled with nvcc
         "PYTHONDONTWRITEBYTECODE": "",
     }
+
+
+def gpu_variables(home: Path) -> dict[str, str]:
+    """All variables of such a process that is no `GpuServer`."""
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **gpu_environment(home), "PYTHONPATH": str(ROOT)}
+    return {name: value for name, value in variables.items() if name not in _UNWANTED}
+
+
+def used_bytes(variables: dict[str, str], number: int = 0) -> int:
+    """NVML's used memory of a device, for a process with these variables."""
+    script = f"from base.machine.nvml import read_gpus; gpu = read_gpus().gpus[{number}]; "
+    script += "print(gpu.total_bytes - gpu.free_bytes)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=variables, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
 
 
 def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +73,7 @@ class GpuServer(VllmServer):
         self._cuda_log.unlink(missing_ok=True)
         environment = {**gpu_environment(folder), **(environment or {})}
         super().__init__(launcher, MODEL, *arguments, folder=folder, environment=environment)
-        for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "CUDA_VISIBLE_DEVICES"):
+        for name in _UNWANTED:
             if name not in environment:
                 self.variables.pop(name, None)
 
@@ -78,14 +98,9 @@ class GpuServer(VllmServer):
         assert len(initialized) == len(found)
         return found
 
-    def used_bytes(self) -> int:
-        """NVML's used memory of the first device."""
-        script = "from base.machine.nvml import read_gpus; gpu, *_ = read_gpus().gpus; "
-        script += "print(gpu.total_bytes - gpu.free_bytes)"
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=self.variables, cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
+    def used_bytes(self, number: int = 0) -> int:
+        """NVML's used memory of a device."""
+        return used_bytes(self.variables, number)
 
     def is_forked(self, process: psutil.Process) -> bool:
         """Whether its forkserver has forked it."""

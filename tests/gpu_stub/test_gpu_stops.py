@@ -106,8 +106,8 @@ def test_a_killed_engine_is_started_again(home):
         server.wait_ready()
         (engine,) = server.titled("EngineCore")
         engine.kill()
-        server.wait(lambda: server.health() == 200 and engine not in server.titled("EngineCore"))
-        assert server.generate()
+        server.wait(lambda: [each for each in server.titled("EngineCore") if each != engine])
+        assert server.wait_ready().generate()
         assert server.terminate(signal.SIGTERM) == 0
 
 

@@ -219,6 +219,11 @@ def test_on_gpus_a_share_of_as_many_as_the_model_takes():
     assert sized.ram_bytes == PROGRAM_BYTES
 
 
+def test_on_gpus_the_size_of_the_kv_cache_for_cpus_does_not_count(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    assert estimate(entry(engine="vllm"), GIB, [gpu(0)]).gpu_bytes == 90 * GIB
+
+
 def test_a_model_that_sees_no_gpu_needs_none():
     assert estimate(entry(env={"CUDA_VISIBLE_DEVICES": ""}), GIB, [gpu(0)]).gpu_bytes == 0
 

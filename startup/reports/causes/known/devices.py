@@ -35,6 +35,13 @@ DEVICES: Final = (
         "Install and start nvidia-fabricmanager in the driver's version.",
     ),
     KnownCause(
+        "unknown-device",
+        "CUDA_VISIBLE_DEVICES names a GPU or an instance of MIG that the driver does not have",
+        ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
+        "Take the name from nvidia-smi -L: an instance of MIG gets a new one when it is created; a container must "
+        "have been given it.",
+    ),
+    KnownCause(
         "no-device",
         "no GPU is visible",
         (
