@@ -23,7 +23,7 @@ Device: TypeAlias = Literal["cuda", "rocm", "xpu", "cpu", "other"]
 
 _TESTED_STARTS: Final[dict[Device, tuple[Release, ...]]] = {
     "cpu": ((0, 29), (0, 30), (0, 31), (0, 32), (0, 33)),
-    "cuda": ((0, 33),),
+    "cuda": ((0, 32), (0, 33)),
 }
 """Releases whose starts were tested; on CUDA with the stand-in of `tools/gpu_stub`, where no kernel runs."""
 
