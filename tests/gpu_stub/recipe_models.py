@@ -114,9 +114,10 @@ def save_deepseek(folder: Path) -> None:
     """A DeepSeek V2 with latent attention, of one dense layer and one with experts."""
     attention = {"kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
     experts = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    groups = {"n_group": 1, "topk_group": 1}
     shape = {name: value for name, value in _SHAPE.items() if name != "head_dim"}
     others = {"v_head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 16, "moe_intermediate_size": 128}
-    _save(folder, "deepseek_v2", "DeepseekV2ForCausalLM", shape | attention | experts | others)
+    _save(folder, "deepseek_v2", "DeepseekV2ForCausalLM", shape | attention | experts | groups | others)
     _copy_tokenizer(folder)
 
 

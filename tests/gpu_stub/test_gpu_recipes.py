@@ -37,6 +37,12 @@ def _complete_with(model: str) -> Ask:
     return ask
 
 
+def _count(server: GpuServer) -> Any:
+    """How many tokens a completion has: two ranks do not always read token 0 from the stand-in."""
+    wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS}
+    return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
+
+
 def _chat(messages: list[dict[str, Any]], **options: Any) -> Ask:
     def ask(server: GpuServer) -> Any:
         wanted = {"messages": messages, "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
@@ -77,6 +83,8 @@ class Recipe:
     variables: Mapping[str, str] = field(default_factory=dict)
     refusal: str = ""
     """What `vllm serve` says when it ends."""
+    own_refusal: str = ""
+    """What the preflight says instead; empty where vLLM itself refuses."""
 
     @property
     def folder_name(self) -> str:
@@ -112,6 +120,7 @@ _RECIPES: Final = [
         "expert parallelism",
         (*_LENGTH, "--tensor-parallel-size", "2", "--enable-expert-parallel"),
         model="experts",
+        ask=_count,
         variables={"STUB_GPUS": "2"},
     ),
     Recipe("latent attention", _LENGTH, model="deepseek"),
@@ -142,14 +151,20 @@ _RECIPES: Final = [
 ]
 _REFUSED: Final = [
     Recipe("NIXL", (*_LENGTH, "--kv-transfer-config", _NIXL), refusal="NIXL is not available"),
-    Recipe("LoRA of a higher rank", (*_LENGTH, *_LORA, "--max-lora-rank", "1"), refusal="rank"),
-    Recipe("BitsAndBytes", (*_LENGTH, "--quantization", "bitsandbytes"), refusal="bitsandbytes"),
+    Recipe("BitsAndBytes", (*_LENGTH, "--quantization", "bitsandbytes"), refusal="Unknown quantization method"),
     Recipe("AWQ of other weights", (*_LENGTH, "--quantization", "awq"), refusal="Cannot find the config file for awq"),
+    Recipe(
+        "LoRA of a higher rank",
+        (*_LENGTH, *_LORA, "--max-lora-rank", "1"),
+        refusal="LoRA rank 8 is greater than max_lora_rank 1",
+        own_refusal="has rank 8, --max-lora-rank allows 1",
+    ),
     Recipe(
         "data parallelism with Ray",
         (*_LENGTH, "--data-parallel-size", "2", "--data-parallel-backend", "ray"),
         variables={"STUB_GPUS": "2"},
-        refusal="ray",
+        refusal="Please install Ray with `pip install ray`",
+        own_refusal="needs the package ray: pip install ray",
     ),
 ]
 
@@ -199,8 +214,8 @@ def test_the_first_and_the_second_start_answer_as_plain(start, recipe):
 def test_what_plain_refuses_ends_with_the_same_reason_and_no_later(start, recipe):
     plain_s, code = _end(start(recipe, "plain"), recipe.refusal)
     assert code != 0
-    for _ in range(2):
-        seconds, code = _end(start(recipe, "ours"), recipe.refusal)
+    for _ in range(2):  # the second one would preload
+        seconds, code = _end(start(recipe, "ours"), recipe.own_refusal or recipe.refusal)
         assert code == 3
         assert seconds <= plain_s
 
