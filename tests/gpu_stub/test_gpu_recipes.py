@@ -99,6 +99,8 @@ def _connector(role: str) -> str:
 
 _LENGTH: Final = ("--max-model-len", "2048")
 _YARN: Final = {"rope_type": "yarn", "rope_theta": 100000.0, "factor": 16.0, "original_max_position_embeddings": 8192}
+_NO_WEIGHTS: Final = ("--load-format", "dummy")
+"""For models whose weights transformers saves under other names than vLLM reads."""
 _LORA: Final = ("--enable-lora", "--lora-modules", "adapter=@adapter")
 _NIXL: Final = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
 
@@ -124,8 +126,8 @@ _RECIPES: Final = [
         variables={"STUB_GPUS": "2"},
     ),
     Recipe("latent attention", _LENGTH, model="deepseek"),
-    Recipe("images", (*_LENGTH, "--limit-mm-per-prompt", '{"image": 1}'), model="llava", ask=_look),
-    Recipe("audio", (*_LENGTH, "--limit-mm-per-prompt", '{"audio": 1}'), model="qwen2_audio"),
+    Recipe("images", (*_LENGTH, *_NO_WEIGHTS, "--limit-mm-per-prompt", '{"image": 1}'), model="llava", ask=_look),
+    Recipe("audio", (*_LENGTH, *_NO_WEIGHTS, "--limit-mm-per-prompt", '{"audio": 1}'), model="qwen2_audio"),
     Recipe("embeddings", ("--runner", "pooling"), model="embedder", ask=_embed),
     Recipe("reranking", ("--runner", "pooling"), model="reranker", ask=_rerank),
     Recipe("KV offloading", (*_LENGTH, "--kv-offloading-size", "1")),
