@@ -67,12 +67,19 @@ class GpuServer(VllmServer):
 
     python = PYTHON
 
-    def __init__(self, launcher: str, *arguments: str, folder: Path, environment: dict[str, str] | None = None) -> None:
-        """As that of every vLLM, of the same model."""
+    def __init__(
+        self,
+        launcher: str,
+        *arguments: str,
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        model: Path = MODEL,
+    ) -> None:
+        """As that of every vLLM; of the same model, unless another one is given."""
         self._cuda_log = folder / _LOG
         self._cuda_log.unlink(missing_ok=True)
         environment = {**gpu_environment(folder), **(environment or {})}
-        super().__init__(launcher, MODEL, *arguments, folder=folder, environment=environment)
+        super().__init__(launcher, model, *arguments, folder=folder, environment=environment)
         for name in _UNWANTED:
             if name not in environment:
                 self.variables.pop(name, None)

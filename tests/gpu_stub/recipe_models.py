@@ -1,0 +1,237 @@
+"""Small models with random weights of the architectures and in the formats that recipes need."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.gpu_stub.gpu_server import MODEL
+from tests.server.engine.pooling.tiny_poolers import save_pooler
+from tests.support.llamas import TOKENIZER_FILES
+
+_VOCAB: Final = 49152
+"""The vocabulary size of SmolLM2."""
+_SHAPE: Final[dict[str, Any]] = {
+    "vocab_size": _VOCAB + 16,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""What the kernels of all formats accept."""
+_GROUP: Final = 128
+"""How many weights share a scale."""
+
+
+def save_adapter(folder: Path) -> None:
+    """A LoRA adapter for SmolLM2-135M."""
+    settings = json.loads((MODEL / "config.json").read_text())
+    hidden, values = settings["hidden_size"], settings["num_key_value_heads"] * settings["head_dim"]
+    tensors = {}
+    for layer in range(settings["num_hidden_layers"]):
+        for name, size in (("q_proj", hidden), ("v_proj", values)):
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.rand(8, hidden)
+            tensors[f"{prefix}.lora_B.weight"] = torch.rand(size, 8)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "bias": "none"}
+    _write(folder / "adapter_config.json", adapter | {"target_modules": ["q_proj", "v_proj"]})
+
+
+def save_llama(folder: Path) -> None:
+    """With the vocabulary size of SmolLM2, so that it can draft for it."""
+    _save(folder, "llama", "LlamaForCausalLM", _SHAPE | {"vocab_size": _VOCAB})
+    _copy_tokenizer(folder)
+
+
+def save_eagle(folder: Path) -> None:
+    """An EAGLE head for SmolLM2-135M: one layer, and a linear layer that joins embedding and hidden state."""
+    settings = json.loads((MODEL / "config.json").read_text()) | {"num_hidden_layers": 1}
+    hidden = settings["hidden_size"]
+    inner, values = settings["intermediate_size"], settings["num_key_value_heads"] * settings["head_dim"]
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (values, hidden),
+        "self_attn.v_proj": (values, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "post_attention_layernorm": (hidden,),
+    }
+    tensors = {f"layers.0.{name}.weight": torch.rand(shape).bfloat16() for name, shape in shapes.items()}
+    tensors["fc.weight"] = torch.rand(hidden, 2 * hidden).bfloat16()
+    save_file(tensors, folder / "model.safetensors")
+    _write(folder / "config.json", settings)
+
+
+def save_awq(folder: Path) -> None:
+    """A Llama with four bits a weight, in AutoAWQ's format."""
+    save_llama(folder)
+    _quantize(
+        folder,
+        {"quant_method": "awq", "bits": 4, "group_size": _GROUP, "zero_point": True, "version": "gemm"},
+        lambda rows, columns: {"qweight": _integers(rows, columns // 8)},
+    )
+
+
+def save_gptq(folder: Path) -> None:
+    """A Llama with four bits a weight, in GPTQ's format."""
+    save_llama(folder)
+    _quantize(
+        folder,
+        {"quant_method": "gptq", "bits": 4, "group_size": _GROUP, "desc_act": False, "sym": True},
+        lambda rows, columns: {
+            "qweight": _integers(rows // 8, columns),
+            "g_idx": (torch.arange(rows) // _GROUP).int(),
+        },
+    )
+
+
+def save_qwen3(folder: Path) -> None:
+    """A Qwen3 whose tokenizer has the words of reasoning and of tool calls."""
+    _save(folder, "qwen3", "Qwen3ForCausalLM", _SHAPE)
+    _save_tokenizer(folder, "<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+def save_experts(folder: Path) -> None:
+    """A Qwen3 mixture of four experts."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+    _save(folder, "qwen3_moe", "Qwen3MoeForCausalLM", _SHAPE | experts)
+    _copy_tokenizer(folder)
+
+
+def save_deepseek(folder: Path) -> None:
+    """A DeepSeek V2 with latent attention, of one dense layer and one with experts."""
+    attention = {"kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    experts = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    groups = {"n_group": 1, "topk_group": 1}
+    shape = {name: value for name, value in _SHAPE.items() if name != "head_dim"}
+    others = {"v_head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 16, "moe_intermediate_size": 128}
+    _save(folder, "deepseek_v2", "DeepseekV2ForCausalLM", shape | attention | experts | groups | others)
+    _copy_tokenizer(folder)
+
+
+def save_llava(folder: Path) -> None:
+    """A Llama that sees images of 56 times 56 pixels."""
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaProcessor
+
+    tokenizer = _save_tokenizer(folder, "<image>")
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        projection_dim=64,
+    )
+    config = {
+        "vision_config": vision,
+        "text_config": LlamaConfig(**_SHAPE),
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+    }
+    _save(folder, "llava", "LlavaForConditionalGeneration", config)
+    size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    LlavaProcessor(
+        CLIPImageProcessorPil(**size),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+
+
+def save_qwen2_audio(folder: Path) -> None:
+    """A Qwen2 that hears."""
+    from transformers import Qwen2AudioEncoderConfig, Qwen2AudioProcessor, Qwen2Config, WhisperFeatureExtractor
+
+    words = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    tokenizer = _save_tokenizer(folder, *words)
+    audio = Qwen2AudioEncoderConfig(
+        d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128, num_mel_bins=128
+    )
+    text = {name: value for name, value in _SHAPE.items() if name != "head_dim"}
+    config = {
+        "audio_config": audio,
+        "text_config": Qwen2Config(**text),
+        "audio_token_index": tokenizer.convert_tokens_to_ids(words[0]),
+    }
+    _save(folder, "qwen2_audio", "Qwen2AudioForConditionalGeneration", config)
+    extractor = WhisperFeatureExtractor(feature_size=128)
+    Qwen2AudioProcessor(extractor, tokenizer, chat_template=tokenizer.chat_template).save_pretrained(folder)
+
+
+def save_embedder(folder: Path) -> None:
+    """A Qwen3 without a head."""
+    save_pooler(folder, "qwen3", **_POOLER, head_dim=32)
+
+
+def save_reranker(folder: Path) -> None:
+    """A BERT that scores pairs of texts."""
+    save_pooler(folder, "bert", "classify", **_POOLER, num_labels=1)
+
+
+_POOLER: Final = {"hidden_size": 128}
+
+WRITERS: Final[dict[str, Callable[[Path], None]]] = {
+    name.removeprefix("save_"): write
+    for name, write in globals().copy().items()
+    if name.startswith("save_") and name not in ("save_file", "save_pooler")
+}
+"""What writes each model, by its name."""
+
+
+def _save(folder: Path, model_type: str, class_name: str, config: dict[str, Any]) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, class_name)(transformers.CONFIG_MAPPING[model_type](**config))
+    model.bfloat16().save_pretrained(folder)
+
+
+def _save_tokenizer(folder: Path, *words: str) -> Any:
+    """SmolLM2's tokenizer with further special tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.add_tokens(list(words), special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _copy_tokenizer(folder: Path) -> None:
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(MODEL / name, folder / name)
+
+
+def _quantize(folder: Path, settings: dict[str, Any], pack: Callable[[int, int], dict[str, torch.Tensor]]) -> None:
+    """Replaces the weights of all linear layers by integers with scales and zeros."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        columns, rows = tensors.pop(name).shape
+        parts = pack(rows, columns)
+        parts["qzeros"] = _integers(rows // _GROUP, columns // 8)
+        parts["scales"] = torch.rand(rows // _GROUP, columns).half()
+        tensors |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    _write(folder / "config.json", config | {"dtype": "float16", "quantization_config": settings})
+
+
+def _integers(rows: int, columns: int) -> torch.Tensor:
+    return torch.randint(0, 2**31 - 1, (rows, columns), dtype=torch.int32)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content))

@@ -1,0 +1,232 @@
+"""Command lines of vLLM's documentation: where `vllm serve` starts, so do a first and a second start here."""
+
+import base64
+import io
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.gpu_stub.gpu_server import MODEL, GpuServer
+
+_TEXTS: Final = ["hello world", "the capital of france is paris"]
+_CHAT: Final = [{"role": "user", "content": GpuServer.PROMPT}]
+_TOOL: Final = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+Ask = Callable[[GpuServer], Any]
+
+
+def _complete(server: GpuServer) -> Any:
+    return server.generate()
+
+
+def _complete_with(model: str) -> Ask:
+    def ask(server: GpuServer) -> Any:
+        wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
+        answer = server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True, model=model)
+        return answer["choices"][0]["text"]
+
+    return ask
+
+
+def _count(server: GpuServer) -> Any:
+    """How many tokens a completion has: two ranks do not always read token 0 from the stand-in."""
+    wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS}
+    return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
+
+
+def _chat(messages: list[dict[str, Any]], **options: Any) -> Ask:
+    def ask(server: GpuServer) -> Any:
+        wanted = {"messages": messages, "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
+        answer = server.post("/v1/chat/completions", **wanted, temperature=0, ignore_eos=True, **options)
+        return answer["choices"], answer["usage"]
+
+    return ask
+
+
+def _look(server: GpuServer) -> Any:
+    from PIL import Image
+
+    picture = io.BytesIO()
+    Image.new("RGB", (80, 60), "red").save(picture, "png")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+    return _chat([{"role": "user", "content": content}])(server)
+
+
+def _embed(server: GpuServer) -> Any:
+    return server.post("/v1/embeddings", input=_TEXTS)["data"]
+
+
+def _rerank(server: GpuServer) -> Any:
+    return server.post("/rerank", query=_TEXTS[0], documents=_TEXTS)["results"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A command line."""
+
+    name: str
+    words: tuple[str, ...]
+    """`@name` stands for the folder of a model."""
+    model: str = ""
+    """Its name; empty for SmolLM2-135M."""
+    ask: Ask = _complete
+    variables: Mapping[str, str] = field(default_factory=dict)
+    refusal: str = ""
+    """What `vllm serve` says when it ends."""
+    own_refusal: str = ""
+    """What the preflight says instead; empty where vLLM itself refuses."""
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder in which its starts keep what they have learned."""
+        return self.name.replace(" ", "-")
+
+
+def _connector(role: str) -> str:
+    extra = {"shared_storage_path": "@storage"}
+    return json.dumps({"kv_connector": "ExampleConnector", "kv_role": role, "kv_connector_extra_config": extra})
+
+
+_LENGTH: Final = ("--max-model-len", "2048")
+_YARN: Final = {"rope_type": "yarn", "rope_theta": 100000.0, "factor": 16.0, "original_max_position_embeddings": 8192}
+_NO_WEIGHTS: Final = ("--load-format", "dummy")
+"""For models whose weights transformers saves under other names than vLLM reads."""
+_LORA: Final = ("--enable-lora", "--lora-modules", "adapter=@adapter")
+_NIXL: Final = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
+
+
+def _draft(method: str, **options: Any) -> tuple[str, ...]:
+    settings = {"method": method, "num_speculative_tokens": 3, **options}
+    return (*_LENGTH, "--speculative-config", json.dumps(settings))
+
+
+_RECIPES: Final = [
+    Recipe("LoRA", (*_LENGTH, *_LORA), ask=_complete_with("adapter")),
+    Recipe("speculation with ngrams", _draft("ngram", prompt_lookup_max=4)),
+    Recipe("speculation with a draft model", _draft("draft_model", model="@llama")),
+    Recipe("speculation with EAGLE", _draft("eagle", model="@eagle")),
+    Recipe("weights in FP8", (*_LENGTH, "--quantization", "fp8")),
+    Recipe("AWQ", _LENGTH, model="awq"),
+    Recipe("GPTQ", _LENGTH, model="gptq"),
+    Recipe(
+        "expert parallelism",
+        (*_LENGTH, "--tensor-parallel-size", "2", "--enable-expert-parallel"),
+        model="experts",
+        ask=_count,
+        variables={"STUB_GPUS": "2"},
+    ),
+    Recipe("latent attention", _LENGTH, model="deepseek"),
+    Recipe("images", (*_LENGTH, *_NO_WEIGHTS, "--limit-mm-per-prompt", '{"image": 1}'), model="llava", ask=_look),
+    Recipe("audio", (*_LENGTH, *_NO_WEIGHTS, "--limit-mm-per-prompt", '{"audio": 1}'), model="qwen2_audio"),
+    Recipe("embeddings", ("--runner", "pooling"), model="embedder", ask=_embed),
+    Recipe("reranking", ("--runner", "pooling"), model="reranker", ask=_rerank),
+    Recipe("KV offloading", (*_LENGTH, "--kv-offloading-size", "1")),
+    Recipe("KV producer", (*_LENGTH, "--kv-transfer-config", _connector("kv_producer"))),
+    Recipe("KV consumer", (*_LENGTH, "--kv-transfer-config", _connector("kv_consumer"))),
+    Recipe("synchronous scheduling", (*_LENGTH, "--no-async-scheduling")),
+    Recipe("two API servers", (*_LENGTH, "--api-server-count", "2")),
+    Recipe("model runner V1", _LENGTH, variables={"VLLM_USE_V2_MODEL_RUNNER": "0"}),
+    Recipe("KV cache in FP8", (*_LENGTH, "--kv-cache-dtype", "fp8")),
+    Recipe(
+        "long context",
+        (
+            *("--max-model-len", "131072", "--hf-overrides", json.dumps({"rope_parameters": _YARN})),
+            *("--enable-chunked-prefill", "--max-num-batched-tokens", "4096"),
+        ),
+    ),
+    Recipe(
+        "tools and reasoning",
+        (*_LENGTH, "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
+        model="qwen3",
+        ask=_chat(_CHAT, tools=[_TOOL]),
+    ),
+]
+_REFUSED: Final = [
+    Recipe("NIXL", (*_LENGTH, "--kv-transfer-config", _NIXL), refusal="NIXL is not available"),
+    Recipe("BitsAndBytes", (*_LENGTH, "--quantization", "bitsandbytes"), refusal="Unknown quantization method"),
+    Recipe("AWQ of other weights", (*_LENGTH, "--quantization", "awq"), refusal="Cannot find the config file for awq"),
+    Recipe(
+        "LoRA of a higher rank",
+        (*_LENGTH, *_LORA, "--max-lora-rank", "1"),
+        refusal="LoRA rank 8 is greater than max_lora_rank 1",
+        own_refusal="has rank 8, --max-lora-rank allows 1",
+    ),
+    Recipe(
+        "data parallelism with Ray",
+        (*_LENGTH, "--data-parallel-size", "2", "--data-parallel-backend", "ray"),
+        variables={"STUB_GPUS": "2"},
+        refusal="Please install Ray with `pip install ray`",
+        own_refusal="needs the package ray: pip install ray",
+    ),
+]
+
+Start = Callable[..., GpuServer]
+
+
+@pytest.fixture(scope="module")
+def start(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts a recipe. The caches of kernels are shared; what a start has learned is of this recipe only."""
+    from tests.gpu_stub.recipe_models import WRITERS
+
+    models = tmp_path_factory.mktemp("models")
+
+    def folder_of(name: str) -> Path:
+        folder = models / name
+        if not folder.exists():
+            folder.mkdir()
+            WRITERS.get(name, lambda _: None)(folder)
+        return folder
+
+    def with_folders(word: str) -> str:
+        for name in ("storage", *WRITERS):
+            if f"@{name}" in word:
+                word = word.replace(f"@{name}", str(folder_of(name)))
+        return word
+
+    def start_recipe(recipe: Recipe, launcher: str) -> GpuServer:
+        words = [*map(with_folders, recipe.words), "--enforce-eager"]
+        variables = {"VLLM_CACHE_ROOT": str(home / "kept" / recipe.folder_name), **recipe.variables}
+        model = folder_of(recipe.model) if recipe.model else MODEL
+        return GpuServer(launcher, *words, folder=home, environment=variables, model=model)
+
+    return start_recipe
+
+
+@pytest.mark.parametrize("recipe", _RECIPES, ids=lambda recipe: recipe.name)
+def test_the_first_and_the_second_start_answer_as_plain(start, recipe):
+    with start(recipe, "plain") as server:
+        expected = recipe.ask(server.wait_ready())
+    for _ in range(2):
+        with start(recipe, "ours") as server:
+            assert recipe.ask(server.wait_ready()) == expected
+            assert server.terminate(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("recipe", _REFUSED, ids=lambda recipe: recipe.name)
+def test_what_plain_refuses_ends_with_the_same_reason_and_no_later(start, recipe):
+    plain_s, code = _end(start(recipe, "plain"), recipe.refusal)
+    assert code != 0
+    for _ in range(2):  # the second one would preload
+        seconds, code = _end(start(recipe, "ours"), recipe.own_refusal or recipe.refusal)
+        assert code == 3
+        assert seconds <= plain_s
+
+
+def _end(server, refusal):
+    """How long it took to end, and its exit code."""
+    began = time.monotonic()
+    with server:
+        code = server.process.wait(300)
+        seconds = time.monotonic() - began
+        assert refusal in server.log
+    return seconds, code
