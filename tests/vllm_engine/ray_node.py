@@ -1,7 +1,7 @@
 """One node of Ray, started by `ray start --head`, for vLLM's Ray executor.
 
 Ray has its own folder .peers/ray, because vLLM would import an installed Ray in each process:
-`.peers/vllm/bin/pip install --no-deps --target .peers/ray ray msgpack`.
+`make peers PEERS=ray`.
 """
 
 import os
