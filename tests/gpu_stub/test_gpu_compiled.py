@@ -1,0 +1,55 @@
+"""Compiled models and kernels of one home in another, empty one: by a shared location, and baked into an image."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer, gpu_variables
+from tests.gpu_stub.private_devices import PREFIX, needs_root
+
+_WORDS = EAGER[1:]
+_KERNELS = "*.cubin"
+
+
+@pytest.fixture(scope="module")
+def location(tmp_path_factory):
+    """Has what a first start has compiled."""
+    home, location = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("location")
+    with GpuServer("ours", *_WORDS, "--compile-cache", str(location), folder=home) as server:
+        server.wait_ready()
+        server.wait(lambda: list(location.glob("*/*.zip")))
+        assert server.terminate(signal.SIGTERM) == 0
+    assert list(home.rglob(_KERNELS))
+    return location
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory):
+    """The folder that `bake` has written, which starts no model where the devices of a GPU are missing."""
+    home, folder = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("baked") / "baked"
+    command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *_WORDS, "--output", folder]
+    done = subprocess.run(command, env=gpu_variables(home), cwd=home, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_an_empty_home_loads_what_another_one_has_shared(location, tmp_path):
+    _assert_loads(tmp_path, "--compile-cache", str(location))
+
+
+@needs_root
+def test_an_empty_home_loads_what_the_image_has(baked, tmp_path):
+    _assert_loads(tmp_path, environment={"VCLI_BAKED": os.fspath(baked)})
+
+
+def _assert_loads(home: Path, *words: str, environment: dict[str, str] | None = None) -> None:
+    began_s = time.time()
+    with GpuServer("ours", *_WORDS, *words, folder=home, environment=environment) as server:
+        assert server.wait_ready().generate()
+        assert server.terminate(signal.SIGTERM) == 0
+    assert "this start loads the compiled model" in server.log
+    assert [path for path in home.rglob(_KERNELS) if path.stat().st_mtime >= began_s] == []
