@@ -1,4 +1,4 @@
-"""Compiled models and kernels of one home in another, empty one: by a shared location, and baked into an image."""
+"""Compiled models and kernels reach an empty home by a shared location, and by the baked folder of an image."""
 
 import os
 import signal
