@@ -1,4 +1,4 @@
-"""Compiled models and kernels reach an empty home by a shared location, and by the baked folder of an image."""
+"""Compiled models and kernels reach an empty home by a shared location and by an image's baked folder."""
 
 import os
 import signal

@@ -1,7 +1,5 @@
 """Command lines of vLLM's documentation: where `vllm serve` starts, so do a first and a second start here."""
 
-import base64
-import io
 import json
 import signal
 import time
@@ -52,16 +50,6 @@ def _chat(messages: list[dict[str, Any]], **options: Any) -> Ask:
     return ask
 
 
-def _look(server: GpuServer) -> Any:
-    from PIL import Image
-
-    picture = io.BytesIO()
-    Image.new("RGB", (80, 60), "red").save(picture, "png")
-    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
-    return _chat([{"role": "user", "content": content}])(server)
-
-
 def _embed(server: GpuServer) -> Any:
     return server.post("/v1/embeddings", input=_TEXTS)["data"]
 
@@ -99,8 +87,9 @@ def _connector(role: str) -> str:
 
 _LENGTH: Final = ("--max-model-len", "2048")
 _YARN: Final = {"rope_type": "yarn", "rope_theta": 100000.0, "factor": 16.0, "original_max_position_embeddings": 8192}
-_NO_WEIGHTS: Final = ("--load-format", "dummy")
-"""For models whose weights transformers saves under other names than vLLM reads."""
+_ENCODER: Final = ("--load-format", "dummy", "--skip-mm-profiling")
+"""Without weights, because transformers saves them under other names than vLLM reads. Without a run of the
+encoder, because its convolutions are cuDNN's, which needs a GPU: these recipes ask for text."""
 _LORA: Final = ("--enable-lora", "--lora-modules", "adapter=@adapter")
 _NIXL: Final = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
 
@@ -126,8 +115,8 @@ _RECIPES: Final = [
         variables={"STUB_GPUS": "2"},
     ),
     Recipe("latent attention", _LENGTH, model="deepseek"),
-    Recipe("images", (*_LENGTH, *_NO_WEIGHTS, "--limit-mm-per-prompt", '{"image": 1}'), model="llava", ask=_look),
-    Recipe("audio", (*_LENGTH, *_NO_WEIGHTS, "--limit-mm-per-prompt", '{"audio": 1}'), model="qwen2_audio"),
+    Recipe("images", (*_LENGTH, *_ENCODER, "--limit-mm-per-prompt", '{"image": 1}'), model="llava"),
+    Recipe("audio", (*_LENGTH, *_ENCODER, "--limit-mm-per-prompt", '{"audio": 1}'), model="qwen2_audio"),
     Recipe("embeddings", ("--runner", "pooling"), model="embedder", ask=_embed),
     Recipe("reranking", ("--runner", "pooling"), model="reranker", ask=_rerank),
     Recipe("KV offloading", (*_LENGTH, "--kv-offloading-size", "1")),
@@ -140,7 +129,12 @@ _RECIPES: Final = [
     Recipe(
         "long context",
         (
-            *("--max-model-len", "131072", "--hf-overrides", json.dumps({"rope_parameters": _YARN})),
+            *(
+                "--max-model-len",
+                "131072",
+                "--hf-overrides",
+                json.dumps({"max_position_embeddings": 131072, "rope_parameters": _YARN}),
+            ),
             *("--enable-chunked-prefill", "--max-num-batched-tokens", "4096"),
         ),
     ),
