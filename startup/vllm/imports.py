@@ -120,8 +120,8 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
 def _forget_packages_of(err: BaseException) -> None:
     """Removes the packages below those whose import has failed, so that Python imports all of them again.
 
-    Python forgets a package that fails, and keeps packages below it. It would execute a module of these
-    without the upper package, which that module then imports, and which imports that module in a circle.
+    Python forgets a package that fails, and keeps the packages below it. It executes a module of a kept one
+    without the forgotten one. If these two import each other, the import fails as a circle.
     """
     names = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(err.__traceback__)}
     forgotten = tuple(f"{name}." for name in names if name not in sys.modules)

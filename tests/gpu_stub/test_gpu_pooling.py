@@ -6,7 +6,6 @@ from tests.gpu_stub.gpu_server import EAGER, GpuServer
 
 _POOLING = ("--runner", "pooling", "--convert", "embed")
 _HIDDEN_SIZE = 576
-_USED_BYTES = 60 << 30
 _FEW_BYTES = 1 << 30
 
 
