@@ -90,12 +90,12 @@ class GpuServer(VllmServer):
         answer = self.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)
         return str(answer["choices"][0]["text"])
 
-    def initialized(self) -> set[int]:
-        """The ids of the processes that have initialized CUDA since this start began."""
+    def initialized(self) -> dict[int, float]:
+        """The ids of the processes that have initialized CUDA since this start began, and the time in seconds."""
         if not self._cuda_log.exists():
-            return set()
+            return {}
         lines = [line.split() for line in self._cuda_log.read_text().splitlines()]
-        return {int(words[0]) for words in lines if words[1:2] == ["(initialized)"]}
+        return {int(words[0]): float(words[2]) for words in lines if words[1:2] == ["(initialized)"]}
 
     def assert_only(self, titles: list[str]) -> list[psutil.Process]:
         """Processes with just these titles use CUDA, and no process that has ended did."""
