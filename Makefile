@@ -12,6 +12,7 @@
 #   make peers [PEERS="vllm@0.29.0"]       installs into .peers what slow tests compare with: vLLM for CPU, a model
 #   make gpu-env                           vLLM's CUDA build (9 GB) and a stand-in for a GPU, on which no kernel runs
 #   make test-gpu-stub [ARGS="-k sleep"]   tests with these two
+#   make gpu-stub-starts [ARGS="--rounds 5"]  times starts with these two beside `vllm serve`, in 40 minutes
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
@@ -57,7 +58,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -99,6 +100,9 @@ gpu-env:
 # One server at a time.
 test-gpu-stub: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest tests/gpu_stub $(ARGS)
+
+gpu-stub-starts: $(INSTALLED_DEV)
+	$(BIN)/python -m tools.gpu_stub.starts $(ARGS)
 
 # What `.ci/run` has time for; the rest is in `make test-slow` and `make test-gpu-stub`.
 test-ci-vllm: $(INSTALLED_DEV)

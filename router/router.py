@@ -81,6 +81,8 @@ class RouterOptions:
     """The folder of a model that is on disk, by the entry's name."""
     only: str | None = None
     """The one model of `serve MODEL --idle-stop`, for all requests; if its first start fails, all ends."""
+    model_has_keys: bool = False
+    """Whether its own server checks the router's keys: they are in its file."""
 
 
 def run_router(options: RouterOptions) -> int:
@@ -189,6 +191,7 @@ class _Router:
             keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
             version=version(_DISTRIBUTION),
             has_only_model=options.only is not None,
+            model_has_keys=options.model_has_keys,
         )
         runner = create_runner(self._pool, app_options)
         await runner.setup()

@@ -66,6 +66,8 @@ class AppOptions:
     """How long a connection without a request stays open."""
     has_only_model: bool = False
     """Whether there will never be another model: it gets all requests, whatever they name."""
+    model_has_keys: bool = False
+    """Whether the models' servers check the same keys: then they get them."""
 
 
 def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
@@ -118,6 +120,7 @@ class _Handler:
         self._pool = pool
         self._root_path = network.root_path.rstrip("/")
         self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
+        self._dropped = frozenset() if options.model_has_keys else self._access.key_headers
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool)
         self._bodies = BodyRoom(options.limits)
@@ -197,10 +200,9 @@ class _Handler:
 
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request on to this model, or to the one that it names."""
-        dropped = self._access.key_headers
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             entry = entry or self._choice.by_query(request, path)
-            return await self._proxy.relay_websocket(request, entry, path, dropped)
+            return await self._proxy.relay_websocket(request, entry, path, self._dropped)
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
         if entry is None and encoding != "identity":
             raise FailedRequestError(415, f"Content-Encoding {shown(encoding)!r} is not supported: send it without.")
@@ -218,7 +220,7 @@ class _Handler:
                 body=body,
                 may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
                 is_background=requested.is_background and path == RESPONSES.rstrip("/"),
-                dropped=dropped,
+                dropped=self._dropped,
             )
             return await self._proxy.relay(call)
         finally:

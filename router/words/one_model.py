@@ -1,7 +1,7 @@
 """The settings of a router with one model (`serve MODEL --idle-stop`, `--restart`), for both engines."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
+_MIDDLEWARE: Final = "--middleware"
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
@@ -36,15 +37,37 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     """The router of vLLM's model; raises InputError for what it cannot have."""
     line = CommandLine.of(options.words)
-    if (name := next(filter(line.has, sorted(flags_of("tls"))), None)) is not None and not find_values(words, name):
-        name = name.removeprefix("--")
-        raise InputError(f"{_flag(options)} does not go with {name} in --config: write it as a flag.")
-    of_port = sorted(flags_of("address", "port", "both"))
-    in_file = [f"{name}={line.values[name]}" for name in of_port if name in line.values]
+    _reject_vllm_flags(options, words, line)
     names = line.lists.get("--served-model-name") or (line.served_name,)
     entry = _entry(options, without_ours(words), "vllm", names)
-    port = _read_port(words, in_file)
-    return _router(port, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+    config = _read_port(words, _words_of_file(line))
+    router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+    return replace(router, model_has_keys=not flags_of("keys").isdisjoint(line.in_file))
+
+
+def _words_of_file(line: CommandLine) -> list[str]:
+    """The settings of the file of --config that the router needs, as flags; vLLM reads the file, too."""
+    found: list[str] = []
+    for name in sorted(flags_of("address", "keys", "port", "both", "program").intersection(line.in_file)):
+        value = line.in_file[name]
+        if not value:
+            found.append(name)
+        elif value != "false":
+            found += [f"{name}={item}" for item in line.lists.get(name, (value,))]
+    return found
+
+
+def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
+    """Those that vLLM would apply to fewer requests than the user expects, or to those of the router."""
+    if line.has(_MIDDLEWARE):
+        text = "which does not see what the router answers itself: leave one of them out"
+        raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
+    for name in sorted(filter(line.has, flags_of("tls", "keys").intersection(line.in_file))):
+        text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
+        if name in flags_of("tls"):
+            raise InputError(f"{text}: write it as a flag.")
+        if find_values(words, name):
+            raise InputError(f"{text} and as a flag: leave one of them out.")
 
 
 def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:

@@ -28,6 +28,7 @@ _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
     "--model": "name the models in the file, or as words before all flags",
     "--served-model-name": "the names are those of the file; `aliases` are further ones",
+    "--middleware": "write it into the args of a model, of whose requests it sees all",
     "--listen-when-ready": "their port is open at once, and a request starts its model",
     "--restart": "a request starts a model that has failed",
     "--lora-modules": "write it into the args of its model",

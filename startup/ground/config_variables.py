@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from envs import foreign
+from envs.redaction import is_secret_flag
 
 _REFERENCE: Final = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?)([-?])([^{}]*))?\}")
 
@@ -23,8 +24,11 @@ class Replaced(NamedTuple):
 
     text: str
     """YAML; unchanged if no reference is replaced."""
-    missing: tuple[str, ...]
+    is_changed: bool = False
+    missing: tuple[str, ...] = ()
     """A line for each reference that stays: its variable is not set, and there is no default."""
+    refused: tuple[str, ...] = ()
+    """Those of them that no engine may read as a text: with `:?`, or in a secret, whose text others know."""
 
 
 def replace_variables(text: str) -> Replaced:
@@ -33,19 +37,26 @@ def replace_variables(text: str) -> Replaced:
     `$${VAR}` stands for `${VAR}`. What comes out as true, false, null or a number of JSON has that type.
     """
     if "${" not in text:
-        return Replaced(text, ())
+        return Replaced(text)
     import yaml
 
-    missing: list[str] = []
+    missing: list[_Missing] = []
+    is_changed = False
     with suppress(yaml.YAMLError, RecursionError, ValueError):  # whoever reads the file reports it
         settings = yaml.safe_load(text)
         replaced = _replace(settings, "", missing)
-        if replaced != settings:
+        if is_changed := replaced != settings:
             text = yaml.safe_dump(replaced, sort_keys=False)
-    return Replaced(text, tuple(missing))
+    lines = tuple(each.line for each in missing)
+    return Replaced(text, is_changed, lines, tuple(each.line for each in missing if each.is_refused))
 
 
-def _replace(value: Any, key: str, missing: list[str]) -> Any:
+class _Missing(NamedTuple):
+    line: str
+    is_refused: bool
+
+
+def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
     if isinstance(value, dict):
         return {name: _replace(item, f"{key}.{name}", missing) for name, item in value.items()}
     if isinstance(value, list):
@@ -61,7 +72,8 @@ def _replace(value: Any, key: str, missing: list[str]) -> Any:
             return foreign.text_of(name).translate(_HIDDEN)
         if rule == "-":
             return str(word)
-        missing.append(f"{key[1:]}: {name} is not set" + (f" ({word})" if word else ""))
+        line = f"{key[1:]}: {name} is not set" + (f" ({word})" if word else "")
+        missing.append(_Missing(line, rule == "?" or any(map(is_secret_flag, key.split(".")))))
         return reference[0].translate(_HIDDEN)
 
     text = value

@@ -18,7 +18,7 @@ from base.json_depth import read_json
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
-from startup.ground.config_variables import replace_variables
+from startup.ground.config_variables import Replaced, replace_variables
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.serve_words import OMNI, is_flag_like, is_for_information, normalise, split
 from startup.ground.temp_folder import own_folder
@@ -54,13 +54,6 @@ _SWITCH: Final = re.compile(
     r"headless|language-model-only)|-ep|-dp[ehm]"
 )
 """The common switches of tested releases, by which MODEL is found before vLLM's flags are recorded."""
-_SEVERAL: Final = (
-    "--allowed-media-domains", "--api-key", "--collect-detailed-traces", "--cpu-offload-params",
-    "--cudagraph-capture-sizes", "--hf-token", "--ignore-patterns", "--kv-cache-dtype-skip-layers",
-    "--logits-processors", "--lora-modules", "--lora-target-modules", "--numa-bind-cpus", "--numa-bind-nodes",
-    "--offload-params", "--served-model-name", "--sleep-preserve-parameter-names",
-)  # fmt: skip
-"""Its flags that take several values."""
 
 _DEFAULT_PORT: Final = 8000
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
@@ -82,6 +75,8 @@ class CommandLine:
     model: str | None
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """All values of the flags that take several."""
+    in_file: Mapping[str, str] = field(default_factory=dict)
+    """Those of `values` that the file of `--config` has, also where a word takes precedence."""
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
@@ -95,7 +90,7 @@ class CommandLine:
         model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
         if words and not words[0].startswith("-"):
             model = words[0]
-        return cls(tuple(words), {**settings, **values}, model, {**in_file, **lists})
+        return cls(tuple(words), {**settings, **values}, model, {**in_file, **lists}, settings)
 
     @cached_property
     def request(self) -> ModelRequest:
@@ -215,7 +210,7 @@ def _with_model_first(words: Sequence[str]) -> Sequence[str]:
 
 def _usual_number(name: str) -> int | str:
     """How many values a flag of a tested release takes."""
-    return 0 if _SWITCH.fullmatch(name) else "+" if name in _SEVERAL else 1
+    return 0 if _SWITCH.fullmatch(name) else "+" if num_values(name) == "+" else 1
 
 
 def _numbers_of_values(flags: Iterable[FlagFact]) -> dict[str, int | str]:
@@ -236,16 +231,21 @@ def _config_file(words: Sequence[str]) -> dict[str, str]:
         import yaml
 
         with suppress(yaml.YAMLError, RecursionError):
-            content = yaml.safe_load(replace_variables(_config_text(words)).text)
+            content = yaml.safe_load(read_config_text(words).text)
             settings = content if isinstance(content, dict) else {}
             return {normalise(f"--{name}"): _as_word(value) for name, value in settings.items() if value is not None}
     return {}
 
 
-def _config_text(words: Sequence[str]) -> str:
-    """Empty without a file; raises OSError or ValueError."""
+def read_config_text(words: Sequence[str]) -> Replaced:
+    """The file of `--config` as vLLM gets it, empty without one; raises OSError or ValueError.
+
+    It has the values of variables, and the flags of the installed vLLM.
+    """
     path = words[words.index(_CONFIG) + 1] if _CONFIG in words[:-1] else ""
-    return Path(path).read_text() if path else ""
+    replaced = replace_variables(Path(path).read_text() if path else "")
+    text = _with_present_flag(replaced.text)
+    return replaced._replace(text=text, is_changed=replaced.is_changed or text != replaced.text)
 
 
 def _as_list(word: str) -> tuple[str, ...]:
@@ -278,19 +278,19 @@ def _with_variables(words: Sequence[str], stack: ExitStack) -> Sequence[str]:
 
     It is in memory, as values may be secrets, and has a name that vLLM takes.
     """
-    text = ""
-    with suppress(OSError, ValueError):  # vLLM reports it
-        text = _config_text(words)
-    replaced = replace_variables(text)
+    try:
+        replaced = read_config_text(words)
+    except (OSError, ValueError):  # vLLM reports it
+        return words
     for line in replaced.missing:
         logger.warning("%s: %s: vLLM gets the text as it is", _CONFIG, line)
-    if (changed := _with_present_flag(replaced.text)) == text:
+    if not replaced.is_changed:
         return words
     place = words.index(_CONFIG) + 1
     try:
         name = stack.enter_context(own_folder()) / f"config{Path(words[place]).suffix}"
         file = stack.enter_context(os.fdopen(os.memfd_create(_CONFIG), "w"))
-        file.write(changed)
+        file.write(replaced.text)
         file.flush()
         name.symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
     except OSError as err:

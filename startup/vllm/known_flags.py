@@ -31,6 +31,13 @@ _ROWS: Final = (
     _Row("--nnodes --node-rank --data-parallel-rank", "?", ("elsewhere",)),
     _Row("--lora-modules --ignore-patterns", "+", ("files",)),
 )
+_SEVERAL: Final = (
+    "--allowed-media-domains", "--api-key", "--collect-detailed-traces", "--cpu-offload-params",
+    "--cudagraph-capture-sizes", "--hf-token", "--ignore-patterns", "--kv-cache-dtype-skip-layers",
+    "--logits-processors", "--lora-modules", "--lora-target-modules", "--numa-bind-cpus", "--numa-bind-nodes",
+    "--offload-params", "--served-model-name", "--sleep-preserve-parameter-names",
+)  # fmt: skip
+"""Flags of tested releases that take several values."""
 
 
 @cache
@@ -46,4 +53,5 @@ def num_values(flag: str) -> int | str:
 
 @cache
 def _num_values() -> dict[str, int | str]:
-    return {name: row.num_values for row in _ROWS for name in row.names.split()}
+    rows = {name: row.num_values for row in _ROWS for name in row.names.split()}
+    return rows | dict.fromkeys(_SEVERAL, "+")

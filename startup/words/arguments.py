@@ -179,13 +179,18 @@ def _load(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as err:
         raise InputError("is not a text file.") from err
     replaced = replace_variables(text)
-    if replaced.missing:
-        remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
-        raise InputError(f"{'; '.join(replaced.missing)}: {remedy}.")
+    reject_references(replaced.missing)
     settings = _parse_yaml(replaced.text)
     if not isinstance(settings, dict):
         raise InputError("must be a mapping of flag names to values.")
     return {str(key): value for key, value in settings.items()}
+
+
+def reject_references(missing: Sequence[str], place: str = "") -> None:
+    """Raises InputError for references to variables that are not set, if there are any."""
+    if missing:
+        remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
+        raise InputError(f"{place}{'; '.join(missing)}: {remedy}.")
 
 
 def _parse_yaml(text: str) -> Any:

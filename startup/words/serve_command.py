@@ -1,6 +1,7 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,7 @@ from startup.ground.serve_words import (
     is_stray,
     split,
 )
-from startup.words.arguments import Arguments, read_config_file
+from startup.words.arguments import Arguments, read_config_file, reject_references
 from startup.words.engine_choice import choose_engine, vllm_options
 from startup.words.errors import InputError
 from startup.words.flag import Shape, SupportedFlag
@@ -54,12 +55,15 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
+        if args and not args[0].strip():
+            raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
         is_router = has_several_models(args)  # whose words `router.words` reads
         if not is_router:
             _reject_flags_of_several(args)
         if not is_router and choose_engine(args) == "vllm":
             _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)
+            _reject_references(options.words)
             if not self.is_quiet:
                 secrets = secret_notices(options.words, has_key_file=False)
                 show_notices((*unknown_variable_notices(), *secrets), options.log_format)
@@ -94,6 +98,10 @@ class ServeCommand(click.Command):
         write_topic(formatter, topic)
         return formatter.getvalue().strip("\n")
 
+
+_NEVER_EMPTY: Final = ("--config", "--generation-config", "--model", "--served-model-name", "--tokenizer")
+"""Flags with which vLLM fails if they are empty; it takes others as if they were not given, and so do we."""
+_EMPTY_REMEDY: Final = "set the variable that stands in its place, or leave the word out for the default"
 
 _OF_ONE_MODEL: Final = {"--max-wait", "--max-waiting"}
 """Flags of several models that also count for one model behind a router."""
@@ -134,15 +142,18 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
 
 def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
     """The values of flags, variables and file, converted; those that are not given are left out."""
-    if (stray := next(filter(is_stray, given.positionals[1:]), None)) is not None:
+    if (stray := next(filter(is_stray, given.positionals), None)) is not None:
         raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
     if len(given.positionals) > 1:
         raise click.UsageError(f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})", ctx)
+    for each in (in_file.flags | given.flags).values():
+        if each.flag.name in _NEVER_EMPTY and "" in each.values:
+            raise InputError(f"{each.flag.name} is empty: {_EMPTY_REMEDY}.")
     settings = {}
     for option in ctx.command.params:
         if isinstance(option, FlagOption) and (value := option.find_value(given, in_file)) is not None:
             settings[option.flag.parameter] = option.type_cast_value(ctx, value)
-    if given.positionals and given.positionals[0]:
+    if given.positionals:
         settings["model"] = given.positionals[0]
     return settings
 
@@ -150,6 +161,16 @@ def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> d
 def _raise_all(errors: Iterable[EnvError]) -> None:
     if lines := list(map(str, errors)):
         raise InputError("\nError: ".join(lines))
+
+
+def _reject_references(words: Sequence[str]) -> None:
+    """Rejects those of the file of `--config` that vLLM must not read as texts."""
+    if CONFIG.name not in words:
+        return
+    from startup.vllm.command_line import read_config_text
+
+    with suppress(OSError, ValueError):  # vLLM reports it
+        reject_references(read_config_text(words).refused, f"{CONFIG.name}: ")
 
 
 def _is_read_for_vllm(name: str) -> bool:

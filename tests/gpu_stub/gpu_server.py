@@ -91,7 +91,7 @@ class GpuServer(VllmServer):
         return str(answer["choices"][0]["text"])
 
     def initialized(self) -> dict[int, float]:
-        """The ids of the processes that have initialized CUDA since this start began, and the time in seconds."""
+        """The processes that have initialized CUDA since this start began, and when, in seconds."""
         if not self._cuda_log.exists():
             return {}
         lines = [line.split() for line in self._cuda_log.read_text().splitlines()]

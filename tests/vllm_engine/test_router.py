@@ -188,6 +188,21 @@ def test_no_request_is_lost_around_a_stop_of_vllm(start_vllm, tmp_path):
         assert _statuses_around_stops(server, 500) == {200: 500}
 
 
+def test_keys_of_vllms_file_are_those_of_the_port(start_vllm, expected_text, tmp_path):
+    """In both starts; only in the second one, the preflight knows the types of the file's settings."""
+    (tmp_path / "keys.yaml").write_text("api-key: ${SERVER_KEY}\nmax-num-seqs: ${NUM:-2}\nenforce-eager: ${EAGER}\n")
+    environment = {"SERVER_KEY": "secret-key", "EAGER": "true"}
+    words = ("--restart", "on-failure", "--idle-warm", "off", "--config", str(tmp_path / "keys.yaml"))
+    for _ in range(2):
+        with start_vllm("ours", *words, environment=environment) as server:
+            server.wait_ready()
+            assert server.ask("/v1/models").status == 401
+            assert server.ask("/api/models/unload", {"model": "model"}).status == 401
+            answer = ask(f"{server.url}/v1/completions", _BODY, timeout_s=600, key="secret-key")
+            assert answer.json["choices"][0]["text"] == expected_text
+            assert server.terminate(signal.SIGTERM) == 0
+
+
 def test_a_killed_engine_of_vllm_is_started_warm_behind_the_same_port(start_vllm, expected_text, tmp_path):
     tmp_path.chmod(0o700)
     environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}

@@ -1,7 +1,7 @@
-"""`make gpu-stub-starts`: times starts of vLLM's CUDA build on the stand-in beside those of plain `vllm serve`.
+"""`make gpu-stub-starts`: times starts of vLLM's CUDA build on the stand-in, and those of plain `vllm serve`.
 
-**No kernel runs**: the seconds are those of processors. The result is a JSON file with all rounds, and a table of
-medians. Nothing else may run on the machine meanwhile.
+**No kernel runs**: the seconds are those of processors. The result is a JSON file with all rounds, and a
+table of medians. Nothing else may run on the machine meanwhile.
 """
 
 import json
@@ -89,7 +89,7 @@ def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
 
 
 def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
-    """Alternating rounds, every other one in the opposite order; a start of each side before is not measured."""
+    """Alternating rounds, every other one in the opposite order, after a start of each side."""
     launchers = {"plain": "plain", "ours": case.launcher}
     location = ("--compile-cache", str(folder / "location")) if case.has_location else ()
     if not case.is_first:

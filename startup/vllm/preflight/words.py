@@ -6,8 +6,9 @@ It reads the file of `--config`, writes dashes in names, expands `-O3`, and join
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
+
+from startup.vllm.command_line import read_config_text
 
 _MODEL: Final = re.compile(r"--model(=.+|$)")
 _SERVED_NAME: Final = re.compile(r"--served[-_]model[-_]name(=.+|$)")
@@ -95,7 +96,7 @@ def _read_config(name: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(name).read_text())
+        content = yaml.safe_load(read_config_text((_CONFIG, name)).text)
     except OSError as err:
         raise WordsError(f"--config {name} cannot be read: {err.strerror}") from err
     except UnicodeDecodeError as err:

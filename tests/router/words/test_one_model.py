@@ -1,14 +1,19 @@
 """`serve MODEL --idle-stop` and `--restart`: what is the router's, what its model gets, what is refused."""
 
+import json
+
 import click
 import pytest
+import yaml
 
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.one_model import embedded_router, vllm_router
+from startup.ground.config import flags_of
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
 from startup.words.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
+from tests.support.peer_vllm import ROOT
 
 _END = ("--engine", "embedded", "--disable-uvicorn-access-log")
 
@@ -83,6 +88,53 @@ def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
     file.write_text("ssl-certfile: a\n")
     with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):
         _vllm("--config", str(file))
+
+
+_OF_PORT = {
+    "--host": "127.0.0.1", "--port": "8001", "--uds": "/tmp/a.sock", "--api-key": "[one, two]",
+    "--allow-credentials": "true", "--allowed-origins": "['http://a']", "--allowed-methods": "[GET]",
+    "--allowed-headers": "[X-A]", "--root-path": "/api", "--disable-access-log-for-endpoints": "/a,/b",
+    "--h11-max-header-count": "9", "--h11-max-incomplete-event-size": "70000", "--disable-uvicorn-access-log": "true",
+    "--uvicorn-log-level": "error", "--log-level": "ERROR",
+}  # fmt: skip
+"""vLLM's flags that are the router's, with values of a file."""
+_REFUSED = {
+    "--ssl-certfile": "a", "--ssl-keyfile": "a", "--ssl-ca-certs": "a", "--ssl-cert-reqs": "1", "--ssl-ciphers": "a",
+    "--enable-ssl-refresh": "true", "--middleware": "a.b",
+}  # fmt: skip
+
+
+def test_every_flag_of_vllm_that_concerns_the_port_is_tried_in_a_file():
+    names = {*(ROOT / "tests" / "vllm_cli" / "vllm_flags.txt").read_text().split()}
+    roles = flags_of("address", "keys", "tls", "port", "both", "program")
+    assert {*_OF_PORT, *_REFUSED} - {"--middleware"} == roles & names - {"--log-config-file"}
+
+
+@pytest.mark.parametrize("name", _OF_PORT)
+def test_a_setting_of_the_port_in_vllms_file_is_as_its_flag(name, tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"{name.removeprefix('--')}: {_OF_PORT[name]}\n")
+    value = yaml.safe_load(_OF_PORT[name])
+    is_list = isinstance(value, list)
+    words = [*map(str, value)] if name == "--api-key" else [json.dumps(value)] if is_list else [str(value)]
+    by_file, by_flag = _vllm("--config", str(file)), _vllm(name, *([] if value is True else words))
+    assert by_file.config == by_flag.config != _vllm().config
+    assert by_file.model_has_keys == (name == "--api-key"), "vLLM asks for them, too"
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_a_setting_that_the_port_would_not_have_ends_the_start(name, tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"{name.removeprefix('--')}: {_REFUSED[name]}\n")
+    with pytest.raises(InputError, match=f"--idle-stop does not go with .*{name.removeprefix('--')}"):
+        _vllm("--config", str(file))
+
+
+def test_keys_are_in_the_file_or_on_the_command_line(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("api-key: one\n")
+    with pytest.raises(InputError, match="api-key in --config and as a flag: leave one of them out"):
+        _vllm("--config", str(file), "--api-key", "two")
 
 
 @pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])

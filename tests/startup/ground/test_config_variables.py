@@ -65,6 +65,15 @@ def test_a_reference_without_a_value_stays_and_is_named_by_its_key():
 
 
 @pytest.mark.parametrize(
+    ("text", "num_refused"),
+    [("port: ${UNSET}", 0), ("port: ${UNSET:?why}", 1), ("port: ${UNSET?}", 1), ("port: ${HOST?why}", 0),
+     ("api-key: sk-${UNSET}", 1), ("hf_token: ${UNSET}", 1), ("a: {password: ['${UNSET}', '${UNSET}']}", 2)],
+)  # fmt: skip
+def test_no_engine_reads_a_required_or_a_secret_reference_as_a_text(text, num_refused):
+    assert len(replace_variables(text).refused) == num_refused
+
+
+@pytest.mark.parametrize(
     "text",
     ["a: 1\n", "a: $HOST # ${HOST}\n", "a: [\n# ${HOST}", "a: ${UNSET}\n", "- &a [*a, '${HOST}']\n", "${HOST: 1}"],
 )

@@ -117,6 +117,33 @@ def test_empty_keys_are_no_keys(parse):
     assert parse("m", "--api-key", "").server.network.api_keys == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("",), "MODEL"),
+        ((" ",), "MODEL"),
+        (("--model", ""), "--model"),
+        (("m", "--served-model-name", ""), "--served-model-name"),
+        (("m", "--config="), "--config"),
+        (("m", "--tokenizer", "", "--seed", "1"), "--tokenizer"),
+    ],
+)
+def test_a_word_that_an_unset_variable_leaves_empty_is_no_default(parse, words, name):
+    """`${MODEL}` of a script or a manifest must not start the default model."""
+    with pytest.raises(InputError, match=f"^{name} is empty: set the variable"):
+        parse(*words)
+
+
+def test_a_setting_that_an_unset_variable_leaves_empty_is_no_default(parse, write):
+    with pytest.raises(InputError, match="^--tokenizer is empty: set the variable"):
+        parse("m", "--config", write("tokenizer: ${NOT_SET:-}\n"))
+
+
+@pytest.mark.parametrize("flag", ["--host", "--uds", "--root-path", "--revision", "--download-dir"])
+def test_what_vllm_takes_empty_is_as_if_it_were_not_given(parse, flag):
+    assert parse("m", flag, "") == parse("m")
+
+
 def test_a_value_out_of_range_names_the_flag(parse):
     with pytest.raises(ConfigError, match="--max-num-seqs must be 1 or more, got 0"):
         parse("m", "--max-num-seqs", "0")
@@ -273,6 +300,19 @@ def test_variables_stand_for_values_in_the_file(parse, write, monkeypatch):
     config = parse("--config", file)
     assert (config.model.model, config.server.network.port) == ("org/model", 8001)
     assert config.engine.enable_prefix_caching is False
+
+
+def test_vllm_gets_no_empty_model(invoke):
+    done = invoke("serve", "", "--engine", "vllm")
+    assert (done.returncode, done.stderr[:23]) == (2, "Error: MODEL is empty: ")
+
+
+@pytest.mark.parametrize("text", ["api-key: ${NOT_SET}", "hf-token: [a, '${NOT_SET}']", "port: ${NOT_SET:?why}"])
+def test_vllm_gets_no_reference_as_a_secret_or_where_it_is_required(write, invoke, text):
+    """Whoever reads the file would know the key."""
+    done = invoke("serve", "m", "--engine", "vllm", "--config", write(text))
+    assert done.returncode == 2
+    assert f"--config: {text.partition(':')[0]}: NOT_SET is not set" in done.stderr
 
 
 def test_an_empty_file_sets_nothing(parse, write):

@@ -51,6 +51,17 @@ def test_a_dot_in_a_value_is_no_key():
     assert prepare_words(["--share=0.5", "--path", "/a.b"]) == ["--share=0.5", "--path", "/a.b"]
 
 
+def test_the_file_has_the_values_of_variables(tmp_path, monkeypatch, start):
+    """Each of these flags has a type that the parser checks."""
+    monkeypatch.setenv("LEN", "16")
+    monkeypatch.setenv("EAGER", "true")
+    path = tmp_path / "settings.yaml"
+    path.write_text("max-num-seqs: ${LEN}\nport: ${NOT_SET:-3}\nenforce-eager: ${EAGER}\ntokenizer: ${NOT_SET:-a b}\n")
+    words = prepare_words(["m", "--config", str(path)])
+    assert words == ["m", "--max-num-seqs", "16", "--port", "3", "--enforce-eager", "--tokenizer", "a b"]
+    assert [*argument_findings(start("m", "--config", str(path)))] == []
+
+
 def test_settings_of_the_file_come_before_the_words(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text("seed: 1\nenforce-eager: true\nlora: false\nnames: [a, b]\nempty: []\ncc: {a: 1}\n")
