@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -24,6 +23,7 @@ from aiohttp import web
 
 from base.errors import ServerError
 from base.exit_codes import ENGINE_DIED, OK, START_FAILED, USAGE
+from base.program_version import program_version
 from base.security.api_keys import ApiKeys
 from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
@@ -53,7 +53,6 @@ logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S: Final = 75.0
 """Longer than load balancers keep a connection; without VLLM_HTTP_TIMEOUT_KEEP_ALIVE."""
-_DISTRIBUTION: Final = "vllm-cli-server"
 _TEND_S: Final = 1.0
 _SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
@@ -189,7 +188,7 @@ class _Router:
             api_keys=api_keys,
             tls=tls,
             keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
-            version=version(_DISTRIBUTION),
+            version=program_version(),
             has_only_model=options.only is not None,
             model_has_keys=options.model_has_keys,
         )

@@ -4,11 +4,11 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import uvicorn
 
 from base.lifecycle import Lifecycle, StartView
+from base.program_version import program_version
 from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials
 from server.apis.responses.archive import build_response_store
@@ -28,8 +28,6 @@ from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
 from server.text.renderers.base import BaseRenderer
-
-_DISTRIBUTION = "vllm-cli-server"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, options.limits),
-        version=version(_DISTRIBUTION),
+        version=program_version(),
     )
     credentials = Credentials(config.network, config.tls, parts.api_keys)
     http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, credentials))

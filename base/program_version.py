@@ -1,0 +1,11 @@
+"""The version of this program."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def program_version() -> str:
+    """Of the installed package; a checkout that is not installed has none."""
+    try:
+        return version("vllm-cli-server")
+    except PackageNotFoundError:
+        return "0+unknown"
