@@ -32,7 +32,7 @@ KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LL
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
-_OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ")
+_OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
 """Begin its lines; others name ggml, its library."""
 _EARLIER: Final = "an earlier run"
 

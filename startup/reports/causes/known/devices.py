@@ -17,6 +17,7 @@ DEVICES: Final = (
             "forward compatibility was attempted on non supported HW",
             "system has unsupported display driver / cuda driver combination",
             "the provided PTX was compiled with an unsupported toolchain",
+            "ErrorUnsupportedPtxVersion",
             "Error 803",
             "Error 804",
         ),
@@ -202,7 +203,8 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags: vLLM chooses one that fits.",
+        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses one that fits, and what the "
+        "reasons in the text are about (kv_cache_dtype: --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",
@@ -298,6 +300,7 @@ DEVICES: Final = (
             "ACL stream synchronize failed",
             "The Inner error is reported as above",
             "call acl api failed",
+            "Memory critical error by agent",
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
         ),

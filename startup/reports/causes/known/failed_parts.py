@@ -21,6 +21,7 @@ FAILED_PARTS: Final = (
         "that belong together, newer ones for hybrid models; for NIXL UCX_LOG_LEVEL=info, RDMA and `ulimit -l`.",
         "NIXL_ERR_",
         " in _update_from_kv_xfer",
+        "KV connector",
     ),
     _failed(
         "lora-failed",
@@ -53,6 +54,13 @@ FAILED_PARTS: Final = (
         "a request with structured outputs ended the engine",
         ("/structured_output/", "/xgrammar/", "/llguidance/", "/outlines"),
         "Choose another backend (--structured-outputs-config), or a newer vLLM.",
+    ),
+    _failed(
+        "moe-failed",
+        "vLLM's code for mixtures of experts failed",
+        ("/fused_moe/",),
+        "Search vLLM's issues for this line. Another --moe-backend shows whether the kernel is at fault; else try a newer "
+        "vLLM.",
     ),
     _failed(
         "model-failed",

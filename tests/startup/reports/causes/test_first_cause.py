@@ -857,6 +857,9 @@ parser-needs-tokens: f > RuntimeError: Mistral parser could not locate the tool 
 error-in-code: f > torch._dynamo.exc.TorchRuntimeError: RuntimeError when making fake tensor call
 error-in-code: f > RuntimeError: a and b must have same reduction dim, but got [s4, 3840] X [5632, 1024].
 kv-connector-failed: _update_from_kv_xfer_finished > AssertionError
+kv-connector-failed: f > AssertionError: External KV connector is not verified yet
+moe-failed: vllm/model_executor/layers/fused_moe/x > RuntimeError: Error in function 'x': Got CUDA error
+driver-too-old: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
 weights-damaged: f > ValidationError: 1 validation error for ModelConfig\n  Value error, Expecting value: line 1
   column 1 (char 0)
 """
@@ -886,6 +889,7 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
         ("Assertion failed: (a), function f, file x.c, line 7.", "native-assertion"),
         ("radv/amdgpu: The CS has been cancelled because the context is lost.", "gpu-device-lost"),
         ("ggml_vulkan: device lost on Vulkan0", "gpu-device-lost"),
+        ("Memory critical error by agent node-0 on address 0x7. Reason: Memory in use.", "gpu-error"),
         (f"{_CORE}Search for `cudaErrorStreamCaptureUnsupported' in https://x", "graph-capture-failed"),
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
         ("E srv    load_model: failed to load multimodal model, 'x.gguf'", "llama-load-failed"),
