@@ -203,8 +203,8 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses one that fits, and what the "
-        "reasons in the text are about (kv_cache_dtype: --kv-cache-dtype).",
+        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses one that fits, and what "
+        "the reasons in the text are about (kv_cache_dtype: --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",

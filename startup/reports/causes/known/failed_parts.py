@@ -59,8 +59,8 @@ FAILED_PARTS: Final = (
         "moe-failed",
         "vLLM's code for mixtures of experts failed",
         ("/fused_moe/",),
-        "Search vLLM's issues for this line. Another --moe-backend shows whether the kernel is at fault; else try a newer "
-        "vLLM.",
+        "Search vLLM's issues for this line. Another --moe-backend shows whether the kernel is at fault; else try "
+        "a newer vLLM.",
     ),
     _failed(
         "model-failed",
