@@ -351,15 +351,9 @@ def _describe(failure: Failure, run: Run) -> Cause:
         text, known = run.hint.line.text, run.hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = KV_CACHE_BESIDE
-    return Cause(
-        failure.process or failure.role,
-        _phase_of(failure, known),
-        _quote(text, known, failure),
-        known,
-        failure.line,
-        is_of_library_import=failure.is_of_library_import,
-        origin=failure.package_of(text),
-    )
+    phase, quote = _phase_of(failure, known), _quote(text, known, failure)
+    cause = Cause(failure.process or failure.role, phase, quote, known, failure.line, origin=failure.package_of(text))
+    return replace(cause, is_of_library_import=failure.is_of_library_import)
 
 
 def _is_beside(process: str, engine: str) -> bool:

@@ -267,6 +267,7 @@ DEVICES: Final = (
             "misaligned address",
             "HSA_STATUS_ERROR_EXCEPTION",
             "Memory access fault by GPU",
+            "gfxhub] page fault",
         ),
         "Try a newer vLLM, then --enforce-eager, another --attention-backend, and without speculative decoding; "
         "CUDA_LAUNCH_BLOCKING=1 names the kernel for a bug report.",

@@ -889,6 +889,7 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
         ("Assertion failed: (a), function f, file x.c, line 7.", "native-assertion"),
         ("radv/amdgpu: The CS has been cancelled because the context is lost.", "gpu-device-lost"),
         ("ggml_vulkan: device lost on Vulkan0", "gpu-device-lost"),
+        ("amdgpu 0000:bd:00.0: amdgpu: [gfxhub] page fault (src_id:0 ring:153)", "illegal-memory-access"),
         ("Memory critical error by agent node-0 on address 0x7. Reason: Memory in use.", "gpu-error"),
         (f"{_CORE}Search for `cudaErrorStreamCaptureUnsupported' in https://x", "graph-capture-failed"),
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
