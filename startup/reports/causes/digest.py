@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from envs.redaction import hide_in_command
 from startup.ground.logs.formatters import escape_controls
-from startup.reports.causes.first_cause import Cause
+from startup.reports.causes.first_cause import LLAMA_CPP_NAME, Cause
+from startup.reports.causes.known.installation import SETTING_REFUSED
+from startup.reports.causes.known.llama_cpp import LLAMA_CPP
 from startup.reports.causes.known.processes import STOPPED
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
@@ -16,6 +18,16 @@ _ROCM_NAMES: Final = (
     ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
 )
 """What AMD's tools and variables are called."""
+_PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
+"""In whose issues an unknown error is searched, by its origin; others are packages that vLLM calls."""
+_OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
+_LLAMA_CPP_ADVICE: Final = (
+    "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
+    "-c, no -fa, and a newer driver."
+)
+"""Instead of an advice for vLLM."""
+_NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
+"""A flag, a variable, and an option of Python with its value."""
 _ROLES: Final = {
     "worker": "A worker",
     "engine core": "The engine core",
@@ -35,7 +47,9 @@ def write_digest(cause: Cause) -> list[str]:
         kind = "names a cause" if cause.known else "is the message of an error"
         first = f"Line {cause.line} {kind}; nothing else in this log tells what failed"
     if cause.known is None:
-        advice = f"read the log around line {cause.line}; search vLLM's issues for this text; try its newest release."
+        programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
+        around = f"read the log around it (line {cause.line})"
+        advice = f"search for this line in the issues of {programs}; {around}; try the newest release."
         return [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     return [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
 
@@ -56,6 +70,11 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
 
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
+    if cause.known is SETTING_REFUSED and (named := dict.fromkeys(_NAMES.findall(shown(cause.text)))):
+        return f"The text names {', '.join([*named][:3])}: change that as it says; a newer vLLM may take it."
+    is_of_llama_cpp = cause.known in LLAMA_CPP or LLAMA_CPP_NAME in advice
+    if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
+        return _LLAMA_CPP_ADVICE
     if not _OF_ROCM.search(cause.text):
         return advice
     for of_cuda, of_rocm in _ROCM_NAMES:

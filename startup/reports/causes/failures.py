@@ -169,6 +169,11 @@ class Failure:
         file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
         return f" in {function}() of {file}" if function else ""
 
+    def package_of(self, text: str) -> str:
+        """The installed package whose code raised this exception; empty if it is not known."""
+        file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
+        return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
+
     def is_of_called_code(self, text: str) -> bool:
         """Whether code that a line of Python called raised this exception, and no check in Python."""
         source = dict(zip(self.texts, self.sources, strict=False)).get(text, "")

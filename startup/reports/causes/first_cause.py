@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
-from startup.reports.causes.known.devices import DEVICES, MEMORY
+from startup.reports.causes.known.devices import DEVICES, KV_CACHE_BESIDE, MEMORY
 from startup.reports.causes.known.failed_parts import FAILED_PARTS
 from startup.reports.causes.known.files import FILES
 from startup.reports.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
@@ -20,6 +20,8 @@ from startup.reports.causes.phase import (
     BANNER,
     COMPUTING,
     FATAL_ERROR,
+    KV_CACHE,
+    KV_CACHE_SIZE,
     OLD_BANNER,
     SERVING,
     phase_of_functions,
@@ -28,6 +30,11 @@ from startup.reports.causes.phase import (
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *FAILED_PARTS, *PROCESSES)
 """All known causes, in the order in which they are tried: a cause stands before more general ones."""
+
+LLAMA_CPP_NAME: Final = "llama.cpp"
+_OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
+"""Begin its lines; others name ggml, its library."""
+_EARLIER: Final = "an earlier run"
 
 _OF_WORKER: Final = "Worker failed with error"
 """The engine core quotes what a worker reported that had started."""
@@ -122,6 +129,9 @@ class Run:
     """Whether the API server has noticed that its engine is gone."""
     is_loaded_from_disk: bool = False
     """Whether vLLM has loaded a model that was compiled before."""
+    engine: str = ""
+    """Label of the first process that had room for its KV cache; `_EARLIER` if it is of the run before."""
+    is_of_llama_cpp: bool = False
     _phases: dict[str, str] = field(default_factory=dict)
     """Label of a process -> its latest phase; the empty label stands for the latest of all."""
 
@@ -130,6 +140,7 @@ class Run:
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
+        self.is_of_llama_cpp |= line.text.startswith(_OF_LLAMA_CPP) or "ggml" in line.text[:200]
         self.exceptions.read(line, number, phase)
         if _CODE.match(line.text):
             return
@@ -141,6 +152,8 @@ class Run:
             if line.process in self._phases or len(self._phases) < _MOST_PHASES:
                 self._phases[line.process] = begun
             self._phases[""] = begun
+            if KV_CACHE_SIZE in line.text:
+                self.engine = self.engine or line.process
             self.was_ready |= begun == SERVING and FATAL_ERROR not in line.text
         return SERVING if self.was_ready else self._phases.get(line.process) or self._phases.get("", "")
 
@@ -203,6 +216,8 @@ class Cause:
     """Whether only this line names the cause, and the log does not tell that it ended something."""
     is_of_library_import: bool = False
     """Whether an installed module raised an exception while it was imported."""
+    origin: str = ""
+    """The package whose code raised it, or `LLAMA_CPP_NAME`; empty if unknown."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
@@ -238,11 +253,15 @@ class CauseFinder:
     def cause(self) -> Cause | None:
         """What ended the last run; if that only began, what ended the one before."""
         found = _cause_of(self._run)
+        if found and self._run.is_of_llama_cpp and not found.origin:
+            found = replace(found, origin=LLAMA_CPP_NAME)
         return found if found or self._run.was_ready else self._before
 
     def _read(self, line: LogLine) -> None:
         if BANNER in line.text or OLD_BANNER in line.text:
-            self._before, self._run = self.cause(), Run()
+            self._before = self.cause()
+            is_beside = self._run.was_ready and self._before is None
+            self._run = Run(engine=_EARLIER if is_beside else "")
         self._run.read(line, self._number)
 
 
@@ -330,9 +349,17 @@ def _describe(failure: Failure, run: Run) -> Cause:
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
-    phase = _phase_of(failure, known)
-    quote, is_of_import = _quote(text, known, failure), failure.is_of_library_import
-    return Cause(failure.process or failure.role, phase, quote, known, failure.line, is_of_library_import=is_of_import)
+    if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
+        known = KV_CACHE_BESIDE
+    phase, quote = _phase_of(failure, known), _quote(text, known, failure)
+    cause = Cause(failure.process or failure.role, phase, quote, known, failure.line, origin=failure.package_of(text))
+    return replace(cause, is_of_library_import=failure.is_of_library_import)
+
+
+def _is_beside(process: str, engine: str) -> bool:
+    """Whether the engine with the KV cache is another one; those of other data parallel ranks are not."""
+    names = [label.partition(" pid=")[0] for label in (process, engine)]
+    return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:

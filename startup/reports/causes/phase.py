@@ -28,6 +28,7 @@ BANNER: Final = "█  version "
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
 """Of a process that a signal has ended; the names are those of vLLM's spans."""
+KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
 """An engine that had started has failed."""
 _MESSAGES: Final = (
@@ -53,7 +54,7 @@ _MESSAGES: Final = (
     ("Dynamo bytecode transform", COMPILING),
     ("Available KV cache memory", KV_CACHE),
     ("# GPU blocks", KV_CACHE),
-    ("GPU KV cache size", WARM_UP),
+    (KV_CACHE_SIZE, WARM_UP),
     ("Capturing CUDA graph", GRAPHS),
     ("Application startup complete", SERVING),
     ("Uvicorn running on", SERVING),

@@ -1,10 +1,11 @@
 """Causes about GPUs, their drivers and what they can compute, and about memory."""
 
+from string import ascii_uppercase
 from typing import Final
 
 from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.own_faults import FORKED_DRIVER
-from startup.reports.causes.phase import KV_CACHE
+from startup.reports.causes.phase import GRAPHS, KV_CACHE
 
 DEVICES: Final = (
     KnownCause(
@@ -16,6 +17,7 @@ DEVICES: Final = (
             "forward compatibility was attempted on non supported HW",
             "system has unsupported display driver / cuda driver combination",
             "the provided PTX was compiled with an unsupported toolchain",
+            "ErrorUnsupportedPtxVersion",
             "Error 803",
             "Error 804",
         ),
@@ -36,10 +38,17 @@ DEVICES: Final = (
     ),
     KnownCause(
         "unknown-device",
-        "CUDA_VISIBLE_DEVICES names a GPU or an instance of MIG that the driver does not have",
+        "vLLM cannot use the name of a GPU or an instance of MIG in CUDA_VISIBLE_DEVICES",
         ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Take the name from nvidia-smi -L: an instance of MIG gets a new one when it is created; a container must "
-        "have been given it.",
+        "Give numbers, which each vLLM reads: CUDA_VISIBLE_DEVICES=0 (Slurm and Kubernetes give names). A name must be "
+        "one of `nvidia-smi -L` in the container; an instance of MIG gets a new one when it is created.",
+    ),
+    KnownCause(
+        "driver-library-unfit",
+        "the library of the GPU's driver (libcuda.so.1) that was found is a stub or too old",
+        tuple(f"undefined symbol: cu{letter}" for letter in ascii_uppercase),
+        "Take the stubs of a CUDA toolkit and cuda-compat out of LD_LIBRARY_PATH, so that the driver's own library is "
+        "found (`ldconfig -p`); in a container let the runtime mount it (--gpus all); else update the driver.",
     ),
     KnownCause(
         "no-device",
@@ -194,7 +203,8 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags: vLLM chooses one that fits.",
+        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses one that fits, and what "
+        "the reasons in the text are about (kv_cache_dtype: --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",
@@ -219,9 +229,17 @@ DEVICES: Final = (
     KnownCause(
         "gpu-device-lost",
         "the driver has lost the GPU",
-        ("UR_RESULT_ERROR_DEVICE_LOST", "ErrorDeviceLost"),
-        "`dmesg` has the driver's reason. Use less memory and smaller batches (--gpu-memory-utilization, "
-        "--max-num-batched-tokens); update kernel and driver; of several GPUs try one.",
+        ("_ERROR_DEVICE_LOST", "DeviceLost", "ggml_vulkan: device lost", "because the context is lost"),
+        "`dmesg` has the driver's reason. Use less memory and smaller batches (--gpu-memory-utilization and "
+        "--max-num-batched-tokens, llama.cpp: -c and -ub); update kernel and driver; of several GPUs try one.",
+    ),
+    KnownCause(
+        "driver-does-not-answer",
+        "the driver of the GPU does not answer, as in WSL2 after an error of the GPU",
+        ("dxgkio_", "CUDA error: device not ready"),
+        "In WSL2: `wsl --shutdown`, then `wsl --update` and Windows' newest driver of the GPU. Elsewhere `dmesg` has "
+        "the reason: reset the GPU or reboot.",
+        where="hint",
     ),
     KnownCause(
         "no-pinned-memory",
@@ -249,9 +267,18 @@ DEVICES: Final = (
             "misaligned address",
             "HSA_STATUS_ERROR_EXCEPTION",
             "Memory access fault by GPU",
+            "gfxhub] page fault",
         ),
         "Try a newer vLLM, then --enforce-eager, another --attention-backend, and without speculative decoding; "
         "CUDA_LAUNCH_BLOCKING=1 names the kernel for a bug report.",
+    ),
+    KnownCause(
+        "graph-capture-failed",
+        "vLLM cannot capture this model's CUDA graphs",
+        ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
+        "--enforce-eager starts without graphs. To keep them: another release of vLLM, or without --speculative-config "
+        "and other features that the traceback names.",
+        phase=GRAPHS,
     ),
     KnownCause(
         "gpu-hardware-fault",
@@ -274,6 +301,7 @@ DEVICES: Final = (
             "ACL stream synchronize failed",
             "The Inner error is reported as above",
             "call acl api failed",
+            "Memory critical error by agent",
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
         ),
@@ -283,7 +311,18 @@ DEVICES: Final = (
     ),
 )
 
+KV_CACHE_BESIDE: Final = KnownCause(
+    "kv-cache-beside-another",
+    "the KV cache has no room beside another engine that this log shows",
+    (),
+    "Engines on one GPU share it: a --gpu-memory-utilization for each so that all together are below 1, and one start "
+    "after the other. Or a GPU of its own for each (CUDA_VISIBLE_DEVICES).",
+    phase=KV_CACHE,
+)
+"""Has no texts: the KV cache of an engine, while another engine of the log has one."""
+
 MEMORY: Final = (
+    KV_CACHE_BESIDE,
     KnownCause(
         "kv-cache-too-small",
         "the KV cache has no room for one request of --max-model-len tokens",
@@ -335,6 +374,7 @@ MEMORY: Final = (
             "XPU out of memory",
             "NPU out of memory",
             "CUDA error: out of memory",
+            "CUDA driver error: out of memory",
             "CUDA Error: out of memory",
             "HIP error: out of memory",
             "torch.OutOfMemoryError",

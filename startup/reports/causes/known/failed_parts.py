@@ -1,4 +1,7 @@
-"""Causes that are known only by the file of the frame that raised an exception: which part of vLLM failed."""
+"""Causes that are known only by the file of the frame that raised an exception: which part of vLLM failed.
+
+The message tells nothing, so the advice is to search for it; a feature that a flag turns on can be left out.
+"""
 
 from typing import Final
 
@@ -17,6 +20,8 @@ FAILED_PARTS: Final = (
         "Start without --kv-transfer-config and --kv-offloading-size. If that works: versions of vLLM and connector "
         "that belong together, newer ones for hybrid models; for NIXL UCX_LOG_LEVEL=info, RDMA and `ulimit -l`.",
         "NIXL_ERR_",
+        " in _update_from_kv_xfer",
+        "KV connector",
     ),
     _failed(
         "lora-failed",
@@ -27,15 +32,16 @@ FAILED_PARTS: Final = (
     ),
     _failed(
         "attention-failed",
-        "the attention kernel does not compute this",
+        "vLLM's code for attention failed",
         ("/attention/", "/flash_attn", "/vllm_flash_attn/", "/flashinfer/"),
-        "Another --attention-backend (TRITON_ATTN), --kv-cache-dtype auto, or a newer vLLM.",
+        "Search vLLM's issues for this line. Another --attention-backend (TRITON_ATTN) and --kv-cache-dtype auto show "
+        "whether the kernel is at fault; else a newer vLLM.",
     ),
     _failed(
         "quantization-failed",
-        "vLLM cannot use the model's quantization",
+        "vLLM's code for the model's quantization failed",
         ("/quantization/", "/compressed_tensors/", "/bitsandbytes"),
-        "Use a newer vLLM, the model with another quantization or without one; or a smaller --tensor-parallel-size.",
+        "Search vLLM's issues for this line; then a newer vLLM, or the model with another quantization or without one.",
     ),
     _failed(
         "speculative-decoding-failed",
@@ -50,15 +56,23 @@ FAILED_PARTS: Final = (
         "Choose another backend (--structured-outputs-config), or a newer vLLM.",
     ),
     _failed(
+        "moe-failed",
+        "vLLM's code for mixtures of experts failed",
+        ("/fused_moe/",),
+        "Search vLLM's issues for this line. Another --moe-backend shows whether the kernel is at fault; else try "
+        "a newer vLLM.",
+    ),
+    _failed(
         "model-failed",
         "vLLM's code for this model failed",
         ("/vllm/model_executor/", "/vllm/models/"),
-        "Use a newer vLLM, or --model-impl transformers; compare config.json with that of the original model.",
+        "Search vLLM's issues for this line and the model's name; then a newer vLLM.",
     ),
     _failed(
         "transformers-failed",
-        "code of transformers or of the model failed, as in another version of transformers",
+        "code of transformers or of the model failed",
         ("/transformers/", "/transformers_modules/", "/transformers_utils/"),
-        "Install the transformers that this vLLM asks for, or that the model's page names.",
+        "Search the issues of transformers and vLLM for this line. Is it the transformers that this vLLM asks for, or "
+        "that the model's page names?",
     ),
 )

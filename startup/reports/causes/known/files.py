@@ -80,7 +80,8 @@ FILES: Final = (
         "revision-not-found",
         "the model has no such revision",
         ("RevisionNotFoundError", "is not a valid git identifier"),
-        "Check --revision against the branches and commits on the model's page.",
+        "Check --revision against the branches and commits on the model's page. If you set none, vLLM has looked the "
+        "commit up: start again, or take another release of vLLM and huggingface_hub.",
     ),
     KnownCause(
         "model-not-found",

@@ -19,6 +19,8 @@ ERROR_IN_CODE: Final = KnownCause(
         "^TypeError",
         "^UnboundLocalError",
         "^ZeroDivisionError",
+        "^torch._dynamo.exc.TorchRuntimeError",
+        "must have same reduction dim",
         "must match the size of tensor",
         "must match the existing size",
         "shape mismatch:",
@@ -39,15 +41,29 @@ SETTING_REFUSED: Final = KnownCause(
     "setting-refused",
     "vLLM refuses these settings or this model, and says why",
     (),
-    "Do what the text says: it names the flag, variable or value; a newer vLLM may take it.",
+    "Search vLLM's issues for this line; leave out the flags that it is about; a newer vLLM may take them.",
     is_general=True,
 )
-"""Has no texts: an exception whose message recommends or refuses something."""
+"""Has no texts: an exception that recommends or refuses something; the digest tells what it names."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 """vLLM has loaded a model that was compiled before; stands before an exception that followed."""
 
 INSTALLATION: Final = (
+    KnownCause(
+        "packages-replaced",
+        "packages of the environment were replaced while this process ran, or only in part",
+        ("(deleted): cannot open shared object file", "-packages/~"),
+        "Start the server anew; install into an environment only while nothing runs from it. If it fails again, delete "
+        "site-packages/~*, which an interrupted pip leaves, and install that package anew.",
+    ),
+    KnownCause(
+        "flash-attention-required",
+        "something that the flags or the model ask for runs only with FlashAttention",
+        ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
+        "--attention-backend FLASH_ATTN, on an NVIDIA GPU from Ampere on (version 3: Hopper); else leave out what the "
+        "text is about. If the package flash_attn is meant, install the build for this torch.",
+    ),
     KnownCause(
         "libraries-do-not-fit",
         "compiled libraries were built for another version of torch",
@@ -85,7 +101,8 @@ INSTALLATION: Final = (
             "got multiple values for argument",
             "No module named '….…'",
         ),
-        "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer.",
+        "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer; a "
+        "program that calls vLLM needs the release that it was written for.",
     ),
     KnownCause(
         "package-of-model-missing",
@@ -101,11 +118,20 @@ INSTALLATION: Final = (
         "Install the package into vLLM's environment; vllm[audio] and vllm[video] have what such models need.",
     ),
     KnownCause(
-        "no-python-headers",
-        "Python's header files are missing, and Triton compiles with them",
-        ("fatal error: Python.h",),
-        "apt-get install python3-dev (of the version of vLLM's Python), or use the vllm/vllm-openai image.",
+        "compiler-misses-files",
+        "the C compiler, which Triton needs, finds no header files of Python or no libcuda.so",
+        ("fatal error: Python.h", "cannot find -lcuda"),
+        "Python.h: apt-get install python3-dev (of vLLM's Python version); -lcuda: LIBRARY_PATH with a folder in "
+        "which libcuda.so is a link to the driver's libcuda.so.1; or use the vllm/vllm-openai image.",
         where="hint",
+    ),
+    KnownCause(
+        "compiler-failed",
+        "the C compiler failed, with which Triton and torch.compile build their code",
+        tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
+        "Its own message stands before the traceback. Often Python's header files are missing (python3-dev), "
+        "libcuda.so for the linker, or room in /tmp; a compiler in CC must be one for this system.",
+        is_general=True,
     ),
     KnownCause(
         "no-compiler",
@@ -150,7 +176,7 @@ INSTALLATION: Final = (
     KnownCause(
         "kernel-build-failed",
         "a kernel could not be compiled",
-        ("Ninja build failed", "Error building extension", "Command '['ninja'", "nvcc fatal"),
+        ("Ninja build failed", "Error building extension", "Command '['ninja'", "Command '['…nvcc'", "nvcc fatal"),
         "nvcc must not be older than the CUDA of torch; delete ~/.cache/flashinfer and try again; avoid it with "
         "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
@@ -184,7 +210,9 @@ INSTALLATION: Final = (
             "PassManager::run failed",
             "TritonError",
             "Triton Error",
-            "torch._dynamo.exc.",
+            "torch._dynamo.exc.Unsupported",
+            "torch._dynamo.exc.Internal",
+            "torch._dynamo.exc.UserError",
             "Constraints violated (",
             "ConstraintViolationError",
         ),

@@ -22,6 +22,14 @@ LLAMA_CPP: Final = (
         where="end",
     ),
     KnownCause(
+        "llama-no-device",
+        "llama.cpp sees fewer GPUs than its options ask for",
+        ("invalid value for main_gpu", "available devices: 0"),
+        "If it sees none: check the driver, the container's GPUs (--gpus all, --device) and that this build is one for "
+        "them; without a GPU leave out -sm and -mg. Else a smaller -mg (--main-gpu).",
+        where="end",
+    ),
+    KnownCause(
         "llama-model-unknown",
         "this llama.cpp does not know the model of the GGUF file",
         (
@@ -85,6 +93,7 @@ LLAMA_CPP: Final = (
             "ggml_uncaught_exception",
             "llama-server process has terminated",
             "ggml-cuda.cu…CUDA error",
+            "ggml-cuda.cu…ROCm error",
         ),
         "The lines before it have the reason; else try the newest llama.cpp, then -ngl 0 and without -fa.",
         where="end",

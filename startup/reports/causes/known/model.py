@@ -23,6 +23,13 @@ MODEL: Final = (
         "Raise --max-num-batched-tokens, lower --max-model-len or --max-num-seqs, or leave chunked prefill on.",
     ),
     KnownCause(
+        "marlin-shape",
+        "the kernel for the quantized weights (Marlin) does not compute a layer of this shape",
+        ("Invalid thread config: thread_m_blocks",),
+        "A smaller --tensor-parallel-size leaves larger parts of a layer on each GPU; else another --moe-backend, or "
+        "the model with another quantization.",
+    ),
+    KnownCause(
         "not-divisible",
         "the model cannot be split over so many GPUs",
         (
@@ -104,7 +111,7 @@ MODEL: Final = (
             "HeaderTooLarge",
             "MetadataIncompleteBuffer",
             "MemoryError in parse_safetensors_file_metadata",
-            "Expecting value: line 1 column 1 (char 0)",
+            "ModelConfig…Expecting value: line 1 column 1 (char 0)",
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
@@ -171,6 +178,12 @@ MODEL: Final = (
         "--tokenizer; for Mistral's own format --tokenizer-mode mistral; a new format needs a newer transformers.",
     ),
     KnownCause(
+        "parser-needs-tokens",
+        "the tokenizer does not have the tokens that a parser needs",
+        ("could not locate think", "could not locate the tool call token", "must encode to exactly one token"),
+        "Leave out --reasoning-parser or --tool-call-parser, or choose the one of this model; check --tokenizer.",
+    ),
+    KnownCause(
         "processor-missing",
         "the processor of images, video or audio cannot be loaded",
         ("Can't load image processor for", "Can't load feature extractor for", "Can't load video processor for"),
@@ -218,11 +231,7 @@ MODEL: Final = (
     KnownCause(
         "lora-unsupported",
         "the adapter changes parts of the model that vLLM does not serve",
-        (
-            "is unsupported LoRA weight",
-            "vLLM only supports modules_to_save being None",
-            "expected target modules in",
-        ),
+        ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
         "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(

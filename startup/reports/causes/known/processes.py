@@ -181,6 +181,15 @@ PROCESSES: Final = (
         where="end",
     ),
     KnownCause(
+        "native-assertion",
+        "a check in compiled code failed, as bugs do in the program or library that the line names",
+        ("Assertion `…' failed", "Assertion '…' failed", "Assertion failed: …, f"),
+        "Search its issues for this line; try its newest release; start without the option or the model with which it "
+        "began.",
+        where="end",
+        is_general=True,
+    ),
+    KnownCause(
         "native-crash",
         "a process crashed in compiled code",
         (

@@ -210,7 +210,7 @@ def test_an_unknown_cause_still_has_process_phase_and_exception():
     assert write_digest(cause) == [
         "EngineCore_DP0 (pid 40) failed while it loaded the model.",
         "Cause: RuntimeError: Error Internal",
-        "Do: read the log around line 5; search vLLM's issues for this text; try its newest release.",
+        "Do: search for this line in the issues of vLLM; read the log around it (line 5); try the newest release.",
     ]
 
 
@@ -298,7 +298,7 @@ def test_the_compilers_message_tells_what_an_exception_does_not():
         "/tmp/x/cuda_utils.c:6:10: fatal error: Python.h: No such file or directory",
         _log(_CORE, _traceback("_build", error=_GCC)),
     )
-    assert _name(cause) == "no-python-headers"
+    assert _name(cause) == "compiler-misses-files"
     assert "Python.h" in cause.text
 
 
@@ -828,6 +828,40 @@ compilation-failed: f > x.ConstraintViolationError: Constraints violated (L['x']
 not-spawnable: f > FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'
 file-missing: f > FileNotFoundError: [Errno 2] No such file or directory: 'libneuronpjrt-path'
 parser-unknown: f > ValueError: No tokenizer registered for tokenizer_mode='x'.
+gpu-out-of-memory: f > RuntimeError: CUDA driver error: out of memory
+driver-library-unfit: f > ImportError: /x/_C.abi3.so: undefined symbol: cuMemGetHandleForAddressRange
+driver-library-unfit: f > ImportError: /x/libtorch_cuda.so: undefined symbol: cuGetErrorString
+libraries-do-not-fit: f > ImportError: /x/_C.abi3.so: undefined symbol: cudaGetDriverEntryPointByVersion
+graph-capture-failed: f > torch.AcceleratorError: CUDA error: operation not permitted when stream is capturing
+graph-capture-failed: f > RuntimeError: HIP error: operation not permitted when stream is capturing
+graph-capture-failed: f > RuntimeError: CUDA error: operation would make the legacy stream depend on a capturing
+  blocking stream
+packages-replaced: f > ImportError: /x/lib/libtorch_cuda.so (deleted): cannot open shared object file: No such file
+packages-replaced: f > FileNotFoundError: [Errno 2] No such file or directory: '/x/site-packages/~lashinfer/y.cu'
+packages-replaced: f > ModuleNotFoundError: No module named 'x' in /x/dist-packages/~orch/y.py
+library-missing: f > ImportError: libcudart.so.12: cannot open shared object file: No such file or directory
+unknown-device: f > ValueError: invalid literal for int() with base 10: 'GPU-c653dca5'
+unknown-device: f > ValueError: invalid literal for int() with base 10: 'MIG-c653dca5'
+driver-does-not-answer: f > RuntimeError: CUDA error: device not ready
+flash-attention-required: f > NotImplementedError: x requires FlashAttention
+flash-attention-required: f > ValueError: causal route requires FlashAttention v3 or v4
+flash-attention-required: f > ImportError: FlashAttention2 has been toggled on, but it cannot be used
+compiler-failed: f > subprocess.CalledProcessError: Command '['/usr/bin/gcc', 'x.c']' returned non-zero exit status 1.
+compiler-failed: f > x.InductorError: CalledProcessError: Command '['g++', 'x.cpp']' returned non-zero exit status 1.
+compiler-failed: f > x.BackendCompilerFailed: backend='x' raised:\nCalledProcessError: Command '['/x/clang', 'y']'
+kernel-build-failed: f > subprocess.CalledProcessError: Command '['/x/bin/nvcc', 'y.cu']' returned 1.
+marlin-shape: f > RuntimeError: Invalid thread config: thread_m_blocks = 4, thread_k = -1
+parser-needs-tokens: f > ValueError: think_end_token '</x>' must encode to exactly one token
+parser-needs-tokens: f > RuntimeError: X reasoning parser could not locate think start/end tokens in the tokenizer!
+parser-needs-tokens: f > RuntimeError: Mistral parser could not locate the tool call token in the tokenizer!
+error-in-code: f > torch._dynamo.exc.TorchRuntimeError: RuntimeError when making fake tensor call
+error-in-code: f > RuntimeError: a and b must have same reduction dim, but got [s4, 3840] X [5632, 1024].
+kv-connector-failed: _update_from_kv_xfer_finished > AssertionError
+kv-connector-failed: f > AssertionError: External KV connector is not verified yet
+moe-failed: vllm/model_executor/layers/fused_moe/x > RuntimeError: Error in function 'x': Got CUDA error
+driver-too-old: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
+weights-damaged: f > ValidationError: 1 validation error for ModelConfig\n  Value error, Expecting value: line 1
+  column 1 (char 0)
 """
 """Each cause with the functions of a traceback and its error, which goes on in a line that is indented."""
 
@@ -843,6 +877,21 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
 @pytest.mark.parametrize(
     ("lines", "name"),
     [
+        ("x: invalid value for main_gpu: 0 (available devices: 0)|x: failed to load model", "llama-no-device"),
+        ("x: invalid value for main_gpu: 1 (available devices: 1)|x: failed to load model", "llama-no-device"),
+        ("x: no GPU, available devices: 0|error loading model: y|x: failed to load model", "llama-no-device"),
+        ("misc dxg: dxgk: dxgkio_query_adapter_info: Ioctl failed: -22|RuntimeError: x", "driver-does-not-answer"),
+        ("misc dxg: dxgk: dxgkio_is_feature_enabled: Ioctl failed: -22", "driver-does-not-answer"),
+        (f"/usr/bin/ld: cannot find -lcuda: No such file or directory|{_GCC}", "compiler-misses-files"),
+        ("x: x.cpp:7: void f(int): Assertion `a > 0' failed.", "native-assertion"),
+        ("/x/stl_vector.h:7: std::vector<T>: Assertion '__n < this->size()' failed.", "native-assertion"),
+        ("Assertion failed: a, file C:/x.cpp, line 7", "native-assertion"),
+        ("Assertion failed: (a), function f, file x.c, line 7.", "native-assertion"),
+        ("radv/amdgpu: The CS has been cancelled because the context is lost.", "gpu-device-lost"),
+        ("ggml_vulkan: device lost on Vulkan0", "gpu-device-lost"),
+        ("amdgpu 0000:bd:00.0: amdgpu: [gfxhub] page fault (src_id:0 ring:153)", "illegal-memory-access"),
+        ("Memory critical error by agent node-0 on address 0x7. Reason: Memory in use.", "gpu-error"),
+        (f"{_CORE}Search for `cudaErrorStreamCaptureUnsupported' in https://x", "graph-capture-failed"),
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
         ("E srv    load_model: failed to load multimodal model, 'x.gguf'", "llama-load-failed"),
         ("E llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256", "llama-context-failed"),
@@ -877,6 +926,82 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
 )
 def test_lines_around_an_end_tell_its_cause(lines, name):
     assert _name(_find(lines.split("|"))) == name
+
+
+_ROOM = "GPU KV cache size: 63,632 tokens"
+_NO_ROOM = "ValueError: No available memory for the cache blocks."
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ("EngineCore_DP0 pid=40", "EngineCore_DP0 pid=90", "kv-cache-beside-another"),
+        ("EngineCore pid=40", "EngineCore pid=41", "kv-cache-beside-another"),
+        ("EngineCore_DP0 pid=40", "EngineCore_DP1 pid=41", "no-room-for-kv-cache"),
+        ("EngineCore_DP0 pid=40", "EngineCore_DP0 pid=40", "no-room-for-kv-cache"),
+    ],
+)
+def test_a_kv_cache_without_room_beside_another_engine_of_the_log(first, second, name):
+    engine = f"({first}) INFO 09-03 11:03:30 [kv_cache_utils.py:1087] {_ROOM}"
+    failed = _log(f"({second}) ERROR 09-03 11:03:37 [core.py:712] ", _traceback("run_engine_core", error=_NO_ROOM))
+    assert _name(_find(engine, failed)) == name
+
+
+def test_a_kv_cache_without_room_beside_a_server_that_this_log_shows_ready():
+    """As `docker compose logs` shows two servers; one that ended before leaves its memory."""
+    failed = _log(_CORE, _traceback("run_engine_core", error=_NO_ROOM))
+    assert _name(_find(_VERSION, _READY, _VERSION, failed)) == "kv-cache-beside-another"
+    assert _name(_find(_VERSION, _READY, _SIGTERM, _VERSION, failed)) == "no-room-for-kv-cache"
+    assert _name(_find(_VERSION, _VERSION, failed)) == "no-room-for-kv-cache"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("ValueError: --kv-cache-dtype fp8 is not supported with x.", "The text names --kv-cache-dtype:"),
+        ("AssertionError: Please set VLLM_X_Y=0 with this model", "The text names VLLM_X_Y:"),
+        ("ValueError: max_num_seqs (4) must be at least 8", "The text names max_num_seqs:"),
+        ("ValueError: x is not supported with y.", "Search vLLM's issues for this line"),
+        ("ValueError: this model requires dual_chunk_attention", "Search vLLM's issues for this line"),
+    ],
+)
+def test_a_refusal_names_a_flag_variable_or_option_only_if_its_text_does(error, told):
+    cause = _find(_log(_CORE, _traceback("load", error=error)))
+    assert _name(cause) == "setting-refused"
+    assert write_digest(cause)[2].startswith(f"Do: {told}")
+
+
+@pytest.mark.parametrize(
+    ("file", "where"),
+    [
+        ("/x/site-packages/vllm/y.py", "vLLM"),
+        ("/x/dist-packages/torch/y.py", "vLLM and torch"),
+        ("/x/site-packages/aiter/ops/y.py", "vLLM and aiter"),
+        ("/x/y.py", "vLLM"),
+    ],
+)
+def test_the_line_of_an_unknown_error_is_searched_where_it_comes_from(file, where):
+    frame = f'  File "{file}", line 7, in f'
+    cause = _find(_log(_CORE, ["Traceback (most recent call last):", frame, "    call()", "RuntimeError: odd"]))
+    assert (cause.known, cause.text) == (None, "RuntimeError: odd")
+    assert f"search for this line in the issues of {where};" in write_digest(cause)[2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ROCm error: an illegal memory access was encountered",
+        "Memory access fault by GPU node-1 (Agent handle: 0x5) on address 0x7. Reason: Page not present.",
+        "CUDA error: device-side assert triggered",
+    ],
+)
+@pytest.mark.parametrize("begin", ["slot update_slots: id  3", "llama_context: n_ctx = 1", "x/ggml-cuda.cu:7: y"])
+def test_flags_of_vllm_are_no_remedy_for_llama_cpp(begin, line):
+    cause = _find(begin, line)
+    assert _name(cause) == "illegal-memory-access"
+    assert "newest llama.cpp" in write_digest(cause)[2]
+    assert "--" not in write_digest(cause)[2]
+    assert "--enforce-eager" in write_digest(_find(line))[2]
 
 
 def test_of_a_compilers_output_the_error_is_quoted():
