@@ -304,15 +304,15 @@ def test_an_engine_that_cannot_start_is_never_ready(folder):
 
 def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder):
     """The new file has the time and size of the old one, as in images with equal times."""
-    fake = variant(folder)
-    with FakeStart(folder, env=environment(folder, fake)) as start:
+    fake, sources = variant(folder), {"PYTHONDONTWRITEBYTECODE": "1", "VCLI_LEAVE_OUT": "import file"}
+    with FakeStart(folder, env=environment(folder, fake, **sources)) as start:
         start.wait_ready()
         start.wait(lambda: any(folder.rglob("vllm-facts/*.json")))
     serve = fake / "vllm" / "entrypoints" / "cli" / "serve.py"
     before = serve.stat()
     serve.write_text(serve.read_text().replace('"float16", "half"', '"float16", "hulf"'))
     os.utime(serve, ns=(before.st_atime_ns, before.st_mtime_ns))
-    checked = environment(folder, fake, VLLM_TARGET_DEVICE="cpu", VCLI_PREFLIGHT=None)
+    checked = environment(folder, fake, VLLM_TARGET_DEVICE="cpu", VCLI_PREFLIGHT=None, **sources)
     refused = run_fake(folder, "--dtype", "hulf", "--port", "0", env=checked)
     assert refused.returncode == 2
     assert "--dtype 'hulf' is not one of" in refused.stderr
