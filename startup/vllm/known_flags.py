@@ -51,16 +51,14 @@ _OF_PORT: Final = ("--host", "--port", "--uds")
 
 
 def whole_name(name: str, known: Collection[str]) -> str:
-    """The flag for which argparse takes a name: itself, or the only one that begins with it.
+    """The flag for which argparse takes a name: the only one that begins with it, else itself.
 
     Args:
         known: all flags of the installed vLLM; empty before they are recorded.
     """
-    if not name.startswith("--") or name in known or name in _least_lengths():
-        return name
     usual = (flag for flag, length in _least_lengths().items() if len(name) >= length)
     found = [flag for flag in ((*known, "--help") if known else usual) if flag.startswith(name)]
-    return found[0] if len(found) == 1 else name
+    return found[0] if len(found) == 1 and name not in known else name
 
 
 def may_be_short(name: str) -> bool:
