@@ -12,13 +12,16 @@ from typing import Final
 from base.machine.processes import pss_bytes
 from router.model_memory import MemoryMeter
 from router.scheduler import ModelScheduler
-from router.scheduler_terms import Action
+from router.scheduler_terms import NOTHING, Action, Need
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
+_NEW_S: Final = 10.0
+"""A new model may still take its memory, such as vLLM its KV cache: it is measured until it takes no more."""
 _MODEL_S: Final = 60.0
-"""A measurement costs processor time: a model is measured when it is new, then as often if it is used."""
+"""A measurement costs processor time: then a model is measured as often if it is used."""
+_GROWTH: Final = Need(16 << 20, 16 << 20)
 _ROUTER_S: Final = 10.0
 
 
@@ -30,6 +33,18 @@ class _Followed:
     measured_s: float = -math.inf
     is_used: bool = True
     """Whether it had a request since it was measured."""
+    last: Need = NOTHING
+    """The last measurement."""
+    is_settled: bool = False
+    """Whether two measurements without much growth have shown what it takes."""
+
+    def is_due(self, now: float) -> bool:
+        wait_s = _MODEL_S if self.is_settled else _NEW_S
+        return (self.is_used or not self.is_settled) and now - self.measured_s >= wait_s
+
+    def note(self, measured: Need) -> None:
+        self.is_settled = self.is_settled or measured.minus(self.last).fits_in(_GROWTH)
+        self.last = measured
 
 
 class MemoryWatch:
@@ -86,11 +101,13 @@ class MemoryWatch:
 
     async def _measure_due(self, now: float) -> None:
         for name, followed in list(self._followed.items()):
-            if not followed.is_used or now - followed.measured_s < _MODEL_S:
+            if not followed.is_due(now):
                 continue
             followed.measured_s, followed.is_used = now, False
             need = await asyncio.to_thread(self._meter.measure, name, followed.pids)
             if self._followed.get(name) is followed:
-                self._apply(self._scheduler.measured(name, need, time.monotonic()))
+                followed.note(need)
+                now = time.monotonic()
+                self._apply(self._scheduler.measured(name, need, now, is_settled=followed.is_settled))
             else:
                 self._meter.forget(name)  # it has ended meanwhile

@@ -10,8 +10,8 @@ from base.machine.nvml import Gpu, keep_driver_open, read_gpus
 from base.machine.processes import descendants, pss_bytes
 from envs import foreign
 from router.model_entry import ModelEntry
-from router.scheduler_terms import Need
-from server.terms.config import INT8_NAMES
+from router.scheduler_terms import NOTHING, Need
+from server.terms.config import INT8_NAMES, EngineConfig
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.json_file import read_json_object
 from startup.imports.torch_environment import expects_gpu
@@ -27,9 +27,6 @@ _WEIGHTS_SHARE: Final = 1.1
 """Weights in memory for each byte on disk: buffers of the computation are about a tenth."""
 _GPU_BYTES: Final = 1 << 30
 """Memory of a GPU beside weights and a KV cache of a given size: CUDA's own, captured graphs, activations."""
-_UTILIZATION: Final = 0.9
-_CPU_UTILIZATION: Final = 0.92
-"""What vLLM wants to be free of a machine without GPUs if no size is given."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -93,8 +90,8 @@ class MemoryMeter:
     def measure(self, name: str, pids: Collection[int]) -> Need:
         """What the processes of a model need: what they use with all that they have started.
 
-        It is at least what must be free for the next start. Where the driver does not tell who uses a GPU, as
-        in a container, the estimate stands for it.
+        It is at least what the model's settings reserve. Where the driver does not tell who uses a GPU, as in
+        a container, the estimate stands for it.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -132,7 +129,7 @@ class MemoryMeter:
         need = estimate(entry, self._size_of(entry.name).loaded, self._gpus)
         with self._lock:
             self._estimates[entry.name] = need
-            self._reserved[entry.name] = Need(reserved_bytes(entry, self._gpus))
+            self._reserved[entry.name] = reserved(entry, self._gpus)
         return need
 
     def _size_of(self, name: str) -> "_Size":
@@ -197,7 +194,7 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     """What a model will need, before it was measured for the first time.
 
     The weights and a tenth, the program, and the KV cache if its size is given. On a GPU, both engines take a
-    share of the memory if no size is given: then this share is the need. See also `reserved_bytes`.
+    share of the memory if no size is given: then this share is the need. See also `reserved`.
 
     Args:
         size_bytes: of its weights, as they are loaded.
@@ -208,22 +205,28 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given = _read_flags(entry, has_gpu=has_gpu)
     if has_gpu:
-        return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus]))
+        return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus], entry.engine))
     used = weights + _program_bytes(entry) + (given.kv_cache_bytes or 0)
-    return Need(max(used, reserved_bytes(entry, gpus)))
+    return Need(used).at_least(reserved(entry, gpus))
 
 
-def reserved_bytes(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> int:
-    """Memory that must be free when the model starts, whatever it takes later.
+def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
+    """What the model's own settings take, whatever a measurement says: it may take a part of it later.
 
-    Without GPUs, vLLM refuses to start unless its share of the machine's memory is free, or a size is given
-    for the KV cache. It does not know the limit of a container.
+    That is a KV cache whose size is given. Without one, vLLM refuses to start unless its share of each GPU's
+    memory is free, or without GPUs of the machine's. It does not know the limit of a container.
     """
-    given, state = _read_flags(entry), read_memory()
     has_gpu = bool(gpus) and _may_use_gpus(entry)
-    if entry.engine != "vllm" or has_gpu or given.kv_cache_bytes is not None or state is None or state.is_cgroup:
-        return 0
-    return int((given.utilization or _CPU_UTILIZATION) * state.total_bytes)
+    given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
+    if entry.foreign is not None or (entry.engine != "vllm" and given.kv_cache_bytes is None):
+        return NOTHING
+    if has_gpu:
+        return Need(0, _gpu_need(given, 0, [gpu.total_bytes for gpu in gpus], entry.engine))
+    if given.kv_cache_bytes is not None:
+        return Need(given.kv_cache_bytes)
+    if state is None or state.is_cgroup:
+        return NOTHING
+    return Need(int((given.utilization or _default_utilization("vllm")) * state.total_bytes))
 
 
 class _Given(NamedTuple):
@@ -255,10 +258,17 @@ def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
     )
 
 
-def _gpu_need(given: _Given, weights: int, totals: list[int]) -> int:
+def _gpu_need(given: _Given, weights: int, totals: list[int], engine: str) -> int:
     if given.kv_cache_bytes is not None:
         return weights + given.num_gpus * (given.kv_cache_bytes + _GPU_BYTES)
-    return int((given.utilization or _UTILIZATION) * sum(totals[: given.num_gpus]))
+    return int((given.utilization or _default_utilization(engine)) * sum(totals[: given.num_gpus]))
+
+
+def _default_utilization(engine: str) -> float:
+    """The share of the memory that an engine takes if none is given."""
+    from startup.vllm.facts import default_utilization  # noqa: PLC0415 - reads what is installed
+
+    return default_utilization() if engine == "vllm" else EngineConfig.gpu_memory_utilization
 
 
 def _program_bytes(entry: ModelEntry) -> int:

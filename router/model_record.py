@@ -163,12 +163,12 @@ class ModelRecord:
             return self._old_need or NOTHING
         return self.need if self.beside or self._current is None else self._current
 
-    def note_memory(self, memory: Need, budget: Need) -> None:
+    def note_memory(self, memory: Need, budget: Need, *, is_settled: bool = True) -> None:
         """What its processes use now, if it was ready; a model that grew above the budget may start alone."""
         if not self._has_been_ready:
             return
         self._current = memory
-        if self.state == "ready" and (self._old_need is None or self.beside == "ending"):
+        if is_settled and self.state == "ready" and (self._old_need is None or self.beside == "ending"):
             most = memory if self._peak is None else self._peak.at_least(memory)
             self._peak = most.at_most(budget)
 

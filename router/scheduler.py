@@ -215,12 +215,16 @@ class ModelScheduler:
 
     # Events: memory and time
 
-    def measured(self, model: str, memory: Need, now: float) -> list[Action]:
-        """What all processes of the model use now; the most seen while it is ready becomes its need."""
+    def measured(self, model: str, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
+        """What all processes of the model use now; the most seen while it is ready becomes its need.
+
+        Args:
+            is_settled: False while they may take more: until then the model needs at least its estimate.
+        """
         record = self._models.get(model)
         if record is None or not record.has_process:
             return []
-        record.note_memory(memory, self._limits.budget)
+        record.note_memory(memory, self._limits.budget, is_settled=is_settled)
         return self._decide(now)
 
     def tick(self, now: float) -> list[Action]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from base.machine.file_stamps import are_unchanged, read_stamp, store_stamps
+from base.machine.file_stamps import MISSING, are_unchanged, read_stamp, store_stamps
 from base.machine.files import MODE, read_own, why_changeable, write_whole
 from envs.home import expand_home
 from envs.registry import env
@@ -158,6 +159,10 @@ _MOST_FILES: Final = 200
 class Kept:
     """A value that a start keeps for later ones, as JSON in a file of its own.
 
+    All that is kept follows one rule. The key names what a value is about, stamps and files what it was made
+    from: it is missing once one of them differs. The user's value is missing when it is too old, too. A start
+    that succeeds against it writes a new one, or removes it.
+
     The user's is read, else the baked one. It is missing if the file is damaged, if others could change it,
     or if another version of this package has written something else.
     """
@@ -168,6 +173,8 @@ class Kept:
     """Values with different keys are kept beside each other. Keys and stamps are compared by their `repr`."""
     stamps: object = None
     """A value with other stamps is outdated: it is missing, and the next one replaces it."""
+    lasts_s: float | None = None
+    """How long the user's value is used after it was written; a baked one lasts as long as its image."""
 
     @property
     def path(self) -> Path:
@@ -182,7 +189,8 @@ class Kept:
                 not what was written.
             is_own: leaves out the baked value.
         """
-        found = (_read(path, convert, self.stamps) for path in ((self.path,) if is_own else layers(self._name)))
+        paths = [path for path in ((self.path,) if is_own else layers(self._name)) if not self._is_too_old(path)]
+        found = (_read(path, convert, self.stamps) for path in paths)
         return next((value for value in found if value is not None), None)
 
     def write(self, value: object, files: Iterable[str] = ()) -> None:
@@ -193,11 +201,16 @@ class Kept:
             files: that the value was made from; it is outdated when one of them has changed.
         """
         path = self.path
+        was_told = read_stamp(path).size == 0
         content = {"stamps": digest(self.stamps), "files": store_stamps(files), "value": value}
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file() or not path.exists():  # others, such as pipes, are not ours
                 write_whole(path, json.dumps(content, separators=(",", ":")), mode=MODE)
+                if (reason := why_changeable(path.lstat(), path)) is not None:  # as on NFS with root_squash
+                    path.write_bytes(b"")  # says that the user was told
+                    log = logger.debug if was_told else logger.warning
+                    log("%s, so nothing is kept there: set %s", reason, env.VLLM_CACHE_ROOT.name)
             for old in _newest_first(path.parent)[_MOST_FILES:]:
                 old.unlink(missing_ok=True)
 
@@ -205,6 +218,15 @@ class Kept:
         """Removes the user's value."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the user's value was written, by the clocks of both; None if there is none."""
+        stamp = read_stamp(self.path)
+        return None if stamp == MISSING else abs(time.time() - stamp.mtime_ns / 1e9)
+
+    def _is_too_old(self, path: Path) -> bool:
+        return path == self.path and self.lasts_s is not None and (self.age_s or 0.0) >= self.lasts_s
 
     @property
     def _name(self) -> str:
@@ -229,7 +251,7 @@ def _read(path: Path, convert: Callable[[Any], Value], stamps: object = None) ->
         if (stamps is None or content["stamps"] == digest(stamps)) and are_unchanged(content["files"]):
             return convert(content["value"])
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as err:
-        is_changeable = isinstance(err, PermissionError) and err.errno is None
+        is_changeable = isinstance(err, PermissionError) and err.errno is None and read_stamp(path).size > 0
         logger.log(logging.WARNING if is_changeable else logging.DEBUG, "%s: %s", path, err)
     return None
 

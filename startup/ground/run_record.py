@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 ROUTER: Final = "router"
 STANDBY: Final = "standby"
 """In place of an engine."""
-_FOLDER: Final = "/tmp/vllm-cli-{user}"
+_FOLDERS: Final = ("/tmp/vllm-cli-{user}", "/run/user/{user}/vllm-cli", "/dev/shm/vllm-cli-{user}")
+"""The first one that is this user's, or can be: another user may have made one of this name."""
 _NETWORK: Final = Path("/proc/self/ns/net")
 MODE: Final = 0o1600
 """systemd-tmpfiles removes old files, but none with the sticky bit."""
@@ -76,13 +77,19 @@ def read_run_records() -> list[RunRecord]:
     """The records of all processes that run in this network namespace; removes those of killed ones."""
     try:
         paths = [entry.path for entry in os.scandir(record_folder())]
-    except OSError:
+    except OSError as err:
+        _tell_once(str(err))
         return []
     for path in paths:
         if path.endswith(_NOTE) and not os.path.exists(path.removesuffix(_NOTE)):  # noqa: PTH110
             with suppress(OSError):
                 os.unlink(path)  # noqa: PTH108 - of a record that another release has removed
     return [record for path in paths if (record := _read(path)) is not None]
+
+
+@functools.cache
+def _tell_once(problem: str) -> None:
+    logger.warning("running servers are not known: %s", problem)
 
 
 def _write(record: RunRecord) -> str:
@@ -137,8 +144,17 @@ def _read_note(path: str) -> dict[str, Any] | None:
 
 
 def record_folder() -> str:
-    """Has logs, too; raises OSError if it cannot be created, or if others may enter it."""
-    path = _FOLDER.format(user=os.geteuid())
+    """Has logs, too; raises OSError if none can be created, or if others may enter all of them."""
+    problems: list[OSError] = []
+    for folder in _FOLDERS:
+        try:
+            return _own_folder(folder.format(user=os.geteuid()))
+        except OSError as err:
+            problems.append(err)
+    raise problems[0]
+
+
+def _own_folder(path: str) -> str:
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)  # noqa: PTH102
     status = os.lstat(path)

@@ -24,7 +24,7 @@ from startup.ground.serve_words import OMNI, is_flag_like, is_for_information, n
 from startup.ground.temp_folder import own_folder
 from startup.vllm.facts import FlagFact, read_facts
 from startup.vllm.installed import find_vllm
-from startup.vllm.known_flags import flags_that_change, num_values
+from startup.vllm.known_flags import flags_that_change, may_be_short, may_hide_port, num_values, whole_name
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class CommandLine:
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
         """Reads the words and the file of `--config`; the words take precedence."""
-        words = _with_model_first(_with_present_flags(words))
+        words = _with_model_first(_with_whole_names(_with_present_flags(words)))
         flags = [given for given in split(words, num_values) if given.flag]
         values = {given.name: given.values[0] if given.values else "" for given in flags}
         lists = {given.name: tuple(given.values) for given in flags if num_values(given.name) == "+"}
@@ -128,8 +128,13 @@ class CommandLine:
 
     @property
     def port(self) -> int | None:
-        """The value of `--port` or vLLM's default; None if it is not a number, which vLLM will reject."""
+        """The value of `--port` or vLLM's default; None if it is not a number, or cannot be known yet.
+
+        vLLM rejects what is not a number. Before its flags are recorded, an abbreviation may be ambiguous.
+        """
         with suppress(ValueError):
+            if any(map(may_hide_port, self.values)):
+                return None
             return int(self.values.get("--port", _DEFAULT_PORT))
         return None
 
@@ -184,6 +189,19 @@ def _with_present_flag(text: str) -> str:
     return _LOG_FILE.sub(_LOG_SETTING, text)
 
 
+def _with_whole_names(words: Sequence[str]) -> Sequence[str]:
+    """The same words with the whole names of abbreviated flags, as argparse reads them."""
+    end = words.index("--") if "--" in words else len(words)
+    names = [normalise(word.partition("=")[0].partition(".")[0]) if is_flag_like(word) else "" for word in words[:end]]
+    if not any(map(may_be_short, names)):
+        return words
+    vllm = find_vllm()
+    known = _numbers_of_values(read_facts(vllm).flags) if vllm else {}
+    whole = [whole_name(name, known) if may_be_short(name) else name for name in names]
+    changed = zip(words, names, whole, strict=False)
+    return [*(new + word[len(old) :] if new != old else word for word, old, new in changed), *words[end:]]
+
+
 def _with_model_first(words: Sequence[str]) -> Sequence[str]:
     """The same words with MODEL in front, where everything here looks for it.
 
@@ -233,7 +251,9 @@ def _config_file(words: Sequence[str]) -> dict[str, str]:
         with suppress(yaml.YAMLError, RecursionError):
             content = yaml.safe_load(read_config_text(words).text)
             settings = content if isinstance(content, dict) else {}
-            return {normalise(f"--{name}"): _as_word(value) for name, value in settings.items() if value is not None}
+            names = [*_with_whole_names([normalise(f"--{name}") for name in settings])]
+            values = zip(names, settings.values(), strict=True)
+            return {name: _as_word(value) for name, value in values if value is not None}
     return {}
 
 

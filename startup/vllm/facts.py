@@ -25,8 +25,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, 
 from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
 from startup.ground.caches import Kept
-from startup.ground.hooks.hook import Hook, Name
-from startup.vllm.installed import InstalledVllm
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.vllm.installed import InstalledVllm, find_vllm
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,14 @@ _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parall
 _SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 _SOURCES: Final = (
     "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
+    "transformers.models.auto", *(name.module for name in _REGISTRIES.values()),
 )  # fmt: skip
 """Beginnings of the modules that the facts are from: the record is valid while their files are the same."""
+_UTILIZATION: Final = 0.92
+"""Of 0.29 to 0.33."""
+_LASTS_S: Final = 30 * 86400.0
+_RENEWED_AFTER_S: Final = 86400.0
+"""A start that is ready renews an older record: images may have the same times and sizes of other files."""
 _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
@@ -114,6 +120,8 @@ class FlagFact(NamedTuple):
     limits: Limits = ()
     fields: dict[str, tuple[Any, ...] | None] | None = None
     """Those that an object may have, with their choices; None if it may have others."""
+    default: float | None = None
+    """What stands for no value, if that is a fraction."""
 
     @property
     def name(self) -> str:
@@ -163,19 +171,21 @@ class KeptFacts:
         self._plugins = tuple(chain.from_iterable(plugins.values()))
         self._installed = [folder for folder in plugins if folder.endswith("-packages")]
         key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
-        self._kept = Kept("vllm-facts", key)
+        self._kept = Kept("vllm-facts", key, lasts_s=_LASTS_S)
 
     def read(self) -> VllmFacts:
         """The recorded facts, or the plugins alone."""
         return (self._kept.read(_facts) or VllmFacts())._replace(installed_plugins=self._plugins)
 
-    def record(self, *, imports_all: bool = False) -> None:
+    def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
         """Records what vLLM has imported in this process, unless that is known; never raises.
 
         Args:
             imports_all: imports registries that the API process does not, and replaces the record.
+            is_doubted: replaces the record: vLLM has accepted a start that it speaks against.
         """
-        if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not imports_all):
+        is_due = imports_all or is_doubted or (self._kept.age_s or 0.0) > _RENEWED_AFTER_S
+        if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not is_due):
             return
         for name in _REGISTRIES.values() if imports_all else ():
             with suppress(Exception):  # of a library that is missing here
@@ -186,8 +196,12 @@ class KeptFacts:
         except Exception as err:  # noqa: BLE001 - another version of vLLM
             logger.debug("vLLM's flags are not recorded: %s", err)
 
+    def forget(self) -> None:
+        """Removes the record: a start goes on that it speaks against, and that cannot record anew."""
+        self._kept.remove()
+
     def _write(self, facts: VllmFacts) -> None:
-        modules = [module for name, module in sys.modules.items() if name.startswith(_SOURCES)]
+        modules = [module for name, module in sys.modules.copy().items() if name.startswith(_SOURCES)]
         files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
         self._kept.write(facts, (*sorted(files), *self._installed, __file__))
 
@@ -230,7 +244,8 @@ def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
     if kind == "unknown" or not set(names).isdisjoint(_MACHINES):
         choices = None
     fields = _fields_of(action.type) if kind == "object" else None
-    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices, fields=fields)
+    default = action.default if isinstance(action.default, float) else None
+    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices, fields=fields, default=default)
 
 
 def _turns_off(action: argparse.Action, option: str) -> bool:
@@ -334,6 +349,24 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
         with suppress(Exception):  # another version of vLLM: these names are not checked
             found = name.get()
             yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
+
+
+def default_utilization(facts: VllmFacts | None = None) -> float:
+    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's.
+
+    Args:
+        facts: those of the installed vLLM if not given.
+    """
+    if facts is None:
+        facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
+    found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)
+    return next(found, None) or _UTILIZATION
+
+
+def is_named_now(registry: str, name: str) -> bool:
+    """Whether the file of a registry has a name that the record lacks: it may be another file since."""
+    pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
+    return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
 
 
 def read_plugins() -> dict[str, tuple[Plugin, ...]]:

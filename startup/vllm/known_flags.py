@@ -1,5 +1,6 @@
 """What flags of vLLM change that is decided before vLLM's parser has read them: one row for each flag."""
 
+from collections.abc import Collection
 from functools import cache
 from typing import Final, Literal, NamedTuple
 
@@ -38,6 +39,49 @@ _SEVERAL: Final = (
     "--offload-params", "--served-model-name", "--sleep-preserve-parameter-names",
 )  # fmt: skip
 """Flags of tested releases that take several values."""
+
+
+_ABBREVIATED: Final = (
+    "--ho|st --por|t --ud|s --hea|dless --grpc| --grpc-|port --ssl-k|eyfile --ssl-certf|ile --api-s|erver-count "
+    "--data-parallel-size| --data-parallel-size-|local --data-parallel-m|ulti-port-external-lb "
+    "--data-parallel-h|ybrid-lb --data-parallel-e|xternal-lb --data-parallel-b|ackend --data-parallel-ran|k "
+    "--nn|odes --nod|e-rank --te|nsor-parallel-size --pi|peline-parallel-size --distributed-e|xecutor-backend "
+    "--enf|orce-eager --enable-lor|a --lora-m|odules --dt|ype --quantization| --runn|er --conv|ert "
+    "--load-|format --model-i|mpl --served|-model-name --tokenizer| --tokenizer-r|evision --rev|ision "
+    "--hf-c|onfig-path --hf-t|oken --download|-dir --ign|ore-patterns --gen|eration-config "
+    "--skip-t|okenizer-init --specu|lative-config --kv-t|ransfer-config --compi|lation-config "
+    "--op|timization-level --attention-b|ackend --gpu|-memory-utilization --kv-cache-mem|ory-bytes "
+    "--shut|down-timeout --trust-remote|-code --max-model|-len"
+)
+"""The flags that are read here, each behind what no other flag of vLLM 0.29 to 0.33 begins with."""
+_OF_PORT: Final = ("--host", "--port", "--uds")
+
+
+def whole_name(name: str, known: Collection[str]) -> str:
+    """The flag for which argparse takes a name: the only one that begins with it, else itself.
+
+    Args:
+        known: all flags of the installed vLLM; empty before they are recorded.
+    """
+    usual = (flag for flag, length in _least_lengths().items() if len(name) >= length)
+    found = [flag for flag in ((*known, "--help") if known else usual) if flag.startswith(name)]
+    return found[0] if len(found) == 1 and name not in known else name
+
+
+def may_be_short(name: str) -> bool:
+    """Whether a name is no flag that is read here, and may stand for one."""
+    return name.startswith("--") and name not in _least_lengths() and any(f.startswith(name) for f in _least_lengths())
+
+
+def may_hide_port(name: str) -> bool:
+    """Whether a name may stand for a flag that decides where vLLM listens."""
+    flags = (*_OF_PORT, *flags_that_change("no port"))
+    return len(name) > 2 and name not in _least_lengths() and any(flag.startswith(name) for flag in flags)
+
+
+@cache
+def _least_lengths() -> dict[str, int]:
+    return {text.replace("|", ""): text.index("|") for text in _ABBREVIATED.split()}
 
 
 @cache

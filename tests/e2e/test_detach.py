@@ -151,7 +151,7 @@ def test_a_server_that_wants_certificates_of_clients_runs_with_an_unknown_readin
 
 @pytest.mark.smoke
 def test_old_logs_are_removed_but_none_that_is_in_use(tmp_path, monkeypatch):
-    monkeypatch.setattr("startup.ground.run_record._FOLDER", f"{tmp_path}/{{user}}")
+    monkeypatch.setattr("startup.ground.run_record._FOLDERS", (f"{tmp_path}/{{user}}",))
     used, log = _create_log()
     for index in range(25):
         used.with_name(f"serve-20990101-0000{index:02}-1.log").touch()

@@ -1,6 +1,7 @@
 """Memory of models: measured on real processes, estimated from words, variables and real files."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from base.machine.memory import MemoryState, read_memory
-from base.machine.nvml import Gpu
+from base.machine.nvml import Gpu, GpuProcess
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes
 from router.scheduler_terms import Need
@@ -194,6 +195,37 @@ def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeyp
     assert meter.measured_bytes("m") == 0
 
 
+@pytest.mark.parametrize(
+    ("model", "reserved"),
+    [
+        (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "8"}), 8 * GIB),
+        (entry("--kv-cache-memory-bytes", "2G", engine="vllm"), 2 * GIB),
+        (entry("--kv-cache-memory-bytes", "2G"), 2 * GIB),
+        (entry(), 0),
+    ],
+    ids=["variable", "flag", "embedded engine", "no size"],
+)
+def test_a_measurement_is_never_below_what_the_settings_reserve(model, reserved, tree):
+    """The pages of a KV cache are populated while vLLM serves, or by requests."""
+    meter = MemoryMeter(lambda name: None)
+    meter.need_of(model)
+    measured = meter.measure("m", [tree.pid]).ram_bytes
+    assert measured == reserved if reserved else measured < 160 * MIB
+
+
+def test_a_measurement_on_a_gpu_is_never_below_the_share_that_must_be_free(monkeypatch):
+    used = gpu(0)._replace(processes=(GpuProcess(os.getpid(), 10 * GIB),))
+    monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (used,))
+    meter = MemoryMeter(lambda name: None)
+    for words, engine, needed in (
+        ((), "vllm", 92),
+        (("--gpu-memory-utilization", "0.5"), "vllm", 50),
+        ((), "embedded", 10),
+    ):
+        meter.need_of(entry(*words, engine=engine))
+        assert meter.measure("m", [os.getpid()]).gpu_bytes == needed * GIB
+
+
 def test_vllm_does_not_know_the_limit_of_a_container(monkeypatch):
     state = MemoryState(80 * GIB, 100 * GIB, is_cgroup=True)
     monkeypatch.setattr("router.model_memory.read_memory", lambda: state)
@@ -212,7 +244,8 @@ def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
 
 def test_on_gpus_a_share_of_as_many_as_the_model_takes():
     gpus = [gpu(0), gpu(1)]
-    assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 90 * GIB
+    assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 92 * GIB
+    assert estimate(entry(), GIB, gpus).gpu_bytes == 90 * GIB, "the embedded engine"
     assert estimate(entry("-tp", "2", "--gpu-memory-utilization", "0.5"), GIB, gpus).gpu_bytes == 100 * GIB
     sized = estimate(entry("--kv-cache-memory-bytes", "10G"), 20 * GIB, gpus)
     assert sized.gpu_bytes == int(1.1 * 20 * GIB) + 11 * GIB
@@ -221,7 +254,7 @@ def test_on_gpus_a_share_of_as_many_as_the_model_takes():
 
 def test_on_gpus_the_size_of_the_kv_cache_for_cpus_does_not_count(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    assert estimate(entry(engine="vllm"), GIB, [gpu(0)]).gpu_bytes == 90 * GIB
+    assert estimate(entry(engine="vllm"), GIB, [gpu(0)]).gpu_bytes == 92 * GIB
 
 
 def test_a_model_that_sees_no_gpu_needs_none():
@@ -242,5 +275,5 @@ def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
     meter = MemoryMeter(lambda name: None)
     needed = meter.need_of(entry(engine="vllm"))
 
-    assert meter.measure("m", []).gpu_bytes == needed.gpu_bytes == 90 * GIB
+    assert meter.measure("m", []).gpu_bytes == needed.gpu_bytes == 92 * GIB
     assert (meter.free() or Need()).gpu_bytes == 90 * GIB

@@ -32,9 +32,10 @@ _HEAD: Final = ("MODEL", "VLLM", "TORCH", "SIZE", "COMPILED IN", "LAST USE", "HE
 _HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS", "STATE")
 
 
+_PLAIN: Final = "reasons of plain starts"
 _OTHERS: Final = {
     "preload profiles": ("preload/*", "left-to-forks/*"),
-    "reasons of plain starts": ("plain/*",),
+    _PLAIN: ("plain/*",),
     "measurements for GPUs": ("graph-memory/*", "triton-key/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),
@@ -123,6 +124,10 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
     "--all", "is_all", is_flag=True,
     help="Remove all that this machine keeps: compiled models, profiles, the import file, the history.",
 )  # fmt: skip
+@click.option(
+    "--plain-starts", "is_plain", is_flag=True,
+    help="Remove only why starts of vLLM do not preload: the next ones preload again.",
+)  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def prune(  # noqa: PLR0913 - one argument per option
@@ -131,34 +136,39 @@ def prune(  # noqa: PLR0913 - one argument per option
     keep_bytes: int | None,
     option: CompileCacheOption | None,
     is_all: bool,
+    is_plain: bool,
     is_dry_run: bool,
     is_json: bool,
 ) -> None:
     """Remove compiled models by age and size, or all that is kept between starts.
 
-    Servers that are ready are not affected. After --all, the next start compiles and records everything anew,
-    and preloading that a failure has disabled is enabled again. VCLI_COMPILE_CACHE has no effect.
+    Servers that are ready are not affected. After --all, the next start compiles and records everything anew.
+    VCLI_COMPILE_CACHE has no effect.
 
     \b
     Examples:
       vllm-cli caches prune --older 30d --keep 5GiB
       vllm-cli caches prune --older 14d --compile-cache /mnt/compiled --dry-run
+      vllm-cli caches prune --plain-starts
       vllm-cli caches prune --all
 
     Exit codes: 0 done; 1 LOCATION cannot be used, or something cannot be removed; 2 usage.
     """
     has_limit = older_s is not None or keep_bytes is not None
-    if not has_limit and not is_all:
-        raise click.UsageError("give --older, --keep or --all.")
+    if not has_limit and not is_all and not is_plain:
+        raise click.UsageError("give --older, --keep, --plain-starts or --all.")
     if option is not None and (option.location is None or not has_limit):
         raise click.UsageError("--compile-cache needs a LOCATION, and --older or --keep.")
     try:
-        here = list(_local_models())
-        chosen = [*here, *_others(here)] if is_all else _choose(here, older_s, keep_bytes)
+        here, names = list(_local_models()), tuple(_OTHERS) if is_all else (_PLAIN,) if is_plain else ()
+        chosen = [*here] if is_all else _choose(here, older_s, keep_bytes)
+        chosen += _others(names, here if is_all else None)
         if option is not None and option.location is not None:
             chosen += _examine(_choose(_archives(option.location, MOST_EXAMINED), older_s, keep_bytes))
         if not is_dry_run:
-            _remove(chosen, is_all=is_all)
+            _remove(chosen, names)
+            if is_all:
+                local.remove_all()
     except OSError as err:
         raise click.ClickException(str(err)) from err
     if is_json:
@@ -224,11 +234,11 @@ def _choose(models: Iterable[_Kept], older_s: float | None, keep_bytes: int | No
     return chosen
 
 
-def _others(models: Iterable[_Kept]) -> Iterator[_Kept]:
-    """What this machine keeps besides these models."""
-    if num_bytes := _num_unrecorded_bytes(models):
+def _others(names: Iterable[str], models: Iterable[_Kept] | None) -> Iterator[_Kept]:
+    """What this machine keeps under these names, and besides these models."""
+    if models is not None and (num_bytes := _num_unrecorded_bytes(models)):
         yield _Kept("compiled without a record", num_bytes)
-    for name in _OTHERS:
+    for name in names:
         if sizes := [path.stat().st_size for path in _files_of(name)]:
             yield _Kept(name, sum(sizes))
 
@@ -241,30 +251,28 @@ def _num_unrecorded_bytes(models: Iterable[_Kept]) -> int:
     return max(local.num_bytes_of_all() - sum(model.num_bytes for model in models), 0)
 
 
-def _remove(models: Sequence[_Kept], *, is_all: bool) -> None:
-    """Raises OSError if something is still there."""
+def _remove(models: Sequence[_Kept], names: Iterable[str]) -> None:
+    """Removes these models, and what is kept under these names; raises OSError if a model is still there."""
     for model in models:
         if model.location is not None:
             model.location.remove(model.name)
         elif model.record is not None:
             local.remove(model.record)
-    if is_all:
-        for path in (path for name in _OTHERS for path in _files_of(name)):
-            path.unlink(missing_ok=True)
-        local.remove_all()
+    for path in (path for name in names for path in _files_of(name)):
+        path.unlink(missing_ok=True)
     if any(model.record is not None and local.is_installed(model.record) for model in models):
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
 def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
-    from startup.vllm.fork.preload_profile import load_all_profiles
+    from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned = read_learned()
     fields = {
         "compiled_models": [model.to_fields() for found in models.values() for model in found],
         "unrecorded": {"keys": sorted(local.unrecorded_keys()), "num_bytes": _num_unrecorded_bytes(models[None])},
         "preload_profiles": [{"key": each.kind.key, **asdict(each)} for each in load_all_profiles()],
-        "preloading_disabled": _why_preloading_is_disabled(),
+        "preloading_disabled": [asdict(state) for state in plain_states()],
         "import_file": None if learned is None else {**learned._asdict(), "path": str(learned.path)},
     }
     return json.dumps(fields, indent=2)
@@ -272,7 +280,7 @@ def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
 
 def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
     """The lines of each part."""
-    from startup.vllm.fork.preload_profile import load_all_profiles, profiles_folder
+    from startup.vllm.fork.preload_profile import load_all_profiles, plain_states, profiles_folder
 
     for address, found in models.items():
         place = escape_controls(address or str(local.compiled_folder()))
@@ -289,18 +297,11 @@ def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
         yield [f"Preload profiles in {profiles_folder()}: {len(rows)}", *align([_HEAD_OF_PROFILES, *rows])]
     else:
         yield [f"No preload profile is in {profiles_folder()}; the first start uses the built-in list."]
-    if (reason := _why_preloading_is_disabled()) is not None:
-        yield [escape_controls(f"Preloading is disabled: {reason}; `vllm-cli caches prune --all` enables it again")]
+    for state in plain_states():
+        kind = f"vLLM {state.kind.version}, {state.kind.architecture or 'any model'} {' '.join(state.kind.flags)}"
+        yield [escape_controls(f"Not preloaded on {state.host}: {kind.strip()}: {state}")]
     if (learned := read_learned()) is not None:
         yield [f"Import file {learned.path}: {learned.num_modules} modules, {format_bytes(learned.num_bytes)}"]
-
-
-def _why_preloading_is_disabled() -> str | None:
-    from startup.vllm.fork.preload_profile import disabled_reason
-    from startup.vllm.installed import find_vllm
-
-    vllm = find_vllm()
-    return None if vllm is None else disabled_reason(vllm)
 
 
 def _row(model: _Kept) -> tuple[str, ...]:

@@ -64,6 +64,8 @@ _BEGINS: Final = (
 """Functions that call the main function of a process of vLLM, or import the program that started it."""
 _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 """Exceptions from `_ADDED`."""
+_IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
+"""Functions of ours that vLLM calls in place of a library's: what the machine refuses is no fault of ours."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")
 """On stacks of the embedded engine, which is ours as a whole."""
 _INTENDED: Final = re.compile(
@@ -109,6 +111,8 @@ class TracebackOrigin:
         return is_ours and not self._is_embedded and not _INTENDED.match(error)
 
     def _add_own(self, path: str, function: str) -> None:
+        if (path, function) in _IN_PLACE:
+            return
         self._is_embedded |= path.startswith(_EMBEDDED)
         self._is_in_ours = True
         if (path, function) in _BEGINS:

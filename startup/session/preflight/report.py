@@ -62,6 +62,8 @@ class PreflightReport:
     duration_s: float
     checks: tuple[tuple[str, float], ...] = ()
     """The groups of checks that ran, with their durations in seconds."""
+    way_round: str = ""
+    """How the user starts in spite of the errors; told behind them."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -84,12 +86,13 @@ class PreflightReport:
         if not messages:
             return None
         kind = CommandLineError if self.has_usage_error else StartupError
+        way_round = [self.way_round] if self.way_round else []
         if len(messages) == 1:
-            return kind(messages[0])
+            return kind("\n  ".join([*messages, *way_round]))
         shown = messages if len(messages) <= _MAX_SHOWN else messages[: _MAX_SHOWN - 1]
         num_hidden = len(messages) - len(shown)
         rest = [f"and {num_hidden} more: --preflight-only shows all"] if num_hidden else []
-        return kind("\n  ".join([f"{len(messages)} faults:", *shown, *rest]))
+        return kind("\n  ".join([f"{len(messages)} faults:", *shown, *rest, *way_round]))
 
     def apply(self, mode: PreflightMode) -> None:
         """Raises the errors as one; with the mode `warn`, and if there are none, logs what was found."""

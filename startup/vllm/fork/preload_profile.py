@@ -3,12 +3,16 @@
 One is kept for each kind of start. A first start preloads a fixed list (`plan_preload`).
 """
 
+import errno
 import json
+import os
 import platform
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +37,19 @@ RECORDED_PROCESSES: Final = Hook(
 
 _FORMAT: Final = 7
 _FOLDER: Final = "preload"
+PLAIN: Final = "plain"
+"""The folder of plain states."""
+ENABLE: Final = "vllm-cli caches prune --plain-starts"
+_FIRST_S: Final = 3600.0
+_NEXT_S: Final = 86400.0
+_REMEMBERED_S: Final = 7 * 86400.0
+"""A failure that is older does not count any more."""
+_REFUSALS: Final = (
+    errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
+)  # fmt: skip
+_OF_MACHINE: Final = ("MemoryError", "can't start new thread", *map(os.strerror, _REFUSALS))
+"""What the machine says when it refuses an address, space, files, memory, threads or a permission."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
@@ -108,7 +125,9 @@ class PreloadProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded and are not tried again, with the error."""
+    """Modules that could not be preloaded and are not tried again on this day, with the error."""
+    failed_s: float = 0.0
+    """When the first of them failed, in seconds since 1970."""
     num_starts: int = 0
     model: str | None = None
     """The folder of the model that was started last; None for a model that was not on disk."""
@@ -121,7 +140,7 @@ class PreloadProfile:
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
             (api if process.startswith(_API_PROCESSES) else engine).extend(names)
-        failed = {**self.failed, **recordings.failed}
+        failed = {**self.failed, **{name: err for name, err in recordings.failed.items() if not _is_of_machine(err)}}
         variables = {n: v for n, v in recordings.environment.items() if v}
         return replace(
             self,
@@ -129,6 +148,7 @@ class PreloadProfile:
             api_modules=tuple(dict.fromkeys(api)),
             environment={**self.environment, **variables},
             failed=failed,
+            failed_s=self.failed_s if self.failed or not failed else time.time(),
             num_starts=self.num_starts + 1,
             is_complete=not is_warm or (self.is_complete and self.num_starts > 0),
         )
@@ -140,7 +160,8 @@ class PreloadProfile:
 
 def load_profile(kind: StartKind) -> PreloadProfile:
     """The profile of this kind of start; an empty one if none is kept."""
-    return _kept(kind).read(_to_profile) or PreloadProfile(kind)
+    profile = _kept(kind).read(_to_profile) or PreloadProfile(kind)
+    return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
 
 def load_all_profiles() -> list[PreloadProfile]:
@@ -156,31 +177,80 @@ def profiles_folder() -> Path:
     return cache_folder() / _FOLDER
 
 
-def disabled_reason(vllm: InstalledVllm) -> str | None:
-    """Why this interpreter runs this vLLM without preloading; None unless `disable_preloading` was called.
+@dataclass(frozen=True)
+class PlainState:
+    """Why starts of one kind on one host do not preload: one has failed in code of this package."""
 
-    Another version of Python, vLLM or this package preloads again.
+    kind: StartKind
+    host: str
+    reason: str
+    end_s: float
+    """Until when, in seconds since 1970."""
+    num_failures: int = 1
+
+    @property
+    def end(self) -> str:
+        """When it ends, and how the user ends it now."""
+        end = datetime.fromtimestamp(self.end_s, UTC)
+        return f"it preloads again from {end:%Y-%m-%d %H:%M} UTC on, or after `{ENABLE}`"
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has not ended; a clock may have been ahead when it was written."""
+        return 0 < self.end_s - time.time() <= _NEXT_S
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.end}"
+
+
+def plain_state(kind: StartKind) -> PlainState | None:
+    """Why this kind of start does not preload; another version of Python, vLLM or this package does."""
+    state = _kept_plain(kind).read(_to_plain_state, is_own=True)
+    return state if state is not None and state.holds else None
+
+
+def plain_states() -> list[PlainState]:
+    """Those of all hosts that share the cache folder."""
+    return [state for state in read_all(PLAIN, _to_plain_state) if state.holds]
+
+
+def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
+    """A start has failed in code of this package: its kind does not preload for an hour, then for a day.
+
+    None if the machine has refused something, which the next start may get.
     """
-    return _kept_disabled(vllm).read(str, is_own=True)
+    if _is_of_machine(reason):
+        return None
+    kept = _kept_plain(kind)
+    before = kept.read(_to_plain_state, is_own=True)
+    end_s, num_failures = (_FIRST_S, 1) if before is None else (_NEXT_S, before.num_failures + 1)
+    state = PlainState(kind, platform.node(), reason, time.time() + end_s, num_failures)
+    kept.write(asdict(state))
+    return state
 
 
-def disable_preloading(vllm: InstalledVllm, reason: str) -> None:
-    """A start has failed in code of this package."""
-    _kept_disabled(vllm).write(reason)
+def enable_preloading(kind: StartKind) -> None:
+    """Preloads from the next start on: a start with preloading was ready, or plain vLLM fails as well."""
+    _kept_plain(kind).remove()
 
 
-def enable_preloading(vllm: InstalledVllm) -> None:
-    """Preloads from the next start on; called if plain vLLM fails as well."""
-    _kept_disabled(vllm).remove()
+def _is_of_machine(failure: str) -> bool:
+    return any(text in failure for text in _OF_MACHINE)
 
 
 def _kept(kind: StartKind) -> Kept:
     return Kept(_FOLDER, kind.key)
 
 
-def _kept_disabled(vllm: InstalledVllm) -> Kept:
+def _kept_plain(kind: StartKind) -> Kept:
     own = installed_versions((_DISTRIBUTION,)).get(_DISTRIBUTION)
-    return Kept("plain", (sys.version, sys.prefix, vllm.version), own)
+    return Kept(PLAIN, (sys.version, kind.key, platform.node()), own, _REMEMBERED_S)
+
+
+def _to_plain_state(content: Any) -> PlainState:
+    import msgspec  # noqa: PLC0415 - as below
+
+    return msgspec.convert(content, PlainState)
 
 
 def _to_profile(content: Any) -> PreloadProfile:

@@ -19,7 +19,7 @@ from startup.ground.processes import group_signals, interpreter
 from startup.ground.serve_words import OMNI
 from startup.port.systemd.service_manager import ServiceManager
 from startup.vllm.command_line import CommandLine, run_plain_vllm
-from startup.vllm.fork.preload_profile import disabled_reason, enable_preloading
+from startup.vllm.fork.preload_profile import StartKind, enable_preloading, plain_state
 from startup.vllm.installed import OLDEST, InstalledVllm
 from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.probes.rust_frontend import obstacle_to_rust_frontend
@@ -48,8 +48,8 @@ class PlainReason(NamedTuple):
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     """Why vLLM must start without preloading; None if it can preload."""
     if env.VCLI_PLAIN_VLLM.get():
-        failure = disabled_reason(vllm)  # then this program may have set the variable
-        return PlainReason(failure or f"{env.VCLI_PLAIN_VLLM.name} is set", is_requested=True)
+        state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
+        return PlainReason(str(state or f"{env.VCLI_PLAIN_VLLM.name} is set"), is_requested=True)
     if line.is_for_help:
         return PlainReason("only help is requested", is_requested=True)
     if OMNI in line.words:
@@ -60,13 +60,18 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"a launcher starts one process per rank ({launcher} is set)", is_requested=True)
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
-    if (failure := disabled_reason(vllm)) is not None:
-        return PlainReason(f"{failure}; `vllm-cli caches prune --all` enables it again")
+    if (state := plain_state(kind_of(vllm, line))) is not None:
+        return PlainReason(str(state))
     if interpreter.is_free_threaded():
         return PlainReason(f"{interpreter.name()} is not supported")
     if (obstacle := find_obstacle() or obstacle_to_rust_frontend(vllm, line)) is not None:
         return PlainReason(obstacle)
     return None
+
+
+def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
+    """The kind of this start."""
+    return StartKind.of(vllm, line.words, line.model_folder)
 
 
 def report_plain_start(log_format: str) -> None:
@@ -77,19 +82,19 @@ def report_plain_start(log_format: str) -> None:
         manager.notify_ready("vLLM was started; its readiness is not known")
 
 
-def run_plainly(vllm: InstalledVllm, words: Sequence[str]) -> int:
+def run_plainly(kind: StartKind, words: Sequence[str]) -> int:
     """Runs vLLM without preloading; if that fails as well, the next start preloads."""
     try:
         code = run_plain_vllm(words)
     except SystemExit as err:
         if err.code not in _NO_FAULTS:
-            enable_preloading(vllm)
+            enable_preloading(kind)
         raise
     except Exception:
-        enable_preloading(vllm)
+        enable_preloading(kind)
         raise
     if code not in _NO_FAULTS:
-        enable_preloading(vllm)
+        enable_preloading(kind)
     return code
 
 

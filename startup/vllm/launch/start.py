@@ -46,7 +46,12 @@ from startup.session.session import ListenAddress, StartSession
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.fork.preload_profile import StartKind, disable_preloading, load_profile, plan_preload
+from startup.vllm.fork.preload_profile import (
+    disable_preloading,
+    enable_preloading,
+    load_profile,
+    plan_preload,
+)
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
@@ -60,6 +65,7 @@ from startup.vllm.launch.plain_start import (
     END_S,
     end_children,
     exec_again,
+    kind_of,
     plain_start_reason,
     report_plain_start,
     run_plainly,
@@ -110,7 +116,10 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     if line.is_for_help:
         return run_plain_vllm(line.words)
     if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
-        run_preflight(vllm, line, PreflightOptions()).apply(options.preflight)
+        report = run_preflight(vllm, line, PreflightOptions())
+        report.apply(options.preflight)
+        if report.errors:
+            KeptFacts(vllm).forget()
     line = fetch_before_start(line, options.download_timeout_s)
     report_plain_start(options.log_format)
     if options.compile_cache is not None and options.compile_cache.is_required:
@@ -121,7 +130,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))) as note_start:
         note_start(info._asdict())
         export_start(info, {})
-        return run_plainly(vllm, line.words)
+        return run_plainly(kind_of(vllm, line), line.words)
 
 
 def _address_of(line: CommandLine) -> str | None:
@@ -152,8 +161,9 @@ class _VllmStart:
         self._line = line
         self._options = options
         self._model = line.model_folder
-        self._profile = load_profile(StartKind.of(vllm, line.words, self._model))
+        self._profile = load_profile(kind_of(vllm, line))
         self._facts = KeptFacts(vllm)
+        self._report: PreflightReport | None = None
         self._session = StartSession(self._subject(), timeline)
         self._span = timeline.span
         self._journal: Journal
@@ -334,7 +344,8 @@ class _VllmStart:
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
 
     def _run_preflight(self) -> PreflightReport:
-        return run_preflight(self._vllm, self._line, PreflightOptions(is_listening=True))
+        self._report = run_preflight(self._vllm, self._line, PreflightOptions(is_listening=True))
+        return self._report
 
     def _import_api_server(self) -> None:
         """Imports it on the main thread, while the forkserver imports on another core."""
@@ -389,6 +400,7 @@ class _VllmStart:
     def _finish(self) -> None:
         self._end_shortening()
         recordings = self._learn()
+        enable_preloading(self._profile.kind)
         self._session.timeline.add_spans(recordings.spans)
         add_compiled = self._compile_cache.finish(self._session.state)
         self._session.finish()
@@ -412,7 +424,8 @@ class _VllmStart:
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
             learn(name for names in recordings.modules.values() for name in names)
-        self._facts.record()
+        is_doubted = self._report is None or bool(self._report.errors or self._report.warnings)
+        self._facts.record(is_doubted=self._is_ready and is_doubted)
         return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:
@@ -438,10 +451,10 @@ class _VllmStart:
         from startup.reports.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
 
         failure = shown(" ".join(failure.split()))
-        disable_preloading(self._vllm, f"an earlier start with preloading failed ({failure})")
+        state = disable_preloading(self._profile.kind, f"an earlier start with preloading failed ({failure})")
         where = f"; log: {log}" if (log := keep_log(self._record)) else ""
-        text = "preloading failed (%s%s): vLLM %s starts again without preloading"
-        logger.warning(text, failure, where, self._vllm.version)
+        text = "preloading failed (%s%s): vLLM %s starts again without preloading%s"
+        logger.warning(text, failure, where, self._vllm.version, f"; {state.end}" if state else "")
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:

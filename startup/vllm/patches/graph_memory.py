@@ -8,7 +8,6 @@ start measures again.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +34,7 @@ GRAPH_MEMORY: Final = Hook(
 )
 
 _FOLDER: Final = "graph-memory"
-_MAX_AGE_S: Final = 30 * 86400.0
+_LASTS_S: Final = 30 * 86400.0
 _TOLERANCE: Final = 0.05
 _SMALL_BYTES: Final = 16 << 20
 _NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
@@ -48,8 +47,6 @@ class _Memory(NamedTuple):
     estimate: int
     captured: int
     """The memory that the graphs have taken."""
-    measured_s: float
-    """When, in seconds since 1970."""
 
 
 class _State:
@@ -70,7 +67,7 @@ def remember_graph_memory() -> None:
 
 def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     def measure_once(runner: Any) -> int:
-        _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps())
+        _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps(), _LASTS_S)
         _State.known = _State.kept.read(_to_memory)
         if _State.known is not None:
             logger.debug("CUDA graphs need %d bytes, as in an earlier start", _State.known.estimate)
@@ -95,14 +92,13 @@ def _checked(capture: Callable[..., int]) -> Callable[..., int]:
 def _compare(kept: Kept, captured: int) -> None:
     known = _State.known
     if known is None:
-        kept.write(_Memory(_State.estimate, captured, time.time())._asdict())
+        kept.write(_Memory(_State.estimate, captured)._asdict())
     elif abs(captured - known.captured) > max(_SMALL_BYTES, _TOLERANCE * known.captured):
         kept.remove()
 
 
-def _to_memory(content: Any) -> _Memory | None:
-    memory = _Memory(int(content["estimate"]), int(content["captured"]), float(content["measured_s"]))
-    return memory if 0 <= time.time() - memory.measured_s < _MAX_AGE_S else None
+def _to_memory(content: Any) -> _Memory:
+    return _Memory(int(content["estimate"]), int(content["captured"]))
 
 
 def _key(config: Any) -> object:

@@ -8,6 +8,8 @@ Flags and models of vllm-omni (--omni) are not known.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
 
 from base.server_settings import NetworkConfig
 from startup.ground.serve_words import OMNI
@@ -26,10 +28,12 @@ from startup.vllm.preflight.model_settings import setting_findings
 from startup.vllm.preflight.named_files import file_findings
 from startup.vllm.preflight.surroundings import surroundings_findings
 
+_WAY_ROUND: Final = "if vLLM accepts this start: give --preflight warn"
+
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
     """Reports every fault at once; never raises for a fault."""
-    return run_checks(_groups(vllm, line, options))
+    return replace(run_checks(_groups(vllm, line, options)), way_round=_WAY_ROUND)
 
 
 def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:

@@ -16,7 +16,7 @@ from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan
 from startup.ground.serve_words import STRAY_REMEDY, is_stray, split
 from startup.session.preflight.report import USAGE, Finding, error, warning
-from startup.vllm.facts import EXECUTOR, FlagFact, ValueKind, VllmFacts
+from startup.vllm.facts import EXECUTOR, FlagFact, ValueKind, VllmFacts, is_named_now
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.known_flags import num_values
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value, range_problem
@@ -220,7 +220,7 @@ def _name_findings(start: CheckedStart, flag: str) -> Iterator[Finding]:
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
     """What is wrong with a name of this flag; None if it is registered, or nothing is known."""
     names = facts.names.get(flag, ())
-    if not names or name in names:
+    if not names or name in names or is_named_now(flag, name):
         return None
     guess = did_you_mean(name, names) or f": choose one of {list_some(names, _MAX_NAMES)}"
     return f"this vLLM has no {flag} {given!r}{guess}"

@@ -10,6 +10,7 @@ from base.wording import format_bytes, list_some
 from envs import foreign
 from startup.session.preflight.network import describe_process
 from startup.session.preflight.report import Finding, error, warning
+from startup.vllm.facts import default_utilization
 from startup.vllm.installed import read_torch_build
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
@@ -18,8 +19,6 @@ _TEGRA: Final = (Path("/etc/nv_tegra_release"), Path("/sys/class/tegra-firmware"
 """On these boards CUDA works without NVML."""
 _COMPATIBILITY: Final = Path("/usr/local/cuda/compat")
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
-_DEFAULT_UTILIZATION: Final = 0.9
-"""Of vLLM 0.28; later versions use more."""
 _AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
 """Devices of AMD's driver on Linux and in Windows' subsystem for Linux."""
 _GIB: Final = 1 << 30
@@ -131,7 +130,7 @@ def _sizes(start: CheckedStart) -> str:
 def _gpu_memory_findings(start: CheckedStart, visible: list[Gpu], model: ModelChecks) -> Iterator[Finding]:
     """vLLM needs a share of each GPU's memory that is free when it starts."""
     given = start.value("--gpu-memory-utilization")
-    utilization = given if isinstance(given, float) else _DEFAULT_UTILIZATION
+    utilization = given if isinstance(given, float) else default_utilization(start.facts)
     needed = _gpus_needed(start) or 1
     for gpu in visible[:needed]:
         wanted = utilization * gpu.total_bytes

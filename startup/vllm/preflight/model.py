@@ -19,7 +19,7 @@ from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.model_places import check_model_place
 from startup.session.preflight.report import Finding, error, warning
-from startup.vllm.facts import ARCHITECTURES, MODEL_TYPES
+from startup.vllm.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
 from startup.vllm.preflight.arguments import CheckedStart
 
 _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
@@ -123,6 +123,8 @@ class ModelChecks:
         known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
         if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):
             return
+        if any(is_named_now(each, model_type) for each in MODEL_TYPES):
+            return
         report = error if self._is_certain else warning
         if isinstance(auto_map, dict) and "AutoConfig" in auto_map:
             if not self._start.has("--trust-remote-code"):
@@ -149,7 +151,7 @@ class ModelChecks:
             return
         stems, tasks = map(set, zip(*map(_split_architecture, known), strict=True))
         is_known = any(stem in stems and task in tasks for stem, task in map(_split_architecture, given))
-        if is_known or any(map(_is_in_transformers, given)):
+        if is_known or any(is_named_now(ARCHITECTURES, name) or _is_in_transformers(name) for name in given):
             return
         is_of_vllm = self._start.value("--model-impl") in (None, "auto", "vllm")
         what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(given[0], known)}"

@@ -15,7 +15,7 @@ _RECORD = RunRecord(engine="embedded", model="smol", address="http://0.0.0.0:800
 _KEEP = f"""
 import sys, time
 from startup.ground import run_record
-run_record._FOLDER = sys.argv[1]
+run_record._FOLDERS = (sys.argv[1],)
 with run_record.run_recorded(run_record.{_RECORD!r}):
     print("kept", flush=True)
     time.sleep(600)
@@ -24,7 +24,7 @@ with run_record.run_recorded(run_record.{_RECORD!r}):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(run_record, "_FOLDER", str(tmp_path / "records"))
+    monkeypatch.setattr(run_record, "_FOLDERS", (str(tmp_path / "records"),))
     return tmp_path / "records"
 
 
@@ -47,7 +47,7 @@ def test_a_record_is_private_and_is_removed_at_the_end(folder):
 
 
 def test_what_a_process_notes_of_its_start_is_beside_its_record_which_stays_as_it_was(folder):
-    read = "import sys; from startup.ground import run_record; run_record._FOLDER = sys.argv[1];"
+    read = "import sys; from startup.ground import run_record; run_record._FOLDERS = (sys.argv[1],);"
     with run_recorded(_RECORD) as note:
         (record,) = folder.iterdir()
         before = record.stat()
@@ -72,16 +72,39 @@ def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, fold
     if is_elsewhere:
         monkeypatch.setattr(run_record, "_NETWORK", tmp_path / "net")
         (tmp_path / "net").symlink_to("net:[1]")
-    read = "import sys; from startup.ground import run_record; run_record._FOLDER = sys.argv[1];"
+    read = "import sys; from startup.ground import run_record; run_record._FOLDERS = (sys.argv[1],);"
     with run_recorded(_RECORD):
         listed = run_python(f"{read} print(len(run_record.read_run_records()))", folder).stdout
     assert listed == ("0\n" if is_elsewhere else "1\n")
 
 
+@pytest.mark.parametrize("taken", [1, 2])
+def test_a_folder_of_another_user_is_passed_over(taken, folder, tmp_path, monkeypatch):
+    """Anybody can make a folder in /tmp."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    monkeypatch.setattr(run_record, "_FOLDERS", tuple(map(str, folders)))
+    for path in folders[:taken]:
+        path.mkdir()
+        path.chmod(0o777)
+    read = f"from startup.ground import run_record; run_record._FOLDERS = {run_record._FOLDERS}; "
+    with run_recorded(_RECORD):
+        assert run_python(f"{read} print(len(run_record.read_run_records()))").stdout == "1\n"
+        assert list(folders[taken].glob("*.json"))
+
+
+def test_without_any_folder_the_reason_is_told_once(folder, caplog):
+    folder.mkdir()
+    folder.chmod(0o755)
+    run_record._tell_once.cache_clear()
+    assert [read_run_records(), read_run_records()] == [[], []]
+    problem = f"{folder} must be a folder of this user with mode 0700"
+    assert caplog.messages == [f"running servers are not known: {problem}"]
+
+
 @pytest.mark.parametrize("problem", ["read-only", "open to others"])
 def test_without_a_private_folder_a_server_runs_without_a_record(problem, folder, monkeypatch):
     if problem == "read-only":
-        monkeypatch.setattr(run_record, "_FOLDER", "/proc/none")
+        monkeypatch.setattr(run_record, "_FOLDERS", ("/proc/none",))
     else:
         folder.mkdir()
         folder.chmod(0o755)

@@ -1,5 +1,6 @@
 """What vLLM's parser accepts is recorded once per installation, and read by later starts."""
 
+import argparse
 import json
 import os
 import sys
@@ -9,9 +10,19 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.facts import _CONFIGS, FlagFact, KeptFacts, VllmFacts, flags_of, read_plugins
+from startup.ground.hooks.hook import Name
+from startup.vllm.facts import (
+    _CONFIGS,
+    _REGISTRIES,
+    FlagFact,
+    KeptFacts,
+    VllmFacts,
+    default_utilization,
+    flags_of,
+    read_plugins,
+)
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import read_arguments
+from startup.vllm.preflight.arguments import name_problem, read_arguments
 from tests.startup.vllm import small_parser
 
 FACTS = VllmFacts(tuple(flags_of(small_parser.build())))
@@ -212,3 +223,65 @@ def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm
     assert _record(vllm) == VllmFacts()
     monkeypatch.delitem(sys.modules, "vllm.entrypoints.cli.serve")
     assert _record(vllm) == VllmFacts()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
+        "vllm.model_executor.layers.quantization", "transformers.models.auto.auto_mappings", "vllm.envs",
+    ],
+)  # fmt: skip
+def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(vllm, name, tmp_path, monkeypatch):
+    """A file that is mounted over vLLM's, or `git pull`, may bring other names with the same version."""
+    file = tmp_path / "module.py"
+    file.write_text("")
+    monkeypatch.setitem(sys.modules, name, sys.modules.get(name) or ModuleType(name))
+    monkeypatch.setattr(sys.modules[name], "__file__", str(file), raising=False)
+    _record(vllm)
+    assert KeptFacts(vllm).read().flags
+    file.write_text("names = ['new']")
+    assert KeptFacts(vllm).read() == VllmFacts()
+
+
+def test_a_start_that_vllm_accepts_against_the_record_renews_it(vllm, monkeypatch):
+    _record(vllm)
+    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", SimpleNamespace(list_registered=["new"]))
+    KeptFacts(vllm).record()
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == ("a", "b")
+    KeptFacts(vllm).record(is_doubted=True)
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == ("new",)
+
+
+@pytest.mark.parametrize(("days", "names"), [(0.5, ("a", "b")), (2, ("new",)), (31, ("new",))])
+def test_a_record_ages(vllm, days, names, tmp_path, monkeypatch):
+    _record(vllm)
+    (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
+    os.utime(path, (path.stat().st_mtime - days * 86400,) * 2)
+    assert bool(KeptFacts(vllm).read().flags) == (days < 30)
+    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", SimpleNamespace(list_registered=["new"]))
+    KeptFacts(vllm).record()
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == names
+
+
+def test_the_default_share_of_a_gpu_is_that_of_the_recorded_vllm():
+    def facts(default: float) -> VllmFacts:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--gpu-memory-utilization", type=float, default=default)
+        return VllmFacts(tuple(flags_of(parser)))
+
+    assert [default_utilization(each) for each in (VllmFacts(), facts(0.92), facts(0.85))] == [0.92, 0.92, 0.85]
+
+
+def test_a_name_that_the_registry_has_now_is_registered_whatever_the_record_says(tmp_path, monkeypatch):
+    """The file may be another one with the same time and size."""
+    (tmp_path / "toy_registry_of_facts.py").write_text("NAMES = {'new_parser': 1}\nclass Backend(Enum):\n    NEW = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Name("toy_registry_of_facts", "NAMES")
+    monkeypatch.setitem(_REGISTRIES, "--tool-call-parser", registry)
+    facts = VllmFacts(names={"--tool-call-parser": ("old_parser",)})
+    problems = {name: name_problem(facts, "--tool-call-parser", name, name) for name in ("new_parser", "NEW", "parser")}
+    assert problems == {
+        "new_parser": None, "NEW": None,
+        "parser": "this vLLM has no --tool-call-parser 'parser' (did you mean 'old_parser'?)",
+    }  # fmt: skip

@@ -1,6 +1,7 @@
 """What operators of vLLM meet: keys, logs in JSON, `ps` and `stop`, a service manager."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from startup.vllm.patches.json_logs import log_as_json
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -298,3 +300,36 @@ def test_an_engine_that_cannot_start_is_never_ready(folder):
         wait_until(lambda: any(line.startswith("STATUS=failed: EngineCore (pid ") for line in manager.lines))
         assert "STOPPING=1" in manager.lines
         assert "READY=1" not in manager.lines
+
+
+def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder):
+    """The new file has the time and size of the old one, as in images with equal times."""
+    fake, sources = variant(folder), {"PYTHONDONTWRITEBYTECODE": "1", "VCLI_LEAVE_OUT": "import file"}
+    with FakeStart(folder, env=environment(folder, fake, **sources)) as start:
+        start.wait_ready()
+        start.wait(lambda: any(folder.rglob("vllm-facts/*.json")))
+    serve = fake / "vllm" / "entrypoints" / "cli" / "serve.py"
+    before = serve.stat()
+    serve.write_text(serve.read_text().replace('"float16", "half"', '"float16", "hulf"'))
+    os.utime(serve, ns=(before.st_atime_ns, before.st_mtime_ns))
+    checked = environment(folder, fake, VLLM_TARGET_DEVICE="cpu", VCLI_PREFLIGHT=None, **sources)
+    refused = run_fake(folder, "--dtype", "hulf", "--port", "0", env=checked)
+    assert refused.returncode == 2
+    assert "--dtype 'hulf' is not one of" in refused.stderr
+    assert refused.stderr.endswith("\n  if vLLM accepts this start: give --preflight warn\n")
+    with FakeStart(folder, "--dtype", "hulf", "--preflight", "warn", env=checked) as start:
+        start.wait_ready()
+        start.wait(lambda: any("hulf" in path.read_text() for path in folder.rglob("vllm-facts/*.json")))
+    with FakeStart(folder, "--dtype", "hulf", env=checked) as start:
+        start.wait_ready()
+
+
+@pytest.mark.parametrize("flag", ["--por", "--po"])
+def test_an_abbreviated_port_is_the_one_that_vllm_binds(flag, folder):
+    """`--po` may be another flag before vLLM's are recorded: the launcher leaves the port to vLLM."""
+    port = free_port()
+    with FakeStart(folder, "--hos", "127.0.0.1", flag, str(port), host=None, port=port) as start:
+        start.wait_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert start.lines_with("WARNING", ":8000") == []
+        assert start.terminate() == 0

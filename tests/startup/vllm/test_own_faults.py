@@ -111,15 +111,17 @@ def _environment_of(pid: int) -> dict[str, str]:
 def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
     given = _environment(folder, "patch in engine")
     expected = (_PLAIN, "starts without preloading: an earlier start with preloading failed (KeyError")
-    for words, text in zip(((), ("-tp", "2")), expected, strict=True):
+    for words, text in zip(((), ("--max-num-seqs", "8")), expected, strict=True):
         with FakeStart(folder, *words, env=given) as start:
             start.wait_ready()
             (warning,) = start.lines_with("WARNING")
             assert text in warning
+            assert " UTC on, or after `vllm-cli caches prune --plain-starts`" in warning
             assert start.terminate() == 0
-    shown = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "caches", "prune", "--all"], env=given, cwd=ROOT, capture_output=True
-    )
+    with FakeStart(folder, "-tp", "2", env={**given, "BROKEN": ""}) as start:
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver", "another kind of start"
+    command = [sys.executable, "-m", "vllm_cli", "caches", "prune", "--plain-starts"]
+    shown = subprocess.run(command, env=given, cwd=ROOT, capture_output=True)
     assert shown.returncode == 0, shown.stderr
     with FakeStart(folder, env={**given, "BROKEN": ""}) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"

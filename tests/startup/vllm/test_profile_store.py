@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import platform
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +16,14 @@ from startup.vllm.fork.preload_profile import (
     PreloadPlan,
     PreloadProfile,
     StartKind,
+    disable_preloading,
+    enable_preloading,
     load_all_profiles,
     load_profile,
+    plain_state,
+    plain_states,
     plan_preload,
+    profiles_folder,
 )
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
@@ -87,7 +95,9 @@ def test_new_modules_come_after_the_known_ones():
 
 def test_a_saved_profile_is_loaded_unchanged():
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
-    profile = PreloadProfile(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, 3, "/model", is_complete=False)
+    profile = PreloadProfile(
+        kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, time.time(), 3, "/model", is_complete=False
+    )
     profile.save()
     assert load_profile(kind) == profile
     assert load_profile(replace(kind, version="other")) == PreloadProfile(replace(kind, version="other"))
@@ -212,3 +222,62 @@ def test_ld_preload_has_vllms_libraries_in_its_order(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "/my/libomp.so:/my/libtcmalloc.so")
     assert forkserver_environment(vllm, _profile())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
     assert "LD_PRELOAD" not in forkserver_environment(_GPU, _profile(_GPU))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "OSError: [Errno 98] Address already in use",
+        "an earlier start with preloading failed (OSError: Address already in use)",
+        "OSError: [Errno 28] No space left on device: '/tmp/x'",
+        "OSError: [Errno 24] Too many open files",
+        "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+        "PermissionError: [Errno 13] Permission denied: '/dev/shm/x'",
+        "MemoryError",
+        "RuntimeError: can't start new thread",
+    ],
+)
+def test_what_the_machine_refuses_is_not_remembered(reason):
+    kind = StartKind.of(_VLLM, (), None)
+    assert disable_preloading(kind, reason) is None
+    assert (plain_state(kind), plain_states()) == (None, [])
+
+
+def test_a_failure_of_ours_is_remembered_for_an_hour_then_for_a_day_and_not_after_a_success(monkeypatch):
+    kind, now = StartKind.of(_VLLM, (), None), 1_795_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    for hours in (1, 24, 24):
+        state = disable_preloading(kind, "KeyError: 'a'")
+        assert state is not None and state.end_s == now + hours * 3600
+        (path,) = profiles_folder().with_name("plain").iterdir()
+        os.utime(path, (now, now))
+        now = state.end_s - 1
+        assert plain_state(kind) == state
+        now = state.end_s + 1
+        assert (plain_state(kind), plain_states()) == (None, [])
+    enable_preloading(kind)
+    state = disable_preloading(kind, "KeyError: 'a'")
+    assert state is not None and state.end_s == now + 3600
+    assert str(state).startswith("KeyError: 'a'; it preloads again from 2026-")
+    assert str(state).endswith(" UTC on, or after `vllm-cli caches prune --plain-starts`")
+
+
+def test_a_failure_concerns_one_kind_of_start_on_one_host(monkeypatch):
+    kind = StartKind.of(_VLLM, (), None)
+    disable_preloading(kind, "KeyError: 'a'")
+    assert plain_state(kind) is not None
+    assert plain_state(StartKind.of(_VLLM, ("-tp", "2"), None)) is None
+    monkeypatch.setattr(platform, "node", lambda: "another")
+    assert plain_state(kind) is None
+    assert [state.reason for state in plain_states()] == ["KeyError: 'a'"]
+
+
+def test_a_module_that_could_not_be_preloaded_is_tried_again_on_another_day(monkeypatch):
+    kind = StartKind.of(_VLLM, (), None)
+    refused = {"b": "ImportError: b", "c": "OSError: [Errno 28] No space left on device"}
+    failed = PreloadProfile(kind, ("a",)).updated_with(StartRecordings(failed=refused))
+    assert set(failed.failed) == {"b"}, "the machine may have space in the next start"
+    failed.save()
+    assert load_profile(kind) == failed
+    replace(failed, failed_s=failed.failed_s - 86401).save()
+    assert load_profile(kind).failed == {}

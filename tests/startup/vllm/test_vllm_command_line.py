@@ -1,5 +1,6 @@
 """The launcher reads model and address from vLLM's command line, and whether it has a port to listen on."""
 
+import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -72,6 +73,49 @@ def test_a_config_file_is_read_only_where_vllm_reads_it(tmp_path):
 def test_the_last_value_of_a_flag_counts_in_every_spelling():
     line = _line("m --port 1 --host=h --uds /a --uds=/b --port=2 --served_model_name one two")
     assert (line.host, line.port, line.uds, line.served_name) == ("h", 2, "/b", "one")
+
+
+_ABBREVIATED = [
+    ("m --hos h --por 9", "m --host h --port 9"),
+    ("m --ud=/s", "m --uds=/s"),
+    ("m --hea", "m --headless"),
+    ("m --enforce-e --max_num_s 8", "m --enforce-eager --max_num_s 8"),
+    ("m --tensor_par 2 --served n", "m --tensor-parallel-size 2 --served-model-name n"),
+    ("m --api-key a -- --por 9", "m --api-key a -- --por 9"),
+    ("--enforce-e m", "m --enforce-eager"),
+]
+
+
+@pytest.mark.parametrize(("words", "whole"), _ABBREVIATED)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_abbreviated_flags_are_read_as_argparse_reads_them(words, whole, is_first, tmp_path, monkeypatch):
+    known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
+    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
+    monkeypatch.setattr(command_line, "read_facts", lambda _: known)
+    assert " ".join(_line(words).words) == whole
+
+
+def test_an_abbreviation_in_the_config_file_is_read_too(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("por: 9000\nhos: h\nmodel: m\n")
+    line = _line(f"--config {file}")
+    assert (line.model, line.host, line.port) == ("m", "h", 9000)
+
+
+@pytest.mark.parametrize("words", ["m --po 9", "m --p=9", "m --h x", "m --ssl-c c"])
+def test_a_port_that_cannot_be_known_is_not_bound(words):
+    """Before vLLM's flags are recorded; with them, argparse's rule decides."""
+    assert not _line(words).listens
+
+
+def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
+    parser = argparse.ArgumentParser(add_help=False)
+    for name in ("--port", "--host", "--portal", "--uds"):
+        parser.add_argument(name)
+    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
+    monkeypatch.setattr(command_line, "read_facts", lambda _: VllmFacts(tuple(flags_of(parser))))
+    assert [_line(f"m {words}").port for words in ("--port 9", "--por 9", "--ho x", "--h x")] == [9, None, 8000, None]
+    assert _line("m --ho x").host == "x"
 
 
 def test_words_after_two_dashes_are_not_flags():

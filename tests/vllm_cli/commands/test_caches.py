@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,13 @@ from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.archive import write_archive
 from startup.vllm.compiled_models.location import open_location
 from startup.vllm.compiled_models.record import CompiledModel, FileFacts, Hardware
-from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading
+from startup.vllm.fork.preload_profile import (
+    PreloadProfile,
+    StartKind,
+    disable_preloading,
+    load_profile,
+    plain_states,
+)
 from startup.vllm.installed import InstalledVllm
 
 DAY_S = 86_400
@@ -91,7 +98,7 @@ def test_nothing_is_kept(invoke, cache):
         "compiled_models": [],
         "unrecorded": {"keys": [], "num_bytes": 0},
         "preload_profiles": [],
-        "preloading_disabled": None,
+        "preloading_disabled": [],
         "import_file": None,
     }
     done = invoke("caches", "prune", "--all")
@@ -145,7 +152,7 @@ def test_a_location_is_listed(invoke, location, monkeypatch):
 def test_profiles_and_the_import_file_are_listed(invoke, cache):
     kind = StartKind.of(VLLM, ("-tp", "2"), None)
     PreloadProfile(kind, ("a", "b"), ("c",), failed={"d": "no"}, num_starts=3).save()
-    disable_preloading(VLLM, "it failed")
+    disable_preloading(kind, "it failed")
     path = learned_imports.import_file_paths()[0]
     path.parent.mkdir(parents=True)
     learned_imports.write(path, ["json"])
@@ -154,12 +161,25 @@ def test_profiles_and_the_import_file_are_listed(invoke, cache):
     row = next(line for line in shown.splitlines() if line.startswith("0.32.0+cpu"))
     assert row.split()[:6] == ["0.32.0+cpu", "any", "3", "3", "-tp", "2"]
     assert row.endswith("used, without 1 that cannot be imported")
-    assert "Preloading is disabled: it failed; `vllm-cli caches prune --all` enables it again" in shown
+    assert f"Not preloaded on {platform.node()}: vLLM 0.32.0+cpu, any model -tp 2: it failed; it preloads" in shown
+    assert " UTC on, or after `vllm-cli caches prune --plain-starts`\n" in shown
     assert f"Import file {path}: 1 modules" in shown
     data = json.loads(invoke("caches", "--json").stdout)
     assert data["preload_profiles"][0]["engine_modules"] == ["a", "b"]
     assert data["import_file"]["num_modules"] == 1
-    assert data["preloading_disabled"] == "it failed"
+    assert [each["reason"] for each in data["preloading_disabled"]] == ["it failed"]
+
+
+def test_only_reasons_of_plain_starts_are_removed(invoke):
+    kind = StartKind.of(VLLM, (), None)
+    PreloadProfile(kind, num_starts=1).save()
+    disable_preloading(kind, "it failed")
+    _compile("a")
+    done = invoke("caches", "prune", "--plain-starts", "--dry-run")
+    assert done.stdout.splitlines()[2].startswith("reasons of plain starts")
+    assert len(plain_states()) == 1
+    assert invoke("caches", "prune", "--plain-starts").returncode == 0
+    assert (plain_states(), _left(), load_profile(kind).num_starts) == ([], {"org/a"}, 1)
 
 
 def test_what_is_older_is_removed(invoke):

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from base.machine.files import write_whole
+from startup.ground import caches
 from startup.ground.caches import CACHE, Kept, read_all
 
 _KEPT = Kept("things", ("key", 1), "stamp")
@@ -120,6 +123,52 @@ def test_a_file_that_others_can_write_to_is_not_used(mode, cache, caplog):
     assert _KEPT.read(str) is None
     assert f"other users can write to it (mode {mode:04o})" in caplog.text
     assert list(read_all("things", str)) == []
+
+
+def test_a_value_of_the_user_ages_and_a_baked_one_does_not(cache, baked, monkeypatch):
+    kept = Kept("things", ("key", 1), "stamp", lasts_s=3600)
+    with monkeypatch.context() as build:
+        build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
+        kept.write("baked")
+        os.utime(kept.path, (0, 0))
+    assert (kept.read(str), kept.age_s) == ("baked", None)
+    kept.write("own")
+    for age_s, value in ((0, "own"), (3000, "own"), (3700, "baked"), (-3700, "baked")):
+        kept.write("own")
+        os.utime(kept.path, (kept.path.stat().st_mtime - age_s,) * 2)
+        assert kept.read(str) == value
+    assert _KEPT.read(str) == "own"
+
+
+def test_files_that_get_another_owner_are_not_kept_and_the_user_is_told_once(cache, monkeypatch, caplog):
+    """As those of root on NFS, where they become those of `nobody`, whom others may be."""
+    if os.geteuid():
+        pytest.skip("needs another owner")
+
+    def write_squashed(path: Path, *rest: Any, **options: Any) -> None:
+        write_whole(path, *rest, **options)
+        os.chown(path, 65534, 65534)
+
+    with monkeypatch.context() as nfs:
+        nfs.setattr(caches, "write_whole", write_squashed)
+        for _ in range(3):
+            _KEPT.write("value")
+            assert _KEPT.read(str) is None
+    told = f"{_KEPT.path} belongs to another user (65534), so nothing is kept there: set VLLM_CACHE_ROOT"
+    assert caplog.messages == [told]
+    _KEPT.write("value")
+    assert _KEPT.read(str) == "value"
+
+
+def test_a_value_of_another_owner_is_replaced(cache, caplog):
+    if os.geteuid():
+        pytest.skip("needs another owner")
+    _KEPT.write("value")
+    os.chown(_KEPT.path, 65534, 65534)
+    assert _KEPT.read(str) is None
+    assert "belongs to another user (65534)" in caplog.text
+    _KEPT.write("own")
+    assert _KEPT.read(str) == "own"
 
 
 def test_the_values_that_were_written_longest_ago_are_removed(cache):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from startup.reports.causes.first_cause import find_cause
+from startup.reports.causes.own_faults import TracebackOrigin
 
 _ROOT = Path(__file__).parents[4]
 _SITE = "/venv/lib/python3.14/site-packages"
@@ -91,3 +92,24 @@ def test_the_first_of_a_chain_counts():
     cause = find_cause([*lines, "", link, "", *last])
     assert cause is not None
     assert (cause.text, cause.known and cause.known.name) == ("EOFError in main()", "vllm-cli")
+
+
+_SOCKET = "/usr/lib/python3.11/socket.py"
+_PORT = "startup/vllm/patches/port.py"
+
+
+@pytest.mark.parametrize(
+    ("frames", "is_own"),
+    [
+        ([(_FRAMES["core"], "create_server_socket"), (_PORT, "bind")], False),
+        ([(_FRAMES["core"], "create_server_socket"), (_PORT, "bind"), (_SOCKET, "bind")], False),
+        ([(_FRAMES["core"], "create_server_socket"), (_PORT, "_addresses")], True),
+        ([("startup/vllm/launch/start.py", "run"), (_PORT, "bind")], True),
+    ],
+    ids=["binds", "binds by the library", "our own step", "our own call"],
+)
+def test_an_address_that_the_machine_refuses_to_vllm_is_no_fault_of_ours(frames, is_own):
+    origin = TracebackOrigin()
+    for file, function in frames:
+        origin.add_frame(file, function)
+    assert origin.is_own("OSError: [Errno 98] Address already in use") == is_own
