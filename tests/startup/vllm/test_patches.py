@@ -294,7 +294,7 @@ def test_vllm_accepts_itself_after_a_responder_that_left_much_in_both_directions
         while not select.select([theirs], [], [], 0)[0]:
             await asyncio.sleep(0.01)
         for _ in range(100):
-            theirs.send(AnsweredProbe("a", "1.1", "200").encode())
+            theirs.send(AnsweredProbe("a", "/health", "1.1", "200").encode())
         theirs.close()
         async with asyncio.timeout(60):
             await probes.end()
