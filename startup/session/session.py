@@ -6,6 +6,7 @@ A start strategy calls its methods in the order of its own start: `startup.embed
 
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
     from startup.port.systemd.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
+
+_ANSWERS_AT_ONCE = (
+    "%s answers 503 until the server is ready: wait with `vllm-cli wait` or `curl -f`, or set %s=1 to refuse "
+    "connections until then"
+)
 
 
 class ListenAddress(NamedTuple):
@@ -141,6 +147,8 @@ class StartSession:
         if listener.is_listening(listening):
             self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
+        if listener.is_listening(listening) and address.uds is None and not sys.stdout.isatty():
+            logger.info(_ANSWERS_AT_ONCE, self._address, env.VCLI_LISTEN_WHEN_READY.name)
         self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))

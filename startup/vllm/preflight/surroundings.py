@@ -1,6 +1,7 @@
 """Checks what a start needs beside model and devices: variables, packages, compiler, memory, caches."""
 
 import logging
+import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -13,8 +14,17 @@ from base.wording import format_bytes
 from envs import foreign
 from envs.home import expand_home
 from startup.ground.serve_words import is_eager
+from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
-from startup.session.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
+from startup.session.preflight.resources import (
+    SHM,
+    check_executable_memory,
+    check_library_variables,
+    check_num_files,
+    check_shared_memory,
+    free_bytes,
+    nearest_existing,
+)
 from startup.vllm.installed import missing_rust_frontend
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -34,6 +44,7 @@ _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")
 """With one of them, vLLM may not use the level."""
+_FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
 
 
@@ -41,6 +52,9 @@ def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterat
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
     yield from _check_variables(start)
+    yield from check_library_variables()
+    yield from _check_executable_memory(start)
+    yield from _check_sockets()
     if (problem := missing_rust_frontend(start.vllm)) is not None:
         yield error("rust_frontend", problem)
     yield from _check_compiler(start, words)
@@ -73,6 +87,20 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
                 parse_value(fact, foreign.text_of(fact.name))
             except FlagValueError as err:
                 yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
+
+
+def _check_executable_memory(start: CheckedStart) -> Iterator[Finding]:
+    """On a GPU, not every vLLM compiles kernels for the processor."""
+    for finding in check_executable_memory():
+        yield finding if start.vllm.device == "cpu" else finding._replace(severity="warning")
+
+
+def _check_sockets() -> Iterator[Finding]:
+    """vLLM's processes connect by sockets in this folder; of TMPDIR, `ensure_temp_folder` takes care."""
+    folder = foreign.text_of(_FOLDER_OF_SOCKETS)
+    if len(os.fsencode(folder)) > MAX_BYTES:
+        text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
+        yield error("environment", text)
 
 
 def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
