@@ -249,18 +249,17 @@ def keep_bytecode(package: Path) -> str | None:
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None
-    if sys.dont_write_bytecode:
-        return (
-            f"{package} has no compiled modules and PYTHONDONTWRITEBYTECODE is set, so that every start compiles "
-            "them again: unset it, or run `python -m compileall` when the image is built"
-        )
-    if os.access(package, os.W_OK):
+    if os.access(package, os.W_OK) and not sys.dont_write_bytecode:
         return None
+    text = f"{package} has no compiled modules and "
+    text += f"{_DONT_WRITE} is set" if sys.dont_write_bytecode else "cannot be written to"
     folder = cache_folder() / "bytecode"
     if (reason := _why_unusable(folder)) is not None:
-        return f"{package} has no compiled modules and cannot be written to, so every start compiles them: {reason}"
+        return f"{text}, so every start compiles them: {reason}"
     sys.pycache_prefix = os.environ[PREFIX] = str(folder)
-    return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
+    sys.dont_write_bytecode = False  # nothing is written beside the modules
+    os.environ.pop(_DONT_WRITE, None)
+    return f"{text}: they are kept in {folder}"
 
 
 def _why_unusable(folder: Path) -> str | None:

@@ -92,9 +92,17 @@ def test_the_warning_names_a_link_in_place_of_the_cache_folder(package, place):
     assert sys.pycache_prefix is None
 
 
-def test_the_warning_names_pythondontwritebytecode(package, monkeypatch):
+def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert "PYTHONDONTWRITEBYTECODE" in (keep_bytecode(package) or "")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+    assert f"PYTHONDONTWRITEBYTECODE is set: they are kept in {place}" in (keep_bytecode(package) or "")
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == (str(place), False)
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+    code = "import vllm, sys; print(sys.modules['vllm'].__cached__)"
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=package.parent, text=True).strip()
+    assert Path(found).is_file() and found.startswith(str(place))
+    assert not (package / "__pycache__").exists()
 
 
 def test_a_compiled_package_needs_no_warning(package, monkeypatch):
