@@ -26,11 +26,6 @@ class _Step(NamedTuple):
     is_default: bool = False
     """Whether only a body without the key gets the value."""
 
-    @classmethod
-    def of_file(cls, key: str, value: Any) -> "_Step":
-        name = key.removesuffix("?")
-        return cls(name, value, is_default=name != key)
-
 
 class Edit(NamedTuple):
     """Replaces a part of the body; edits are in the order of their places."""
@@ -54,7 +49,7 @@ def json_edits(body: "bytes | mmap", members: Members, changes: BodyChanges, req
         steps.append(_Step("model", changes.model))
     steps += [_Step(key, _REMOVED) for key in changes.strip]
     for params in (changes.set, changes.set_by_name.get(requested or "", {})):
-        steps += [_Step.of_file(*item) for item in params.items()]
+        steps += [_Step(key.removesuffix("?"), value, key.endswith("?")) for key, value in params.items()]
     return _edits(body, members, steps)
 
 

@@ -35,31 +35,13 @@ _POSTED: Final = frozenset(
 )
 """Where bodies name a model. Other paths of a model's server are known to it alone."""
 _SERVED: Final = _POSTED | frozenset(
-    (
-        "/v1/chat/completions/batch",
-        "/v1/chat/completions/derender",
-        "/v1/chat/completions/render",
-        "/v1/completions/derender",
-        "/v1/completions/render",
-        "/v1/messages/render",
-        "/v1/systemone",
-        "/v1/realtime",
-        "/v1/load_lora_adapter",
-        "/v1/unload_lora_adapter",
-        "/v1/reranking",
-        "/v2/embed",
-        "/cohere/v2/chat",
-        "/cohere/v2/chat/render",
-        "/inference/v1/generate",
-        "/generative_scoring",
-        "/invocations",
-        "/tokenizer_info",
-        "/completion",
-        "/infill",
-        "/reranking",
-    )
+    "/v1/realtime /v1/systemone /v1/load_lora_adapter /v1/unload_lora_adapter /v1/reranking /v2/embed /reranking "
+    "/generative_scoring /invocations /tokenizer_info /completion /infill".split()
 )
-_SERVED_BELOW: Final = ("/v1/responses/", "/v1/audio/", "/v1/images/", "/v1/videos", "/sdapi/v1/", "/audioapi/v1/")
+_SERVED_BELOW: Final = tuple(
+    "/v1/chat/completions/ /v1/completions/ /v1/messages/ /v1/responses/ /v1/audio/ /v1/images/ /v1/videos "
+    "/inference/v1/ /cohere/v2/ /sdapi/v1/ /audioapi/v1/".split()
+)
 """What starts a model: the paths of vLLM, the embedded engine and the servers that llama-swap knows."""
 _MOST_OFFERED: Final = 20
 """Names of models in a message."""

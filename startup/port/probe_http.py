@@ -6,10 +6,8 @@ from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
 PATH = "/health"
-LIVE_PATH = "/livez"
-"""200 as long as the server lives; plain vLLM has no such path."""
-READY_PATH = "/readyz"
-"""The answer of `PATH`, under the name that many probes use; plain vLLM has no such path."""
+LIVE_PATH, READY_PATH = "/livez", "/readyz"
+"""200 as long as the server lives; the answer of `PATH`. Plain vLLM has neither."""
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
 """Header of a 200 to a probe while no model runs, as a request would start it (`--idle-stop`): its state."""

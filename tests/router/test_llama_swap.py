@@ -470,7 +470,7 @@ def test_each_new_key_of_llama_swap_is_named_with_its_remedy(read):
         "models.a.filters.policy": "use `stripParams` and `setParams`",
         "models.a.filters.setParamsByMatch": "`setParamsByID`",
         "models.a.filters.reasoning": "`setParamsByID`",
-        "models.b.peer": "as `proxy`",
+        "models.b.peer": "see `proxy`",
         "unheard": "no key here stands for it",
     }
     assert {key for key, remedy in remedies.items() if remedy in found.get(key, "")} == set(remedies), found

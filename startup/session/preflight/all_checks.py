@@ -34,8 +34,7 @@ from startup.session.preflight.resources import (
     SHM,
     check_cache_folder,
     check_disk,
-    check_executable_memory,
-    check_library_variables,
+    check_libraries,
     check_num_files,
     check_shared_memory,
 )
@@ -105,8 +104,7 @@ class _Preflight:
         """Groups of checks in their order."""
         server = self._config.server
         yield "environment", _check_environment
-        yield "libraries", check_library_variables
-        yield "executable_memory", check_executable_memory
+        yield "libraries", check_libraries
         yield "model", self._check_places
         if not self._options.is_listening:
             yield "address", lambda: check_address(server.network)

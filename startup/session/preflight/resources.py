@@ -42,16 +42,12 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
         )
 
 
-def check_library_variables() -> Iterator[Finding]:
-    """Checks folders that libraries use as soon as they are imported."""
+def check_libraries() -> Iterator[Finding]:
+    """Checks the folder that a library uses when it is imported, and memory for code that torch's kernels are."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
             yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
-
-
-def check_executable_memory() -> Iterator[Finding]:
-    """Checks that a process may write code and run it, as the kernels of torch's libraries do at the first request."""
     try:
         mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     except OSError as err:

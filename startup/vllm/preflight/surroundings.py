@@ -17,14 +17,8 @@ from startup.ground.serve_words import is_eager
 from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
-    SHM,
-    check_executable_memory,
-    check_library_variables,
-    check_num_files,
-    check_shared_memory,
-    free_bytes,
-    nearest_existing,
-)
+    SHM, check_libraries, check_num_files, check_shared_memory, free_bytes, nearest_existing,
+)  # fmt: skip
 from startup.vllm.installed import missing_rust_frontend
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -52,9 +46,9 @@ def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterat
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
     yield from _check_variables(start)
-    yield from check_library_variables()
-    yield from _check_executable_memory(start)
-    yield from _check_sockets()
+    for finding in check_libraries():  # not every vLLM of a GPU compiles kernels for the processor
+        is_error = finding.check == "environment" or start.vllm.device == "cpu"
+        yield finding if is_error else finding._replace(severity="warning")
     if (problem := missing_rust_frontend(start.vllm)) is not None:
         yield error("rust_frontend", problem)
     yield from _check_compiler(start, words)
@@ -81,26 +75,16 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
     level = foreign.text_of(_LEVEL).upper()
     if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
         yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
+    folder = foreign.text_of(_FOLDER_OF_SOCKETS)
+    if len(os.fsencode(folder)) > MAX_BYTES:  # of TMPDIR, `ensure_temp_folder` takes care
+        text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
+        yield error("environment", text)
     for fact in start.facts.variables:
         if foreign.is_set(fact.name) and not (fact.name == _PORT and "://" in port):
             try:
                 parse_value(fact, foreign.text_of(fact.name))
             except FlagValueError as err:
                 yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
-
-
-def _check_executable_memory(start: CheckedStart) -> Iterator[Finding]:
-    """On a GPU, not every vLLM compiles kernels for the processor."""
-    for finding in check_executable_memory():
-        yield finding if start.vllm.device == "cpu" else finding._replace(severity="warning")
-
-
-def _check_sockets() -> Iterator[Finding]:
-    """vLLM's processes connect by sockets in this folder; of TMPDIR, `ensure_temp_folder` takes care."""
-    folder = foreign.text_of(_FOLDER_OF_SOCKETS)
-    if len(os.fsencode(folder)) > MAX_BYTES:
-        text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
-        yield error("environment", text)
 
 
 def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:

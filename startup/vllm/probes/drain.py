@@ -105,8 +105,7 @@ def abort_connections(server: Any) -> None:
 class DrainedApp:
     """An ASGI application that knows its running requests, and rejects new ones while it drains.
 
-    It answers `/livez`, and `/readyz` as the application answers `/health`: some requests for them are not
-    answered by the responder, and with TLS or several API servers none is.
+    It answers `/livez`, and `/readyz` as `/health`, where the responder does not.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -121,8 +120,7 @@ class DrainedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path_of(scope)
         if path == LIVE_PATH:
-            await Response()(scope, receive, send)
-            return
+            return await Response()(scope, receive, send)
         if path == READY_PATH:
             path = PATH
             scope = {**scope, "path": scope.get("root_path", "") + PATH, "raw_path": PATH.encode()}

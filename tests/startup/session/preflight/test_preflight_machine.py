@@ -238,11 +238,11 @@ def test_a_folder_of_metrics_that_cannot_be_used_is_one_line(preflight, monkeypa
 
 _FORBID = """
 import ctypes, json, sys
-from startup.session.preflight.resources import check_executable_memory
-assert list(check_executable_memory()) == []
+from startup.session.preflight.resources import check_libraries
+assert list(check_libraries()) == []
 if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
     sys.exit(77)
-print([finding.message for finding in check_executable_memory()])
+print([finding.message for finding in check_libraries()])
 """
 
 
