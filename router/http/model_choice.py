@@ -96,7 +96,9 @@ class ModelChoice:
         path = unquote(path)
         if path in _SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
             return
-        text = f"Not Found: a path that the router does not know starts no model; use /upstream/{entry.name}{shown(path)}."
+        text = (
+            f"Not Found: a path that the router does not know starts no model; use /upstream/{entry.name}{shown(path)}."
+        )
         raise FailedRequestError(404, text)
 
     def _only(self, request: web.Request, path: str) -> ModelEntry:

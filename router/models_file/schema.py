@@ -72,7 +72,9 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
             continue
         hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, known)
         if findings.is_lenient:
-            findings.notice((*path, key), f"is not known here, and has no effect{hint or '; no key here stands for it'}")
+            findings.notice(
+                (*path, key), f"is not known here, and has no effect{hint or '; no key here stands for it'}"
+            )
         else:
             hint = hint or f"; known are {', '.join(known)}"
             findings.fault((*path, key), f"is not known here{hint}")

@@ -12,7 +12,9 @@ MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
 """Header of a 200 to a probe while no model runs, as a request would start it (`--idle-stop`): its state."""
 
-_HEAD = re.compile(rb"GET (/(?:health|livez|readyz)) HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n")
+_HEAD = re.compile(
+    rb"GET (/(?:health|livez|readyz)) HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
+)
 _MAY_CHANGE_THE_ANSWER = frozenset(
     [
         b"content-length",

@@ -89,7 +89,9 @@ def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tm
         assert time.monotonic() - begin_s < 30  # the requests of one that answers have 30 s
 
 
-@pytest.mark.parametrize("body", [b"no json", b"\xff", b"[]", b'{"status": "loading"}'], ids=["text", "bytes", "list", "other"])
+@pytest.mark.parametrize(
+    "body", [b"no json", b"\xff", b"[]", b'{"status": "loading"}'], ids=["text", "bytes", "list", "other"]
+)
 async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
     async def health(request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=503, body=body)

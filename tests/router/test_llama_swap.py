@@ -467,7 +467,7 @@ def test_each_new_key_of_llama_swap_is_named_with_its_remedy(read):
         "policies": "`filters` of a model",
         "security": "--allowed-origins",
         "hooks.on_request": "`filters` of a model",
-        "models.a.filters.policy": "use `stripParams` and `setParams`",
+        "models.a.filters.policy": "see `stripParams` and `setParams`",
         "models.a.filters.setParamsByMatch": "`setParamsByID`",
         "models.a.filters.reasoning": "`setParamsByID`",
         "models.b.peer": "see `proxy`",

@@ -129,8 +129,12 @@ def test_a_number_that_is_the_port_of_one_server_and_the_process_of_another_stop
     (("--yes",), True, "", True),
     ((), False, "", True),
 ], ids=["no", "yes", "flag", "script"])  # fmt: skip
-def test_all_servers_are_listed_and_asked_for_on_a_terminal(invoke, monkeypatch, words, is_terminal, answer, is_stopped):
-    with subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE) as process:
+def test_all_servers_are_listed_and_asked_for_on_a_terminal(
+    invoke, monkeypatch, words, is_terminal, answer, is_stopped
+):
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdout.readline()
         server = replace(_SERVER, pid=process.pid, pids=(process.pid,))
         monkeypatch.setattr(stop, "find_servers", lambda **_: [server])
