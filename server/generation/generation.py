@@ -173,8 +173,8 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(
-            f"{param}={asked} cannot be greater than max_model_len={max_model_len}. Please request fewer output tokens. "
-            f"(parameter={param}, value={asked})",
+            f"{param}={asked} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
+            f"tokens. (parameter={param}, value={asked})",
             param=param,
         )
     if num_prompt_tokens >= max_model_len:

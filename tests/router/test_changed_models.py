@@ -75,7 +75,7 @@ def test_a_changed_model_that_does_not_start_leaves_the_old_one_in_use(tiny_llam
 
 
 def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path):
-    """As a preload says: without a request. One that did not change, and was unloaded by hand, stays as it is."""
+    """Without a request. One that did not change, and was unloaded by hand, stays as it is."""
     same = foreign("same", preload=True)
     with RouterProcess(tmp_path, {"a": foreign("one", preload=True), "same": same, "off": foreign("off")}) as router:
         router.wait_state("a", "ready")

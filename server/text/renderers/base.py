@@ -386,8 +386,8 @@ def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) ->
     if len(text) > (most_chars := max_model_len * max_token_chars):
         raise RequestError(
             f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(text)} "
-            f"characters (more than {most_chars} characters, which is the upper bound for {max_model_len} input tokens). "
-            f"Please reduce the length of the input prompt. (parameter=input_text, value={len(text)})",
+            f"characters (more than {most_chars} characters, which is the upper bound for {max_model_len} input "
+            f"tokens). Please reduce the length of the input prompt. (parameter=input_text, value={len(text)})",
             param="input_text",
         )
 

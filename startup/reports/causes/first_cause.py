@@ -126,7 +126,7 @@ class Run:
     """Label of a process -> its latest phase; the empty label stands for the latest of all."""
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
-        """Takes the next line, which has this number; of an excerpt, if no more was read of the log so far."""
+        """Takes the next line, which has this number; of an excerpt, if the log may be no more than one."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text

@@ -43,7 +43,7 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
 
 
 def check_libraries() -> Iterator[Finding]:
-    """Checks the folder that a library uses when it is imported, and memory for code that torch's kernels are."""
+    """Checks the folder that a library uses when it is imported, and that memory may hold torch's kernels."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):

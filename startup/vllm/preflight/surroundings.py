@@ -17,7 +17,12 @@ from startup.ground.serve_words import is_eager
 from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
-    SHM, check_libraries, check_num_files, check_shared_memory, free_bytes, nearest_existing,
+    SHM,
+    check_libraries,
+    check_num_files,
+    check_shared_memory,
+    free_bytes,
+    nearest_existing,
 )  # fmt: skip
 from startup.vllm.installed import missing_rust_frontend
 from startup.vllm.preflight.arguments import CheckedStart

@@ -120,7 +120,8 @@ class DrainedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path_of(scope)
         if path == LIVE_PATH:
-            return await Response()(scope, receive, send)
+            await Response()(scope, receive, send)
+            return
         if path == READY_PATH:
             path = PATH
             scope = {**scope, "path": scope.get("root_path", "") + PATH, "raw_path": PATH.encode()}

@@ -177,9 +177,7 @@ _KEPT_ALIVE = b"GET %s HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
 """With a header for which the responder passes the request on to vLLM's own process."""
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("--api-server-count", "2"), ("--root-path", "/base")], ids=["one", "two", "root"]
-)
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one", "two"])
 def test_vllms_process_answers_livez_and_readyz_where_the_responder_does_not(words, folder):
     with FakeStart(folder, *words) as start:
         start.wait_ready()
