@@ -182,10 +182,10 @@ def _loader() -> Any:
     """Plain texts may contain `?` in flow style, too, as in YAML 1.2: `{top_p?: 0.5}`."""
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class Loader(yaml.SafeLoader):
         def scan_plain(self) -> Any:
             if self.flow_level:
-                self.peek = self._peek_of_plain
+                vars(self)["peek"] = self._peek_of_plain
             try:
                 return super().scan_plain()
             finally:
