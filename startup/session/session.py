@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ANSWERS_AT_ONCE = (
-    "%s answers 503 until the server is ready: wait with `vllm-cli wait` or `curl -f`, or set %s=1 to refuse "
-    "connections until then"
+    "%s answers 503 while it starts: wait with `vllm-cli wait` or `curl -f`, or set %s=1 to refuse "
+    "connections meanwhile"
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.caches import CACHE, keep_bytecode
+from startup.ground.caches import CACHE, keep_bytecode, use_kept_bytecode
 from startup.vllm.launch.baked_caches import add_baked_inspections
 from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
 from tests.support.ports import free_port
@@ -123,3 +123,14 @@ def test_a_start_of_the_embedded_engine_names_it_too(tmp_path, tiny_llama):
     )  # fmt: skip
     [line] = [line for line in done.stderr.splitlines() if "PYTHONDONTWRITEBYTECODE" in line]
     assert f"{tmp_path / 'torch'} has no compiled modules" in line
+
+
+def test_kept_bytecode_is_used_from_the_first_modules_on(package, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+    use_kept_bytecode(package)
+    assert sys.pycache_prefix is None  # nothing is kept yet
+    place.mkdir(mode=0o700, parents=True)
+    use_kept_bytecode(package)
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == (str(place), False)
+    assert keep_bytecode(package) is None
