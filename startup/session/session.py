@@ -46,10 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ANSWERS_AT_ONCE = (
-    "%s answers 503 while it starts: wait with `vllm-cli wait` or `curl -f`, or set %s=1 to refuse "
-    "connections meanwhile"
-)
+_ANSWERS_AT_ONCE = f"; meanwhile the port answers 503: wait with `curl -f`, or refuse connections ({env.VCLI_LISTEN_WHEN_READY.name}=1)"
 
 
 class ListenAddress(NamedTuple):
@@ -80,6 +77,8 @@ class StartSession:
         """What the processes do that the current phase waits for; empty if that is not known."""
         self._is_private = is_private
         self._address = ""
+        self._log_note = ""
+        """For scripts that take any answer for readiness."""
         self._manager: ServiceManager | None = None
         self._responder: StartupResponder | None = None
         self.stop_signals = StopSignals(self._report_stop)
@@ -148,7 +147,7 @@ class StartSession:
             self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
         if listener.is_listening(listening) and address.uds is None and not sys.stdout.isatty():
-            logger.info(_ANSWERS_AT_ONCE, self._address, env.VCLI_LISTEN_WHEN_READY.name)
+            self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
@@ -174,7 +173,7 @@ class StartSession:
     def show_progress(self, *, only_logs: bool = False) -> None:
         """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
         with group_signals.blocked():  # also in the thread
-            self._live = self.stack.enter_context(LiveProgress(self.state.meter, only_logs=only_logs))
+            self._live = self.stack.enter_context(LiveProgress(self.state.meter, self._log_note, only_logs=only_logs))
 
     def prefetch(self, files: Sequence[Path], options: PrefetchOptions) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
