@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ANSWERS_AT_ONCE = f"; meanwhile the port answers 503: wait with `curl -f`, or refuse connections ({env.VCLI_LISTEN_WHEN_READY.name}=1)"
+_ANSWERS_AT_ONCE = f"; the port answers 503 meanwhile: wait with `curl -f`, or set {env.VCLI_LISTEN_WHEN_READY.name}=1"
 
 
 class ListenAddress(NamedTuple):
