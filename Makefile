@@ -193,9 +193,11 @@ $(CREATED):
 	@touch $@
 
 # Nothing is compiled here: it takes 25 seconds of processor time for 10,000 modules, of which a start imports a quarter.
+# With PYTHONDONTWRITEBYTECODE no start would compile them, so it is done here.
 $(INSTALLED): pyproject.toml setup.py constraints.txt vllm_cli/version.py | $(CREATED)
 	@echo "Installing vllm-cli into $(VENV): up to some minutes the first time, most of them for PyTorch."
-	$(INSTALL) -e '.[embedded]'
+	$(INSTALL) $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) -e '.[embedded]'
+	$(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -q base envs router server startup vllm_cli)
 	@touch $@
 
 # The tests start hundreds of processes, also at once.

@@ -79,3 +79,23 @@ class EngineMemoryError(EngineStartError):
 
 class EngineDeadError(EngineError):
     """The engine process has exited; it cannot generate any more."""
+
+
+class PromptTooLongError(RequestError):
+    """The prompt does not fit the context: vLLM's sentences, which clients read to shorten what they send."""
+
+    def __init__(self, num_tokens: int, most: int) -> None:
+        """`num_tokens` is more than `most`, or as many if the answer needs room, too."""
+        if num_tokens > most:
+            text = (
+                f"This model's maximum context length is {most} tokens. However, your prompt contains at least "
+                f"{num_tokens} input tokens, which exceeds this limit even without any output tokens. "
+                f"Please reduce the length of the input prompt. (parameter=input_tokens, value={num_tokens})"
+            )
+        else:
+            text = (
+                f"The decoder prompt (length {num_tokens}) plus the number of requested output tokens (at least 1) is "
+                f"longer than the maximum model length of {most}. Make sure that `max_model_len` is no smaller than "
+                "the number of text tokens (prompt + requested output tokens)."
+            )
+        super().__init__(text, param="input_tokens")

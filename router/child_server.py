@@ -108,9 +108,10 @@ class OwnServer:
     async def find_hang(self, session: aiohttp.ClientSession) -> str:
         """What it says of an engine that hangs; empty for one that does not. Raises for no answer."""
         async with session.get(f"{self.base_url}/health") as answer:
-            match None if answer.status == _OK else await answer.json():
-                case {"status": "hung", "error": {"message": str(message)}}:
-                    return message
+            with suppress(ValueError):  # an answer of another kind is one, too
+                match None if answer.status == _OK else await answer.json(content_type=None):
+                    case {"status": "hung", "error": {"message": str(message)}}:
+                        return message
         return ""
 
     def find_listener(self) -> int:

@@ -29,7 +29,10 @@ class ForeignCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class BodyChanges:
-    """What is changed in a request's body before the model gets it; a key `a.b` is the key b in a."""
+    """What is changed in a request's body before the model gets it; a key `a.b` is the key b in a.
+
+    A value of a key that ends in `?` is set only in a body that has none, after the changes before it.
+    """
 
     model: str | None = None
     """The name that the model's server gets."""

@@ -135,13 +135,18 @@ class ModelPool:
         for entry in entries.values():
             self._meter.need_of(entry)
 
-    def set_entries(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Replaces the models; processes of those that did not change are not touched."""
+    def set_entries(self, entries: Mapping[str, ModelEntry]) -> list[str]:
+        """Replaces the models; processes of those that did not change are not touched.
+
+        Returns the models to preload: those with `preload` that are new, or need another process.
+        """
         before, self.entries = self.entries, dict(entries)
         self._names = {name: entry for entry in entries.values() for name in entry.request_names}
         restart = {name for name, entry in entries.items() if name in before and _needs_restart(before[name], entry)}
         rules = {name: self._rules_of(entry) for name, entry in entries.items()}
         self._apply(self._scheduler.set_models(rules, time.monotonic(), restart=restart))
+        wanted = {name for name, entry in before.items() if entry.preload} - restart
+        return [name for name, entry in entries.items() if entry.preload and name not in wanted]
 
     # Requests
 

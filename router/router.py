@@ -156,17 +156,19 @@ class _Router:
         self._is_ready = False
         """Whether all models with `preload` have started, or have failed to."""
         self._reloading: asyncio.Task[None] | None = None
+        self._preloading: asyncio.Future[list[None]] | None = None
+        """Of the last change of the file."""
         self._wants_reload = False
         self._status = ""
 
     async def run(self) -> int:
         """Serves until a signal; returns the exit code, -N to end by signal N."""
         self._handle_signals()
-        await self._follow(self._options.entries)
+        preloaded = await self._follow(self._options.entries)
         async with AsyncExitStack() as stack:
             await self._listen(stack)
             self._pool.begin(self._standbys.memory_bytes)
-            starting = asyncio.create_task(self._preload_all(), name="preload")
+            starting = asyncio.create_task(self._become_ready(preloaded), name="preload")
             tending = asyncio.create_task(self._tend_regularly(), name="tend")
             await self._stopped.wait()
             self._manager.notify_stopping("stopping")
@@ -223,10 +225,9 @@ class _Router:
             relay=self._relay,
         )
 
-    async def _preload_all(self) -> None:
+    async def _become_ready(self, preloaded: list[str]) -> None:
         """The router is ready when these starts have ended, as a server is when its model is."""
-        entries = self._options.entries.values()
-        await asyncio.gather(*(self._preload(entry.name) for entry in entries if entry.preload))
+        await asyncio.gather(*map(self._preload, preloaded))
         if not self._stopped.is_set():
             self._is_ready = True
             await self._standbys.tend()
@@ -266,11 +267,13 @@ class _Router:
                 self._status = status
                 self._manager.notify_status(status)
 
-    async def _follow(self, entries: Mapping[str, ModelEntry]) -> None:
+    async def _follow(self, entries: Mapping[str, ModelEntry]) -> list[str]:
+        """Returns the models to preload."""
         unneeded = self._standbys.follow(self._options.find_template_kinds(), entries.values())
-        self._pool.set_entries(entries)
+        preloaded = self._pool.set_entries(entries)
         for standby in unneeded:
             await asyncio.to_thread(standby.close)
+        return preloaded
 
     # Signals
 
@@ -332,5 +335,6 @@ class _Router:
                 logger.error("the file of models cannot be used, the previous one stays in use: %s", err)
             else:
                 if not self._pool.is_draining:
-                    await self._follow(entries)
+                    preloaded = await self._follow(entries)
                     logger.info("the file of models was read again: %d models", len(entries))
+                    self._preloading = asyncio.gather(*map(self._preload, preloaded))

@@ -36,6 +36,12 @@ def main() -> int:
 
         if (exit_code := serve_warm(sys.argv[2:])) is not None:
             return exit_code
+        if sys.dont_write_bytecode:
+            from pathlib import Path
+
+            from startup.ground.caches import use_kept_bytecode
+
+            use_kept_bytecode(Path(_ROOT, "vllm_cli"))
     if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started by a standby only
         return _run_template(*sys.argv[2:])
     return _run()

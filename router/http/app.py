@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
-from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
@@ -201,7 +201,9 @@ class _Handler:
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request on to this model, or to the one that it names."""
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
-            entry = entry or self._choice.by_query(request, path)
+            if entry is None:
+                entry = self._choice.by_query(request, path)
+                self._choice.check_path(path, entry)
             return await self._proxy.relay_websocket(request, entry, path, self._dropped)
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
         if entry is None and encoding != "identity":
@@ -211,6 +213,9 @@ class _Handler:
             requested = await _read(request, body) if request.body_exists else RequestedModel()
             if entry is None:
                 entry = self._choice.by_body(request, path, requested)
+                if request.method == hdrs.METH_POST and (change := self._own.changes.get(path)) is not None:
+                    return await change(entry.name, request)
+                self._choice.check_path(path, entry)
                 if entry.changes is not None and body.num_bytes:
                     await body.change(entry.changes, requested, request.headers.get(hdrs.CONTENT_TYPE, ""))
             call = Call(
@@ -245,7 +250,7 @@ class _Handler:
 async def _read(request: web.Request, body: ForwardedBody) -> RequestedModel:
     """Reads the body, and which model it names; raises FailedRequestError."""
     body.check_length(request.content_length or 0)
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+    if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
     await body.read(request.content)

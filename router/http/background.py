@@ -60,7 +60,7 @@ class FollowedResponses:
             return self._pool.has_process(made.child)
 
         with ExitStack() as stack:
-            stack.callback(self._kept.pop, response_id)
+            stack.callback(self._forget, response_id, made)
             async with lease:
                 await asyncio.sleep(_FOLLOW_S)
                 while has_process() and await self._goes_on(made.child, made.path):
@@ -70,3 +70,8 @@ class FollowedResponses:
                 async with asyncio.timeout(_UNREAD_S):
                     while has_process() and not made.is_read and not self._pool.is_draining:
                         await asyncio.sleep(_FOLLOW_S)
+
+    def _forget(self, response_id: str, made: FollowedResponse) -> None:
+        """Unless a later response has the same id: vLLM takes it from its client."""
+        if self._kept.get(response_id) is made:
+            del self._kept[response_id]

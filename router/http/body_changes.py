@@ -14,8 +14,17 @@ if TYPE_CHECKING:
 _MOST_NESTED_BYTES: Final = 1 << 20
 """Of a member of which a member changes."""
 _REMOVED: Final = object()
-_Steps = Sequence[tuple[str, Any]]
-"""In their order: the rest of a key, such as b of `a.b`, and the new value or _REMOVED."""
+
+
+class _Step(NamedTuple):
+    """A change of a key; steps are done in their order."""
+
+    key: str
+    """Its rest, such as b of `a.b`; empty for the member itself."""
+    value: Any
+    """_REMOVED to remove it."""
+    is_default: bool = False
+    """Whether only a body without the key gets the value."""
 
 
 class Edit(NamedTuple):
@@ -35,11 +44,12 @@ def json_edits(body: "bytes | mmap", members: Members, changes: BodyChanges, req
     Raises:
         BodyFaultError: a member in which a key is to be changed is too large.
     """
-    steps: list[tuple[str, Any]] = []
+    steps: list[_Step] = []
     if changes.model is not None and members.last("model") is not None:
-        steps.append(("model", changes.model))
-    steps += [(key, _REMOVED) for key in changes.strip]
-    steps += [*changes.set.items(), *changes.set_by_name.get(requested or "", {}).items()]
+        steps.append(_Step("model", changes.model))
+    steps += [_Step(key, _REMOVED) for key in changes.strip]
+    for params in (changes.set, changes.set_by_name.get(requested or "", {})):
+        steps += [_Step(key.removesuffix("?"), value, key.endswith("?")) for key, value in params.items()]
     return _edits(body, members, steps)
 
 
@@ -50,11 +60,12 @@ def form_edits(members: Members, changes: BodyChanges) -> list[Edit]:
     return [Edit(field.value, field.end, changes.model.encode()) for field in members.all if field.key == "model"]
 
 
-def _edits(body: "bytes | mmap", members: Members, steps: _Steps) -> list[Edit]:
-    by_head: dict[str, list[tuple[str, Any]]] = {}
-    for key, value in steps:
-        head, _, rest = key.partition(".")
-        by_head.setdefault(head, []).append((rest, value))
+def _edits(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> list[Edit]:
+    by_head: dict[str, list[_Step]] = {}
+    for step in steps:
+        head, _, rest = step.key.partition(".")
+        if rest or not step.is_default or head in by_head or members.last(head) is None:
+            by_head.setdefault(head, []).append(step._replace(key=rest))
     new = {head: _changed(body, members.last(head), own) for head, own in by_head.items()}
     edits = _removals(members.all, new)
     for member in members.all:
@@ -84,31 +95,35 @@ def _removals(members: Sequence[Member], new: Mapping[str, bytes | None]) -> lis
     return edits
 
 
-def _changed(body: "bytes | mmap", member: Member | None, steps: _Steps) -> bytes | None:
+def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]) -> bytes | None:
     """The new value of a member; None if there is none."""
     text: bytes | None = None
-    if member is not None and any(rest for rest, _ in steps):
+    if member is not None and any(step.key for step in steps):
         if member.end - member.value > _MOST_NESTED_BYTES:
             limit = f"{_MOST_NESTED_BYTES >> 20} MiB"
             raise BodyFaultError(f"has more than {limit} in {member.key!r}, of which the router has to change a key")
         text = body[member.value : member.end]
-    for rest, value in steps:
-        whole = None if value is _REMOVED else msgspec.json.encode(value)
-        text = _changed_inside(text, rest, value) if rest else whole
+    is_there = member is not None
+    for step in steps:
+        if step.key:
+            text = _changed_inside(text, step)
+        elif not (step.is_default and is_there):
+            text = None if step.value is _REMOVED else msgspec.json.encode(step.value)
+        is_there = text is not None
     return text
 
 
-def _changed_inside(text: bytes | None, key: str, value: Any) -> bytes | None:
+def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
     """Of what is no object, nothing is removed, and setting a key replaces it."""
     try:
         members = json_members(text or b"")
     except BodyFaultError:
-        if value is _REMOVED:
+        if step.value is _REMOVED:
             return text
         text, members = b"{}", Members((), 1)
     assert text is not None
     at, parts = 0, []
-    for begin, end, new in _edits(text, members, [(key, value)]):
+    for begin, end, new in _edits(text, members, [step]):
         parts += [text[at:begin], new]
         at = end
     return b"".join([*parts, text[at:]])

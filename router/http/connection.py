@@ -104,6 +104,8 @@ class ClientRequest(web.Request):
         has_no_host = self._version == HttpVersion11 and hdrs.HOST not in self.headers
         if is_old_and_chunked or is_doubled or has_no_host or self._version not in (HttpVersion10, HttpVersion11):
             raise FailedRequestError(400, _MALFORMED, closes=True)
+        if self.headers.get(hdrs.TRANSFER_ENCODING, "chunked").strip().lower() != "chunked":
+            raise FailedRequestError(501, "Only chunked is supported as Transfer-Encoding.", closes=True)
         if self._has_body_before_upgrade:
             self.protocol.drop_rest()
             raise FailedRequestError(400, "The request has a body and an Upgrade: send it without one.", closes=True)

@@ -34,6 +34,15 @@ _POSTED: Final = frozenset(
     )
 )
 """Where bodies name a model. Other paths of a model's server are known to it alone."""
+_SERVED: Final = _POSTED | frozenset((
+    "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
+    "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
+))  # fmt: skip
+_SERVED_BELOW: Final = (
+    "/v1/chat/completions/", "/v1/completions/", "/v1/messages/", "/v1/responses/", "/v1/audio/", "/v1/images/",
+    "/v1/videos", "/inference/v1/", "/cohere/v2/", "/sdapi/v1/", "/audioapi/v1/",
+)  # fmt: skip
+"""What starts a model: the paths of vLLM, the embedded engine and the servers that llama-swap knows."""
 _MOST_OFFERED: Final = 20
 """Names of models in a message."""
 _MOST_SEGMENTS: Final = 8
@@ -81,6 +90,16 @@ class ModelChoice:
         if requested.fault and len(self._pool.entries) > 1 and not request.query.get("model"):
             raise FailedRequestError(400, f"The request body {requested.fault}.")
         return self.by_query(request, path)
+
+    def check_path(self, path: str, entry: ModelEntry) -> None:
+        """Raises FailedRequestError for a path that no engine serves, unless its model runs."""
+        path = unquote(path)
+        if path in _SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
+            return
+        text = (
+            f"Not Found: a path that the router does not know starts no model; use /upstream/{entry.name}{shown(path)}."
+        )
+        raise FailedRequestError(404, text)
 
     def _only(self, request: web.Request, path: str) -> ModelEntry:
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)

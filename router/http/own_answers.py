@@ -20,6 +20,8 @@ _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
 """llama-swap's, the one GET that changes something."""
+_DONE: Final = {"success": True}
+"""The answer of the router of llama-server."""
 
 
 class OwnAnswer(NamedTuple):
@@ -57,6 +59,11 @@ class OwnAnswers:
             "/": {"GET": self._page},
             DATA_PATH: {"GET": self.status},
         }
+        self.changes: Mapping[str, Callable[[str, web.Request], Awaitable[web.StreamResponse]]] = {
+            "/models/load": self._load,
+            "/models/unload": self._unload,
+        }
+        """Those of the router of llama-server: the body of the POST names the model."""
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
         """The answer; None if a model has to answer. Raises FailedRequestError for another method."""
@@ -138,13 +145,13 @@ class OwnAnswers:
         entry = self._choice.by_name(name)
         await self._pool.load(entry.name)
         return json_answer(
-            {"id": entry.name, "status": "ready", "start_s": self._list.status_of(entry.name).last_start_s}
+            {**_DONE, "id": entry.name, "status": "ready", "start_s": self._list.status_of(entry.name).last_start_s}
         )
 
     async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
         entry = self._choice.by_name(name)
         await self._pool.unload(entry.name)
-        return json_answer({"id": entry.name, "status": "stopped"})
+        return json_answer({**_DONE, "id": entry.name, "status": "stopped"})
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
         """llama-swap's answer is the text OK."""

@@ -1,5 +1,6 @@
 """A YAML document with the line of each key, read with limits, and the faults that are found in it."""
 
+import functools
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ def parse(text: str, findings: Findings) -> Node | None:
     import yaml
 
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)  # libyaml's loader would overflow the stack
+        root = yaml.compose(text, Loader=_loader())  # libyaml's loader would overflow the stack
         return None if root is None else _Reader(findings).read(root, ())
     except RecursionError as err:
         raise DocumentError("is nested too deeply") from err
@@ -174,6 +175,27 @@ def parse(text: str, findings: Findings) -> Node | None:
         raise DocumentError(f"is not YAML: {err.reason}", line) from err
     except yaml.YAMLError as err:
         raise DocumentError(f"is not YAML: {err}") from err
+
+
+@functools.cache
+def _loader() -> Any:
+    """Plain texts may contain `?` in flow style, too, as in YAML 1.2: `{top_p?: 0.5}`."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def scan_plain(self) -> Any:
+            if self.flow_level:
+                vars(self)["peek"] = self._peek_of_plain
+            try:
+                return super().scan_plain()
+            finally:
+                vars(self).pop("peek", None)
+
+        def _peek_of_plain(self, index: int = 0) -> Any:
+            found = super().peek(index)
+            return "x" if found == "?" and super().peek(index + 1).strip("\0 \t\r\n") else found
+
+    return Loader
 
 
 def value_of(text: str) -> Any:

@@ -79,7 +79,7 @@ class _Reader:
         self.defaults = self.defaults._replace(ttl_s=ttl_s, start_timeout_s=timeout_s)
         models = document.get("models")
         models = models if isinstance(models, dict) else {}
-        right = [name for name in models if not self._is_wrong("models", name)]
+        right = [n for n, keys in models.items() if not self._is_wrong("models", n) and not _is_elsewhere(keys or {})]
         entries = {name: self._entry(name, models[name] or {}) for name in right}
         self._check_names(entries)
         everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
@@ -229,6 +229,11 @@ class _Reader:
                     )
 
 
+def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
+    """Whether another server has the model (llama-swap's `peer`): it is not served here."""
+    return "peer" in keys and not {"cmd", "proxy", "model"} & keys.keys()
+
+
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
     """What is changed in requests; `model` decides where they go, and only `useModelName` changes it."""
     filters = keys.get("filters") or {}
@@ -243,7 +248,7 @@ def _changes(keys: Mapping[str, Any]) -> BodyChanges:
 
 
 def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in params.items() if key != "model"}
+    return {key: value for key, value in params.items() if key.removesuffix("?") != "model"}
 
 
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,14 @@ _LIKELY: Final = {
     "listen": "--host and --port",
     "maxRunningModels": "--max-running",
     "max_running_models": "--max-running",
+    "on_request": "`filters` of a model, which remove and set keys",
+    "peer": "`proxy`, which takes the address of another server",
+    "policies": "`filters` of a model, which remove and set keys",
+    "policy": "`stripParams` and `setParams`",
     "port": "--port",
+    "reasoning": "`setParamsByID`, for the model under several names",
+    "security": "--allowed-origins, for pages that may read answers",
+    "setParamsByMatch": "`setParamsByID`, for the model under several names",
     "ttl": "`globalTTL`",
     "unload": "`ttl` of a model, `globalTTL` of all",
     "unloadAfter": "`ttl` of a model, `globalTTL` of all",
@@ -65,7 +72,9 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
             continue
         hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, known)
         if findings.is_lenient:
-            findings.notice((*path, key), f"is not known here, and has no effect{hint}")
+            findings.notice(
+                (*path, key), f"is not known here, and has no effect{hint or '; no key here stands for it'}"
+            )
         else:
             hint = hint or f"; known are {', '.join(known)}"
             findings.fault((*path, key), f"is not known here{hint}")

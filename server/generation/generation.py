@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from base.errors import ConfigError, RequestError
+from base.errors import ConfigError, PromptTooLongError, RequestError
 from base.json_depth import read_json
 from base.request_ids import REQUEST_ID
 from envs.redaction import MASK
@@ -173,17 +173,12 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(
-            f"{param}={asked} cannot be greater than max_model_len={max_model_len} (--max-model-len). "
-            "Please request fewer output tokens.",
+            f"{param}={asked} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
+            f"tokens. (parameter={param}, value={asked})",
             param=param,
         )
     if num_prompt_tokens >= max_model_len:
-        raise RequestError(
-            f"This model's maximum context length is {max_model_len} tokens (--max-model-len). However, your prompt "
-            f"contains {num_prompt_tokens} input tokens, which leaves no room for output tokens. "
-            "Please reduce the length of the input prompt.",
-            param="input_tokens",
-        )
+        raise PromptTooLongError(num_prompt_tokens, max_model_len)
     limits = (max_model_len - num_prompt_tokens, _given(asked, defaults.values.max_new_tokens), defaults.max_tokens_cap)
     budget = min(limit for limit in limits if limit is not None)
     if budget < 1:

@@ -271,18 +271,28 @@ def keep_bytecode(package: Path) -> str | None:
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None
-    if sys.dont_write_bytecode:
-        return (
-            f"{package} has no compiled modules and PYTHONDONTWRITEBYTECODE is set, so that every start compiles "
-            "them again: unset it, or run `python -m compileall` when the image is built"
-        )
-    if os.access(package, os.W_OK):
+    if os.access(package, os.W_OK) and not sys.dont_write_bytecode:
         return None
-    folder = cache_folder() / "bytecode"
-    if (reason := _why_unusable(folder)) is not None:
-        return f"{package} has no compiled modules and cannot be written to, so every start compiles them: {reason}"
+    text = f"{package} has no compiled modules and "
+    text += f"{_DONT_WRITE} is set" if sys.dont_write_bytecode else "cannot be written to"
+    if (reason := _why_unusable(folder := cache_folder() / BYTECODE)) is not None:
+        return f"{text}, so every start compiles them: {reason}"
+    _keep_in(folder)
+    return f"{text}: they are kept in {folder}"
+
+
+def use_kept_bytecode(package: Path) -> None:
+    """Called before most imports: reads what `keep_bytecode` has kept, if that is needed for this package."""
+    folder = cache_folder() / BYTECODE
+    is_wanted = sys.dont_write_bytecode and sys.pycache_prefix is None and folder.is_dir()
+    if is_wanted and not all(path.exists() for path in _compiled(package)) and _why_unusable(folder) is None:
+        _keep_in(folder)
+
+
+def _keep_in(folder: Path) -> None:
     sys.pycache_prefix = os.environ[PREFIX] = str(folder)
-    return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
+    sys.dont_write_bytecode = False  # nothing is written beside the modules
+    os.environ.pop(_DONT_WRITE, None)
 
 
 def _why_unusable(folder: Path) -> str | None:

@@ -18,8 +18,9 @@ _VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
 _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
 _PREFIX: Final = "vcli-"
-_MAX_BYTES: Final = 107 - len(f"/{_PREFIX}12345678/listener-12345678")
-"""Longest usable path: a socket's address (unix(7), `sun_path`) less the suffix of multiprocessing."""
+MAX_BYTES: Final = 107 - len("/12345678-1234-1234-1234-123456789012")
+"""Longest usable path: a socket's address (unix(7), `sun_path`) less the name that vLLM chooses. That of
+multiprocessing, with a folder of `own_folder`, is shorter."""
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -96,13 +97,13 @@ def _is_own(entry: "os.DirEntry[str]") -> bool:
 def _ensure_short(folder: str) -> None:
     """Sets TMPDIR to another folder if this path is too long for a socket's address."""
     num_bytes = len(os.fsencode(Path(folder).absolute()))
-    if num_bytes <= _MAX_BYTES:
+    if num_bytes <= MAX_BYTES:
         return
     other = next(filter(_is_usable, (*_FOLDERS, str(SHM))), None)
     if other is None:
-        raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to at most {_MAX_BYTES} bytes")
+        raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to at most {MAX_BYTES} bytes")
     text = "temporary files go to %s: the address of a socket in %s would be too long; set TMPDIR to at most %d bytes"
-    logger.warning(text, other, folder, _MAX_BYTES)
+    logger.warning(text, other, folder, MAX_BYTES)
     os.environ[env.TMPDIR.name] = other
 
 

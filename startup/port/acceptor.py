@@ -1,7 +1,7 @@
 """Accepts for vLLM's HTTP server, in the responder's process: answers probes, passes on all else.
 
 vLLM's event loop may be held for a second by one request. Its answer to `/health` is sent here, as long as
-the loop runs, and the connection is closed.
+the loop runs, and the connection is closed. `/readyz` gets the same answer; `/livez` gets 200.
 
 The bytes of a connection are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM
 reads all others itself. If its loop is held so long that the kernel keeps no more messages for it, about 550,
@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from base.machine.realtime import RealtimePriority
 from startup.ground.hooks.hook import uses
-from startup.port.probe_http import MAX_HEAD_BYTES, Answer, parse_probe
+from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, parse_probe
 
 SERVE: Final = b"serve"
 """Message of the API process: from now on the responder accepts for vLLM. Its end of stream ends that."""
@@ -47,6 +47,7 @@ _MAX_UNLOGGED: Final = 8192
 _MAX_MESSAGE_BYTES: Final = 1 << 13
 _SEND_BUFFER_BYTES: Final = 1 << 20
 """The kernel's limit is lower; half a kilobyte per connection that the API process has not received yet."""
+_ALIVE: Final = Answer(200).encode()
 
 
 class AnsweredProbe(NamedTuple):
@@ -54,6 +55,7 @@ class AnsweredProbe(NamedTuple):
 
     client: str
     """Address and port; empty for a UNIX socket."""
+    path: str
     http_version: str
     status: str
 
@@ -161,17 +163,19 @@ class Acceptor:
         else:
             connection.close()
 
-    def _answer(self, connection: socket.socket, http_version: str | None) -> bool:
-        """Answers a probe of this version; False if vLLM has to serve the connection."""
-        answer = self._heartbeat.current_answer(time.monotonic())
-        if http_version is None or not answer:
+    def _answer(self, connection: socket.socket, probe: Probe | None) -> bool:
+        """Answers a probe; False if vLLM has to serve the connection."""
+        if probe is None:
+            return False
+        answer = _ALIVE if probe.path == LIVE_PATH else self._heartbeat.current_answer(time.monotonic())
+        if not answer:
             return False
         with suppress(OSError):  # the client has gone
             address = connection.getpeername()
             connection.recv(MAX_HEAD_BYTES, socket.MSG_DONTWAIT)
             connection.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
-            self._unlogged.append(AnsweredProbe(client, http_version, answer.split(b" ", 2)[1].decode()))
+            self._unlogged.append(AnsweredProbe(client, *probe, answer.split(b" ", 2)[1].decode()))
         return True
 
     def _wait_for_bytes(self, connection: socket.socket) -> None:

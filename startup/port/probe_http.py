@@ -3,14 +3,18 @@
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 PATH = "/health"
+LIVE_PATH, READY_PATH = "/livez", "/readyz"
+"""200 as long as the server lives; the answer of `PATH`. Plain vLLM has neither."""
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
 """Header of a 200 to a probe while no model runs, as a request would start it (`--idle-stop`): its state."""
 
-_HEAD = re.compile(rb"GET /health HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n")
+_HEAD = re.compile(
+    rb"GET (/(?:health|livez|readyz)) HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
+)
 _MAY_CHANGE_THE_ANSWER = frozenset(
     [
         b"content-length",
@@ -25,18 +29,25 @@ _MAY_CHANGE_THE_ANSWER = frozenset(
 )
 
 
-def parse_probe(received: bytes) -> str | None:
-    """The HTTP version of a probe, a GET without body, if the bytes are one; None for anything else."""
+class Probe(NamedTuple):
+    """A plain GET of a probe path."""
+
+    path: str
+    http_version: str
+
+
+def parse_probe(received: bytes) -> Probe | None:
+    """The probe, a GET without body, if the bytes are one; None for anything else."""
     match = _HEAD.fullmatch(received)
     if match is None:
         return None
-    for line in match[2].splitlines():
+    for line in match[3].splitlines():
         name, _, value = line.partition(b":")
         if (name := name.lower()) in _MAY_CHANGE_THE_ANSWER:
             return None
         if name == b"connection" and value.strip().lower() not in (b"", b"close", b"keep-alive"):
             return None
-    return match[1].decode()
+    return Probe(match[1].decode(), match[2].decode())
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from base.status_page.page import DATA_PATH, read_page
 from base.wording import list_some
 from startup.files.prefetch.messages import PrefetchReport
 from startup.ground import start_origin
-from startup.port.probe_http import Answer
+from startup.port.probe_http import LIVE_PATH, Answer
 from startup.reports.timeline.history import StartSubject, installed_versions, read_history
 from startup.reports.timeline.progress import ProgressMeter
 from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
 from startup.reports.timeline.timeline import PhaseTimeline
 
-_LIVE_PATH = "/livez"
 _MOST_NAMED: Final = 4
 _LONGEST_REASON: Final = 200
 
@@ -167,7 +166,7 @@ class ProbeAnswers:
 
     def answer(self, path: str) -> Answer:
         """200 for /livez and the public paths, 503 with the progress for all others."""
-        if path == _LIVE_PATH:
+        if path == LIVE_PATH:
             return Answer(200)
         if not self._is_private and (answer := self._answer_public(path)) is not None:
             return answer

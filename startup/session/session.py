@@ -6,6 +6,7 @@ A start strategy calls its methods in the order of its own start: `startup.embed
 
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ANSWERS_AT_ONCE = f"; the port answers 503 meanwhile: wait with `curl -f`, or set {env.VCLI_LISTEN_WHEN_READY.name}=1"
+
 
 class ListenAddress(NamedTuple):
     """Where a server listens."""
@@ -74,6 +77,8 @@ class StartSession:
         """What the processes do that the current phase waits for; empty if that is not known."""
         self._is_private = is_private
         self._address = ""
+        self._log_note = ""
+        """For scripts that take any answer for readiness."""
         self._manager: ServiceManager | None = None
         self._responder: StartupResponder | None = None
         self.stop_signals = StopSignals(self._report_stop)
@@ -141,6 +146,8 @@ class StartSession:
         if listener.is_listening(listening):
             self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
+        if listener.is_listening(listening) and address.uds is None and not sys.stdout.isatty():
+            self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
@@ -166,7 +173,7 @@ class StartSession:
     def show_progress(self, *, only_logs: bool = False) -> None:
         """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
         with group_signals.blocked():  # also in the thread
-            self._live = self.stack.enter_context(LiveProgress(self.state.meter, only_logs=only_logs))
+            self._live = self.stack.enter_context(LiveProgress(self.state.meter, self._log_note, only_logs=only_logs))
 
     def prefetch(self, files: Sequence[Path], options: PrefetchOptions) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.

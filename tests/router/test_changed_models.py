@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.router.router_process import RouterProcess, embedded
+from tests.router.router_process import RouterProcess, embedded, foreign
 from tests.support.http_client import RawClient
 from tests.support.waiting import is_gone, wait_until
 
@@ -72,3 +72,20 @@ def test_a_changed_model_that_does_not_start_leaves_the_old_one_in_use(tiny_llam
         router.write({"a": broken})
         router.wait_logged("a process of a has failed")
         assert (router.post("a").status, router.pid("a")) == (200, before)
+
+
+def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path):
+    """Without a request. One that did not change, and was unloaded by hand, stays as it is."""
+    same = foreign("same", preload=True)
+    with RouterProcess(tmp_path, {"a": foreign("one", preload=True), "same": same, "off": foreign("off")}) as router:
+        router.wait_state("a", "ready")
+        router.wait_state("same", "ready")
+        before = router.pid("a")
+        assert router.ask("/models/unload", {"model": "same"}).json["status"] == "stopped"
+        new = foreign("new", preload=True)
+        router.write({"a": foreign("two", preload=True), "same": same, "off": foreign("off", preload=True), "new": new})
+        for name in ("a", "off", "new"):
+            router.wait(lambda name=name: router.models().get(name, {}).get("status") == "ready")
+        assert router.pid("a") != before
+        assert router.ask("/v1/completions", {"model": "a"}).json["words"] == ["two"]
+        assert router.state("same") == "stopped"

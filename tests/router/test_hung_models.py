@@ -6,7 +6,10 @@ import time
 
 import psutil
 import pytest
+from aiohttp import web
 
+from router.child_server import OwnServer
+from router.hang_watch import HangWatch
 from tests.router.router_process import RouterProcess, embedded
 from tests.support.http_client import ask
 from tests.support.waiting import wait_until
@@ -84,3 +87,21 @@ def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tm
         assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
         assert "a does not answer: it is killed after 5 s" in router.log
         assert time.monotonic() - begin_s < 30  # the requests of one that answers have 30 s
+
+
+@pytest.mark.parametrize(
+    "body", [b"no json", b"\xff", b"[]", b'{"status": "loading"}'], ids=["text", "bytes", "list", "other"]
+)
+async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
+    async def health(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503, body=body)
+
+    runner = web.ServerRunner(web.Server(health))
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "s")).start()
+    server = OwnServer((), str(tmp_path / "s"), {})
+    try:
+        assert await HangWatch(server, find_pids=list, is_awaited=bool).answers()
+    finally:
+        await server.connector.close()
+        await runner.cleanup()

@@ -436,7 +436,7 @@ hooks: {on_startup: {preload: ["${pre}-model"]}}
 
 
 def test_changes_of_bodies_are_read(read):
-    keys = "useModelName: up, filters: {stripParams: ' a,, model ,b ', setParams: {model: x, t: {u: 1}}}"
+    keys = "useModelName: up, filters: {stripParams: ' a,, model ,b ', setParams: {model: x, model?: x, t: {u: 1}}}"
     own = "v: {cmd: vllm serve x, proxy: 'http://h:1', cmdStop: y"
     content, faults = read(f"models:\n  m: {{cmd: 'x ${{PORT}}', {keys}}}\n  {own}, {keys}}}\n  w: {{{keys}}}\n")
     assert faults == []
@@ -452,3 +452,25 @@ def test_a_server_that_runs_already_needs_no_command(read):
     content, faults = read("models: {m: {proxy: 'http://127.0.0.1:8081'}, n: {proxy: 'http://127.0.0.1:8082'}}\n")
     assert (faults, _excludes(content), content.notices) == ([], {"m": "", "n": ""}, ())
     assert content.entries["m"].foreign == ForeignCommand(words=(), address="http://127.0.0.1:8081", port=8081)
+
+
+def test_each_new_key_of_llama_swap_is_named_with_its_remedy(read):
+    filters = "filters: {policy: p, setParamsByMatch: [], reasoning: {}}"
+    content, faults = read(
+        f"policies: {{p: x}}\nsecurity: {{cors: {{allowedOrigins: ['https://a']}}}}\nhooks: {{on_request: x}}\n"
+        f"models:\n  a: {{cmd: 'x ${{PORT}}', {filters}}}\n  b: {{peer: other}}\n  c: {{peer: other, proxy: 'http://h:1'}}\n"
+        "groups: {g: {members: [a, b]}}\nunheard: 1\n"
+    )
+    assert (faults, list(content.entries)) == ([], ["a", "c"])
+    found = {notice.key: notice.text for notice in content.notices}
+    remedies = {
+        "policies": "`filters` of a model",
+        "security": "--allowed-origins",
+        "hooks.on_request": "`filters` of a model",
+        "models.a.filters.policy": "see `stripParams` and `setParams`",
+        "models.a.filters.setParamsByMatch": "`setParamsByID`",
+        "models.a.filters.reasoning": "`setParamsByID`",
+        "models.b.peer": "see `proxy`",
+        "unheard": "no key here stands for it",
+    }
+    assert {key for key, remedy in remedies.items() if remedy in found.get(key, "")} == set(remedies), found

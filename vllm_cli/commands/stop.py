@@ -1,5 +1,6 @@
 """`vllm-cli stop`: stops servers by a signal, as a service manager does, and waits for their end."""
 
+import sys
 import time
 from contextlib import closing
 from typing import Any, Final
@@ -27,6 +28,7 @@ _AFTER_KILL_S: Final = 10.0
     is_flag=True,
     help="Stop every server of this user on this machine. Standbys stay.",
 )
+@click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without a question on a terminal.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -37,7 +39,7 @@ _AFTER_KILL_S: Final = 10.0
     help="Kill processes that are still running after this time.",
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
-def stop(*, which: str | None, is_all: bool, timeout_s: float, is_quiet: bool) -> int:
+def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
     """Stop the server that listens on PORT or whose process is PID; without either, the only one that runs.
 
     ADDRESS is the server's, as `vllm-cli ps` shows it, for a number that stands for two: servers on different
@@ -52,7 +54,9 @@ def stop(*, which: str | None, is_all: bool, timeout_s: float, is_quiet: bool) -
       vllm-cli stop http://127.0.0.1:8001
       vllm-cli stop --all
 
-    Exit codes: 0 all have stopped, 1 no such server, 2 usage, 4 one was killed.
+    --all lists the servers and asks, if standard input is a terminal and --yes is not given.
+
+    Exit codes: 0 all have stopped, 1 no such server, or not confirmed, 2 usage, 4 one was killed.
     """
     if is_all and which is not None:
         raise InputError(f"Give {which} or --all, not both.")
@@ -61,6 +65,10 @@ def stop(*, which: str | None, is_all: bool, timeout_s: float, is_quiet: bool) -
     if not servers:
         click.echo(_describe_absence(which), err=True)
         return NOT_STOPPED
+    if is_all and not is_confirmed and sys.stdin.isatty():
+        click.echo("\n".join(map(_name_of, servers)), err=True)
+        if not click.confirm(f"Stop all {len(servers)}?", err=True):
+            return NOT_STOPPED
     stopping = [_StoppingServer(server) for server in servers]
     with closing(Reporter(is_quiet=is_quiet)) as reporter:
         _wait(stopping, timeout_s, reporter)
@@ -85,6 +93,10 @@ def _choose(servers: list[RunningServer], which: str | None) -> list[RunningServ
         names = ", ".join(f"{s.port or s.pid} ({s.model})" for s in servers)
         raise InputError(f"{len(servers)} servers run: {names}. Name one, or give --all.")
     return servers
+
+
+def _name_of(server: RunningServer) -> str:
+    return f"{server.model} on {server.address or f'process {server.pid}'}"
 
 
 def _describe_absence(which: str | None) -> str:
@@ -119,7 +131,7 @@ class _StoppingServer:
     def __init__(self, server: RunningServer) -> None:
         import psutil
 
-        self.name = f"{server.model} on {server.address or f'process {server.pid}'}"
+        self.name = _name_of(server)
         self.is_killed = False
         self._processes: list[Any] = []
         for pid in server.pids:

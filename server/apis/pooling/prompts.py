@@ -5,7 +5,7 @@ Blocks; runs in the renderer pool.
 
 from typing import Any
 
-from base.errors import RequestError
+from base.errors import PromptTooLongError, RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
 from server.terms.types import EngineInfo
 from server.text.renderers.base import BaseRenderer, check_text_length, check_token_ids, check_unicode
@@ -82,16 +82,12 @@ class PromptReader:
         check_unicode(text, param)
         if self._cut is None:
             most_chars = self._tokenizer.max_token_chars
-            check_text_length(text, max_model_len=self._max_tokens, max_token_chars=most_chars, param=param)
+            check_text_length(text, max_model_len=self._max_tokens, max_token_chars=most_chars)
 
     def _checked(self, prompt: Encoded, param: str) -> Encoded:
         num_tokens, most = len(prompt.token_ids), self._max_tokens
         if num_tokens > most:
-            raise RequestError(
-                f"This model's maximum context length is {most} tokens (--max-model-len), but `{param}` holds "
-                f"{num_tokens} tokens. Please reduce the length of the input prompt, or give truncate_prompt_tokens.",
-                param=param,
-            )
+            raise PromptTooLongError(num_tokens, most)
         if not num_tokens:
             raise RequestError(f"`{param}` has no tokens", param=param)
         return prompt

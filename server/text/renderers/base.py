@@ -321,7 +321,7 @@ class BaseRenderer(ABC):
     def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
         limit = self._token_limit(options)
         if limit is None:
-            self._check_length(text, param)
+            self._check_length(text)
         check_unicode(text, param)
         token_ids = self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens, limit=limit)
         return RenderedPrompt(self._keep_tokens(token_ids, options, param=param), text)
@@ -346,9 +346,9 @@ class BaseRenderer(ABC):
             )
         return asked if asked >= 0 else most - 1
 
-    def _check_length(self, text: str, param: str) -> None:
+    def _check_length(self, text: str) -> None:
         if (most := self.max_model_len) is not None:
-            check_text_length(text, max_model_len=most, max_token_chars=self.tokenizer.max_token_chars, param=param)
+            check_text_length(text, max_model_len=most, max_token_chars=self.tokenizer.max_token_chars)
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
@@ -377,17 +377,18 @@ async def run_concurrently(works: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
     return [task.result() for task in tasks]
 
 
-def check_text_length(text: str, *, max_model_len: int, max_token_chars: int, param: str) -> None:
+def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) -> None:
     """Rejects a text that cannot fit with any tokenization, before a thread spends seconds on tokenizing it.
 
     Raises:
         RequestError: the text is too long.
     """
-    if len(text) > max_model_len * max_token_chars:
+    if len(text) > (most_chars := max_model_len * max_token_chars):
         raise RequestError(
-            f"This model's maximum context length is {max_model_len} tokens (--max-model-len), but `{param}` holds "
-            f"{len(text)} characters. Please reduce the length of the input prompt.",
-            param=param,
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {len(text)} "
+            f"characters (more than {most_chars} characters, which is the upper bound for {max_model_len} input "
+            f"tokens). Please reduce the length of the input prompt. (parameter=input_text, value={len(text)})",
+            param="input_text",
         )
 
 

@@ -109,7 +109,7 @@ class MistralRenderer(BaseRenderer):
             )
         text = "".join(_texts_of(request))
         if self._token_limit(options) is None:
-            self._check_length(text, "messages")
+            self._check_length(text)
         check_unicode(text, "messages")
 
 

@@ -144,8 +144,12 @@ class ForkedPopen(popen_spawn_posix.Popen):
             if kind not in _logged:
                 _logged.add(kind)
                 logger.warning("%s is started as a new program instead of forked: %s", self.name, err)
-            return int(_start_program(path, words, fds))
+            return self.start_program(path, words, fds)
         return pid
+
+    def start_program(self, path: Any, words: Any, fds: Any) -> int:
+        """Starts it as a new program instead; returns its pid."""
+        return int(_start_program(path, words, fds))
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self._connection is None:

@@ -135,8 +135,8 @@ class Run:
     _phases: dict[str, str] = field(default_factory=dict)
     """Label of a process -> its latest phase; the empty label stands for the latest of all."""
 
-    def read(self, line: LogLine, number: int) -> None:
-        """Takes the next line, which has this number."""
+    def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
+        """Takes the next line, which has this number; of an excerpt, if the log may be no more than one."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
@@ -145,7 +145,7 @@ class Run:
         if _CODE.match(line.text):
             return
         if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
-            self._find_signs(line, number, phase)
+            self._find_signs(line, number, phase, is_excerpt=is_excerpt)
 
     def _follow_phase(self, line: LogLine) -> str:
         if begun := phase_of_message(line.text):
@@ -157,7 +157,7 @@ class Run:
             self.was_ready |= begun == SERVING and FATAL_ERROR not in line.text
         return SERVING if self.was_ready else self._phases.get(line.process) or self._phases.get("", "")
 
-    def _find_signs(self, line: LogLine, number: int, phase: str) -> None:
+    def _find_signs(self, line: LogLine, number: int, phase: str, *, is_excerpt: bool) -> None:
         if self.hint is None and (known := _match(line, _HINTS)):
             self.hint = Sign(line, number, phase, known)
         if self._may_end_better() and (known := _match(line, _ENDS)):
@@ -169,7 +169,7 @@ class Run:
         named = self.mention.known if self.mention else None
         if (
             (named is None or named.is_general)
-            and number <= _LONGEST_EXCERPT
+            and is_excerpt
             and line.level not in HARMLESS_LEVELS
             and not is_place_of_requests(line.place)
         ):
@@ -237,6 +237,8 @@ class CauseFinder:
 
     def __init__(self) -> None:
         self._number = 0
+        self._num_texts = 0
+        """With all states of progress bars."""
         self._is_next_new = True
         """Whether the next text begins a line of the file, and not another state of a progress bar."""
         self._run = Run()
@@ -246,6 +248,7 @@ class CauseFinder:
     def read(self, raw: str) -> None:
         """Takes the next line; one that ends with a carriage return is continued by the next."""
         self._number += self._is_next_new
+        self._num_texts += 1
         self._is_next_new = not raw.endswith("\r")
         for line in read_line(raw):
             self._read(line)
@@ -262,7 +265,7 @@ class CauseFinder:
             self._before = self.cause()
             is_beside = self._run.was_ready and self._before is None
             self._run = Run(engine=_EARLIER if is_beside else "")
-        self._run.read(line, self._number)
+        self._run.read(line, self._number, is_excerpt=self._num_texts <= _LONGEST_EXCERPT)
 
 
 def _cause_of(run: Run) -> Cause | None:

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from errno import ENOSPC
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -108,6 +109,8 @@ def was_stopped(cause: Cause) -> bool:
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
     """What ended the server, or else what this message tells of a process, perhaps with what to do."""
     found = find_crash(record)
+    if record.is_cut_off:  # what it has may be the consequence
+        found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return replace(found, phase=found.phase or phase)
     known = next((known for known in KNOWN if known.matches(message)), None)

@@ -74,6 +74,8 @@ class OutputRecord:
         self._state_fd: int | None = None
         self._phase = ""
         self._last_traceback = ""
+        self.is_cut_off = False
+        """Whether this process could not write to it: its disk is full."""
         with suppress(OSError):
             self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
@@ -125,7 +127,9 @@ class OutputRecord:
             if os.fstat(self._fd).st_size > _MOST_BYTES:
                 os.ftruncate(self._fd, 0)
             data = text.encode("utf-8", "backslashreplace")
-            return os.write(self._fd, data) == len(data)
+            if os.write(self._fd, data) == len(data):
+                return True
+        self.is_cut_off = True
         return False
 
     def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:

@@ -112,12 +112,15 @@ class ProgressMeter:
 class LiveProgress:
     """A thread that reads the meter: ten times a second for a terminal, four times for the log."""
 
-    def __init__(self, meter: ProgressMeter, *, only_logs: bool = False, long_phase_s: float = LONG_PHASE_S) -> None:
-        """With `only_logs`, a terminal is not used, as if there was none."""
+    def __init__(
+        self, meter: ProgressMeter, log_note: str = "", *, only_logs: bool = False, long_phase_s: float = LONG_PHASE_S
+    ) -> None:
+        """`log_note` ends the first line that is logged. With `only_logs`, a terminal is not used."""
         self._meter = meter
         self._line = LiveLine(sys.stderr)
         self._is_live = self._line.is_on and not only_logs
         self._long_phase_s = long_phase_s
+        self._log_note = log_note
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-progress", daemon=True)
 
@@ -158,8 +161,8 @@ class LiveProgress:
             if progress.phase != phase:
                 phase, begin_s = progress.phase, progress.elapsed_s
             elif progress.elapsed_s - begin_s >= self._long_phase_s and phase not in logged:
+                _log(progress, "" if logged else self._log_note)
                 logged.add(phase)
-                _log(progress)
 
 
 class _HighestShare:
@@ -181,6 +184,6 @@ class _HighestShare:
             return highest
 
 
-def _log(progress: StartProgress) -> None:
+def _log(progress: StartProgress, note: str) -> None:
     left = f", about {progress.eta_s:.0f} s left" if progress.eta_s else ""
-    logger.info("starting for %.1f s: %s%s", progress.elapsed_s, progress.activity, left)
+    logger.info("starting for %.1f s: %s%s%s", progress.elapsed_s, progress.activity, left, note)

@@ -34,6 +34,7 @@ from startup.session.preflight.resources import (
     SHM,
     check_cache_folder,
     check_disk,
+    check_libraries,
     check_num_files,
     check_shared_memory,
 )
@@ -103,6 +104,7 @@ class _Preflight:
         """Groups of checks in their order."""
         server = self._config.server
         yield "environment", _check_environment
+        yield "libraries", check_libraries
         yield "model", self._check_places
         if not self._options.is_listening:
             yield "address", lambda: check_address(server.network)

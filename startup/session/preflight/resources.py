@@ -1,5 +1,6 @@
 """Checks open files, shared memory and disks, which would otherwise end a start late or a running server."""
 
+import mmap
 import os
 import resource
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Final
 
 from base.machine.files import write_problem
 from base.wording import format_bytes
+from envs import foreign
 from envs.registry import env
 from startup.files.model.model_place import ModelPlace
 from startup.ground.caches import cache_folder
@@ -37,6 +39,22 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
             "shm",
             f"{folder} has {format_bytes(free)} free, it should have {format_bytes(_MIN_SHM_BYTES)}: empty it, or "
             "give the container --shm-size=1g (Kubernetes: an emptyDir with medium: Memory)",
+        )
+
+
+def check_libraries() -> Iterator[Finding]:
+    """Checks the folder that a library uses when it is imported, and that memory may hold torch's kernels."""
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        folder = foreign.text_of(name)
+        if foreign.is_set(name) and (problem := write_problem(folder or ".")):
+            yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except OSError as err:
+        yield error(
+            "executable_memory",
+            f"no memory may be writable and executable ({err.strerror}), as torch's kernels need: leave "
+            "MemoryDenyWriteExecute= out of the unit (PR_GET_MDWE tells it), or allow execmem in SELinux",
         )
 
 

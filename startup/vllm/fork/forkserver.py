@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import process
-from typing import Final
+from typing import Any, Final
 
 from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text
@@ -24,6 +24,7 @@ from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
+from startup.vllm.patches.temp_files import variables_of_new_programs
 from startup.vllm.probes.rust_frontend import follows_rust_frontend
 from startup.vllm.probes.serving_events import ChildPipes, report_serving
 
@@ -98,6 +99,10 @@ class _ForkedPopen(ForkedPopen):
     def may_be_new_program(self) -> bool:
         """On every thread; not if it takes the port from the launcher, which it asks through pipes."""
         return _start.pipes is None or not self.name.startswith(_port_takers())
+
+    def start_program(self, path: Any, words: Any, fds: Any) -> int:
+        with foreign.overlaid(variables_of_new_programs()):
+            return super().start_program(path, words, fds)
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         texts = [self.name, json.dumps(ChildState.of_this_process())]

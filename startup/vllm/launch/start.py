@@ -35,6 +35,7 @@ from startup.ground.processes.new_program import discard_dormant, start_resource
 from startup.ground.processes.quick_end import call_last, end_without_finalizing
 from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
+from startup.ground.temp_folder import ensure_temp_folder
 from startup.imports.learned_imports import learn, learned_imports
 from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
@@ -104,6 +105,8 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     timeline = PhaseTimeline.from_process_start()
     log_as("launcher", options.log_format)
     line = CommandLine.of(options.words)
+    if not line.is_for_help:
+        ensure_temp_folder()
     reason = plain_start_reason(vllm, line)
     if reason is None:
         return end_without_finalizing(_VllmStart(vllm, line, options, timeline, environment).run())

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from envs import foreign
+from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name
+from startup.ground.temp_folder import MAX_BYTES
 from startup.imports.finder import wrap_after_import
 
 _MODULE: Final = "vllm.utils.network_utils"
@@ -45,6 +47,13 @@ def prepare_temp_files() -> None:
         _Place.is_prepared = True
         for name in (_SOCKET, _RENDEZVOUS):
             wrap_after_import(name, _in_folder, TEMP_FILES)
+
+
+def variables_of_new_programs() -> dict[str, str]:
+    """For a process that is started as a new program, without hooks: its files go to the same folder."""
+    folder = _Place.folder
+    is_kept = folder is None or len(os.fsencode(folder)) > MAX_BYTES
+    return {} if is_kept else {env.TMPDIR.name: str(folder)}
 
 
 def _in_folder(make_address: Callable[[], str]) -> Callable[[], str]:

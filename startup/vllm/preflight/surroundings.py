@@ -1,6 +1,7 @@
 """Checks what a start needs beside model and devices: variables, packages, compiler, memory, caches."""
 
 import logging
+import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -13,8 +14,16 @@ from base.wording import format_bytes
 from envs import foreign
 from envs.home import expand_home
 from startup.ground.serve_words import is_eager
+from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
-from startup.session.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
+from startup.session.preflight.resources import (
+    SHM,
+    check_libraries,
+    check_num_files,
+    check_shared_memory,
+    free_bytes,
+    nearest_existing,
+)  # fmt: skip
 from startup.vllm.installed import missing_rust_frontend
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -34,6 +43,7 @@ _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")
 """With one of them, vLLM may not use the level."""
+_FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
 
 
@@ -41,6 +51,9 @@ def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterat
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
     yield from _check_variables(start)
+    for finding in check_libraries():  # not every vLLM of a GPU compiles kernels for the processor
+        is_error = finding.check == "environment" or start.vllm.device == "cpu"
+        yield finding if is_error else finding._replace(severity="warning")
     if (problem := missing_rust_frontend(start.vllm)) is not None:
         yield error("rust_frontend", problem)
     yield from _check_compiler(start, words)
@@ -67,6 +80,10 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
     level = foreign.text_of(_LEVEL).upper()
     if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
         yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
+    folder = foreign.text_of(_FOLDER_OF_SOCKETS)
+    if len(os.fsencode(folder)) > MAX_BYTES:  # of TMPDIR, `ensure_temp_folder` takes care
+        text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
+        yield error("environment", text)
     for fact in start.facts.variables:
         if foreign.is_set(fact.name) and not (fact.name == _PORT and "://" in port):
             try:

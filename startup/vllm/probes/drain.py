@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from base.errors import EngineError
@@ -23,6 +24,7 @@ from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
 from server.operation.admission import RunningRequests, dead_response
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
+from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
 from startup.vllm.probes.engine_watch import create_watchdog, watch
 from startup.vllm.probes.serving_events import ServingParts
 from startup.vllm.probes.serving_probes import ServingProbes
@@ -101,7 +103,10 @@ def abort_connections(server: Any) -> None:
 
 
 class DrainedApp:
-    """An ASGI application that knows its running requests, and rejects new ones while it drains."""
+    """An ASGI application that knows its running requests, and rejects new ones while it drains.
+
+    It answers `/livez`, and `/readyz` as `/health`, where the responder does not.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.lifecycle = Lifecycle()
@@ -113,10 +118,17 @@ class DrainedApp:
         self._failure: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _path_of(scope)
+        if path == LIVE_PATH:
+            await Response()(scope, receive, send)
+            return
+        if path == READY_PATH:
+            path = PATH
+            scope = {**scope, "path": scope.get("root_path", "") + PATH, "raw_path": PATH.encode()}
         request = _Request(scope, send, self.lifecycle)
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
-        elif self.lifecycle.state != "ready" and _is_rejected(scope):
+        elif self.lifecycle.state != "ready" and _is_rejected(scope, path):
             self.running.note_rejection()
             await request.fail("The server is shutting down")
         else:
@@ -245,5 +257,10 @@ class _Shutdown:
         await self._close_port()
 
 
-def _is_rejected(scope: Scope) -> bool:
-    return scope["type"] == "websocket" or scope["method"] == "POST" or scope["path"] in _REJECTED_GETS
+def _path_of(scope: Scope) -> str:
+    """Without the root path, which uvicorn puts before it; empty if it is no HTTP request."""
+    return scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+
+
+def _is_rejected(scope: Scope, path: str) -> bool:
+    return scope["type"] == "websocket" or scope["method"] == "POST" or path in _REJECTED_GETS

@@ -1,4 +1,4 @@
-"""Lets the responder's process answer `/health` while vLLM serves, because its event loop may be blocked.
+"""Lets the responder's process answer probes while vLLM serves, because its event loop may be blocked.
 
 The responder accepts on the port and passes every connection but probes to this process
 (`startup.port.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own
@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 from startup.ground.processes import group_signals
 from startup.port.acceptor import ACCEPTING, BEAT, CONNECTION, AnsweredProbe
-from startup.port.probe_http import PATH
 from startup.port.responder import StartupResponder
 from startup.vllm.probes.health_sampler import HealthSampler
 
@@ -190,7 +189,7 @@ class ServingProbes:
 
     def _log(self, probe: AnsweredProbe) -> None:
         """Writes the line that uvicorn writes for a request."""
-        args = (probe.client, "GET", self._sampler.root_path + PATH, probe.http_version, int(probe.status))
+        args = (probe.client, "GET", self._sampler.root_path + probe.path, probe.http_version, int(probe.status))
         logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *args)
 
     def _go_on_without(self) -> None:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from base.access_log import ACCESS_LOGGER
 from base.security.open_paths import STATUS_PATHS
+from router.http.model_choice import _SERVED, _SERVED_BELOW
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_pool import ModelRefused
 from tests.router.http.small_router import SmallChild, SmallRouter, post
@@ -182,6 +183,54 @@ async def test_the_true_reason_of_a_refusal_is_told(router, ask, method, path, h
         )
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/show"),
+        ("POST", "/api/generate"),
+        ("POST", "/v1/nothing"),
+        ("POST", "/props"),
+        ("GET", "/props?model=second"),
+        ("GET", "/slots?model=second"),
+    ],
+)
+async def test_a_path_that_no_engine_serves_starts_no_model(router, ask, method, path):
+    await router.serve(entries=ENTRIES)
+    response = await ask(method, path, json={"model": "second"})
+    assert response.status == 404
+    expected = f"starts no model; use /upstream/second{path.partition('?')[0]}."
+    assert response.json["error"]["message"].endswith(expected)
+    await router.start_model("second", telling("second"))
+    assert server_of(await ask(method, path, json={"model": "second"})) == "second"
+
+
+async def test_a_model_is_loaded_and_unloaded_as_by_the_router_of_llama_server(router, client, ask):
+    await router.serve(entries=ENTRIES)
+    loading = asyncio.create_task(client.post(router.url + "/models/load", json={"model": "second"}))
+    await asyncio.sleep(0.05)
+    assert not loading.done()
+    await router.start_model("second", echo)
+    async with await loading as response:
+        assert (await response.json())["success"] is True
+    response = await ask("POST", "/models/unload", json={"model": "second"})
+    assert response.json == {"success": True, "id": "second", "status": "stopped"}
+    assert "second" not in router.pool.children
+    for body, status in (({"model": "x"}, 404), ({}, 404), ({"model": 5}, 400)):
+        assert (await ask("POST", "/models/unload", json=body)).status == status
+
+
+def test_each_path_of_the_engines_starts_a_model():
+    """Those of the embedded engine, and of the installed vLLM as far as it is there."""
+    source = (Path(__file__).parents[3] / "server" / "http" / "routes" / "table.py").read_text()
+    embedded = {*re.findall(r'post\("(/[^"{]+)"', source)}
+    assert len(embedded) > 10
+    for folder in Path(__file__).parents[3].glob(".peers/vllm/lib/python*/site-packages/vllm/entrypoints"):
+        for module in folder.rglob("api_router.py"):
+            found = re.findall(r'\.(?:post|websocket)\(\s*"(/(?:v1|v2|inference|cohere)/[^"{]+)"', module.read_text())
+            embedded.update(found)
+    assert {path for path in embedded if path not in _SERVED and not path.startswith(_SERVED_BELOW)} == set()
+
+
 async def test_a_name_of_a_megabyte_is_shown_short(router, ask):
     await serve_two(router)
     response = await ask("POST", CHAT, json={"model": "x" * (1 << 20)})
@@ -264,12 +313,12 @@ async def test_models_are_loaded_and_unloaded(router, client, ask):
     assert not loading.done()
     await router.start_model("org/first", echo)
     async with await loading as response:
-        assert await response.json() == {"id": "org/first", "status": "ready", "start_s": 0.5}
+        assert await response.json() == {"success": True, "id": "org/first", "status": "ready", "start_s": 0.5}
     running = (await ask("GET", "/running")).json["running"]
     assert [(model["model"], model["state"]) for model in running] == [("org/first", "ready")]
     for method, path, answer in (
-        ("POST", "/v1/models/one/unload", {"id": "org/first", "status": "stopped"}),
-        ("POST", "/api/models/unload/org/first", {"id": "org/first", "status": "stopped"}),
+        ("POST", "/v1/models/one/unload", {"success": True, "id": "org/first", "status": "stopped"}),
+        ("POST", "/api/models/unload/org/first", {"success": True, "id": "org/first", "status": "stopped"}),
         ("POST", "/api/models/unload", "OK"),
         ("GET", "/unload", "OK"),
     ):

@@ -123,3 +123,29 @@ async def test_the_model_gets_the_changed_body(router, client, size):
     form.add_field("file", BytesIO(b"x" * size), filename="a.wav")
     answer = await send("/v1/audio/transcriptions", form)
     assert "\r\n\r\nup\r\n" in answer["body"]
+
+
+@pytest.mark.parametrize(
+    ("body", "changed"),
+    [
+        ('{"model":"m"}', {"t": 1, "kwargs": {"think": False}, "n": 2}),
+        ('{"model":"m","t":null,"kwargs":{"think":true},"n":0}', {"t": None, "kwargs": {"think": True}, "n": 0}),
+        ('{"model":"m","kwargs":{"k":1},"gone":5}', {"t": 1, "kwargs": {"k": 1, "think": False}, "n": 2, "gone": 6}),
+        ('{"model":"m:x","n":9}', {"t": 1, "kwargs": {"think": False}, "n": 9}),
+        ('{"model":"m:x"}', {"t": 1, "kwargs": {"think": False}, "n": 2, "hard": 1}),
+    ],
+    ids=["missing", "sent", "stripped-and-nested", "sent-with-a-name", "set-before-by-all"],
+)
+async def test_a_key_with_a_question_mark_is_set_only_if_it_is_missing(body, changed):
+    """As in llama-swap: each block in its turn; what is always set wins within a block."""
+    by_name = {"m:x": {"t?": 5, "n?": 7, "hard?": 0, "hard": 1}}
+    params = {"t?": 1, "kwargs.think?": False, "n?": 2, "gone?": 6}
+    changes = BodyChanges(strip=("gone",), set=params, set_by_name=by_name)
+    found = json.loads(await change(body.encode(), changes))
+    found.pop("model")
+    assert found == {"gone": 6, **({"hard": 1} if "m:x" in body else {}), **changed}
+
+
+async def test_a_large_member_is_not_read_for_a_default():
+    body = b'{"prompt":"' + b"a" * (2 << 20) + b'"}'
+    assert await change(body, BodyChanges(set={"prompt?": "b"})) == body

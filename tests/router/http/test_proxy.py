@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import gzip
 import json
 import os
@@ -110,6 +111,23 @@ async def test_a_client_that_expects_100_is_asked_for_its_body(router):
     answer = json.loads(await read_body(reader))
     assert answer["body"] == body.decode()
     assert headers_of(answer, "expect") == []
+
+
+async def test_an_expectation_of_http_1_0_is_ignored(router):
+    await router.serve("m", "n", running=echo)
+    reader, writer = await router.connect()
+    body = body_of()
+    writer.write(post(CHAT, body, "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert b" 200 " in await reader.readline()
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "gzip", "identity", "chunked, chunked"])
+async def test_another_transfer_coding_than_chunked_is_a_501(router, coding):
+    await router.serve("m", "n", running=echo)
+    reader, writer = await router.connect()
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n".encode())
+    statuses = (b"501",) if coding == "gzip, chunked" else (b"400", b"501")
+    assert (await reader.readline()).split()[1] in statuses
 
 
 async def test_a_broken_chunked_body_is_a_400(router):
@@ -427,6 +445,19 @@ async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(
         await read_response(router, client, "DELETE")
     router.pool.is_draining = way == "router ends"
     await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_two_responses_in_the_background_may_have_one_id(router, client, background_model, caplog):
+    """vLLM takes the id from its client."""
+    for _ in range(2):
+        await respond(router, client)
+    assert router.pool.num_leases == 2
+    background_model.status = "completed"
+    assert await read_response(router, client) == "completed"
+    router.pool.is_draining = True
+    await eventually(lambda: router.pool.num_leases == 0)
+    gc.collect()
+    assert "KeyError" not in caplog.text
 
 
 async def test_a_response_in_the_background_ends_with_its_model(router, client, monkeypatch):

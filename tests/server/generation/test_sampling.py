@@ -186,3 +186,24 @@ def test_an_unusable_file_or_value_is_an_error(files, options, content, words):
     (files.path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
         defaults_of(files, **options)
+
+
+@pytest.mark.parametrize(
+    ("num_prompt_tokens", "fields", "text", "param"),
+    [
+        (600, {}, r"contains at least 600 input tokens, .*\(parameter=input_tokens, value=600\)$", "input_tokens"),
+        (513, {}, r"maximum context length is 512 tokens\. However, .* at least 513 input tokens", "input_tokens"),
+        (512, {}, r"^The decoder prompt \(length 512\) plus .* maximum model length of 512\.", "input_tokens"),
+        (
+            1,
+            {"max_tokens": 513},
+            r"max_tokens=513 cannot be greater than max_model_len=512\. .*value=513\)$",
+            "max_tokens",
+        ),
+    ],
+)
+def test_a_request_that_is_too_long_gets_vllms_sentence(model, num_prompt_tokens, fields, text, param):
+    """Clients read the number to shorten what they send."""
+    with pytest.raises(RequestError, match=text) as raised:
+        sample(model, num_prompt_tokens=num_prompt_tokens, **fields)
+    assert raised.value.param == param

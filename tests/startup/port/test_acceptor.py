@@ -98,7 +98,7 @@ def _read_all(client: socket.socket) -> bytes:
 def test_a_probe_is_answered_and_logged_and_its_connection_closed(responder):
     client = responder.ask()
     assert _read_all(client) == _HEALTHY
-    logged = AnsweredProbe("{}:{}".format(*client.getsockname()), "1.1", "200")
+    logged = AnsweredProbe("{}:{}".format(*client.getsockname()), "/health", "1.1", "200")
     while AnsweredProbe.decode(responder.link.recv(1 << 12)) != logged:
         pass  # others before it
 

@@ -11,7 +11,7 @@ from base.status_page.page import read_page
 from startup.files.prefetch.messages import PrefetchReport
 from startup.ground import start_origin
 from startup.port.listener import listen
-from startup.port.probe_http import Answer, parse_probe
+from startup.port.probe_http import Answer, Probe, parse_probe
 from startup.port.responder import StartupResponder
 from startup.port.start_state import ProbeAnswers, StartState
 from startup.reports.timeline.history import StartSubject
@@ -127,7 +127,9 @@ def test_an_answer_is_encoded_with_its_headers():
     ],
 )
 def test_a_probe_is_recognized(request_bytes, http_version):
-    assert parse_probe(request_bytes) == http_version
+    assert parse_probe(request_bytes) == Probe("/health", http_version)
+    for path in ("/livez", "/readyz"):
+        assert parse_probe(request_bytes.replace(b"/health", path.encode())) == Probe(path, http_version)
 
 
 @pytest.mark.parametrize(

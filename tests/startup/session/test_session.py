@@ -105,3 +105,14 @@ def test_with_listen_when_ready_a_port_is_only_bound_and_a_unix_socket_listens(s
             pass
         uds = session.listen(ListenAddress(None, 0, str(tmp_path / "socket"), when_ready=True))
         assert is_listening(uds)
+
+
+@pytest.mark.parametrize("way", ["port", "uds", "when-ready", "terminal"])
+def test_a_log_says_that_the_port_answers_503_where_a_script_may_read_it(session, monkeypatch, tmp_path, way):
+    """A script that waits by `curl -s` without `-f` takes any answer for readiness."""
+    if way == "terminal":
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    uds = str(tmp_path / "s") if way == "uds" else None
+    with session:
+        session.listen(ListenAddress("127.0.0.1", 0, uds, when_ready=way == "when-ready"))
+        assert ("VCLI_LISTEN_WHEN_READY=1" in session._log_note) == (way == "port")

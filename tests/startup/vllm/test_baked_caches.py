@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.caches import CACHE, keep_bytecode
+from startup.ground.caches import CACHE, keep_bytecode, use_kept_bytecode
 from startup.vllm.launch.baked_caches import add_baked_inspections
 from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
 from tests.support.ports import free_port
@@ -92,9 +92,17 @@ def test_the_warning_names_a_link_in_place_of_the_cache_folder(package, place):
     assert sys.pycache_prefix is None
 
 
-def test_the_warning_names_pythondontwritebytecode(package, monkeypatch):
+def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert "PYTHONDONTWRITEBYTECODE" in (keep_bytecode(package) or "")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+    assert f"PYTHONDONTWRITEBYTECODE is set: they are kept in {place}" in (keep_bytecode(package) or "")
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == (str(place), False)
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+    code = "import vllm, sys; print(sys.modules['vllm'].__cached__)"
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=package.parent, text=True).strip()
+    assert Path(found).is_file() and found.startswith(str(place))
+    assert not (package / "__pycache__").exists()
 
 
 def test_a_compiled_package_needs_no_warning(package, monkeypatch):
@@ -115,3 +123,14 @@ def test_a_start_of_the_embedded_engine_names_it_too(tmp_path, tiny_llama):
     )  # fmt: skip
     [line] = [line for line in done.stderr.splitlines() if "PYTHONDONTWRITEBYTECODE" in line]
     assert f"{tmp_path / 'torch'} has no compiled modules" in line
+
+
+def test_kept_bytecode_is_used_from_the_first_modules_on(package, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+    use_kept_bytecode(package)
+    assert sys.pycache_prefix is None  # nothing is kept yet
+    place.mkdir(mode=0o700, parents=True)
+    use_kept_bytecode(package)
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == (str(place), False)
+    assert keep_bytecode(package) is None

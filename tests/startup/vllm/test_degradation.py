@@ -133,7 +133,10 @@ def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
 
 def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):
     gate = folder / "gate"
-    with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate)) as start:
+    temporary = folder / "t"
+    temporary.mkdir()
+    env = environment(folder, TMPDIR=str(temporary))
+    with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate), env=env) as start:
         start.wait_status(503)
         wait_until(start.forkservers)
         (forkserver,) = start.forkservers()
@@ -148,6 +151,7 @@ def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(fol
         assert "EngineCore is started as a new program instead of forked: the forkserver has exited" in warnings[0]
         assert start.terminate() == 0
         start.wait_all_gone()
+    assert [path.name for path in temporary.iterdir()] == []
 
 
 _FORKED = {

@@ -49,7 +49,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
         assert start.ask("/livez")[0] == 200
         gate.touch()
         start.wait_ready()
-        assert start.ask("/livez")[0] == 404  # only vLLM's own routes are left
+        assert start.ask("/startupz")[0] == 404  # vLLM's own routes, /livez and /readyz are left
 
 
 @pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
+from starlette.responses import Response
 
 from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
@@ -24,6 +25,7 @@ from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import MODEL_CACHES, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
+from startup.vllm.probes.drain import DrainedApp
 from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
 from startup.vllm.probes.serving_probes import ServingProbes
@@ -294,7 +296,7 @@ def test_vllm_accepts_itself_after_a_responder_that_left_much_in_both_directions
         while not select.select([theirs], [], [], 0)[0]:
             await asyncio.sleep(0.01)
         for _ in range(100):
-            theirs.send(AnsweredProbe("a", "1.1", "200").encode())
+            theirs.send(AnsweredProbe("a", "/health", "1.1", "200").encode())
         theirs.close()
         async with asyncio.timeout(60):
             await probes.end()
@@ -421,3 +423,27 @@ def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(fol
     assert [keys(), keys()] == ["first first 1", "first first 0"]
     (triton / "language" / "core.py").write_text("second")
     assert [keys(), keys()] == ["second second 1", "second second 0"]
+
+
+@pytest.mark.parametrize("root", ["", "/base"])
+async def test_livez_and_readyz_are_answered_behind_a_root_path_also_while_it_drains(root):
+    """uvicorn puts the root path before each path."""
+
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        assert (scope["path"], scope["raw_path"]) == (f"{root}/health", b"/health")
+        await Response(status_code=200)(scope, receive, send)
+
+    async def status(path: str) -> int:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": root + path, "raw_path": path.encode(), "root_path": root}
+        await app(scope, lambda: None, send)
+        return int(sent[0]["status"])
+
+    app = DrainedApp(vllm)
+    assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 200, 200]
+    app.lifecycle.drain()
+    assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 503, 503]

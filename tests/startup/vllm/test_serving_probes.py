@@ -1,4 +1,4 @@
-"""While vLLM serves, the responder's process answers `/health` and passes all other connections to vLLM."""
+"""While vLLM serves, the responder's process answers probes and passes all other connections to vLLM."""
 
 import json
 import re
@@ -100,17 +100,20 @@ def _ask_held(start: FakeStart, request: bytes) -> bytes:
 
 @pytest.mark.smoke
 def test_probes_are_answered_while_the_event_loop_is_held(serving):
-    assert _ask_held(serving, _PROBE).startswith(b"HTTP/1.1 200 ")
+    for path in (b"/health", b"/readyz", b"/livez"):
+        assert _ask_held(serving, _PROBE.replace(b"/health", path)).startswith(b"HTTP/1.1 200 ")
 
 
-def _probe_held(start: FakeStart) -> Answer:
+def _probe_held(start: FakeStart, path: str = "/health") -> Answer:
     """Status 0 if this process was so slow that the connection was passed on to vLLM."""
-    return start.ask("/health", timeout_s=1)
+    return start.ask(path, timeout_s=1)
 
 
 def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving):
     with stopped(serving.process.pid):
         wait_until(lambda: _probe_held(serving).status == 503)
+        wait_until(lambda: _probe_held(serving, "/readyz").status == 503)
+        assert _probe_held(serving, "/livez").status == 200
         wait_until(lambda: b"has not run for" in _probe_held(serving).body)
     wait_until(lambda: _probe_held(serving).status == 200)
 
@@ -168,6 +171,20 @@ def test_every_probe_is_in_the_access_log(serving):
         address = "{}:{}".format(*client.getsockname())
         assert _ask(client, _PROBE).startswith(b"HTTP/1.1 200 ")
     wait_until(lambda: serving.log.count(f'{address} - "GET /health HTTP/1.1" 200') == 1)
+
+
+_KEPT_ALIVE = b"GET %s HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
+"""With a header for which the responder passes the request on to vLLM's own process."""
+
+
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one", "two"])
+def test_vllms_process_answers_livez_and_readyz_where_the_responder_does_not(words, folder):
+    with FakeStart(folder, *words) as start:
+        start.wait_ready()
+        with _connect(start) as client:
+            for path in (b"/livez", b"/readyz", b"/livez?verbose", b"/health"):
+                assert _ask(client, _KEPT_ALIVE % path).startswith(b"HTTP/1.1 200 "), path
+            assert _ask(client, _KEPT_ALIVE % b"/startupz").startswith(b"HTTP/1.1 404 ")
 
 
 _PATHS = ("/health", "/nothing") * 4

@@ -1,5 +1,6 @@
 """The table of `ps`, and what `stop` waits for; with running servers: `tests/e2e/test_ps_and_stop.py`."""
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -120,3 +121,28 @@ def test_a_number_that_is_the_port_of_one_server_and_the_process_of_another_stop
     assert stop._choose(servers, "None") == []
     with pytest.raises(InputError, match=r"2 servers have port or process 8000: .*unix:/s .*by its address"):
         stop._choose(servers, "8000")
+
+
+@pytest.mark.parametrize(("words", "is_terminal", "answer", "is_stopped"), [
+    ((), True, "n\n", False),
+    ((), True, "y\n", True),
+    (("--yes",), True, "", True),
+    ((), False, "", True),
+], ids=["no", "yes", "flag", "script"])  # fmt: skip
+def test_all_servers_are_listed_and_asked_for_on_a_terminal(
+    invoke, monkeypatch, words, is_terminal, answer, is_stopped
+):
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        server = replace(_SERVER, pid=process.pid, pids=(process.pid,))
+        monkeypatch.setattr(stop, "find_servers", lambda **_: [server])
+        stdin = io.StringIO(answer)
+        stdin.isatty = lambda: is_terminal  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = invoke("stop", "--all", *words)
+        assert (process.poll() is not None) == is_stopped
+        assert done.returncode == (0 if is_stopped else 1)
+        assert ("smol on http://127.0.0.1:8000\nStop all 1?" in done.stderr) == (is_terminal and not words)
+        process.kill()

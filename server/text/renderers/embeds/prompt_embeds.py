@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pybase64
 
-from base.errors import RequestError
+from base.errors import PromptTooLongError, RequestError
 from server.terms.types import TensorData
 from server.text.renderers.embeds.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
 from server.text.renderers.embeds.tensor_file import is_torch_file, read_torch_file
@@ -103,10 +103,7 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
     if num_kept < 1:
         raise _reject("has no rows")
     if num_kept >= limits.max_model_len:
-        raise _reject(
-            f"has {matrix[0]} rows, but the model's maximum context length is {limits.max_model_len} tokens "
-            "(--max-model-len) and one is needed for the output"
-        )
+        raise PromptTooLongError(num_kept, limits.max_model_len)
     rows = tensor.array.reshape(matrix)
     return StoredTensor(tensor.dtype, rows[matrix[0] - num_kept :])
 

@@ -74,7 +74,7 @@ def test_a_conversation_is_truncated_or_rejected_if_it_cannot_fit(renderers, mon
     long = [{"role": "user", "content": "x" * 8 * renderer.tokenizer.max_token_chars}]
     with pytest.raises(RequestError, match="maximum context length is 8 tokens") as raised:
         renderer.render_chat(long, ChatOptions())
-    assert raised.value.param == "messages"
+    assert raised.value.param == "input_text"
 
 
 def test_tools_calls_and_documents_reach_the_template(tiny_llama, build_inline):

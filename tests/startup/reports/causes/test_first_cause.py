@@ -8,6 +8,7 @@ import pytest
 
 from startup.ground.logs.formatters import TextFormatter
 from startup.ground.logs.json_lines import JsonFormatter
+from startup.reports.causes import first_cause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import Cause, find_cause
 from tests.support.growth import growth
@@ -1052,3 +1053,17 @@ def test_that_an_engine_failed_is_said_if_nothing_else_is_known():
 def test_the_line_that_points_to_documentation_is_not_quoted():
     error = f"torch.AcceleratorError: {_ILLEGAL_ACCESS}\nSearch for `cudaErrorIllegalAddress' in https://x"
     assert _find(_log(_CORE, _traceback("f", error=error))).text == f"torch.AcceleratorError: {_ILLEGAL_ACCESS}"
+
+
+def test_states_of_a_progress_bar_cost_no_more_than_lines(monkeypatch):
+    """They have one number, and the more expensive search is for the first lines of a log."""
+    costs = []
+    match = first_cause._match
+    for end in ("\r", ""):
+        calls: list[str] = []
+        monkeypatch.setattr(
+            first_cause, "_match", lambda line, causes, calls=calls: calls.append("") or match(line, causes)
+        )
+        assert find_cause(f"Loading: {percent} %{end}" for percent in range(3000)) is None
+        costs.append(len(calls))
+    assert costs[0] == costs[1]

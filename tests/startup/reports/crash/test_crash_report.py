@@ -299,3 +299,12 @@ def test_a_process_without_a_record_is_not_one_of_the_server(tmp_path):
     record = OutputRecord(tmp_path)
     ProcessEnds(record).add(os.getpid(), 1)
     assert record.file.read_text() == ""
+
+
+def test_a_full_disk_is_the_cause_of_what_its_record_lacks(record):
+    record.append("ImportError: cannot import name 'a' from 'vllm'\n")
+    record._fd = os.open("/dev/full", os.O_WRONLY)
+    record.add_output("torch.distributed.DistStoreError: No space left on device\n")
+    found = describe_crash(record, "API server", "in phase wait_engine", "the engine died")
+    assert found.known is not None and found.known.matches("OSError: [Errno 28] No space left on device")
+    assert str(record.folder) in found.text

@@ -148,3 +148,15 @@ def test_short_phases_are_not_logged(timeline, caplog):
             with timeline.span(f"phase_{number}"):
                 pass
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_the_first_line_of_the_log_ends_with_the_note(timeline, caplog):
+    caplog.set_level(logging.INFO)
+    with LiveProgress(ProgressMeter(timeline), "; a note", long_phase_s=0.02):
+        for name in ("resolve_model", "import_server"):
+            with timeline.span(name):
+                wait_until(lambda name=name: name.replace("_", " ") in caplog.text)
+    first, *others = [record.getMessage() for record in caplog.records]
+    assert first.endswith("; a note")
+    assert others and "a note" not in "".join(others)

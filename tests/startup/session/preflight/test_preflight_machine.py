@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from envs.registry import env
 from startup.session.preflight.report import PreflightReport
 from tests.support.ports import free_port
@@ -222,3 +224,30 @@ def test_unusable_socket_paths_are_errors(tmp_path, preflight):
 def test_all_missing_tls_files_are_reported(tmp_path, preflight):
     report = preflight("/nowhere", ssl_keyfile=str(tmp_path / "key"), ssl_certfile=str(tmp_path / "cert"))
     assert [f.message.split()[0] for f in report.errors if f.check == "tls"] == ["--ssl-keyfile", "--ssl-certfile"]
+
+
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+def test_a_folder_of_metrics_that_cannot_be_used_is_one_line(preflight, monkeypatch, tmp_path, name):
+    (tmp_path / "file").touch()
+    for folder, is_wrong in ((tmp_path / "none", True), (tmp_path / "file", True), (tmp_path, False)):
+        monkeypatch.setenv(name, str(folder))
+        messages = [each for each in found(preflight("/nowhere"), "error") if name in each]
+        assert bool(messages) == is_wrong
+        assert all(f"{name}={folder} cannot be written to" in each for each in messages)
+
+
+_FORBID = """
+import ctypes, json, sys
+from startup.session.preflight.resources import check_libraries
+assert list(check_libraries()) == []
+if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
+    sys.exit(77)
+print([finding.message for finding in check_libraries()])
+"""
+
+
+def test_memory_that_may_not_be_executable_is_told_with_the_setting():
+    done = subprocess.run([sys.executable, "-c", _FORBID], capture_output=True, text=True, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("the kernel has no PR_SET_MDWE")
+    assert "MemoryDenyWriteExecute=" in done.stdout, done.stderr

@@ -166,3 +166,14 @@ def test_the_rank_of_an_adapter(start, adapter):
     ((_, message),) = _found_files(start, *words)
     assert message == f"{adapter} has rank 64, --max-lora-rank allows 16: give --max-lora-rank 64"
     assert _found_files(start, *words, "--max-lora-rank", "64") == []
+
+
+def test_variables_of_libraries_are_checked(start, has_programs, monkeypatch, tmp_path):
+    has_programs("g++")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "none"))
+    assert _found(start) == [("environment", "error")]
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/tmp/" + "x" * 65)
+    assert _found(start) == []
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/tmp/" + "x" * 66)
+    assert _found(start) == [("environment", "error")]
