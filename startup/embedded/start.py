@@ -33,9 +33,9 @@ from server.text.model_files.tokenizer_files import find_tokenizer_mode
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method
 from startup.embedded.starter import EngineStarter
-from startup.files.download.messages import use_first_endpoint
 from startup.files.download.obtain import finish_download
 from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.hub_settings import use_first_endpoint
 from startup.files.model.request import ModelRequest
 from startup.ground import start_origin
 from startup.ground.caches import digest, keep_bytecode, use_baked_bytecode
@@ -163,7 +163,7 @@ class _EmbeddedStart:
         """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
-        files = plan.files or self._finish_download(plan)
+        files = (plan.files if self._download is None else None) or self._finish_download(plan)
         engine = self._begin_engine(context, files)
         with learned_imports():
             return _Prepared(self._prepare_renderer(files), engine)
@@ -225,9 +225,13 @@ class _EmbeddedStart:
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
         """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
+        on_disk, mode = plan.files, self._config.renderer.tokenizer_mode
+        mode = find_tokenizer_mode(on_disk.tokenizer_path, mode) if on_disk is not None else "hf"
         with learned_imports():
-            self._import_server("hf")
+            self._import_server(mode)
         with self._span("resolve_model", waits_for="download"):
+            if self._download is not None:
+                self._download.stop_asking()
             files = finish_download(plan, self._download, self._session.state.set_detail)
         _forbid_requests()
         return files

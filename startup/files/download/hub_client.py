@@ -14,17 +14,16 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from envs.redaction import without_login
+from envs.registry import env
 from startup.files.download.messages import DownloadError, FailureKind
 from startup.files.download.repository import HubFile, Listing, is_safe_name
+from startup.files.model.model_place import is_commit
 
 logger = logging.getLogger(__name__)
 
 _NUM_LISTINGS: Final = 8
 """How often the list of files is requested from one address while it answers with errors that pass."""
 _CONNECT_S: Final = 4.0
-_LISTING_S: Final = 8.0
-"""The longest time until the list of files is there."""
-_COMMIT_LENGTH: Final = 40
 
 T = TypeVar("T")
 
@@ -32,6 +31,11 @@ _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 _LONGEST_WAIT_S: Final = 120.0
 """The most that a Retry-After header is obeyed."""
 _LONGEST_BACKOFF_S: Final = 4.0
+
+
+def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
+    """Where the hub tells commit and files of a revision."""
+    return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"
 
 
 class ByteStream(NamedTuple):
@@ -147,7 +151,8 @@ class HubClient:
             self.headers["Authorization"] = f"Bearer {token}"
         self.stall_s = stall_s
         httpx: Any = sys.modules[type(self._session).__module__.partition(".")[0]]  # or httpx2, by the version
-        self._timeout = httpx.Timeout(stall_s, connect=min(_CONNECT_S, stall_s))
+        connect_s = min(_CONNECT_S, stall_s) if env.HF_HUB_DOWNLOAD_TIMEOUT.source == "default" else stall_s
+        self._timeout = httpx.Timeout(stall_s, connect=connect_s)
         self._network_errors: tuple[type[Exception], ...] = (httpx.TransportError, httpx.TooManyRedirects, TimeoutError)
 
     @property
@@ -183,13 +188,13 @@ class HubClient:
     def _list_from(
         self, endpoint: str, repo_id: str, revision: str | None, pause: Callable[[float, str], None]
     ) -> Listing:
-        url = f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}?blobs=true"
+        url = f"{listing_url(endpoint, repo_id, revision)}?blobs=true"
         host = without_login(endpoint)
         for attempt in range(1, _NUM_LISTINGS + 1):
             try:
-                answer = _within_deadline(lambda: self._get(url), _LISTING_S)
+                answer = within_deadline(lambda: self._get(url), env.HF_HUB_ETAG_TIMEOUT.get())
             except self._network_errors as err:
-                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({_line(err)})"
+                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({error_line(err)})"
                 raise DownloadError("unreachable", unreachable) from err
             if answer.status_code == 200:
                 return self._read_listing(answer, endpoint, repo_id)
@@ -213,11 +218,11 @@ class HubClient:
             content = answer.json()
             commit = content["sha"]
             files = tuple(HubFile.from_sibling(sibling) for sibling in content.get("siblings") or ())
-            if len(commit) != _COMMIT_LENGTH or not set(commit) <= set("0123456789abcdef"):
+            if not is_commit(commit):
                 raise ValueError(f"{commit!r} is not a commit")
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             host = without_login(endpoint)
-            reason = f"{host} answers with a list of the files of {repo_id} that cannot be read ({_line(err)})"
+            reason = f"{host} answers with a list of the files of {repo_id} that cannot be read ({error_line(err)})"
             raise DownloadError("wrong", reason) from err
         current_id = str(content.get("id") or repo_id)
         if current_id.lower() != repo_id.lower():
@@ -257,7 +262,7 @@ class HubClient:
                 "HEAD", address.url, headers=self.headers, timeout=self._timeout, follow_redirects=True
             )
         except self._network_errors as err:
-            raise RetryableError(f"{address} cannot be reached ({_line(err)})") from err
+            raise RetryableError(f"{address} cannot be reached ({error_line(err)})") from err
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
@@ -277,7 +282,7 @@ class HubClient:
                 self._check(answer, address)
                 yield ByteStream(begin=_first_byte(answer, begin), chunks=answer.iter_bytes())
         except self._network_errors as err:
-            raise RetryableError(f"the connection failed ({_line(err)})") from err
+            raise RetryableError(f"the connection failed ({error_line(err)})") from err
 
     def _check(self, answer: Any, address: FileAddress) -> None:
         status = answer.status_code
@@ -303,7 +308,7 @@ def _first_byte(answer: Any, begin: int) -> int:
     return begin
 
 
-def _within_deadline(request: Callable[[], T], seconds: float) -> T:
+def within_deadline(request: Callable[[], T], seconds: float) -> T:
     """Runs a request in a thread that is abandoned after this time: the time limits do not bound DNS."""
     outcome: Future[T] = Future()
 
@@ -320,5 +325,6 @@ def _within_deadline(request: Callable[[], T], seconds: float) -> T:
         raise TimeoutError(f"no answer within {seconds:g} s") from err
 
 
-def _line(err: BaseException) -> str:
+def error_line(err: BaseException) -> str:
+    """The error as one line for messages."""
     return " ".join(str(err).split()) or type(err).__name__

@@ -17,9 +17,9 @@ from startup.files.download.messages import (
     DownloadReport,
     LogLine,
     download_error,
-    hub_endpoints,
 )
 from startup.files.model.file_plan import Download
+from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.processes import group_signals
 from startup.ground.processes.helper import Helper, HelperEndedError
 
@@ -36,6 +36,8 @@ class DownloadHandle:
         self._helper = helper
         self._show = show
         self._report: DownloadReport | None = None
+        self._are_updates = all(download.is_update for download in downloads)
+        self._has_moved = False
         self._logged_s = time.monotonic()
         self._thread = threading.Thread(target=self._receive, name="download-progress", daemon=True)
         group_signals.start_thread(self._thread)
@@ -44,6 +46,12 @@ class DownloadHandle:
     def names(self) -> str:
         """What is downloaded, for messages."""
         return ", ".join(download.repo_id for download in self.downloads)
+
+    def stop_asking(self) -> None:
+        """The imports of a start are done: takes what is on disk unless it is known to be outdated or incomplete."""
+        if self._report is None and not self._has_moved and self._are_updates:
+            self._report = self._take_cached("the hub has not told yet whether the branch has moved")
+            self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
         """Waits for the end; returns a snapshot for each download.
@@ -72,6 +80,7 @@ class DownloadHandle:
 
     def close(self) -> None:
         """Ends the helper, if it is running."""
+        self._report = self._report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
         self._helper.close()
@@ -88,14 +97,23 @@ class DownloadHandle:
             while self._report is None:
                 self._take(self._helper.receive())
         except HelperEndedError as err:
-            self._report = DownloadReport(failure="failed", reason=f"the download of {self.names} failed: {err}")
+            self._report = self._report or self._take_cached(f"the download of {self.names} failed: {err}")
         finally:
             self._show("")
+
+    def _take_cached(self, reason: str) -> DownloadReport:
+        """The report if the helper gives none."""
+        if not self._are_updates:
+            return DownloadReport(failure="failed", reason=reason)
+        found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
+        logger.warning("%s; taking what is on disk of %s", reason, found)
+        return DownloadReport(tuple(str(download.cached) for download in self.downloads))
 
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
         elif isinstance(event, LogLine):
+            self._has_moved |= event.has_moved
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
             if event.failure is None:
