@@ -1,52 +1,92 @@
-"""Asks the hub for the commit of a branch, without the hub's client, whose import would delay that of the start."""
+"""The job of a helper when all files are on disk: asks the hub whether their branches have moved, and then downloads.
 
-import json
-from functools import partial
-from http.client import HTTPException
-from ssl import SSLError
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, getproxies, urlopen
+Until then it imports only a part of the standard library: it takes processor time from the imports of the start.
+"""
 
-from envs.redaction import without_login
-from envs.registry import env
-from startup.files.download.hub_client import error_line, is_worth_a_retry, listing_url, within_deadline
-from startup.files.download.messages import DownloadError
-from startup.files.model.file_plan import Download
-from startup.files.model.hub_settings import hub_token
-from startup.files.model.model_place import is_commit
+import pickle
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from startup.ground.processes.helper import Send
 
 
-def ask_commit(download: Download, endpoints: tuple[str, ...]) -> str | None:
-    """The commit from the first address that answers; None if only the hub's client can tell, or tell why not.
+class Question(NamedTuple):
+    """Which commit a branch has."""
+
+    urls: tuple[str, ...]
+    """Where the hub and its mirrors tell it."""
+    token: str | None
+    commit: str
+    """The one on disk."""
+
+
+class AskJob(NamedTuple):
+    """The message to the helper."""
+
+    questions: tuple[Question, ...]
+    timeout_s: float
+    """For each step of a request."""
+    download: bytes
+    """The pickled job of the download."""
+
+
+class Answer(NamedTuple):
+    """Whether one of the branches has moved."""
+
+    has_moved: bool
+    """Also if only the hub's client can tell: the download follows."""
+    failure: str = ""
+    """Why it is not known; empty if it is."""
+
+
+def run(job: AskJob, send: Send) -> None:
+    """Sends an answer, and what the download sends if it follows."""
+    try:
+        has_moved = any(_find_commit(question, job.timeout_s) != question.commit for question in job.questions)
+    except OSError as err:
+        send(Answer(has_moved=False, failure=str(err)))
+        return
+    send(Answer(has_moved))
+    if has_moved:
+        from startup.files.download.worker import run as download
+
+        download(pickle.loads(job.download), send)
+
+
+def _find_commit(question: Question, timeout_s: float) -> str | None:
+    """From the first address that answers; None if only the hub's client can tell, or tell why not.
 
     Raises:
-        DownloadError: no address answers; the reason is the first address's.
+        OSError: no address answers; the reason is the first address's.
     """
     failures: list[str] = []
-    for endpoint in endpoints:
-        url = listing_url(endpoint, download.repo_id, download.revision)
+    for url in question.urls:
         try:
-            return within_deadline(partial(_ask, url, hub_token(download.token)), env.HF_HUB_ETAG_TIMEOUT.get())
+            return _ask(url, question.token, timeout_s)
         except OSError as err:
-            failures.append(f"the hub at {without_login(endpoint)} cannot be reached ({error_line(err)})")
-    raise DownloadError("unreachable", failures[0])
+            failures.append(f"the hub at {urlsplit(url).hostname} cannot be reached ({err})")
+    raise OSError(failures[0])
 
 
-def _ask(url: str, token: str | None) -> str | None:
-    """Raises OSError without an answer."""
+def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
+    import json
+    from http.client import HTTPException
+    from ssl import SSLError
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, getproxies, urlopen
+
     has_socks = any(name == "all" or proxy.startswith("socks") for name, proxy in getproxies().items())
-    if has_socks or without_login(url) != url:  # urllib takes neither
+    if has_socks or "@" in urlsplit(url).netloc:  # urllib takes neither
         return None
     request = Request(url)
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for another host
     try:
-        with urlopen(request, timeout=env.HF_HUB_ETAG_TIMEOUT.get()) as answer:
-            commit = json.load(answer)["sha"]
-            return commit if is_commit(commit) else None
+        with urlopen(request, timeout=timeout_s) as answer:
+            return str(json.load(answer)["sha"])
     except HTTPError as err:
         err.close()
-        if is_worth_a_retry(err.code):  # the start asks once
+        if is_worth_a_retry(err.code):  # a start asks once
             raise OSError(f"it answers {err.code}") from err
     except URLError as err:
         if not isinstance(err.reason, SSLError):  # the client has certificates of its own
@@ -54,3 +94,8 @@ def _ask(url: str, token: str | None) -> str | None:
     except (HTTPException, ValueError, KeyError, TypeError):
         pass
     return None
+
+
+def is_worth_a_retry(status: int) -> bool:
+    """Whether the same request may be answered later."""
+    return status in (408, 425, 429) or status >= 500

@@ -15,8 +15,10 @@ from urllib.parse import quote
 
 from envs.redaction import without_login
 from envs.registry import env
+from startup.files.download.branch import is_worth_a_retry
 from startup.files.download.messages import DownloadError, FailureKind
 from startup.files.download.repository import HubFile, Listing, is_safe_name
+from startup.files.model.hub_settings import listing_url
 from startup.files.model.model_place import is_commit
 
 logger = logging.getLogger(__name__)
@@ -31,11 +33,6 @@ _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 _LONGEST_WAIT_S: Final = 120.0
 """The most that a Retry-After header is obeyed."""
 _LONGEST_BACKOFF_S: Final = 4.0
-
-
-def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
-    """Where the hub tells commit and files of a revision."""
-    return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"
 
 
 class ByteStream(NamedTuple):
@@ -69,11 +66,6 @@ class Wait(NamedTuple):
 
     seconds: float = 0.0
     reason: str = ""
-
-
-def is_worth_a_retry(status: int) -> bool:
-    """Whether the same request may be answered later."""
-    return status in (408, 425, 429) or status >= 500
 
 
 def wait_of(status: int, headers: Mapping[str, str], attempt: int) -> Wait:
@@ -192,9 +184,9 @@ class HubClient:
         host = without_login(endpoint)
         for attempt in range(1, _NUM_LISTINGS + 1):
             try:
-                answer = within_deadline(lambda: self._get(url), env.HF_HUB_ETAG_TIMEOUT.get())
+                answer = _within_deadline(lambda: self._get(url), env.HF_HUB_ETAG_TIMEOUT.get())
             except self._network_errors as err:
-                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({error_line(err)})"
+                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({_line(err)})"
                 raise DownloadError("unreachable", unreachable) from err
             if answer.status_code == 200:
                 return self._read_listing(answer, endpoint, repo_id)
@@ -222,7 +214,7 @@ class HubClient:
                 raise ValueError(f"{commit!r} is not a commit")
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             host = without_login(endpoint)
-            reason = f"{host} answers with a list of the files of {repo_id} that cannot be read ({error_line(err)})"
+            reason = f"{host} answers with a list of the files of {repo_id} that cannot be read ({_line(err)})"
             raise DownloadError("wrong", reason) from err
         current_id = str(content.get("id") or repo_id)
         if current_id.lower() != repo_id.lower():
@@ -262,7 +254,7 @@ class HubClient:
                 "HEAD", address.url, headers=self.headers, timeout=self._timeout, follow_redirects=True
             )
         except self._network_errors as err:
-            raise RetryableError(f"{address} cannot be reached ({error_line(err)})") from err
+            raise RetryableError(f"{address} cannot be reached ({_line(err)})") from err
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
@@ -282,7 +274,7 @@ class HubClient:
                 self._check(answer, address)
                 yield ByteStream(begin=_first_byte(answer, begin), chunks=answer.iter_bytes())
         except self._network_errors as err:
-            raise RetryableError(f"the connection failed ({error_line(err)})") from err
+            raise RetryableError(f"the connection failed ({_line(err)})") from err
 
     def _check(self, answer: Any, address: FileAddress) -> None:
         status = answer.status_code
@@ -308,7 +300,7 @@ def _first_byte(answer: Any, begin: int) -> int:
     return begin
 
 
-def within_deadline(request: Callable[[], T], seconds: float) -> T:
+def _within_deadline(request: Callable[[], T], seconds: float) -> T:
     """Runs a request in a thread that is abandoned after this time: the time limits do not bound DNS."""
     outcome: Future[T] = Future()
 
@@ -325,6 +317,5 @@ def within_deadline(request: Callable[[], T], seconds: float) -> T:
         raise TimeoutError(f"no answer within {seconds:g} s") from err
 
 
-def error_line(err: BaseException) -> str:
-    """The error as one line for messages."""
+def _line(err: BaseException) -> str:
     return " ".join(str(err).split()) or type(err).__name__

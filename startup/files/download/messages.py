@@ -40,8 +40,6 @@ class LogLine(NamedTuple):
 
     level: int
     text: str
-    has_moved: bool = False
-    """Whether it tells that a branch has another commit than the one on disk."""
 
 
 class DownloadProgress(NamedTuple):

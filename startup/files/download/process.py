@@ -1,6 +1,7 @@
 """Starts the download helper, and receives its progress and report on a thread."""
 
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from typing import Final
 
 from base.wording import format_bytes
 from envs.redaction import without_login
+from envs.registry import env
+from startup.files.download.branch import Answer, AskJob, Question
 from startup.files.download.messages import (
     DownloadError,
     DownloadJob,
@@ -19,7 +22,7 @@ from startup.files.download.messages import (
     download_error,
 )
 from startup.files.model.file_plan import Download
-from startup.files.model.hub_settings import hub_endpoints
+from startup.files.model.hub_settings import hub_endpoints, hub_token, listing_url
 from startup.ground.processes import group_signals
 from startup.ground.processes.helper import Helper, HelperEndedError
 
@@ -112,13 +115,24 @@ class DownloadHandle:
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
+        elif isinstance(event, Answer):
+            self._take_answer(event)
         elif isinstance(event, LogLine):
-            self._has_moved |= event.has_moved
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
             if event.failure is None:
                 self._log_end(event)
             self._report = event
+
+    def _take_answer(self, answer: Answer) -> None:
+        if answer.failure:
+            self._report = self._take_cached(answer.failure)
+        elif answer.has_moved:
+            self._has_moved = True
+        else:
+            for download in self.downloads:
+                logger.info("%s", download.describe_commit(Path(download.cached or "").name))
+            self._report = DownloadReport(tuple(str(download.cached) for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
@@ -150,7 +164,18 @@ def start_download(
     options = options or DownloadOptions(endpoints=hub_endpoints())
     job = DownloadJob(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
     try:
-        helper = Helper("download", "startup.files.download.worker:run", job)
+        if all(download.is_update for download in downloads):
+            helper = Helper("download", "startup.files.download.branch:run", _ask_first(job))
+        else:
+            helper = Helper("download", "startup.files.download.worker:run", job)
     except OSError as err:
         raise DownloadError("failed", f"the download cannot be started: {err.strerror}") from err
     return DownloadHandle(helper, downloads, show)
+
+
+def _ask_first(job: DownloadJob) -> AskJob:
+    def urls(download: Download) -> tuple[str, ...]:
+        return tuple(listing_url(each, download.repo_id, download.revision) for each in job.options.endpoints)
+
+    questions = (Question(urls(each), hub_token(each.token), Path(each.cached or "").name) for each in job.downloads)
+    return AskJob(tuple(questions), env.HF_HUB_ETAG_TIMEOUT.get(), pickle.dumps(job))

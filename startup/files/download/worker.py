@@ -128,29 +128,15 @@ class DownloadRun:
             self._send(LogLine(logging.INFO, f"downloading {names}{f' from {without_login(host)}' if host else ''}"))
 
     def _list(self, download: Download) -> "_Plan | Path":
-        """The files of the repository; the folder on disk if it has not changed, or if nobody tells."""
-        from startup.files.download.branch import ask_commit
-
+        """The files of the repository; the folder on disk if nobody tells."""
         try:
-            commit = ask_commit(download, self._options.endpoints) if download.is_update else None
-            if commit is not None and download.cached is not None and not self._has_moved(download, commit):
-                return download.cached
             client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
         except DownloadError as err:
             return self._fall_back(download, err)
-        if download.is_update and commit is None:
-            self._has_moved(download, listing.commit)
+        if download.is_update:
+            self._send(LogLine(logging.INFO, download.describe_commit(listing.commit)))
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
-
-    def _has_moved(self, download: Download, commit: str) -> bool:
-        """Whether this is another commit than the one on disk, which is reported."""
-        assert download.cached is not None
-        has_moved = commit != download.cached.name
-        state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
-        text = f"{download.repo_id}: {download.revision or 'main'} {state} {download.cached_text}"
-        self._send(LogLine(logging.INFO, text, has_moved))
-        return has_moved
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:
         """What the last start has downloaded; raises the error if there is nothing, or if a store refuses it."""

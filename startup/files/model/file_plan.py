@@ -61,6 +61,13 @@ class Download:
         day = time.strftime("%Y-%m-%d", time.localtime(self.cached.stat().st_mtime))
         return f"{f'commit {self.cached.name}, ' if self.is_update else ''}downloaded on {day}"
 
+    def describe_commit(self, commit: str) -> str:
+        """What the hub tells about the branch of what is on disk, for messages."""
+        assert self.cached is not None
+        has_moved = commit != self.cached.name
+        state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
+        return f"{self.repo_id}: {self.revision or 'main'} {state} {self.cached_text}"
+
 
 @dataclass(frozen=True)
 class FilePlan:

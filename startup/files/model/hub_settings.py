@@ -7,6 +7,7 @@ test_hub_settings.py` compares the answers with those of the client.
 import os
 from contextlib import suppress
 from typing import Final
+from urllib.parse import quote
 
 from envs.registry import env
 
@@ -50,3 +51,7 @@ def hub_token(given: str | None = None) -> str | None:
 def _clean(token: str | None) -> str | None:
     return (token or "").replace("\r", "").replace("\n", "").strip() or None
 
+
+def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
+    """Where a hub tells commit and files of a revision."""
+    return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"

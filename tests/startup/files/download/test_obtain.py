@@ -166,7 +166,7 @@ def test_a_hub_that_never_answers_gets_one_request(monkeypatch):
 def test_a_request_has_a_deadline_beyond_its_timeout():
     released = threading.Event()
     with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
-        hub_client.within_deadline(released.wait, 0.05)
+        hub_client._within_deadline(released.wait, 0.05)
     released.set()
 
 
