@@ -56,10 +56,10 @@ class ModelConfig:
     download_dir: str | None = setting(
         None, "--download-dir", "Cache folder for models from the hub; HF_HUB_CACHE if not given."
     )
-    hf_token: str | None = setting(
-        None,
+    hf_token: str | None = from_variable(
+        env.HF_TOKEN,
         "--hf-token",
-        "Token for gated and private models instead of HF_TOKEN; without a value, the one that `hf auth login` stored.",
+        "Token for gated and private models; without a value, the one that `hf auth login` stored.",
         syntax="optional text",
     )
 

@@ -180,10 +180,10 @@ class StartSession:
         self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
-        """Downloads what the plan lacks or what has changed on the hub, in a helper process; None if there is nothing.
+        """Downloads what the plan lacks or what has changed, in a helper process; None if that is nothing.
 
         Its progress is the detail of whatever phase is running.
-        A warm start with all files on disk waits for no answer: `finish` downloads what has changed for the next one.
+        A warm start with all files on disk waits for no answer: `finish` downloads for the next one.
         """
         if start_origin.warm is not None and plan.is_on_disk:
             self._asks_later = [] if is_offline() else plan.downloads

@@ -1,6 +1,6 @@
-"""The job of a helper when all files are on disk: asks the hub whether their branches have moved, and then downloads.
+"""The job of a helper when all files are on disk: asks whether a branch has moved, and downloads it if so.
 
-Until then it imports only a part of the standard library: it takes processor time from the imports of the start.
+Until then it imports only a part of the standard library, as the imports of the start run beside it.
 """
 
 import pickle
@@ -48,7 +48,7 @@ def run(job: AskJob, send: Send) -> None:
         return
     send(Answer(has_moved))
     if has_moved:
-        from startup.files.download.worker import run as download
+        from startup.files.download.worker import run as download  # noqa: PLC0415 - rarely needed
 
         download(pickle.loads(job.download), send)
 
@@ -69,11 +69,11 @@ def _find_commit(question: Question, timeout_s: float) -> str | None:
 
 
 def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
-    import json
-    from http.client import HTTPException
-    from ssl import SSLError
-    from urllib.error import HTTPError, URLError
-    from urllib.request import Request, getproxies, urlopen
+    import json  # noqa: PLC0415 - the launcher imports this module, too
+    from http.client import HTTPException  # noqa: PLC0415
+    from ssl import SSLError  # noqa: PLC0415
+    from urllib.error import HTTPError, URLError  # noqa: PLC0415
+    from urllib.request import Request, getproxies, urlopen  # noqa: PLC0415
 
     has_socks = any(name == "all" or proxy.startswith("socks") for name, proxy in getproxies().items())
     if has_socks or "@" in urlsplit(url).netloc:  # urllib takes neither

@@ -51,7 +51,7 @@ class DownloadHandle:
         return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:
-        """The imports of a start are done: takes what is on disk unless it is known to be outdated or incomplete."""
+        """The imports of a start are done: takes what is on disk unless it is known to be outdated."""
         if self._report is None and not self._has_moved and self._are_updates:
             self._report = self._take_cached("the hub has not told yet whether the branch has moved")
             self._helper.kill()

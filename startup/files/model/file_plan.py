@@ -126,7 +126,7 @@ class FilePlan:
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:
-        """Whether the files may have to be downloaded; those of a branch or an object store may have changed."""
+        """Whether files may have to be downloaded: those of a branch or an object store may have changed."""
         if place.kind == "object_store":
             is_streamed_by_vllm = self.request.engine == "vllm" and is_streamed(self.request.load_format)
             return place in self.main_places and not is_streamed_by_vllm

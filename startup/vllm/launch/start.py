@@ -249,7 +249,7 @@ class _VllmStart:
             self._session.keep_run_record(_address_of(line))
 
     def _begin_download(self) -> None:
-        """Downloads what is not on disk, or has changed on the hub, while this process and the forkserver import."""
+        """Downloads what is not on disk or has changed, while this process and the forkserver import."""
         plan = self._line.file_plan
         if plan is not None:
             self._download = self._session.download(plan, self._options.download_timeout_s)

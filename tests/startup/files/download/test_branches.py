@@ -1,4 +1,4 @@
-"""A branch whose files are on disk: the hub is asked once whether it has moved, and what has changed is fetched."""
+"""A branch whose files are on disk: the hub is asked once if it has moved; what has changed is fetched."""
 
 import logging
 import threading
@@ -53,7 +53,9 @@ def test_what_has_changed_is_downloaded_and_served(hub_server, on_disk, cache, c
     assert (folder.name, ref(cache)) == (MOVED, MOVED)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL | TEMPLATE
     assert hub_server.downloads == ["org/model/chat_template.jinja"]
-    assert any(line.startswith(f"org/model: main has moved to commit {MOVED}") and COMMIT in line for line in caplog.messages)
+    assert any(
+        line.startswith(f"org/model: main has moved to commit {MOVED}") and COMMIT in line for line in caplog.messages
+    )
     hub_server.reset()
     assert resolve_model(MODEL_REQUEST).path == folder
     assert len(hub_server.requests) == 1
@@ -159,7 +161,9 @@ def test_a_file_that_cannot_be_had_leaves_what_is_on_disk(downloads, caplog):
     assert f"taking what is on disk of org/model: commit {folder.name}" in caplog.text
 
 
-def ask(downloads: Downloads, folder: Path, *endpoints: str, token: str | None = None) -> list[tuple[str | None, int | None]]:
+def ask(
+    downloads: Downloads, folder: Path, *endpoints: str, token: str | None = None
+) -> list[tuple[str | None, int | None]]:
     """Starts a helper; tokens and statuses of the requests."""
     downloads.hub.reset()
     options = DownloadOptions(endpoints=endpoints or (downloads.hub.url,))
