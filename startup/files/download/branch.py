@@ -30,23 +30,14 @@ class AskJob(NamedTuple):
     """The pickled job of the download."""
 
 
-class Answer(NamedTuple):
-    """Whether one of the branches has moved."""
-
-    has_moved: bool
-    """Also if only the hub's client can tell: the download follows."""
-    failure: str = ""
-    """Why it is not known; empty if it is."""
-
-
 def run(job: AskJob, send: Send) -> None:
-    """Sends an answer, and what the download sends if it follows."""
+    """Sends whether a branch has moved (also if only the hub's client can tell), or why that is not known."""
     try:
         has_moved = any(_find_commit(question, job.timeout_s) != question.commit for question in job.questions)
     except OSError as err:
-        send(Answer(has_moved=False, failure=str(err)))
+        send(str(err))
         return
-    send(Answer(has_moved))
+    send(has_moved)
     if has_moved:
         from startup.files.download.worker import run as download  # noqa: PLC0415 - rarely needed
 

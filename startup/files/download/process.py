@@ -11,7 +11,7 @@ from typing import Final
 from base.wording import format_bytes
 from envs.redaction import without_login
 from envs.registry import env
-from startup.files.download.branch import Answer, AskJob, Question
+from startup.files.download.branch import AskJob, Question
 from startup.files.download.messages import (
     DownloadError,
     DownloadJob,
@@ -115,8 +115,10 @@ class DownloadHandle:
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
-        elif isinstance(event, Answer):
-            self._take_answer(event)
+        elif isinstance(event, bool):
+            self._take_answer(has_moved=event)
+        elif isinstance(event, str):
+            self._report = self._take_cached(event)
         elif isinstance(event, LogLine):
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
@@ -124,12 +126,9 @@ class DownloadHandle:
                 self._log_end(event)
             self._report = event
 
-    def _take_answer(self, answer: Answer) -> None:
-        if answer.failure:
-            self._report = self._take_cached(answer.failure)
-        elif answer.has_moved:
-            self._has_moved = True
-        else:
+    def _take_answer(self, *, has_moved: bool) -> None:
+        self._has_moved = has_moved
+        if not has_moved:
             for download in self.downloads:
                 logger.info("%s", download.describe_commit(Path(download.cached or "").name))
             self._report = DownloadReport(tuple(str(download.cached) for download in self.downloads))
