@@ -18,6 +18,8 @@ from envs.variable import (
     choice,
     choice_in_capitals,
     hub_boolean,
+    hub_path,
+    hub_seconds,
     integer,
     names,
     number,
@@ -131,9 +133,15 @@ class Environment:
 
     HF_HUB_OFFLINE = hub_boolean("Never contact the Hugging Face hub; take models from the cache only.")
     TRANSFORMERS_OFFLINE = hub_boolean("Same as HF_HUB_OFFLINE, if that is not set.")
-    HF_HOME = path(lambda: env.XDG_CACHE_HOME.get() / "huggingface", "Folder of Hugging Face's caches.")
-    HF_HUB_CACHE = path(lambda: env.HF_HOME.get() / "hub", "Folder of models downloaded from the hub.")
+    HF_HOME = hub_path(lambda: f"{env.XDG_CACHE_HOME.get()}/huggingface", "Folder of Hugging Face's caches.")
+    HUGGINGFACE_HUB_CACHE = hub_path(lambda: env.HF_HOME.get() / "hub", "Former name of HF_HUB_CACHE.")
+    HF_HUB_CACHE = hub_path(lambda: env.HUGGINGFACE_HUB_CACHE.get(), "Folder of models downloaded from the hub.")
     HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
+    HUGGING_FACE_HUB_TOKEN = text("Former name of HF_TOKEN.")
+    HF_TOKEN_PATH = hub_path(lambda: env.HF_HOME.get() / "token", "File with the token that `hf auth login` stored.")
+    HF_HUB_DISABLE_IMPLICIT_TOKEN = hub_boolean("Send no token to the hub but that of --hf-token.")
+    HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Longest time until the hub has listed a repository's files.")
+    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Time without a byte after which a connection of a download is replaced.")
     HF_ENDPOINT = text(
         "Address of a mirror of the Hugging Face hub; the hub itself if unset. Several, with commas between them, are "
         "tried in this order; each gets the token."

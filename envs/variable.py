@@ -66,7 +66,7 @@ class EnvVar(Generic[T]):
     @property
     def is_secret(self) -> bool:
         """Whether output must mask its value."""
-        return is_secret_name(self.name)
+        return self.kind == "text" and is_secret_name(self.name)
 
     @property
     def default(self) -> T:
@@ -133,6 +133,20 @@ def names(description: str) -> EnvVar[frozenset[str]]:
 def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
     """A folder or file; `~` is expanded."""
     return EnvVar("path", lambda raw: Path(expand_home(raw)), default_factory, description)
+
+
+def hub_path(default_factory: Callable[[], Path | str], description: str) -> EnvVar[Path]:
+    """As the Hugging Face hub's client reads it: `~` and `$VARIABLE` are expanded, also in the default."""
+
+    def parse(raw: Path | str) -> Path:
+        return Path(os.path.expandvars(expand_home(str(raw))))
+
+    return EnvVar("path", parse, lambda: parse(default_factory()), description)
+
+
+def hub_seconds(default: int, description: str) -> EnvVar[int]:
+    """As the Hugging Face hub's client reads it: whole seconds; 0 is the default."""
+    return EnvVar("integer", lambda raw: _integer_parser(0)(raw) or default, lambda: default, description)
 
 
 def boolean(default: bool, description: str) -> EnvVar[bool]:

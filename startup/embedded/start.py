@@ -11,9 +11,10 @@ loads the weights during all further steps.
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -33,9 +34,9 @@ from server.text.model_files.tokenizer_files import find_tokenizer_mode
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method
 from startup.embedded.starter import EngineStarter
-from startup.files.download.messages import use_first_endpoint
 from startup.files.download.obtain import finish_download
 from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.hub_settings import use_first_endpoint
 from startup.files.model.request import ModelRequest
 from startup.ground import start_origin
 from startup.ground.caches import digest, keep_bytecode, use_baked_bytecode
@@ -112,6 +113,8 @@ class _EmbeddedStart:
         self._session = session
         self._span = session.timeline.span
         self._download: DownloadHandle | None = None
+        self._finding = threading.Lock()
+        self._files: ModelFiles | None = None
         self._record: OutputRecord | None = None
         self._engine: EngineStarter | None = None
         self.lifecycle = Lifecycle()
@@ -163,8 +166,12 @@ class _EmbeddedStart:
         """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
-        files = plan.files or self._finish_download(plan)
-        engine = self._begin_engine(context, files)
+        if plan.files is not None and self._download is not None and engine_process.blocks_on_imports(context):
+            engine = self._begin_engine(context, partial(self._find_files, plan))  # on a thread
+            files = self._finish_download(plan)
+        else:
+            files = (plan.files if self._download is None else None) or self._finish_download(plan)
+            engine = self._begin_engine(context, lambda: files)
         with learned_imports():
             return _Prepared(self._prepare_renderer(files), engine)
 
@@ -172,7 +179,7 @@ class _EmbeddedStart:
         """Nothing is left to import: the engine is forked first and loads the weights meanwhile."""
         files = plan.files
         assert files is not None
-        engine = self._begin_engine(context, files)
+        engine = self._begin_engine(context, lambda: files)
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
         return _Prepared(self._prepare_renderer(files), engine)
@@ -225,19 +232,31 @@ class _EmbeddedStart:
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
         """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
+        on_disk, mode = plan.files, self._config.renderer.tokenizer_mode
+        mode = find_tokenizer_mode(on_disk.tokenizer_path, mode) if on_disk is not None else "hf"
         with learned_imports():
-            self._import_server("hf")
+            self._import_server(mode)
         with self._span("resolve_model", waits_for="download"):
-            files = finish_download(plan, self._download, self._session.state.set_detail)
+            if self._download is not None:
+                self._download.stop_asking()
+            files = self._find_files(plan)
         _forbid_requests()
         return files
 
-    def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:
+    def _find_files(self, plan: FilePlan) -> ModelFiles:
+        """Waits for the download; called on the main thread and on that of the engine's start."""
+        with self._finding:
+            self._files = self._files or finish_download(plan, self._download, self._session.state.set_detail)
+            return self._files
+
+    def _begin_engine(self, context: BaseContext, files: Callable[[], ModelFiles]) -> EngineStarter:
         """Starts the engine process; a forkserver starts it once it has finished its imports."""
         with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
             assert self._record is not None
             engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)
         self._session.stack.callback(engine.close)
+        if self._download is not None:
+            self._session.stack.callback(self._download.close)  # first: the engine's start may wait for it
         self._engine = engine
         return engine
 

@@ -30,7 +30,12 @@ class EngineStarter:
     """Implements `server.operation.engine_monitor.EngineHandle`; lives on the API process's main thread."""
 
     def __init__(
-        self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions, record: OutputRecord
+        self,
+        context: BaseContext,
+        files: Callable[[], ModelFiles],
+        config: EngineConfig,
+        logs: LogOptions,
+        record: OutputRecord,
     ) -> None:
         """Begins the first start; `wait_started` must return before any other method but `close` is called.
 
@@ -98,7 +103,7 @@ class EngineStarter:
     def _start(self) -> EngineProcess:
         try:
             return engine_process.start_engine(
-                self._context, self._files, self._config, logs=self._logs, record=self._record
+                self._context, self._files(), self._config, logs=self._logs, record=self._record
             )
         except OSError as err:
             raise EngineStartError(f"the engine process could not be started: {err}") from err

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from envs.registry import env
 from server.terms.types import EngineInfo
 from startup.files.download.obtain import begin_download
-from startup.files.model.file_plan import FilePlan
+from startup.files.model.file_plan import Download, FilePlan
+from startup.files.model.hub_settings import is_offline
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
@@ -86,6 +87,7 @@ class StartSession:
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
         self._download: DownloadHandle | None = None
+        self._asks_later: Sequence[Download] = ()
         self._is_ready = False
         self._note_start: Callable[[Mapping[str, Any]], None] = lambda start: None
         """For `vllm-cli ps`."""
@@ -185,10 +187,14 @@ class StartSession:
         self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
-        """Downloads what the plan lacks, in a helper process; None if there is nothing to download.
+        """Downloads what the plan lacks or what has changed, in a helper process; None if that is nothing.
 
         Its progress is the detail of whatever phase is running.
+        A warm start with all files on disk waits for no answer: `finish` downloads for the next one.
         """
+        if start_origin.warm is not None and plan.is_on_disk:
+            self._asks_later = [] if is_offline() else plan.downloads
+            return None
         self._download = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
         return self.stack.enter_context(self._download) if self._download is not None else None
 
@@ -224,6 +230,16 @@ class StartSession:
         ready = {"ready_s": self.state.elapsed_s(), "phases": self.state.phase_seconds()}
         self._note_start(self.state.info()._asdict() | ready)
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
+        if self._asks_later:
+            group_signals.start_thread(threading.Thread(target=self._download_later, name="update", daemon=True))
+
+    def _download_later(self) -> None:
+        """Runs on a thread, with which the helper ends."""
+        from startup.files.download.process import start_download
+
+        with start_download(self._asks_later) as handle:
+            if handle.result() != tuple(download.cached for download in self._asks_later):
+                logger.info("the next start serves what has changed: a warm start does not wait for the hub")
 
     def notify_ready(self, status: str | None = None) -> None:
         """Ends the deadline and notifies the service manager of readiness. Called on any thread.

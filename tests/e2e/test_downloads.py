@@ -12,6 +12,7 @@ from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.hub import HubServer
 from tests.support.s3_server import SECRET, s3_server
+from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 
 
@@ -27,7 +28,7 @@ def settings(hub: HubServer, folder: Path) -> dict[str, str]:
     return {**offline, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
 
 
-def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(hub, tmp_path):
+def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_one_request(hub, tmp_path):
     hub.link.bytes_per_s = 5_000
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         environment = settings(hub, tmp_path) | {"NOTIFY_SOCKET": notified.address}
@@ -46,7 +47,54 @@ def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(
     hub.reset()
     with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
         assert server.complete(max_tokens=1) == 200
-    assert hub.requests == []
+    assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
+
+
+def test_a_template_that_was_mended_on_the_hub_is_served(hub, tiny_llama, tmp_path):
+    counts = []
+    for text in ("a", "a a a"):
+        add_with_template(hub, tiny_llama, text)
+        hub.reset()
+        with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
+            counts.append(count_tokens(server))
+    assert counts[0] < counts[1]
+    assert hub.downloads == ["org/model/chat_template.jinja"]
+
+
+def test_a_warm_start_serves_the_mended_template_after_the_next_one(hub, tiny_llama, tmp_path):
+    """It does not wait for the hub: it asks, and downloads, once it is ready."""
+    ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
+    counts = []
+    with StandbyProcess(environment=settings(hub, tmp_path)) as standby:
+        for text in ("a", "a a a", "a a a"):
+            commit = add_with_template(hub, tiny_llama, text)
+            with ServerProcess(["org/model"], environment=settings(hub, tmp_path) | standby.environment) as server:
+                counts.append(count_tokens(server))
+                wait_until(lambda commit=commit: ref.read_text() == commit)
+    assert counts[0] == counts[1] < counts[2]
+
+
+def add_with_template(hub: HubServer, model: Path, template: str) -> str:
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    return hub.add("org/model", files | {"chat_template.jinja": template.encode()}).id
+
+
+def count_tokens(server: ServerProcess) -> int:
+    """Of a chat, with the template."""
+    chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
+    count: int = server.ask("/tokenize", chat).json["count"]
+    return count
+
+
+def test_a_hub_that_does_not_answer_costs_a_warning(hub, tmp_path):
+    environment = settings(hub, tmp_path)
+    with ServerProcess(["org/model"], environment=environment):
+        pass
+    hub.may_answer.clear()
+    with ServerProcess(["org/model"], environment=environment) as server:
+        assert server.complete(max_tokens=1) == 200
+        (line,) = [line for line in server.log.splitlines() if "taking what is on disk of org/model: commit " in line]
+        assert ", downloaded on 20" in line
 
 
 def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama, tmp_path):

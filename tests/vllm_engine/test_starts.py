@@ -49,10 +49,16 @@ def hub(small_model: Path) -> Iterator[HubServer]:
         yield hub
 
 
+_WORDS = ("--enforce-eager", "--max-model-len", "256", "--dtype", "float32")
+
+
+def _variables(hub: HubServer, folder: Path) -> dict[str, str]:
+    cache = {"HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    return {**cache, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+
+
 def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expected_text):
-    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
-    environment = {**cache, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
-    words = ("--enforce-eager", "--max-model-len", "256", "--dtype", "float32")
+    words, environment = _WORDS, _variables(hub, tmp_path)
     with VllmServer("ours", Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
         assert server.wait_ready().generate() == expected_text
     files = [name for name in hub.downloads if name != "org/model/model.safetensors"]
@@ -62,7 +68,26 @@ def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expecte
         assert server.wait_ready().generate() == expected_text
         (model,) = server.get("/v1/models")["data"]
         assert (model["id"], model["root"]) == ("model", "org/model")
-    assert hub.requests == []
+    assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
+
+
+@pytest.mark.parametrize("launcher", ["ours", "warm"])
+def test_a_template_that_was_mended_on_the_hub_is_served(launcher, hub, small_model, tmp_path):
+    """By a cold start at once; by warm ones from the second on."""
+    files = {path.name: path.read_bytes() for path in small_model.iterdir() if path.is_file()}
+    counts = []
+    for text in ("a", "a a a", "a a a"):
+        hub.add("org/model", files | {"chat_template.jinja": text.encode()})
+        environment, words = _variables(hub, tmp_path), _WORDS
+        with VllmServer(launcher, Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
+            server.wait_ready()
+            counts.append(server.post("/tokenize", messages=[{"role": "user", "content": "a"}])["count"])
+            if launcher == "warm" and len(counts) == 2:
+                commit = hub.revisions["org/model"]["main"].id
+                ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
+                server.wait(lambda ref=ref, commit=commit: ref.read_text() == commit)
+    assert counts[0] < counts[2]
+    assert counts[1] == counts[2 if launcher == "ours" else 0]
 
 
 def test_the_pod_on_one_node_serves(small_model, two_ranks):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ _PROGRESS_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
 _NOT_READ: Final = 1
 
-_HELP = """Download what MODEL lacks, then read it into the page cache.
+_HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
 
 Accepts every flag of `vllm-cli serve`: give those of the later start, also `--engine vllm`. The files are those
 that this start will read, with its tokenizer, adapters and draft model. Skips resident pages, and reads no more
@@ -81,7 +80,7 @@ def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, is_js
     except ModelNotFoundError as err:
         return _fail(err, is_json=is_json)
     plan = plan_files(request)
-    fields = _fields(plan, [download.repo_id for download in before.downloads])
+    fields = _fields(plan, before)
     if download_only:
         click.echo(json.dumps(fields, indent=2) if is_json else f"on disk: {fields['folder']}")
         return OK
@@ -130,12 +129,18 @@ def _describe(progress: PrefetchProgress) -> str:
     return text if progress.eta_s is None else f"{text}, {progress.eta_s:.0f} s left"
 
 
-def _fields(plan: FilePlan, downloaded: Sequence[str]) -> dict[str, Any]:
+def _fields(plan: FilePlan, before: FilePlan) -> dict[str, Any]:
+    downloaded = [
+        old.name
+        for old, new in zip(before.places, plan.places, strict=True)
+        if before.is_downloaded(old) and not (old.is_of_branch and old.folder == new.folder)
+    ]
     return {
         "model": plan.model.name,
         "folder": str(plan.model.folder),
         "num_files": len(plan.read_order),
-        "downloaded": list(downloaded),
+        "downloaded": downloaded,
+        "commits": {place.name: place.folder.name for place in plan.places if place.is_of_branch and place.folder},
         "state": "done",
     }
 

@@ -14,17 +14,18 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from envs.redaction import without_login
+from envs.registry import env
+from startup.files.download.branch import is_worth_a_retry
 from startup.files.download.messages import DownloadError, FailureKind
 from startup.files.download.repository import HubFile, Listing, is_safe_name
+from startup.files.model.hub_settings import listing_url
+from startup.files.model.model_place import is_commit
 
 logger = logging.getLogger(__name__)
 
 _NUM_LISTINGS: Final = 8
 """How often the list of files is requested from one address while it answers with errors that pass."""
 _CONNECT_S: Final = 4.0
-_LISTING_S: Final = 8.0
-"""The longest time until the list of files is there."""
-_COMMIT_LENGTH: Final = 40
 
 T = TypeVar("T")
 
@@ -65,11 +66,6 @@ class Wait(NamedTuple):
 
     seconds: float = 0.0
     reason: str = ""
-
-
-def is_worth_a_retry(status: int) -> bool:
-    """Whether the same request may be answered later."""
-    return status in (408, 425, 429) or status >= 500
 
 
 def wait_of(status: int, headers: Mapping[str, str], attempt: int) -> Wait:
@@ -147,7 +143,8 @@ class HubClient:
             self.headers["Authorization"] = f"Bearer {token}"
         self.stall_s = stall_s
         httpx: Any = sys.modules[type(self._session).__module__.partition(".")[0]]  # or httpx2, by the version
-        self._timeout = httpx.Timeout(stall_s, connect=min(_CONNECT_S, stall_s))
+        connect_s = min(_CONNECT_S, stall_s) if env.HF_HUB_DOWNLOAD_TIMEOUT.source == "default" else stall_s
+        self._timeout = httpx.Timeout(stall_s, connect=connect_s)
         self._network_errors: tuple[type[Exception], ...] = (httpx.TransportError, httpx.TooManyRedirects, TimeoutError)
 
     @property
@@ -183,11 +180,11 @@ class HubClient:
     def _list_from(
         self, endpoint: str, repo_id: str, revision: str | None, pause: Callable[[float, str], None]
     ) -> Listing:
-        url = f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}?blobs=true"
+        url = f"{listing_url(endpoint, repo_id, revision)}?blobs=true"
         host = without_login(endpoint)
         for attempt in range(1, _NUM_LISTINGS + 1):
             try:
-                answer = _within_deadline(lambda: self._get(url), _LISTING_S)
+                answer = _within_deadline(lambda: self._get(url), env.HF_HUB_ETAG_TIMEOUT.get())
             except self._network_errors as err:
                 unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({_line(err)})"
                 raise DownloadError("unreachable", unreachable) from err
@@ -213,7 +210,7 @@ class HubClient:
             content = answer.json()
             commit = content["sha"]
             files = tuple(HubFile.from_sibling(sibling) for sibling in content.get("siblings") or ())
-            if len(commit) != _COMMIT_LENGTH or not set(commit) <= set("0123456789abcdef"):
+            if not is_commit(commit):
                 raise ValueError(f"{commit!r} is not a commit")
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             host = without_login(endpoint)

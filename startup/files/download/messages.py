@@ -1,22 +1,17 @@
 """What launcher and download helper send each other: the job, the hub's addresses, progress, report."""
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from base.wording import format_bytes
 from envs.registry import env
 from startup.files.model.file_plan import Download
 from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 
-STALL_S: Final = 15.0
-"""A connection that delivers no byte for this long is replaced."""
-
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
 """`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
 `wrong`: the files are not what the hub lists."""
-_HUB: Final = "https://huggingface.co"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +22,7 @@ class DownloadOptions:
     """Addresses of the hub and of mirrors, in the order in which they are tried."""
     timeout_s: float | None = None
     """The longest time for all files; None sets no limit."""
-    stall_s: float = STALL_S
+    stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +111,3 @@ def download_error(kind: FailureKind, reason: str) -> DownloadError:
     """The error of this kind, also as the start's own kinds of errors."""
     kinds: dict[str, type[DownloadError]] = {"refused": _RefusedError, "disk": _NoRoomError}
     return kinds.get(kind, DownloadError)(kind, reason)
-
-
-def hub_endpoints() -> tuple[str, ...]:
-    """The addresses in the order in which they are tried."""
-    listed, given = _split(env.VCLI_HUB_ENDPOINTS.get()), _split(env.HF_ENDPOINT.get())
-    return (listed if listed[:1] == given else given) or (_HUB,)
-
-
-def use_first_endpoint() -> None:
-    """Leaves only the first address in HF_ENDPOINT, which libraries of this process and its children read."""
-    listed = _split(env.HF_ENDPOINT.get())
-    if len(listed) > 1:
-        os.environ[env.VCLI_HUB_ENDPOINTS.name] = ",".join(listed)
-        os.environ[env.HF_ENDPOINT.name] = listed[0]
-
-
-def _split(text: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, (address.strip().rstrip("/") for address in (text or "").split(",")))))

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from envs.home import expand_home
 from server.terms.config import ModelFiles
-from startup.files.download.messages import DownloadError, DownloadOptions, hub_endpoints
+from startup.files.download.messages import DownloadError, DownloadOptions
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import Download, FilePlan, plan_files
-from startup.files.model.model_place import ModelPlace, is_offline, missing_package, place_problem
+from startup.files.model.hub_settings import hub_endpoints, is_offline
+from startup.files.model.model_place import ModelPlace, missing_package, place_problem
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import ModelNotFoundError
 

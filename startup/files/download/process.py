@@ -1,6 +1,7 @@
 """Starts the download helper, and receives its progress and report on a thread."""
 
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from typing import Final
 
 from base.wording import format_bytes
 from envs.redaction import without_login
+from envs.registry import env
+from startup.files.download.branch import AskJob, Question
 from startup.files.download.messages import (
     DownloadError,
     DownloadJob,
@@ -17,9 +20,9 @@ from startup.files.download.messages import (
     DownloadReport,
     LogLine,
     download_error,
-    hub_endpoints,
 )
 from startup.files.model.file_plan import Download
+from startup.files.model.hub_settings import hub_endpoints, hub_token, listing_url
 from startup.ground.processes import group_signals
 from startup.ground.processes.helper import Helper, HelperEndedError
 
@@ -36,6 +39,8 @@ class DownloadHandle:
         self._helper = helper
         self._show = show
         self._report: DownloadReport | None = None
+        self._are_updates = all(download.is_update for download in downloads)
+        self._has_moved = False
         self._logged_s = time.monotonic()
         self._thread = threading.Thread(target=self._receive, name="download-progress", daemon=True)
         group_signals.start_thread(self._thread)
@@ -44,6 +49,12 @@ class DownloadHandle:
     def names(self) -> str:
         """What is downloaded, for messages."""
         return ", ".join(download.repo_id for download in self.downloads)
+
+    def stop_asking(self) -> None:
+        """The imports of a start are done: takes what is on disk unless it is known to be outdated."""
+        if self._report is None and not self._has_moved and self._are_updates:
+            self._report = self._take_cached("the hub has not told yet whether the branch has moved")
+            self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
         """Waits for the end; returns a snapshot for each download.
@@ -72,6 +83,7 @@ class DownloadHandle:
 
     def close(self) -> None:
         """Ends the helper, if it is running."""
+        self._report = self._report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
         self._helper.close()
@@ -88,19 +100,38 @@ class DownloadHandle:
             while self._report is None:
                 self._take(self._helper.receive())
         except HelperEndedError as err:
-            self._report = DownloadReport(failure="failed", reason=f"the download of {self.names} failed: {err}")
+            self._report = self._report or self._take_cached(f"the download of {self.names} failed: {err}")
         finally:
             self._show("")
+
+    def _take_cached(self, reason: str) -> DownloadReport:
+        """The report if the helper gives none."""
+        if not self._are_updates:
+            return DownloadReport(failure="failed", reason=reason)
+        found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
+        logger.warning("%s; taking what is on disk of %s", reason, found)
+        return DownloadReport(tuple(str(download.cached) for download in self.downloads))
 
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
+        elif isinstance(event, bool):
+            self._take_answer(has_moved=event)
+        elif isinstance(event, str):
+            self._report = self._take_cached(event)
         elif isinstance(event, LogLine):
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
             if event.failure is None:
                 self._log_end(event)
             self._report = event
+
+    def _take_answer(self, *, has_moved: bool) -> None:
+        self._has_moved = has_moved
+        if not has_moved:
+            for download in self.downloads:
+                logger.info("%s", download.describe_commit(Path(download.cached or "").name))
+            self._report = DownloadReport(tuple(str(download.cached) for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
@@ -132,7 +163,18 @@ def start_download(
     options = options or DownloadOptions(endpoints=hub_endpoints())
     job = DownloadJob(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
     try:
-        helper = Helper("download", "startup.files.download.worker:run", job)
+        if all(download.is_update for download in downloads):
+            helper = Helper("download", "startup.files.download.branch:run", _ask_first(job))
+        else:
+            helper = Helper("download", "startup.files.download.worker:run", job)
     except OSError as err:
         raise DownloadError("failed", f"the download cannot be started: {err.strerror}") from err
     return DownloadHandle(helper, downloads, show)
+
+
+def _ask_first(job: DownloadJob) -> AskJob:
+    def urls(download: Download) -> tuple[str, ...]:
+        return tuple(listing_url(each, download.repo_id, download.revision) for each in job.options.endpoints)
+
+    questions = (Question(urls(each), hub_token(each.token), Path(each.cached or "").name) for each in job.downloads)
+    return AskJob(tuple(questions), env.HF_HUB_ETAG_TIMEOUT.get(), pickle.dumps(job))

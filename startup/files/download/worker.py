@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -33,6 +33,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def run(job: DownloadJob, send: Send) -> None:
     """Downloads, and sends lines for the log, progress and the report."""
     os.environ[env.HF_ENDPOINT.name] = job.options.endpoints[0]
+    os.environ[env.HF_HUB_OFFLINE.name] = "0"  # the start may have forbidden requests since
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
     send(DownloadRun(job, send).run())
 
@@ -104,13 +105,9 @@ class DownloadRun:
     def _run(self) -> DownloadReport:
         begin_ns = time.monotonic_ns()
         plans = [self._list(download) for download in self._job.downloads]
-        hosts = (
-            endpoint for plan in plans for endpoint in plan.listing.endpoints if plan.download.hub == "huggingface"
-        )
-        host = next(hosts, "")
-        self._send(LogLine(logging.INFO, f"downloading {self._names}{f' from {without_login(host)}' if host else ''}"))
+        self._log_begin([plan for plan in plans if isinstance(plan, _Plan)])
         listed_ns = time.monotonic_ns()
-        folders = tuple(str(self._obtain(plan)) for plan in plans)
+        folders = tuple(str(self._obtain(plan) if isinstance(plan, _Plan) else plan) for plan in plans)
         end_ns = time.monotonic_ns()
         spans = (
             ("download_start", self._job.begin_ns, begin_ns),
@@ -123,16 +120,30 @@ class DownloadRun:
     def _names(self) -> str:
         return ", ".join(download.repo_id for download in self._job.downloads)
 
-    def _list(self, download: Download) -> _Plan:
-        client = self._create_client(download)
+    def _log_begin(self, plans: Sequence[_Plan]) -> None:
+        names = ", ".join(plan.download.repo_id for plan in plans)
+        hosts = (host for plan in plans for host in plan.listing.endpoints if plan.download.hub == "huggingface")
+        host = next(hosts, "")
+        if names:
+            self._send(LogLine(logging.INFO, f"downloading {names}{f' from {without_login(host)}' if host else ''}"))
+
+    def _list(self, download: Download) -> "_Plan | Path":
+        """The files of the repository; the folder on disk if nobody tells."""
         try:
+            client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
         except DownloadError as err:
-            if err.kind != "unreachable" or download.cached is None:
-                raise
-            logger.warning("%s; taking what the last start has downloaded", err)
-            listing = Listing(download.cached.name, {}, ())
+            return self._fall_back(download, err)
+        if download.is_update:
+            self._send(LogLine(logging.INFO, download.describe_commit(listing.commit)))
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
+
+    def _fall_back(self, download: Download, err: DownloadError) -> Path:
+        """What the last start has downloaded; raises the error if that is nothing, or if a store refuses."""
+        if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
+            raise err
+        logger.warning("%s; taking what is on disk of %s: %s", err, download.repo_id, download.cached_text)
+        return download.cached
 
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
         if download.hub != "object_store":
@@ -161,7 +172,9 @@ class DownloadRun:
                 with held_by_one(repository.lock_path, lambda: self._show(waiting)):
                     self._fetch_missing(plan)
         except OSError as err:
-            raise self._disk_error(err, plan) from err
+            return self._fall_back(plan.download, self._disk_error(err, plan))
+        except DownloadError as err:
+            return self._fall_back(plan.download, err)
         return repository.snapshot(commit)
 
     def _is_complete(self, plan: _Plan) -> bool:

@@ -3,6 +3,7 @@
 Looks on the disk only, at names, links and small JSON files; takes below 10 ms.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +32,7 @@ _UNCACHED_FORMATS: Final = (
 
 @dataclass(frozen=True)
 class Download:
-    """Files of one repository that are not on disk, or not all of them."""
+    """Files of one repository that are not on disk, or may have changed in the repository since."""
 
     repo_id: str
     revision: str | None
@@ -44,9 +45,28 @@ class Download:
     """None leaves the choice to the hub's client."""
     hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
-    """What the last start has downloaded from an object store: used if the store cannot be reached."""
+    """What the last start has downloaded: used if it has not changed, or if nobody tells."""
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""
+
+    @property
+    def is_update(self) -> bool:
+        """Whether all files are on disk, and the hub is asked whether the branch has moved."""
+        return self.hub == "huggingface" and self.cached is not None
+
+    @property
+    def cached_text(self) -> str:
+        """Commit and date of what is on disk, for messages."""
+        assert self.cached is not None
+        day = time.strftime("%Y-%m-%d", time.localtime(self.cached.stat().st_mtime))
+        return f"{f'commit {self.cached.name}, ' if self.is_update else ''}downloaded on {day}"
+
+    def describe_commit(self, commit: str) -> str:
+        """What the hub tells about the branch of what is on disk, for messages."""
+        assert self.cached is not None
+        has_moved = commit != self.cached.name
+        state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
+        return f"{self.repo_id}: {self.revision or 'main'} {state} {self.cached_text}"
 
 
 @dataclass(frozen=True)
@@ -102,15 +122,15 @@ class FilePlan:
 
     @property
     def downloads(self) -> tuple[Download, ...]:
-        """What is not on disk."""
+        """What is not on disk, or may have changed since."""
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:
-        """Whether the files may have to be downloaded; those of an object store may have changed."""
+        """Whether files may have to be downloaded: those of a branch or an object store may have changed."""
         if place.kind == "object_store":
             is_streamed_by_vllm = self.request.engine == "vllm" and is_streamed(self.request.load_format)
             return place in self.main_places and not is_streamed_by_vllm
-        return place.kind == "hub"
+        return place.kind == "hub" or place.is_of_branch
 
     def download_of(self, place: ModelPlace) -> Download:
         """What is downloaded of a place on the hub."""
@@ -123,6 +143,7 @@ class FilePlan:
             cache_dir=place.cache_dir or self.request.cache_dir,
             wanted=place.wanted,
             token=self.request.hf_token,
+            cached=place.folder if place.is_local else None,
             is_default=place.is_default,
         )
 

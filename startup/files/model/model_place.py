@@ -13,13 +13,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 from envs import foreign
 from envs.home import expand_home
-from envs.registry import env
 from startup.files.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
 from startup.files.model.wanted_files import Role, WantedFiles
 from startup.ground.caches import cache_folder
 
 _DEFAULT_REVISION: Final = "main"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
 """Characters of a folder's name; file systems have room for 255."""
@@ -63,6 +63,11 @@ class ModelPlace(NamedTuple):
     def is_local(self) -> bool:
         """Whether all files are on disk."""
         return self.kind in ("folder", "snapshot")
+
+    @property
+    def is_of_branch(self) -> bool:
+        """Whether all files are on disk, of a branch or tag that may have moved since."""
+        return self.kind == "snapshot" and not is_commit(self.revision or _DEFAULT_REVISION)
 
 
 class FolderListing:
@@ -164,9 +169,9 @@ def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
     return f"{listing.folder} lacks {missing[0]}" if missing else None
 
 
-def is_offline() -> bool:
-    """Whether the user forbids requests to the hub, by the rule of the hub's client."""
-    return (env.TRANSFORMERS_OFFLINE if env.HF_HUB_OFFLINE.raw is None else env.HF_HUB_OFFLINE).get()
+def is_commit(revision: str) -> bool:
+    """Whether it is the hash of a commit, which never moves."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def is_hub_id(name: str) -> bool:

@@ -78,7 +78,7 @@ class ModelRequest:
             revision=config.revision,
             tokenizer=config.tokenizer,
             download_dir=config.download_dir,
-            hf_token=config.hf_token,
+            hf_token=None if config.hf_token == env.HF_TOKEN.get() else config.hf_token,  # the client reads it, too
             adapters=tuple(adapters),
         )
 

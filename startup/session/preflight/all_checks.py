@@ -20,8 +20,9 @@ from server.text.model_files.model_kind import read_model_kind
 from server.text.model_files.tokenizer_files import foreign_problem
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.hub_settings import is_offline
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_place import ModelPlace, is_offline
+from startup.files.model.model_place import ModelPlace
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartupConfig
 from startup.imports.torch_environment import expects_gpu

@@ -10,13 +10,13 @@ from envs.home import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
-from startup.files.download.messages import STALL_S, DownloadError, hub_endpoints
+from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import gguf_advice
+from startup.files.model.hub_settings import hub_endpoints, is_offline
 from startup.files.model.model_place import (
     ModelPlace,
     dangling_links,
     find_snapshot,
-    is_offline,
     is_streamed,
     missing_package,
 )
@@ -78,7 +78,7 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         raise RetryableError(reason)
 
     try:
-        client = HubClient(token=token, stall_s=STALL_S)
+        client = HubClient(token=token, stall_s=env.HF_HUB_DOWNLOAD_TIMEOUT.get())
         listing = client.list_files(place.name, place.revision, hub_endpoints(), give_up)
         for name in place.wanted.choose_small(listing.files)[:1]:
             with client.stream(FileAddress(listing.endpoints[0], place.name, listing.commit, name), begin=0):

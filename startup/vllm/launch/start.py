@@ -23,8 +23,9 @@ from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
 from envs.variable import EnvError
-from startup.files.download.messages import DownloadError, use_first_endpoint
+from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
+from startup.files.model.hub_settings import use_first_endpoint
 from startup.ground import start_origin
 from startup.ground.caches import keep_bytecode, use_baked_bytecode
 from startup.ground.config import VllmOptions
@@ -261,11 +262,11 @@ class _VllmStart:
             self._session.keep_run_record(_address_of(line))
 
     def _begin_download(self) -> None:
-        """Downloads what is not on disk while this process and the forkserver import."""
+        """Downloads what is not on disk or has changed, while this process and the forkserver import."""
         plan = self._line.file_plan
         if plan is not None:
             self._download = self._session.download(plan, self._options.download_timeout_s)
-            self._is_offline = self._download is None and forbid_requests(self._line, plan)
+            self._is_offline = forbid_requests(self._line, plan)
 
     def _finish_download(self) -> None:
         """vLLM needs the files from here on; what was written is in the page cache."""
@@ -273,6 +274,7 @@ class _VllmStart:
             self._line = with_folders(self._line, {})
             return
         with self._span("resolve_model", waits_for="download"):
+            self._download.stop_asking()
             try:
                 folders = self._download.result()
             except DownloadError as err:
@@ -281,7 +283,7 @@ class _VllmStart:
                 logger.warning("%s; vLLM tries to find it", err)
                 return
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
-        self._is_offline = forbid_requests(self._line, plan_files(self._line.request))
+        self._is_offline = self._is_offline or forbid_requests(self._line, plan_files(self._line.request))
 
     def _end_if_refused(self) -> None:
         """Raises the download's failure as soon as it is known, unless vLLM may find the model."""

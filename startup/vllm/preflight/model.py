@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from envs.suggestion import did_you_mean
 from startup.files.model.checkpoint_folder import folder_problems
+from startup.files.model.hub_settings import is_offline
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_place import ModelPlace, is_offline
+from startup.files.model.model_place import ModelPlace
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.model_places import check_model_place

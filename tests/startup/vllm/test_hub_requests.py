@@ -188,3 +188,22 @@ def test_a_refused_model_ends_the_start_between_the_imports(tmp_path):
             (line,) = start.lines_with("Error:")
     assert "org/gated is gated: ask for access at" in line
     assert "imported cli.serve" not in start.log
+
+
+@pytest.mark.thorough
+def test_a_branch_that_has_moved_is_on_disk_before_vllm_reads_it(tmp_path):
+    config = b'{"architectures": ["FakeForCausalLM"]}'
+    files = {"config.json": config, "model.safetensors": b"x", "tokenizer.json": b"{}"}
+    ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
+    with HubServer().serving() as hub:
+        variables = environment(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path / "hub"))
+        first, moved = hub.add("org/model", files).id, "b" * 40
+        for commit, num_requests in ((first, None), (first, 1), (moved, None), (moved, 1)):
+            if commit == moved:
+                hub.add("org/model", files | {"chat_template.jinja": b"x"}, commit=moved)
+            hub.reset()
+            with FakeStart(tmp_path, "org/model", env=variables) as start:
+                start.wait_ready()
+                assert ref.read_text() == commit
+            assert num_requests in (None, len(hub.requests))
+    assert "has not told" not in start.log

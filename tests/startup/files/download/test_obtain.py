@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from startup.files.download import hub_client
-from startup.files.download.messages import hub_endpoints, use_first_endpoint
 from startup.files.download.obtain import resolve_model
+from startup.files.model.hub_settings import hub_endpoints, use_first_endpoint
 from startup.files.model.request import ModelRequest
 from startup.ground.config import DEFAULT_MODEL_ID
 from startup.ground.errors import ModelNotFoundError
@@ -94,17 +94,19 @@ def test_the_fault_of_a_folder_is_reported(tmp_path, changes, expected):
     assert expected.format(folder) in problem(folder)
 
 
-def test_a_cached_snapshot_needs_no_network(cache, hub_server):
+def test_a_cached_snapshot_needs_no_download(cache, hub_server):
     snapshot = write_snapshot(cache, "org/model")
-    assert resolve_model(ModelRequest(model="org/model")).path == snapshot
     assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == snapshot
     assert hub_server.requests == []
+    assert resolve_model(ModelRequest(model="org/model")).path == snapshot
+    assert hub_server.downloads == []
 
 
 def test_the_default_model_is_taken_from_the_cache(cache, hub_server):
+    hub_server.add(DEFAULT_MODEL_ID, MODEL, commit=COMMIT)
     snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
     assert resolve_model(ModelRequest()).path == snapshot
-    assert hub_server.requests == []
+    assert hub_server.downloads == []
 
 
 def test_the_prepared_default_model_takes_precedence(tmp_path, cache):

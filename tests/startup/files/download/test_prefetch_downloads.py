@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.startup.files.download.conftest import MODEL
+from tests.startup.files.download.conftest import COMMIT, MODEL
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -44,9 +44,19 @@ def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server,
     assert (code, fields["folder"], fields["downloaded"]) == (0, str(folder), ["org/model", "org/words"])
     assert sorted(path.name for path in folder.iterdir()) == sorted(MODEL)
     assert "org/words/model.safetensors" not in hub_server.downloads
-    num_requests = len(hub_server.requests)
+    hub_server.reset()
     assert report(run, "org/model", "--engine", engine, *flags)[1]["downloaded"] == []
-    assert len(hub_server.requests) == num_requests
+    assert len(hub_server.requests) == 2  # whether the two branches have moved
+
+
+def test_a_branch_that_has_moved_is_told(run, hub_server):
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["downloaded"], fields["commits"]) == (0, ["org/model"], {"org/model": COMMIT})
+    hub_server.add("org/model", MODEL | {"chat_template.jinja": b"x"}, commit="c" * 40)
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["downloaded"], fields["commits"]) == (0, ["org/model"], {"org/model": "c" * 40})
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["downloaded"], fields["commits"]) == (0, [], {"org/model": "c" * 40})
 
 
 def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):

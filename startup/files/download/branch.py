@@ -1,0 +1,92 @@
+"""The job of a helper when all files are on disk: asks whether a branch has moved, and downloads it if so.
+
+Until then it imports only a part of the standard library, as the imports of the start run beside it.
+"""
+
+import pickle
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from startup.ground.processes.helper import Send
+
+
+class Question(NamedTuple):
+    """Which commit a branch has."""
+
+    urls: tuple[str, ...]
+    """Where the hub and its mirrors tell it."""
+    token: str | None
+    commit: str
+    """The one on disk."""
+
+
+class AskJob(NamedTuple):
+    """The message to the helper."""
+
+    questions: tuple[Question, ...]
+    timeout_s: float
+    """For each step of a request."""
+    download: bytes
+    """The pickled job of the download."""
+
+
+def run(job: AskJob, send: Send) -> None:
+    """Sends whether a branch has moved (also if only the hub's client can tell), or why that is not known."""
+    try:
+        has_moved = any(_find_commit(question, job.timeout_s) != question.commit for question in job.questions)
+    except OSError as err:
+        send(str(err))
+        return
+    send(has_moved)
+    if has_moved:
+        from startup.files.download.worker import run as download  # noqa: PLC0415 - rarely needed
+
+        download(pickle.loads(job.download), send)
+
+
+def _find_commit(question: Question, timeout_s: float) -> str | None:
+    """From the first address that answers; None if only the hub's client can tell, or tell why not.
+
+    Raises:
+        OSError: no address answers; the reason is the first address's.
+    """
+    failures: list[str] = []
+    for url in question.urls:
+        try:
+            return _ask(url, question.token, timeout_s)
+        except OSError as err:
+            failures.append(f"the hub at {urlsplit(url).hostname} cannot be reached ({err})")
+    raise OSError(failures[0])
+
+
+def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
+    import json  # noqa: PLC0415 - the launcher imports this module, too
+    from http.client import HTTPException  # noqa: PLC0415
+    from ssl import SSLError  # noqa: PLC0415
+    from urllib.error import HTTPError, URLError  # noqa: PLC0415
+    from urllib.request import Request, getproxies, urlopen  # noqa: PLC0415
+
+    has_socks = any(name == "all" or proxy.startswith("socks") for name, proxy in getproxies().items())
+    if has_socks or "@" in urlsplit(url).netloc:  # urllib takes neither
+        return None
+    request = Request(url)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for another host
+    try:
+        with urlopen(request, timeout=timeout_s) as answer:
+            return str(json.load(answer)["sha"])
+    except HTTPError as err:
+        err.close()
+        if is_worth_a_retry(err.code):  # a start asks once
+            raise OSError(f"it answers {err.code}") from err
+    except URLError as err:
+        if not isinstance(err.reason, SSLError):  # the client has certificates of its own
+            raise
+    except (HTTPException, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def is_worth_a_retry(status: int) -> bool:
+    """Whether the same request may be answered later."""
+    return status in (408, 425, 429) or status >= 500

@@ -1,0 +1,211 @@
+"""A branch whose files are on disk: the hub is asked once if it has moved; what has changed is fetched."""
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from startup.files.download.messages import DownloadOptions
+from startup.files.download.obtain import begin_download, finish_download, resolve_model
+from startup.files.download.process import start_download
+from startup.files.model.file_plan import plan_files
+from startup.files.model.request import Adapter, ModelRequest
+from tests.startup.files.download.conftest import COMMIT, MODEL
+from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
+from tests.startup.files.download.downloads import Downloads
+from tests.support.hub import Fault, HubServer
+from tests.support.waiting import wait_until
+
+MOVED = "b" * 40
+TEMPLATE = {"chat_template.jinja": b"{{ messages }}"}
+MODEL_REQUEST = ModelRequest(model="org/model")
+
+
+@pytest.fixture
+def on_disk(hub_server: HubServer, cache: Path) -> Path:
+    """The snapshot of `org/model`; the hub has forgotten its requests."""
+    folder = resolve_model(MODEL_REQUEST).path
+    hub_server.reset()
+    return folder
+
+
+def requested(hub: HubServer) -> list[str]:
+    return [seen.path for seen in hub.requests]
+
+
+def ref(cache: Path, repo: str = "org--model", branch: str = "main") -> str:
+    return (cache / f"models--{repo}" / "refs" / branch).read_text()
+
+
+def test_a_branch_that_has_not_moved_costs_one_request(hub_server, on_disk, caplog):
+    caplog.set_level(logging.INFO)
+    assert resolve_model(MODEL_REQUEST).path == on_disk
+    assert requested(hub_server) == ["/api/models/org/model/revision/main"]
+    (line,) = caplog.messages
+    assert line.startswith(f"org/model: main is still commit {COMMIT}, downloaded on 20")
+
+
+def test_what_has_changed_is_downloaded_and_served(hub_server, on_disk, cache, caplog):
+    caplog.set_level(logging.INFO)
+    hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
+    folder = resolve_model(MODEL_REQUEST).path
+    assert (folder.name, ref(cache)) == (MOVED, MOVED)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL | TEMPLATE
+    assert hub_server.downloads == ["org/model/chat_template.jinja"]
+    assert any(
+        line.startswith(f"org/model: main has moved to commit {MOVED}") and COMMIT in line for line in caplog.messages
+    )
+    hub_server.reset()
+    assert resolve_model(MODEL_REQUEST).path == folder
+    assert len(hub_server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "request_of_others",
+    [
+        ModelRequest(model="org/model", revision="v2"),
+        ModelRequest(model="FOLDER", tokenizer="org/model"),
+        ModelRequest(model="FOLDER", engine="vllm", adapters=(Adapter("a", "org/adapter"),)),
+    ],
+    ids=["tag", "tokenizer", "adapter"],
+)
+def test_tags_tokenizers_and_adapters_move_too(request_of_others, hub_server, cache, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in MODEL.items():
+        (folder / name).write_bytes(content)
+    model = str(folder) if request_of_others.model == "FOLDER" else request_of_others.model
+    request = ModelRequest(**{**vars(request_of_others), "model": model})
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}
+    for name, files, branch in (("model", MODEL, "v2"), ("model", MODEL, "main"), ("adapter", adapter, "main")):
+        hub_server.add(f"org/{name}", files, revision=branch, commit=COMMIT)
+    resolve_model(request)
+    hub_server.reset()
+    resolve_model(request)
+    assert len(hub_server.requests) == 1
+    for name, files, branch in (("model", MODEL, "v2"), ("model", MODEL, "main"), ("adapter", adapter, "main")):
+        hub_server.add(f"org/{name}", files | {"new.json": b"{}"}, revision=branch, commit=MOVED)
+    resolve_model(request)
+    (place,) = (place for place in plan_files(request).places if place.kind == "snapshot")
+    assert place.folder is not None
+    assert place.folder.name == MOVED
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_mode_asks_nothing(variable, hub_server, on_disk, monkeypatch):
+    hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
+    monkeypatch.setenv(variable, "1")
+    assert resolve_model(MODEL_REQUEST).path == on_disk
+    assert hub_server.requests == []
+
+
+def test_a_commit_and_a_folder_are_never_asked_for(hub_server, on_disk):
+    assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == on_disk
+    assert resolve_model(ModelRequest(model=str(on_disk))).path == on_disk
+    assert hub_server.requests == []
+
+
+def test_without_an_answer_the_start_takes_what_is_on_disk(hub_server, on_disk, caplog):
+    """Also one that it gets later."""
+    hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
+    hub_server.may_answer.clear()
+    plan = plan_files(MODEL_REQUEST)
+    handle = begin_download(plan, lambda _: None)
+    assert handle is not None
+    with handle:
+        wait_until(lambda: len(hub_server.requests) == 1)
+        handle.stop_asking()
+        assert finish_download(plan, handle).path == on_disk
+    (line,) = caplog.messages
+    assert line.startswith("the hub has not told yet whether the branch has moved; taking what is on disk of org/model")
+    assert f"commit {COMMIT}, downloaded on 20" in line
+
+
+def test_a_start_waits_for_a_branch_that_is_known_to_have_moved(hub_server, on_disk):
+    hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
+    hub_server.link.bytes_per_s = 100
+    plan = plan_files(MODEL_REQUEST)
+    handle = begin_download(plan, lambda _: None)
+    assert handle is not None
+    with handle:
+        wait_until(lambda: handle._has_moved)
+        handle.stop_asking()
+        assert finish_download(plan, handle).path.name == MOVED
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "num_requests"), [(503, "", 1), (429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2)]
+)
+def test_a_hub_that_refuses_leaves_what_is_on_disk(status, code, num_requests, hub_server, on_disk, caplog):
+    hub_server.faults.add(Fault("status", times=None, path="api/*", status=status, code=code))
+    assert resolve_model(MODEL_REQUEST).path == on_disk
+    assert len(hub_server.requests) == num_requests
+    (line,) = caplog.messages
+    assert f"taking what is on disk of org/model: commit {COMMIT}, downloaded on 20" in line
+
+
+def test_a_hub_that_is_not_there_leaves_what_is_on_disk(hub_server, on_disk, caplog, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert resolve_model(MODEL_REQUEST).path == on_disk
+    (line,) = caplog.messages
+    assert line.startswith("the hub at 127.0.0.1 cannot be reached (")
+
+
+def test_a_file_that_cannot_be_had_leaves_what_is_on_disk(downloads, caplog):
+    (folder,) = downloads.run().paths
+    downloads.hub.add("org/model", LARGER_MODEL | TEMPLATE, commit=MOVED)
+    downloads.hub.faults.add(Fault("status", times=None, path="*.jinja", status=403, code="GatedRepo"))
+    report = downloads.run(cached=folder)
+    assert (report.failure, report.paths) == (None, (folder,))
+    assert f"taking what is on disk of org/model: commit {folder.name}" in caplog.text
+
+
+def ask(
+    downloads: Downloads, folder: Path, *endpoints: str, token: str | None = None
+) -> list[tuple[str | None, int | None]]:
+    """Starts a helper; tokens and statuses of the requests."""
+    downloads.hub.reset()
+    options = DownloadOptions(endpoints=endpoints or (downloads.hub.url,))
+    with start_download([downloads.download(cached=folder, token=token)], options=options) as handle:
+        assert handle.result() == (folder,)
+    return [(seen.token, seen.status) for seen in downloads.hub.requests]
+
+
+def test_a_mirror_is_asked_after_a_hub_that_is_not_there(downloads):
+    (folder,) = downloads.run().paths
+    assert ask(downloads, folder, "http://127.0.0.1:9", downloads.hub.url) == [(None, 200)]
+
+
+def test_a_private_repository_is_asked_for_with_the_token(downloads, monkeypatch):
+    downloads.hub.token = "hf_right"
+    downloads.hub.private.add("org/model")
+    (folder,) = downloads.run(token="hf_right").paths
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_right\n")
+    assert ask(downloads, folder) == [("Bearer hf_right", 200)]
+
+
+def test_a_token_does_not_follow_a_redirect(downloads):
+    (folder,) = downloads.run().paths
+    downloads.hub.add("org/new", LARGER_MODEL)
+    downloads.hub.renamed["org/model"] = "org/new"
+    assert ask(downloads, folder, token="hf_a") == [("Bearer hf_a", 307), (None, 200)]
+
+
+def test_a_helper_that_dies_leaves_what_is_on_disk(hub_server, on_disk, caplog):
+    hub_server.may_answer.clear()
+    (download,) = plan_files(MODEL_REQUEST).downloads
+    with start_download([download]) as handle:
+        wait_until(lambda: len(hub_server.requests) == 1)
+        handle._helper._process.kill()
+        assert handle.result() == (on_disk,)
+    assert "killed by signal 9; taking what is on disk of org/model" in caplog.text
+
+
+def test_the_end_of_a_server_ends_the_question_silently(hub_server, on_disk, caplog):
+    hub_server.may_answer.clear()
+    (download,) = plan_files(MODEL_REQUEST).downloads
+    with start_download([download]):
+        wait_until(lambda: len(hub_server.requests) == 1)
+    assert caplog.messages == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "download-progress"]
