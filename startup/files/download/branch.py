@@ -4,10 +4,14 @@ Until then it imports only a part of the standard library, as the imports of the
 """
 
 import pickle
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from base.json_depth import read_json
 from startup.ground.processes.helper import Send
+
+_MOST_BYTES: Final = 1 << 26
+"""Of the answer, which lists all files: some hundred bytes for each."""
 
 
 class Question(NamedTuple):
@@ -60,8 +64,7 @@ def _find_commit(question: Question, timeout_s: float) -> str | None:
 
 
 def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
-    import json  # noqa: PLC0415 - the launcher imports this module, too
-    from http.client import HTTPException  # noqa: PLC0415
+    from http.client import HTTPException  # noqa: PLC0415 - the launcher imports this module, too
     from ssl import SSLError  # noqa: PLC0415
     from urllib.error import HTTPError, URLError  # noqa: PLC0415
     from urllib.request import Request, getproxies, urlopen  # noqa: PLC0415
@@ -74,7 +77,7 @@ def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for another host
     try:
         with urlopen(request, timeout=timeout_s) as answer:
-            return str(json.load(answer)["sha"])
+            return str(read_json(answer.read(_MOST_BYTES))["sha"])
     except HTTPError as err:
         err.close()
         if is_worth_a_retry(err.code):  # a start asks once

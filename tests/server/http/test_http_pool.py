@@ -59,7 +59,7 @@ def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, pool_waits):
         ({"temperature": 9}, "temperature"),
         ({"user": LARGE, "n": 0}, "n"),
         ({"messages": [{"role": "user", "content": LARGE}, {"content": "no role"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": LARGE * 10}]}, "messages"),
+        ({"messages": [{"role": "user", "content": LARGE * 10}]}, "input_text"),
     ],
 )
 def test_an_error_in_the_pool_reaches_the_client(server, engine, pool_waits, fields, param):
