@@ -148,7 +148,7 @@ class StartSession:
         if listener.is_listening(listening):
             self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
-        if listener.is_listening(listening) and address.uds is None and not sys.stdout.isatty():
+        if listener.is_listening(listening) and address.uds is None and not (sys.stdout and sys.stdout.isatty()):
             self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)

@@ -65,7 +65,7 @@ def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: floa
     if not servers:
         click.echo(_describe_absence(which), err=True)
         return NOT_STOPPED
-    if is_all and not is_confirmed and sys.stdin.isatty():
+    if is_all and not is_confirmed and sys.stdin and sys.stdin.isatty():
         click.echo("\n".join(map(_name_of, servers)), err=True)
         if not click.confirm(f"Stop all {len(servers)}?", err=True):
             return NOT_STOPPED

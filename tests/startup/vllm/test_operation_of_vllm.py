@@ -304,7 +304,7 @@ def test_an_engine_that_cannot_start_is_never_ready(folder):
 
 def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder):
     """The new file has the time and size of the old one, as in images with equal times."""
-    fake, sources = variant(folder), {"PYTHONDONTWRITEBYTECODE": "1", "VCLI_LEAVE_OUT": "import file"}
+    fake, sources = variant(folder), {"VCLI_LEAVE_OUT": "import file"}
     with FakeStart(folder, env=environment(folder, fake, **sources)) as start:
         start.wait_ready()
         start.wait(lambda: any(folder.rglob("vllm-facts/*.json")))
@@ -312,6 +312,8 @@ def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder
     before = serve.stat()
     serve.write_text(serve.read_text().replace('"float16", "half"', '"float16", "hulf"'))
     os.utime(serve, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for bytecode in folder.rglob("*.pyc"):
+        bytecode.unlink()
     checked = environment(folder, fake, VLLM_TARGET_DEVICE="cpu", VCLI_PREFLIGHT=None, **sources)
     refused = run_fake(folder, "--dtype", "hulf", "--port", "0", env=checked)
     assert refused.returncode == 2
