@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def program_version() -> str:
-    """Of the installed package; a checkout that is not installed has none."""
+    """The version of the installed package; a checkout that is not installed has none."""
     try:
         return version("vllm-cli-server")
     except PackageNotFoundError:

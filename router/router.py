@@ -157,7 +157,7 @@ class _Router:
         """Whether all models with `preload` have started, or have failed to."""
         self._reloading: asyncio.Task[None] | None = None
         self._preloading: asyncio.Future[list[None]] | None = None
-        """Of the last change of the file."""
+        """The starts that the last change of the file has begun."""
         self._wants_reload = False
         self._status = ""
 

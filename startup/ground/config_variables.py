@@ -28,7 +28,7 @@ class Replaced(NamedTuple):
     missing: tuple[str, ...] = ()
     """A line for each reference that stays: its variable is not set, and there is no default."""
     refused: tuple[str, ...] = ()
-    """Those of them that no engine may read as a text: with `:?`, or in a secret, whose text others know."""
+    """The lines of references with `:?` and of those in secrets, which no engine may read as texts."""
 
 
 def replace_variables(text: str) -> Replaced:

@@ -76,7 +76,7 @@ class CommandLine:
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """All values of the flags that take several."""
     in_file: Mapping[str, str] = field(default_factory=dict)
-    """Those of `values` that the file of `--config` has, also where a word takes precedence."""
+    """The settings of the file of `--config`, also where a word takes precedence."""
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":

@@ -73,7 +73,7 @@ _SOURCES: Final = (
 )  # fmt: skip
 """Beginnings of the modules that the facts are from: the record is valid while their files are the same."""
 _UTILIZATION: Final = 0.92
-"""Of 0.29 to 0.33."""
+"""The default of 0.32 and 0.33."""
 _LASTS_S: Final = 30 * 86400.0
 _RENEWED_AFTER_S: Final = 86400.0
 """A start that is ready renews an older record: images may have the same times and sizes of other files."""

@@ -58,7 +58,7 @@ _OF_PORT: Final = ("--host", "--port", "--uds")
 
 
 def whole_name(name: str, known: Collection[str]) -> str:
-    """The flag for which argparse takes a name: the only one that begins with it, else itself.
+    """The whole name of a flag: argparse completes a name with which only one flag begins.
 
     Args:
         known: all flags of the installed vLLM; empty before they are recorded.

@@ -11,14 +11,14 @@ from base.json_depth import read_json
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
-"""Of the answer, which lists all files: some hundred bytes for each."""
+"""The longest answer; it lists all files, with some hundred bytes for each."""
 
 
 class Question(NamedTuple):
-    """Which commit a branch has."""
+    """The question which commit a branch has."""
 
     urls: tuple[str, ...]
-    """Where the hub and its mirrors tell it."""
+    """Addresses of the answer, at the hub and its mirrors."""
     token: str | None
     commit: str
     """The one on disk."""
@@ -35,7 +35,7 @@ class AskJob(NamedTuple):
 
 
 def run(job: AskJob, send: Send) -> None:
-    """Sends whether a branch has moved (also if only the hub's client can tell), or why that is not known."""
+    """Sends whether a branch has moved, or may have for the hub's client; or why that is not known."""
     try:
         has_moved = any(_find_commit(question, job.timeout_s) != question.commit for question in job.questions)
     except OSError as err:
@@ -49,7 +49,7 @@ def run(job: AskJob, send: Send) -> None:
 
 
 def _find_commit(question: Question, timeout_s: float) -> str | None:
-    """From the first address that answers; None if only the hub's client can tell, or tell why not.
+    """The commit from the first address that answers; None if only the hub's client can find it out.
 
     Raises:
         OSError: no address answers; the reason is the first address's.

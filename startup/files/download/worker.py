@@ -128,7 +128,7 @@ class DownloadRun:
             self._send(LogLine(logging.INFO, f"downloading {names}{f' from {without_login(host)}' if host else ''}"))
 
     def _list(self, download: Download) -> "_Plan | Path":
-        """The files of the repository; the folder on disk if nobody tells."""
+        """The files of the repository; the folder on disk if no hub answers."""
         try:
             client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)

@@ -62,7 +62,7 @@ class Download:
         return f"{f'commit {self.cached.name}, ' if self.is_update else ''}downloaded on {day}"
 
     def describe_commit(self, commit: str) -> str:
-        """What the hub tells about the branch of what is on disk, for messages."""
+        """A sentence for messages: whether the branch has moved, now that the hub has answered."""
         assert self.cached is not None
         has_moved = commit != self.cached.name
         state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"

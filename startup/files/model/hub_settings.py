@@ -53,5 +53,5 @@ def _clean(token: str | None) -> str | None:
 
 
 def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
-    """Where a hub tells commit and files of a revision."""
+    """The address of a hub's list of the commit and the files of a revision."""
     return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"

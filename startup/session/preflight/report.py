@@ -63,7 +63,7 @@ class PreflightReport:
     checks: tuple[tuple[str, float], ...] = ()
     """The groups of checks that ran, with their durations in seconds."""
     way_round: str = ""
-    """How the user starts in spite of the errors; told behind them."""
+    """How the user starts in spite of the errors; shown behind them."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
