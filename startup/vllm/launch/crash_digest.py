@@ -1,6 +1,7 @@
 """Runs vLLM and turns its failure into the digest of the crash, the last lines of this program."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from traceback import extract_tb
@@ -79,7 +80,7 @@ class CrashDigest:
         if given is not None and not isinstance(given, int):
             sys.stderr.write(f"{given}\n")
             given = ENGINE_DIED
-        code = given or 0
+        code = 0 if given == signal.SIGTERM else given or 0  # ray.init has replaced vLLM's handler of SIGTERM
         if code == 0 or (code == USAGE and not self._is_ready()) or self._has_sign_of("stop"):
             return code
         raise self._build_error(code, f"vLLM ended with exit code {code} and no message")
