@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -133,9 +134,15 @@ def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path):
         assert "[" not in server.log.splitlines()[-1]
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Has room for the address of a socket, whatever this user is called."""
+    with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
+        yield Path(path)
+
+
 def _own_folders(folder: Path) -> dict[str, str]:
     """The environment of a server that may keep a standby; nothing else is in the folder."""
-    folder.chmod(0o700)
     return {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
 
 
@@ -151,10 +158,10 @@ def _created_ns(folder: Path) -> int | None:
     return None
 
 
-def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, tmp_path):
-    with _Server(tiny_llama, environment=_own_folders(tmp_path)) as server:
+def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, short_folder):
+    with _Server(tiny_llama, environment=_own_folders(short_folder)) as server:
         server.wait_stopped()
-        wait_until(lambda: _own_sockets(tmp_path), 240)
+        wait_until(lambda: _own_sockets(short_folder), 240)
         assert "warm start" not in server.log
         server.start_warm()
         entries = json.loads(run_cli("ps", "--json").stdout)
@@ -164,12 +171,12 @@ def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_th
         assert standby["memory_bytes"] > 50 << 20
 
         (process,) = server.children_with("standby")
-        before = _created_ns(tmp_path)
+        before = _created_ns(short_folder)
         process.kill()
         server.wait_logged("it is started again")
         assert server.ask_model() == 200
-        wait_until(lambda: _created_ns(tmp_path) not in (None, before))
+        wait_until(lambda: _created_ns(short_folder) not in (None, before))
         family = server.family()
         server.terminate(signal.SIGKILL)
         assert_gone(family)
-    wait_until(lambda: not list(tmp_path.glob("vcli-*/standby-*")))
+    wait_until(lambda: not list(short_folder.glob("vcli-*/standby-*")))
