@@ -170,7 +170,8 @@ class _EmbeddedStart:
             engine = self._begin_engine(context, partial(self._find_files, plan))  # on a thread
             files = self._finish_download(plan)
         else:
-            files = (plan.files if self._download is None else None) or self._finish_download(plan)
+            final = plan.files if self._download is None else None
+            files = final or self._finish_download(plan)
             engine = self._begin_engine(context, lambda: files)
         with learned_imports():
             return _Prepared(self._prepare_renderer(files), engine)

@@ -130,7 +130,7 @@ class DownloadHandle:
         self._has_moved = has_moved
         if not has_moved:
             for download in self.downloads:
-                logger.info("%s", download.describe_commit(Path(download.cached or "").name))
+                logger.info("%s", download.describe_commit(download.cached_commit))
             self._report = DownloadReport(tuple(str(download.cached) for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
@@ -176,5 +176,5 @@ def _ask_first(job: DownloadJob) -> AskJob:
     def urls(download: Download) -> tuple[str, ...]:
         return tuple(listing_url(each, download.repo_id, download.revision) for each in job.options.endpoints)
 
-    questions = (Question(urls(each), hub_token(each.token), Path(each.cached or "").name) for each in job.downloads)
+    questions = (Question(urls(each), hub_token(each.token), each.cached_commit) for each in job.downloads)
     return AskJob(tuple(questions), env.HF_HUB_ETAG_TIMEOUT.get(), pickle.dumps(job))

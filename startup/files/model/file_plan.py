@@ -45,7 +45,7 @@ class Download:
     """None leaves the choice to the hub's client."""
     hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
-    """What the last start has downloaded: used if it has not changed, or if nobody tells."""
+    """The folder of the last download. A start uses it if nothing has changed, or if no hub answers."""
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""
 
@@ -55,16 +55,21 @@ class Download:
         return self.hub == "huggingface" and self.cached is not None
 
     @property
+    def cached_commit(self) -> str:
+        """The commit on disk."""
+        assert self.cached is not None
+        return self.cached.name
+
+    @property
     def cached_text(self) -> str:
-        """Commit and date of what is on disk, for messages."""
+        """Commit and date of the files on disk, for messages."""
         assert self.cached is not None
         day = time.strftime("%Y-%m-%d", time.localtime(self.cached.stat().st_mtime))
-        return f"{f'commit {self.cached.name}, ' if self.is_update else ''}downloaded on {day}"
+        return f"{f'commit {self.cached_commit}, ' if self.is_update else ''}downloaded on {day}"
 
     def describe_commit(self, commit: str) -> str:
         """A sentence for messages: whether the branch has moved, now that the hub has answered."""
-        assert self.cached is not None
-        has_moved = commit != self.cached.name
+        has_moved = commit != self.cached_commit
         state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
         return f"{self.repo_id}: {self.revision or 'main'} {state} {self.cached_text}"
 

@@ -86,13 +86,11 @@ class PreflightReport:
         if not messages:
             return None
         kind = CommandLineError if self.has_usage_error else StartupError
-        way_round = [self.way_round] if self.way_round else []
-        if len(messages) == 1:
-            return kind("\n  ".join([*messages, *way_round]))
         shown = messages if len(messages) <= _MAX_SHOWN else messages[: _MAX_SHOWN - 1]
         num_hidden = len(messages) - len(shown)
-        rest = [f"and {num_hidden} more: --preflight-only shows all"] if num_hidden else []
-        return kind("\n  ".join([f"{len(messages)} faults:", *shown, *rest, *way_round]))
+        head = f"{len(messages)} faults:" if len(messages) > 1 else ""
+        rest = f"and {num_hidden} more: --preflight-only shows all" if num_hidden else ""
+        return kind("\n  ".join(filter(None, (head, *shown, rest, self.way_round))))
 
     def apply(self, mode: PreflightMode) -> None:
         """Raises the errors as one; with the mode `warn`, and if there are none, logs what was found."""

@@ -186,7 +186,6 @@ class PlainState:
     reason: str
     end_s: float
     """Until when, in seconds since 1970."""
-    num_failures: int = 1
 
     @property
     def end(self) -> str:
@@ -222,9 +221,8 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
     if _is_of_machine(reason):
         return None
     kept = _kept_plain(kind)
-    before = kept.read(_to_plain_state, is_own=True)
-    end_s, num_failures = (_FIRST_S, 1) if before is None else (_NEXT_S, before.num_failures + 1)
-    state = PlainState(kind, platform.node(), reason, time.time() + end_s, num_failures)
+    lasts_s = _FIRST_S if kept.read(_to_plain_state, is_own=True) is None else _NEXT_S
+    state = PlainState(kind, platform.node(), reason, time.time() + lasts_s)
     kept.write(asdict(state))
     return state
 

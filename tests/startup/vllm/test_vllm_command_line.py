@@ -18,6 +18,12 @@ def _line(text: str) -> CommandLine:
     return CommandLine.of(text.split())
 
 
+def _install(monkeypatch, folder, facts, version="0.33.0"):
+    """A vLLM of this version, with these recorded facts."""
+    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm(version, folder))
+    monkeypatch.setattr(command_line, "read_facts", lambda _: facts)
+
+
 @pytest.mark.parametrize(
     ("words", "model"),
     [
@@ -48,8 +54,7 @@ def test_model_is_the_first_word_or_the_flags_value(words, model):
 @pytest.mark.parametrize("is_first", [False, True])
 def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, is_first, tmp_path, monkeypatch):
     known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
-    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
-    monkeypatch.setattr(command_line, "read_facts", lambda _: known)
+    _install(monkeypatch, tmp_path, known)
     assert " ".join(_line(words).words) == expected
 
 
@@ -57,8 +62,7 @@ def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, is_fi
     ("version", "words"), [("0.33.0", "--monokernel m"), ("0.34.0", "--enforce-eager m"), ("0.33.0", "--hf-token m")]
 )
 def test_before_the_flags_are_recorded_no_word_is_moved_that_may_be_a_value(version, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm(version, tmp_path))
-    monkeypatch.setattr(command_line, "read_facts", lambda _: VllmFacts())
+    _install(monkeypatch, tmp_path, VllmFacts(), version)
     assert (_line(words).words, _line(words).model) == (tuple(words.split()), None)
 
 
@@ -90,8 +94,7 @@ _ABBREVIATED = [
 @pytest.mark.parametrize("is_first", [False, True])
 def test_abbreviated_flags_are_read_as_argparse_reads_them(words, whole, is_first, tmp_path, monkeypatch):
     known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
-    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
-    monkeypatch.setattr(command_line, "read_facts", lambda _: known)
+    _install(monkeypatch, tmp_path, known)
     assert " ".join(_line(words).words) == whole
 
 
@@ -112,8 +115,7 @@ def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser(add_help=False)
     for name in ("--port", "--host", "--portal", "--uds"):
         parser.add_argument(name)
-    monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
-    monkeypatch.setattr(command_line, "read_facts", lambda _: VllmFacts(tuple(flags_of(parser))))
+    _install(monkeypatch, tmp_path, VllmFacts(tuple(flags_of(parser))))
     assert [_line(f"m {words}").port for words in ("--port 9", "--por 9", "--ho x", "--h x")] == [9, None, 8000, None]
     assert _line("m --ho x").host == "x"
 
