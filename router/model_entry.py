@@ -29,9 +29,9 @@ class ForeignCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class BodyChanges:
-    """What is changed in a request's body before the model gets it; a key `a.b` is the key b in a.
+    """The router changes a request's body before the model gets it. The key `a.b` is the key b in a.
 
-    A value of a key that ends in `?` is set only in a body that has none, after the changes before it.
+    A key that ends in `?` is set only if the body lacks it after the changes before.
     """
 
     model: str | None = None

@@ -136,7 +136,7 @@ class ModelPool:
             self._meter.need_of(entry)
 
     def set_entries(self, entries: Mapping[str, ModelEntry]) -> list[str]:
-        """Replaces the models; processes of those that did not change are not touched.
+        """Replaces the models; the processes of unchanged models go on.
 
         Returns the models to preload: those with `preload` that are new, or need another process.
         """

@@ -216,7 +216,7 @@ class ModelScheduler:
     # Events: memory and time
 
     def measured(self, model: str, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
-        """What all processes of the model use now; the most seen while it is ready becomes its need.
+        """Notes the memory of all the model's processes. The most while it is ready becomes its need.
 
         Args:
             is_settled: False while they may take more: until then the model needs at least its estimate.

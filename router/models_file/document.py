@@ -179,7 +179,7 @@ def parse(text: str, findings: Findings) -> Node | None:
 
 @functools.cache
 def _loader() -> Any:
-    """Plain texts may contain `?` in flow style, too, as in YAML 1.2: `{top_p?: 0.5}`."""
+    """Reads `{top_p?: 0.5}` as YAML 1.2 does; PyYAML's own loader refuses a `?` within braces."""
     import yaml
 
     class Loader(yaml.SafeLoader):

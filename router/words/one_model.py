@@ -58,7 +58,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
-    """Those that vLLM would apply to fewer requests than the user expects, or to those of the router."""
+    """Raises InputError for a flag whose effect would not be that of the router's port."""
     if line.has(_MIDDLEWARE):
         text = "which does not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")

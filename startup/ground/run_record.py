@@ -27,7 +27,7 @@ ROUTER: Final = "router"
 STANDBY: Final = "standby"
 """In place of an engine."""
 _FOLDERS: Final = ("/tmp/vllm-cli-{user}", "/run/user/{user}/vllm-cli", "/dev/shm/vllm-cli-{user}")
-"""The first one that is this user's, or can be: another user may have made one of this name."""
+"""The first usable one counts, because another user may have made a folder of the first name."""
 _NETWORK: Final = Path("/proc/self/ns/net")
 MODE: Final = 0o1600
 """systemd-tmpfiles removes old files, but none with the sticky bit."""

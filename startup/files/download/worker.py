@@ -139,7 +139,7 @@ class DownloadRun:
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:
-        """What the last start has downloaded; raises the error if that is nothing, or if a store refuses."""
+        """The folder of the last download; raises the error if there is none, or if a store refuses."""
         if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
             raise err
         logger.warning("%s; taking what is on disk of %s: %s", err, download.repo_id, download.cached_text)

@@ -38,7 +38,7 @@ def _split(text: str | None) -> tuple[str, ...]:
 
 
 def hub_token(given: str | None = None) -> str | None:
-    """The token of a request: `given`, a variable's, or the one that `hf auth login` has stored."""
+    """The token of a request: `given`, else a variable's, else the stored one of `hf auth login`."""
     if given or env.HF_HUB_DISABLE_IMPLICIT_TOKEN.get():
         return _clean(given)
     if token := _clean(env.HF_TOKEN.get() or env.HUGGING_FACE_HUB_TOKEN.get()):

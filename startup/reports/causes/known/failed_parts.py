@@ -1,6 +1,6 @@
 """Causes that are known only by the file of the frame that raised an exception: which part of vLLM failed.
 
-The message tells nothing, so the advice is to search for it; a feature that a flag turns on can be left out.
+The message names no cause, so the advice is to search for it. A feature that a flag turns on can be left out.
 """
 
 from typing import Final

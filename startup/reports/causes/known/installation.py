@@ -44,7 +44,7 @@ SETTING_REFUSED: Final = KnownCause(
     "Search vLLM's issues for this line; leave out the flags that it is about; a newer vLLM may take them.",
     is_general=True,
 )
-"""Has no texts: an exception that recommends or refuses something; the digest tells what it names."""
+"""An exception that recommends or refuses something. It has no texts; the digest shows what it names."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 """vLLM has loaded a model that was compiled before; stands before an exception that followed."""
