@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -95,8 +94,6 @@ _PACKAGES: Final = (
     "vllm",
 )
 
-_GPU_QUERY: Final = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-
 
 def _describe_machine() -> dict[str, Any]:
     """All facts for a bug report; secrets are masked."""
@@ -124,11 +121,13 @@ def _memory() -> dict[str, int]:
 
 
 def _gpus() -> list[str]:
-    try:
-        query = subprocess.run(_GPU_QUERY, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+    from base.machine.nvml import read_gpus  # noqa: PLC0415 - loads ctypes
+
+    if (state := read_gpus()) is None:
         return []
-    return [line.strip() for line in query.stdout.splitlines() if line.strip()]
+    if state.problem is not None:
+        return [f"not usable: {state.problem}"]
+    return [f"{gpu.name}, {gpu.total_bytes >> 20} MiB, driver {state.driver}" for gpu in state.gpus]
 
 
 def _version_of(package: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from server.engine.features.prompt_features import PromptFeatures, PromptFeaturesError, to_tensor
 from server.terms.types import TensorData
@@ -127,7 +128,7 @@ class _ImageCache:
             return self._kept[key]
         output = self._compute(*args, **kwargs)
         # Without the hidden states of all layers, which the model's forward pass does not use.
-        self._keep(key, type(output)(pooler_output=output.pooler_output))
+        self._keep(key, BaseModelOutputWithPooling(pooler_output=output.pooler_output))
         return output
 
     def _keep(self, key: bytes, output: Any) -> None:

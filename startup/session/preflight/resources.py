@@ -2,8 +2,10 @@
 
 import mmap
 import os
+import re
 import resource
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,7 @@ _MIN_NUM_FILES: Final = 96
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
 """More than multiprocessing's semaphores and OpenMP's registrations need."""
+_REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 
 
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
@@ -43,11 +46,13 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
 
 
 def check_libraries() -> Iterator[Finding]:
-    """Checks the folder that a library uses when it is imported, and that memory may hold torch's kernels."""
+    """Checks variables with which a library's import fails, and that memory may hold torch's kernels."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
             yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
+    if (name := _unknown_torch_log()) is not None:
+        yield error("environment", f"TORCH_LOGS: torch has no log or module {name!r}: correct it, or unset TORCH_LOGS")
     try:
         mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     except OSError as err:
@@ -56,6 +61,22 @@ def check_libraries() -> Iterator[Finding]:
             f"no memory may be writable and executable ({err.strerror}), as torch's kernels need: leave "
             "MemoryDenyWriteExecute= out of the unit (PR_GET_MDWE tells it), or allow execmem in SELinux",
         )
+
+
+def _unknown_torch_log() -> str | None:
+    """The first name of TORCH_LOGS that `import torch` refuses; None without one.
+
+    Reads the names where torch registers them; it takes those of modules, too.
+    """
+    spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).parent / "_logging" / "_registrations.py"
+    known = {"all", "help", *_REGISTERED_LOG.findall(file.read_text())} if file.is_file() else set()
+    names = (setting.strip().lstrip("+-") for setting in foreign.text_of("TORCH_LOGS").split(","))
+    return next(
+        (name for name in names if name and known and name not in known and not find_spec(name.partition(".")[0])), None
+    )
 
 
 def check_num_files() -> Iterator[Finding]:

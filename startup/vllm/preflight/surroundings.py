@@ -13,6 +13,8 @@ from base.machine.files import write_problem
 from base.wording import format_bytes
 from envs import foreign
 from envs.home import expand_home
+from envs.registry import env
+from envs.variable import EnvError
 from startup.ground.serve_words import is_eager
 from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
@@ -80,6 +82,13 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
     level = foreign.text_of(_LEVEL).upper()
     if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
         yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
+    if (settings := foreign.text_of(_LOG_SETTINGS[1])) and not Path(settings).is_file():
+        yield error("environment", f"{_LOG_SETTINGS[1]}={settings} is no file: correct it or unset it")
+    for variable in (env.HF_HUB_ETAG_TIMEOUT, env.HF_HUB_DOWNLOAD_TIMEOUT):
+        try:
+            variable.get()
+        except EnvError as err:
+            yield error("environment", f"{err}: correct it or unset it")
     folder = foreign.text_of(_FOLDER_OF_SOCKETS)
     if len(os.fsencode(folder)) > MAX_BYTES:  # of TMPDIR, `ensure_temp_folder` takes care
         text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"

@@ -13,6 +13,8 @@ import pytest
 
 from envs.registry import env
 from startup.session.preflight.report import PreflightReport
+from startup.session.preflight.resources import check_libraries
+from tests.support.cli import run_python
 from tests.support.ports import free_port
 
 Preflight = Callable[..., PreflightReport]
@@ -234,6 +236,24 @@ def test_a_folder_of_metrics_that_cannot_be_used_is_one_line(preflight, monkeypa
         messages = [each for each in found(preflight("/nowhere"), "error") if name in each]
         assert bool(messages) == is_wrong
         assert all(f"{name}={folder} cannot be written to" in each for each in messages)
+
+
+@pytest.mark.parametrize(
+    ("setting", "unknown"),
+    [
+        ("foo", "foo"),
+        ("+dynamo, nosuch.module", "nosuch.module"),
+        ("-aot,all,graph_breaks", None),
+        ("+json.tool", None),
+    ],
+)
+def test_a_name_that_torch_refuses_to_log_is_one_line(monkeypatch, setting, unknown):
+    monkeypatch.setenv("TORCH_LOGS", setting)
+    messages = [finding.message for finding in check_libraries()]
+    assert [message.split(":")[0] for message in messages] == ["TORCH_LOGS"] * (unknown is not None)
+    assert all(repr(unknown) in message for message in messages)
+    importing = run_python("import torch")
+    assert (importing.returncode != 0) == (unknown is not None)
 
 
 _FORBID = """

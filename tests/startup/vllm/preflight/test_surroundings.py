@@ -177,3 +177,22 @@ def test_variables_of_libraries_are_checked(start, has_programs, monkeypatch, tm
     assert _found(start) == []
     monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/tmp/" + "x" * 66)
     assert _found(start) == [("environment", "error")]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [("HF_HUB_ETAG_TIMEOUT", "soon", "9"), ("HF_HUB_DOWNLOAD_TIMEOUT", "1s", "9"), ("TORCH_LOGS", "foo", "dynamo")],
+)
+def test_variables_with_which_an_import_fails(start, has_programs, monkeypatch, name, wrong, right):
+    has_programs("g++")
+    for value, expected in ((wrong, [("environment", "error")]), (right, [])):
+        monkeypatch.setenv(name, value)
+        assert _found(start) == expected
+
+
+def test_settings_of_vllms_log_are_a_file(start, has_programs, monkeypatch, tmp_path):
+    has_programs("g++")
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "none"))
+    assert _found(start) == [("environment", "error")]
+    (tmp_path / "none").touch()
+    assert _found(start) == []
