@@ -5,7 +5,7 @@
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow                         tests that need vLLM, a browser or minutes
 #   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
-#   make size [ARGS=--lower]               lines and files of each package against the table in tools/size.txt
+#   make size [ARGS=--lower]               lines and files of each room against the table in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,environment}.md and docs/dev/vllm-hooks.md

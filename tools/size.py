@@ -1,13 +1,16 @@
-"""`make size`: lines and files of each package or room against the table in `size.txt`; exit code 1 above it.
+"""`make size`: lines, lines of code and files of each room against `size.txt`; exit code 1 above it.
 
-The column `change` has the lines added since the last commit on main.
+A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 
-`--lower` writes smaller numbers into the table. Larger ones are written by hand, with an entry in
-docs/dev/decisions.md that says what the lines buy.
+A room may grow if another one shrinks. A commit that raises the sum of the product's rooms needs a line
+`Grows: ROOM +N, because …` in its message, which is printed until the next release.
 """
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from operator import gt
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -17,70 +20,111 @@ import click
 from vllm_cli.terminal import align
 
 TABLE: Final = Path(__file__).with_name("size.txt")
+_NO_PRODUCT: Final = ("tests", "docs")
+_GROWS: Final = re.compile(r"^Grows: (\S+) \+(\d+), because .+", re.MULTILINE)
 
 
 class Size(NamedTuple):
-    """How large a package is."""
+    """How large a room is."""
 
     lines: int
+    code: int
     files: int
 
     @classmethod
-    def of(cls, root: Path, package: str) -> Self:
+    def of(cls, root: Path, room: str) -> Self:
         """That of the files in git: Markdown in `docs`, Python elsewhere."""
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", _pattern(package)], cwd=root, check=True, capture_output=True, text=True
-        )
-        paths = [root / name for name in listed.stdout.split("\0") if name]
-        found = [path.read_bytes().count(b"\n") for path in paths if path.exists()]
-        return cls(sum(found), len(found))
-
-    @classmethod
-    def at_main(cls, root: Path, package: str) -> Self | None:
-        """The same at the last commit on main; None if this clone does not have that branch."""
-        command = ["git", "grep", "-c", "", "main", "--", _pattern(package)]
-        counted = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        found = [int(line.rpartition(":")[2]) for line in counted.stdout.splitlines()]
-        return cls(sum(found), len(found)) if counted.returncode < 2 else None
+        pattern = f"{room}/*.md" if room == "docs" else f"{room}/*.py"
+        paths = [root / name for name in _git(root, "ls-files", "-z", pattern).split("\0") if name]
+        texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+        code = 0 if room == "docs" else sum(map(_count_code, texts))
+        return cls(sum(text.count("\n") for text in texts), code, len(texts))
 
 
-def _pattern(package: str) -> str:
-    return f"{package}/*.md" if package == "docs" else f"{package}/*.py"
+def _count_code(text: str) -> int:
+    strings = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr) and _is_text(node.value))
+    docs = {line for node in strings for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    lines = enumerate(map(str.strip, text.splitlines()), start=1)
+    return sum(bool(line) and not line.startswith("#") and number not in docs for number, line in lines)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def read_table(text: str) -> dict[str, Size]:
-    """The largest allowed sizes by package."""
-    rows = [line.split() for line in text.splitlines()[1:]]
-    return {name: Size(int(lines), int(files)) for name, lines, files in rows}
+    """The largest allowed sizes by room; empty for a table of another form."""
+    rows = [line.split() for line in text.splitlines()]
+    if not rows or rows[0][1:] != [*Size._fields]:
+        return {}
+    return {name: Size(*map(int, numbers)) for name, *numbers in rows[1:]}
 
 
 def write_table(sizes: dict[str, Size]) -> str:
     """The text that `read_table` reads."""
-    rows = [["package", "lines", "files"], *([name, *map(str, size)] for name, size in sizes.items())]
+    rows = [["room", *Size._fields], *([name, *map(str, size)] for name, size in sizes.items())]
     return "\n".join(align(rows, are_figures=True)) + "\n"
+
+
+def total(sizes: dict[str, Size]) -> Size:
+    """The sum of the product's rooms, tools included."""
+    rooms = [size for name, size in sizes.items() if name not in _NO_PRODUCT]
+    return Size(sum(each.lines for each in rooms), sum(each.code for each in rooms), sum(each.files for each in rooms))
+
+
+def unexplained_growth(root: Path, table: str) -> Iterator[str]:
+    """A line for each commit since the last release that raises the sum by more than its message names."""
+    for commit in _commits(root, table):
+        before, after = (read_table(_git(root, "show", f"{place}:{table}")) for place in (f"{commit}^", commit))
+        grown = total(after).lines - total(before).lines if before and after else 0
+        named = sum(int(lines) for _, lines in _GROWS.findall(_git(root, "show", "-s", "--format=%B", commit)))
+        if grown > named:
+            yield f"{commit[:8]} raises the sum by {grown} lines, and its message names {named} (Grows: ROOM +N, …)"
+
+
+def explained_growth(root: Path, table: str) -> list[str]:
+    """The lines of the messages that say which room has grown, and why."""
+    messages = (_git(root, "show", "-s", "--format=%B", commit) for commit in _commits(root, table))
+    return [line[0] for message in messages for line in _GROWS.finditer(message)]
+
+
+def _commits(root: Path, table: str) -> list[str]:
+    """Those since the last release that change the table, the newest first."""
+    release = _git(root, "log", "-1", "--format=%H", "-G", r"^## \[[0-9]", "--", "CHANGELOG.md").strip()
+    return _git(root, "log", "--format=%H", *([f"{release}.."] if release else []), "--", table).split()
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git prints; empty where a clone lacks the history."""
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout
 
 
 @click.command()
 @click.option("--lower", is_flag=True, help="Write smaller numbers into the table.")
 def main(*, lower: bool) -> None:
-    """Compares lines and files of each package with the table."""
+    """Compares lines and files of each room with the table."""
+    root, table = TABLE.parents[1], str(TABLE.relative_to(TABLE.parents[1]))
     allowed = read_table(TABLE.read_text())
-    sizes = {name: Size.of(TABLE.parents[1], name) for name in allowed}
+    sizes = {name: Size.of(root, name) for name in allowed}
     if lower:
         allowed = {name: Size(*map(min, size, allowed[name])) for name, size in sizes.items()}
         TABLE.write_text(write_table(allowed))
-    rows = [["package", "lines", "allowed", "change", "files", "allowed"]]
-    for name, size in sizes.items():
-        before = Size.at_main(TABLE.parents[1], name)
-        change = "?" if before is None else f"{size.lines - before.lines:+}"
-        lines, files = zip(size, allowed[name], strict=True)
-        rows.append([name, *map(str, lines), change, *map(str, files)])
+    rows = [["room", *(f"{field} of allowed" for field in Size._fields)]]
+    for name, size in [*sizes.items(), ("product", total(sizes))]:
+        of = allowed.get(name) or total(allowed)
+        rows.append([name, *(f"{now} of {most}" for now, most in zip(size, of, strict=True))])
     click.echo("\n".join(align(rows, are_figures=True)))
-    if larger := [name for name, size in sizes.items() if any(map(gt, size, allowed[name]))]:
-        click.echo(
-            f"too large: {', '.join(larger)}. Remove lines, or raise {TABLE.name} and say in docs/dev/decisions.md why."
+    for line in explained_growth(root, table):
+        click.echo(line)
+    larger = [name for name, size in sizes.items() if any(map(gt, size, allowed[name]))]
+    problems = list(unexplained_growth(root, table))
+    if larger:
+        problems.append(
+            f"too large: {', '.join(larger)}. Remove lines there; raise a row only as another one is lowered."
         )
-        sys.exit(1)
+    for problem in problems:
+        click.echo(problem)
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":
