@@ -70,10 +70,11 @@ def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
 def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
     """The flags as `Arguments.parse` finds them; None for other words and for a flag that it would reject."""
     for given in split(words, _num_values):
-        yield _find(given.flag), given
+        yield find_known_flag(given.flag), given
 
 
-def _find(name: str) -> Flag | None:
+def find_known_flag(name: str) -> Flag | None:
+    """The flag of that name, if there is one and no other that the name may stand for."""
     if not name:
         return None
     try:
@@ -83,5 +84,5 @@ def _find(name: str) -> Flag | None:
 
 
 def _num_values(name: str) -> int | str | None:
-    flag = _find(name)
+    flag = find_known_flag(name)
     return flag.num_values if flag else None

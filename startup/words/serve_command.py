@@ -1,9 +1,7 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -79,7 +77,7 @@ class ServeCommand(click.Command):
             reject_unsupported(Arguments.parse((OMNI,)).flags.values())
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
-        in_file = read_config_file(Path(config_path)) if config_path else Arguments()
+        in_file = read_config_file(config_path) if config_path else Arguments()
         log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
         ctx.params = read_settings(ctx, given, in_file)
         ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
@@ -135,7 +133,7 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
-    from startup.vllm.command_line import CommandLine
+    from startup.vllm.words.command_line import CommandLine
 
     return CommandLine.of(start.words).request
 
@@ -167,10 +165,10 @@ def _reject_references(words: Sequence[str]) -> None:
     """Rejects those of the file of `--config` that vLLM must not read as texts."""
     if CONFIG.name not in words:
         return
-    from startup.vllm.command_line import read_config_text
+    from startup.vllm.words.command_line import CommandLine
 
-    with suppress(OSError, ValueError):  # vLLM reports it
-        reject_references(read_config_text(words).refused, f"{CONFIG.name}: ")
+    if (file := CommandLine.of(words).config) is not None:
+        reject_references(file.refused, f"{CONFIG.name}: ")
 
 
 def _is_read_for_vllm(name: str) -> bool:

@@ -1,11 +1,12 @@
-"""`${VAR}` in the values of a `--config` file, by rules of Docker Compose; `$VAR` stays as it is.
+"""The file of `--config`: YAML that names flags, with `${VAR}` in values by rules of Docker Compose.
 
-A value may be a secret: messages name variables, never their values.
+`$VAR` stays as it is. A value may be a secret: messages name variables, never their values.
 """
 
 import json
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
@@ -19,36 +20,60 @@ _HIDDEN: Final = str.maketrans("${}", "\ud800\ud801\ud802")
 _SHOWN: Final = {hidden: chr(plain) for plain, hidden in _HIDDEN.items()}
 
 
-class Replaced(NamedTuple):
-    """A file with the values of variables."""
+class ConfigFile(NamedTuple):
+    """The file, read once: every reader gets the values that variables have now."""
 
-    text: str
-    """YAML; unchanged if no reference is replaced."""
+    path: str
+    content: Any = None
+    """What YAML says, with the values of variables."""
     is_changed: bool = False
+    """Whether something has been replaced."""
+    problem: str | None = None
+    """Why the file cannot be read."""
     missing: tuple[str, ...] = ()
     """A line for each reference that stays: its variable is not set, and there is no default."""
     refused: tuple[str, ...] = ()
     """The lines of references with `:?` and of those in secrets, which no engine may read as texts."""
 
+    @classmethod
+    def read(cls, path: str) -> "ConfigFile":
+        """Never raises for a fault of the file."""
+        import yaml
 
-def replace_variables(text: str) -> Replaced:
-    """Replaces references in all values: `${VAR}`, `${VAR:-default}`, `${VAR-default}`, `${VAR:?reason}`.
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as err:
+            return cls(path, problem=f"cannot be read: {err.strerror}")
+        except UnicodeDecodeError:
+            return cls(path, problem="is not a text file")
+        except (yaml.YAMLError, RecursionError, ValueError) as err:
+            return cls(path, problem=f"is not YAML: {' '.join(str(err).split())}")
+        return cls.of(path, content)
 
-    `$${VAR}` stands for `${VAR}`. What comes out as true, false, null or a number of JSON has that type.
-    """
-    if "${" not in text:
-        return Replaced(text)
-    import yaml
+    @classmethod
+    def of(cls, path: str, content: Any) -> "ConfigFile":
+        """Replaces references in all values: `${VAR}`, `${VAR:-default}`, `${VAR-default}`, `${VAR:?reason}`.
 
-    missing: list[_Missing] = []
-    is_changed = False
-    with suppress(yaml.YAMLError, RecursionError, ValueError):  # whoever reads the file reports it
-        settings = yaml.safe_load(text)
-        replaced = _replace(settings, "", missing)
-        if is_changed := replaced != settings:
-            text = yaml.safe_dump(replaced, sort_keys=False)
-    lines = tuple(each.line for each in missing)
-    return Replaced(text, is_changed, lines, tuple(each.line for each in missing if each.is_refused))
+        `$${VAR}` stands for `${VAR}`. What comes out as true, false, null or a number of JSON has that type.
+        """
+        missing: list[_Missing] = []
+        try:
+            replaced = _replace(content, "", missing)
+            is_changed = replaced != content
+        except RecursionError:
+            return cls(path, content, problem="is nested too deeply")
+        problem = None if isinstance(content, dict | None) else "must be a mapping of flag names to values"
+        lines, refused = (each.line for each in missing), (each.line for each in missing if each.is_refused)
+        return cls(path, replaced, is_changed, problem, tuple(lines), tuple(refused))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values by name; none if the file is empty or cannot be read."""
+        return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
+
+    def place(self, name: str) -> str:
+        """Where a setting stands, for messages."""
+        return f"{Path(self.path).name}: {name}"
 
 
 class _Missing(NamedTuple):
