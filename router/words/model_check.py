@@ -43,8 +43,9 @@ from startup.vllm.words.command_line import CommandLine
 from startup.words.arguments import read_config_file
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
-from startup.words.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
+from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
 from startup.words.serve_command import parse_start
+from startup.words.table import split_flags
 
 _ENGINE: Final = "--engine"
 _SERVED_NAME: Final = "--served-model-name"

@@ -14,12 +14,13 @@ from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, i
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
 from startup.vllm.words.command_line import CommandLine
-from startup.words.arguments import Arguments, GivenFlag, read_config_file, words_of_setting
+from startup.words.arguments import Arguments, GivenFlag, read_config_file
 from startup.words.errors import InputError
 from startup.words.flag import Shape
-from startup.words.secret_flags import find_known_flag, find_values, secrets_as_variables, split_flags
+from startup.words.secret_flags import find_values, secrets_as_variables
 from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
+from startup.words.table import find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
@@ -49,8 +50,8 @@ def _words_of_file(line: CommandLine) -> list[str]:
     names = flags_of("address", "keys", "port", "both", "program")
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
-    needed = [key for key, flag in known.items() if flag is not None and flag.name in names]
-    return [word for key in needed for word in words_of_setting(key, settings[key])]
+    needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
+    return [word for given in Arguments.of_settings(needed).flags.values() for word in _words_of(given)]
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from startup.ground.serve_words import Given, split
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape
 from startup.words.supported import CONFIG
-from startup.words.table import find_flag
+from startup.words.table import find_flag, split_flags
 
 
 @dataclass
@@ -45,19 +45,26 @@ class Arguments:
     greedy_flag: str | None = None
     """A list flag that took several words; the user may have meant one of them as MODEL."""
 
+    _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
     @classmethod
     def parse(cls, words: Iterable[str]) -> "Arguments":
         """Raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
-        keyed: dict[str, dict[str, Any]] = {}
-        for given in split(words, _num_values):
+        for _, given in split_flags(words):
             if given.flag:
-                arguments._take(given, keyed)
+                arguments._take(given)
             else:
                 arguments.positionals.extend(given.words[1:] if given.words[0] == "--" else given.words)
-        for name, content in keyed.items():
-            arguments._add_keyed(find_flag(name).flag, content)
-        return arguments
+        return arguments._with_keyed()
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> "Arguments":
+        """The same of settings by their names; raises InputError."""
+        arguments = cls()
+        for key, value in settings.items():
+            arguments._take_setting(f"--{key}", value)
+        return arguments._with_keyed()
 
     def _add(self, flag: Flag, values: Sequence[str]) -> None:
         """A repeated flag extends a list and replaces any other value."""
@@ -69,7 +76,21 @@ class Arguments:
         given = self.flags.get(name)
         return given.values[-1] if given else None
 
-    def _take(self, given: Given, keyed: dict[str, dict[str, Any]]) -> None:
+    def _take_setting(self, name: str, value: Any) -> None:
+        flag, is_negated = find_flag(name.partition(".")[0])
+        if flag is CONFIG:
+            raise InputError("a config file cannot name another one.")
+        if flag.name == "--detach":
+            raise InputError("--detach is for the command line only.")
+        if isinstance(value, bool) and flag.shape is Shape.SWITCH:
+            self._add(flag, [json.dumps(value is not is_negated)])
+        elif isinstance(value, list) and flag.shape is Shape.LIST:
+            self._add(flag, [str(item) for item in value])
+        elif value is not None:
+            text = json.dumps(value) if isinstance(value, bool | dict | list) else str(value)
+            self._take(next(split([f"{name}={text}"])))
+
+    def _take(self, given: Given) -> None:
         flag, is_negated = find_flag(given.flag)
         values = given.values
         if flag.shape is Shape.SWITCH:
@@ -79,31 +100,25 @@ class Arguments:
         elif not values and (given.keys or flag.shape is not Shape.OPTIONAL):
             raise InputError(f"Option {(given.name if given.keys else flag.name)!r} requires an argument.")
         if given.keys:
-            merge(keyed.setdefault(flag.name, {}), nest(given.keys, values[0]))
+            merge(self._keyed.setdefault(flag.name, {}), nest(given.keys, values[0]))
             return
         if flag.shape is Shape.LIST and len(values) > 1:
             self.greedy_flag = flag.name
         self._add(flag, values or [""])
 
-    def _add_keyed(self, flag: Flag, keyed: dict[str, Any]) -> None:
-        whole = self.last_value(flag.name)
-        shown = "".join(hide_in_words([whole or ""]))
-        try:
-            merged = read_json(whole) if whole else {}
-        except ValueError as err:
-            raise InputError(f"{flag.name}: {shown!r} is not JSON: {err}.") from err
-        if not isinstance(merged, dict):
-            raise InputError(f"{flag.name}: {shown!r} is not a JSON object.")
-        merge(merged, keyed)
-        self._add(flag, [json.dumps(merged)])
-
-
-def _num_values(name: str) -> int | str | None:
-    try:
-        flag = find_flag(name).flag
-    except InputError:
-        return None
-    return flag.num_values
+    def _with_keyed(self) -> "Arguments":
+        for name, keyed in self._keyed.items():
+            whole = self.last_value(name)
+            shown = "".join(hide_in_words([whole or ""]))
+            try:
+                merged = read_json(whole) if whole else {}
+            except ValueError as err:
+                raise InputError(f"{name}: {shown!r} is not JSON: {err}.") from err
+            if not isinstance(merged, dict):
+                raise InputError(f"{name}: {shown!r} is not a JSON object.")
+            merge(merged, keyed)
+            self._add(find_flag(name).flag, [json.dumps(merged)])
+        return self
 
 
 def read_config_file(path: str) -> Arguments:
@@ -113,7 +128,7 @@ def read_config_file(path: str) -> Arguments:
         if file.problem is not None:
             raise InputError(f"{file.problem}.")
         reject_references(file.missing)
-        return Arguments.parse(word for key, value in file.settings.items() for word in words_of_setting(key, value))
+        return Arguments.of_settings(file.settings)
     except InputError as err:
         raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
 
@@ -123,34 +138,3 @@ def reject_references(missing: Sequence[str], place: str = "") -> None:
     if missing:
         remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
         raise InputError(f"{place}{'; '.join(missing)}: {remedy}.")
-
-
-def words_of_setting(key: str, value: Any) -> Iterator[str]:
-    """A setting of the file as words; raises InputError for one that is unknown, or not for a file."""
-    name = f"--{key}"
-    flag = find_flag(name.partition(".")[0]).flag
-    if flag is CONFIG:
-        raise InputError("a config file cannot name another one.")
-    if flag.name == "--detach":
-        raise InputError("--detach is for the command line only.")
-    if value is None:
-        return
-    if isinstance(value, bool):
-        yield from _switch_words(name, value, is_switch=flag.shape is Shape.SWITCH)
-    elif isinstance(value, list) and flag.shape is Shape.LIST:
-        yield from (f"{name}={item}" for item in value)
-    elif isinstance(value, dict | list):
-        yield f"{name}={json.dumps(value)}"
-    else:
-        yield f"{name}={value}"
-
-
-def _switch_words(name: str, value: bool, *, is_switch: bool) -> Iterator[str]:
-    if not is_switch:
-        yield f"{name}={json.dumps(value)}"
-    elif value:
-        yield name
-    elif name.startswith("--no-"):
-        yield f"--{name.removeprefix('--no-')}"
-    else:
-        yield f"--no-{name.removeprefix('--')}"

@@ -29,8 +29,9 @@ from startup.words.flag import Shape, SupportedFlag
 from startup.words.help import write_groups, write_topic
 from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
-from startup.words.secret_flags import empty_key_notices, secret_notices, split_flags
+from startup.words.secret_flags import empty_key_notices, secret_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIABLES
+from startup.words.table import split_flags
 
 VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a start of vLLM in the metadata of click's context."""

@@ -25,6 +25,7 @@ from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
+from startup.vllm.words.flags import flags_that_change
 
 if TYPE_CHECKING:
     from startup.vllm.words.command_line import CommandLine
@@ -298,7 +299,7 @@ def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """The platform's modules and then the profile's; without a profile, the model's class too."""
-    roots = (*platform_modules(vllm), *(_API_SERVER if line.may_have_api_servers else ()))
+    roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules
     is_known = bool(known) and profile.is_complete
     compiling = () if is_known or line.is_eager else _FIRST_COMPILING_MODULES

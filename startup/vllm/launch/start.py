@@ -228,7 +228,7 @@ class _VllmStart:
                 self._options.engine_watchdog_timeout_s,
                 session.stop_signals,
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
-                kills_engine=not self._line.has_shutdown_timeout,
+                kills_engine=not self._line.has("--shutdown-timeout"),
             ),
         )
         self._configure_vllm_logs()

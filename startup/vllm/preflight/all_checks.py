@@ -41,7 +41,10 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
         return
     yield from _groups_of_words(CheckedStart(vllm, line), options)
     if line.listens and line.port and not options.is_listening:
-        yield "address", lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds))
+        yield (
+            "address",
+            lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds)),
+        )
     yield "cache", check_cache_folder
 
 

@@ -5,16 +5,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from base.json_depth import read_json
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.config_file import ConfigFile
 from startup.ground.hooks.hook import Text
 from startup.ground.serve_words import OMNI, Given, is_for_information, normalise, split
-from startup.vllm.facts import VllmFacts, read_facts
+from startup.vllm.facts import FlagFact, VllmFacts, read_facts
 from startup.vllm.installed import InstalledVllm, find_vllm
 from startup.vllm.words.flags import Flags, flags_that_change
 from startup.vllm.words.grammar import Reading, VllmFlag
@@ -120,13 +119,6 @@ class CommandLine:
         """Whether one of the flags is given; a switch must be on."""
         return any(flag is not None and flag.is_on for flag in map(self.last, names))
 
-    def settings(self, name: str) -> dict[str, Any]:
-        """The content of a flag that takes JSON; empty if it is no object."""
-        with suppress(ValueError):
-            content = read_json(self.value(name) or "{}")
-            return content if isinstance(content, dict) else {}
-        return {}
-
     @cached_property
     def request(self) -> ModelRequest:
         """All that decides which files vLLM reads."""
@@ -159,19 +151,19 @@ class CommandLine:
         return tuple(word for flag in relevant for word in (flag.option, *flag.values))
 
     @property
-    def may_have_api_servers(self) -> bool:
-        """Whether a flag may make API servers processes of their own."""
-        return self.has(*flags_that_change("API servers"))
-
-    @property
     def listens(self) -> bool:
         """Whether this process or its API servers will listen on one port."""
         return not self.has(*flags_that_change("no port")) and self.port is not None
 
     @property
     def host(self) -> str | None:
-        """The value of `--host`; None if it is missing or empty."""
+        """The value of `--host`."""
         return self.value("--host")
+
+    @property
+    def uds(self) -> str | None:
+        """Path of the Unix socket to listen on."""
+        return self.value("--uds")
 
     @property
     def port(self) -> int | None:
@@ -186,16 +178,6 @@ class CommandLine:
         with suppress(ValueError):
             return int(self.value("--port") or _DEFAULT_PORT)
         return None
-
-    @property
-    def uds(self) -> str | None:
-        """Path of the Unix socket to listen on, if `--uds` is given."""
-        return self.value("--uds")
-
-    @property
-    def has_shutdown_timeout(self) -> bool:
-        """Whether `--shutdown-timeout` is given."""
-        return self.last(_SHUTDOWN_TIMEOUT) is not None
 
     @property
     def served_name(self) -> str:
@@ -213,30 +195,27 @@ class CommandLine:
 
     def _with_default(self, name: str, value: str) -> "CommandLine":
         """With the flag in front of all others, unless it is given."""
-        return self if self.last(name) is not None else replace(self, _parts=(Given((name, value)), *self._parts))
+        return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
 
     def with_port(self, port: str) -> "CommandLine":
         """With the port that the system has chosen for `--port 0`."""
-        words = [part.words[0] for part in self._parts]
-        place = words.index("--") if "--" in words else len(words)
-        parts = (*self._parts[:place], Given(("--port", port)), *self._parts[place:])
-        return replace(self, _parts=parts, flags=(*self.flags, _flag("--port", port)))
+        return self._with_last("--port", port)
 
     def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
         """The same line for vLLM with a path for each of these names of model and tokenizer."""
-        known = Flags(self.facts.flags)
+        tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
+        line = self if tokenizer is None else self._with_last(_TOKENIZER, tokenizer)
+        if model is None:
+            return line
+        parts = tuple(part for part in line._parts if part.flag != _MODEL)
+        return replace(line, _parts=parts, _model_word=model)
 
-        def with_path(part: Given) -> Given:
-            is_named = part.flag and known.complete(part.flag) in ([_MODEL], [_TOKENIZER])
-            value = next(iter(part.values), "")
-            if not is_named or value not in paths:
-                return part
-            return Given([*part.words[:-1], part.words[-1].removesuffix(value) + paths[value]], part.flag)
-
-        parts = tuple(map(with_path, self._parts))
-        is_in_file = self._model_word is None and all(part.flag != _MODEL for part in parts)
-        word = self.model if is_in_file else self._model_word
-        return replace(self, _model_word=paths.get(word or "", self._model_word), _parts=parts)
+    def _with_last(self, name: str, value: str) -> "CommandLine":
+        """With the flag behind all others, so that it counts."""
+        words = [part.words[0] for part in self._parts]
+        place = words.index("--") if "--" in words else len(words)
+        parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])
+        return replace(self, _parts=parts, flags=(*self.flags, VllmFlag(FlagFact((name,)), (value,), name)))
 
 
 def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
@@ -295,9 +274,3 @@ def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile
         yield f"--config {config.path} {config.problem or 'is empty'}"
     elif not has_model and "model" not in config.settings:
         yield f"no model: give MODEL as the first word after `serve`, or `model:` in {config.path}"
-
-
-def _flag(name: str, value: str) -> VllmFlag:
-    found = Flags().find(name)
-    assert found is not None
-    return VllmFlag(found, (value,), name)

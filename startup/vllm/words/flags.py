@@ -61,7 +61,7 @@ class Flags:
     def __init__(self, recorded: Sequence[FlagFact] = ()) -> None:
         self.is_recorded = bool(recorded)
         """Whether these are all flags."""
-        known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else _usual_flags()
+        known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else _USUAL
         self._by_option = {option: fact for fact in known for option in fact.options}
 
     def find(self, name: str) -> FlagFact | None:
@@ -92,15 +92,10 @@ def flags_that_change(*what: Change) -> frozenset[str]:
 
 
 @cache
-def _usual_flags() -> tuple[FlagFact, ...]:
-    return tuple(fact for row in _TABLE for fact in _facts(row))
-
-
-@cache
 def _least_lengths() -> dict[str, int]:
-    """Of the flags that may be abbreviated; others have no abbreviation."""
+    """How long the shortest abbreviation of a flag is, or else its name."""
     texts = [text.partition(",")[0] for row in _TABLE for text in row.names.split()]
-    return {text.replace("|", ""): text.find("|") if "|" in text else len(text) for text in texts}
+    return {text.replace("|", ""): len(text.partition("|")[0]) for text in texts}
 
 
 def _facts(row: _Row) -> Iterator[FlagFact]:
@@ -108,3 +103,6 @@ def _facts(row: _Row) -> Iterator[FlagFact]:
         name, *short = text.split(",")
         opposites = (f"--no-{name.removeprefix('--')}",) if row.nargs == 0 else ()
         yield FlagFact((name, *short), row.kind, row.nargs, opposites, is_optional=True)
+
+
+_USUAL: Final = tuple(fact for row in _TABLE for fact in _facts(row))

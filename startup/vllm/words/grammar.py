@@ -57,8 +57,7 @@ class Reading:
     """Unknown flags, each with its place as `VllmFlag.where`."""
     problems: list[str] = field(default_factory=list)
     """Faults with which vLLM ends while it reads the words."""
-    _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _first_keyed: dict[str, VllmFlag] = field(default_factory=dict)
+    _keyed: dict[str, tuple[VllmFlag, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, parts: Iterable[Given], where: str = "") -> None:
         """Adds what `split` has found in words."""
@@ -74,7 +73,7 @@ class Reading:
 
     def join_keys(self) -> None:
         """`--flag.a.b 1 --flag.c 2` become `--flag {"a": {"b": 1}, "c": 2}`, behind all others."""
-        self.flags += [flag._replace(values=(json.dumps(self._keyed[n]),)) for n, flag in self._first_keyed.items()]
+        self.flags += [flag._replace(values=(json.dumps(content),)) for flag, content in self._keyed.values()]
 
     def _find(self, part: Given, where: str) -> VllmFlag | None:
         name, values = part.flag, tuple(part.values)
@@ -97,8 +96,8 @@ class Reading:
             if not flag.values:
                 self._complain(f"{part.name} needs a value", flag.where)
                 return
-            self._first_keyed.setdefault(part.flag, flag)
-            merge(self._keyed.setdefault(part.flag, {}), nest(part.keys, flag.values[0]))
+            _, content = self._keyed.setdefault(part.flag, (flag, {}))
+            merge(content, nest(part.keys, flag.values[0]))
             return
         if self.known.is_recorded and (problem := _count_problem(flag, part)) is not None:
             self._complain(f"{flag.fact.name} {problem}", flag.where)

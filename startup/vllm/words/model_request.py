@@ -2,25 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from base.json_depth import read_json
 from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
+
+if TYPE_CHECKING:
+    from startup.vllm.words.command_line import CommandLine
 
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
 """Values of `model` and `method` of --speculative-config with which no draft model is read."""
 
 
-class _Line(Protocol):
-    @property
-    def model(self) -> str | None: ...
-    def has(self, *names: str) -> bool: ...
-    def value(self, name: str) -> str | None: ...
-    def values(self, name: str) -> tuple[str, ...]: ...
-    def settings(self, name: str) -> dict[str, Any]: ...
-
-
-def read_model_request(line: _Line) -> ModelRequest:
+def read_model_request(line: "CommandLine") -> ModelRequest:
     """The request of a start of vLLM."""
     value = line.value
     return ModelRequest(
@@ -36,9 +30,17 @@ def read_model_request(line: _Line) -> ModelRequest:
         hf_token=value("--hf-token"),
         load_format=(value("--load-format") or "auto").lower(),
         ignore_patterns=line.values("--ignore-patterns") or (LLAMA_ORIGINALS,),
-        adapters=tuple(_adapters(line.values("--lora-modules"), line.settings("--default-mm-loras"))),
-        draft=_draft(line.settings("--speculative-config")),
+        adapters=tuple(_adapters(line.values("--lora-modules"), _settings(value("--default-mm-loras")))),
+        draft=_draft(_settings(value("--speculative-config"))),
     )
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    """The content of a flag that takes JSON; empty if it is no object."""
+    with suppress(ValueError):
+        content = read_json(text or "{}")
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
