@@ -76,6 +76,8 @@ class CommandLine:
                 reading.add_setting(name, value, config.place(name))
         reading.add(part for part in parts if part not in configs)
         reading.join_keys()
+        has_two_models = model_word is not None and any(part.flag == _MODEL for part in parts)
+        unexpected = [model_word, *reading.others] if has_two_models else reading.others
         in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
         named = (flag.text for flag in in_words_first if flag.fact.name == _MODEL)
         return cls(
@@ -85,7 +87,7 @@ class CommandLine:
             facts=facts,
             problems=(*_problems(parts, model_word, config), *reading.problems),
             unknown=tuple(reading.unknown),
-            unexpected=tuple(reading.others),
+            unexpected=tuple(unexpected),
             _model_word=model_word,
             _parts=tuple(parts),
         )

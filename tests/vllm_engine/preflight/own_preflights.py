@@ -16,7 +16,7 @@ from startup.session.preflight.all_checks import PreflightOptions
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.words.command_line import CommandLine
-from tests.vllm_engine.preflight.vllm_facts import record
+from tests.vllm_engine.preflight.vllm_parser import record
 
 
 def main(question: str, answer: str) -> None:

@@ -28,22 +28,13 @@ def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
         ("m --max_model_len 5", {"--max-model-len": ("5",)}),
         ("m --chat_template=a_b", {"--chat-template": ("a_b",)}),
         ("--port 1 --headless m", {"--port": ("1",), "--headless": ()}),
-        ("m --dtyp=half", {"--dtype": ("half",)}),
         ("m --max-model 8k", {"--max-model-len": ("8k",)}),
         ("m -tp 2 -qawq", {"-tp": ("2",), "-q": ("awq",)}),
-        ("m --served-model-name a b", {"--served-model-name": ("a", "b")}),
-        ("m --hf-token --headless", {"--hf-token": (), "--headless": ()}),
         ("m --device-memory 0.5", {"--device-memory-utilization": ("0.5",)}),
-        ("m --port -1 --host -", {"--port": ("-1",), "--host": ("-",)}),
-        ("m --no-enforce-eager", {"--no-enforce-eager": ()}),
     ],
 )
 def test_flags(facts, words, given):
     assert _read(facts, *words.split()) == given
-
-
-def test_a_value_may_begin_with_a_dash_if_it_has_a_blank(facts):
-    assert _read(facts, "m", "--chat-template", "- a b") == {"--chat-template": ("- a b",)}
 
 
 @pytest.mark.parametrize(
@@ -128,12 +119,6 @@ def test_sizes(text, number):
 def test_no_sizes(text):
     with pytest.raises(ValueError, match=r".*"):
         parse_size(text)
-
-
-def test_switches(facts):
-    line = CommandLine.of(["--enable-prefix-caching", "--no-enable-prefix-caching", "m"], facts)
-    assert (line.model, line.has("--enable-prefix-caching")) == ("m", False)
-    assert CommandLine.of(["m", "--enable-prefix"], facts).has("--enable-prefix-caching")
 
 
 def test_values_of_all_places(start):
