@@ -1,4 +1,4 @@
-"""What is recorded of vLLM's parser and registries is what vLLM accepts, and words are read as vLLM reads them."""
+"""What is recorded of vLLM is what it accepts, and words are read as vLLM reads them."""
 
 from pathlib import Path
 from typing import Final

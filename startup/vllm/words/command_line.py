@@ -76,8 +76,8 @@ class CommandLine:
                 reading.add_setting(name, value, config.place(name))
         reading.add(part for part in parts if part not in configs)
         reading.join_keys()
-        has_two_models = model_word is not None and any(part.flag == _MODEL for part in parts)
-        unexpected = [model_word, *reading.others] if has_two_models else reading.others
+        if model_word is not None and any(part.flag == _MODEL for part in parts):
+            reading.others.append(model_word)
         in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
         named = (flag.text for flag in in_words_first if flag.fact.name == _MODEL)
         return cls(
@@ -87,7 +87,7 @@ class CommandLine:
             facts=facts,
             problems=(*_problems(parts, model_word, config), *reading.problems),
             unknown=tuple(reading.unknown),
-            unexpected=tuple(unexpected),
+            unexpected=tuple(reading.others),
             _model_word=model_word,
             _parts=tuple(parts),
         )

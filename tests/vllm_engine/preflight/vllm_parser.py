@@ -1,7 +1,7 @@
 """The parser of vLLM: what is recorded of it, and how it reads words; run by vLLM's own interpreter.
 
-`python vllm_parser.py QUESTION ANSWER`: the question has `lines` of words. The answer has the recorded `facts`,
-and of each line the `readings` (`tests.support.reading`).
+`python vllm_parser.py QUESTION ANSWER`: the question has `lines` of words. The answer has the recorded
+`facts`, and of each line the `readings` (`tests.support.reading`).
 """
 
 import argparse
