@@ -44,7 +44,6 @@ class Arguments:
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
     """A list flag that took several words; the user may have meant one of them as MODEL."""
-
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -87,7 +86,7 @@ class Arguments:
         elif isinstance(value, list) and flag.shape is Shape.LIST:
             self._add(flag, [str(item) for item in value])
         elif value is not None:
-            text = json.dumps(value) if isinstance(value, bool | dict | list) else str(value)
+            text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
             self._take(next(split([f"{name}={text}"])))
 
     def _take(self, given: Given) -> None:

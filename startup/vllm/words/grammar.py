@@ -108,7 +108,7 @@ class Reading:
 
 
 def _words_of_setting(name: str, value: Any) -> Iterator[str]:
-    items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+    items = value if isinstance(value, list) else [json.dumps(value, default=str) if isinstance(value, dict) else value]
     if value is not False and items:
         yield f"--{name}"
         yield from () if value is True else map(str, items)
