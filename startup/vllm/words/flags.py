@@ -61,7 +61,7 @@ class Flags:
     def __init__(self, recorded: Sequence[FlagFact] = ()) -> None:
         self.is_recorded = bool(recorded)
         """Whether these are all flags."""
-        known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else _USUAL
+        known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else USUAL
         self._by_option = {option: fact for fact in known for option in fact.options}
 
     def find(self, name: str) -> FlagFact | None:
@@ -105,4 +105,4 @@ def _facts(row: _Row) -> Iterator[FlagFact]:
         yield FlagFact((name, *short), row.kind, row.nargs, opposites, is_optional=True)
 
 
-_USUAL: Final = tuple(fact for row in _TABLE for fact in _facts(row))
+USUAL: Final = tuple(fact for row in _TABLE for fact in _facts(row))
