@@ -84,7 +84,8 @@ class Arguments:
         if isinstance(value, bool) and flag.shape is Shape.SWITCH:
             self._add(flag, [json.dumps(value is not is_negated)])
         elif isinstance(value, list) and flag.shape is Shape.LIST:
-            self._add(flag, [str(item) for item in value])
+            for item in value:
+                self._add(flag, [str(item)])
         elif value is not None:
             text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
             self._take(next(split([f"{name}={text}"])))

@@ -1,4 +1,4 @@
-"""The table of flags that are known before a vLLM has recorded its own, against the list of all flags of vLLM."""
+"""The table of the flags that are read before a vLLM has recorded its own, against the list of all."""
 
 from pathlib import Path
 
