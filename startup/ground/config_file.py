@@ -38,14 +38,16 @@ class ConfigFile(NamedTuple):
     @classmethod
     def read(cls, path: str) -> "ConfigFile":
         """Never raises for a fault of the file."""
-        import yaml
-
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as err:
             return cls(path, problem=f"cannot be read: {err.strerror}")
         except UnicodeDecodeError:
             return cls(path, problem="is not a text file")
+        import yaml
+
+        try:
+            content = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as err:
             return cls(path, problem=f"is not YAML: {' '.join(str(err).split())}")
         return cls.of(path, content)

@@ -1,6 +1,7 @@
 """Types of flag values beyond those of click."""
 
 import re
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ import click
 from base.errors import ConfigError
 from base.json_depth import read_json
 from envs.home import expand_home
-from envs.suggestion import former_form
+from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import INT8_NAMES, LoraModule, PoolerConfig
 from startup.ground.config import CompileCacheOption
@@ -26,10 +27,13 @@ class HumanInt(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_size(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
+        text = str(value)
+        with suppress(ValueError):
+            return parse_size(text)
+        with suppress(ValueError):
+            parse_size(text.lower())
+            self.fail(f"{value!r} has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}.", param, ctx)
+        self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
 
 
 class TokenLimit(click.ParamType):
