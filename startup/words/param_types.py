@@ -27,13 +27,17 @@ class HumanInt(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value)
-        with suppress(ValueError):
-            return parse_size(text)
-        with suppress(ValueError):
-            parse_size(text.lower())
-            self.fail(f"{value!r} has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}.", param, ctx)
-        self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
+        try:
+            return parse_size(str(value))
+        except ValueError:
+            self.fail(f"{value!r} {_why_no_integer(str(value))}.", param, ctx)
+
+
+def _why_no_integer(text: str) -> str:
+    with suppress(ValueError):
+        parse_size(text.lower())
+        return f"has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}"
+    return "is not a whole number such as 4096, 4k or 4K"
 
 
 class TokenLimit(click.ParamType):
