@@ -76,7 +76,7 @@ class CommandLine:
                 reading.add_setting(name, value, config.place(name))
         reading.add(part for part in parts if part not in configs)
         reading.join_keys()
-        if model_word is not None and any(part.flag == _MODEL for part in parts):
+        if model_word is not None and any(part.flag == _MODEL and any(part.values) for part in parts):
             reading.others.append(model_word)
         in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
         named = (flag.text for flag in in_words_first if flag.fact.name == _MODEL)
