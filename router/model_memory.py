@@ -229,9 +229,10 @@ class _Given(NamedTuple):
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
+    from startup.vllm.facts import VllmFacts  # noqa: PLC0415 - as below
     from startup.vllm.words.command_line import CommandLine
 
-    line = CommandLine.of(entry.words)
+    line = CommandLine.of(entry.words, VllmFacts())  # what is recorded would have to be read for each model
 
     def text(flag: str) -> str:
         value = line.value(flag)

@@ -63,7 +63,7 @@ class CommandLine:
             words: those after `vllm serve`.
             facts: of the installed vLLM, if they are read already.
         """
-        vllm = find_vllm()
+        vllm = find_vllm() if facts is None else None
         if facts is None:
             facts = read_facts(vllm) if vllm else VllmFacts()
         reading = Reading(Flags(facts.flags))
