@@ -14,10 +14,10 @@ from router.scheduler_terms import NOTHING, Need
 from server.terms.config import INT8_NAMES, EngineConfig
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.json_file import read_json_object
+from startup.ground.keyed_values import parse_size
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
-from startup.vllm.preflight.words import parse_size
 
 _VLLM_BYTES: Final = 1700 << 20
 """Memory of vLLM's processes beside weights and KV cache: measured 1.7 GiB without GPUs."""
@@ -30,18 +30,6 @@ _GPU_BYTES: Final = 1 << 30
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
-_FLAGS: Final = {
-    "--gpu-memory-utilization": "utilization",
-    "--device-memory-utilization": "utilization",
-    "--kv-cache-memory-bytes": "kv_cache",
-    "--tensor-parallel-size": "tensor",
-    "-tp": "tensor",
-    "--pipeline-parallel-size": "pipeline",
-    "-pp": "pipeline",
-    "--dtype": "dtype",
-    "--quantization": "quantization",
-    "-q": "quantization",
-}
 _NOTHING: Final = ("", "auto", "None")
 """Values of flags that are as if the flag was not given."""
 _QUANTIZED: Final = "quantization_config"
@@ -241,20 +229,25 @@ class _Given(NamedTuple):
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
-    from startup.vllm.command_line import CommandLine
+    from startup.vllm.facts import VllmFacts  # noqa: PLC0415 - as below
+    from startup.vllm.words.command_line import CommandLine
 
-    given = CommandLine.of(entry.words).values
-    values = {_FLAGS[flag]: value for flag, value in given.items() if flag in _FLAGS and value not in _NOTHING}
-    kv_cache = _size_of(values.get("kv_cache", ""))
+    line = CommandLine.of(entry.words, VllmFacts())  # what is recorded would have to be read for each model
+
+    def text(flag: str) -> str:
+        value = line.value(flag)
+        return "" if value is None or value in _NOTHING else value
+
+    kv_cache = _size_of(text("--kv-cache-memory-bytes"))
     if entry.engine == "vllm" and not has_gpu and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
         kv_cache = int(space) * _GIB or kv_cache
-    num_gpus = (_size_of(values.get("tensor", "")) or 1) * (_size_of(values.get("pipeline", "")) or 1)
+    num_gpus = (_size_of(text("--tensor-parallel-size")) or 1) * (_size_of(text("--pipeline-parallel-size")) or 1)
     return _Given(
-        utilization=_share_of(values.get("utilization", "")),
+        utilization=_share_of(text("--gpu-memory-utilization")),
         kv_cache_bytes=kv_cache,
         num_gpus=num_gpus,
-        dtype=values.get("dtype", "auto"),
-        quantization=values.get("quantization", ""),
+        dtype=text("--dtype") or "auto",
+        quantization=text("--quantization"),
     )
 
 

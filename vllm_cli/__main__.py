@@ -26,7 +26,7 @@ def main() -> int:
         become_init()
     if is_called_as_vllm():
         if sys.argv[1:2] != ["serve"]:
-            from startup.vllm.command_line import run_other_command
+            from startup.vllm.vllm_main import run_other_command
 
             _raise_at_sigint()
             return run_other_command()

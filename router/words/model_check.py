@@ -37,14 +37,15 @@ from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import is_flag_like
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
+from startup.vllm.words.command_line import CommandLine
 from startup.words.arguments import read_config_file
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
-from startup.words.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
+from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
 from startup.words.serve_command import parse_start
+from startup.words.table import split_flags
 
 _ENGINE: Final = "--engine"
 _SERVED_NAME: Final = "--served-model-name"
@@ -159,8 +160,8 @@ class ModelCheck:
     def _check_vllm(self, entry: ModelEntry, words: Sequence[str], *, has_standby: bool) -> CheckedModel:
         vllm = require_vllm()
         line = CommandLine.of(words)
-        _reject_keys(line.values)
-        entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
+        _reject_keys(flag.fact.name for flag in line.flags)
+        entry = replace(entry, adapters=_adapters(line.values(_LORA_MODULES)))
         kind = template_kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(entry, check, line.request, kind)
@@ -168,7 +169,7 @@ class ModelCheck:
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
         if path := _last_value(entry.words, _CONFIG):
-            _reject_keys(read_config_file(Path(path)).flags)
+            _reject_keys(read_config_file(path).flags)
         memory = read_memory()
         # Other models can be stopped, so that all memory is free.
         options = PreflightOptions(

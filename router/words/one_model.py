@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Final
 
 from envs.registry import env
@@ -14,13 +13,14 @@ from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
-from startup.vllm.command_line import CommandLine
+from startup.vllm.words.command_line import CommandLine
 from startup.words.arguments import Arguments, GivenFlag, read_config_file
 from startup.words.errors import InputError
 from startup.words.flag import Shape
-from startup.words.secret_flags import find_values, secrets_as_variables, split_flags
+from startup.words.secret_flags import find_values, secrets_as_variables
 from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
+from startup.words.table import find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
@@ -38,23 +38,20 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     """The router of vLLM's model; raises InputError for what it cannot have."""
     line = CommandLine.of(options.words)
     _reject_vllm_flags(options, words, line)
-    names = line.lists.get("--served-model-name") or (line.served_name,)
+    names = line.values("--served-model-name") or (line.served_name,)
     entry = _entry(options, without_ours(words), "vllm", names)
     config = _read_port(words, _words_of_file(line))
     router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
-    return replace(router, model_has_keys=not flags_of("keys").isdisjoint(line.in_file))
+    return replace(router, model_has_keys=any(flag.fact.name in flags_of("keys") for flag in line.in_file))
 
 
 def _words_of_file(line: CommandLine) -> list[str]:
     """The settings of the file of --config that the router needs, as flags; vLLM reads the file, too."""
-    found: list[str] = []
-    for name in sorted(flags_of("address", "keys", "port", "both", "program").intersection(line.in_file)):
-        value = line.in_file[name]
-        if not value:
-            found.append(name)
-        elif value != "false":
-            found += [f"{name}={item}" for item in line.lists.get(name, (value,))]
-    return found
+    names = flags_of("address", "keys", "port", "both", "program")
+    settings = line.config.settings if line.config is not None else {}
+    known = {key: find_known_flag(f"--{key}") for key in settings}
+    needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
+    return [word for given in Arguments.of_settings(needed).flags.values() for word in _words_of(given)]
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
@@ -62,7 +59,7 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
     if line.has(_MIDDLEWARE):
         text = "which does not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
-    for name in sorted(filter(line.has, flags_of("tls", "keys").intersection(line.in_file))):
+    for name in (flag.fact.name for flag in line.in_file if flag.fact.name in flags_of("tls", "keys") and flag.is_on):
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
         if name in flags_of("tls"):
             raise InputError(f"{text}: write it as a flag.")
@@ -85,7 +82,7 @@ def _without_config_file(words: Sequence[str]) -> Sequence[str]:
     given = Arguments.parse(words)
     if (path := given.last_value(CONFIG.name)) is None:
         return words
-    in_file = read_config_file(Path(path))
+    in_file = read_config_file(path)
     merged = Arguments(flags={**in_file.flags, **given.flags}, positionals=given.positionals)
     del merged.flags[CONFIG.name]
     return [*(word for each in merged.flags.values() for word in _words_of(each)), "--", *merged.positionals]

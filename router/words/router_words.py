@@ -9,13 +9,14 @@ import click
 from envs.registry import env
 from startup.ground.config import StartupConfig, flags_of
 from startup.ground.serve_words import is_flag_like
-from startup.vllm.known_flags import flags_that_change
+from startup.vllm.words.flags import flags_that_change
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.flag import Flag
 from startup.words.screening import show_notices
-from startup.words.secret_flags import empty_key_notices, find_values, secret_notices, split_flags, without_flags
+from startup.words.secret_flags import empty_key_notices, find_values, secret_notices, without_flags
 from startup.words.serve_command import WORDS, build_startup_config, read_settings, unknown_variable_notices
+from startup.words.table import split_flags
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
 """Roles of flags that a model behind the router cannot have."""

@@ -2,7 +2,7 @@
 
 A link named `vllm` to the console script behaves as vLLM's command, so that images and scripts need no edit:
 `vllm serve` starts through the launcher; every other subcommand is the installed vLLM's own
-(`startup.vllm.command_line.run_other_command`).
+(`startup.vllm.vllm_main.run_other_command`).
 
 The front process imports this, and the start waits for it: no imports beyond those of the interpreter's
 own start.
@@ -38,6 +38,7 @@ STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end o
 _HELP = ("-h", "--help")
 _OF_ROUTER = (("--idle-stop", "VCLI_IDLE_STOP"), ("--restart", "VCLI_RESTART"))
 _ENGINES = ("embedded", "vllm")
+_LEVEL = "-O"
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 
 
@@ -61,8 +62,8 @@ class Given:
     @property
     def values(self) -> "Sequence[str]":
         """The flag's values; `--flag=` has one that is empty."""
-        _, is_attached, value = self.words[0].partition("=")
-        return (value,) if is_attached else self.words[1:]
+        value = _attached_value(self.words[0])
+        return self.words[1:] if value is None else (value,)
 
 
 def _none(_: str) -> None:
@@ -86,7 +87,7 @@ def split(words: "Iterable[str]", num_values: "NumValues" = _none) -> "Iterator[
             return
         end = begin + 1
         flag, keys = _name(word)
-        if flag and "=" not in word:
+        if flag and _attached_value(word) is None:
             end += _count_values(words, end, num_values(flag), num_values)
         yield Given(words[begin:end], flag, keys)
         begin = end
@@ -94,7 +95,7 @@ def split(words: "Iterable[str]", num_values: "NumValues" = _none) -> "Iterator[
 
 def is_flag_like(word: str) -> bool:
     """Whether a word cannot be a further value of a list."""
-    return len(word) > 1 and word[0] == "-" and not word[1].isdigit()
+    return len(word) > 1 and word[0] == "-" and not word[1].isdigit() and " " not in word.partition("=")[0]
 
 
 def is_stray(word: str) -> bool:
@@ -195,8 +196,18 @@ def _name(word: str) -> tuple[str, str]:
     """The name and the keys of a flag; empty for another word."""
     if not is_flag_like(word):
         return "", ""
+    if word.startswith(_LEVEL):
+        return "--optimization-level", ""
     name, _, keys = word.partition("=")[0].partition(".")
     return normalise(name), keys
+
+
+def _attached_value(word: str) -> str | None:
+    """The value that is in the same word; `-O3` and `-O=3` have one, too."""
+    if word.startswith(_LEVEL):
+        return word.removeprefix(_LEVEL).removeprefix("=") if word != _LEVEL else None
+    _, is_attached, value = word.partition("=")
+    return value if is_attached else None
 
 
 def _count_values(words: "Sequence[str]", begin: int, wanted: int | str | None, num_values: "NumValues") -> int:

@@ -129,6 +129,11 @@ class FlagFact(NamedTuple):
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """All ways to write it in full."""
+        return (*self.names, *self.opposites)
+
+    @property
     def parameter(self) -> str:
         """The attribute of argparse's result."""
         return self.name.lstrip("-").replace("-", "_")

@@ -1,6 +1,7 @@
 """Types of flag values beyond those of click."""
 
 import re
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -14,29 +15,29 @@ from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import INT8_NAMES, LoraModule, PoolerConfig
 from startup.ground.config import CompileCacheOption
+from startup.ground.keyed_values import parse_size
 
 _FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 class HumanInt(click.ParamType):
-    """A whole number, or one with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600."""
+    """A whole number, or one with a suffix, as `parse_size` reads it."""
 
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Fractions need a decimal suffix, as in vLLM."""
-        match = re.fullmatch(r"(-?\d+)|(\d+(?:\.\d+)?)([kmgtKMGT])", str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
-        plain, number, suffix = match.groups()
-        if plain:
-            return int(plain)
-        if suffix.isupper() and "." in number:
-            decimal = f"{number}{suffix.lower()}"
-            self.fail(f"{value!r} has a fraction and a binary suffix{did_you_mean(value, [decimal])}.", param, ctx)
-        factors = _FACTORS if suffix.isupper() else _DECIMAL_FACTORS
-        return round(float(number) * factors[suffix.lower()])
+        try:
+            return parse_size(str(value))
+        except ValueError:
+            self.fail(f"{value!r} {_why_no_integer(str(value))}.", param, ctx)
+
+
+def _why_no_integer(text: str) -> str:
+    with suppress(ValueError):
+        parse_size(text.lower())
+        return f"has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}"
+    return "is not a whole number such as 4096, 4k or 4K"
 
 
 class TokenLimit(click.ParamType):

@@ -3,13 +3,9 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from base.machine.command_line import is_visible
-from envs.redaction import is_secret_flag
-from startup.ground.serve_words import Given, split
 from startup.words.arguments import GivenFlag
-from startup.words.errors import InputError
-from startup.words.flag import Flag, SupportedFlag
-from startup.words.supported import SUPPORTED
-from startup.words.table import find_flag
+from startup.words.flag import SupportedFlag
+from startup.words.table import split_flags
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
@@ -65,23 +61,3 @@ def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
     empty = {given.flag.name for given in given_flags if not any(given.values)}
     if "--api-key" in empty and "--api-key-file" not in empty:
         yield "--api-key is empty: requests need no key, unless a file or the variable contains one."
-
-
-def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
-    """The flags as `Arguments.parse` finds them; None for other words and for a flag that it would reject."""
-    for given in split(words, _num_values):
-        yield _find(given.flag), given
-
-
-def _find(name: str) -> Flag | None:
-    if not name:
-        return None
-    try:
-        return find_flag(name).flag
-    except InputError:  # for vLLM, an abbreviation may be clear that is ambiguous with the flags of this program
-        return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
-
-
-def _num_values(name: str) -> int | str | None:
-    flag = _find(name)
-    return flag.num_values if flag else None

@@ -1,9 +1,7 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -31,8 +29,9 @@ from startup.words.flag import Shape, SupportedFlag
 from startup.words.help import write_groups, write_topic
 from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
-from startup.words.secret_flags import empty_key_notices, secret_notices, split_flags
+from startup.words.secret_flags import empty_key_notices, secret_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIABLES
+from startup.words.table import split_flags
 
 VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a start of vLLM in the metadata of click's context."""
@@ -79,7 +78,7 @@ class ServeCommand(click.Command):
             reject_unsupported(Arguments.parse((OMNI,)).flags.values())
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
-        in_file = read_config_file(Path(config_path)) if config_path else Arguments()
+        in_file = read_config_file(config_path) if config_path else Arguments()
         log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
         ctx.params = read_settings(ctx, given, in_file)
         ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
@@ -135,7 +134,7 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
-    from startup.vllm.command_line import CommandLine
+    from startup.vllm.words.command_line import CommandLine
 
     return CommandLine.of(start.words).request
 
@@ -167,10 +166,10 @@ def _reject_references(words: Sequence[str]) -> None:
     """Rejects those of the file of `--config` that vLLM must not read as texts."""
     if CONFIG.name not in words:
         return
-    from startup.vllm.command_line import read_config_text
+    from startup.vllm.words.command_line import CommandLine
 
-    with suppress(OSError, ValueError):  # vLLM reports it
-        reject_references(read_config_text(words).refused, f"{CONFIG.name}: ")
+    if (file := CommandLine.of(words).config) is not None:
+        reject_references(file.refused, f"{CONFIG.name}: ")
 
 
 def _is_read_for_vllm(name: str) -> bool:

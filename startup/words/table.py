@@ -1,10 +1,12 @@
 """All flags of `serve` by name."""
 
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from envs.redaction import is_secret_flag
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.ground.serve_words import normalise
+from startup.ground.serve_words import Given, normalise, split
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape
 from startup.words.supported import SUPPORTED
@@ -49,6 +51,25 @@ _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spelli
 def find_flag(name: str) -> Spelling:
     """The flag of that name, or whose name begins so and no other's; else a usage error with a suggestion."""
     return _BY_NAME.get(normalise(name)) or _complete(name)
+
+
+def find_known_flag(name: str) -> Flag | None:
+    """The flag of that name, if there is one and no other that the name may stand for."""
+    try:
+        return find_flag(name).flag
+    except InputError:  # for vLLM, an abbreviation may be clear that is ambiguous with the flags of this program
+        return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
+
+
+def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
+    """The flags of a command line; None for other words, and for what is no flag of this program."""
+
+    def num_values(name: str) -> int | str | None:
+        flag = find_known_flag(name)
+        return flag.num_values if flag else None
+
+    for given in split(words, num_values):
+        yield find_known_flag(given.flag) if given.flag else None, given
 
 
 def _complete(name: str) -> Spelling:

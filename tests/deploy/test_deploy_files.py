@@ -17,7 +17,7 @@ import yaml
 
 from base.server_settings import LifecycleConfig
 from startup.ground.serve_words import ServeWords
-from startup.vllm.command_line import CommandLine
+from startup.vllm.words.command_line import CommandLine
 from tests.deploy.shipped import ROOT, STARTS, STARTS_OF_VLLM, last, read_stages
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
@@ -125,7 +125,7 @@ def test_a_pod_mounts_its_volumes_has_time_for_the_drain_and_probes(name):
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert {volume["name"] for volume in spec["volumes"]} == set(mounts.values())
     is_vllm = name in STARTS_OF_VLLM
-    drain_s = float(CommandLine.of(STARTS[name].serve_words).values["--shutdown-timeout"]) if is_vllm else DRAIN_S
+    drain_s = float(CommandLine.of(STARTS[name].serve_words).value("--shutdown-timeout") or 0) if is_vllm else DRAIN_S
     assert spec["terminationGracePeriodSeconds"] > drain_s
     assert {"/cache", "/dev/shm" if is_vllm else "/tmp"} <= set(mounts)
     probes = {name: probe for name, probe in container.items() if name.endswith("Probe")}
@@ -153,19 +153,22 @@ def test_a_service_selects_the_pods_that_listen_and_claims_exist(path):
     assert claims == [one["metadata"]["name"] for one in documents.values() if one["kind"] == "PersistentVolumeClaim"]
 
 
+def _line(start: str) -> CommandLine:
+    return CommandLine.of(ServeWords(STARTS[start].serve_words).engine_words)
+
+
 def test_leader_and_workers_form_one_group():
     name = "vllm-leaderworkerset"
     leader, worker = (
-        dict(CommandLine.of(ServeWords(STARTS[f"{name} {role}"].serve_words).engine_words).values)
-        for role in ("leader", "worker")
+        {flag.fact.name: flag.values for flag in _line(f"{name} {role}").flags} for role in ("leader", "worker")
     )
-    assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == ("0", "1")
-    assert worker.pop("--headless") == ""
+    assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == (("0",), ("1",))
+    assert worker.pop("--headless") == ()
     assert leader == worker
     assert leader["--pipeline-parallel-size"] == leader["--nnodes"]
     for role in ("leader", "worker"):
         [container] = PODS[f"{name} {role}"]["spec"]["containers"]
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == leader["--tensor-parallel-size"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == leader["--tensor-parallel-size"][0]
 
 
 def test_the_unit_waits_for_readiness_and_for_the_drain():

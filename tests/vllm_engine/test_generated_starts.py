@@ -21,7 +21,7 @@ _LATER: Final = ("lora", "package", "memory")
 
 def test_what_vllm_accepts_is_not_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "CRITICAL")
-    recorded = ask_vllm(_SCRIPTS / "vllm_facts.py", {"values": []}, tmp_path)["facts"]
+    recorded = ask_vllm(_SCRIPTS / "vllm_parser.py", {"lines": []}, tmp_path)["facts"]
     starts = generate(_SEED, _NUMBER, msgspec.convert(recorded, VllmFacts))
     questions = [start.write(tmp_path / str(number)) for number, start in enumerate(starts)]
     errors = ask_vllm(_SCRIPTS / "own_preflights.py", questions, tmp_path, timeout_s=1200)

@@ -86,7 +86,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> StartFolders:
 @pytest.fixture(scope="module")
 def _recorded(folders: StartFolders) -> None:
     """What vLLM accepts, as one start has recorded it."""
-    code = "from tests.vllm_engine.preflight.vllm_facts import record; assert record().flags"
+    code = "from tests.vllm_engine.preflight.vllm_parser import record; assert record().flags"
     folder = folders.path("folder")
     environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     subprocess.run([PYTHON, "-c", code], env=environment, cwd=folder, check=True, capture_output=True)

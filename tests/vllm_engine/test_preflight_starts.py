@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _recorded(folder: Path) -> None:
     """What vLLM accepts, as an earlier start has recorded it."""
-    code = "from tests.vllm_engine.preflight.vllm_facts import record; assert record().flags"
+    code = "from tests.vllm_engine.preflight.vllm_parser import record; assert record().flags"
     environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     subprocess.run([PYTHON, "-c", code], env=environment, cwd=folder, check=True, capture_output=True)
 

@@ -1,11 +1,15 @@
-"""What is recorded of vLLM's parser and registries is what vLLM accepts."""
+"""What is recorded of vLLM is what it accepts, and words are read as vLLM reads them."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 import pytest
 
+from startup.vllm.facts import VllmFacts
 from tests.support.peer_vllm import ask_vllm
+from tests.support.reading import Reading
+from tests.vllm_engine.preflight.generated_starts import generate
 
 pytestmark = pytest.mark.versions
 
@@ -16,33 +20,44 @@ VALUES: Final = (
 )  # fmt: skip
 
 
+_SCRIPT: Final = Path(__file__).parent / "preflight" / "vllm_parser.py"
+
+
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).parent / "preflight" / "vllm_facts.py"
-    found: dict[str, Any] = ask_vllm(script, {"values": VALUES}, tmp_path_factory.mktemp("facts"), timeout_s=1200)
-    return found
+def facts(tmp_path_factory: pytest.TempPathFactory) -> VllmFacts:
+    answer = ask_vllm(_SCRIPT, {"lines": []}, tmp_path_factory.mktemp("facts"), timeout_s=1200)
+    return msgspec.convert(answer["facts"], VllmFacts)
 
 
-def test_each_option_is_recorded_and_no_value_is_refused_that_vllm_accepts(real):
-    assert len(real["flags"]) > 250
-    assert [flag["option"] for flag in real["flags"] if not flag["is_same"]] == []
-    assert [
-        flag for flag in real["flags"] if set(flag["vllm"]) - set(flag["preflight"]) and flag["kind"] != "switch"
-    ] == []
+def _read(lines: list[list[str]], folder: Path) -> list[Reading]:
+    answer = ask_vllm(_SCRIPT, {"lines": lines}, folder, timeout_s=1200)
+    return msgspec.convert(answer["readings"], list[Reading])
 
 
-def test_of_plain_values_nothing_else_passes(real):
-    unchecked = ("unknown", "object", "switch")
-    plain = [flag for flag in real["flags"] if flag["kind"] not in unchecked]
-    others = [flag["option"] for flag in plain if flag["vllm"] != flag["preflight"]]
-    assert others == [option for option in others if option == "--mm-processor-device"]
-    assert len({flag["option"] for flag in real["flags"] if flag["kind"] == "unknown"}) <= 8
+def test_words_are_read_as_vllm_reads_them(facts, tmp_path):
+    starts = generate(2, 1700, facts)
+    lines = [start.write(tmp_path / str(number))["words"] for number, start in enumerate(starts) if start.words]
+    readings = _read(lines, tmp_path)
+    wrong = [reading.differences or reading.is_accepted and reading.faults for reading in readings]
+    assert [pair for pair in zip(lines, wrong, strict=True) if pair[1]] == []
+    assert 200 < sum(reading.is_accepted for reading in readings) < len(lines) - 200
 
 
-def test_registered_names(real):
-    names = real["facts"][1]
+def test_each_value_that_vllm_accepts_passes_and_of_plain_values_nothing_else(facts, tmp_path):
+    flags = {option: flag for flag in facts.flags if flag.nargs != 0 for option in flag.options}
+    lines = [["m", f"{option}={value}"] for option in flags for value in VALUES]
+    pairs = list(zip(lines, _read(lines, tmp_path), strict=True))
+    assert [pair for pair in pairs if pair[1].is_accepted and (pair[1].faults or pair[1].differences)] == []
+    unchecked = ("unknown", "object")
+    passed = {words[1].partition("=")[0] for words, found in pairs if not (found.is_accepted or found.faults)}
+    assert {option for option in passed if flags[option].kind not in unchecked} <= {"--mm-processor-device"}
+    assert len({flag.name for flag in flags.values() if flag.kind == "unknown"}) <= 8
+    assert len(flags) > 200
+
+
+def test_registered_names(facts):
     examples = {
         "--tool-call-parser": "hermes", "--reasoning-parser": "qwen3", "--quantization": "fp8",
         "--load-format": "dummy", "--attention-backend": "FLASH_ATTN", "architectures": "LlamaForCausalLM",
     }  # fmt: skip
-    assert [flag for flag, name in examples.items() if name not in names.get(flag, ())] == []
+    assert [flag for flag, name in examples.items() if name not in facts.names.get(flag, ())] == []

@@ -22,14 +22,14 @@ class VllmCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> int:
         """Returns the exit code, unless vLLM ends the process itself."""
-        from startup.vllm.command_line import run_plain_vllm
         from startup.vllm.installed import find_vllm
+        from startup.vllm.vllm_main import run_plain
 
         _, command, *words = ctx.command_path.split()
         if find_vllm() is None:
             path = " ".join((command, *words))
             raise InputError(f"`{path}` is a command of vLLM, which is not installed here (pip install vllm).")
-        return run_plain_vllm([*words, *ctx.args], command)
+        return run_plain(command, [*words, *ctx.args])
 
 
 launch: Final = VllmCommand("launch", help="vLLM's command: start one of its components alone, such as its renderer.")

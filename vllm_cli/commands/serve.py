@@ -128,8 +128,8 @@ def _serve_with_vllm(options: VllmOptions) -> int:
     vllm = require_vllm()
     if options.is_preflight_only:
         from startup.session.preflight.all_checks import PreflightOptions
-        from startup.vllm.command_line import CommandLine
         from startup.vllm.preflight.all_checks import run_preflight
+        from startup.vllm.words.command_line import CommandLine
 
         report = run_preflight(vllm, CommandLine.of(options.words), PreflightOptions(asks_hub=True))
         return _print(report, as_json=options.is_json)

@@ -9,24 +9,26 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.ground.caches import Kept, cache_folder, digest, read_all
 from startup.ground.hooks.hook import Hook, Name, Text, left_out
-from startup.ground.serve_words import is_eager, normalise, split
 from startup.reports.timeline.history import installed_versions
 from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import API_SERVER, StartRecordings
-from startup.vllm.known_flags import flags_that_change, num_values
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
+from startup.vllm.words.flags import flags_that_change
+
+if TYPE_CHECKING:
+    from startup.vllm.words.command_line import CommandLine
 
 RECORDED_PROCESSES: Final = Hook(
     "processes of the preload profile",
@@ -103,9 +105,9 @@ class StartKind:
     prefix: str = sys.prefix
 
     @classmethod
-    def of(cls, vllm: InstalledVllm, words: Sequence[str], model: Path | None) -> "StartKind":
-        """The kind of a start with this command line and a model in this folder."""
-        return cls(vllm.version, _architecture(model), tuple(hide_in_words(_relevant(words))))
+    def of(cls, vllm: InstalledVllm, flags: Iterable[str], model: Path | None) -> "StartKind":
+        """The kind of a start with these `CommandLine.flags_of_modules` and a model in this folder."""
+        return cls(vllm.version, _architecture(model), tuple(hide_in_words(flags)))
 
     @property
     def key(self) -> str:
@@ -257,14 +259,6 @@ def _to_profile(content: Any) -> PreloadProfile:
     return msgspec.convert(content, PreloadProfile)
 
 
-def _relevant(words: Iterable[str]) -> Iterator[str]:
-    """The relevant flags with their values, normalised: dashes, and values as separate words."""
-    for given in split(words, num_values):
-        if given.flag in flags_that_change("modules") or given.flag.startswith("-O"):
-            yield given.name
-            yield from given.values
-
-
 def _architecture(model: Path | None) -> str:
     """The model's first architecture in config.json; empty if that is not on disk."""
     if model is None:
@@ -302,20 +296,18 @@ class PreloadPlan:
 
 
 def plan_preload(
-    folder: Path, vllm: InstalledVllm, words: Sequence[str], profile: PreloadProfile, model: Path | None
+    folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """The platform's modules and then the profile's; without a profile, the model's class too."""
-    several = tuple(flags_that_change("API servers"))
-    several_api_servers = any(normalise(word).startswith(several) for word in words)
-    roots = (*platform_modules(vllm), *(_API_SERVER if several_api_servers else ()))
+    roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules
     is_known = bool(known) and profile.is_complete
-    compiling = () if is_known or is_eager(words) else _FIRST_COMPILING_MODULES
+    compiling = () if is_known or line.is_eager else _FIRST_COMPILING_MODULES
     return PreloadPlan(
         folder=str(folder),
         modules=tuple(dict.fromkeys((*roots, *compiling, *known))),
         model=None if is_known or model is None else str(model),
-        compiler=compiler_time(known, is_eager=is_eager(words)),
+        compiler=compiler_time(known, is_eager=line.is_eager),
         left_out=left_out(),
     )
 

@@ -24,13 +24,13 @@ from startup.ground.config import CompileCacheOption, flags_of
 from startup.ground.processes import group_signals
 from startup.port.start_state import StartState
 from startup.reports.timeline.history import installed_versions
-from startup.vllm.command_line import CommandLine
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.exchange import CompiledEvent, Exchange
 from startup.vllm.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.vllm.compiled_models.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.vllm.compiled_models.record import CompiledModel, Hardware
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.words.command_line import CommandLine
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ def _why_outdated(record: CompiledModel) -> Reason | None:
 def _start_id(line: CommandLine) -> str:
     """Nearly any flag may decide which archives are worth fetching; vLLM's hashes decide which one fits."""
     of_port = flags_of("address", "keys", "tls", "port", "both") | {"--served-model-name"}
-    values = sorted(item for item in line.values.items() if item[0] not in of_port)
+    values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
 
 

@@ -15,7 +15,7 @@ from startup.ground.hooks.hook import Hook, Part, Text, leave_out, log_unfit, un
 from startup.ground.processes import forkserver as own_forkserver
 from startup.ground.processes import interpreter, library_state
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
-from startup.vllm import command_line, facts, imports
+from startup.vllm import facts, imports, vllm_main
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.imports import import_leniently
@@ -41,7 +41,7 @@ from startup.vllm.probes import rust_frontend, serving_events
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
-    command_line, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
+    vllm_main, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
     early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, graph_memory, compiler,
     compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files,
     process_titles, facts,

@@ -20,9 +20,8 @@ from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import without_file_scheme
 from startup.ground.hooks.hook import uses
 from startup.ground.processes.library_state import update_hub
-from startup.ground.serve_words import normalise
-from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import read_plugins
+from startup.vllm.words.command_line import CommandLine
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ _UNSURE_FLAGS: Final = (
     "--hf-overrides",
     "--generation-config",
     "--speculative-config",
-    "-sc",
     "--lora-modules",
     "--default-mm-loras",
     "--reasoning-parser-plugin",
@@ -53,9 +51,6 @@ _UNSURE_VARIABLES: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "
 _LORA_RESOLVERS: Final = "VLLM_LORA_RESOLVER_"
 _KNOWN_PARTS: Final = ("quantization_config", "compression_config", "text_config")
 _ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError")
-
-_MODEL_FLAGS: Final = ("--model", "--model-tag")
-_FLAGS: Final = (*_MODEL_FLAGS, "--tokenizer")
 
 
 def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
@@ -102,12 +97,7 @@ def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> Command
         folders: what was downloaded.
     """
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
-    if not paths:
-        return line
-    if line.model not in paths:
-        return replace(line, words=tuple(_replace_addresses(line.words, paths)))
-    words = tuple(_replace_addresses(line.with_served_name().words, paths))
-    return replace(line, words=words if _have_model(words) else (paths[line.model], *words))
+    return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 
 
 def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLine:
@@ -133,23 +123,3 @@ def _find_paths(plan: FilePlan, folders: Mapping[Download, Path]) -> Iterator[tu
             yield place.name, str(folder)
         elif place.kind == "folder" and without_file_scheme(place.name) != place.name:
             yield place.name, without_file_scheme(place.name)
-
-
-def _have_model(words: tuple[str, ...]) -> bool:
-    """Whether the words name a model; if not, the file of --config does."""
-    names = {normalise(word.partition("=")[0]) for word in words}
-    return not words[0].startswith("-") or not names.isdisjoint(_MODEL_FLAGS)
-
-
-def _replace_addresses(words: tuple[str, ...], paths: Mapping[str, str]) -> Iterator[str]:
-    """Only MODEL, which is the first word, and the values of flags: a served name may be an address."""
-    previous = ""
-    for index, word in enumerate(words):
-        flag, joined, value = word.partition("=")
-        if joined and normalise(flag) in _FLAGS and value in paths:
-            yield f"{flag}={paths[value]}"
-        elif (index == 0 or normalise(previous) in _FLAGS) and word in paths:
-            yield paths[word]
-        else:
-            yield word
-        previous = word

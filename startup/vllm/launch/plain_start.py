@@ -18,11 +18,12 @@ from startup.ground import start_origin
 from startup.ground.processes import group_signals, interpreter
 from startup.ground.serve_words import OMNI
 from startup.port.systemd.service_manager import ServiceManager
-from startup.vllm.command_line import CommandLine, run_plain_vllm
 from startup.vllm.fork.preload_profile import StartKind, enable_preloading, plain_state
 from startup.vllm.installed import OLDEST, InstalledVllm
 from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.probes.rust_frontend import obstacle_to_rust_frontend
+from startup.vllm.vllm_main import run_serve, without_click
+from startup.vllm.words.command_line import CommandLine
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
 
 def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
     """The kind of this start."""
-    return StartKind.of(vllm, line.words, line.model_folder)
+    return StartKind.of(vllm, line.flags_of_modules, line.model_folder)
 
 
 def report_plain_start(log_format: str) -> None:
@@ -82,10 +83,10 @@ def report_plain_start(log_format: str) -> None:
         manager.notify_ready("vLLM was started; its readiness is not known")
 
 
-def run_plainly(kind: StartKind, words: Sequence[str]) -> int:
+def run_plainly(kind: StartKind, line: CommandLine) -> int:
     """Runs vLLM without preloading; if that fails as well, the next start preloads."""
     try:
-        code = run_plain_vllm(words)
+        code = without_click(lambda: run_serve(line))
     except SystemExit as err:
         if err.code not in _NO_FAULTS:
             enable_preloading(kind)

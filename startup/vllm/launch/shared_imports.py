@@ -21,7 +21,6 @@ from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
 from startup.imports.gpu_guard import driver_kept_uninitialized
 from startup.imports.learned_imports import learn, learned_imports
-from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_profile import (
@@ -47,6 +46,7 @@ from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
+from startup.vllm.words.command_line import CommandLine
 
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
@@ -202,22 +202,21 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
     )
 
 
-def learn_imports(
-    vllm: InstalledVllm, words: Sequence[str], model: Path | None, *, folder: Path, environment: Mapping[str, str]
-) -> None:
+def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
     """Runs the two programs.
 
     Args:
         vllm: the installed vLLM.
-        words: vLLM's command line.
-        model: the model's folder, whose class is imported and inspected too.
+        line: its command line; the class of a model that is on disk is imported and inspected, too.
         folder: for temporary files.
         environment: the programs' variables, with the cache folder.
 
     Raises:
         CalledProcessError: vLLM cannot be imported here.
     """
-    plan = plan_preload(folder, vllm, words, PreloadProfile(StartKind.of(vllm, words, model)), model)
+    model = line.model_folder
+    profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))
+    plan = plan_preload(folder, vllm, line, profile, model)
     variables = {**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}
     for role in (_FORKSERVER, _API):
         command = [sys.executable, "-c", _CODE, role, str(model or "")]

@@ -45,7 +45,6 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
-from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import (
@@ -84,6 +83,8 @@ from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
 from startup.vllm.probes.start_metrics import export_start
+from startup.vllm.vllm_main import run_serve, without_click
+from startup.vllm.words.command_line import CommandLine
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
@@ -118,7 +119,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         import_api_server()
     gc.enable()
     if line.is_for_help:
-        return run_plain_vllm(line.words)
+        return without_click(lambda: run_serve(line))
     if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
         report = run_preflight(vllm, line, PreflightOptions())
         report.apply(options.preflight)
@@ -134,7 +135,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))) as note_start:
         note_start(info._asdict())
         export_start(info, {})
-        return run_plainly(kind_of(vllm, line), line.words)
+        return run_plainly(kind_of(vllm, line), line)
 
 
 def _address_of(line: CommandLine) -> str | None:
@@ -227,7 +228,7 @@ class _VllmStart:
                 self._options.engine_watchdog_timeout_s,
                 session.stop_signals,
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
-                kills_engine=not self._line.has_shutdown_timeout,
+                kills_engine=not self._line.has("--shutdown-timeout"),
             ),
         )
         self._configure_vllm_logs()
@@ -336,7 +337,7 @@ class _VllmStart:
 
     def _start_forkserver(self, events: ServingEvents) -> None:
         with self._span("start_forkserver"):
-            plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._profile, self._model)
+            plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
@@ -383,7 +384,7 @@ class _VllmStart:
         try:
             with self._span("vllm"):
                 line = self._line.with_served_name() if self._is_offline else self._line
-                return run_vllm(line.words_with_drain if DRAIN.applies else line.words)
+                return run_serve(line.with_drain() if DRAIN.applies else line)
         except (OSError, ValueError) as err:
             if self._is_ready or not self._is_offline or not is_caused_by_offline(err):
                 raise

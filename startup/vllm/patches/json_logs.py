@@ -20,8 +20,8 @@ from startup.ground.logs.formatters import RoleFormatter, TextFormatter
 from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.ground.logs.setup import real_stderr
 from startup.imports.finder import wrap_after_import
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.words.command_line import CommandLine
 
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
 STREAM_PREFIXES: Final = Hook(
@@ -98,7 +98,7 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
 
 def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
     """Why vLLM cannot log JSON; None if it can."""
-    if env.VLLM_LOGGING_CONFIG_PATH.raw or any(name.startswith(_OWN_SETTINGS) for name in line.values):
+    if env.VLLM_LOGGING_CONFIG_PATH.raw or line.has(*_OWN_SETTINGS):
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
         return "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log"
@@ -107,7 +107,7 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
     is_spawned = env.VLLM_WORKER_MULTIPROC_METHOD.get() == "spawn"
     if STREAM_PREFIXES.is_for(vllm.release) and (is_spawned or not STREAM_PREFIXES.applies):
         return f"vLLM {vllm.version} writes the process before each line, which breaks JSON"
-    if any(line.values.get(name) == "ray" for name in _RAY_SETTINGS):
+    if any(line.value(name) == "ray" for name in _RAY_SETTINGS):
         return "Ray starts processes on machines that do not have the configuration"
     return None
 
@@ -118,8 +118,8 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
     errors = {"()": f"{__name__}.create_error_handler", "formatter": "json"}
     access = {"class": "logging.StreamHandler", "formatter": "json", "stream": _STDOUT}
     records = errors if stream == _STDERR else {**access, "stream": stream}
-    level = line.values.get("--log-level") or env.VLLM_LOGGING_LEVEL.get()
-    paths = [path.strip() for path in line.values.get("--disable-access-log-for-endpoints", "").split(",")]
+    level = line.value("--log-level") or env.VLLM_LOGGING_LEVEL.get()
+    paths = [path.strip() for path in (line.value("--disable-access-log-for-endpoints") or "").split(",")]
     return {
         "version": 1,
         "disable_existing_loggers": False,

@@ -15,18 +15,17 @@ from base.server_settings import NetworkConfig
 from startup.ground.serve_words import OMNI
 from startup.session.preflight.all_checks import PreflightOptions, download_checks
 from startup.session.preflight.network import check_address
-from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, run_checks
+from startup.session.preflight.report import CheckGroup, PreflightReport, run_checks
 from startup.session.preflight.resources import check_cache_folder
-from startup.vllm.command_line import CommandLine
-from startup.vllm.facts import read_facts
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import CheckedStart, argument_findings, read_arguments
+from startup.vllm.preflight.arguments import CheckedStart, argument_findings
 from startup.vllm.preflight.devices import device_findings
 from startup.vllm.preflight.flag_rules import rule_findings
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.model_settings import setting_findings
 from startup.vllm.preflight.named_files import file_findings
 from startup.vllm.preflight.surroundings import surroundings_findings
+from startup.vllm.words.command_line import CommandLine
 
 _WAY_ROUND: Final = "if vLLM accepts this start: give --preflight warn"
 
@@ -40,24 +39,18 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
     """Groups of checks in their order."""
     if OMNI in line.words:
         return
-    starts: list[CheckedStart] = []
-
-    def read_words() -> tuple[Finding, ...]:
-        facts = read_facts(vllm)
-        starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts), line.file_plan))
-        return ()
-
-    yield "words", read_words
-    for start in starts:
-        yield from _groups_of_words(start, line, options)
+    yield from _groups_of_words(CheckedStart(vllm, line), options)
     if line.listens and line.port and not options.is_listening:
-        yield "address", lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds))
+        yield (
+            "address",
+            lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds)),
+        )
     yield "cache", check_cache_folder
 
 
-def _groups_of_words(start: CheckedStart, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
+def _groups_of_words(start: CheckedStart, options: PreflightOptions) -> Iterator[CheckGroup]:
     yield "command_line", lambda: argument_findings(start)
-    if not start.arguments.is_read:
+    if start.line.problems:
         return
     yield "flags", lambda: rule_findings(start)
     model = ModelChecks(start)
@@ -65,5 +58,5 @@ def _groups_of_words(start: CheckedStart, line: CommandLine, options: PreflightO
     yield "settings", lambda: setting_findings(start, model)
     yield "files", lambda: file_findings(start)
     yield "devices", lambda: device_findings(start, model)
-    yield "surroundings", lambda: surroundings_findings(start, line.words)
+    yield "surroundings", lambda: surroundings_findings(start)
     yield from download_checks(model.downloads, start.value("--hf-token") or None, options)

@@ -9,12 +9,14 @@ from typing import Any, Final
 from base.json_depth import JsonDepthError, read_json
 from base.wording import list_some
 from envs.suggestion import did_you_mean, former_form
+from startup.ground.keyed_values import parse_size
 from startup.vllm.facts import FlagFact
-from startup.vllm.preflight.words import expand_sizes, parse_size
+from startup.vllm.words.grammar import NO_VALUE
 
-_NO_VALUE: Final = ("", "None")
 _OBJECT: Final = re.compile(r"(?s)^\s*{.*}\s*$")
 _MAX_CHOICES: Final = 12
+_QUOTED: Final = re.compile(r'("(?:[^"\\]|\\.)*")')
+_BARE_SIZE: Final = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
 _LIMITS: Final = {"ge": "{:g} or more", "gt": "more than {:g}", "le": "{:g} or less", "lt": "less than {:g}"}
 
 
@@ -24,7 +26,7 @@ class FlagValueError(ValueError):
 
 def parse_value(fact: FlagFact, text: str) -> Any:
     """The value as vLLM converts it; None for an optional one that is missing; raises FlagValueError."""
-    value = None if fact.is_optional and text in _NO_VALUE else _convert(fact, text)
+    value = None if fact.is_optional and text in NO_VALUE else _convert(fact, text)
     if fact.choices is not None and value not in fact.choices:
         choices = [str(choice) for choice in fact.choices if choice is not None]
         guess = did_you_mean(text, choices)
@@ -58,12 +60,19 @@ def _reason(err: ValueError, fact: FlagFact) -> str:
 
 
 def _parse_object(text: str, fact: FlagFact) -> Any:
-    content = read_json(expand_sizes(text))
+    content = read_json(_expand_sizes(text))
     if not isinstance(content, dict):
         raise FlagValueError(f"{fact.name} {text!r} is not a JSON object{former_form(fact.name)}")
     if fact.fields is not None:
         _check_fields(content, fact.name, fact.fields)
     return content
+
+
+def _expand_sizes(text: str) -> str:
+    """JSON with `80g` outside of quotes written as a number."""
+    parts = _QUOTED.split(text)
+    parts[::2] = [_BARE_SIZE.sub(lambda match: str(parse_size(match[0])), part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _check_fields(content: dict[str, Any], name: str, fields: dict[str, tuple[Any, ...] | None]) -> None:

@@ -46,9 +46,9 @@ class ModelChecks:
 
     def findings(self) -> Iterator[Finding]:
         """All findings about files that are on disk, or that are nowhere."""
-        if self._start.file_plan is None:
+        if self._start.line.file_plan is None:
             return
-        for place in self._start.file_plan.main_places:
+        for place in self._start.line.file_plan.main_places:
             yield from check_model_place(place)
         if self.folder is None:
             return
@@ -63,7 +63,7 @@ class ModelChecks:
 
     def downloads(self) -> list[ModelPlace]:
         """The places of which nothing is on disk, and which the hub may have."""
-        plan = self._start.file_plan
+        plan = self._start.line.file_plan
         if plan is None or is_offline():
             return []
         return [place for place in plan.places if place.kind == "hub" and place.folder is None]
@@ -71,12 +71,12 @@ class ModelChecks:
     @cached_property
     def folder(self) -> Path | None:
         """The model's folder or snapshot; None if it is not on disk."""
-        return self._start.file_plan.model.folder if self._start.file_plan is not None else None
+        return self._start.line.file_plan.model.folder if self._start.line.file_plan is not None else None
 
     @cached_property
     def is_whole(self) -> bool:
         """Whether vLLM will download nothing more of the model."""
-        plan = self._start.file_plan
+        plan = self._start.line.file_plan
         has_one_cache = not self._start.has("--download-dir")  # else the configuration may be in the hub's
         return plan is not None and (plan.model.kind == "folder" or (is_offline() and has_one_cache))
 
@@ -179,7 +179,7 @@ class ModelChecks:
                 yield (error if checkpoint.weights.index_path is not None else warning)("weights", text)
 
     def _tokenizer_findings(self) -> Iterator[Finding]:
-        plan, start = self._start.file_plan, self._start
+        plan, start = self._start.line.file_plan, self._start
         if plan is None or start.has("--skip-tokenizer-init", "--io-processor-plugin"):
             return
         folder, mode = plan.tokenizer.folder, start.value("--tokenizer-mode") or "auto"

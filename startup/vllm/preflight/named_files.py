@@ -72,7 +72,7 @@ def _check_plugins(start: CheckedStart) -> Iterator[Finding]:
 def _check_imports(start: CheckedStart) -> Iterator[Finding]:
     """The packages of classes and functions that vLLM imports by name."""
     for flag in ("--middleware", "--logits-processors"):
-        for name in start.arguments.all_values(flag):
+        for name in start.all_values(flag):
             package = name.partition(":")[0].partition(".")[0]
             if "." not in name and ":" not in name:
                 yield warning("imports", f"{flag} {name} is no import path such as package.module.name")
@@ -83,7 +83,7 @@ def _check_imports(start: CheckedStart) -> Iterator[Finding]:
 def _check_adapters(start: CheckedStart) -> Iterator[Finding]:
     """The folders of LoRA adapters, and their rank."""
     most = start.number("--max-lora-rank", 16)
-    for text in start.arguments.all_values("--lora-modules"):
+    for text in start.all_values("--lora-modules"):
         if text in _NO_ADAPTER:
             continue
         name, path = _adapter(text)

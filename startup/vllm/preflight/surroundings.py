@@ -15,7 +15,6 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from envs.variable import EnvError
-from startup.ground.serve_words import is_eager
 from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
@@ -49,7 +48,7 @@ _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
 
 
-def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
+def surroundings_findings(start: CheckedStart) -> Iterator[Finding]:
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
     yield from _check_variables(start)
@@ -58,7 +57,7 @@ def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterat
         yield finding if is_error else finding._replace(severity="warning")
     if (problem := missing_rust_frontend(start.vllm)) is not None:
         yield error("rust_frontend", problem)
-    yield from _check_compiler(start, words)
+    yield from _check_compiler(start)
     yield from _check_shm(start)
     yield from _check_caches(start)
     for finding in check_num_files():  # vLLM raises the number itself, as far as it may
@@ -101,10 +100,10 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
                 yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
 
 
-def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
+def _check_compiler(start: CheckedStart) -> Iterator[Finding]:
     """torch.compile needs a C++ compiler on a CPU; Triton, a C compiler and Python's headers on a GPU."""
     device = start.vllm.device
-    if device == "cpu" and not is_eager(words) and not start.has("--enforce-eager"):
+    if device == "cpu" and not start.line.is_eager:
         if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
             yield warning(
                 "compiler", "there is no C++ compiler, which torch.compile needs: install g++, or give --enforce-eager"

@@ -22,8 +22,8 @@ from startup.ground.processes import group_signals
 from startup.ground.processes.death_pipe import follow_parent
 from startup.imports.finder import wrap_after_import
 from startup.port.probe_http import PATH
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm, uses_rust_frontend
+from startup.vllm.words.command_line import CommandLine
 
 _INIT: Final = Name("vllm.v1.utils", "RustFrontendProcessManager.__init__")
 _ENGINE: Final = "vllm.v1.engine.core"
@@ -65,13 +65,13 @@ def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | N
     """Why it could not get the port from the responder; None if it can, or is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend() or line.has("--headless", "--grpc"):
         return None
-    if line.has("--data-parallel-multi-port-external-lb", "-dpm"):
+    if line.has("--data-parallel-multi-port-external-lb"):
         return "the Rust frontend runs in several processes, at ports of their own"
     if (method := env.VLLM_WORKER_MULTIPROC_METHOD.get()) != "forkserver":
         return (
             f"the Rust frontend needs forked engines, which {env.VLLM_WORKER_MULTIPROC_METHOD.name}={method} excludes"
         )
-    if line.values.get("--data-parallel-backend") == "ray":
+    if line.value("--data-parallel-backend") == "ray":
         return "the Rust frontend needs forked engines, and Ray starts them here"
     if RUST_FRONTEND.name in env.VCLI_LEAVE_OUT.get():
         return f"{env.VCLI_LEAVE_OUT.name} names {RUST_FRONTEND.name!r}, without which the port would have two owners"

@@ -1,16 +1,13 @@
-"""The words of `serve` are split between launcher and engine as argparse would split them."""
+"""The words of `serve` are split between launcher and engine; `test_grammar.py` compares with argparse."""
 
-import argparse
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
 from startup.words.supported import GROUPS, LOG_FORMAT
-from tests.support.properties import given, settings, st
 
-_KNOWN: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?", "--switch": 0}
+_KNOWN: dict[str, int | str] = {"--one": 1}
 VLLM_FLAGS = set((Path(__file__).parents[2] / "vllm_cli" / "vllm_flags.txt").read_text().split())
 
 
@@ -59,47 +56,6 @@ def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
 def test_a_flag_has_as_many_words_as_its_values(line, pieces):
     """Where argparse reports an error or knows no flag."""
     assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag, nargs in _KNOWN.items():
-        if nargs:
-            parser.add_argument(flag, action="append", nargs=nargs)
-        else:
-            parser.add_argument(flag, action="append_const", const=[])
-    return parser
-
-
-_PARSER = _parser()
-
-
-@settings(max_examples=200)
-@given(
-    st.lists(
-        st.sampled_from([*_KNOWN, "--one=a", "--many=b", "--maybe=", "-x"])
-        | st.lists(st.sampled_from(["-1", "-", "", "a", "b c"]), max_size=4)
-    )
-)
-def test_words_are_split_as_argparse_splits_them(parts):
-    words = [word for part in parts for word in ([part] if isinstance(part, str) else part)]
-    if any(_KNOWN.get(one) in (1, "+") and other.startswith("-") for one, other in pairwise(words)):
-        return  # an error, but argparse of Python 3.13 takes the flag for the value
-    try:
-        known, others = _PARSER.parse_known_args(words)
-    except argparse.ArgumentError:  # a value is missing, or begins with a dash
-        return
-    found: dict[str, list[list[str]]] = {}
-    ours: list[str] = []
-    for one in split(words, _KNOWN.get):
-        if one.flag in _KNOWN:
-            found.setdefault(one.flag[2:], []).append([*one.values])
-        else:
-            ours += one.words
-    for name, values in vars(known).items():
-        expected = [each if isinstance(each, list) else [] if each is None else [each] for each in values or ()]
-        assert found.get(name, []) == expected
-    assert ours == others
 
 
 def test_names_have_dashes_and_keys_stay():

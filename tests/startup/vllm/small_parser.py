@@ -117,7 +117,7 @@ def build() -> argparse.ArgumentParser:
     add("--port", type=int)
     add("--tensor-parallel-size", "-tp", type=int)
     add("--data-parallel-size", "-dp", type=int)
-    for name in ("pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes"):
+    for name in ("pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes", "optimization-level"):
         add(f"--{name}", type=int)
     for name in ("prefill-context-parallel-size", "node-rank", "cpu-offload-gb", "api-server-count"):
         add(f"--{name}", type=int)

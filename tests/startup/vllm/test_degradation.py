@@ -7,9 +7,9 @@ from typing import Final
 
 import pytest
 
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.plain_start import plain_start_reason
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm.fake_start import (
     FakeStart,
     changed_program,

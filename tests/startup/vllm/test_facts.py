@@ -22,7 +22,8 @@ from startup.vllm.facts import (
     read_plugins,
 )
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import name_problem, read_arguments
+from startup.vllm.preflight.arguments import name_problem
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm import small_parser
 
 FACTS = VllmFacts(tuple(flags_of(small_parser.build())))
@@ -77,8 +78,8 @@ def test_names_and_opposites():
     assert _flag(FACTS, "--headless").opposites == ()
     assert _flag(FACTS, "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora")
     assert (_flag(FACTS, "--host").is_optional, _flag(FACTS, "--port").is_optional) == (True, False)
-    arguments = read_arguments(["m", "--disable-lora"], FACTS)
-    assert (arguments.unknown, arguments.has("--enable-lora")) == ([], False)
+    line = CommandLine.of(["m", "--disable-lora"], FACTS)
+    assert (line.unknown, line.has("--enable-lora")) == ((), False)
 
 
 def test_fields_of_an_object_and_their_choices():

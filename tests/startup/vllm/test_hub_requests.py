@@ -8,8 +8,8 @@ import pytest
 
 from envs.registry import env
 from startup.files.model.file_plan import plan_files
-from startup.vllm.command_line import CommandLine
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
 from tests.support.s3_server import s3_server
@@ -129,11 +129,11 @@ def replaced(*words: str) -> tuple[str, ...]:
     ("words", "expected"),
     [
         ((MODEL, "--port", "1"), ("/m", *NAMED, "--port", "1")),
-        (("--model", MODEL), (*NAMED, "--model", "/m")),
-        ((f"--model={MODEL}",), (*NAMED, "--model=/m")),
+        (("--model", MODEL), ("/m", *NAMED)),
+        ((f"--model={MODEL}", "--port", "1"), ("/m", *NAMED, "--port", "1")),
         ((MODEL, "--served-model-name", MODEL), ("/m", *NAMED)),
-        ((MODEL, "--tokenizer", TOKENIZER), ("/m", *NAMED, "--tokenizer", "/t")),
-        (("org/model", "--tokenizer", TOKENIZER), ("org/model", "--tokenizer", "/t")),
+        ((MODEL, "--tokenizer", TOKENIZER), ("/m", *NAMED, "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
+        (("org/model", "--tokenizer", TOKENIZER), ("org/model", "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
         ((MODEL, "--load-format", "runai_streamer"), (MODEL, "--load-format", "runai_streamer")),
         (("org/model", "--served-model-name", MODEL), ("org/model", *NAMED)),
     ],

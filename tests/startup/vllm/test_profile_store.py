@@ -27,6 +27,7 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.words.command_line import CommandLine
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
 
@@ -35,7 +36,7 @@ _GPU = InstalledVllm("0.32.0", Path("/nowhere/vllm"))
 
 
 def _key(words: str, *, vllm: InstalledVllm = _VLLM, model: Path | None = None) -> str:
-    return StartKind.of(vllm, words.split(), model).key
+    return StartKind.of(vllm, CommandLine.of(words.split()).flags_of_modules, model).key
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_a_kind_of_start_contains_no_secret():
     words = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
     dotted = ("--kv-transfer-config.kv_connector_extra_config.access_key", "sesame", "-tp", "2")
     for given in (words, dotted):
-        assert "sesame" not in str(StartKind.of(_VLLM, given, None))
+        assert "sesame" not in str(StartKind.of(_VLLM, CommandLine.of(given).flags_of_modules, None))
 
 
 def test_all_profiles_are_loaded(cache):
@@ -148,7 +149,7 @@ def _profile(vllm: InstalledVllm = _CPU, *modules: str) -> PreloadProfile:
 
 
 def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Path | None = None) -> PreloadPlan:
-    return plan_preload(Path("/folder"), vllm, words.split(), _profile(vllm, *modules), model)
+    return plan_preload(Path("/folder"), vllm, CommandLine.of(words.split()), _profile(vllm, *modules), model)
 
 
 def test_a_first_start_preloads_engine_and_worker_of_its_platform():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm, missing_rust_frontend
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.probes.serving_events import ServingEvents, ServingParts
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
 from tests.support.http_client import RawClient

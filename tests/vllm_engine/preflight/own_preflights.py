@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from envs.foreign import overlaid
 from startup.session.preflight.all_checks import PreflightOptions
-from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.all_checks import run_preflight
-from tests.vllm_engine.preflight.vllm_facts import record
+from startup.vllm.words.command_line import CommandLine
+from tests.vllm_engine.preflight.vllm_parser import record
 
 
 def main(question: str, answer: str) -> None:

@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from tests.vllm_engine.preflight.vllm_parser import parse
+
 _ABSENT = ("torchvision", "torchaudio", "terratorch")
 """Packages that some models import, and that are not installed beside vLLM for CPU here."""
 _TLS = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers")
@@ -110,16 +114,9 @@ def _try(words: list[str], variables: dict[str, str]) -> dict[str, str]:
 
 def _parse(words: list[str]) -> Any:
     from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    sys.argv = ["vllm", "serve", *words]
-    parser = FlexibleArgumentParser()
-    parser.add_argument("-v", "--version", action="version", version="0")
-    subparsers = parser.add_subparsers(required=False, dest="subparser")
-    (command,) = cmd_init()
-    command.subparser_init(subparsers).set_defaults(dispatch_function=command.cmd)
-    args = parser.parse_args()
-    command.validate(args)
+    args = parse(words)
+    cmd_init()[0].validate(args)
     if getattr(args, "model_tag", None) is not None:
         args.model = args.model_tag
     return args

@@ -6,10 +6,10 @@ from typing import TypeAlias
 
 import pytest
 
-from startup.vllm.command_line import CommandLine
 from startup.vllm.facts import FlagFact, Plugin, VllmFacts, flags_of
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import CheckedStart, read_arguments
+from startup.vllm.preflight.arguments import CheckedStart
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm import small_parser
 
 CheckStart: TypeAlias = Callable[..., CheckedStart]
@@ -55,7 +55,6 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
         known = known._replace(
             installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
         )
-        plan = CommandLine.of(words).file_plan
-        return CheckedStart(InstalledVllm(version, package), known, read_arguments(words, known), plan)
+        return CheckedStart(InstalledVllm(version, package), CommandLine.of(words, known))
 
     return create

@@ -5,90 +5,92 @@ from typing import Any
 
 import pytest
 
+from startup.ground.keyed_values import parse_size
 from startup.session.preflight.report import PreflightReport
 from startup.vllm.facts import VllmFacts
-from startup.vllm.preflight.arguments import argument_findings, describe_unknown, read_arguments
+from startup.vllm.preflight.arguments import argument_findings, describe_unknown
 from startup.vllm.preflight.flag_rules import rule_findings
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value, range_problem
-from startup.vllm.preflight.words import WordsError, expand_sizes, parse_size, prepare_words
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm.preflight.conftest import CheckStart
 
 
-@pytest.mark.parametrize(
-    ("words", "prepared"),
-    [
-        ("m --max_model_len 5", "m --max-model-len 5"),
-        ("m --max_model_len=a_b", "m --max-model-len=a_b"),
-        ("--seed 1 --model m", "m --seed 1"),
-        ("--seed 1 --model=m", "m --seed 1"),
-        ("m -O3", "m --optimization-level 3"),
-        ("m -O=2", "m --optimization-level 2"),
-        ("m -O 1", "m --optimization-level 1"),
-        ("m -tp 2", "m -tp 2"),
-    ],
-)
-def test_words(words, prepared):
-    assert prepare_words(words.split()) == prepared.split()
+def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
+    """The values of flags, by the names that argparse completes."""
+    line = CommandLine.of(words, facts)
+    assert (line.problems, line.unknown, line.unexpected, line.model) == ((), (), (), "m")
+    return {flag.option: flag.values for flag in line.flags}
 
 
 @pytest.mark.parametrize(
-    ("words", "flag", "content"),
+    ("words", "given"),
     [
-        ("--cc.a 1", "--cc", {"a": 1}),
-        ("--cc.a.b=x --cc.c true", "--cc", {"a": {"b": "x"}, "c": True}),
-        ("--cc.a+ x,y --cc.a+ z", "--cc", {"a": ["x", "y", "z"]}),
-        ("--cc_d.size 8k", "--cc-d", {"size": 8000}),
-        ("-cc.mode=0", "-cc", {"mode": 0}),
+        ("m --max_model_len 5", {"--max-model-len": ("5",)}),
+        ("m --chat_template=a_b", {"--chat-template": ("a_b",)}),
+        ("--port 1 --headless m", {"--port": ("1",), "--headless": ()}),
+        ("m --max-model 8k", {"--max-model-len": ("8k",)}),
+        ("m -tp 2 -qawq", {"-tp": ("2",), "-q": ("awq",)}),
+        ("m --device-memory 0.5", {"--device-memory-utilization": ("0.5",)}),
     ],
 )
-def test_keys_become_an_object_at_the_end(words, flag, content):
-    prepared = prepare_words([*words.split(), "--seed", "1"])
-    assert prepared[:-1] == ["--seed", "1", flag]
-    assert json.loads(prepared[-1]) == content
+def test_flags(facts, words, given):
+    assert _read(facts, *words.split()) == given
 
 
-def test_a_dot_in_a_value_is_no_key():
-    assert prepare_words(["--share=0.5", "--path", "/a.b"]) == ["--share=0.5", "--path", "/a.b"]
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        ("-cc.a 1", {"a": 1}),
+        ("-cc.a.b=x -cc.c true", {"a": {"b": "x"}, "c": True}),
+        ("-cc.a+ x,y -cc.a+ z", {"a": ["x", "y", "z"]}),
+        ("-cc.some_size 8k", {"some_size": 8000}),
+    ],
+)
+def test_keys_become_an_object_at_the_end(facts, words, content):
+    given = _read(facts, "m", *words.split(), "--port", "1")
+    assert list(given) == ["--port", "-cc"]
+    assert json.loads(given["-cc"][0]) == content
 
 
-def test_the_file_has_the_values_of_variables(tmp_path, monkeypatch, start):
-    """Each of these flags has a type that the parser checks."""
+def test_a_setting_has_the_values_of_variables_and_is_named_by_its_place(tmp_path, monkeypatch, start):
+    """Each of these flags has a type that is checked."""
     monkeypatch.setenv("LEN", "16")
-    monkeypatch.setenv("EAGER", "true")
-    path = tmp_path / "settings.yaml"
-    path.write_text("max-num-seqs: ${LEN}\nport: ${NOT_SET:-3}\nenforce-eager: ${EAGER}\ntokenizer: ${NOT_SET:-a b}\n")
-    words = prepare_words(["m", "--config", str(path)])
-    assert words == ["m", "--max-num-seqs", "16", "--port", "3", "--enforce-eager", "--tokenizer", "a b"]
+    path = tmp_path / "serve.yaml"
+    path.write_text("max-num-seqs: ${LEN}\nport: ${NOT_SET:-3}\nenforce-eager: ${NOT_SET:-true}\n")
     assert [*argument_findings(start("m", "--config", str(path)))] == []
+    path.write_text("port: 80a\nmax_num_seqs: 0\nmax-model-length: 4k\nlogits-processors: []\ntensor: 2\n")
+    assert [finding.message for finding in argument_findings(start("m", "--config", str(path)))] == [
+        "serve.yaml: max-model-length: vLLM has no flag --max-model-length (did you mean '--max-model-len'?)",
+        "serve.yaml: port '80a' is not a whole number",
+        "serve.yaml: max_num_seqs must be 1 or more, got 0",
+    ]
 
 
-def test_settings_of_the_file_come_before_the_words(tmp_path):
-    path = tmp_path / "settings.yaml"
-    path.write_text("seed: 1\nenforce-eager: true\nlora: false\nnames: [a, b]\nempty: []\ncc: {a: 1}\n")
-    words = prepare_words(["m", "--seed", "2", "--config", str(path)])
-    assert words == ["m", "--seed", "1", "--enforce-eager", "--names", "a", "b", "--cc", '{"a": 1}', "--seed", "2"]
-
-
-def test_the_model_may_be_in_the_file(tmp_path):
+def test_settings_of_the_file_come_before_the_words(tmp_path, facts):
     path = tmp_path / "settings.yml"
-    path.write_text("model: m\n")
-    assert prepare_words(["--config", str(path), "--seed", "2"]) == ["--model", "m", "--seed", "2"]
+    path.write_text("port: 1\nenforce-eager: true\nheadless: false\napi-key: [a, b]\nmiddleware: []\n-cc: {a: 1}\n")
+    path.write_text(path.read_text().replace("-cc:", "compilation-config:") + "model: m\n")
+    line = CommandLine.of(["--port", "2", "--config", str(path)], facts)
+    assert (line.model, line.value("--port"), line.has("--headless"), line.problems) == ("m", "2", False, ())
+    assert [(flag.fact.name, flag.values, flag.where) for flag in line.flags] == [
+        ("--port", ("1",), "settings.yml: port"),
+        ("--enforce-eager", (), "settings.yml: enforce-eager"),
+        ("--api-key", ("a", "b"), "settings.yml: api-key"),
+        ("--compilation-config", ('{"a": 1}',), "settings.yml: compilation-config"),
+        ("--model", ("m",), "settings.yml: model"),
+        ("--port", ("2",), ""),
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        ("- a", "must be a mapping"),
-        ("a: [", "is not YAML"),
-        ("seed: 1", "no model"),
-    ],
-    ids=["list", "broken", "no-model"],
+    [("- a", "must be a mapping"), ("a: [", "is not YAML"), ("port: 1", "no model"), ("", "is empty")],
 )
 def test_a_faulty_file_is_an_error(tmp_path, content, message):
     path = tmp_path / "settings.yaml"
     path.write_text(content)
-    with pytest.raises(WordsError, match=message):
-        prepare_words(["--config", str(path)])
+    (problem,) = CommandLine.of(["--config", str(path)]).problems
+    assert message in problem
 
 
 @pytest.mark.parametrize(
@@ -97,20 +99,13 @@ def test_a_faulty_file_is_an_error(tmp_path, content, message):
         ("m --config", "needs the path"),
         ("m --config missing.yaml", "cannot be read"),
         ("m --config settings.json", "yaml or .yml"),
-        ("m --config a.yaml --config b.yaml", "more than once"),
-        ("--model", "--model needs a value"),
+        ("m --config settings.json --config b.yaml", "more than once"),
         ("m --cc.a", "--cc.a needs a value"),
+        ("--served-model-name a", "needs MODEL"),
     ],
 )
 def test_words_that_end_vllm(words, message):
-    with pytest.raises(WordsError, match=message):
-        prepare_words(words.split())
-
-
-def test_a_served_name_needs_a_model():
-    with pytest.raises(WordsError, match="MODEL"):
-        prepare_words(["--served-model-name", "a"])
-    assert prepare_words(["m", "--served-model-name", "a"])[0] == "m"
+    assert message in CommandLine.of(words.split()).problems[0]
 
 
 @pytest.mark.parametrize(
@@ -126,51 +121,14 @@ def test_no_sizes(text):
         parse_size(text)
 
 
-def test_sizes_are_expanded_outside_of_quotes():
-    assert expand_sizes('{"name": "8k", "size": 8k}') == '{"name": "8k", "size": 8000}'
-
-
-def _given(facts: VllmFacts, words: str) -> dict[str, tuple[str, ...]]:
-    arguments = read_arguments(words.split(), facts)
-    assert (arguments.problems, arguments.unknown) == ([], [])
-    return {given.fact.name: given.values for given in arguments.given}
-
-
-@pytest.mark.parametrize(
-    ("words", "given"),
-    [
-        ("m --dtype half", {"--dtype": ("half",)}),
-        ("m --dtyp=half", {"--dtype": ("half",)}),
-        ("m --max-model 8k", {"--max-model-len": ("8k",)}),
-        ("m --max_model_len 8k", {"--max-model-len": ("8k",)}),
-        ("m -tp 2 -q awq", {"--tensor-parallel-size": ("2",), "--quantization": ("awq",)}),
-        ("m --served-model-name a b", {"--served-model-name": ("a", "b")}),
-        ("m --api-key a b", {"--api-key": ("a", "b")}),
-        ("m --hf-token", {"--hf-token": ()}),
-        ("m --headless", {"--headless": ()}),
-        ("m --device-memory 0.5", {"--gpu-memory-utilization": ("0.5",)}),
-    ],
-)
-def test_flags(facts, words, given):
-    assert _given(facts, words) == given
-
-
-def test_model_and_switches(facts):
-    arguments = read_arguments(["--enable-prefix-caching", "--no-enable-prefix-caching", "m"], facts)
-    assert arguments.model == "m"
-    assert not arguments.has("--enable-prefix-caching")
-    assert read_arguments(["m", "--enable-prefix"], facts).has("--enable-prefix-caching")
-
-
-def test_values_of_all_places(facts):
-    arguments = read_arguments(["m", "--middleware", "a.b", "--middleware", "c.d"], facts)
-    assert arguments.all_values("--middleware") == ["a.b", "c.d"]
-    assert arguments.value("--middleware") == "c.d"
+def test_values_of_all_places(start):
+    checked = start("m", "--middleware", "a.b", "--middleware", "c.d")
+    assert (checked.all_values("--middleware"), checked.value("--middleware")) == (["a.b", "c.d"], "c.d")
 
 
 def test_unknown_flags_are_all_named(facts):
-    arguments = read_arguments(["m", "--dtpe", "half", "--hedless=1", "--dtype", "half"], facts)
-    assert list(describe_unknown(arguments.unknown, facts)) == [
+    line = CommandLine.of(["m", "--dtpe", "half", "--hedless=1", "--dtype", "half"], facts)
+    assert list(describe_unknown(line)) == [
         "vLLM has no flag --dtpe (did you mean '--dtype'?)",
         "vLLM has no flag --hedless (did you mean '--headless'?)",
     ]
@@ -178,26 +136,28 @@ def test_unknown_flags_are_all_named(facts):
 
 @pytest.mark.parametrize("word", [" ", "\\", "", "\n", " --port"], ids=repr)
 def test_what_a_backslash_leaves_behind_model_is_named(facts, word):
-    (text,) = describe_unknown(read_arguments(["m", word], facts).unknown, facts)
+    (text,) = describe_unknown(CommandLine.of(["m", word], facts))
     assert text.startswith(f"unexpected word {word!r}: remove the empty word, or what stands behind a `\\`")
 
 
 def test_a_second_model_is_named(facts):
-    arguments = read_arguments(["m", "n"], facts)
-    assert list(describe_unknown(arguments.unknown, facts)) == ["unexpected word 'n': MODEL is one word, given first"]
+    line = CommandLine.of(["m", "n"], facts)
+    assert list(describe_unknown(line)) == ["unexpected word 'n': MODEL is one word, given first"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("m --tensor-parallel-size", "--tensor-parallel-size needs one argument"),
+        ("m --port --headless", "--port needs one argument"),
+        ("m --port -x", "--port needs one argument"),
         ("m --served-model-name", "--served-model-name needs at least one argument"),
         ("m --headless=1", "--headless ignored explicit argument '1'"),
         ("m --max-num 1", "--max-num may stand for --max-num-seqs, --max-num-batched-tokens: write the whole name"),
     ],
 )
 def test_words_that_argparse_rejects(facts, words, message):
-    assert read_arguments(words.split(), facts).problems == [message]
+    assert CommandLine.of(words.split(), facts).problems == (message,)
 
 
 def _parse(facts: VllmFacts, name: str, text: str) -> object:
@@ -217,7 +177,7 @@ def _parse(facts: VllmFacts, name: str, text: str) -> object:
         ("--allowed-origins", '["*"]', ["*"]),
         ("--hf-overrides", "module.function", "module.function"),
         ("--hf-overrides", '{"a": 1}', {"a": 1}),
-        ("-cc", '{"mode": 8k}', {"mode": 8000}),
+        ("-cc", '{"mode": 8k, "level": "8k"}', {"mode": 8000, "level": "8k"}),
         ("--moe-backend", "Deep-GEMM", "deep_gemm"),
         ("--max-lora-rank", "16", 16),
         ("--shape", "a,b", "a,b"),
@@ -396,6 +356,6 @@ def test_before_the_flags_are_recorded_only_values_that_checks_need_are_read(sta
         "dummy", 2, {},
     )  # fmt: skip
     assert checked.has("--enable-lora")
-    assert checked.arguments.all_values("--lora-modules") == ["a=b", "c=d"]
+    assert checked.all_values("--lora-modules") == ["a=b", "c=d"]
     ((_, severity, text),) = _found(start, "m --tensor-parallel-size two", is_first=True)
     assert (severity, "'two' is not a whole number" in text) == ("error", True)

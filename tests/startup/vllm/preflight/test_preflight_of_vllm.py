@@ -51,6 +51,17 @@ def test_words_that_vllm_rejects_end_with_code_2(serve):
     assert serve("m", "--dtpe", "half", "--preflight-only", HF_HUB_OFFLINE="1").returncode == 2
 
 
+def test_a_fault_of_the_config_file_names_its_place(serve, tmp_path):
+    """The file has been read with the values of variables, by each check."""
+    path = tmp_path / "serve.yaml"
+    path.write_text("max-num-seqs: ${NUM}\nmax-model-len: ${LEN:-4k}\nenforce-eager: ${EAGER}\n")
+    done = serve("m", "--config", str(path), "--preflight-only", HF_HUB_OFFLINE="1", NUM="many", EAGER="true")
+    assert done.returncode == 2
+    assert [line for line in done.stdout.splitlines() if "serve.yaml" in line] == [
+        "error   usage           serve.yaml: max-num-seqs 'many' is not a whole number"
+    ]
+
+
 def test_other_faults_end_with_code_3(serve, tmp_path):
     done = serve(str(tmp_path), "--chat-template", "no.jinja")
     assert done.returncode == 3

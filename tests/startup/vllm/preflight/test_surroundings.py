@@ -15,7 +15,7 @@ from tests.startup.vllm.preflight.conftest import CheckStart
 
 
 def _found(start: CheckStart, *words: str, version: str = "0.32.0+cpu") -> list[tuple[str, str]]:
-    found = surroundings_findings(start("m", *words, version=version), words)
+    found = surroundings_findings(start("m", *words, version=version))
     return [(finding.check, finding.severity) for finding in found if finding.check not in ("shm", "nofile")]
 
 
@@ -70,7 +70,7 @@ def test_the_port_of_a_service_named_vllm_is_none_of_vllms(start, has_programs, 
 def test_a_value_of_a_variable_that_ends_vllm(start, has_programs, monkeypatch, name, value, message):
     has_programs("g++")
     monkeypatch.setenv(name, value)
-    (found,) = (each for each in surroundings_findings(start("m"), ()) if each.check == "environment")
+    (found,) = (each for each in surroundings_findings(start("m")) if each.check == "environment")
     assert (found.severity, message in found.message) == ("error", True)
 
 
@@ -87,9 +87,9 @@ def test_variables_that_vllm_takes(start, has_programs, monkeypatch):
 
 def test_ranks_need_shared_memory(start, monkeypatch):
     monkeypatch.setattr(surroundings, "free_bytes", lambda _: 64 << 20)
-    (finding,) = [f for f in surroundings_findings(start("m", "-tp", "2"), ()) if f.check == "shm"]
+    (finding,) = [f for f in surroundings_findings(start("m", "-tp", "2")) if f.check == "shm"]
     assert "has 64.0 MiB free, 2 ranks may need 2.0 GiB" in finding.message
-    assert not [f for f in surroundings_findings(start("m"), ()) if f.check == "shm"]
+    assert not [f for f in surroundings_findings(start("m")) if f.check == "shm"]
 
 
 def _found_files(start: CheckStart, *words: object) -> list[tuple[str, str]]:

@@ -52,6 +52,7 @@ class ServeSubcommand:
 def make_arg_parser(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     parser.add_argument("model_tag", nargs="?")
     parser.add_argument("--model")
+    parser.add_argument("--config")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--uds")

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from startup.ground.config_variables import replace_variables
+from startup.ground.config_file import ConfigFile
 
 
 @pytest.fixture(autouse=True)
@@ -14,8 +14,12 @@ def variables(monkeypatch):
 
 
 def _value(text):
-    replaced = replace_variables(yaml.safe_dump({"key": text}))
-    return yaml.safe_load(replaced.text)["key"], replaced.missing
+    file = _read(yaml.safe_dump({"key": text}))
+    return file.settings["key"], file.missing
+
+
+def _read(text):
+    return ConfigFile.of("serve.yaml", yaml.safe_load(text))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +59,8 @@ def test_only_what_json_would_write_so_is_no_text(value, typed, monkeypatch):
 
 def test_a_reference_without_a_value_stays_and_is_named_by_its_key():
     text = "a: ${UNSET}/x\nb:\n  c: ['${UNSET:?give the host}', '${EMPTY:?}']\nd: ${PORT}\n"
-    replaced = replace_variables(text)
-    assert yaml.safe_load(replaced.text) == {
+    replaced = _read(text)
+    assert replaced.settings == {
         "a": "${UNSET}/x", "b": {"c": ["${UNSET:?give the host}", "${EMPTY:?}"]}, "d": 8001
     }  # fmt: skip
     assert replaced.missing == (
@@ -70,15 +74,31 @@ def test_a_reference_without_a_value_stays_and_is_named_by_its_key():
      ("api-key: sk-${UNSET}", 1), ("hf_token: ${UNSET}", 1), ("a: {password: ['${UNSET}', '${UNSET}']}", 2)],
 )  # fmt: skip
 def test_no_engine_reads_a_required_or_a_secret_reference_as_a_text(text, num_refused):
-    assert len(replace_variables(text).refused) == num_refused
+    assert len(_read(text).refused) == num_refused
+
+
+@pytest.mark.parametrize("text", ["a: 1\n", "a: $HOST # ${HOST}\n", "a: ${UNSET}\n", "", "${HOST: 1}"])
+def test_a_file_in_which_nothing_is_replaced_is_the_same(text):
+    assert (_read(text).content, _read(text).is_changed) == (yaml.safe_load(text), False)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["a: 1\n", "a: $HOST # ${HOST}\n", "a: [\n# ${HOST}", "a: ${UNSET}\n", "- &a [*a, '${HOST}']\n", "${HOST: 1}"],
+    ("content", "problem"),
+    [
+        (b"- a", "must be a mapping of flag names to values"),
+        (b"a: [\n# ${HOST}", "is not YAML: while parsing"),
+        (b"- &a [*a, '${HOST}']\n", "is nested too deeply"),
+        (b"\xff\xfe\x00", "is not a text file"),
+        (None, "cannot be read: No such file or directory"),
+    ],
 )
-def test_a_file_in_which_nothing_is_replaced_is_the_same_text(text):
-    assert replace_variables(text).text == text
+def test_a_file_that_cannot_be_read_has_a_problem_and_no_settings(content, problem, tmp_path):
+    path = tmp_path / "serve.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    file = ConfigFile.read(str(path))
+    assert (file.problem or "").startswith(problem)
+    assert file.settings == {}
 
 
 def test_values_of_any_form_come_out_as_they_are(monkeypatch):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from startup.vllm import command_line, installed
-from startup.vllm.command_line import CommandLine
+from startup.vllm import installed
 from startup.vllm.facts import VllmFacts, flags_of
 from startup.vllm.installed import InstalledVllm, TorchBuild
+from startup.vllm.vllm_main import words_with_copy
+from startup.vllm.words import command_line
+from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm import small_parser
 
 
@@ -95,7 +97,9 @@ _ABBREVIATED = [
 def test_abbreviated_flags_are_read_as_argparse_reads_them(words, whole, is_first, tmp_path, monkeypatch):
     known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
     _install(monkeypatch, tmp_path, known)
-    assert " ".join(_line(words).words) == whole
+    line, expected = _line(words), _line(whole)
+    assert (line.model, [flag[1:] for flag in line.flags]) == ("m", [flag[1:] for flag in expected.flags])
+    assert sorted(line.words) == sorted(words.split())
 
 
 def test_an_abbreviation_in_the_config_file_is_read_too(tmp_path):
@@ -207,7 +211,7 @@ def test_the_file_of_the_log_becomes_the_setting_of_a_parser_without_it(parser, 
     path = tmp_path / "serve.yaml"
     path.write_text("port: 1\nlog-config-file: a.json\n")
     with ExitStack() as stack:
-        (_, given) = command_line._with_variables(["--config", str(path)], stack)
+        (_, given) = words_with_copy(CommandLine.of(["--config", str(path)]), stack)
         text = Path(given).read_text()
     assert text == ("port: 1\n" + expected.split()[1].removeprefix("--") + ": a.json\n")
 
@@ -220,7 +224,7 @@ def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch)
     given = ["--enforce-eager", "--config", str(path), "--port", "1"]
     assert CommandLine.of(given[:3]).model == "org/model"
     with ExitStack() as stack:
-        words = command_line._with_variables(given, stack)
+        words = words_with_copy(CommandLine.of(given), stack)
         replaced = Path(words[2])
         assert [*words[:2], *words[3:]] == [*given[:2], *given[3:]]
         assert replaced.suffix == ".yaml"
@@ -238,7 +242,7 @@ def test_vllm_gets_the_users_file_if_nothing_is_replaced(text, tmp_path, monkeyp
         path.write_text(text)
     given = ["--config", str(path)]
     with ExitStack() as stack:
-        assert command_line._with_variables(given, stack) is given
+        assert [*words_with_copy(CommandLine.of(given), stack)] == given
     is_missing = text == "model: ${WHERE}\n"
     assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
 
@@ -249,7 +253,7 @@ def test_without_a_folder_for_temporary_files_vllm_gets_the_users_file(tmp_path,
     path.write_text("model: ${WHERE}/model\n")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with ExitStack() as stack:
-        assert command_line._with_variables(["--config", str(path)], stack) == ["--config", str(path)]
+        assert words_with_copy(CommandLine.of(["--config", str(path)]), stack) == ("--config", str(path))
     assert "serve.yaml as it is: " in caplog.text
 
 

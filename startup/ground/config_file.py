@@ -1,0 +1,119 @@
+"""The file of `--config`: YAML that names flags, with `${VAR}` in values by rules of Docker Compose.
+
+`$VAR` stays as it is. A value may be a secret: messages name variables, never their values.
+"""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.json_depth import read_json
+from envs import foreign
+from envs.redaction import is_secret_flag
+
+_REFERENCE: Final = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?)([-?])([^{}]*))?\}")
+
+_HIDDEN: Final = str.maketrans("${}", "\ud800\ud801\ud802")
+"""Characters that neither YAML nor a variable can have: what is replaced has no references."""
+_SHOWN: Final = {hidden: chr(plain) for plain, hidden in _HIDDEN.items()}
+
+
+class ConfigFile(NamedTuple):
+    """The file, read once: every reader gets the values that variables have now."""
+
+    path: str
+    content: Any = None
+    """What YAML says, with the values of variables."""
+    is_changed: bool = False
+    """Whether something has been replaced."""
+    problem: str | None = None
+    """Why the file cannot be read."""
+    missing: tuple[str, ...] = ()
+    """A line for each reference that stays: its variable is not set, and there is no default."""
+    refused: tuple[str, ...] = ()
+    """The lines of references with `:?` and of those in secrets, which no engine may read as texts."""
+
+    @classmethod
+    def read(cls, path: str) -> "ConfigFile":
+        """Never raises for a fault of the file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as err:
+            return cls(path, problem=f"cannot be read: {err.strerror}")
+        except UnicodeDecodeError:
+            return cls(path, problem="is not a text file")
+        import yaml
+
+        try:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as err:
+            return cls(path, problem=f"is not YAML: {' '.join(str(err).split())}")
+        return cls.of(path, content)
+
+    @classmethod
+    def of(cls, path: str, content: Any) -> "ConfigFile":
+        """Replaces references in all values: `${VAR}`, `${VAR:-default}`, `${VAR-default}`, `${VAR:?reason}`.
+
+        `$${VAR}` stands for `${VAR}`. What comes out as true, false, null or a number of JSON has that type.
+        """
+        missing: list[_Missing] = []
+        try:
+            replaced = _replace(content, "", missing)
+            is_changed = replaced != content
+        except RecursionError:
+            return cls(path, content, problem="is nested too deeply")
+        problem = None if isinstance(content, dict | None) else "must be a mapping of flag names to values"
+        lines, refused = (each.line for each in missing), (each.line for each in missing if each.is_refused)
+        return cls(path, replaced, is_changed, problem, tuple(lines), tuple(refused))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values by name; none if the file is empty or cannot be read."""
+        return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
+
+    def place(self, name: str) -> str:
+        """Where a setting stands, for messages."""
+        return f"{Path(self.path).name}: {name}"
+
+
+class _Missing(NamedTuple):
+    line: str
+    is_refused: bool
+
+
+def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
+    if isinstance(value, dict):
+        return {name: _replace(item, f"{key}.{name}", missing) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, key, missing) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def find(reference: re.Match[str]) -> str:
+        is_escaped, name, colon, rule, word = reference.groups()
+        if is_escaped:
+            return reference[0][1:].translate(_HIDDEN)
+        if foreign.text_of(name) if colon else foreign.is_set(name):
+            return foreign.text_of(name).translate(_HIDDEN)
+        if rule == "-":
+            return str(word)
+        line = f"{key[1:]}: {name} is not set" + (f" ({word})" if word else "")
+        missing.append(_Missing(line, rule == "?" or any(map(is_secret_flag, key.split(".")))))
+        return reference[0].translate(_HIDDEN)
+
+    text = value
+    while (inner_replaced := _REFERENCE.sub(find, text)) != text:  # defaults have references, too
+        text = inner_replaced
+    text = text.translate(_SHOWN)
+    return value if text == value else _with_type(text)
+
+
+def _with_type(text: str) -> Any:
+    """What JSON would write in another way, as the version 1.10, stays a text."""
+    with suppress(ValueError, RecursionError):
+        parsed = read_json(text)
+        if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:
+            return parsed
+    return text

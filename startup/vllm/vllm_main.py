@@ -1,0 +1,108 @@
+"""Runs vLLM's own `main` in this process: `serve` with the launcher's words, or another command."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from base.exit_codes import INTERRUPTED, USAGE
+from startup.ground.hooks.hook import Hook, Name
+from startup.ground.temp_folder import own_folder
+from startup.vllm.installed import find_vllm
+from startup.vllm.words.command_line import CONFIG, CommandLine
+
+logger = logging.getLogger(__name__)
+
+_MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
+COMMAND_LINE: Final = Hook(
+    "command line",
+    does="runs `vllm serve` in the launcher's process",
+    without="vLLM runs as a new program",
+    needs=(_MAIN,),
+    is_essential=True,
+)
+
+
+def run_serve(line: CommandLine) -> int:
+    """Runs `vllm serve` until it returns or raises SystemExit or an error of vLLM's."""
+    with ExitStack() as stack:
+        return _run(("serve", *words_with_copy(line, stack)))
+
+
+def run_plain(command: str, words: Sequence[str]) -> int:
+    """Runs another command, whose failures are vLLM's own."""
+    return without_click(lambda: _run((command, *words)))
+
+
+def without_click(run: Callable[[], int]) -> int:
+    """Runs vLLM; prints an error of one of its pipes, which click would attribute to the terminal."""
+    try:
+        return run()
+    except (EOFError, BrokenPipeError) as err:
+        sys.excepthook(type(err), err, err.__traceback__)
+        raise SystemExit(1) from err
+
+
+def _run(words: Sequence[str]) -> int:
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), *words]  # noqa: PTH118, PTH120
+    _find_main()()
+    return 0
+
+
+def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
+    """The words with another file of `--config`, if something is replaced in it; the stack removes it.
+
+    It is in memory, as values may be secrets, and has a name that vLLM takes.
+    """
+    words, file = line.words, line.config
+    for reference in file.missing if file is not None else ():
+        logger.warning("%s: %s: vLLM gets the text as it is", CONFIG, reference)
+    if file is None or not file.is_changed:
+        return words
+    import yaml
+
+    place = words.index(CONFIG) + 1
+    try:
+        name = stack.enter_context(own_folder()) / f"config{Path(file.path).suffix}"
+        copy = stack.enter_context(os.fdopen(os.memfd_create(CONFIG), "w"))
+        yaml.safe_dump(file.content, copy, sort_keys=False)
+        copy.flush()
+        name.symlink_to(f"/proc/{os.getpid()}/fd/{copy.fileno()}")
+    except OSError as err:
+        logger.warning("%s: vLLM gets %s as it is: %s", CONFIG, file.path, err)
+        return words
+    return [*words[:place], str(name), *words[place + 1 :]]
+
+
+def run_other_command() -> int:
+    """Runs the words of this process by the installed vLLM; returns the exit code.
+
+    vLLM's function is imported, and not looked up as a program, which may be a link to this program.
+    """
+    if find_vllm() is None:
+        remedy = "install it there (pip install vllm), or call vllm-cli by its own name"
+        sys.stderr.write(f"Error: {sys.argv[0]} runs vllm-cli, whose environment has no vLLM: {remedy}.\n")
+        return USAGE
+    try:
+        return int(_find_main()() or 0)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _find_main() -> Callable[[], Any]:
+    """The function that vLLM's script calls; a version without the known one may have another script."""
+    try:
+        main: Callable[[], Any] = _MAIN.get(importlib.import_module(_MAIN.module))
+        return main
+    except (ModuleNotFoundError, AttributeError):
+        from importlib.metadata import entry_points
+
+        script = next(iter(entry_points(group="console_scripts", name="vllm")), None)
+        if script is None:
+            raise
+        other: Callable[[], Any] = script.load()
+        return other

@@ -1,0 +1,61 @@
+"""How a parser of vLLM and the launcher read the same words; needs nothing but the standard library."""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from startup.vllm.facts import VllmFacts
+from startup.vllm.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm.words.command_line import CommandLine
+from startup.vllm.words.grammar import VllmFlag
+
+_NOT_CONVERTED: Final = ("unknown", "object")
+"""Kinds of values of which the launcher has no copy of vLLM's value."""
+
+
+class Reading(NamedTuple):
+    """What comes of one command line."""
+
+    is_accepted: bool
+    """By the parser."""
+    faults: list[str]
+    """Those that the launcher finds."""
+    differences: list[str]
+    """Values that the launcher reads in another way than the parser."""
+
+
+def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
+    """Reads the words in both ways."""
+    line = CommandLine.of(words, facts)
+    faults = [*line.problems, *(name for name, _ in line.unknown), *line.unexpected]
+    values: dict[str, Any] = {}
+    for flag in line.flags:
+        try:
+            values |= _converted(flag)
+        except FlagValueError as err:
+            faults.append(str(err))
+    try:
+        namespace = parse(words)
+    except (SystemExit, Exception):  # noqa: BLE001 - whatever vLLM raises
+        return Reading(False, faults, [])
+    model = getattr(namespace, "model_tag", None) or namespace.model
+    return Reading(True, faults, [*_differences({**values, "model": line.model or model}, namespace, model)])
+
+
+def _converted(flag: VllmFlag) -> dict[str, Any]:
+    fact = flag.fact
+    if fact.nargs == 0:
+        return {fact.parameter: flag.is_on}
+    values = [parse_value(fact, text) for text in flag.values]
+    if fact.kind in _NOT_CONVERTED or not values:
+        return {}
+    return {fact.parameter: values if fact.nargs == "+" else values[-1]}
+
+
+def _differences(values: dict[str, Any], namespace: Namespace, model: str) -> Iterator[str]:
+    for name, value in values.items():
+        expected = model if name == "model" else getattr(namespace, name, value)
+        if isinstance(expected, list) and not isinstance(value, list):  # each place adds a value
+            expected = expected[-1]
+        if value != expected and str(value) != str(expected):
+            yield f"{name}: {value!r} instead of {expected!r}"
