@@ -26,7 +26,7 @@ from server.generation.request import ChatRequest, shown_tools
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import take_turns
 from server.terms.parser_paths import AUTO
 from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import (

@@ -7,7 +7,7 @@ import msgspec
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
 from server.operation.models import Inference
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob
 
 _LOWEST = -9999.0

@@ -14,7 +14,7 @@ from server.generation.request import ChatRequest
 from server.operation.admission import RequestContext
 from server.operation.metrics.server_metrics import EngineMetrics
 from server.operation.models import Inference
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import take_turns
 from server.terms.server_config import GenerationConfig
 from server.terms.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 

@@ -10,7 +10,8 @@ from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.terms.http_body.response_body import encode_event, end_stream, take_turns
+from server.terms.concurrency import take_turns
+from server.terms.http_body.response_body import encode_event, end_stream
 from server.text.renderers.base import split_prompts
 from server.text.renderers.prompts import RenderedPrompt, TextOptions
 

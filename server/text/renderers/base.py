@@ -5,7 +5,7 @@ Imports no tokenizer's library: the kinds of renderers (`registry.py`) do.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from base.errors import RequestError
+from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineInfo, PromptInputs
 from server.text.renderers.conversation import has_few_parts
@@ -365,16 +366,6 @@ def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
 def _check_prompts(prompts: Sequence[Prompt]) -> None:
     if not prompts:
         raise ValueError("You must pass at least one prompt")
-
-
-async def run_concurrently(works: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
-    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) -> None:

@@ -82,7 +82,8 @@ from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
-from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
+from startup.vllm.probes.serving_events import DRAIN, ServingEvents
+from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.probes.start_metrics import export_start
 
 if TYPE_CHECKING:
@@ -340,7 +341,7 @@ class _VllmStart:
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
-                start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_pipes)
+                start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
                 inspect_models_in_forks()
             except OSError as err:
                 if follows_rust_frontend():  # only forked engines let it have the port
