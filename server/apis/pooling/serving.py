@@ -83,10 +83,10 @@ class PoolingServingBase(ABC, Generic[T]):
         """
         ctx = self._create_context(request, context)
         with context.times.rendering():
-            ctx.prompts = await self._renderer.run_in_pool(self._preprocess_cmpl_online, ctx)
+            ctx.prompts = await self._renderer.pools.run(self._preprocess_cmpl_online, ctx)
         context.lease.queue_tokens(ctx.num_tokens)
         ctx.outputs = await self._pool(ctx, context)
-        return await self._renderer.run_in_pool(lambda: msgspec.json.encode(self._build_response(ctx)))
+        return await self._renderer.pools.run(lambda: msgspec.json.encode(self._build_response(ctx)))
 
     def fits(self, info: PoolingInfo) -> bool:
         """Whether the endpoint supports a model."""
