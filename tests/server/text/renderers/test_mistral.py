@@ -53,13 +53,9 @@ def test_tokens_have_the_bytes_of_the_text(mistral, mistral_kind):
 
 def test_tokenizer_properties(build_mistral, mistral):
     assert mistral.tokenizer.token_bytes(mistral.tokenizer.eos_token_id or 0) == b"</s>"
-    assert (build_mistral("v1").vocab_size, build_mistral("v3").vocab_size) == (32000, 32768)
-    tekken = build_mistral("tekken_v3")
-    assert (tekken.tokenizer.vocab_size, tekken.tokenizer.eos_token_id, len(tekken.tokenizer.added_tokens)) == (
-        131072,
-        2,
-        1000,
-    )
+    assert [build_mistral(version).tokenizer.vocab_size for version in ("v1", "v3")] == [32000, 32768]
+    tekken = build_mistral("tekken_v3").tokenizer
+    assert (tekken.vocab_size, tekken.eos_token_id, len(tekken.added_tokens)) == (131072, 2, 1000)
 
 
 def test_more_spaces_than_tekken_can_encode_are_rejected(build_mistral):
