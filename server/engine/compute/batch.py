@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from server.engine.compute.fused_attention import additive_mask
+from server.engine.compute.attention_kernels import additive_mask
 from server.engine.features.prompt_features import PlacedRows
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence

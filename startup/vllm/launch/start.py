@@ -486,7 +486,7 @@ class _VllmStart:
             engine="vllm",
             start_method=self._options.start_method,
             packages=_PACKAGES,
-            key=lambda versions: self._profile.kind.key,
+            history_key=lambda versions: self._profile.kind.key,
             report_file=self._options.startup_report,
         )
 

@@ -10,7 +10,7 @@ import torch
 
 from server.engine.compute import attention
 from server.engine.compute import packed_runner as packed_runner_module
-from server.engine.compute.fused_attention import attend_in_parts
+from server.engine.compute.attention_kernels import attend_in_parts
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.sequence import Chunk
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
