@@ -106,7 +106,7 @@ class DownloadRun:
         begin_ns = time.monotonic_ns()
         plans = [(download, self._list(download)) for download in self._job.downloads]
         listed_ns = time.monotonic_ns()
-        folders = tuple(str(self._obtain(plan) if plan else download.cached) for download, plan in plans)
+        folders = tuple(self._obtain(plan) if plan else download.cached_folder for download, plan in plans)
         end_ns = time.monotonic_ns()
         spans = (
             ("download_start", self._job.begin_ns, begin_ns),
