@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from base.errors import RequestError
 from server.terms.concurrency import run_concurrently
@@ -33,8 +33,6 @@ from server.text.renderers.tokenizers.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from server.text.renderers.images.vision import VisionPart
 
-P = ParamSpec("P")
-R = TypeVar("R")
 LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
 """`VisionPart`, for a model with images: a renderer gives it its tokenizer as transformers has it."""
 
