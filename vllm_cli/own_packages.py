@@ -17,7 +17,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # a warm start waits for this module: the import of `typing` would delay it
+if TYPE_CHECKING:
+    from typing import Any
 
 _PACKAGES = frozenset({"router", "startup", "server", "base", "envs"})
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib takes 7 ms
@@ -63,7 +66,7 @@ class _UsersModule:
         self._own = own
         self._module: ModuleType | None = None
 
-    def attribute(self, name: str) -> Any:
+    def attribute(self, name: str) -> "Any":
         """Of the user's module; raises AttributeError if there is none, or a submodule of ours."""
         package = self._own.__name__
         if not name.startswith("__") and PathFinder.find_spec(f"{package}.{name}", self._own.__path__) is None:

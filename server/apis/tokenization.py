@@ -73,7 +73,7 @@ class TokenizationServing:
         self._models.check(request.model)
         with context.times.rendering():
             images = await self._renderer.load_images(request.messages or [], context.lease)
-            return await self._renderer.run_in_pool(self._tokenize, request, images)
+            return await self._renderer.pools.run(self._tokenize, request, images)
 
     async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> dict[str, Any]:
         """The text of token ids.
@@ -83,14 +83,14 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            return {"prompt": await self._renderer.run_in_pool(self._renderer.detokenize, request.tokens)}
+            return {"prompt": await self._renderer.pools.run(self._renderer.detokenize, request.tokens)}
 
     def _tokenize(self, request: TokenizeRequest, images: ProcessedImages | None) -> dict[str, Any]:
         if request.messages is not None:
             prompt = self._renderer.render_chat(request.messages, _chat_options(request), images)
         else:
             options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
-            prompt = self._renderer.render_text(request.prompt or "", options)
+            prompt = self._renderer.prompts.render(request.prompt or "", options)
         return {
             "count": len(prompt.token_ids),
             "max_model_len": self._engine.info.max_model_len,

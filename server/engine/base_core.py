@@ -1,7 +1,7 @@
 """What the engine's loop needs of a core; there is one for models that generate text and one that pools."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from server.engine.process_link.messages import Command, Done, LoadAdapter
@@ -46,8 +46,8 @@ class BaseCore(ABC):
         """Computes one batch and returns its outputs."""
 
     @abstractmethod
-    def do_idle_work(self) -> bool:
-        """Does a piece of deferrable work; True while there is more."""
+    def prepare(self) -> Iterator[None]:
+        """Makes later steps faster; yields after each small piece. Used once."""
 
 
 @dataclass(frozen=True)

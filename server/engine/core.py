@@ -3,7 +3,7 @@
 It handles token ids only, no text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -95,11 +95,9 @@ class EngineCore(BaseCore):
         with self._scheduler.measured(chunks):
             return rejected + self._compute(chunks)
 
-    def do_idle_work(self) -> bool:
-        if self._runner.do_idle_work():
-            return True
+    def prepare(self) -> Iterator[None]:
+        yield from self._runner.prepare()
         self._sampler.prepare()
-        return False
 
     def _load_adapter(self, command: LoadAdapter) -> Done:
         """Reads an adapter; blocks until it is in memory."""

@@ -36,6 +36,7 @@ class IdleWork:
 
     def __init__(self, core: BaseCore, imports: Imports) -> None:
         self._core = core
+        self._preparation = core.prepare()
         self._imports = imports
         self._trimmer = HeapTrimmer(_TRIM_DELAY_S, _TRIM_INTERVAL_S)
         self._has_request = False
@@ -65,7 +66,7 @@ class IdleWork:
     def _has_more(self, seconds: float) -> bool:
         """Works for about this time, at least one piece; imports, 0.4 s at once, only without requests."""
         end_s = monotonic() + seconds
-        while self._core.do_idle_work():
+        for _ in self._preparation:
             if monotonic() >= end_s:
                 return True
         return self._core.has_work or self._imports.restore()

@@ -26,7 +26,7 @@ from server.generation.request import ChatRequest, shown_tools
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import take_turns
 from server.terms.parser_paths import AUTO
 from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import (
@@ -114,7 +114,7 @@ class ChatRunner:
         renderer = self._inference.renderer
         with context.times.rendering():
             images = await renderer.load_images(request.messages, context.lease)
-            generation = await renderer.run_in_pool(self._build, request, images, context, id_prefix=id_prefix)
+            generation = await renderer.pools.run(self._build, request, images, context, id_prefix=id_prefix)
         self._builder.admit(generation)
         return ChatRun(self._inference, generation, self._parsing)
 
@@ -183,7 +183,7 @@ async def render_chat_request(inference: Inference, request: ChatRequest, contex
     """
     renderer = inference.renderer
     images = await renderer.load_images(request.messages, context.lease)
-    return await renderer.run_in_pool(_render, inference, request, images)
+    return await renderer.pools.run(_render, inference, request, images)
 
 
 def _render(inference: Inference, request: ChatRequest, images: ProcessedImages | None) -> RenderedPrompt:

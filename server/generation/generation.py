@@ -24,8 +24,8 @@ from server.terms.config import ModelFiles
 from server.terms.http_body.request_body import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
 from server.terms.server_config import GenerationConfig
 from server.terms.types import EngineInfo, EnginePrompt, FinishReason, GuidedDecoding, SamplingParams, TokenLogprob
-from server.text.renderers.base import check_token_ids
 from server.text.renderers.detokenizer import PromptTail
+from server.text.renderers.plain_prompts import check_token_ids
 from server.text.renderers.prompts import RenderedPrompt
 
 AnyRequest = CompletionRequest | ChatRequest

@@ -7,7 +7,7 @@ import msgspec
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
 from server.operation.models import Inference
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob
 
 _LOWEST = -9999.0
@@ -118,7 +118,7 @@ class LogprobFormatter:
         return f"token_id:{token_id}" if self._shows_token_ids else self._renderer.token_text(token_id)
 
     def _bytes(self, token_id: int) -> list[int]:
-        return list(self._renderer.token_bytes(token_id))
+        return list(self._renderer.tokenizer.token_bytes(token_id))
 
 
 def _finite(logprob: float) -> float:

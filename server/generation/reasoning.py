@@ -214,7 +214,7 @@ class ReasoningCounter:
     def __init__(self, reasoning: PromptReasoning) -> None:
         markers = reasoning.markers
         end = reasoning.prompt_end
-        token_bytes = reasoning.renderer.token_bytes if markers.have_text else None
+        token_bytes = reasoning.renderer.tokenizer.token_bytes if markers.have_text else None
         self._starts = MarkerFinder(markers.starts, token_bytes)
         self._ends = MarkerFinder(markers.ends + markers.answer_starts, token_bytes)
         self._pauses = MarkerFinder(markers.pauses, token_bytes)

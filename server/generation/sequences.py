@@ -14,7 +14,7 @@ from server.generation.request import ChatRequest
 from server.operation.admission import RequestContext
 from server.operation.metrics.server_metrics import EngineMetrics
 from server.operation.models import Inference
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import take_turns
 from server.terms.server_config import GenerationConfig
 from server.terms.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
@@ -104,7 +104,7 @@ class _Sequence:
         self._constraint_param = generation.constraint_param
         self._ignores_eos = request.ignore_eos
         self._keeps_stop_token = request.include_stop_str_in_output
-        self._eos_token_id = inference.renderer.eos_token_id
+        self._eos_token_id = inference.renderer.tokenizer.eos_token_id
         self._detokenizer = inference.renderer.create_detokenizer(
             skip_special_tokens=request.skip_special_tokens,
             stop=request.stop_strings,

@@ -95,7 +95,7 @@ async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
         EngineStartError: the engine failed or died.
     """
     info = engine.info
-    prompt = await renderer.run_in_pool(renderer.render_text, "Hello", TextOptions())
+    prompt = await renderer.pools.run(renderer.prompts.render, "Hello", TextOptions())
     if info.pooling is not None:
         params = PoolingParams(task=info.pooling.task)
         try:

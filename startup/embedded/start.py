@@ -336,12 +336,12 @@ def _subject_of(config: StartupConfig) -> StartSubject:
         model=config.server.served_model_names[0],
         start_method=config.start_method,
         packages=("torch", "transformers", "tokenizers", "vllm-cli-server"),
-        key=lambda versions: start_key(config, versions),
+        history_key=lambda versions: history_key(config, versions),
         report_file=config.startup_report,
     )
 
 
-def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
+def history_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
     """A hash of model, versions, start method, engine and renderer settings, which determine the duration.
 
     With vLLM, the kind of start (`StartKind`) stands for all that.

@@ -52,7 +52,7 @@ class StartState:
         """Reads earlier starts, from which the remaining time is estimated."""
         versions = installed_versions(self.subject.packages)
         self.facts = replace(self.facts, versions=versions)
-        key = self.subject.key(versions)
+        key = self.subject.history_key(versions)
         self._read_history(key if start_origin.warm is None else f"{key}-warm")  # not comparable with cold ones
         self._timeline.on_change()
 

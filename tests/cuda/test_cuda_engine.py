@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from server.engine.compute import fused_attention
+from server.engine.compute import attention_kernels
 from tests.cuda.conftest import DEVICE
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
@@ -34,7 +34,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(architecture):
 def test_attention_never_uses_the_plain_kernel(monkeypatch):
     """A long prompt in chunks, with heads that share keys: the plain kernel would materialise all scores."""
     calls = []
-    attend = fused_attention.attend
+    attend = attention_kernels.attend
 
     def attend_by_fused_kernels(*args: torch.Tensor, **kwargs: object) -> torch.Tensor:
         calls.append(kwargs.get("mask") is not None)

@@ -24,7 +24,7 @@ def hub(tiny_llama: Path) -> Iterator[HubServer]:
 
 
 def settings(hub: HubServer, folder: Path) -> dict[str, str]:
-    offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
     return {**offline, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
 
 

@@ -70,7 +70,7 @@ RUNS: dict[str, list[str]] = {
     "explain": ["report.json --json"],
     "timeline": ["report.json"],
     "caches": ["", "--json"],
-    "caches prune": ["--all --json"],
+    "caches prune": ["--all"],
     "check-hooks": ["--json"],
     "prefetch": [
         f"MODEL SECRETS {EMBEDDED} --json",

@@ -53,7 +53,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackage
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub for the test's process and its children: without repositories and Xet; it answers at once."""
+    """A hub for the test's process and its children: without repositories; it answers at once."""
     for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN):
         monkeypatch.delenv(variable.name, raising=False)
     with HubServer().serving() as server:

@@ -1,7 +1,6 @@
 """A stand-in for the Hugging Face hub: real repositories, and scripted faults, for the real hub's client.
 
-Two addresses, as at the real hub: one for the API and small files, one that holds what is in LFS. A third
-one accepts connections for Xet and never answers.
+Two addresses, as at the real hub: one for the API and small files, one that holds what is in LFS.
 """
 
 import hashlib
@@ -207,7 +206,7 @@ class HubServer:
         self.lists_contents = True
         """Whether listings have sizes and hashes; some mirrors leave them out."""
         self.is_xet = False
-        """Whether files in LFS are announced for Xet, whose server accepts connections and never answers."""
+        """Whether files in LFS are in Xet storage, which the hub names beside the address for plain HTTP."""
         self.may_answer = threading.Event()
         """While it is cleared, no request is answered."""
         self.may_answer.set()
@@ -219,9 +218,6 @@ class HubServer:
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self._servers = [_Listener(self, "hub", "127.0.0.1"), _Listener(self, "cdn", CDN_HOST)]
-        self.xet = socket.create_server(("127.0.0.1", 0), backlog=256)
-        """Xet's server: the kernel takes connections to it, and nobody answers them."""
-        self.xet.setblocking(False)
 
     @property
     def url(self) -> str:
@@ -284,7 +280,6 @@ class HubServer:
         with ExitStack() as stack:
             for server in self._servers:
                 stack.enter_context(serving(server))
-            stack.enter_context(self.xet)
             try:
                 yield self
             finally:
@@ -362,16 +357,11 @@ class _Handler(QuietHandler):
     # Listings
 
     def _describe(self, path: str, *, has_blobs: bool) -> None:
-        model_id, action, revision = _split(path, "revision", "tree", "xet-read-token")
+        model_id, action, revision = _split(path, "revision", "tree")
         commit = self._find(model_id, unquote(revision) or "main")
         files = commit.files.values()
-        if action == "xet-read-token":
-            self._send_xet_token()
-        elif action == "tree":  # always with all folders
-            entries = [{"type": "file"} | file.describe("path", "oid") for file in files]
-            for entry in entries if self._hub.is_xet else ():
-                entry |= {"xetHash": entry["oid"]} if "lfs" in entry else {}
-            self._answer(200, entries)
+        if action == "tree":  # always with all folders
+            self._answer(200, [{"type": "file"} | file.describe("path", "oid") for file in files])
         else:
             is_full = has_blobs and self._hub.lists_contents
             described = [
@@ -380,13 +370,6 @@ class _Handler(QuietHandler):
             gate: Any = "manual" if model_id in self._hub.gated else False
             names = {"id": model_id, "modelId": model_id, "sha": commit.id, "tags": [], "disabled": False}
             self._answer(200, names | {"private": model_id in self._hub.private, "gated": gate, "siblings": described})
-
-    def _send_xet_token(self) -> None:
-        if not self._hub.is_xet:
-            raise _Refusal(404, message="Xet is not enabled")
-        address = "http://{}:{}".format(*self._hub.xet.getsockname())
-        headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet-token", "X-Xet-Token-Expiration": str(1 << 40)}
-        self._answer(200, b"{}", headers)
 
     # Files
 
@@ -414,8 +397,7 @@ class _Handler(QuietHandler):
         }
         if self._hub.is_xet:
             route = f"{self._hub.url}/api/models/{model_id}/xet-read-token/{commit.id}"
-            xet = {"X-Xet-Hash": file.sha256, "X-Xet-Refresh-Route": route, "Link": f'<{route}>; rel="xet-auth"'}
-            headers |= xet
+            headers |= {"X-Xet-Hash": file.sha256, "X-Xet-Refresh-Route": route}
         self._answer(302, headers=headers)
 
     def _send_content(self, path: str) -> None:

@@ -1,7 +1,7 @@
 """`vllm-cli caches`: what is kept between starts: compiled models, preload profiles, the import file."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from startup.ground.logs.formatters import escape_controls
 from startup.imports.learned_imports import read_learned
 from startup.vllm.compiled_models import local
 from startup.vllm.compiled_models.archive import ArchiveError, read_record
-from startup.vllm.compiled_models.location import MOST_EXAMINED, MOST_LISTED, Location, LocationError, open_location
+from startup.vllm.compiled_models.location import LocationError, open_location
 from startup.vllm.compiled_models.reasons import other_place
 from startup.vllm.compiled_models.record import CompiledModel, Hardware
 from startup.words.param_types import ByteSize, CompileCacheType, Duration
@@ -53,22 +53,33 @@ class _Kept(NamedTuple):
     used_s: float | None = None
     """When a start has used it last, in seconds since 1970."""
     record: CompiledModel | None = None
-    location: Location | None = None
-    """None for this machine."""
+    location: str | None = None
+    """Its address; None for this machine."""
     problem: str = ""
     """Why it cannot be loaded here."""
+    files: tuple[Path, ...] = ()
+    """Of what is no compiled model."""
+
+    @property
+    def title(self) -> str:
+        """The model's name, if it is known."""
+        return self.record.model if self.record else self.name
 
     @property
     def age_s(self) -> float | None:
         """Since the last use; 0 if that is in the future, because a clock was changed."""
         return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
 
+    @property
+    def last_use(self) -> str:
+        """In words."""
+        return "-" if self.age_s is None else _in_words(self.age_s)
+
     def to_fields(self) -> dict[str, Any]:
         """As JSON values."""
         facts = {field: getattr(self.record, field, None) for field in ("model", "key", "versions", "compile_s")}
-        place = self.location and self.location.address
         own = {"num_bytes": self.num_bytes, "age_s": self.age_s, "problem": self.problem}
-        return {"name": self.name, "location": place, **facts, **own}
+        return {"name": self.name, "location": self.location, **facts, **own}
 
 
 @click.group("caches", invoke_without_command=True)
@@ -98,11 +109,11 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
             raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
         return
     address = (option or CompileCacheOption.of(env.VCLI_COMPILE_CACHE.get() or "")).location
-    models: dict[str | None, list[_Kept]] = {None: list(_examine(_local_models()))}
+    models: dict[str | None, list[_Kept]] = {None: _examine(_local_models())}
     failure = None
     if address is not None:
         try:
-            models[address] = list(_examine(_archives(address, MOST_LISTED)))
+            models[address] = _examine(_archives(address))
         except LocationError as err:
             failure = str(err)
     click.echo(_to_json(models) if is_json else "\n\n".join("\n".join(part) for part in _sections(models)))
@@ -117,10 +128,6 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
     help="Remove what was used longest ago until the rest has at most this size: 5GiB.",
 )  # fmt: skip
 @click.option(
-    "--compile-cache", "option", type=CompileCacheType(), metavar="LOCATION",
-    help="Also prune this folder or object store; --older and --keep count for each of the two.",
-)  # fmt: skip
-@click.option(
     "--all", "is_all", is_flag=True,
     help="Remove all that this machine keeps: compiled models, profiles, the import file, the history.",
 )  # fmt: skip
@@ -129,53 +136,38 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
     help="Remove only why starts of vLLM do not preload: the next ones preload again.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
-def prune(  # noqa: PLR0913 - one argument per option
-    *,
-    older_s: float | None,
-    keep_bytes: int | None,
-    option: CompileCacheOption | None,
-    is_all: bool,
-    is_plain: bool,
-    is_dry_run: bool,
-    is_json: bool,
-) -> None:
-    """Remove compiled models by age and size, or all that is kept between starts.
+def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:
+    """Remove compiled models of this machine by age and size, or all that it keeps between starts.
 
     Servers that are ready are not affected. After --all, the next start compiles and records everything anew.
-    VCLI_COMPILE_CACHE has no effect.
 
     \b
     Examples:
       vllm-cli caches prune --older 30d --keep 5GiB
-      vllm-cli caches prune --older 14d --compile-cache /mnt/compiled --dry-run
       vllm-cli caches prune --plain-starts
       vllm-cli caches prune --all
 
-    Exit codes: 0 done; 1 LOCATION cannot be used, or something cannot be removed; 2 usage.
+    Exit codes: 0 done; 1 something cannot be removed; 2 usage.
     """
-    has_limit = older_s is not None or keep_bytes is not None
-    if not has_limit and not is_all and not is_plain:
+    if older_s is None and keep_bytes is None and not is_all and not is_plain:
         raise click.UsageError("give --older, --keep, --plain-starts or --all.")
-    if option is not None and (option.location is None or not has_limit):
-        raise click.UsageError("--compile-cache needs a LOCATION, and --older or --keep.")
+    models = list(_local_models())
     try:
-        here, names = list(_local_models()), tuple(_OTHERS) if is_all else (_PLAIN,) if is_plain else ()
-        chosen = [*here] if is_all else _choose(here, older_s, keep_bytes)
-        chosen += _others(names, here if is_all else None)
-        if option is not None and option.location is not None:
-            chosen += _examine(_choose(_archives(option.location, MOST_EXAMINED), older_s, keep_bytes))
+        if is_all:
+            chosen = [*models, _Kept("compiled without a record", _num_unrecorded_bytes(models))]
+        else:
+            chosen = _choose(models, older_s, keep_bytes)
+        chosen += map(_other, _OTHERS if is_all else (_PLAIN,) if is_plain else ())
         if not is_dry_run:
-            _remove(chosen, names)
+            _remove(chosen)
             if is_all:
                 local.remove_all()
     except OSError as err:
         raise click.ClickException(str(err)) from err
-    if is_json:
-        fields = [model.to_fields() for model in chosen]
-        click.echo(json.dumps({"is_dry_run": is_dry_run, "removed": fields}, indent=2))
-    else:
-        click.echo("\n".join(_describe_removed(chosen, "Would remove" if is_dry_run else "Removed")))
+    shown = [each for each in chosen if each.record or each.num_bytes]
+    verb, size = "Would remove" if is_dry_run else "Removed", format_bytes(sum(each.num_bytes for each in shown))
+    rows = [printable((each.title, format_bytes(each.num_bytes), each.last_use)) for each in shown]
+    click.echo("\n".join([f"{verb} {size}:", *align(rows)] if shown else [f"{verb} nothing."]))
 
 
 def _local_models() -> Iterator[_Kept]:
@@ -186,33 +178,34 @@ def _local_models() -> Iterator[_Kept]:
             yield _Kept(record.archive_name, local.num_bytes(record), used_s, record)
 
 
-def _archives(address: str, most: int) -> Iterator[_Kept]:
-    """Those of a location, without their records; raises LocationError."""
+def _archives(address: str) -> Iterator[_Kept]:
+    """Those of a location, with their records; raises LocationError."""
     location = open_location(address)
-    for stored in location.list(most=most):
-        yield _Kept(stored.name, stored.size, stored.modified_s, location=location)
+    for stored in location.list():
+        record, problem = None, ""
+        try:
+            with location.open(stored.name) as file:
+                record = read_record(file)
+        except (ArchiveError, OSError) as err:
+            problem = str(err)
+        yield _Kept(stored.name, stored.size, stored.modified_s, record, address, problem)
 
 
-def _examine(models: Iterable[_Kept]) -> Iterator[_Kept]:
-    """With the records of archives, and with what does not fit here."""
+def _examine(models: Iterator[_Kept]) -> list[_Kept]:
+    """With what does not fit here."""
     from startup.vllm.installed import find_vllm
     from startup.vllm.launch.compiled_models import present_versions  # noqa: PLC0415 - slow to import for --help
 
     vllm, hardware = find_vllm(), Hardware.present()
     versions = present_versions(vllm) if vllm else None
-    for model in models:
-        record, problem = model.record, ""
-        try:
-            if model.location is not None:
-                with model.location.open(model.name) as file:
-                    record = read_record(file)
-        except (ArchiveError, OSError) as err:
-            problem = str(err)
-        if record is not None:
-            problem = _why_not_here(record, versions, hardware)
-        if model.location is None and record is not None and not local.is_installed(record):
-            problem = "its files are missing"
-        yield model._replace(record=record, problem=problem)
+
+    def problem(model: _Kept) -> str:
+        if model.record is None:
+            return model.problem
+        is_missing = model.location is None and not local.is_installed(model.record)
+        return "its files are missing" if is_missing else _why_not_here(model.record, versions, hardware)
+
+    return [model._replace(problem=problem(model)) for model in models]
 
 
 def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, hardware: Hardware) -> str:
@@ -222,7 +215,7 @@ def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, har
     return "; ".join(f"{each.name} {each.before or 'none'}, here {each.now or 'none'}" for each in changes)
 
 
-def _choose(models: Iterable[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
+def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
     """What the limits remove, the one used longest ago first."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
@@ -234,33 +227,24 @@ def _choose(models: Iterable[_Kept], older_s: float | None, keep_bytes: int | No
     return chosen
 
 
-def _others(names: Iterable[str], models: Iterable[_Kept] | None) -> Iterator[_Kept]:
-    """What this machine keeps under these names, and besides these models."""
-    if models is not None and (num_bytes := _num_unrecorded_bytes(models)):
-        yield _Kept("compiled without a record", num_bytes)
-    for name in names:
-        if sizes := [path.stat().st_size for path in _files_of(name)]:
-            yield _Kept(name, sum(sizes))
+def _other(name: str) -> _Kept:
+    """What this machine keeps under this name."""
+    files = tuple(path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file())
+    return _Kept(name, sum(path.stat().st_size for path in files), files=files)
 
 
-def _files_of(name: str) -> list[Path]:
-    return [path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file()]
-
-
-def _num_unrecorded_bytes(models: Iterable[_Kept]) -> int:
+def _num_unrecorded_bytes(models: Sequence[_Kept]) -> int:
     return max(local.num_bytes_of_all() - sum(model.num_bytes for model in models), 0)
 
 
-def _remove(models: Sequence[_Kept], names: Iterable[str]) -> None:
-    """Removes these models, and what is kept under these names; raises OSError if a model is still there."""
-    for model in models:
-        if model.location is not None:
-            model.location.remove(model.name)
-        elif model.record is not None:
-            local.remove(model.record)
-    for path in (path for name in names for path in _files_of(name)):
+def _remove(chosen: Sequence[_Kept]) -> None:
+    """Raises OSError if a compiled model is still there."""
+    records = [kept.record for kept in chosen if kept.record is not None]
+    for record in records:
+        local.remove(record)
+    for path in (path for kept in chosen for path in kept.files):
         path.unlink(missing_ok=True)
-    if any(model.record is not None and local.is_installed(model.record) for model in models):
+    if any(map(local.is_installed, records)):
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
@@ -308,12 +292,12 @@ def _row(model: _Kept) -> tuple[str, ...]:
     record, versions = model.record, model.record.versions if model.record else {}
     return printable(
         (
-            record.model if record else model.name,
+            model.title,
             versions.get("vllm", "-"),
             versions.get("torch", "-"),
             format_bytes(model.num_bytes),
             f"{record.compile_s:.1f} s" if record else "-",
-            "-" if model.age_s is None else _in_words(model.age_s),
+            model.last_use,
             model.problem or "fits",
         )
     )
@@ -327,13 +311,6 @@ def _profile_row(profile: "PreloadProfile") -> tuple[str, ...]:
     return printable(
         (kind.version, kind.architecture or "any", str(num_modules), str(profile.num_starts), flags, state)
     )
-
-
-def _describe_removed(models: Sequence[_Kept], verb: str) -> Iterator[str]:
-    yield f"{verb} {format_bytes(sum(model.num_bytes for model in models))}:" if models else f"{verb} nothing."
-    places = [model.location.address if model.location else "this machine" for model in models]
-    rows = [(*_row(model)[:-1], escape_controls(place)) for model, place in zip(models, places, strict=True)]
-    yield from align([(*_HEAD[:-1], "FROM"), *rows]) if models else ()
 
 
 def _in_words(age_s: float) -> str:

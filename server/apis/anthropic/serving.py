@@ -70,7 +70,7 @@ class AnthropicServing:
         merges_system = has_later_system and await self._probe.merges_system()
         is_disabled = isinstance(request.thinking, ThinkingDisabled)
         effort = await self._probe.disabled_effort() if is_disabled else "none"
-        chat = await self._inference.renderer.run_unless(
+        chat = await self._inference.renderer.pools.run_unless(
             context.is_small, to_chat_request, request, merges_system=merges_system, disabled_effort=effort
         )
         context.hold(chat)
@@ -218,6 +218,6 @@ class TemplateProbe:
 
     async def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int] | None:
         try:
-            return (await self._renderer.run_in_pool(self._renderer.render_chat, messages, options)).token_ids
+            return (await self._renderer.pools.run(self._renderer.render_chat, messages, options)).token_ids
         except RequestError:
             return None

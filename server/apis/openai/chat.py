@@ -11,7 +11,8 @@ from server.generation.request import ChatRequest
 from server.generation.sequences import Usage
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.terms.http_body.response_body import encode_event, end_stream, take_turns
+from server.terms.concurrency import take_turns
+from server.terms.http_body.response_body import encode_event, end_stream
 from server.text.parsers.base import Content, Reasoning
 
 

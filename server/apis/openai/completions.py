@@ -10,8 +10,9 @@ from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.terms.http_body.response_body import encode_event, end_stream, take_turns
-from server.text.renderers.base import split_prompts
+from server.terms.concurrency import take_turns
+from server.terms.http_body.response_body import encode_event, end_stream
+from server.text.renderers.plain_prompts import split_prompts
 from server.text.renderers.prompts import RenderedPrompt, TextOptions
 
 
@@ -54,12 +55,12 @@ class CompletionServing:
         )
         if len(split_prompts(prompts)) > 1:
             rendered = await renderer.render_prompts_async(prompts, options)
-            return await renderer.run_in_pool(self._build, request, rendered, context)
+            return await renderer.pools.run(self._build, request, rendered, context)
 
         def build() -> CompletionBodies:
-            return self._build(request, renderer.render_prompts(prompts, options), context)
+            return self._build(request, renderer.prompts.render_all(prompts, options), context)
 
-        return await renderer.run_in_pool(build)
+        return await renderer.pools.run(build)
 
     def _build(
         self, request: CompletionRequest, prompts: list[RenderedPrompt], context: RequestContext

@@ -8,7 +8,8 @@ from typing import Any
 from base.errors import PromptTooLongError, RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
 from server.terms.types import EngineInfo
-from server.text.renderers.base import BaseRenderer, check_text_length, check_token_ids, check_unicode
+from server.text.renderers.base import BaseRenderer
+from server.text.renderers.plain_prompts import check_text_length, check_token_ids, check_unicode
 from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 
@@ -32,7 +33,7 @@ class PromptReader:
         self._renderer = renderer
         self._tokenizer = renderer.tokenizer
         self._max_tokens = most
-        self._vocab_size = min(renderer.vocab_size, info.vocab_size)
+        self._vocab_size = min(renderer.tokenizer.vocab_size, info.vocab_size)
         self._does_lower_case = info.pooling is not None and info.pooling.does_lower_case
         self._add_special_tokens = not isinstance(request, InputFields) or request.add_special_tokens is not False
         self._cut = None if limit is None else Cut(most if limit == -1 else limit, request.truncation_side or "right")

@@ -1,9 +1,7 @@
 """The base of all pooling endpoints: the order of the steps, and the thread in which each runs."""
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 from uuid import uuid4
@@ -19,7 +17,7 @@ from server.apis.pooling.request import PoolingFields
 from server.generation.sequences import SequenceRecorder, Usage
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.terms.http_body.response_body import take_turns
+from server.terms.concurrency import run_concurrently
 from server.terms.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 from server.text.renderers.tokenizers.tokenizer import Encoded
 
@@ -85,10 +83,10 @@ class PoolingServingBase(ABC, Generic[T]):
         """
         ctx = self._create_context(request, context)
         with context.times.rendering():
-            ctx.prompts = await self._renderer.run_in_pool(self._preprocess_cmpl_online, ctx)
+            ctx.prompts = await self._renderer.pools.run(self._preprocess_cmpl_online, ctx)
         context.lease.queue_tokens(ctx.num_tokens)
         ctx.outputs = await self._pool(ctx, context)
-        return await self._renderer.run_in_pool(lambda: msgspec.json.encode(self._build_response(ctx)))
+        return await self._renderer.pools.run(lambda: msgspec.json.encode(self._build_response(ctx)))
 
     def fits(self, info: PoolingInfo) -> bool:
         """Whether the endpoint supports a model."""
@@ -135,7 +133,7 @@ class PoolingServingBase(ABC, Generic[T]):
                     "request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), ctx.pooling_params
                 )
         unique = f"{ctx.request_id}-{uuid4().hex[:8]}"  # clients may choose their ids
-        return await _run_concurrently(
+        return await run_concurrently(
             self._pool_one(f"{unique}-{index}", prompt, ctx.pooling_params, context)
             for index, prompt in enumerate(ctx.prompts)
         )
@@ -167,13 +165,3 @@ def tensor_of(output: EngineOutput) -> TensorData:
     """The tensor of a result, which must have one."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data
-
-
-async def _run_concurrently(works: Iterable[Coroutine[Any, Any, EngineOutput]]) -> list[EngineOutput]:
-    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) async for work in take_turns(works)]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]

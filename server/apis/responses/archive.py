@@ -55,12 +55,12 @@ class ResponseArchive:
 
     async def encode(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> StoredResponse:
         """A response as it would be kept at this moment."""
-        return await self._renderer.run_unless(run.is_small, _encode, run, events)
+        return await self._renderer.pools.run_unless(run.is_small, _encode, run, events)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
         """An event as bytes; those with the whole response repeat large parts of the request."""
         is_small = run.is_small or "response" not in event
-        return await self._renderer.run_unless(is_small, encode_named_event, event)
+        return await self._renderer.pools.run_unless(is_small, encode_named_event, event)
 
     def find(self, response_id: str) -> StoredResponse:
         """A response; raises RequestError (404) if it is not kept, or not any more."""
@@ -82,7 +82,7 @@ class ResponseArchive:
         items: list[msgspec.Raw] = []
         found: StoredResponse | None = stored
         while found is not None:
-            own, body = await self._renderer.run_in_pool(_decode_items, found)
+            own, body = await self._renderer.pools.run(_decode_items, found)
             items = own + (body.output if found is not stored else []) + items
             previous_id = body.previous_response_id
             found = self._store.get(previous_id) if self._store and previous_id else None
@@ -90,7 +90,7 @@ class ResponseArchive:
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:
         """The conversation up to and including a response."""
-        return await self._renderer.run_unless(len(stored.history) < LARGE_BYTES, _decode, stored.history)
+        return await self._renderer.pools.run_unless(len(stored.history) < LARGE_BYTES, _decode, stored.history)
 
 
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:

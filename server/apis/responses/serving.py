@@ -120,7 +120,7 @@ class ResponsesServing:
         current = self._background.find(response_id)
         stored = self._archive.find(response_id) if current is None else await self._archive.encode(current.run)
         items = await self._archive.input_items(stored)
-        return await self._inference.renderer.run_in_pool(page.cut, items)
+        return await self._inference.renderer.pools.run(page.cut, items)
 
     async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
         """Renders the request; the engine receives it with the first use of the run.
@@ -129,7 +129,7 @@ class ResponsesServing:
             RequestError: the request is invalid.
         """
         history = await self._history(request.previous_response_id, context)
-        run_unless = self._inference.renderer.run_unless
+        run_unless = self._inference.renderer.pools.run_unless
         tools, chat_request = await run_unless(context.is_small, self._convert, request, history)
         context.hold(chat_request)
         with own_field_names():

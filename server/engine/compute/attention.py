@@ -15,8 +15,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from server.engine.compute.batch import DecodeGroup, PackedBatch, PrefillChunk
-from server.engine.compute.fused_attention import (
+from server.engine.compute.attention_kernels import (
     AttentionPart,
     additive_mask,
     attend,
@@ -26,6 +25,7 @@ from server.engine.compute.fused_attention import (
     merge_attention,
     repeat_heads,
 )
+from server.engine.compute.batch import DecodeGroup, PackedBatch, PrefillChunk
 from server.engine.memory.kv_cache import KVCache, LayerShape
 
 _MIN_PART_TOKENS = 1024

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from server.engine.compute.fused_attention import additive_mask
+from server.engine.compute.attention_kernels import additive_mask
 from server.engine.features.prompt_features import PlacedRows
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence
@@ -235,5 +235,5 @@ class Runner(Protocol):
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
         """Logits of each chunk's last token; of all its tokens for prompt log-probabilities."""
 
-    def do_idle_work(self) -> bool:
-        """Does a small piece of deferrable work; True while there is more."""
+    def prepare(self) -> Iterator[None]:
+        """Makes later steps faster; yields after each small piece. Used once."""

@@ -5,6 +5,7 @@ exact in int32, and each further operation rounds every element by itself.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from typing import Final
 
@@ -15,7 +16,7 @@ from base.errors import EngineMemoryError, EngineStartError
 from base.machine.libc import forget_pages
 from base.machine.memory import available_bytes
 from base.wording import format_bytes
-from server.engine.compute.linear import HugePages, PackedGroup, linear_groups, packed_memory
+from server.engine.compute.linear import PackedGroup, linear_groups, move_into_huge_pages, packed_memory
 from server.engine.features.vision import language_model
 
 _LARGEST: Final = 127
@@ -126,17 +127,14 @@ class QuantizedLayers:
         largest = max((sum(layer.weight.numel() for layer in group) for group in todo), default=0)
         _check_room(self._num_bytes + _TEMPORARY_BYTES * largest)
         uses = Counter(weight.data_ptr() for module in model.modules() for weight in module.parameters(recurse=False))
-        self._unpacked = [_quantize_group(group, uses) for group in todo][::-1]
-        self._pages = HugePages()
+        self._groups = [_quantize_group(group, uses) for group in todo]
 
-    def pack_next(self) -> bool:
-        """Packs a group of layers, or moves packed ones into huge pages; False when none is left."""
-        if not self._unpacked:
-            return self._pages.move_next()
-        group = self._unpacked.pop()
-        group.pack_next()
-        self._pages.add(group.memory)
-        return True
+    def pack(self) -> Iterator[None]:
+        """Packs one group of layers after the other, then moves all into huge pages, piece by piece."""
+        for group in self._groups:
+            group.pack_next()
+            yield
+        yield from move_into_huge_pages(group.memory for group in self._groups)
 
     def __str__(self) -> str:
         sizes = f"{format_bytes(self._num_bytes)} instead of {format_bytes(self._plain_bytes)}"

@@ -5,6 +5,7 @@ top-k and top-p per request and repeats keys for grouped heads; docs/dev/decisio
 """
 
 import inspect
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
 from server.engine.compute.int8_product import QuantizedLayers
-from server.engine.compute.linear import LinearPacker
+from server.engine.compute.linear import pack_linear_layers
 from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
@@ -36,8 +37,6 @@ class PackedRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._attention = PackedAttention()
-        self._packer: LinearPacker | None = None
-        self._tracer: LayerTracer | None = None
         self._quantized: QuantizedLayers | None = None
         self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -77,10 +76,6 @@ class PackedRunner:
     def use_cache(self, cache: KVCache) -> None:
         """Sets the cache, whose size depends on `probe`'s shapes."""
         self._attention.cache = cache
-        self._packer = LinearPacker(self._model)
-        self._tracer = LayerTracer(
-            self._model, self._attention, lambda: bool(self._adapted and self._adapted.has_hooks)
-        )
 
     def use_quantized(self, quantized: QuantizedLayers) -> None:
         """Sets the layers that are quantized, to pack them first."""
@@ -124,13 +119,16 @@ class PackedRunner:
             self._attention.batch = None
         return StepLogits(batch.chunks, logits, rows)
 
-    def do_idle_work(self) -> bool:
-        """Packs a linear layer, or traces a layer of the model; True while there are more."""
-        if self._packer is None or self._tracer is None:
-            return False
-        if self._quantized is not None and self._quantized.pack_next():
-            return True
-        return self._packer.pack_next() or self._tracer.trace_next()
+    def prepare(self) -> Iterator[None]:
+        """Packs the model's linear layers, then traces its layers."""
+        if self._quantized is not None:
+            yield from self._quantized.pack()
+        yield from pack_linear_layers(self._model)
+        if self._model.device.type == "cpu":
+            yield from LayerTracer(self._model, self._attention, self._is_adapted).trace()
+
+    def _is_adapted(self) -> bool:
+        return self._adapted is not None and self._adapted.has_hooks
 
     def _forward(
         self,

@@ -6,6 +6,7 @@ For models that keep state beyond keys and values (Mamba, hybrids) or that imple
 
 import inspect
 import logging
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
 from typing import Any
@@ -62,8 +63,8 @@ class SequentialRunner:
             num_rows += kept.shape[0]
         return StepLogits(list(chunks), torch.cat(parts), rows)
 
-    def do_idle_work(self) -> bool:
-        return False
+    def prepare(self) -> Iterator[None]:
+        return iter(())
 
     def _compute(self, chunk: Chunk) -> torch.Tensor:
         sequence = chunk.sequence

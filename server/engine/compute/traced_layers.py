@@ -120,16 +120,10 @@ class LayerTracer:
         self._calls: dict[torch.nn.Module, list[_Call]] = {}
         self._outputs: dict[torch.nn.Module, Any] = {}
         """Of the last recorded calls."""
-        self._work: Iterator[None] | None = None
-        self.num_traced = 0
+        self._num_traced = 0
 
-    def trace_next(self) -> bool:
-        """Records the inputs of all layers, traces one layer, or joins several; False when none is left."""
-        if self._work is None:  # not in the constructor, which delays the first token
-            self._work = self._trace_all() if self._model.device.type == "cpu" else iter(())
-        return next(self._work, self) is None
-
-    def _trace_all(self) -> Iterator[None]:
+    def trace(self) -> Iterator[None]:
+        """Records the inputs of all layers, traces the layers one by one, and joins them, piece by piece."""
         self._model.requires_grad_(requires_grad=False)  # or weights could not be constants
         # This thread runs graphs as recorded: optimizing takes 10 ms a layer, gains nothing and changes bits.
         torch._C._set_graph_executor_optimize(False)
@@ -144,10 +138,8 @@ class LayerTracer:
             if len(calls) == len(_EXAMPLE_TOKENS):
                 self._replace(layer, calls)
                 yield
-        logger.debug("%d of %d layers run as graphs", self.num_traced, len(self._calls))
+        logger.debug("%d of %d layers run as graphs", self._num_traced, len(self._calls))
         yield from self._join()
-        self._calls.clear()
-        self._outputs.clear()
 
     def _record_calls(self, num_tokens: int) -> None:
         """Passes tokens through the model, without most products, and records its layers' inputs."""
@@ -185,7 +177,7 @@ class LayerTracer:
             return
         if is_equal:
             layer.forward = traced
-            self.num_traced += 1
+            self._num_traced += 1
 
     def _join(self) -> Iterator[None]:
         """Makes graphs of successive layers one, unless the model has another use for an output of theirs."""

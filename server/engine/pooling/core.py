@@ -1,5 +1,6 @@
 """The engine core for pooling models: a step batches, computes and reports. No KV cache, no sampling."""
 
+from collections.abc import Iterator
 from time import monotonic
 
 import torch
@@ -7,7 +8,7 @@ from msgspec.structs import replace
 
 from base.errors import EngineStartError
 from server.engine.base_core import BaseCore, PromptLimits, failed
-from server.engine.compute.linear import LinearPacker
+from server.engine.compute.linear import pack_linear_layers
 from server.engine.phases import Phases
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.engine.pooling.heads import PoolingHead
@@ -27,15 +28,15 @@ class PoolingCore(BaseCore):
         limits: BatchLimits,
         prompt_limits: PromptLimits,
         defaults: PoolerConfig,
-        packer: LinearPacker | None = None,
+        preparation: Iterator[None],
     ) -> None:
-        """`defaults` apply where a request sets no value; `packer` packs layers while the engine is idle."""
+        """`defaults` apply where a request sets no value; the engine runs `preparation` while it is idle."""
         self._head = head
         self._limits = limits
         self._prompt_limits = prompt_limits
         self._defaults = defaults
         self._waiting: list[PoolingSequence] = []
-        self._packer = packer
+        self._preparation = preparation
         self._num_iteration_tokens = 0
 
     @property
@@ -80,8 +81,8 @@ class PoolingCore(BaseCore):
         results = self._head.pool(batch)
         return [self._finish(*pair, begin_s) for pair in zip(batch, results, strict=True)]
 
-    def do_idle_work(self) -> bool:
-        return self._packer is not None and self._packer.pack_next()
+    def prepare(self) -> Iterator[None]:
+        return self._preparation
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:
         is_active, dimensions = params.use_activation, params.dimensions
@@ -131,7 +132,7 @@ def build_pooling_core(
         limits=BatchLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=batched),
         prompt_limits=PromptLimits(pooling.max_model_len, vocab_size),
         defaults=pooling.defaults,
-        packer=LinearPacker(model),
+        preparation=pack_linear_layers(model),
     )
     info = EngineInfo(
         model_type=model.config.model_type,

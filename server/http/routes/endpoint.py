@@ -58,7 +58,7 @@ class AppParts(Inference):
 
     def max_body_bytes(self, *, takes_embeds: bool) -> int:
         """The largest body; what `prompt_embeds` may add to it follows from the model."""
-        embeds = self.renderer.embeds_limits if takes_embeds else None
+        embeds = self.renderer.prompts.embeds_limits if takes_embeds else None
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 
 
@@ -110,7 +110,7 @@ class JsonEndpoint(Generic[T]):
             await _run_while_connected(self._respond(body, context, send), receive)
         finally:
             if context.held:
-                self._parts.renderer.submit(context.held.clear)
+                self._parts.renderer.pools.submit(context.held.clear)
 
     async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
         """Sends the 503 of a request that the drain cancelled, if its response has not begun."""
@@ -135,7 +135,7 @@ class JsonEndpoint(Generic[T]):
             if context.times.render_s is not None:
                 self._parts.metrics.render_time.observe(context.times.render_s)
         if isinstance(response, dict) and not context.is_small:
-            response = await self._parts.renderer.run_in_pool(msgspec.json.encode, response)
+            response = await self._parts.renderer.pools.run(msgspec.json.encode, response)
         if isinstance(response, dict | bytes):
             await send_json(send, response, headers=headers())
         elif isinstance(response, BinaryResponse):
@@ -147,7 +147,7 @@ class JsonEndpoint(Generic[T]):
                 await send_failure(send, err, self._failures)
 
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
-        request = await self._parts.renderer.run_unless(context.is_small, self._decode, body)
+        request = await self._parts.renderer.pools.run_unless(context.is_small, self._decode, body)
         context.hold(request)
         context.lease.widen(request.num_sequences)
         return await self._handle(request, context)

@@ -12,7 +12,7 @@ from server.terms.types import EngineStats
 from server.text.renderers.images.processor_cache import ProcessorCache
 
 if TYPE_CHECKING:
-    from server.text.renderers.base import RendererPool
+    from server.text.renderers.pools import RendererPool
 
 LABELS = ("model_name", "engine")
 ENGINE = "0"

@@ -92,7 +92,7 @@ class ServerMetrics:
         self._silence = Gauge(*SILENCE_METRIC, registry=registry)
         self.engine_silence_s: Callable[[], float] = lambda: 0.0
         """How long the engine has been silent."""
-        Collector(registry, lambda: pool_families(renderer.pools))
+        Collector(registry, lambda: pool_families(renderer.pools.owned))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         waits = Histogram(
             "vllm_cli:renderer_queue_time_seconds",
@@ -101,7 +101,7 @@ class ServerMetrics:
             buckets=_SHORT_BUCKETS,
             registry=registry,
         )
-        for name, pool in renderer.pools.items():
+        for name, pool in renderer.pools.owned.items():
             pool.subscribe_waits(waits.labels(name).observe)
 
     def register_rejections(self, num_rejected: Mapping[str, int]) -> None:

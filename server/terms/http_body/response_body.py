@@ -1,12 +1,11 @@
 """What the answers of all APIs share: errors as bodies, events of streams, and sending them."""
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -21,8 +20,6 @@ _encoder = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-_MEMBERS_PER_TURN = 16
 """Formatting a token for the first time takes 30 us, and each has up to `max_logprobs` candidates."""
 AsgiMessage = MutableMapping[str, Any]
 Send = Callable[[AsgiMessage], Awaitable[None]]
@@ -242,11 +239,3 @@ async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: 
 def _stream_start(headers: Headers) -> AsgiMessage:
     fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
     return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}
-
-
-async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
-    """The members; lets the event loop run after every few."""
-    for position, member in enumerate(members, start=1):
-        yield member
-        if position % _MEMBERS_PER_TURN == 0:
-            await asyncio.sleep(0)

@@ -22,10 +22,11 @@ from base.errors import RequestError
 from server.terms.config import RendererConfig
 from server.text.model_files.mistral_tokens import piece_bytes
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_mistral_file
-from server.text.renderers.base import BaseRenderer, LoadVision, check_unicode
+from server.text.renderers.base import BaseRenderer, LoadVision
 from server.text.renderers.conversation import TEXT_KEYS, Message, is_image, to_conversation
 from server.text.renderers.detokenizer import Decode
 from server.text.renderers.images.processor_cache import ProcessedImages
+from server.text.renderers.plain_prompts import check_unicode
 from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 
@@ -108,8 +109,8 @@ class MistralRenderer(BaseRenderer):
                 param="messages",
             )
         text = "".join(_texts_of(request))
-        if self._token_limit(options) is None:
-            self._check_length(text)
+        if self.prompts.token_limit(options) is None:
+            self.prompts.check_length(text)
         check_unicode(text, "messages")
 
 

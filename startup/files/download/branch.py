@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from base.json_depth import read_json
+from startup.files.download.answers import is_worth_a_retry
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
@@ -88,8 +89,3 @@ def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
     except (HTTPException, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def is_worth_a_retry(status: int) -> bool:
-    """Whether the same request may be answered later."""
-    return status in (408, 425, 429) or status >= 500

@@ -11,7 +11,6 @@ from startup.files.download.hub_client import RetryableError, backoff_s
 from startup.files.download.messages import DownloadError, DownloadProgress
 from startup.files.download.repository import CachedRepository, HubFile, check_room, total_size
 from startup.files.download.transfer import MAX_FAILURES, Source, Transfer
-from startup.files.download.xet import XetFetch
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _NUM_THREADS: Final = 8
@@ -29,7 +28,6 @@ class Fetch:
         self._repository = repository
         self._on_progress = on_progress
         self._transfers: list[Transfer] = []
-        self._xet: XetFetch | None = None
         self._begin_s = time.monotonic()
         self._finished_bytes = 0
         """Of earlier calls."""
@@ -37,8 +35,7 @@ class Fetch:
     @property
     def fetched_bytes(self) -> int:
         """Bytes received, including those that had to be fetched again."""
-        from_xet = self._xet.fetched_bytes if self._xet else 0
-        return self._finished_bytes + from_xet + sum(transfer.fetched_bytes for transfer in self._transfers)
+        return self._finished_bytes + sum(transfer.fetched_bytes for transfer in self._transfers)
 
     def run(self, files: Sequence[HubFile]) -> list[HubFile]:
         """Fetches the contents that are not on disk; returns the files with what the hub tells about them.
@@ -55,7 +52,7 @@ class Fetch:
             total_size(missing) - sum(map(self._repository.part_bytes, missing)),
             self._source.repo_id,
         )
-        self._fetch(self._fetch_from_xet(missing))
+        self._fetch(missing)
         return files
 
     def _is_there(self, file: HubFile) -> bool:
@@ -76,21 +73,8 @@ class Fetch:
         reason = f"{file.name} of {self._source.repo_id} could not be downloaded: {failure}"
         raise DownloadError("unreachable", f"{reason}, {MAX_FAILURES} times in a row")
 
-    def _fetch_from_xet(self, files: Sequence[HubFile]) -> Sequence[HubFile]:
-        """Fetches what Xet storage has; returns the other files, and those that Xet did not deliver."""
-        self._xet = XetFetch.of(self._source, self._repository, files)
-        if self._xet is None:
-            return files
-        total_bytes = total_size(files)
-        for _ in self._xet.run():
-            done_bytes = min(self._xet.fetched_bytes, total_bytes)
-            check_room(self._repository.folder, total_bytes - done_bytes, self._source.repo_id)
-            self._show(total_bytes, done_bytes, "")
-        return [file for file in files if not self._is_there(file)]
-
     def _fetch(self, files: Sequence[HubFile]) -> None:
         self._finished_bytes = self.fetched_bytes
-        self._xet = None
         self._transfers = [Transfer(self._source, self._repository, file) for file in files]
         waiting: SimpleQueue[Transfer] = SimpleQueue()
         for transfer in self._transfers:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from envs.redaction import without_login
 from envs.registry import env
-from startup.files.download.branch import is_worth_a_retry
+from startup.files.download.answers import is_worth_a_retry
 from startup.files.download.messages import DownloadError, FailureKind
 from startup.files.download.repository import HubFile, Listing, is_safe_name
 from startup.files.model.hub_settings import listing_url
@@ -137,11 +137,9 @@ class HubClient:
         library: Any = huggingface_hub.utils  # its function for headers sends requests of its own
         self._session = library.get_session()
         token = token or (None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token())
-        self.headers = {"User-Agent": "vllm-cli", "Accept-Encoding": "identity"}
-        """Of each request, with the token."""
+        self._headers = {"User-Agent": "vllm-cli", "Accept-Encoding": "identity"}
         if token:
-            self.headers["Authorization"] = f"Bearer {token}"
-        self.stall_s = stall_s
+            self._headers["Authorization"] = f"Bearer {token}"
         httpx: Any = sys.modules[type(self._session).__module__.partition(".")[0]]  # or httpx2, by the version
         connect_s = min(_CONNECT_S, stall_s) if env.HF_HUB_DOWNLOAD_TIMEOUT.source == "default" else stall_s
         self._timeout = httpx.Timeout(stall_s, connect=connect_s)
@@ -150,7 +148,7 @@ class HubClient:
     @property
     def has_token(self) -> bool:
         """Whether requests carry a token."""
-        return "Authorization" in self.headers
+        return "Authorization" in self._headers
 
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
@@ -203,7 +201,7 @@ class HubClient:
         raise DownloadError(kind, reason)
 
     def _get(self, url: str) -> Any:
-        return self._session.get(url, headers=self.headers, timeout=self._timeout, follow_redirects=True)
+        return self._session.get(url, headers=self._headers, timeout=self._timeout, follow_redirects=True)
 
     def _read_listing(self, answer: Any, endpoint: str, repo_id: str) -> Listing:
         try:
@@ -230,7 +228,12 @@ class HubClient:
             RetryableError: it cannot be reached, or answers with an error that passes.
             DownloadError: it refuses, or does not tell the hash.
         """
-        answer = self._head(address)
+        try:
+            answer = self._session.request(
+                "HEAD", address.url, headers=self._headers, timeout=self._timeout, follow_redirects=True
+            )
+        except self._network_errors as err:
+            raise RetryableError(f"{address} cannot be reached ({_line(err)})") from err
         self._check(answer, address)
         first = (answer.history or [answer])[0].headers
         etag = first.get("X-Linked-Etag") or first.get("ETag") or ""
@@ -239,22 +242,6 @@ class HubClient:
         if not described.oid:
             raise DownloadError("wrong", f"{address} has no hash, so it cannot be verified")
         return described
-
-    def has_in_xet(self, address: FileAddress) -> bool:
-        """Whether Xet storage has the file; False if that is not known."""
-        try:
-            answer = self._head(address)
-        except RetryableError:
-            return False
-        return "X-Xet-Hash" in (answer.history or [answer])[0].headers
-
-    def _head(self, address: FileAddress) -> Any:
-        try:
-            return self._session.request(
-                "HEAD", address.url, headers=self.headers, timeout=self._timeout, follow_redirects=True
-            )
-        except self._network_errors as err:
-            raise RetryableError(f"{address} cannot be reached ({_line(err)})") from err
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
@@ -266,7 +253,7 @@ class HubClient:
             RetryableError: the request, or reading its answer, failed.
             DownloadError: the server refuses.
         """
-        headers = {**self.headers, **({"Range": f"bytes={begin}-"} if begin else {})}
+        headers = {**self._headers, **({"Range": f"bytes={begin}-"} if begin else {})}
         try:
             with self._session.stream(
                 "GET", address.url, headers=headers, timeout=self._timeout, follow_redirects=True

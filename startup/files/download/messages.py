@@ -74,7 +74,7 @@ class DownloadProgress(NamedTuple):
 class DownloadReport(NamedTuple):
     """The end of all downloads of a job."""
 
-    folders: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
     """A snapshot for each download, in the order of the job; empty after a failure."""
     failure: FailureKind | None = None
     reason: str = ""
@@ -84,11 +84,6 @@ class DownloadReport(NamedTuple):
     took_s: float = 0.0
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The folders as paths."""
-        return tuple(map(Path, self.folders))
 
 
 class DownloadError(ModelNotFoundError):

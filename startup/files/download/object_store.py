@@ -40,8 +40,6 @@ class ObjectStoreClient:
 
     def __init__(self, *, stall_s: float) -> None:
         self.stall_s = stall_s
-        self.headers: dict[str, str] = {}
-        """None: the stores' clients have their own."""
         self._listed: dict[tuple[str, str], Mapping[str, Any]] = {}
         """What the stores tell about each file, by address and name."""
 
@@ -70,10 +68,6 @@ class ObjectStoreClient:
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
         """The file as it is: the listing has told everything."""
         return file
-
-    def has_in_xet(self, address: FileAddress) -> bool:
-        """False: Xet belongs to the hub."""
-        return False
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:

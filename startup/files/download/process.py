@@ -68,7 +68,7 @@ class DownloadHandle:
         if self.failure is not None:
             raise self.failure
         assert self._report is not None
-        return self._report.paths
+        return self._report.folders
 
     @property
     def report(self) -> DownloadReport | None:
@@ -110,7 +110,7 @@ class DownloadHandle:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
         logger.warning("%s; taking what is on disk of %s", reason, found)
-        return DownloadReport(tuple(str(download.cached) for download in self.downloads))
+        return DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
@@ -130,8 +130,8 @@ class DownloadHandle:
         self._has_moved = has_moved
         if not has_moved:
             for download in self.downloads:
-                logger.info("%s", download.describe_commit(download.cached_commit))
-            self._report = DownloadReport(tuple(str(download.cached) for download in self.downloads))
+                logger.info("%s", download.describe_commit(download.cached_folder.name))
+            self._report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
@@ -176,5 +176,5 @@ def _ask_first(job: DownloadJob) -> AskJob:
     def urls(download: Download) -> tuple[str, ...]:
         return tuple(listing_url(each, download.repo_id, download.revision) for each in job.options.endpoints)
 
-    questions = (Question(urls(each), hub_token(each.token), each.cached_commit) for each in job.downloads)
+    questions = (Question(urls(each), hub_token(each.token), each.cached_folder.name) for each in job.downloads)
     return AskJob(tuple(questions), env.HF_HUB_ETAG_TIMEOUT.get(), pickle.dumps(job))

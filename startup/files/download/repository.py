@@ -58,11 +58,6 @@ class HubFile:
         return replace(self, oid=oid, size=self.size if self.size is not None else size)
 
     @property
-    def is_large(self) -> bool:
-        """Whether it is stored outside of git, known by its SHA-256."""
-        return len(self.oid) == _SHA256_LENGTH
-
-    @property
     def is_resumable(self) -> bool:
         """Whether the beginning of its content, left by an earlier download, is known to belong to it."""
         return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
@@ -71,7 +66,7 @@ class HubFile:
         """A new hash for its content; None if the kind of its name is unknown."""
         if self.oid.startswith(VERSION_PREFIX):
             return None
-        if self.is_large:
+        if len(self.oid) == _SHA256_LENGTH:
             return hashlib.sha256()
         if len(self.oid) == _SHA1_LENGTH and self.size is not None:
             return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)

@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -104,10 +104,9 @@ class DownloadRun:
 
     def _run(self) -> DownloadReport:
         begin_ns = time.monotonic_ns()
-        plans = [self._list(download) for download in self._job.downloads]
-        self._log_begin([plan for plan in plans if isinstance(plan, _Plan)])
+        plans = [(download, self._list(download)) for download in self._job.downloads]
         listed_ns = time.monotonic_ns()
-        folders = tuple(str(self._obtain(plan) if isinstance(plan, _Plan) else plan) for plan in plans)
+        folders = tuple(self._obtain(plan) if plan else download.cached_folder for download, plan in plans)
         end_ns = time.monotonic_ns()
         spans = (
             ("download_start", self._job.begin_ns, begin_ns),
@@ -120,22 +119,17 @@ class DownloadRun:
     def _names(self) -> str:
         return ", ".join(download.repo_id for download in self._job.downloads)
 
-    def _log_begin(self, plans: Sequence[_Plan]) -> None:
-        names = ", ".join(plan.download.repo_id for plan in plans)
-        hosts = (host for plan in plans for host in plan.listing.endpoints if plan.download.hub == "huggingface")
-        host = next(hosts, "")
-        if names:
-            self._send(LogLine(logging.INFO, f"downloading {names}{f' from {without_login(host)}' if host else ''}"))
-
-    def _list(self, download: Download) -> "_Plan | Path":
-        """The files of the repository; the folder on disk if no hub answers."""
+    def _list(self, download: Download) -> _Plan | None:
+        """The files of the repository; None if what is on disk is taken, because no hub answers."""
         try:
             client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
         except DownloadError as err:
-            return self._fall_back(download, err)
-        if download.is_update:
-            self._send(LogLine(logging.INFO, download.describe_commit(listing.commit)))
+            self._fall_back(download, err)
+            return None
+        host = f" from {without_login(listing.endpoints[0])}" if download.hub == "huggingface" else ""
+        begin = f"downloading {download.repo_id}{host}"
+        self._send(LogLine(logging.INFO, download.describe_commit(listing.commit) if download.is_update else begin))
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:

@@ -55,21 +55,20 @@ class Download:
         return self.hub == "huggingface" and self.cached is not None
 
     @property
-    def cached_commit(self) -> str:
-        """The commit on disk."""
+    def cached_folder(self) -> Path:
+        """The folder of the last download, which must exist; that of an update has the commit's name."""
         assert self.cached is not None
-        return self.cached.name
+        return self.cached
 
     @property
     def cached_text(self) -> str:
         """Commit and date of the files on disk, for messages."""
-        assert self.cached is not None
-        day = time.strftime("%Y-%m-%d", time.localtime(self.cached.stat().st_mtime))
-        return f"{f'commit {self.cached_commit}, ' if self.is_update else ''}downloaded on {day}"
+        day = time.strftime("%Y-%m-%d", time.localtime(self.cached_folder.stat().st_mtime))
+        return f"{f'commit {self.cached_folder.name}, ' if self.is_update else ''}downloaded on {day}"
 
     def describe_commit(self, commit: str) -> str:
         """A sentence for messages: whether the branch has moved, now that the hub has answered."""
-        has_moved = commit != self.cached_commit
+        has_moved = commit != self.cached_folder.name
         state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
         return f"{self.repo_id}: {self.revision or 'main'} {state} {self.cached_text}"
 

@@ -1,4 +1,4 @@
-"""Runs a job in a helper process: prefetch, downloads, Xet storage, archives of compiled models.
+"""Runs a job in a helper process: prefetch, downloads, archives of compiled models.
 
 A helper is a new interpreter without the site module, which sees no folder of a user. It shares no
 interpreter lock with the launcher, which kills it to stop it. Its standard input has the job, which may

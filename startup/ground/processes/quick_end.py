@@ -10,7 +10,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+
+TYPE_CHECKING = False  # a warm start waits for this module: the import of `typing` would delay it
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 class _End:
@@ -32,7 +35,7 @@ def end_without_finalizing(exit_code: int) -> int:
     return exit_code
 
 
-def end_now(exit_code: int) -> NoReturn:
+def end_now(exit_code: int) -> "NoReturn":
     """Runs the exit functions, and ends this process."""
     try:
         atexit._run_exitfuncs()
@@ -40,7 +43,7 @@ def end_now(exit_code: int) -> NoReturn:
         _exit(exit_code)
 
 
-def _exit(exit_code: int) -> NoReturn:
+def _exit(exit_code: int) -> "NoReturn":
     if _End.last is not None:
         _End.last()
     for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -143,7 +143,7 @@ class Failure:
     """Whether one of them was raised by an installed module while it was imported."""
     phase: str = ""
 
-    def telling_texts(self) -> list[str]:
+    def informative_texts(self) -> list[str]:
         """The exceptions that are more than a reference to another failure, the one that explains most first.
 
         A direct cause explains what it caused. An exception that was raised while another one was handled
@@ -247,8 +247,8 @@ class FailureReader:
         ending = next((ending for ending in ENDINGS if ending in text), None)
         if ending or _PROCESS_HEADER.match(text):
             self._end(key)
-            told = text.partition(ending)[2].lstrip(" .:") if ending else ""
-            line = line._replace(text=told or text)
+            explanation = text.partition(ending)[2].lstrip(" .:") if ending else ""
+            line = line._replace(text=explanation or text)
             if len(self._endings) < _MOST_PROCESSES:
                 # multiprocessing prints the same exception again, without the file's name.
                 self._endings |= {key, (line.process, "")}
@@ -283,7 +283,7 @@ class FailureReader:
             if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
                 self.cut = self.cut or reading.failure
             return
-        if not reading.failure.telling_texts():
+        if not reading.failure.informative_texts():
             self.reference = self.reference or reading.failure
             return
         kept = self._kept.get(key)

@@ -283,7 +283,7 @@ def _cause_of(run: Run) -> Cause | None:
     is_told = run.own_error is not None and run.own_error.known is not None
     if run.end is None and run.was_ready and not run.is_engine_dead and not is_engine_cut and not is_told:
         return None
-    if sign := _telling_sign(run):
+    if sign := _best_sign(run):
         return _describe_sign(sign, run)
     if run.mention:
         return _describe_mention(run.mention)
@@ -297,7 +297,7 @@ def _cause_of(run: Run) -> Cause | None:
     return _describe_mention(run.complaint) if run.complaint else None
 
 
-def _telling_sign(run: Run) -> Sign | None:
+def _best_sign(run: Run) -> Sign | None:
     """The line that tells an end without an exception, or one that names its cause."""
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
@@ -318,7 +318,7 @@ def _counts(failure: Failure, run: Run) -> bool:
     """Whether an exception can have ended the server: one that was ready survives exceptions of its API."""
     if failure.is_of_request:
         return False
-    is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.telling_texts()[0])
+    is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.informative_texts()[0])
     return is_last or not run.was_ready
 
 
@@ -339,7 +339,7 @@ def _is_before(cause: Cause, end: Sign) -> bool:
 
 
 def _describe(failure: Failure, run: Run) -> Cause:
-    texts = [each for text in failure.telling_texts() for each in _inner_first(text)]
+    texts = [each for text in failure.informative_texts() for each in _inner_first(text)]
     if failure.own_fault:
         text = _quote(failure.own_fault, OWN_FAULT, failure)
         return Cause(failure.process or failure.role, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
@@ -429,8 +429,8 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
             lines = [next((line for line in lines if _OF_COMPILER.search(line)), lines[0])]
     if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
         lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
-    told = (line for line in reversed(lines) if known and known.matches(line) and not line.startswith(_POINTER))
-    line = next(told, lines[0])
+    explaining = (line for line in reversed(lines) if known and known.matches(line) and not line.startswith(_POINTER))
+    line = next(explaining, lines[0])
     if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
         line = f"{line.rstrip(':')} in {function}()"
     return _shorten(line.removeprefix(_OF_PYDANTIC))

@@ -115,7 +115,7 @@ class StartSubject:
     start_method: str
     packages: tuple[str, ...]
     """Distributions whose versions influence the duration of the start."""
-    key: Callable[[Mapping[str, str]], str]
+    history_key: Callable[[Mapping[str, str]], str]
     """Returns, for these versions, a name that comparable starts share."""
     report_file: Path | None = None
 

@@ -26,7 +26,8 @@ from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
 from startup.vllm.patches.temp_files import variables_of_new_programs
 from startup.vllm.probes.rust_frontend import follows_rust_frontend
-from startup.vllm.probes.serving_events import ChildPipes, report_serving
+from startup.vllm.probes.serving_events import report_serving
+from startup.vllm.probes.serving_parts import ChildLink
 
 PROCESS_START: Final = Hook(
     "process start",
@@ -53,7 +54,7 @@ def redirect_spawn(
     record: OutputRecord,
     *,
     environment: Mapping[str, str],
-    pipes: ChildPipes | None = None,
+    pipes: ChildLink | None = None,
 ) -> None:
     """Makes `spawn` fork from the forkserver, in this process and in those forked from it.
 
@@ -78,7 +79,7 @@ class _Start:
     record: OutputRecord | None = None
     """What this process and its children write; the forkserver's has not begun, as it writes nothing."""
     environment: Mapping[str, str] = {}
-    pipes: ChildPipes | None = None
+    pipes: ChildLink | None = None
     """Connect a process that serves the port to the launcher; None if vLLM opens the port itself."""
     death_pipe: tuple[int, int, int] | None = None
     """Owner's pid, read end and write end; this process's children end when the write end closes."""
@@ -172,7 +173,7 @@ def _begin(program: Program) -> None:
     if _start.record is not None:
         begin_fork(_start.record, name, state.pid)
     if pipes:
-        _start.pipes = ChildPipes(*pipes, *map(float, timeouts_s))
+        _start.pipes = ChildLink(*pipes, *map(float, timeouts_s))
         report_serving(_start.pipes, _start.record)
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()

@@ -15,7 +15,7 @@ from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
-from startup.vllm.probes.serving_events import ChildPipes
+from startup.vllm.probes.serving_parts import ChildLink
 
 _CPU: Final = "vllm.platforms.cpu"
 CHILD_VARIABLES: Final = Hook(
@@ -35,7 +35,7 @@ _LD_PRELOAD: Final = "LD_PRELOAD"
 
 
 def start_forkserver(
-    plan: PreloadPlan, journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildPipes
+    plan: PreloadPlan, journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildLink
 ) -> None:
     """Returns while the forkserver still imports; the first process to be forked waits until it is done.
 

@@ -81,7 +81,8 @@ from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
-from startup.vllm.probes.serving_events import DRAIN, ServingEvents, ServingParts
+from startup.vllm.probes.serving_events import DRAIN, ServingEvents
+from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.probes.start_metrics import export_start
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm.words.command_line import CommandLine
@@ -341,7 +342,7 @@ class _VllmStart:
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
-                start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_pipes)
+                start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
                 inspect_models_in_forks()
             except OSError as err:
                 if follows_rust_frontend():  # only forked engines let it have the port
@@ -486,7 +487,7 @@ class _VllmStart:
             engine="vllm",
             start_method=self._options.start_method,
             packages=_PACKAGES,
-            key=lambda versions: self._profile.kind.key,
+            history_key=lambda versions: self._profile.kind.key,
             report_file=self._options.startup_report,
         )
 

@@ -26,7 +26,7 @@ from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
 from startup.vllm.probes.engine_watch import create_watchdog, watch
-from startup.vllm.probes.serving_events import ServingParts
+from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.probes.serving_probes import ServingProbes
 
 if TYPE_CHECKING:

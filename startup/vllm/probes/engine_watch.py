@@ -7,7 +7,7 @@ from typing import Any, Final
 from base.lifecycle import Lifecycle
 from server.operation.engine_watchdog import SILENCE_METRIC, EngineWatchdog, WatchedServer
 from startup.reports.crash.engine_processes import RecordedProcesses
-from startup.vllm.probes.serving_events import WATCHDOG, ServingParts
+from startup.vllm.probes.serving_parts import ServingParts
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> 
 def _create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
     record, timeout_s = parts.record, parts.watchdog_timeout_s
     core: Any = getattr(client, "engine_core", None)
-    if not timeout_s or record is None or not hasattr(core, "core_engines") or not WATCHDOG.applies:
+    if not timeout_s or record is None or not hasattr(core, "core_engines"):
         return None
     if getattr(client.vllm_config.parallel_config, "enable_fault_tolerance", False):
         logger.info("no watchdog (--engine-watchdog-timeout): with --enable-fault-tolerance, engines wait for repairs")

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.processes import group_signals
@@ -19,6 +19,7 @@ from startup.imports.finder import wrap_after_import
 from startup.port.responder import StartupResponder
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_after
+from startup.vllm.probes.serving_parts import ChildLink, ServingParts
 
 if TYPE_CHECKING:
     from startup.vllm.probes.serving_probes import ServingProbes
@@ -108,32 +109,6 @@ _HAND_OVER_S: Final = 8.0
 """How long a process waits for the launcher to release the port; vLLM's engine gives a registration 10 s."""
 
 
-class ChildPipes(NamedTuple):
-    """A child's ends of the launcher's pipes."""
-
-    event_fd: Any
-    """The child writes its events here."""
-    released_fd: Any
-    """The launcher closes the other end once it no longer accepts on the port."""
-    watchdog_timeout_s: float
-    """No pipe: what the child needs to know, too."""
-
-
-class ServingParts(NamedTuple):
-    """What the launcher has for the server; an API server that it has started has only the record."""
-
-    record: OutputRecord | None
-    """Of the engine's processes."""
-    watchdog_timeout_s: float
-    """0 for engines that are not watched."""
-    signals: StopSignals | None = None
-    """Handle the signals of this process until vLLM accepts."""
-    responder: StartupResponder | None = None
-    """Answers vLLM's probes, too, where it can; `on_serving` is not called then."""
-    kills_engine: bool = False
-    """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
-
-
 class ServingEvents:
     """The launcher's side: `on_serving` is called before vLLM accepts, `on_ready` once it accepts.
 
@@ -158,7 +133,7 @@ class ServingEvents:
         """Set once the responder accepts no more."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
-        self.child_pipes = ChildPipes(event_fd, released_fd, parts.watchdog_timeout_s)
+        self.child_link = ChildLink(event_fd, released_fd, parts.watchdog_timeout_s)
 
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
@@ -183,7 +158,7 @@ class ServingEvents:
                     self._is_released.set()
 
 
-def report_serving(pipes: ChildPipes, record: OutputRecord | None) -> None:
+def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
     """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released.
 
     An engine does so before it registers with the Rust frontend.
@@ -220,7 +195,9 @@ def _hook_uvicorn(
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
             probes = _create_probes(self, sockets, parts.responder)
             if DRAIN.applies:
-                drain_before_shutdown(self, sockets, probes, stopping, parts)
+                is_watched = parts.watchdog_timeout_s and WATCHDOG.applies
+                own = parts if is_watched else parts._replace(watchdog_timeout_s=0.0)
+                drain_before_shutdown(self, sockets, probes, stopping, own)
             if probes is not None:
                 await probes.start(
                     self, lambda: _startup_and_release(startup(self, sockets), parts.signals), on_serving

@@ -108,7 +108,7 @@ def test_download_without_room_names_its_size_and_folder(model_path, folder, dis
     }
     with HubServer().serving() as hub:
         size = format_bytes(hub.add("org/model", files).size)
-        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         words = ["org/model", "--download-dir", f"{folder}/hub"]
         with ServerProcess(words, launcher=disk.launcher, environment=settings, wait=False) as server:
             assert server.process.wait(_ENDS_S) == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from server.engine.compute.linear import LinearPacker
+from server.engine.compute.linear import pack_linear_layers
 
 VOCAB = 128
 _COMMON: dict[str, object] = {
@@ -116,8 +116,7 @@ def save_model(path: Path, model_type: str, options: dict[str, object]) -> Path:
 
 def pack_layers(model: torch.nn.Module) -> None:
     """Packs all linear layers, as an engine does in idle time."""
-    packer = LinearPacker(model)
-    while packer.pack_next():
+    for _ in pack_linear_layers(model):
         pass
 
 

@@ -284,7 +284,7 @@ def renderer(model_path: Any) -> Iterator[HfRenderer]:
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
         renderer._executor.submit(int).result()  # starts the thread, which stays until the session ends
-        renderer.max_model_len = MAX_MODEL_LEN
+        renderer.prompts.max_model_len = MAX_MODEL_LEN
         yield renderer
 
 

@@ -24,7 +24,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vision_renderer(vlm: Path) -> Iterator[BaseRenderer]:
     config = RendererConfig(limit_mm_per_prompt={"image": 3}, num_workers=1)
     with build_renderer(ModelFiles(vlm, vlm), config) as renderer:
-        renderer.max_model_len = MAX_MODEL_LEN
+        renderer.prompts.max_model_len = MAX_MODEL_LEN
         renderer.warm_up()
         renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
         yield renderer

@@ -76,7 +76,7 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
     """A small body may expand to many rows: the body is admitted, its tensors are not."""
     one_row = torch_payload(torch.zeros(1, WIDTH).expand(400, WIDTH))
     assert len(one_row) < 400 * WIDTH * 2 / 3
-    monkeypatch.setattr(renderer, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))
+    monkeypatch.setattr(renderer.prompts, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_held_bytes=20_000))
     admission = server.parts.admission

@@ -223,7 +223,7 @@ class InstantPooling:
 def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterator[Send]:
     renderer.warm_up()
     renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
-    renderer.max_model_len = engine.info.max_model_len
+    renderer.prompts.max_model_len = engine.info.max_model_len
     loop = MeasuredLoop()
     switch_interval_s = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)  # as the server does

@@ -16,9 +16,9 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 def pool_waits(renderer):
     """The waiting time of each work item that a thread of the pool has begun."""
     waits: list[float] = []
-    renderer.pools["text"].subscribe_waits(waits.append)
+    renderer.pools.owned["text"].subscribe_waits(waits.append)
     yield waits
-    renderer.pools["text"].subscribe_waits(lambda _: None)
+    renderer.pools.owned["text"].subscribe_waits(lambda _: None)
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def busy_pool(renderer, server, wait_until):
         return release.wait(PATIENT_S)
 
     def is_idle():
-        return server.parts.running.num_running == renderer.pools["text"].num_waiting == 0
+        return server.parts.running.num_running == renderer.pools.owned["text"].num_waiting == 0
 
     wait_until(is_idle)  # a client of the test before may have left just now
-    done = renderer.pools["text"].submit(hold)
+    done = renderer.pools.owned["text"].submit(hold)
     assert has_begun.wait(PATIENT_S)
     yield release
     release.set()
@@ -72,7 +72,7 @@ def test_an_error_in_the_pool_reaches_the_client(server, engine, pool_waits, fie
 
 def test_probes_are_answered_while_the_pool_is_busy(server, renderer, wait_until, busy_pool):
     with server.send("/v1/chat/completions", {"messages": [{"role": "user", "content": LARGE}]}):
-        wait_until(lambda: renderer.pools["text"].num_waiting == 1)
+        wait_until(lambda: renderer.pools.owned["text"].num_waiting == 1)
         assert server.get("/health").status_code == 200
 
 
@@ -80,7 +80,7 @@ def test_probes_are_answered_while_the_pool_is_busy(server, renderer, wait_until
 def test_a_client_that_disconnects_while_its_work_waits_cancels_the_work(
     server, engine, renderer, wait_until, busy_pool, path
 ):
-    pool = renderer.pools["text"]
+    pool = renderer.pools.owned["text"]
     body = {"prompt": LARGE} if path == "/v1/completions" else {"messages": [{"role": "user", "content": LARGE}]}
     with server.send(path, body):
         wait_until(lambda: pool.num_waiting == 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from server.terms.limits import LimitsConfig
-from server.text.renderers import base
+from server.text.renderers import plain_prompts
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.text.renderers.hf import HfRenderer
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
@@ -23,11 +23,11 @@ def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
 @pytest.fixture
 def accepting(server, renderer: HfRenderer) -> Iterator[object]:
     """A server with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
-    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
+    renderer.prompts.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
     try:
         yield server
     finally:
-        renderer.embeds_limits = None
+        renderer.prompts.embeds_limits = None
 
 
 def embeds_of(engine) -> dict[str, torch.Tensor | None]:
@@ -58,7 +58,7 @@ def test_rows_are_decoded_in_the_pool(accepting, num_prompts, monkeypatch):
         threads.append(threading.current_thread().name)
         return safe_load_prompt_embeds(*args, **settings)
 
-    monkeypatch.setattr(base, "safe_load_prompt_embeds", load)
+    monkeypatch.setattr(plain_prompts, "safe_load_prompt_embeds", load)
     body = accepting.complete(prompt=None, prompt_embeds=[torch_payload(rows(3))] * num_prompts).json()
     assert len(body["choices"]) == num_prompts
     assert threads == ["renderer_0"] * num_prompts
@@ -133,7 +133,7 @@ def test_the_body_limit_grows_with_the_model(accepting, serve, renderer, engine)
     answer = server.complete(prompt=None, prompt_embeds=torch_payload(large))
     assert answer.json()["usage"]["prompt_tokens"] == 500
     assert torch.equal(embeds_of(engine)["0"], large)
-    most = 1000 + renderer.embeds_limits.max_base64_chars
+    most = 1000 + renderer.prompts.embeds_limits.max_base64_chars
     too_large = server.complete(prompt=None, prompt_embeds="A" * most)
     assert too_large.status_code == 413
     assert f"larger than {most} bytes" in too_large.json()["error"]["message"]

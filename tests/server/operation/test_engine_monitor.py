@@ -142,6 +142,8 @@ class Recorded:
         self.calls: list[str] = []
         self.info = SimpleNamespace(pooling=None, max_model_len=8, max_loras=None)
         self.error: str | None = None
+        self.pools = SimpleNamespace(run=self._run_in_pool)
+        self.prompts = SimpleNamespace(render=self._render)
         self.stats = EngineStats()
         self._output_error = error
         self._dies = dies
@@ -159,10 +161,10 @@ class Recorded:
         assert read_stats() is self.stats
         self.calls.append("register")
 
-    async def run_in_pool(self, func: Any, *args: Any) -> Any:
+    async def _run_in_pool(self, func: Any, *args: Any) -> Any:
         return func(*args)
 
-    def render_text(self, text: str, options: Any) -> Any:
+    def _render(self, text: str, options: Any) -> Any:
         self.calls.append("render")
         return SimpleNamespace(token_ids=[1])
 

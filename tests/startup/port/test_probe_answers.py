@@ -26,7 +26,7 @@ _KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-pro
 def starting() -> Iterator[Any]:
     """A start in the phase load_weights: its state, and a function that sends a GET to the responder."""
     timeline = PhaseTimeline.from_process_start()
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
     state = StartState(subject, timeline)
     with (
         listen(host="127.0.0.1", port=0, uds=None) as listener,
@@ -78,7 +78,7 @@ def test_metrics_have_the_reasons_without_values_of_variables(monkeypatch):
     from prometheus_client.parser import text_string_to_metric_families
 
     monkeypatch.setattr(start_origin, "cold_reason", 'no "standby" \\ runs')
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
     state = StartState(subject, PhaseTimeline.from_process_start())
     change = {"kind": "variables", "name": "VLLM_HOST_IP", "before": "10.0.0.1", "now": "10.0.0.2"}
     state.set_compiled_model({"state": "compiled", "text": "…", "reason": "10.0.0.2", "changes": [change]})
@@ -102,7 +102,7 @@ def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting
 
 def test_a_private_start_answers_only_what_probes_need():
     timeline = PhaseTimeline.from_process_start()
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
     answers = ProbeAnswers(StartState(subject, timeline), is_private=True)
     statuses = {
         path: answers.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")
@@ -161,7 +161,7 @@ def test_any_other_request_is_left_to_the_http_server(request_bytes):
 
 @pytest.mark.parametrize(("unknown_bytes", "is_known"), [(0, True), (1, False)])
 def test_the_report_tells_what_was_resident_only_if_that_is_known(unknown_bytes, is_known):
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
     state = StartState(subject, PhaseTimeline.from_process_start())
     state.finish(PrefetchReport("done", total_bytes=5, resident_bytes=4, unknown_bytes=unknown_bytes))
     assert (state.facts.page_cache is not None) == is_known

@@ -8,7 +8,8 @@ import pytest
 
 from startup.vllm.installed import InstalledVllm, missing_rust_frontend
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.probes.serving_events import ServingEvents, ServingParts
+from startup.vllm.probes.serving_events import ServingEvents
+from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.words.command_line import CommandLine
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
@@ -170,7 +171,7 @@ def test_the_last_engine_gets_the_port_for_all(messages, calls):
         on_stopping=lambda: None,
         parts=ServingParts(record=None, watchdog_timeout_s=0),
     )
-    os.write(events.child_pipes.event_fd, messages)
+    os.write(events.child_link.event_fd, messages)
     events._follow_children()
     assert called == calls
 

@@ -176,7 +176,7 @@ def test_only_reasons_of_plain_starts_are_removed(invoke):
     disable_preloading(kind, "it failed")
     _compile("a")
     done = invoke("caches", "prune", "--plain-starts", "--dry-run")
-    assert done.stdout.splitlines()[2].startswith("reasons of plain starts")
+    assert done.stdout.splitlines()[1].startswith("reasons of plain starts")
     assert len(plain_states()) == 1
     assert invoke("caches", "prune", "--plain-starts").returncode == 0
     assert (plain_states(), _left(), load_profile(kind).num_starts) == ([], {"org/a"}, 1)
@@ -192,8 +192,7 @@ def test_what_is_older_is_removed(invoke):
     assert done.returncode == 0
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["Removed", "1.0", "KiB:"],
-        ["MODEL", "VLLM", "TORCH", "SIZE", "COMPILED", "IN", "LAST", "USE", "FROM"],
-        ["org/a", "0.32.0+cpu", "2.9.1", "1.0", "KiB", "16.7", "s", "31", "days", "ago", "this", "machine"],
+        ["org/a", "1.0", "KiB", "31", "days", "ago"],
     ]
     assert _left() == {"org/b", "org/c"}
     assert "just now" in invoke("caches").stdout
@@ -202,9 +201,8 @@ def test_what_is_older_is_removed(invoke):
 def test_what_was_used_longest_ago_is_removed_until_the_rest_fits(invoke):
     for name, days in (("a", 1), ("b", 3), ("c", 2)):
         _compile(name, days=days)
-    done = invoke("caches", "prune", "--keep", "2KiB", "--json")
-    report = json.loads(done.stdout)
-    assert [model["model"] for model in report["removed"]] == ["org/b"]
+    done = invoke("caches", "prune", "--keep", "2KiB")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["Removed", "org/b"]
     assert _left() == {"org/a", "org/c"}
     invoke("caches", "prune", "--older", "36h", "--keep", "5GiB")
     assert _left() == {"org/a"}
@@ -226,22 +224,6 @@ def test_further_folders_of_a_compiled_model_go_with_the_last_one_that_uses_them
     assert list((cache / "torch_compile_cache").iterdir()) == [cache / "torch_compile_cache" / "torch_aot_compile"]
 
 
-def test_a_location_is_pruned_only_if_it_is_named(invoke, location, monkeypatch):
-    _compile("a", days=9)
-    old, new = _share(location, "a", days=9), _share(location, "b", days=1)
-    monkeypatch.setenv("VCLI_COMPILE_CACHE", str(location))
-    invoke("caches", "prune", "--older", "7d")
-    assert old.exists()
-    done = invoke("caches", "prune", "--older", "7d", "--compile-cache", location)
-    assert done.returncode == 0
-    assert str(location) in done.stdout
-    (row,) = (line for line in done.stdout.splitlines() if str(location) in line)
-    assert row.split()[:3] == ["org/a", "0.32.0+cpu", "2.9.1"]
-    assert (old.exists(), new.exists()) == (False, True)
-    invoke("caches", "prune", "--keep", "1", "--compile-cache", location)
-    assert not new.exists()
-
-
 def test_all_removes_everything_of_this_machine(invoke, cache, location):
     _compile("a")
     shared = _share(location, "a")
@@ -260,14 +242,14 @@ def test_all_removes_everything_of_this_machine(invoke, cache, location):
     left.mkdir(parents=True)
     (left / "half").write_bytes(bytes(3 * KIB))
     assert "with other files of vLLM 5.0 KiB" in invoke("caches").stdout
-    shown = json.loads(invoke("caches", "prune", "--all", "--dry-run", "--json").stdout)
+    shown = invoke("caches", "prune", "--all", "--dry-run").stdout
     kept = ["preload profiles", "reasons of plain starts", "measurements for GPUs", "import file"]
     names = ["compiled without a record", *kept]
-    assert [each["model"] or each["name"] for each in shown["removed"]] == ["org/a", *names]
-    assert (shown["is_dry_run"], shown["removed"][-1]["num_bytes"]) == (True, 7)
+    assert [line.partition("  ")[0] for line in shown.splitlines()[1:]] == ["org/a", *names]
+    assert " 7 bytes " in shown.splitlines()[-1]
     done = invoke("caches", "prune", "--all")
     assert done.returncode == 0
-    assert [line.partition("  ")[0] for line in done.stdout.splitlines()[2:]] == ["org/a", *names]
+    assert done.stdout == shown.replace("Would remove", "Removed")
     assert [each for each in cache.rglob("*") if each.is_file()] == []
     assert shared.exists()
 
@@ -279,10 +261,6 @@ def test_a_location_that_cannot_be_used_is_named(invoke, location):
     assert done.returncode == 1
     assert "org/a" in done.stdout, "what is here is listed nevertheless"
     assert done.stderr.startswith("Error: ") and str(location) in done.stderr
-    done = invoke("caches", "prune", "--keep", "0", "--compile-cache", location)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert str(location) in done.stderr
-    assert _left() == {"org/a"}
 
 
 def test_what_cannot_be_removed_is_an_error(invoke, monkeypatch):
@@ -299,8 +277,6 @@ def test_what_cannot_be_removed_is_an_error(invoke, monkeypatch):
         ("prune",),
         ("prune", "--older", "yesterday"),
         ("prune", "--keep", "some"),
-        ("prune", "--all", "--compile-cache", "/tmp"),
-        ("prune", "--keep", "0", "--compile-cache", "require"),
         ("--compile-cache", "/tmp", "prune", "--keep", "0"),
         ("--compile-cache", "/a,/b"),
     ],

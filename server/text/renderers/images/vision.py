@@ -11,9 +11,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
 from base.machine.memory import available_bytes
+from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import PromptInputs
-from server.text.renderers.base import run_concurrently
 from server.text.renderers.conversation import is_image, parts_of
 from server.text.renderers.images.fetcher import MediaError, TakeRoom
 from server.text.renderers.images.loader import MediaLoader, room_for_images

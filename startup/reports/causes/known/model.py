@@ -23,13 +23,6 @@ MODEL: Final = (
         "Raise --max-num-batched-tokens, lower --max-model-len or --max-num-seqs, or leave chunked prefill on.",
     ),
     KnownCause(
-        "marlin-shape",
-        "the kernel for the quantized weights (Marlin) does not compute a layer of this shape",
-        ("Invalid thread config: thread_m_blocks",),
-        "A smaller --tensor-parallel-size leaves larger parts of a layer on each GPU; else another --moe-backend, or "
-        "the model with another quantization.",
-    ),
-    KnownCause(
         "not-divisible",
         "the model cannot be split over so many GPUs",
         (
@@ -176,12 +169,6 @@ MODEL: Final = (
         ),
         "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
         "--tokenizer; for Mistral's own format --tokenizer-mode mistral; a new format needs a newer transformers.",
-    ),
-    KnownCause(
-        "parser-needs-tokens",
-        "the tokenizer does not have the tokens that a parser needs",
-        ("could not locate think", "could not locate the tool call token", "must encode to exactly one token"),
-        "Leave out --reasoning-parser or --tool-call-parser, or choose the one of this model; check --tokenizer.",
     ),
     KnownCause(
         "processor-missing",

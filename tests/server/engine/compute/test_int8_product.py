@@ -6,7 +6,7 @@ import torch
 import server.engine.compute.int8_product as int8_module
 from base.errors import EngineMemoryError, EngineStartError
 from server.engine.compute.int8_product import Int8Product, QuantizedLayers
-from server.engine.compute.linear import LinearPacker
+from server.engine.compute.linear import pack_linear_layers
 from server.engine.compute.traced_layers import _num_bytes
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
@@ -104,13 +104,13 @@ def test_every_architecture_computes_without_the_weights_of_its_linear_layers(mo
     before = model(input_ids=ids).logits.float()
     quantized = QuantizedLayers(model)
     plain = model(input_ids=ids).logits
-    while quantized.pack_next():
+    for _ in quantized.pack():
         pass
     assert torch.equal(model(input_ids=ids).logits, plain)
     assert (plain.float() - before).norm() < 0.5 * before.norm()  # random weights amplify every rounding
     linears = [m for m in model.modules() if type(m) is torch.nn.Linear and m.out_features >= 32]
     assert linears and all(m.weight is None for m in linears)
-    assert LinearPacker(model).pack_next() is False
+    assert list(pack_linear_layers(model)) == []
 
 
 def test_sizes_and_experts_are_told():
@@ -153,9 +153,8 @@ def test_answers_do_not_depend_on_other_requests_or_on_packing():
     alone = [engine.generate([prompt])[0] for prompt in prompts]
     assert engine.generate(prompts) == alone
     engine.runner.use_quantized(quantized)
-    while engine.core.do_idle_work():
+    for _ in engine.core.prepare():
         pass
-    assert quantized.pack_next() is False
     assert engine.generate(prompts) == alone
 
 
@@ -165,10 +164,8 @@ def test_layers_in_int8_run_as_graphs_with_the_same_bits():
     engine = SmallEngine(model)
     prompts = random_prompts(5, 11, 17, 4)
     engine.runner.use_quantized(quantized)
-    while quantized.pack_next():
-        pass
     before = [each.logprobs for each in engine.complete(prompts, max_tokens=6, logprobs=0)]
-    while engine.core.do_idle_work():
+    for _ in engine.core.prepare():
         pass
     for layer in model.model.layers:
         assert str(layer.forward.graph.graph).count("onednn::qlinear_pointwise") == 4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from server.engine.compute import linear as linear_module
-from server.engine.compute.linear import FbgemmProduct, LinearPacker, choose_product
+from server.engine.compute.linear import FbgemmProduct, choose_product, pack_linear_layers
 from tests.base.machine.huge_pages import count_huge_bytes, needs_huge_pages
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
@@ -98,11 +98,7 @@ def test_fbgemm_packs_large_weights_in_parts(monkeypatch, fbgemm):
     monkeypatch.setattr(linear_module, "_PART_ELEMENTS", 64 * 40)
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 150, dtype=torch.bfloat16)
-    packer = LinearPacker(layer)
-    for is_packed in (False, False, True):
-        assert packer.pack_next() is True
-        assert _is_packed(layer) == is_packed
-    assert packer.pack_next() is False
+    assert [_is_packed(layer) for _ in pack_linear_layers(layer)] == [False, False, True]
     _assert_one_rounding(layer, torch.randn(2, 3, 40, dtype=torch.bfloat16))
 
 
@@ -133,16 +129,12 @@ def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type):
 @needs_packing
 def test_layers_are_packed_in_the_models_order_siblings_together():
     model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
-    packer = LinearPacker(model)
-    packed = []
-    more = True
-    while more:
-        before = {name for name, m in model.named_modules() if _is_packed(m)}
-        more = packer.pack_next()
+    packed: list[list[str]] = []
+    for _ in pack_linear_layers(model):
+        before = {name for names in packed for name in names}
         packed.append(sorted({name for name, m in model.named_modules() if _is_packed(m)} - before))
     layer = [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert [[name.rpartition(".")[2] for name in names] for names in packed if names] == [*layer * 3, ["lm_head"]]
-    assert packer.pack_next() is False
 
 
 @needs_packing
@@ -172,7 +164,7 @@ def test_tied_embeddings_stay_tied():
 @needs_packing
 def test_small_layers_are_not_packed():
     layer = torch.nn.Linear(64, 31, dtype=torch.bfloat16)
-    assert LinearPacker(layer).pack_next() is False
+    assert list(pack_linear_layers(layer)) == []
     assert not _is_packed(layer)
 
 
@@ -183,10 +175,10 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch):
     assert product is not None
     num_bytes = product.count_bytes(layer.weight)
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes)
-    LinearPacker(layer).pack_next()
+    pack_layers(layer)
     assert not _is_packed(layer)
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes + 1)
-    LinearPacker(layer).pack_next()
+    pack_layers(layer)
     assert _is_packed(layer)
 
 

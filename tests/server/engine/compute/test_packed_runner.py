@@ -10,7 +10,7 @@ import torch
 
 from server.engine.compute import attention
 from server.engine.compute import packed_runner as packed_runner_module
-from server.engine.compute.fused_attention import attend_in_parts
+from server.engine.compute.attention_kernels import attend_in_parts
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.sequence import Chunk
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
@@ -48,7 +48,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype, is_idle
     plain = reference_logits(model, prompts)
     plain_error = max(float((p - e).abs().max() / e.abs().max()) for p, e in zip(plain, exact, strict=True))
     runner = packed_runner(model, num_slots=7, slot_len=SLOT_LEN)
-    while is_idle_first and runner.do_idle_work():
+    for _ in runner.prepare() if is_idle_first else ():
         pass
     error = TeacherForcing(runner, as_sequences(prompts), seed=1).largest_error(exact)
     assert 0 < error < 1.5 * plain_error

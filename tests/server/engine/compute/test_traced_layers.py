@@ -14,7 +14,7 @@ PROMPTS = random_prompts(1, 9, 40)
 
 
 def finish_idle_work(engine: SmallEngine) -> None:
-    while engine.core.do_idle_work():
+    for _ in engine.core.prepare():
         pass
 
 

@@ -35,7 +35,7 @@ def image_messages(*urls: str) -> list[Any]:
 async def render_with_images(renderer: BaseRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
     """The prompt of a request."""
     images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
-    return await renderer.run_in_pool(renderer.render_chat, messages, options, images)
+    return await renderer.pools.run(renderer.render_chat, messages, options, images)
 
 
 def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:

@@ -117,7 +117,7 @@ def test_an_adapter_changes_packed_layers(is_quantized, tmp_path):
         return [entry.logprob for entry in completion.prompt_logprobs or () if entry is not None]
 
     plain = logprobs(1)
-    while engine.core.do_idle_work():
+    for _ in engine.core.prepare():
         pass
     assert logprobs(1) == pytest.approx(plain, abs=0.1)
     assert logprobs(0) != pytest.approx(plain, abs=0.3)

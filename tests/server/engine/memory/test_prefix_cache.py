@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from server.engine.compute import attention
-from server.engine.compute.fused_attention import AttentionPart, attend_to_part
+from server.engine.compute.attention_kernels import AttentionPart, attend_to_part
 from server.engine.memory.kv_cache import CopiedSlots
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.process_link.messages import Done, ResetPrefixCache

@@ -70,7 +70,7 @@ def test_a_conversation_is_truncated_or_rejected_if_it_cannot_fit(renderers, mon
     renderer = renderers["real"]
     whole = renderer.render_chat([USER], ChatOptions()).token_ids
     assert renderer.render_chat([USER], ChatOptions(truncate_prompt_tokens=4)).token_ids == whole[-4:]
-    monkeypatch.setattr(renderer, "max_model_len", 8)
+    monkeypatch.setattr(renderer.prompts, "max_model_len", 8)
     long = [{"role": "user", "content": "x" * 8 * renderer.tokenizer.max_token_chars}]
     with pytest.raises(RequestError, match="maximum context length is 8 tokens") as raised:
         renderer.render_chat(long, ChatOptions())

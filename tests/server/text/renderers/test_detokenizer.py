@@ -17,7 +17,7 @@ def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_toke
 
 
 def token_of(renderer: HfRenderer, content: bytes) -> int:
-    return next(i for i in range(renderer.vocab_size) if renderer.token_bytes(i) == content)
+    return next(i for i in range(renderer.tokenizer.vocab_size) if renderer.tokenizer.token_bytes(i) == content)
 
 
 def test_text_is_the_full_decode(renderer):
@@ -60,7 +60,7 @@ def test_random_tokens_after_a_prompt_give_the_full_decode(renderer):
     for seed in range(100):
         rng = random.Random(seed)
         prompt = encode(renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
-        prompt += [renderer.eos_token_id or 0] * rng.randint(0, 9)
+        prompt += [renderer.tokenizer.eos_token_id or 0] * rng.randint(0, 9)
         output = random_tokens(renderer, rng, length=30)
         before, whole = full_decode(renderer, prompt), full_decode(renderer, prompt + output)
         assert whole.startswith(before)
@@ -85,7 +85,7 @@ def test_the_choices_of_a_prompt_decode_its_end_once():
 def test_single_bytes_that_are_not_characters_give_the_full_decode(renderer):
     if _withdraws_text(renderer):
         pytest.skip("broken bytes have no stable full decode")
-    single = [i for i in range(renderer.vocab_size) if len(renderer.token_bytes(i)) == 1]
+    single = [i for i in range(renderer.tokenizer.vocab_size) if len(renderer.tokenizer.token_bytes(i)) == 1]
     for seed in range(200):
         token_ids = random.Random(seed).choices(single, k=60)
         assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids), seed
@@ -127,14 +127,14 @@ def test_endless_broken_bytes_and_skipped_tokens_are_released(renderers):
     detokenizer = renderer.create_detokenizer()
     pieces = []
     for _ in range(10 * MAX_HELD_TOKENS):
-        pieces += [detokenizer.append([broken]).text, detokenizer.append([renderer.eos_token_id or 0]).text]
+        pieces += [detokenizer.append([broken]).text, detokenizer.append([renderer.tokenizer.eos_token_id or 0]).text]
         assert len(detokenizer._stream._pending) < MAX_HELD_TOKENS
     assert "".join(pieces) + detokenizer.finish() == "\ufffd" * 10 * MAX_HELD_TOKENS
 
 
 def test_a_space_is_kept_after_many_skipped_tokens(renderer):
     word = encode(renderer, "the of")
-    token_ids = [word[0], *[renderer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
+    token_ids = [word[0], *[renderer.tokenizer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
     assert feed(renderer.create_detokenizer(), token_ids) == "the of"
 
 
@@ -156,11 +156,11 @@ def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> l
     Bytes of a decoder that withdraws text form whole characters: broken ones have no stable full decode.
     """
     fallback = range(3, 3 + 256) if _withdraws_text(renderer) else range(0)
-    named = {renderer.token_bytes(token_id): token_id for token_id in fallback}
+    named = {renderer.tokenizer.token_bytes(token_id): token_id for token_id in fallback}
     special = list(renderer.tokenizer.added_tokens)[:20]
     token_ids: list[int] = []
     while len(token_ids) < length:
-        token_id = rng.randrange(renderer.vocab_size)
+        token_id = rng.randrange(renderer.tokenizer.vocab_size)
         if token_id in fallback:
             token_ids += [named[bytes([byte])] for byte in rng.choice("aé你😀\n").encode()]
         elif rng.random() < 0.1:

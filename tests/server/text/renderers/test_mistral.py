@@ -35,7 +35,7 @@ def test_text_encodes_and_decodes_as_with_mistral_common(mistral):
     raw = mistral._mistral.loaded.instruct_tokenizer.tokenizer
     for text, bos in product(TEXTS, (True, False)):
         expected = raw.encode(text, bos=bos, eos=False)
-        prompt = mistral.render_text(text, TextOptions(add_special_tokens=bos))
+        prompt = mistral.prompts.render(text, TextOptions(add_special_tokens=bos))
         assert (prompt.token_ids, prompt.text) == (expected, text)
         assert mistral.detokenize(expected, True) == raw.decode(expected, SpecialTokenPolicy.IGNORE) == text
         assert mistral.detokenize(expected) == "<s>" * bos + text
@@ -48,19 +48,19 @@ def test_special_tokens_in_a_text_are_encoded_as_text(mistral):
 def test_tokens_have_the_bytes_of_the_text(mistral, mistral_kind):
     before = "" if "tekken" in mistral_kind else " "
     for text in TEXTS:
-        assert b"".join(map(mistral.token_bytes, encode(mistral, text))) == (before + text).encode()
+        assert b"".join(map(mistral.tokenizer.token_bytes, encode(mistral, text))) == (before + text).encode()
 
 
 def test_tokenizer_properties(build_mistral, mistral):
-    assert mistral.token_bytes(mistral.eos_token_id or 0) == b"</s>"
-    assert (build_mistral("v1").vocab_size, build_mistral("v3").vocab_size) == (32000, 32768)
-    tekken = build_mistral("tekken_v3")
-    assert (tekken.vocab_size, tekken.eos_token_id, len(tekken.tokenizer.added_tokens)) == (131072, 2, 1000)
+    assert mistral.tokenizer.token_bytes(mistral.tokenizer.eos_token_id or 0) == b"</s>"
+    assert [build_mistral(version).tokenizer.vocab_size for version in ("v1", "v3")] == [32000, 32768]
+    tekken = build_mistral("tekken_v3").tokenizer
+    assert (tekken.vocab_size, tekken.eos_token_id, len(tekken.added_tokens)) == (131072, 2, 1000)
 
 
 def test_more_spaces_than_tekken_can_encode_are_rejected(build_mistral):
     with pytest.raises(RequestError, match="cannot be tokenized"):
-        build_mistral("tekken_v3").render_text("x" + " " * 1_100_000 + "x", TextOptions())
+        build_mistral("tekken_v3").prompts.render("x" + " " * 1_100_000 + "x", TextOptions())
 
 
 def test_special_tokens_are_skipped_except_those_that_delimit_calls_and_reasoning(mistral):
@@ -211,7 +211,7 @@ def test_a_continued_message_has_no_end_marker(mistral):
         [USER, answer], ChatOptions(add_generation_prompt=False, continue_final_message=True)
     ).token_ids
     again = mistral.render_chat([USER, answer, USER], ChatOptions()).token_ids
-    assert again[: len(prompt) + 1] == [*prompt, mistral.eos_token_id]
+    assert again[: len(prompt) + 1] == [*prompt, mistral.tokenizer.eos_token_id]
 
 
 def test_reasoning_is_written_if_the_tokenizer_supports_it(mistral, mistral_kind):
@@ -327,7 +327,7 @@ def test_truncation_keeps_the_last_tokens(mistral):
 def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(mistral_folders, inline_executor):
     path = mistral_folders["v3"]
     renderer = MistralRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
-    renderer.max_model_len = 10
+    renderer.prompts.max_model_len = 10
     messages = [{"role": "user", "content": "x" * (10 * renderer.tokenizer.max_token_chars + 1)}]
     with pytest.raises(RequestError, match="maximum context length is 10 tokens"):
         renderer.render_chat(messages, ChatOptions())

@@ -16,7 +16,7 @@ from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import TensorData
-from server.text.renderers import base
+from server.text.renderers import plain_prompts
 from server.text.renderers.detokenizer import PromptTail
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.hf import HfRenderer
@@ -31,11 +31,11 @@ from tests.support.embeds_payloads import saved, torch_payload
 async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):
     with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
-        pool = renderer.pools["text"]
+        pool = renderer.pools.owned["text"]
         release = threading.Event()
-        busy = asyncio.ensure_future(renderer.run_in_pool(release.wait, 60))
+        busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
         ran: list[int] = []
-        waiting = asyncio.ensure_future(renderer.run_in_pool(ran.append, 1))
+        waiting = asyncio.ensure_future(renderer.pools.run(ran.append, 1))
         while pool.num_waiting != 1:
             await asyncio.sleep(0.001)
         waiting.cancel()
@@ -43,19 +43,19 @@ async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):
             await waiting
         release.set()
         assert await busy
-        assert await renderer.run_in_pool(lambda: "done") == "done"
+        assert await renderer.pools.run(lambda: "done") == "done"
         assert (pool.num_waiting, ran) == (0, [])
 
 
 async def test_waiting_times_are_reported(tiny_llama):
     with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
-        pool = renderer.pools["text"]
+        pool = renderer.pools.owned["text"]
         waits: list[float] = []
         pool.subscribe_waits(waits.append)
         release = threading.Event()
         before_s = time.perf_counter()
-        busy = asyncio.ensure_future(renderer.run_in_pool(release.wait, 60))
-        waiting = asyncio.ensure_future(renderer.run_in_pool(time.perf_counter))
+        busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
+        waiting = asyncio.ensure_future(renderer.pools.run(time.perf_counter))
         while (pool.num_waiting, len(waits)) != (1, 1):  # the thread runs the first, and the second waits
             await asyncio.sleep(0.001)
         in_line_s = time.perf_counter()
@@ -80,7 +80,7 @@ async def test_a_request_error_reaches_the_caller_through_the_pool(tiny_llama):
         build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer,
         pytest.raises(RequestError, match="Token id -1 "),
     ):
-        await renderer.run_in_pool(renderer.render_text, [-1], TextOptions())
+        await renderer.pools.run(renderer.prompts.render, [-1], TextOptions())
 
 
 def test_closing_stops_the_threads(tiny_llama):
@@ -91,11 +91,11 @@ def test_closing_stops_the_threads(tiny_llama):
         return [thread.name for thread in started if thread.name.startswith("renderer")]
 
     with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
-        asyncio.run(renderer.run_in_pool(print))
+        asyncio.run(renderer.pools.run(print))
         assert len(names()) == 1
     assert names() == []
     with pytest.raises(RuntimeError):
-        asyncio.run(renderer.run_in_pool(print))
+        asyncio.run(renderer.pools.run(print))
 
 
 LARGE = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
@@ -118,15 +118,15 @@ def test_many_clients_share_four_threads(model_path):
         plain = TextOptions(add_special_tokens=False)
         options = ChatOptions()
         chats = [[{"role": "user", "content": text_of(i)}] for i in range(40)]
-        expected = [renderer.render_text(text_of(i), plain).token_ids for i in range(40)]
+        expected = [renderer.prompts.render(text_of(i), plain).token_ids for i in range(40)]
         prompts = [renderer.render_chat(chat, options) for chat in chats]
 
         async def check(i: int) -> None:
             short = TextOptions(add_special_tokens=False, truncate_prompt_tokens=3 + i)
-            run: Any = renderer.run_in_pool
+            run: Any = renderer.pools.run
             results = await asyncio.gather(
-                run(renderer.render_text, text_of(i), plain),
-                run(renderer.render_text, text_of(i), short),
+                run(renderer.prompts.render, text_of(i), plain),
+                run(renderer.prompts.render, text_of(i), short),
                 run(renderer.render_chat, chats[i], options),
                 run(renderer.detokenize, expected[i]),
             )
@@ -148,7 +148,7 @@ def test_many_clients_share_four_threads(model_path):
 async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path):
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         renderer.warm_up()
-        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
+        assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
 
 
 @pytest.mark.alone
@@ -156,7 +156,7 @@ async def test_the_inline_executor_blocks_the_loop(model_path, build_inline):
     """Shows that the test above would fail if the work ran on the loop."""
     with build_inline(model_path) as renderer:
         renderer.warm_up()
-        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
+        assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
 
 
 @pytest.mark.thorough
@@ -168,9 +168,9 @@ from server.text.renderers.registry import build_renderer
 path = Path(sys.argv[1])
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 async def main(renderer):
-    run = renderer.run_in_pool
+    run = renderer.pools.run
     await run(renderer.render_chat, [{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
-    await run(renderer.render_text, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
+    await run(renderer.prompts.render, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
     await run(renderer.detokenize, [1, 2, 3])
 with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     renderer.warm_up()
@@ -201,9 +201,9 @@ async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(t
         both_begun.wait()
         return TensorData("float32", (1, 1), memoryview(bytes(4)))
 
-    monkeypatch.setattr(base, "safe_load_prompt_embeds", load)
+    monkeypatch.setattr(plain_prompts, "safe_load_prompt_embeds", load)
     with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
-        renderer.embeds_limits = LARGE_EMBEDS
+        renderer.prompts.embeds_limits = LARGE_EMBEDS
         prompts = [EmbedsPrompt("a"), EmbedsPrompt("b")]
         assert len(await renderer.render_prompts_async(prompts, TextOptions())) == 2
     assert sorted(threads) == ["renderer_0", "renderer_1"]
@@ -228,7 +228,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inl
     turns = []
     for executor in (None, inline_executor):
         with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
-            renderer.embeds_limits = LARGE_EMBEDS
+            renderer.prompts.embeds_limits = LARGE_EMBEDS
             rendering = asyncio.ensure_future(renderer.render_prompts_async(large_prompts, TextOptions()))
             turns.append(await count_turns(rendering, every_s=0))
         assert [prompt.inputs and prompt.inputs.embeds.shape for prompt in rendering.result()] == [(2048, 4096)] * 3
@@ -261,9 +261,9 @@ from server.text.renderers.registry import build_renderer
 path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
-    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
+    renderer.prompts.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
     prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
-    rendered = asyncio.run(renderer.run_in_pool(renderer.render_prompts, prompts, TextOptions()))
+    rendered = asyncio.run(renderer.pools.run(renderer.prompts.render_all, prompts, TextOptions()))
 print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
 """
     rows = torch.randn(5, 16)
@@ -289,7 +289,7 @@ with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     messages = [{"role": "user", "content": parts}]
     async def main():
         images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
-        await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
+        await renderer.pools.run(renderer.render_chat, messages, ChatOptions(), images)
     asyncio.run(main())
 print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
 """

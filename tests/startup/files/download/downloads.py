@@ -51,7 +51,7 @@ class Downloads:
     def content(self, report: DownloadReport) -> dict[str, bytes]:
         """The files of the only folder of a report."""
         assert report.failure is None, report.reason
-        (folder,) = report.paths
+        (folder,) = report.folders
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     @property

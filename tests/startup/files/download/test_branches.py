@@ -153,11 +153,11 @@ def test_a_hub_that_is_not_there_leaves_what_is_on_disk(hub_server, on_disk, cap
 
 
 def test_a_file_that_cannot_be_had_leaves_what_is_on_disk(downloads, caplog):
-    (folder,) = downloads.run().paths
+    (folder,) = downloads.run().folders
     downloads.hub.add("org/model", LARGER_MODEL | TEMPLATE, commit=MOVED)
     downloads.hub.faults.add(Fault("status", times=None, path="*.jinja", status=403, code="GatedRepo"))
     report = downloads.run(cached=folder)
-    assert (report.failure, report.paths) == (None, (folder,))
+    assert (report.failure, report.folders) == (None, (folder,))
     assert f"taking what is on disk of org/model: commit {folder.name}" in caplog.text
 
 
@@ -173,20 +173,20 @@ def ask(
 
 
 def test_a_mirror_is_asked_after_a_hub_that_is_not_there(downloads):
-    (folder,) = downloads.run().paths
+    (folder,) = downloads.run().folders
     assert ask(downloads, folder, "http://127.0.0.1:9", downloads.hub.url) == [(None, 200)]
 
 
 def test_a_private_repository_is_asked_for_with_the_token(downloads, monkeypatch):
     downloads.hub.token = "hf_right"
     downloads.hub.private.add("org/model")
-    (folder,) = downloads.run(token="hf_right").paths
+    (folder,) = downloads.run(token="hf_right").folders
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_right\n")
     assert ask(downloads, folder) == [("Bearer hf_right", 200)]
 
 
 def test_a_token_does_not_follow_a_redirect(downloads):
-    (folder,) = downloads.run().paths
+    (folder,) = downloads.run().folders
     downloads.hub.add("org/new", LARGER_MODEL)
     downloads.hub.renamed["org/model"] = "org/new"
     assert ask(downloads, folder, token="hf_a") == [("Bearer hf_a", 307), (None, 200)]

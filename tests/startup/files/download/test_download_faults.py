@@ -20,8 +20,8 @@ def test_the_files_are_where_the_hubs_client_finds_them(downloads):
     report = downloads.run()
     assert downloads.content(report) == MODEL
     theirs = snapshot_download("org/model", cache_dir=downloads.cache, local_files_only=True)
-    assert [Path(theirs)] == list(report.paths)
-    hf_hub_download("org/model", "config.json", cache_dir=downloads.cache, revision=report.paths[0].name)
+    assert [Path(theirs)] == list(report.folders)
+    hf_hub_download("org/model", "config.json", cache_dir=downloads.cache, revision=report.folders[0].name)
     assert len(downloads.hub.downloads) == len(MODEL)
     assert sorted(path.name for path in (downloads.cache / "models--org--model").iterdir()) == [
         "blobs",
@@ -252,7 +252,7 @@ def test_only_the_shards_of_the_index_are_fetched(downloads):
 def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):
     from startup.files.model.model_place import unfinished_marker
 
-    folder = downloads.run().paths[0]
+    folder = downloads.run().folders[0]
     blob = (folder / "tokenizer.json").resolve()
     (folder / "tokenizer.json").unlink()
     blob.unlink()
@@ -265,7 +265,7 @@ def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):
 
 def test_a_content_of_wrong_size_is_replaced(downloads):
     """After a power failure, a file system may have the name of a file without all of its content."""
-    folder = downloads.run().paths[0]
+    folder = downloads.run().folders[0]
     (folder / "model.safetensors").resolve().write_bytes(b"")
     assert downloads.content(downloads.run()) == MODEL
 

@@ -15,6 +15,7 @@ from startup.files.download.messages import DownloadError, DownloadOptions, Down
 from startup.files.download.process import DownloadHandle, start_download
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.files.download.downloads import MODEL, Downloads
+from tests.support.hub import Fault
 from tests.support.waiting import wait_until
 
 BIG = {**MODEL, **{f"model-0000{n}-of-00004.safetensors": os.urandom(2 << 20) for n in range(1, 5)}}
@@ -23,9 +24,8 @@ BIG_BYTES = sum(map(len, BIG.values()))
 
 
 @pytest.fixture
-def big(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> Downloads:
+def big(downloads: Downloads) -> Downloads:
     """A model of 8 MiB in four shards."""
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     downloads.hub.add("org/model", BIG)
     return downloads
 
@@ -197,11 +197,9 @@ def test_a_read_only_cache_is_named_and_a_complete_model_in_it_is_used(downloads
     assert "cannot be written to (Read-only file system): give another --download-dir" in report.reason
 
 
-def test_xet_that_never_answers_is_left_for_plain_http(downloads, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
-    monkeypatch.setattr("startup.files.download.xet._LEAST_BYTES", 1)
+def test_a_file_in_xet_storage_is_fetched_and_resumed_over_plain_http(downloads):
     downloads.hub.is_xet = True
-    report = downloads.run(stall_s=5.0)
-    assert downloads.content(report) == MODEL
-    downloads.hub.xet.accept()[0].close()  # there was a connection
-    assert not list(downloads.cache.rglob("*.incomplete"))
+    downloads.hub.faults.add(Fault("cut", path="*.safetensors", after=300_000))
+    assert downloads.content(downloads.run()) == MODEL
+    assert len(downloads.hub.ranges) == 1
+    assert not [seen for seen in downloads.hub.requests if "xet" in seen.path]

@@ -851,10 +851,6 @@ compiler-failed: f > subprocess.CalledProcessError: Command '['/usr/bin/gcc', 'x
 compiler-failed: f > x.InductorError: CalledProcessError: Command '['g++', 'x.cpp']' returned non-zero exit status 1.
 compiler-failed: f > x.BackendCompilerFailed: backend='x' raised:\nCalledProcessError: Command '['/x/clang', 'y']'
 kernel-build-failed: f > subprocess.CalledProcessError: Command '['/x/bin/nvcc', 'y.cu']' returned 1.
-marlin-shape: f > RuntimeError: Invalid thread config: thread_m_blocks = 4, thread_k = -1
-parser-needs-tokens: f > ValueError: think_end_token '</x>' must encode to exactly one token
-parser-needs-tokens: f > RuntimeError: X reasoning parser could not locate think start/end tokens in the tokenizer!
-parser-needs-tokens: f > RuntimeError: Mistral parser could not locate the tool call token in the tokenizer!
 error-in-code: f > torch._dynamo.exc.TorchRuntimeError: RuntimeError when making fake tensor call
 error-in-code: f > RuntimeError: a and b must have same reduction dim, but got [s4, 3840] X [5632, 1024].
 kv-connector-failed: _update_from_kv_xfer_finished > AssertionError

@@ -9,7 +9,7 @@ import pytest
 
 from server.terms.config import EngineConfig, RendererConfig
 from server.terms.server_config import ServerConfig
-from startup.embedded.start import start_key
+from startup.embedded.start import history_key
 from startup.ground.caches import Kept
 from startup.ground.config import ModelConfig, StartupConfig
 from startup.reports.timeline.history import (
@@ -87,14 +87,14 @@ def test_what_is_no_history_counts_as_none_and_is_replaced(value):
 
 
 def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeypatch):
-    key = start_key(config_of(), {"torch": "2"})
-    assert key == start_key(config_of(), {"torch": "2"})
-    assert key != start_key(config_of("other/model"), {"torch": "2"})
-    assert key != start_key(config_of(max_model_len=10), {"torch": "2"})
-    assert key != start_key(config_of(), {"torch": "3"})
+    key = history_key(config_of(), {"torch": "2"})
+    assert key == history_key(config_of(), {"torch": "2"})
+    assert key != history_key(config_of("other/model"), {"torch": "2"})
+    assert key != history_key(config_of(max_model_len=10), {"torch": "2"})
+    assert key != history_key(config_of(), {"torch": "3"})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    assert start_key(config_of("model"), {}) == start_key(config_of(str(tmp_path / "model")), {})
+    assert history_key(config_of("model"), {}) == history_key(config_of(str(tmp_path / "model")), {})
 
 
 def test_versions_are_those_of_the_metadata():

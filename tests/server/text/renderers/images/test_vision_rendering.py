@@ -178,7 +178,7 @@ def test_more_images_than_allowed_are_rejected(build):
 
 def test_images_beyond_the_models_context_are_not_processed(build):
     renderer = build(limit_mm_per_prompt={"image": 20})
-    renderer.max_model_len = 10
+    renderer.prompts.max_model_len = 10
     images = [image(56, 56, seed=seed) for seed in range(20)]
     with pytest.raises(RequestError, match="first 3 of 20 images have 12 tokens"):
         _render(renderer, _message(*images))
@@ -285,7 +285,7 @@ async def test_the_cache_is_cleared_in_the_thread_that_processes_images(folder_o
         renderer._mm_executor.submit(lambda: (begun.set(), release.wait(60)))
         assert begun.wait(60)
         clearing = asyncio.ensure_future(renderer.clear_mm_cache_async())
-        while renderer.pools["mm"].num_waiting != 1:
+        while renderer.pools.owned["mm"].num_waiting != 1:
             await asyncio.sleep(0)
         assert len(renderer.mm_cache) == 1, "an image is being processed"
         release.set()

@@ -44,14 +44,14 @@ def test_bytes_of_a_text_s_tokens_are_the_text(renderer):
     has_all_bytes = renderer.tokenizer.loaded.unk_token_id is None
     text = "the quick 你好 😀 Größe, e\u0301 [x ** 2]" if has_all_bytes else "the quick fox"
     token_ids = renderer.tokenizer.encode("a " + text, add_special_tokens=False)
-    assert b"".join(map(renderer.token_bytes, token_ids)).decode().strip() == "a " + text
+    assert b"".join(map(renderer.tokenizer.token_bytes, token_ids)).decode().strip() == "a " + text
 
 
 def test_parts_of_a_character_have_their_own_bytes(renderers):
     for kind in ("real", "byte_level", "llama"):
         renderer = renderers[kind]
         token_ids = renderer.tokenizer.encode("😀", add_special_tokens=False)
-        parts = [renderer.token_bytes(token_id) for token_id in token_ids]
+        parts = [renderer.tokenizer.token_bytes(token_id) for token_id in token_ids]
         assert b"".join(parts).strip() == "😀".encode()
         assert len([part for part in parts if part.strip()]) > 1
         assert all("\ufffd" in renderer.token_text(token_ids[i]) for i, part in enumerate(parts) if part.strip())
@@ -59,7 +59,7 @@ def test_parts_of_a_character_have_their_own_bytes(renderers):
 
 def test_a_byte_level_vocabulary_has_a_token_for_every_byte(renderers):
     renderer = renderers["byte_level"]
-    known = {renderer.token_bytes(token_id) for token_id in range(renderer.vocab_size)}
+    known = {renderer.tokenizer.token_bytes(token_id) for token_id in range(renderer.tokenizer.vocab_size)}
     assert {bytes([byte]) for byte in range(256)} <= known
 
 
@@ -74,14 +74,14 @@ def test_the_text_of_a_special_token_is_its_name(renderers):
     assert renderers["llama"].token_text(2) == "</s>"
     assert renderers["wordpiece"].token_text(2) == "</s>"
     byte_level = renderers["byte_level"]
-    assert byte_level.token_text(byte_level.vocab_size - 1) == "<tool call>"
+    assert byte_level.token_text(byte_level.tokenizer.vocab_size - 1) == "<tool call>"
 
 
 def test_an_id_beyond_the_vocabulary_has_no_text(renderer):
     """A model's last layer may be larger than the vocabulary."""
-    unknown = renderer.vocab_size + 5
+    unknown = renderer.tokenizer.vocab_size + 5
     first, *others = encode(renderer, "the of")
-    assert renderer.token_bytes(unknown) == b""
+    assert renderer.tokenizer.token_bytes(unknown) == b""
     assert feed(renderer.create_detokenizer(), [unknown, first, unknown, *others]) == "the of"
 
 
@@ -89,8 +89,8 @@ def test_the_bytes_of_a_whole_vocabulary_are_not_kept(renderers):
     renderer = renderers["real"]
     tracemalloc.start()
     try:
-        for token_id in range(renderer.vocab_size):
-            assert renderer.token_bytes(token_id)
+        for token_id in range(renderer.tokenizer.vocab_size):
+            assert renderer.tokenizer.token_bytes(token_id)
         kept_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -111,14 +111,14 @@ def test_it_renders_and_decodes(slow_renderer):
     prompt = slow_renderer.render_chat([{"role": "user", "content": TEXT}], ChatOptions())
     assert prompt.text == "user: " + TEXT
     assert slow_renderer.detokenize(prompt.token_ids) == prompt.text
-    short = slow_renderer.render_text("abc", TextOptions(add_special_tokens=False, truncate_prompt_tokens=2))
+    short = slow_renderer.prompts.render("abc", TextOptions(add_special_tokens=False, truncate_prompt_tokens=2))
     assert slow_renderer.detokenize(short.token_ids) == "bc"
     with pytest.raises(RequestError):
-        slow_renderer.detokenize([slow_renderer.vocab_size])
+        slow_renderer.detokenize([slow_renderer.tokenizer.vocab_size])
 
 
 def test_it_decodes_token_by_token(slow_renderer):
-    token_ids = slow_renderer.render_text(TEXT, TextOptions(add_special_tokens=False)).token_ids
+    token_ids = slow_renderer.prompts.render(TEXT, TextOptions(add_special_tokens=False)).token_ids
     detokenizer = slow_renderer.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
     assert "".join(pieces) + detokenizer.finish() == TEXT
@@ -126,6 +126,6 @@ def test_it_decodes_token_by_token(slow_renderer):
 
 
 def test_it_stops_at_a_stop_string(slow_renderer):
-    token_ids = slow_renderer.render_text(TEXT, TextOptions(add_special_tokens=False)).token_ids
+    token_ids = slow_renderer.prompts.render(TEXT, TextOptions(add_special_tokens=False)).token_ids
     detokenizer = slow_renderer.create_detokenizer(stop=["😀"], prompt=PromptTail(token_ids[:3]))
     assert detokenizer.append(token_ids[3:]) == (TEXT[2:].partition("😀")[0], "😀")

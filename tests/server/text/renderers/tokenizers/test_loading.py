@@ -206,7 +206,7 @@ pid = os.fork()
 if pid == 0:
     with build_renderer(files, RendererConfig()) as renderer:
         renderer.warm_up()
-        print(json.dumps([before, after, renderer.render_text("Hello", TextOptions()).token_ids]), flush=True)
+        print(json.dumps([before, after, renderer.prompts.render("Hello", TextOptions()).token_ids]), flush=True)
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """

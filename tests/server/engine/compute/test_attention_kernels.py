@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from server.engine.compute import fused_attention
-from server.engine.compute.fused_attention import attend, attend_in_parts, attend_to_part, merge_attention
+from server.engine.compute import attention_kernels
+from server.engine.compute.attention_kernels import attend, attend_in_parts, attend_to_part, merge_attention
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
@@ -13,7 +13,7 @@ def test_repeated_heads_give_the_same_result_as_groups(has_mask, monkeypatch):
     query, keys, values = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
     mask = torch.zeros(1, 1, 5, 9).masked_fill_(torch.ones(5, 9).triu(5).bool(), float("-inf")) if has_mask else None
     grouped = attend(query, keys, values, scale=0.3, mask=mask)
-    monkeypatch.setattr(fused_attention, "_takes_groups", lambda *_: False)
+    monkeypatch.setattr(attention_kernels, "_takes_groups", lambda *_: False)
     assert torch.allclose(attend(query, keys, values, scale=0.3, mask=mask), grouped, atol=1e-6)
 
 

@@ -1,7 +1,7 @@
-"""torch's scaled dot-product attention for grouped query heads, without torch's slow kernel.
+"""Attention by torch's kernels but for its slow one: whole or in parts that are merged, with their masks.
 
-On a GPU only FlashAttention supports such groups, and it supports no masks. In other cases torch would use
-its plain kernel, which stores the scores of all heads: tens of gigabytes for a long prompt.
+On a GPU only FlashAttention supports grouped query heads, and it supports no masks. In other cases torch
+would use its plain kernel, which stores the scores of all heads: tens of gigabytes for a long prompt.
 """
 
 from functools import cache

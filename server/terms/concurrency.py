@@ -1,0 +1,27 @@
+"""Several pieces of one request: their turns on the event loop, and their common end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+_MEMBERS_PER_TURN: Final = 16
+
+
+async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
+    """The members; lets the event loop run after every few."""
+    for position, member in enumerate(members, start=1):
+        yield member
+        if position % _MEMBERS_PER_TURN == 0:
+            await asyncio.sleep(0)
+
+
+async def run_concurrently(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) async for work in take_turns(works)]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,73 @@
+"""The threads that run what would block the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from time import perf_counter
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RendererPool(ThreadPoolExecutor):
+    """A thread pool that reports how many work items wait, and how long each one waited."""
+
+    def __init__(self, num_workers: int, *, name: str) -> None:
+        super().__init__(num_workers, thread_name_prefix=name)
+        self.num_workers = num_workers
+        self._on_wait: Callable[[float], None] = lambda _: None
+
+    @property
+    def num_waiting(self) -> int:
+        """Work items that no thread has taken."""
+        return self._work_queue.qsize()
+
+    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
+        """Calls `on_wait` with the seconds that a work item has waited, on the thread that begins it."""
+        self._on_wait = on_wait
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
+        submitted_s = perf_counter()
+
+        def run() -> R:
+            self._on_wait(perf_counter() - submitted_s)
+            return fn(*args, **kwargs)
+
+        return super().submit(run)
+
+
+class RendererPools:
+    """A pool for templates, the tokenizer and decoding (`--renderer-num-workers`), and one thread for images.
+
+    So the image processor and its cache are never used by two threads at once, and text does not queue behind
+    images.
+    """
+
+    def __init__(self, num_workers: int, executor: Executor | None = None) -> None:
+        """`executor` replaces both pools, and the caller closes it."""
+        self.owned: dict[str, RendererPool] = {}
+        """By purpose: `text` and `mm`."""
+        if executor is None:
+            self.owned["text"] = RendererPool(num_workers, name="renderer")
+            self.owned["mm"] = RendererPool(1, name="renderer-mm")
+        self.text = executor or self.owned["text"]
+        self.images = executor or self.owned["mm"]
+
+    def submit(self, func: Callable[..., object], *args: object) -> None:
+        """Runs work in the pool whose result nobody needs."""
+        self.text.submit(func, *args)
+
+    async def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs work in the pool that would block the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.text, partial(func, *args, **kwargs))
+
+    async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs work that grows with a body in the pool, unless the body is small."""
+        return func(*args, **kwargs) if is_small else await self.run(func, *args, **kwargs)
+
+    def close(self) -> None:
+        """Stops the pools and cancels the work that they have not begun."""
+        for pool in self.owned.values():
+            pool.shutdown(wait=True, cancel_futures=True)

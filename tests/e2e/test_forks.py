@@ -1,0 +1,66 @@
+"""What a process that forks must not have: a second thread, or the open files of learned imports."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, short_folder
+
+_HOOK = """
+import os, sys
+
+def note(event, args):
+    if event == "os.fork":
+        learned = sys.modules.get("startup.imports.learned_imports")
+        is_learning = learned is not None and learned._state.is_open
+        function = sys._getframe(1).f_code.co_name
+        with open({path!r}, "a") as file:
+            print(function, len(os.listdir("/proc/self/task")), int(is_learning), file=file)
+
+sys.addaudithook(note)
+"""
+"""Every Python process notes its forks."""
+
+
+class _Fork(NamedTuple):
+    function: str
+    """The one that called os.fork."""
+    num_threads: int
+    is_learning: bool
+
+
+def _hook(folder: Path) -> Path:
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(_HOOK.format(path=str(folder / "forks")))
+    return site
+
+
+def _forks(folder: Path) -> list[_Fork]:
+    lines = [line.split() for line in (folder / "forks").read_text().splitlines()]
+    return [_Fork(function, int(num_threads), is_learning == "1") for function, num_threads, is_learning in lines]
+
+
+def _assert_clean(forks: list[_Fork], *expected: str) -> None:
+    """The functions that need one thread have been called, and no fork has learned imports."""
+    of_one_thread = {fork.function: fork.num_threads for fork in forks if fork.function in expected}
+    assert of_one_thread == dict.fromkeys(expected, 1)
+    assert not [fork for fork in forks if fork.is_learning]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_responder_and_forkserver_are_forked_before_a_second_thread(tiny_llama, tmp_path, method):
+    settings = {"PYTHONPATH": str(_hook(tmp_path)), "VLLM_WORKER_MULTIPROC_METHOD": method, "VCLI_STANDBY": "off"}
+    with ServerProcess([str(tiny_llama)], environment=settings) as server:
+        assert server.complete(max_tokens=1) == 200
+    _assert_clean(_forks(tmp_path), "start", *(["fork_dormant"] if method == "forkserver" else []))
+
+
+def test_vllms_responder_is_forked_before_a_second_thread(tmp_path):
+    with short_folder() as folder:
+        settings = environment(folder, PYTHONPATH=f"{_hook(tmp_path)}:{FAKE}:{ROOT}")
+        with FakeStart(folder, "org/model", env=settings) as start:
+            start.wait_ready()
+    _assert_clean(_forks(tmp_path), "start")
