@@ -1,42 +1,134 @@
-"""What the scheduler remembers of one model: its state, who uses it, who waits for it, what it needs.
+"""What the scheduler remembers: a model is a name that points to generations, each one life of one process.
 
-Standard library only; no decisions about other models.
+Standard library only; no decisions about other models. Times are in seconds of the caller's clock.
 """
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 from router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
 from startup.ground.processes.back_off import BackOff
 
 
-class ModelRecord:
-    """One model. Times are in seconds of the caller's clock."""
+class EntryMemory:
+    """What a process of one entry of a model needs; its generations share it."""
 
-    def __init__(self, name: str, rules: ModelRules, now: float) -> None:
-        self.name = name
-        self.rules = rules
-        self.state: State = "stopped"
+    def __init__(self, estimate: Need) -> None:
+        self.estimate = estimate
+        self._peak: Need | None = None
+        """The most memory seen while one of them was ready, at most the budget."""
+
+    @property
+    def expected(self) -> Need:
+        return self._peak or self.estimate
+
+    def note(self, memory: Need, budget: Need) -> None:
+        """A model that grew above the budget may start alone."""
+        self._peak = (memory if self._peak is None else self._peak.at_least(memory)).at_most(budget)
+
+
+class Generation:
+    """One process of one entry of a model, from its start until all of it is gone."""
+
+    def __init__(self, number: int, model: "Model", now: float) -> None:
+        self.number = number
+        self.model = model
+        self.state: Literal["starting", "ready", "draining"] = "starting"
         self.since_s = now
         """When the state began."""
         self.leases: set[int] = set()
         self.holds: set[int] = set()
         """Those of the leases that belong to no request."""
-        self.waiting: OrderedDict[int, float] = OrderedDict()
-        """Tickets of requests in the order of their arrival, with its time."""
-        self.loads: OrderedDict[int, float] = OrderedDict()
-        """Tickets of loads by hand. They end when the model is ready, so no limit concerns them."""
         self.is_stopping = False
-        """Whether its process was asked to stop; a draining one with leases was not yet."""
+        """Whether it was asked to stop; a draining one with leases was not yet."""
         self.has_crashed = False
-        """Whether its process has ended by itself, but not yet all that it has started."""
-        self.is_removed = False
-        """Whether it has only its old process left."""
+        """Whether it has ended by itself, but not yet all that it has started."""
         self.claimed_by: str | None = None
         """The model that needs its memory; until then it admits no request."""
         self.idle_since_s = now
         """When its last lease ended or it became ready."""
+        self._memory = model.memory
+        self._used: Need | None = None
+        """When it was measured last."""
+        self._has_been_ready = False
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.leases) - len(self.holds)
+
+    @property
+    def is_admitting(self) -> bool:
+        return self.state == "ready" and self.claimed_by is None and not self.has_crashed
+
+    def restart_cost(self, now: float) -> float:
+        """What it costs to stop it: the seconds of the last start, less the longer it was not used."""
+        idle_s = 0.0 if self.leases else now - self.idle_since_s
+        return (self.model.last_start_s or 0.0) / (1.0 + max(0.0, idle_s))
+
+    # Memory
+
+    @property
+    def need(self) -> Need:
+        """The most memory that was seen; before, the estimate."""
+        return self._memory.expected.at_least(self._used or NOTHING)
+
+    @property
+    def held(self) -> Need:
+        """What it has taken, as far as is known: at most its need.
+
+        During a start that is nothing: the process may still take all of its need, even after it was asked to
+        stop.
+        """
+        if not self._has_been_ready:
+            return NOTHING
+        return self.need if self._used is None else self._used
+
+    def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
+        """What it uses now, if it was ready."""
+        if not self._has_been_ready:
+            return
+        self._used = memory
+        if is_settled and self.state == "ready":
+            self._memory.note(memory, budget)
+
+    # Changes
+
+    def become_ready(self, now: float) -> None:
+        self._has_been_ready = True
+        self.idle_since_s = now
+        self._enter("ready", now)
+
+    def begin_drain(self, now: float) -> None:
+        if self.state != "draining":
+            self._enter("draining", now)
+
+    def _enter(self, state: Literal["ready", "draining"], now: float) -> None:
+        self.state = state
+        self.since_s = now
+        self.claimed_by = None
+
+
+class Model:
+    """One name, its present entry, and who waits for it."""
+
+    def __init__(self, name: str, rules: ModelRules, now: float) -> None:
+        self.name = name
+        self.rules = rules
+        self.memory = EntryMemory(rules.need)
+        self.current: Generation | None = None
+        """The generation that gets the requests; one that drains stays until it has ended."""
+        self.next: Generation | None = None
+        """One of the changed entry, which starts beside the current one and takes over when it is ready."""
+        self.waiting: OrderedDict[int, float] = OrderedDict()
+        """Tickets of requests in the order of their arrival, with its time."""
+        self.loads: OrderedDict[int, float] = OrderedDict()
+        """Tickets of loads by hand. They end when the model is ready, so no limit concerns them."""
         self.last_start_s: float | None = None
         self.num_starts = 0
         self.short_since_s: float | None = None
@@ -46,28 +138,28 @@ class ModelRecord:
         """When it may start again after a failure."""
         self.is_given_up = False
         """Whether only a request starts it again after a failure."""
-        self.beside: Literal["", "starting", "ending"] = ""
-        """A second process, after a change of its entry: the new one starts, or the old one ends."""
-        self.old_leases: set[int] = set()
-        """Those on the old process that ends."""
-        self._beside_since_s = now
+        self._has_failed = False
+        self._ended_s = now
+        """Since when it has no current generation."""
         self._back_off = BackOff()
-        self._current: Need | None = None
-        """What its process has used when it was measured last."""
-        self._peak: Need | None = None
-        self._old_need: Need | None = None
-        """Of the process whose entry has changed since."""
-        self._has_been_ready = False
 
     # Questions
 
     @property
-    def has_process(self) -> bool:
-        return self.state in ("starting", "ready", "draining") or bool(self.beside)
+    def state(self) -> State:
+        if self.current is not None:
+            return self.current.state
+        return "failed" if self._has_failed else "stopped"
 
     @property
-    def num_requests(self) -> int:
-        return len(self.leases) - len(self.holds)
+    def excludes(self) -> frozenset[str]:
+        """Models that must have no process when this one starts."""
+        return self.rules.excludes if self.rules.may_overlap else self.rules.excludes | {self.name}
+
+    @property
+    def need(self) -> Need:
+        """Of its next process."""
+        return self.memory.expected
 
     @property
     def num_waiting(self) -> int:
@@ -75,8 +167,8 @@ class ModelRecord:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether somebody waits for its start, or it starts again by itself, and it has no process."""
-        return not self.has_process and bool(self.waiting or self.loads or self.will_restart)
+        """Whether somebody waits for its start, or it starts again by itself."""
+        return self.current is None and bool(self.waiting or self.loads or self.will_restart)
 
     @property
     def will_restart(self) -> bool:
@@ -91,23 +183,27 @@ class ModelRecord:
         model would be started again before the one for which it was stopped.
         """
         oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
-        return max(oldest, self.since_s, self.retry_s)
+        return max(oldest, self._ended_s, self.retry_s)
 
     @property
     def has_free_lease(self) -> bool:
         """Whether it can admit one more request."""
         limit = self.rules.concurrency
-        return self.is_admitting and (limit is None or self.num_requests < limit)
+        return self.is_admitting and (limit is None or self._num_requests < limit)
 
     @property
     def is_admitting(self) -> bool:
-        return self.state == "ready" and self.claimed_by is None and not self.has_crashed
+        return self.current is not None and self.current.is_admitting
 
     @property
     def is_full(self) -> bool:
         """Whether it refuses one more request."""
         limit = self.rules.concurrency if self.rules.refuses_excess else None
-        return limit is not None and self.num_requests + len(self.waiting) >= limit
+        return limit is not None and self._num_requests + len(self.waiting) >= limit
+
+    @property
+    def _num_requests(self) -> int:
+        return 0 if self.current is None else self.current.num_requests
 
     def is_backing_off(self, now: float) -> bool:
         return self.state == "failed" and now < self.retry_s
@@ -127,152 +223,67 @@ class ModelRecord:
 
     def ttl_end_s(self) -> float | None:
         """When it is stopped because nobody has used it; None while it is used or has no such limit."""
-        if self.rules.ttl_s is None or self.rules.pinned or self.state != "ready" or self.leases or self.num_waiting:
+        current = self.current
+        if self.rules.ttl_s is None or self.rules.pinned or current is None or self.next is not None:
             return None
-        if self.beside:
+        if current.state != "ready" or current.leases or self.num_waiting:
             return None
-        return self.idle_since_s + self.rules.ttl_s
-
-    def restart_cost(self, now: float) -> float:
-        """What it costs to stop it: the seconds of its last start, less the longer it was not used."""
-        idle_s = 0.0 if self.leases else now - self.idle_since_s
-        return (self.last_start_s or 0.0) / (1.0 + max(0.0, idle_s))
-
-    # Memory
-
-    @property
-    def need(self) -> Need:
-        """The most memory seen while it was ready; until then the estimate."""
-        if self.beside:
-            own = self._peak or self.rules.need
-            own = own.at_least(self._current) if self._current and self.beside == "ending" else own
-            return own.plus(self._old_need or NOTHING)
-        expected = self._old_need or self._peak or self.rules.need
-        return expected if self._current is None else expected.at_least(self._current)
-
-    @property
-    def held(self) -> Need:
-        """What its process has taken, as far as is known: at most its need.
-
-        During a start that is nothing: the process may still take all of its need, even after it was asked to
-        stop.
-        """
-        if not self._has_been_ready:
-            return NOTHING
-        if self.beside == "starting":
-            return self._old_need or NOTHING
-        return self.need if self.beside or self._current is None else self._current
-
-    def note_memory(self, memory: Need, budget: Need, *, is_settled: bool = True) -> None:
-        """What its processes use now, if it was ready; a model that grew above the budget may start alone."""
-        if not self._has_been_ready:
-            return
-        self._current = memory
-        if is_settled and self.state == "ready" and (self._old_need is None or self.beside == "ending"):
-            most = memory if self._peak is None else self._peak.at_least(memory)
-            self._peak = most.at_most(budget)
+        return current.idle_since_s + self.rules.ttl_s
 
     # Changes
 
-    def begin_start(self, now: float) -> None:
+    def note_start(self) -> None:
+        """A generation starts."""
         self.num_starts += 1
         self.is_given_up = False
-        self.is_stopping = False
         self.short_since_s = None
-        self._current = None
-        self._has_been_ready = False
-        self._enter("starting", now)
 
-    def become_ready(self, now: float) -> None:
-        self.last_start_s = now - self.since_s
-        self._has_been_ready = True
-        self.idle_since_s = now
+    def note_ready(self, took_s: float) -> None:
+        """A generation is ready."""
+        self.last_start_s = took_s
         self.reason = ""
         self.retry_s = -math.inf
-        self._enter("ready", now)
 
-    def begin_beside(self, rules: ModelRules, now: float) -> None:
-        """A process of the changed entry starts; the old one goes on."""
-        self.replace(rules, now)
-        self.num_starts += 1
-        self.beside = "starting"
-        self._beside_since_s = now
-
-    def take_over(self, now: float) -> None:
-        """The new process gets all further requests."""
-        self.beside, self.old_leases, self.leases = "ending", self.leases, set()
-        self._current = None
-        self.has_crashed = False
-        self.reason = ""
-        self.last_start_s = now - self._beside_since_s
-        self.idle_since_s = now
-        self.since_s = now
-
-    def promote(self) -> None:
-        """The old process is gone, and the new one starts still, or ends."""
-        self.beside, self._old_need, self._current = "", None, None
-        self.leases.clear()
-        self.holds.clear()
-        self.has_crashed = self._has_been_ready = False
-        if self.state == "ready":
-            self._enter("starting", self._beside_since_s)
-
-    def end_beside(self, reason: str | None) -> None:
-        """The second process is gone: the old one, or the new one, which has failed for a reason."""
-        if self.beside == "starting":
-            self._peak, self.reason = self._old_need, reason or ""
-        self.beside, self._old_need = "", None
-        self.holds -= self.old_leases
-        self.old_leases.clear()
-
-    def begin_drain(self, now: float) -> None:
-        if self.state != "draining":
-            self._enter("draining", now)
-
-    def end_process(self, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Its process is gone; a process that was not asked to end has failed."""
-        was, since_s = self.state, self.since_s
-        self.leases.clear()
-        self.holds.clear()
-        self.has_crashed = False
-        self.is_stopping = False
-        self._old_need = self._old_need if self.beside else None
-        self._current = None
-        if was == "draining":
-            self._enter("stopped", now)
+    def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
+        """Its current generation has ended without a next one; one that was not asked to end has failed."""
+        self._ended_s = now
+        self._has_failed = last.state != "draining"
+        if not self._has_failed:
             return
         self.reason = reason or "Its process has ended without being asked to."
-        self.retry_s = now + self._back_off.take_s(now - since_s if was == "ready" else 0.0)
+        self.retry_s = now + self._back_off.take_s(now - last.since_s if last.state == "ready" else 0.0)
         limit = self.rules.restart_limit
         self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
-        self._enter("failed", now)
+
+    def update(self, rules: ModelRules) -> None:
+        """Its processes go on."""
+        self.rules = rules
+        self.memory.estimate = rules.need
 
     def replace(self, rules: ModelRules, now: float) -> None:
         """Its entry has changed: failures and measurements of the old one do not count any more."""
-        if self.has_process:
-            self._old_need = self.need
         self.rules = rules
-        self._peak = None
+        self.memory = EntryMemory(rules.need)
         self.reason = ""
         self.retry_s = -math.inf
         self._back_off.reset()
-        if self.state == "failed":
-            self._enter("stopped", now)
+        if self._has_failed:
+            self._has_failed = False
+            self._ended_s = now
 
-    def view(self) -> ModelView:
+    def view(self, generations: Sequence[Generation]) -> ModelView:
+        """`generations` are those of it that have not ended."""
+        current = self.current
+        needs = [each.need for each in generations]
         return ModelView(
             state=self.state,
-            since_s=self.since_s,
-            num_running=len(self.leases) + len(self.old_leases),
+            generation=None if current is None else current.number,
+            since_s=self._ended_s if current is None else current.since_s,
+            num_running=sum(len(each.leases) for each in generations),
             num_waiting=self.num_waiting,
-            need=self.need,
+            need=Need.sum(needs) if needs else self.need,
             reason=self.reason,
             retry_at_s=self.retry_s if self.state == "failed" else None,
             num_starts=self.num_starts,
             last_start_s=self.last_start_s,
         )
-
-    def _enter(self, state: State, now: float) -> None:
-        self.state = state
-        self.since_s = now
-        self.claimed_by = None

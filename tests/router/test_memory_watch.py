@@ -35,8 +35,8 @@ class _Watched:
         self.scheduler.set_models({"m": ModelRules(need=_ESTIMATE)}, 0.0)
         self.watch = MemoryWatch(cast("MemoryMeter", self.meter), self.scheduler, lambda actions: None)
         self.scheduler.arrive(1, "m", 0.0)
-        self.scheduler.became_ready("m", 1.0)
-        self.watch.follow("m", [1])
+        self.scheduler.became_ready(1, 1.0)
+        self.watch.follow(1, "m", [1])
 
     async def need_at(self, now: float) -> float:
         """What the model needs by the measurements until then, in GiB."""
