@@ -184,7 +184,8 @@ class ModelPool:
 
     def is_ready(self, name: str) -> bool:
         """Whether its process answers requests, and is not to be stopped."""
-        return self._scheduler.is_admitting(name)
+        model = self._scheduler.models.get(name)
+        return model is not None and model.is_admitting
 
     def child_of(self, name: str) -> Child | None:
         """Its process if that answers requests, without a lease: it may be stopped at any time."""
@@ -192,7 +193,7 @@ class ModelPool:
 
     def process_of(self, name: str) -> Child | None:
         """Its process in whatever state: one that starts may answer what it knows already."""
-        life = self._lives.get(self._scheduler.current_of(name) or 0)
+        life = self._lives.get(self._current_of(name))
         return None if life is None else life.child
 
     def has_process(self, child: Child) -> bool:
@@ -205,12 +206,12 @@ class ModelPool:
 
     def progress(self, name: str) -> str:
         """What a request for this model waits for."""
-        child, view = self.process_of(name), self._scheduler.view_of(name)
-        if child is None or view is None:
+        child, model = self.process_of(name), self._scheduler.models.get(name)
+        if child is None or model is None:
             return "waiting for room"
-        if view.state == "starting":
+        if model.state == "starting":
             return f"starting, {child.progress}"
-        return "waiting for other requests" if view.state == "ready" else "waiting for the next start"
+        return "waiting for other requests" if model.state == "ready" else "waiting for the next start"
 
     # By hand
 
@@ -222,7 +223,7 @@ class ModelPool:
     async def unload(self, name: str) -> None:
         """Returns when the model has stopped, after its running requests; a start is broken off."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
-        if (view := self._scheduler.view_of(name)) is not None and view.num_running:
+        if (view := self._scheduler.view().get(name)) is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
         if tasks := {life.task for life in self._lives.values() if life.child.entry.name == name}:
             await asyncio.wait(tasks)
@@ -320,7 +321,8 @@ class ModelPool:
         except OSError as err:
             asyncio.get_running_loop().call_soon(self._note_end, number, name, f"It cannot be started: {err}")
             return
-        child.is_awaited = lambda: self._scheduler.is_end_awaited(number)
+        generation = self._scheduler.generations[number]
+        child.is_end_awaited = lambda: generation.is_end_awaited
         task = asyncio.create_task(self._run(number, child), name=f"model {name}")
         self._lives[number] = _Life(child, task)
 
@@ -374,7 +376,7 @@ class ModelPool:
 
     def _note_end(self, number: int, name: str, reason: str | None) -> None:
         is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
-        process = name if self._scheduler.current_of(name) == number else f"a process of {name}"
+        process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
             logger.info("%s has stopped", process)
         elif name != self._only or not self._ends_router(name, is_lasting=is_lasting):
@@ -386,8 +388,13 @@ class ModelPool:
         return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
-        view = self._scheduler.view_of(name)
-        return view is not None and view.last_start_s is not None
+        model = self._scheduler.models.get(name)
+        return model is not None and model.last_start_s is not None
+
+    def _current_of(self, name: str) -> int:
+        """The generation that gets the model's requests; 0 without one."""
+        model = self._scheduler.models.get(name)
+        return 0 if model is None or model.current is None else model.current.number
 
     def _rules_of(self, entry: ModelEntry) -> ModelRules:
         return ModelRules(

@@ -66,6 +66,11 @@ class Generation:
     def is_admitting(self) -> bool:
         return self.state == "ready" and self.claimed_by is None and not self.has_crashed
 
+    @property
+    def is_end_awaited(self) -> bool:
+        """Whether only its requests keep another model waiting for its memory, or keep it from its stop."""
+        return self.num_requests > 0 and (self.claimed_by is not None or self.state == "draining")
+
     def restart_cost(self, now: float) -> float:
         """What it costs to stop it: the seconds of the last start, less the longer it was not used."""
         idle_s = 0.0 if self.leases else now - self.idle_since_s
@@ -193,6 +198,7 @@ class Model:
 
     @property
     def is_admitting(self) -> bool:
+        """Whether a request would reach it at once, but for its own limit of concurrency."""
         return self.current is not None and self.current.is_admitting
 
     @property
@@ -277,7 +283,6 @@ class Model:
         needs = [each.need for each in generations]
         return ModelView(
             state=self.state,
-            generation=None if current is None else current.number,
             since_s=self._ended_s if current is None else current.since_s,
             num_running=sum(len(each.leases) for each in generations),
             num_waiting=self.num_waiting,

@@ -54,9 +54,10 @@ class ModelScheduler:
             read_free: returns what is free now; None if the system does not tell: only the budget decides.
         """
         self._limits = limits
-        self._models: dict[str, Model] = {}
-        self._generations: dict[int, Generation] = {}
-        """All that have not ended, also those of models that were removed."""
+        self.models: Mapping[str, Model] = {}
+        """By name; others only read them."""
+        self.generations: dict[int, Generation] = {}
+        """By number, until they have ended, also those of models that were removed; others only read them."""
         self._numbers = itertools.count(1)
         self._leases: dict[int, Generation] = {}
         """By ticket."""
@@ -78,8 +79,8 @@ class ModelScheduler:
             restart: those whose process cannot go on. If there is room beside it, the next one starts now and
                 takes over; else it admits nothing more, and the next one starts when it has ended.
         """
-        before, known = self._models, self._known()
-        self._models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
+        before, known = self.models, self._known()
+        self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
         for name in before.keys() - rules.keys():
             self._refuse_waiting(before[name], "removed", _removed(name))
             self._drain(before[name], now)
@@ -90,13 +91,13 @@ class ModelScheduler:
                 self._change(model, rules[name], now)
             else:
                 model.update(rules[name])
-        for model in self._models.values():
+        for model in self.models.values():
             self._admit_waiting(model)
         return self._decide(now)
 
     def became_ready(self, number: int, now: float) -> list[Action]:
         """The generation answers requests; that of a changed entry gets all further ones."""
-        generation = self._generations.get(number)
+        generation = self.generations.get(number)
         if generation is None or generation.state != "starting":
             return []
         model = generation.model
@@ -111,7 +112,7 @@ class ModelScheduler:
 
     def crashed(self, number: int) -> None:
         """The generation cannot answer any more, but is not gone yet: requests wait for the next one."""
-        if (generation := self._generations.get(number)) is not None:
+        if (generation := self.generations.get(number)) is not None:
             generation.has_crashed = generation.state == "ready"
 
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
@@ -121,7 +122,7 @@ class ModelScheduler:
             reason: None if it was asked to stop.
             is_lasting: the same start would fail again.
         """
-        generation = self._generations.pop(number, None)
+        generation = self.generations.pop(number, None)
         if generation is None:
             return []
         for ticket in generation.leases:
@@ -138,7 +139,7 @@ class ModelScheduler:
 
     def unload(self, model: str, now: float) -> list[Action]:
         """Stops the model by hand: its leases end first, and requests that come or wait start it again."""
-        if (found := self._models.get(model)) is not None:
+        if (found := self.models.get(model)) is not None:
             self._drain(found, now)
         return self._decide(now)
 
@@ -175,7 +176,7 @@ class ModelScheduler:
 
     def hold(self, ticket: int, number: int) -> None:
         """A lease without a request, which counts for no limit of requests; none on what has ended."""
-        if (generation := self._generations.get(number)) is not None:
+        if (generation := self.generations.get(number)) is not None:
             generation.leases.add(ticket)
             generation.holds.add(ticket)
             self._leases[ticket] = generation
@@ -200,7 +201,7 @@ class ModelScheduler:
         Args:
             is_settled: False while they may take more: until then it needs at least its estimate.
         """
-        generation = self._generations.get(number)
+        generation = self.generations.get(number)
         if generation is None:
             return []
         generation.note_memory(memory, self._limits.budget, is_settled=is_settled)
@@ -208,7 +209,7 @@ class ModelScheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
-        for model in self._models.values():
+        for model in self.models.values():
             self._refuse_late(model, now)
             if (end_s := model.ttl_end_s()) is not None and end_s <= now:
                 self._drain(model, now)
@@ -216,7 +217,7 @@ class ModelScheduler:
 
     def next_tick_s(self, now: float) -> float | None:
         """Seconds until `tick` has something to do; None if only another event can change anything."""
-        models, max_wait_s = self._models.values(), self._limits.max_wait_s
+        models, max_wait_s = self.models.values(), self._limits.max_wait_s
         ends = (end_s for each in models for end_s in (each.ttl_end_s(), each.patience_end_s(max_wait_s)))
         dues = [due_s for due_s in (self._due_s, *ends) if due_s is not None]
         return max(0.0, min(dues) - now) if dues else None
@@ -224,7 +225,7 @@ class ModelScheduler:
     def drain(self, now: float) -> list[Action]:
         """The router ends: refuses what waits and what comes, and stops each model after its leases."""
         self._is_ending = True
-        for model in self._models.values():
+        for model in self.models.values():
             self._refuse_waiting(model, "shutting_down", _ENDING)
             self._drain(model, now)
         return self._decide(now)
@@ -233,35 +234,14 @@ class ModelScheduler:
 
     def view(self) -> dict[str, ModelView]:
         """All models, also those that were removed and still have a process."""
-        return {name: self._view(model) for name, model in self._known().items()}
-
-    def view_of(self, name: str) -> ModelView | None:
-        """The model of this name; None if there is none."""
-        model = self._known().get(name)
-        return None if model is None else self._view(model)
-
-    def current_of(self, name: str) -> int | None:
-        """The generation that gets the model's requests, in whatever state it is."""
-        model = self._models.get(name)
-        return None if model is None or model.current is None else model.current.number
-
-    def is_admitting(self, name: str) -> bool:
-        """Whether a request would reach the model at once, but for a limit of its own concurrency."""
-        model = self._models.get(name)
-        return model is not None and model.is_admitting
-
-    def is_end_awaited(self, number: int) -> bool:
-        """Whether only its requests keep another model waiting for its memory, or keep it from its stop."""
-        generation = self._generations.get(number)
-        if generation is None or generation.num_requests == 0:
-            return False
-        return generation.claimed_by is not None or generation.state == "draining"
-
-    def _view(self, model: Model) -> ModelView:
-        return model.view([each for each in self._generations.values() if each.model is model])
+        generations = self.generations.values()
+        return {
+            name: model.view([each for each in generations if each.model is model])
+            for name, model in self._known().items()
+        }
 
     def _known(self) -> dict[str, Model]:
-        return {each.name: each.model for each in self._generations.values()} | self._models
+        return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
     # Requests
 
@@ -269,7 +249,7 @@ class ModelScheduler:
         """The model of a new ticket; else the ticket is refused."""
         if ticket in self._leases or ticket in self._waiting:
             raise ValueError(f"ticket {ticket} is in use")
-        model = self._models.get(name)
+        model = self.models.get(name)
         if self._is_ending:
             self._refuse(ticket, "shutting_down", _ENDING)
         elif model is None:
@@ -348,13 +328,13 @@ class ModelScheduler:
         """Whether a process of the changed model has room beside the current one, for which nobody waits."""
         if self._is_ending or model.current is None or model.current.state != "ready" or model.current.has_crashed:
             return False
-        if any(other.is_hungry for other in self._models.values()):
+        if any(other.is_hungry for other in self.models.values()):
             return False
         return self._plan(self._read_free(), now).has_room(model)
 
     def _start(self, model: Model, now: float) -> Generation:
         generation = Generation(next(self._numbers), model, now)
-        self._generations[generation.number] = generation
+        self.generations[generation.number] = generation
         model.note_start()
         self._actions.append(Start(generation.number, model.name))
         return generation
@@ -362,7 +342,7 @@ class ModelScheduler:
     def _drain(self, model: Model, now: float) -> None:
         """Has all of its generations admit nothing more, and stops each when its leases have ended."""
         model.next = None
-        for generation in self._generations.values():
+        for generation in self.generations.values():
             if generation.model is model:
                 self._drain_generation(generation, now)
 
@@ -397,7 +377,7 @@ class ModelScheduler:
     def _collect_hungry(self, now: float) -> list[Model]:
         """The models that wait for a start, longest first; notes when the pause of the others ends."""
         hungry = []
-        for model in self._models.values():
+        for model in self.models.values():
             if model.is_hungry:
                 if model.is_backing_off(now):
                     self._note_due(model.retry_s)
@@ -408,7 +388,7 @@ class ModelScheduler:
         return sorted(hungry, key=lambda model: model.hungry_since_s)
 
     def _release_claims(self, hungry: Collection[str]) -> None:
-        for generation in self._generations.values():
+        for generation in self.generations.values():
             if generation.claimed_by is not None and generation.claimed_by not in hungry:
                 generation.claimed_by = None
                 self._admit_waiting(generation.model)
@@ -424,7 +404,7 @@ class ModelScheduler:
         return has_changed
 
     def _plan(self, free: Need | None, now: float) -> StartPlan:
-        return StartPlan(self._generations.values(), self._limits, free, now, self._settled_s)
+        return StartPlan(self.generations.values(), self._limits, free, now, self._settled_s)
 
     def _carry_out(self, model: Model, placement: Placement, now: float) -> None:
         is_short = placement.kind == "short"

@@ -137,8 +137,6 @@ class ModelView:
     """One model, as lists show it. Times are those of the scheduler's clock."""
 
     state: State
-    generation: int | None
-    """The one that gets its requests; None without a process."""
     since_s: float
     num_running: int
     """Requests that hold a lease, on all of its processes."""

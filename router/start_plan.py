@@ -8,7 +8,7 @@ All models together have what is free now and what their processes hold, but at 
 takes its whole need of that, so that what a start has not taken yet is not given twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final, Literal
@@ -162,26 +162,30 @@ class StartPlan:
         """When the other one stops to admit requests: both have then had their time."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
-    def _choose(self, model: Model, candidates: Iterable[Generation]) -> list[Generation] | None:
-        """Of the candidates those that cost least and suffice; None if all together do not."""
+    def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Generation] | None:
+        """Of the candidates those that it excludes, and those that cost least and suffice.
 
-        def order(other: Generation) -> tuple[_Rank, float, float]:
-            return self._rank(other, model), other.restart_cost(self._now), other.idle_since_s
+        None if all together do not.
+        """
 
+        def order(other: Generation) -> tuple[bool, _Rank, float, float]:
+            is_free = other.name not in model.excludes
+            return is_free, self._rank(other, model), other.restart_cost(self._now), other.idle_since_s
+
+        if any(other.name in model.excludes and other not in candidates for other in self._staying):
+            return None
         room = replace(self._planned)
-        left = self._staying.copy()
         chosen: list[Generation] = []
-        ordered = sorted(candidates, key=order)
-        must = [other for other in ordered if other.name in model.excludes]
-        for other in [*must, *(other for other in ordered if other.name not in model.excludes)]:
-            if len(chosen) >= len(must) and self._fits(model, room, left):
+        for other in sorted(candidates, key=order):
+            if other.name not in model.excludes and room.holds(model.need):
                 break
             chosen.append(other)
             room.give(other.need)
-            left.remove(other)
-        if not self._fits(model, room, left):
-            return None
-        return self._without_needless(model, chosen, room, left)
+        for other in reversed(chosen[:-1]):  # a large one that was chosen late may have made earlier ones needless
+            if other.name not in model.excludes and room.without(other.need).holds(model.need):
+                chosen.remove(other)
+                room = room.without(other.need)
+        return chosen if room.holds(model.need) else None
 
     def _rank(self, other: Generation, model: Model) -> "_Rank":
         if other.state == "draining":
@@ -191,20 +195,6 @@ class StartPlan:
         if other.state != "ready":
             return _Rank.NOT_READY
         return _Rank.CLAIMABLE if self._claim_s(other, model) <= self._now else _Rank.IN_ITS_TIME
-
-    def _without_needless(
-        self, model: Model, chosen: list[Generation], room: "_Room", left: list[Generation]
-    ) -> list[Generation]:
-        """A large one that was chosen late may have made earlier ones needless."""
-        for other in reversed(chosen[:-1]):
-            room.take(other.need)
-            left.append(other)
-            if self._fits(model, room, left):
-                chosen.remove(other)
-            else:
-                room.give(other.need)
-                left.remove(other)
-        return chosen
 
     def _reserve(self, victims: Iterable[Generation]) -> None:
         for other in victims:
@@ -296,6 +286,9 @@ class _Room:
     def give(self, need: Need) -> None:
         self.slots += 1
         self.memory = self.memory.plus(need)
+
+    def without(self, need: Need) -> "_Room":
+        return _Room(self.slots - 1, self.memory.minus(need))
 
 
 def _list_needs(processes: Iterable[Generation]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from base.machine.server_ports import list_server_ports
 from envs.registry import env
@@ -195,6 +196,23 @@ async def test_a_start_of_ours_that_does_not_end_is_killed_soon(place, tiny_llam
     child.stop()
     assert await asyncio.wait_for(asyncio.shield(life), 20) is None
     assert is_gone(child.pids[0])
+
+
+async def test_a_server_that_hangs_is_no_usual_end_although_it_is_to_stop(place):
+    """Its requests have ended with its engine: nobody else needs it."""
+    body = {"status": "ready"}
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response(body, status=503 if body["status"] == "hung" else 200)
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.UnixSite(runner, place.socket_path).start()
+    found = await start(ModelEntry(name="m"), place)  # without words, it is a server that runs already
+    body.update(status="hung", error={"message": "The engine hangs: it was silent"})
+    found.child.stop()
+    assert await found.life == "The server hangs. The engine hangs: it was silent."
+    await runner.cleanup()
 
 
 async def test_a_stop_before_the_first_turn_starts_nothing(place):

@@ -310,6 +310,17 @@ a model that ends by itself is started again for the one that waited
 run a 1; arrive 2 a; wait 9; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
 arrive 3 a > refuse 3 failed; wait 1 > start a; ready a > admit 2
 
+a failed start answers all waiters and harms no other model: llama-swap #92, FMA #444, ray #63065
+budget=10 | a 6 | b 6
+arrive 1 a; arrive 2 a; arrive 3 b; ended a broken > refuse 1 failed, refuse 2 failed, start b
+arrive 4 a > refuse 4 failed
+
+a model that dies soon after each start pauses longer
+| a
+run a 1; ended a killed; arrive 2 a > refuse 2 failed; wait 1; run a 3; ended a killed; wait 1.9
+arrive 4 a > refuse 4 failed; wait 0.1; run a 5; ended a killed; wait 3.9; arrive 6 a > refuse 6 failed; wait 0.1
+arrive 7 a > start a
+
 a model that ends by itself after ten seconds is started again without a pause
 | a
 run a 1; wait 10; ended a killed > nothing; arrive 2 a > start a
@@ -586,18 +597,6 @@ def test_memory_of_gpus_counts_like_that_of_the_machine():
     assert scheduler.view()["b"].state == "stopped"
 
 
-def test_a_failed_start_answers_all_waiters_and_harms_no_other_model(one_fits):
-    """llama-swap #92, FMA #444, ray #63065."""
-    one_fits.arrive(1, "a")
-    one_fits.arrive(2, "a")
-    one_fits.arrive(3, "b")
-    actions = one_fits.ended("a", "no weights")
-    assert refusals(actions) == {1: "failed", 2: "failed"}
-    assert one_fits.starts == ["a", "b"]
-    (refusal,) = one_fits.arrive(4, "a")
-    assert refusal == Refuse(4, "failed", "no weights", 1)
-
-
 def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits):
     pauses = []
     for ticket in range(8):
@@ -612,19 +611,6 @@ def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits):
     assert refusals(one_fits.arrive(21, "a")) == {21: "failed"}
     assert happen(one_fits, "load 22 a") == "start a"
     assert happen(one_fits, "ready a") == "admit 22"
-
-
-def test_a_model_that_dies_soon_after_each_start_pauses_longer():
-    story = Story()
-    story.model("a")
-    for ticket, pause_s in enumerate((1, 2, 4), start=1):
-        story.run("a", ticket)
-        story.ended("a", "killed")
-        assert story.scheduler.view()["a"].retry_at_s == story.now + pause_s
-        story.wait(pause_s)
-    story.run("a", 9)
-    story.ended("a", "killed", after_s=60.0)
-    assert story.scheduler.view()["a"].retry_at_s == story.now
 
 
 @pytest.mark.alone

@@ -131,7 +131,6 @@ class SmallPool:
             ModelStatus(
                 entry=entry,
                 state="ready" if name in self.children else "starting" if name == "starting" else "stopped",
-                generation=None,
                 since_unix_s=time.time() - 5,
                 progress=ChildProgress("load_weights", 0.42, 1.3) if name == "starting" else None,
                 memory_bytes=1 << 20 if name in self.children else None,
