@@ -11,8 +11,8 @@ from typing import Final
 
 from base.machine.processes import pss_bytes
 from router.model_memory import MemoryMeter
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import NOTHING, Action, Need
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import NOTHING, Action, Need
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
-from router.child import Child, ChildPlace
-from router.child_server import ChildProgress
+from router.child.child import Child, ChildPlace
+from router.child.server import ChildProgress
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import (
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import (
     NOTHING,
     Action,
     Admit,

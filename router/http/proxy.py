@@ -19,7 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from base.json_depth import check_depth
-from router.child import Child
+from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
 from router.http.request_body import ForwardedBody

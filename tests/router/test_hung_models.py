@@ -9,7 +9,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from router.child_server import OwnServer
+from router.child.server import OwnServer
 from tests.router.router_process import RouterProcess, embedded
 from tests.support.http_client import ask
 from tests.support.waiting import wait_until

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, cast
 
 from router.memory_watch import MemoryWatch
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import ModelRules, Need, SchedulerLimits
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import ModelRules, Need, SchedulerLimits
 
 if TYPE_CHECKING:
     from router.model_memory import MemoryMeter

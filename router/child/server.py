@@ -15,7 +15,7 @@ import aiohttp
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from envs.registry import env
-from router.child_process import execute_serve
+from router.child.process import execute_serve
 from router.model_entry import ForeignCommand
 from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of

@@ -16,12 +16,12 @@ import aiohttp
 
 from base.machine.processes import descendants
 from base.server_settings import GIVES_WAY_S, waiting_mark
-from router.child_log import ChildLog, LogRelay
-from router.child_place import find_marked
-from router.child_process import ChildProcess, describe_end
-from router.child_server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
+from router.child.log import ChildLog, LogRelay
+from router.child.place import find_marked
+from router.child.process import ChildProcess, describe_end
+from router.child.process_set import ProcessSet
+from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
-from router.process_set import ProcessSet
 from startup.ground.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class ChildPlace(NamedTuple):
     """What a child gets from the router."""
 
     socket_path: str
-    """Where a server of ours listens; also the mark of all its processes (`router.child_place`)."""
+    """Where a server of ours listens; also the mark of all its processes (`router.child.place`)."""
     environment: Mapping[str, str]
     """The whole environment, without the variables of the entry."""
     relay: LogRelay
@@ -318,7 +318,7 @@ class Child:
         """Takes note of what belongs to it now, at its readiness and before its stop.
 
         After an end, orphans cannot be found in this way. Those of a start that crashes end with their
-        process group, by their own death pipes, or as marked ones (`router.child_place`).
+        process group, by their own death pipes, or as marked ones (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._processes.add(self.pids)

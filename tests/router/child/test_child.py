@@ -18,12 +18,13 @@ from aiohttp import web
 
 from base.machine.server_ports import list_server_ports
 from envs.registry import env
-from router import child_server, standbys
-from router.child import Child, ChildPlace
-from router.child_log import LogRelay
-from router.child_place import ChildPlaces
-from router.child_process import ChildProcess, describe_end
-from router.child_server import ForeignServer
+from router import standbys
+from router.child import server as child_server
+from router.child.child import Child, ChildPlace
+from router.child.log import LogRelay
+from router.child.place import ChildPlaces
+from router.child.process import ChildProcess, describe_end
+from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
 from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN

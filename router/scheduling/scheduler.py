@@ -22,8 +22,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Final
 
-from router.model_record import Generation, Model
-from router.scheduler_terms import (
+from router.scheduling.model import Generation, Model
+from router.scheduling.start_plan import Placement, StartPlan
+from router.scheduling.terms import (
     Action,
     Admit,
     GiveUp,
@@ -36,7 +37,6 @@ from router.scheduler_terms import (
     Start,
     Stop,
 )
-from router.start_plan import Placement, StartPlan
 
 _SETTLE_S: Final = 2.0
 """After the end of a process, its memory may come back late: no other model is stopped for it meanwhile."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
-from router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
+from router.scheduling.terms import NOTHING, ModelRules, ModelView, Need, State
 from startup.ground.processes.back_off import BackOff
 
 

@@ -14,8 +14,8 @@ from enum import IntEnum
 from typing import Final, Literal
 
 from base.wording import format_bytes
-from router.model_record import Generation, Model
-from router.scheduler_terms import UNLIMITED, Need, SchedulerLimits
+from router.scheduling.model import Generation, Model
+from router.scheduling.terms import UNLIMITED, Need, SchedulerLimits
 
 _POLL_S: Final = 0.1
 """How often the plan is made anew while a start waits only for memory."""

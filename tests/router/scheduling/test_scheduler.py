@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import (
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import (
     Action,
     Admit,
     GiveUp,

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import (
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import (
     Action,
     Admit,
     GiveUp,
