@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import ClassVar, Final
 
 from base.errors import ConfigError
@@ -14,7 +15,15 @@ SHUTDOWN_TIMEOUT_S: Final = 25.0
 SAME_SIGNAL_S: Final = 0.5
 """A service manager signals all processes of a service, and the front process of a warm start, or a router,
 forwards its signal: a server gets it twice."""
+GIVES_WAY_S: Final = 45.0
+"""How long a router's model may not answer, or its engine be silent and compute nothing, while others wait
+for its memory. Before, the router disconnects clients that do not read, and silent WebSockets."""
 _ROOT_PATH = re.compile(r"/[!-~]*")
+
+
+def waiting_mark(socket_path: str) -> Path:
+    """The file that a router keeps beside the socket of a model's server while others wait for its memory."""
+    return Path(f"{socket_path}.waiting")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import Final
 
 from base.machine.processes import pss_bytes
 from router.model_memory import MemoryMeter
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import NOTHING, Action, Need
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import NOTHING, Action, Need
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,9 @@ _ROUTER_S: Final = 10.0
 
 @dataclass
 class _Followed:
-    """A model that is ready."""
+    """A model that is ready, by its latest process."""
 
+    generation: int
     pids: Collection[int]
     measured_s: float = -math.inf
     is_used: bool = True
@@ -72,14 +73,15 @@ class MemoryWatch:
         if self._measuring is not None:
             self._measuring.cancel()
 
-    def follow(self, name: str, pids: Collection[int]) -> None:
-        """The model is ready."""
-        self._followed[name] = _Followed(pids)
+    def follow(self, generation: int, name: str, pids: Collection[int]) -> None:
+        """The model's generation is ready."""
+        self._followed[name] = _Followed(generation, pids)
 
-    def forget(self, name: str) -> None:
-        """The model's processes have ended."""
-        self._followed.pop(name, None)
-        self._meter.forget(name)
+    def forget(self, generation: int, name: str) -> None:
+        """All of the generation has ended."""
+        if name in self._followed and self._followed[name].generation == generation:
+            del self._followed[name]
+            self._meter.forget(name)
 
     def note_use(self, name: str) -> None:
         """The model gets a request."""
@@ -108,6 +110,6 @@ class MemoryWatch:
             if self._followed.get(name) is followed:
                 followed.note(need)
                 now = time.monotonic()
-                self._apply(self._scheduler.measured(name, need, now, is_settled=followed.is_settled))
+                self._apply(self._scheduler.measured(followed.generation, need, now, is_settled=followed.is_settled))
             else:
                 self._meter.forget(name)  # it has ended meanwhile

@@ -10,7 +10,7 @@ from base.machine.nvml import Gpu, keep_driver_open, read_gpus
 from base.machine.processes import descendants, pss_bytes
 from envs import foreign
 from router.model_entry import ModelEntry
-from router.scheduler_terms import NOTHING, Need
+from router.scheduling.terms import NOTHING, Need
 from server.terms.config import INT8_NAMES, EngineConfig
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.json_file import read_json_object

@@ -9,16 +9,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
-from router.child import Child, ChildPlace
-from router.child_server import ChildProgress
+from router.child.child import Child, ChildPlace
+from router.child.server import ChildProgress
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import (
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import (
     NOTHING,
     Action,
     Admit,
@@ -28,9 +28,7 @@ from router.scheduler_terms import (
     Refuse,
     SchedulerLimits,
     Start,
-    StartBeside,
     Stop,
-    StopBeside,
 )
 
 logger = logging.getLogger(__name__)
@@ -67,12 +65,12 @@ class ModelStatus(ModelView):
     pid: int | None
 
 
-@dataclass
-class _Waiter:
-    """A request between its arrival and its admission."""
+class _Life(NamedTuple):
+    """A generation of the scheduler."""
 
-    model: str
-    outcome: "asyncio.Future[Child | ModelRefused]"
+    child: Child
+    task: asyncio.Task[None]
+    """Until all of its processes have ended."""
 
 
 class ModelPool:
@@ -88,7 +86,7 @@ class ModelPool:
     ) -> None:
         """
         Args:
-            place: what a child gets; called with its entry and a number that no other child has.
+            place: what a child gets; called with its entry and the number of its generation.
             only: the model of a router that never has another one, so that memory decides nothing.
         """
         self.entries: Mapping[str, ModelEntry] = {}
@@ -106,15 +104,12 @@ class ModelPool:
         self._place = place
         self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
-        self._children: dict[str, Child] = {}
-        self._beside: dict[str, Child] = {}
-        """The second process of a changed model: the new one until it takes over, then the old one."""
-        self._runs: dict[Child, asyncio.Task[None]] = {}
+        self._lives: dict[int, _Life] = {}
+        """By generation."""
         self._exit_codes: dict[str, int] = {}
-        self._waiters: dict[int, _Waiter] = {}
-        self._numbers = itertools.count(1)
-        self._child_numbers = itertools.count(1)
-        """Part of the paths of sockets, whose length is limited."""
+        self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
+        """Of each request between its arrival and its admission."""
+        self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
         self._memory = MemoryWatch(meter, self._scheduler, self._apply)
@@ -162,12 +157,11 @@ class ModelPool:
 
     @asynccontextmanager
     async def _ticket(self, name: str, arrive: Callable[[int, str, float], list[Action]]) -> AsyncIterator[Child]:
-        ticket = next(self._numbers)
-        waiter = _Waiter(name, asyncio.get_running_loop().create_future())
-        self._waiters[ticket] = waiter
+        ticket = next(self._tickets)
+        waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         try:
             self._apply(arrive(ticket, name, time.monotonic()))
-            outcome = await waiter.outcome
+            outcome = await waiter
             if isinstance(outcome, ModelRefused):
                 raise outcome
             self._memory.note_use(name)
@@ -179,8 +173,10 @@ class ModelPool:
     @contextmanager
     def hold(self, child: Child) -> Iterator[None]:
         """A process on which there is a lease is not stopped until the block is left."""
-        ticket, name = next(self._numbers), child.entry.name
-        self._scheduler.hold(ticket, name, is_old=self._beside.get(name) is child)
+        ticket = next(self._tickets)
+        for number, life in self._lives.items():
+            if life.child is child:
+                self._scheduler.hold(ticket, number)
         try:
             yield
         finally:
@@ -188,19 +184,21 @@ class ModelPool:
 
     def is_ready(self, name: str) -> bool:
         """Whether its process answers requests, and is not to be stopped."""
-        return name in self._children and self._scheduler.is_admitting(name)
+        model = self._scheduler.models.get(name)
+        return model is not None and model.is_admitting
 
     def child_of(self, name: str) -> Child | None:
         """Its process if that answers requests, without a lease: it may be stopped at any time."""
-        return self._children[name] if self.is_ready(name) else None
+        return self.process_of(name) if self.is_ready(name) else None
 
     def process_of(self, name: str) -> Child | None:
         """Its process in whatever state: one that starts may answer what it knows already."""
-        return self._children.get(name)
+        life = self._lives.get(self._current_of(name))
+        return None if life is None else life.child
 
     def has_process(self, child: Child) -> bool:
         """Whether its processes have not ended."""
-        return child in self._runs
+        return child in self._children
 
     def exit_code(self, name: str) -> int:
         """How its last process has ended: its exit code, or -N after signal N."""
@@ -208,12 +206,12 @@ class ModelPool:
 
     def progress(self, name: str) -> str:
         """What a request for this model waits for."""
-        child, view = self._children.get(name), self._scheduler.view_of(name)
-        if child is None or view is None:
+        child, model = self.process_of(name), self._scheduler.models.get(name)
+        if child is None or model is None:
             return "waiting for room"
-        if view.state == "starting":
+        if model.state == "starting":
             return f"starting, {child.progress}"
-        return "waiting for other requests" if view.state == "ready" else "waiting for the next start"
+        return "waiting for other requests" if model.state == "ready" else "waiting for the next start"
 
     # By hand
 
@@ -225,10 +223,10 @@ class ModelPool:
     async def unload(self, name: str) -> None:
         """Returns when the model has stopped, after its running requests; a start is broken off."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
-        if (view := self._scheduler.view_of(name)) is not None and view.num_running:
+        if (view := self._scheduler.view().get(name)) is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
-        if runs := {run for child, run in self._runs.items() if child.entry.name == name}:
-            await asyncio.wait(runs)
+        if tasks := {life.task for life in self._lives.values() if life.child.entry.name == name}:
+            await asyncio.wait(tasks)
 
     # Status
 
@@ -238,7 +236,7 @@ class ModelPool:
         now, unix_s = time.monotonic(), time.time()
         statuses = []
         for name, entry in self.entries.items():
-            view, child = found[name], self._children.get(name)
+            view, child = found[name], self.process_of(name)
             statuses.append(
                 ModelStatus(
                     **vars(view),
@@ -276,64 +274,61 @@ class ModelPool:
         """Refuses what waits, and ends all processes after their running requests."""
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
-        for child in self._runs:
+        for child in self._children:
             child.drain()
-        while self._runs:
-            await asyncio.wait(set(self._runs.values()))
+        while self._lives:
+            await asyncio.wait({life.task for life in self._lives.values()})
         self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
 
     def signal_groups(self, number: int) -> None:
         """Sends a signal to the process groups of all models."""
-        for child in self._runs:
+        for child in self._children:
             child.signal_group(number)
 
     def kill(self) -> None:
         """Ends all processes at once."""
-        for child in self._runs:
+        for child in self._children:
             child.kill()
+
+    @property
+    def _children(self) -> list[Child]:
+        return [life.child for life in self._lives.values()]
 
     # Actions of the scheduler
 
     def _apply(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case Start(model):
-                    self._start(model, self._children)
-                case StartBeside(model):
-                    self._start(model, self._beside)
-                case Stop(model) | StopBeside(model):
-                    children = self._children if isinstance(action, Stop) else self._beside
-                    if (child := children.get(model)) is not None:
-                        child.stop()
+                case Start(number, model):
+                    self._start(number, model)
+                case Stop(number):
+                    if (life := self._lives.get(number)) is not None:
+                        life.child.stop()
                 case GiveUp(model):
                     self.on_give_up(model)
-                case Admit(ticket):
-                    self._admit(ticket)
+                case Admit(ticket, number):
+                    self._answer(ticket, self._lives[number].child)
                 case Refuse(ticket, kind, reason, retry_after_s):
-                    self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
+                    self._answer(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
         self._arm_timer()
 
-    def _start(self, model: str, children: dict[str, Child]) -> None:
-        entry = self.entries[model]
+    def _start(self, number: int, name: str) -> None:
+        entry = self.entries[name]
         try:
-            child = children[model] = Child(entry, self._place(entry, next(self._child_numbers)))
-            child.is_awaited = lambda: self._scheduler.is_awaited(model)
+            child = Child(entry, self._place(entry, number))
         except OSError as err:
-            reason = f"It cannot be started: {err}"
-            end = self._end if children is self._children else self._end_beside
-            asyncio.get_running_loop().call_soon(end, model, reason)
-        else:
-            self._runs[child] = asyncio.create_task(self._run_model(model, child), name=f"model {model}")
+            asyncio.get_running_loop().call_soon(self._note_end, number, name, f"It cannot be started: {err}")
+            return
+        generation = self._scheduler.generations[number]
+        child.is_end_awaited = lambda: generation.is_end_awaited
+        task = asyncio.create_task(self._run(number, child), name=f"model {name}")
+        self._lives[number] = _Life(child, task)
 
-    def _admit(self, ticket: int) -> None:
-        if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
-            waiter.outcome.set_result(self._children[waiter.model])
-
-    def _refuse(self, ticket: int, refused: ModelRefused) -> None:
-        if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
-            waiter.outcome.set_result(refused)
+    def _answer(self, ticket: int, outcome: Child | ModelRefused) -> None:
+        if (waiter := self._waiters.get(ticket)) is not None and not waiter.done():
+            waiter.set_result(outcome)
 
     def _arm_timer(self) -> None:
         if self._timer is not None:
@@ -348,9 +343,9 @@ class ModelPool:
 
     # A model's process
 
-    async def _run_model(self, name: str, child: Child) -> None:
+    async def _run(self, number: int, child: Child) -> None:
         """From the start of a process to its end."""
-        begin_s = time.monotonic()
+        begin_s, name = time.monotonic(), child.entry.name
         record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
         self.starts.append(record)
 
@@ -358,67 +353,48 @@ class ModelPool:
             took_s = time.monotonic() - begin_s
             record.update(took_s=round(took_s, 3), outcome="ready")
             logger.info("%s is ready after %.2f s", name, took_s)
-            self._memory.follow(name, child.pids)
-            if self._children.get(name) is child:
-                self._apply(self._scheduler.became_ready(name, time.monotonic()))
-                return
-            self._beside[name], self._children[name] = self._children[name], child
-            self._apply(self._scheduler.took_over(name, time.monotonic()))
-
-        def note_crash() -> None:
-            if self._children.get(name) is child:
-                self._apply(self._scheduler.crashed(name))
+            self._memory.follow(number, name, child.pids)
+            self._apply(self._scheduler.became_ready(number, time.monotonic()))
 
         reason: str | None = "The router failed to start it"
         try:
             logger.info("%s starts", name)
-            reason = await child.run(note_ready, self.before_stop, note_crash)
+            reason = await child.run(note_ready, self.before_stop, lambda: self._scheduler.crashed(number))
         except Exception as err:
             logger.exception("the process of %s cannot be followed", name)
             reason = f"The router failed: {err}"
         finally:
             if child.exit_code is not None:
                 self._exit_codes[name] = child.exit_code
-            del self._runs[child]
+            del self._lives[number]
+            self._memory.forget(number, name)
             if record["took_s"] is None:
                 record.update(
                     took_s=round(time.monotonic() - begin_s, 3), outcome="stopped" if reason is None else "failed"
                 )
-            self._note_gone(name, child, reason)
+            self._note_end(number, name, reason)
 
-    def _note_gone(self, name: str, child: Child, reason: str | None) -> None:
-        """All processes of a child have ended."""
-        if self._beside.get(name) is child:
-            self._end_beside(name, reason)
-            return
-        self._memory.forget(name)
-        del self._children[name]
-        if (other := self._beside.get(name)) is not None and not other.has_served:
-            self._children[name] = self._beside.pop(name)
-        self._end(name, reason)
-
-    def _end_beside(self, name: str, reason: str | None) -> None:
-        """The second process is gone."""
-        self._beside.pop(name, None)
-        if reason is not None:
-            logger.error("a process of %s has failed: %s", name, reason)
-        self._apply(self._scheduler.beside_ended(name, reason, time.monotonic()))
-
-    def _end(self, name: str, reason: str | None) -> None:
+    def _note_end(self, number: int, name: str, reason: str | None) -> None:
         is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
+        process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
-            logger.info("%s has stopped", name)
+            logger.info("%s has stopped", process)
         elif name != self._only or not self._ends_router(name, is_lasting=is_lasting):
-            logger.error("%s has failed: %s", name, reason)
-        self._apply(self._scheduler.ended(name, reason, time.monotonic(), is_lasting=is_lasting))
+            logger.error("%s has failed: %s", process, reason)
+        self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 
     def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
         """Whether the router ends with the only model, whose own lines tell why."""
         return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
-        view = self._scheduler.view_of(name)
-        return view is not None and view.last_start_s is not None
+        model = self._scheduler.models.get(name)
+        return model is not None and model.last_start_s is not None
+
+    def _current_of(self, name: str) -> int:
+        """The generation that gets the model's requests; 0 without one."""
+        model = self._scheduler.models.get(name)
+        return 0 if model is None or model.current is None else model.current.number
 
     def _rules_of(self, entry: ModelEntry) -> ModelRules:
         return ModelRules(

@@ -29,14 +29,14 @@ from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
 from base.server_settings import SAME_SIGNAL_S
 from envs.registry import env
-from router.child import ChildPlace
-from router.child_log import LogRelay
-from router.child_place import ChildPlaces, Guard
+from router.child.child import ChildPlace
+from router.child.log import LogRelay
+from router.child.place import ChildPlaces, Guard
 from router.http.app import AppOptions, create_runner
 from router.model_entry import ModelEntry, ModelsFileError
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
-from router.scheduler_terms import SchedulerLimits
+from router.scheduling.terms import SchedulerLimits
 from router.standbys import Standbys
 from server.http.transport.connection_table import raise_file_limit
 from server.terms.server_config import ServerConfig

@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import hdrs
 
-from router.child import Child
+from router.child.child import Child
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 

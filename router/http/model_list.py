@@ -19,7 +19,7 @@ from router.model_pool import ModelPool, ModelStatus
 from startup.ground.serve_words import is_flag_like
 
 if TYPE_CHECKING:
-    from router.child import Child
+    from router.child.child import Child
 
 STATES: Final = ("stopped", "starting", "ready", "draining", "failed")
 _OWNER: Final = "vllm-cli"

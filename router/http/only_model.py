@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from base.status_page.page import DATA_PATH
-from router.child import Child
+from router.child.child import Child
 from router.http.answers import json_answer
 from router.http.model_choice import ModelChoice
 from router.http.own_answers import OwnAnswers

@@ -19,7 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from base.json_depth import check_depth
-from router.child import Child
+from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
 from router.http.request_body import ForwardedBody
@@ -191,7 +191,7 @@ class Proxy:
                     max_msg_size=_MOST_MESSAGE_BYTES,
                 )
                 await downstream.prepare(request)
-                is_closed = await exchange(downstream, upstream, lambda: not self._pool.is_ready(entry.name))
+                is_closed = await relay_messages(downstream, upstream, lambda: not self._pool.is_ready(entry.name))
                 if not is_closed and request.transport is not None:
                     request.transport.abort()
             return downstream
@@ -239,7 +239,7 @@ class Proxy:
             upstream = await self._request(call, child, has_begun=begun is not None)
             is_read = False
             with closing(
-                _Copy(upstream, child, call, is_needed=lambda: not self._pool.is_ready(call.entry.name))
+                _Copy(upstream, child, call, is_room_wanted=lambda: not self._pool.is_ready(call.entry.name))
             ) as copy:
                 try:
                     with _closing(upstream):
@@ -301,12 +301,14 @@ class Proxy:
     async def _goes_on(self, child: Child, path: str) -> bool:
         """Whether a stored response is not complete, as far as is known."""
         answer = await self.fetch(child, path)
-        return answer is None or _goes_on(answer.body)
+        return answer is None or _status_of(answer.body) in ("queued", "in_progress")
 
     async def _find_end(self, child: Child) -> str:
-        """Why a server that refuses a request is ending; empty if it goes on."""
+        """Why a server that refuses a request ends; empty if it goes on, or hangs, maybe by this request."""
         health = await self.fetch(child, "/health")
-        return await child.end_reason() if health is None or health.status != HTTPStatus.OK else ""
+        if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
+            return ""
+        return await child.end_reason()
 
     def _session_of(self, child: Child) -> aiohttp.ClientSession:
         session = self._sessions.get(child)
@@ -391,25 +393,25 @@ async def _continue(
     return begun
 
 
-class _Stored(msgspec.Struct):
+class _WithStatus(msgspec.Struct):
     status: str
 
 
-def _goes_on(body: bytes) -> bool:
-    """Whether a stored response is not complete."""
+def _status_of(body: bytes) -> str:
+    """Of a stored response or a server; empty if there is none."""
     with suppress(ValueError):
         check_depth(body)
-        return msgspec.json.decode(body, type=_Stored).status in ("queued", "in_progress")
-    return False
+        return msgspec.json.decode(body, type=_WithStatus).status
+    return ""
 
 
 class _Copy:
     """Copies the body of a response."""
 
     def __init__(
-        self, upstream: aiohttp.ClientResponse, child: Child, call: Call, *, is_needed: Callable[[], bool]
+        self, upstream: aiohttp.ClientResponse, child: Child, call: Call, *, is_room_wanted: Callable[[], bool]
     ) -> None:
-        """`is_needed` tells whether others wait for the model to be stopped."""
+        """`is_room_wanted` tells whether others wait for the model to be stopped."""
         self.begin = b""
         """Of the body."""
         self._upstream = upstream
@@ -417,7 +419,7 @@ class _Copy:
         self._request = call.request
         self._path = call.path
         self._is_between_events = upstream.content_type == "text/event-stream"
-        self._is_needed = is_needed
+        self._is_room_wanted = is_room_wanted
         self._loop = asyncio.get_running_loop()
         self._writing_since_s: float | None = None
         self._timer = self._loop.call_later(_STALL_S / 3, self._check)
@@ -465,7 +467,7 @@ class _Copy:
         """Ends the response of a client that does not read."""
         since_s = self._writing_since_s
         is_stalled = since_s is not None and self._loop.time() - since_s >= _STALL_S
-        if is_stalled and self._is_needed() and self._request.transport is not None:
+        if is_stalled and self._is_room_wanted() and self._request.transport is not None:
             logger.info("a client that does not read is disconnected: others wait for its model")
             self._request.transport.abort()
         self._timer = self._loop.call_later(_STALL_S / 3, self._check)
@@ -500,12 +502,12 @@ def _target(child: Child, path: str, query: str) -> URL:
     )
 
 
-async def exchange(
-    client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse, is_needed: Callable[[], bool]
+async def relay_messages(
+    client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse, is_room_wanted: Callable[[], bool]
 ) -> bool:
     """Passes messages on until one side closes the WebSocket, which then closes the other one.
 
-    A silent one is closed once `is_needed` tells that others wait for the model to be stopped.
+    A silent one is closed once `is_room_wanted` tells that others wait for the model to be stopped.
     Returns whether both sides have closed it in time.
     """
     time = asyncio.get_running_loop().time
@@ -520,7 +522,7 @@ async def exchange(
     code, reason = aiohttp.WSCloseCode.OK, b""
     try:
         while not (await asyncio.wait(tasks, timeout=_STALL_S / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
-            if time() - last_s >= _STALL_S and is_needed():
+            if time() - last_s >= _STALL_S and is_room_wanted():
                 code, reason = aiohttp.WSCloseCode.SERVICE_RESTART, b"Others wait for this model's memory"
                 break
     finally:

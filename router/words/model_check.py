@@ -23,7 +23,7 @@ from base.machine.memory import read_memory
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from router.child_process import inherited_environment
+from router.child.process import inherited_environment
 from router.model_entry import Fault, ModelEntry
 from router.standbys import template_kind_of_entry
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours

@@ -7,7 +7,7 @@ from typing import Final
 from envs.registry import env
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
-from router.scheduler_terms import SchedulerLimits
+from router.scheduling.terms import SchedulerLimits
 from router.standbys import template_kind_of_entry
 from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours

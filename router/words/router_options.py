@@ -14,7 +14,7 @@ from router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, N
 from router.model_memory import MemoryMeter, default_budget
 from router.models_file.reader import Defaults, read_models_file
 from router.router import RouterOptions
-from router.scheduler_terms import SchedulerLimits
+from router.scheduling.terms import SchedulerLimits
 from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of
 from router.words.router_words import SeveralModels
 from startup.ground.config import StartupConfig

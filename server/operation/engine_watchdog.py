@@ -1,11 +1,16 @@
-"""Notices an engine that hangs, tells where once, and ends it after a time; the same for both engines."""
+"""Notices an engine that hangs, tells where once, and ends it after a time; the same for both engines.
+
+The time is shorter while a router wants the memory for another model.
+"""
 
 import asyncio
 import logging
 import time
 from typing import Final, Protocol
 
+from base.server_settings import GIVES_WAY_S, waiting_mark
 from base.wording import list_some
+from envs.registry import env
 
 logger = logging.getLogger(__name__)
 
@@ -98,20 +103,27 @@ class EngineWatchdog:
     async def run(self) -> None:
         """Returns once the engine has been ended; at once if it is not watched."""
         try:
-            await self._run()
+            if self._timeout_s:
+                await self._run()
         except Exception:
             logger.exception("the engine's watchdog has failed")
 
     async def _run(self) -> None:
         check_s = min(self._timeout_s / _CHECKS_PER_TIMEOUT, _LONGEST_CHECK_S)
-        while self.silence_s < self._timeout_s:
+        while not (reason := self._find_hang()):
             await self._check(check_s)
-        if self._timeout_s:
-            reason = f"it was silent for {self._timeout_s:g} s (--engine-watchdog-timeout): {self._known()}"
-            self._server.engine_hangs(reason)
-            await asyncio.sleep(_ANSWERS_S)
-            if self._is_first:
-                await self._processes.end(reason)
+        self._server.engine_hangs(reason)
+        await asyncio.sleep(_ANSWERS_S)
+        if self._is_first:
+            await self._processes.end(reason)
+
+    def _find_hang(self) -> str:
+        """Why the engine is to be ended; empty if it is not."""
+        if self.silence_s >= self._timeout_s:
+            return f"it was silent for {self._timeout_s:g} s (--engine-watchdog-timeout): {self._known()}"
+        if self.silence_s >= GIVES_WAY_S and _do_others_wait() and not self._computes():
+            return f"it was silent for {self.silence_s:.0f} s while others wait for its memory: {self._known()}"
+        return ""
 
     async def _check(self, check_s: float) -> None:
         begin_s = time.monotonic()
@@ -136,7 +148,7 @@ class EngineWatchdog:
     async def _tell(self) -> None:
         computed_s = self._computed_so_far() - self._computed_s
         end = f"it is ended after {self._timeout_s:g} s (--engine-watchdog-timeout)"
-        if computed_s > _BUSY_SHARE * self.silence_s and not self._processes.stopped():
+        if self._computes():
             self._level = logging.INFO
             text = "the engine has been in one step for %.0f s, with %.0f s of processor time: %s; %s"
             logger.info(text, self.silence_s, computed_s, self._known(), end)
@@ -146,6 +158,11 @@ class EngineWatchdog:
         stacks = await self._processes.read_stacks()
         logger.warning(text, self.silence_s, computed_s, self._known(), end, stacks)
 
+    def _computes(self) -> bool:
+        """Whether the silence is a long step."""
+        computed_s = self._computed_so_far() - self._computed_s
+        return computed_s > _BUSY_SHARE * self.silence_s and not self._processes.stopped()
+
     def _computed_so_far(self) -> float:
         return self._processes.computed_s(is_on_processor=self._engine.is_on_processor)
 
@@ -154,3 +171,9 @@ class EngineWatchdog:
         stopped = self._processes.stopped()
         running = f"since {self._since}, {self._server.num_running} requests run"
         return f"{running}; stopped by a signal: {list_some(stopped)}" if stopped else running
+
+
+def _do_others_wait() -> bool:
+    """Whether the router that has started this server wants its memory for another model."""
+    socket_path = env.VCLI_ROUTER.get()
+    return socket_path is not None and waiting_mark(socket_path).exists()

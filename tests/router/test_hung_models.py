@@ -4,12 +4,12 @@ import signal
 import threading
 import time
 
+import aiohttp
 import psutil
 import pytest
 from aiohttp import web
 
-from router.child_server import OwnServer
-from router.hang_watch import HangWatch
+from router.child.server import OwnServer
 from tests.router.router_process import RouterProcess, embedded
 from tests.support.http_client import ask
 from tests.support.waiting import wait_until
@@ -25,13 +25,21 @@ def _stop(processes: list[psutil.Process]) -> None:
         process.send_signal(signal.SIGSTOP)
 
 
-def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(tiny_llama, tmp_path):
+@pytest.mark.parametrize(
+    ("hung", "status", "why"),
+    [
+        ("engine", 500, "a has failed: The server hangs. The engine hangs: it was silent for 4"),
+        ("server", 503, "a has failed: The server hangs. It has not answered for 4"),
+    ],
+    ids=["engine", "server"],
+)
+def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, status, why, tiny_llama, tmp_path):
     models = {name: embedded(tiny_llama) for name in "ab"}
     words = ("--max-running", "1", "--max-wait", "5", "--idle-warm", "off")
     statuses: list[int] = []
     with RouterProcess(tmp_path, models, *words) as router:
         assert router.post("a").status == 200
-        _stop(router.tree("a")[1:])  # all but the API process
+        _stop(router.tree("a")[1 if hung == "engine" else 0 :])  # the API process is the first one
         waiting = threading.Thread(target=lambda: statuses.append(router.post("a", timeout_s=600).status))
         waiting.start()
         router.wait(lambda: router.models()["a"]["num_running"] == 1)
@@ -39,9 +47,10 @@ def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(tiny_l
         assert router.post("b", timeout_s=600).status == 200
         assert time.monotonic() - begin_s < _LIMIT_S
         waiting.join()
-        assert statuses == [503]
-        router.wait_state("a", "failed")
-        assert "computed nothing" in router.models()["a"]["reason"]
+        assert statuses == [status]
+        router.wait_state("a", "failed", "stopped")
+        router.wait_logged(why)
+        assert "others wait for its memory" in router.log
 
 
 @pytest.mark.parametrize(
@@ -101,7 +110,8 @@ async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
     await web.UnixSite(runner, str(tmp_path / "s")).start()
     server = OwnServer((), str(tmp_path / "s"), {})
     try:
-        assert await HangWatch(server, find_pids=list, is_awaited=bool).answers()
+        async with aiohttp.ClientSession(connector=server.connector, connector_owner=False) as session:
+            assert not (await server.poll(session)).hang
     finally:
         await server.connector.close()
         await runner.cleanup()

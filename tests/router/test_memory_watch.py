@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, cast
 
 from router.memory_watch import MemoryWatch
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import ModelRules, Need, SchedulerLimits
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import ModelRules, Need, SchedulerLimits
 
 if TYPE_CHECKING:
     from router.model_memory import MemoryMeter
@@ -35,8 +35,8 @@ class _Watched:
         self.scheduler.set_models({"m": ModelRules(need=_ESTIMATE)}, 0.0)
         self.watch = MemoryWatch(cast("MemoryMeter", self.meter), self.scheduler, lambda actions: None)
         self.scheduler.arrive(1, "m", 0.0)
-        self.scheduler.became_ready("m", 1.0)
-        self.watch.follow("m", [1])
+        self.scheduler.became_ready(1, 1.0)
+        self.watch.follow(1, "m", [1])
 
     async def need_at(self, now: float) -> float:
         """What the model needs by the measurements until then, in GiB."""

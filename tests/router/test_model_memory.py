@@ -12,7 +12,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.machine.nvml import Gpu, GpuProcess
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes
-from router.scheduler_terms import Need
+from router.scheduling.terms import Need
 from startup.session.preflight.memory_fit import PROGRAM_BYTES
 from tests.startup.session.preflight.conftest import write_safetensors
 

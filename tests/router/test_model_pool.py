@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from router import child as child_module
-from router.child import ChildPlace
-from router.child_log import LogRelay
-from router.child_place import ChildPlaces
+from router.child import child as child_module
+from router.child.child import ChildPlace
+from router.child.log import LogRelay
+from router.child.place import ChildPlaces
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
-from router.scheduler_terms import SchedulerLimits
+from router.scheduling.terms import SchedulerLimits
 from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until

@@ -14,11 +14,11 @@ from aiohttp import web
 from base.security.api_keys import ApiKeys
 from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
-from router.child import ChildProgress
+from router.child.child import ChildProgress
 from router.http.app import AppOptions, create_runner
 from router.model_entry import ModelEntry
 from router.model_pool import ModelRefused, ModelStatus
-from router.scheduler_terms import NOTHING
+from router.scheduling.terms import NOTHING
 from server.terms.limits import LimitsConfig
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

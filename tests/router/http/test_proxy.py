@@ -546,14 +546,17 @@ async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(rout
 
 
 @pytest.mark.parametrize(
-    ("reason", "statuses"), [("killed by SIGKILL", [503, 200]), ("", [503])], ids=["dies", "lives"]
+    ("reason", "health", "statuses"),
+    [("killed by SIGKILL", "dead", [503, 200]), ("killed by SIGKILL", "hung", [503]), ("", "dead", [503])],
+    ids=["dies", "hangs", "lives"],
 )
-async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, client, reason, statuses):
+async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, client, reason, health, statuses):
+    """But not one that may have made its engine hang."""
     sent: list[int] = []
 
     async def refuse(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/health":
-            return web.Response(status=503)
+            return web.json_response({"status": health}, status=503)
         sent.append(503 if not sent else 200)
         return web.Response(status=sent[-1])
 

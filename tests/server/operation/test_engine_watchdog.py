@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from base.server_settings import waiting_mark
+from envs.registry import env
 from server.operation import engine_watchdog
 from server.operation.engine_watchdog import EngineWatchdog
 from tests.server.operation.fake_processes import FakeProcesses
@@ -78,6 +80,25 @@ async def test_an_engine_without_a_timeout_is_not_watched(monkeypatch):
     one = Watched(monkeypatch, timeout_s=0)
     await one.watchdog.run()
     assert (one.now_s, one.processes.reasons) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("wants_s", "computes", "hung_s"),
+    [(0.0, False, 45.0), (100.0, False, 100.0), (0.0, True, 300.0)],
+    ids=["waits", "waits later", "long step"],
+)
+async def test_an_engine_that_computes_nothing_is_ended_sooner_while_others_wait(
+    monkeypatch, tmp_path, wants_s, computes, hung_s
+):
+    monkeypatch.setenv(env.VCLI_ROUTER.name, str(tmp_path / "1.sock"))
+    one = Watched(monkeypatch)
+    one.at = [(wants_s, waiting_mark(str(tmp_path / "1.sock")).touch)]
+    if computes:
+        one.at += [(10.0, lambda: setattr(one.processes, "processor_s", 250.0))]
+    await one.watchdog.run()
+    assert one.hung_s == pytest.approx(hung_s, abs=1)
+    why = "(--engine-watchdog-timeout)" if computes else "while others wait for its memory"
+    assert one.processes.reasons[0].startswith(f"it was silent for {hung_s:.0f} s {why}: since ")
 
 
 async def test_silence_is_told_once_with_the_stacks(monkeypatch, log):

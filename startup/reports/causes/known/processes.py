@@ -148,7 +148,7 @@ PROCESSES: Final = (
     KnownCause(
         "engine-hangs",
         "the engine hung",
-        ("s (--engine-watchdog-timeout): since",),
+        ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
         "The log has the stacks of all threads. A stopped process was stopped by a debugger, a freezer or SIGSTOP; a "
         "kernel or a connection that hangs: NCCL_DEBUG=INFO, --disable-custom-all-reduce; a step that takes longer: "
         "raise --engine-watchdog-timeout.",

@@ -3,7 +3,9 @@
 Standard library only.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, NamedTuple
 
 from startup.ground.config import SeveralModelsConfig
@@ -21,6 +23,10 @@ class Need(NamedTuple):
     ram_bytes: int = 0
     gpu_bytes: int = 0
     """Of all GPUs together."""
+
+    @staticmethod
+    def sum(needs: Iterable["Need"]) -> "Need":
+        return reduce(Need.plus, needs, NOTHING)
 
     def plus(self, other: "Need") -> "Need":
         return Need(self.ram_bytes + other.ram_bytes, self.gpu_bytes + other.gpu_bytes)
@@ -77,37 +83,25 @@ class ModelRules:
     restart_limit: int | None = None
     """It starts again by itself until so many failures in a row; requests wait `max_wait_s` for it."""
     may_overlap: bool = False
-    """Whether a process of the changed model may start while the old one runs."""
+    """Whether a process of it may start while an earlier one runs."""
     need: Need = NOTHING
     """Its estimated memory, which counts until it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start the model's process; answered by `became_ready` or `ended`."""
+    """Start a process of the model; answered by `became_ready` or `ended`."""
 
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartBeside:
-    """Start a process of the changed model beside the old one; answered by `took_over` or `beside_ended`."""
-
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopBeside:
-    """Stop the second process: the old one, which has no lease, or the new one; see `beside_ended`."""
-
+    generation: int
+    """The number of this life of this process, which events, `Stop` and `Admit` carry."""
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop the model's process, which has no lease; answered by `ended`."""
+    """Stop the process, which has no lease; answered by `ended`."""
 
-    model: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +113,10 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The ticket's model is ready, and stays so until the ticket leaves."""
+    """The ticket has a lease: the process is ready, and stays so until the ticket leaves."""
 
     ticket: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +129,7 @@ class Refuse:
     retry_after_s: int | None = None
 
 
-Action = Start | StartBeside | StopBeside | Stop | GiveUp | Admit | Refuse
+Action = Start | Stop | GiveUp | Admit | Refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +139,10 @@ class ModelView:
     state: State
     since_s: float
     num_running: int
-    """Requests that hold a lease."""
+    """Requests that hold a lease, on all of its processes."""
     num_waiting: int
     need: Need
+    """Of all of its processes; of the next one, if there is none."""
     reason: str
     """Why the last start failed, or the last process ended by itself; empty after a start that did not."""
     retry_at_s: float | None

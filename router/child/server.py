@@ -15,7 +15,7 @@ import aiohttp
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from envs.registry import env
-from router.child_process import execute_serve
+from router.child.process import execute_serve
 from router.model_entry import ForeignCommand
 from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
@@ -53,6 +53,8 @@ class ChildReadiness(NamedTuple):
 
     is_ready: bool
     progress: ChildProgress | None = None
+    hang: str = ""
+    """What its watchdog says of an engine that hangs."""
 
 
 class OwnServer:
@@ -67,12 +69,12 @@ class OwnServer:
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._socket_path = socket_path
         self._environment = environment
-        self._is_ready = False
+        self._has_been_ready = False
 
     @property
     def stop_s(self) -> float:
         """How long it may take to end: it ends its requests, if any, with an error after its own limit."""
-        if not self._is_ready:
+        if not self._has_been_ready:
             return ERRORS_S
         return self._seconds_of(_SHUTDOWN_TIMEOUT, STOP_S) + ERRORS_S
 
@@ -100,19 +102,14 @@ class OwnServer:
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """Whether requests are answered; raises for a server that does not answer yet."""
+        """Whether requests are answered; raises for a server that does not answer."""
         async with session.get(f"{self.base_url}/health") as answer:
-            self._is_ready = answer.status == _OK
-            return ChildReadiness(self._is_ready, None if self._is_ready else _read_progress(await answer.json()))
-
-    async def find_hang(self, session: aiohttp.ClientSession) -> str:
-        """What it says of an engine that hangs; empty for one that does not. Raises for no answer."""
-        async with session.get(f"{self.base_url}/health") as answer:
+            if answer.status == _OK:
+                self._has_been_ready = True
+                return ChildReadiness(is_ready=True)
             with suppress(ValueError):  # an answer of another kind is one, too
-                match None if answer.status == _OK else await answer.json(content_type=None):
-                    case {"status": "hung", "error": {"message": str(message)}}:
-                        return message
-        return ""
+                return _read_readiness(await answer.json(content_type=None))
+        return ChildReadiness(is_ready=False)
 
     def find_listener(self) -> int:
         """The process that listens; 0 if it cannot be seen, or not yet."""
@@ -132,6 +129,7 @@ class ForeignServer:
 
     is_foreign: Final = True
     stop_s: Final = STOP_S
+    longest_silence_s: Final = math.inf
 
     def __init__(self, command: ForeignCommand) -> None:
         """Chooses a port if the command names none; raises OSError."""
@@ -178,15 +176,17 @@ def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoRet
         raise SystemExit(127) from err
 
 
-def _read_progress(body: object) -> ChildProgress | None:
+def _read_readiness(body: object) -> ChildReadiness:
     match body:
+        case {"status": "hung", "error": {"message": str(message)}}:
+            return ChildReadiness(is_ready=False, hang=message)
         case {
             "phase": str(phase),
             "progress": None | float() | int() as share,
             "eta_s": None | float() | int() as left,
         }:
-            return ChildProgress(phase, share, left)
-    return None
+            return ChildReadiness(is_ready=False, progress=ChildProgress(phase, share, left))
+    return ChildReadiness(is_ready=False)
 
 
 def _with_port(command: ForeignCommand) -> ForeignCommand:

@@ -10,18 +10,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import aiohttp
 
 from base.machine.processes import descendants
-from router.child_log import ChildLog, LogRelay
-from router.child_place import find_marked
-from router.child_process import ChildProcess, describe_end
-from router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
-from router.hang_watch import HangWatch
+from base.server_settings import GIVES_WAY_S, waiting_mark
+from router.child.log import ChildLog, LogRelay
+from router.child.place import find_marked
+from router.child.process import ChildProcess, describe_end
+from router.child.process_set import ProcessSet
+from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
-from router.process_watch import ProcessWatch
 from startup.ground.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ _MOST_POLL_S: Final = 0.25
 _POLL_SHARE: Final = 0.01
 """The pause between two polls as a part of the time since the start."""
 _ANSWER_S: Final = 2.0
+_CHECK_S: Final = 2.0
+_LONGEST_CHECK_S: Final = 5.0
+"""What counts of one check: a pause of the router is no silence of the server."""
+_SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
 
@@ -43,7 +47,7 @@ class ChildPlace(NamedTuple):
     """What a child gets from the router."""
 
     socket_path: str
-    """Where a server of ours listens; also the mark of all its processes (`router.child_place`)."""
+    """Where a server of ours listens; also the mark of all its processes (`router.child.place`)."""
     environment: Mapping[str, str]
     """The whole environment, without the variables of the entry."""
     relay: LogRelay
@@ -64,18 +68,17 @@ class Child:
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
         self._log = ChildLog(entry.name, place.relay)
-        self._watch = ProcessWatch()
+        self._processes = ProcessSet()
         self._listener_pid = 0
         self._wants_stop = asyncio.Event()
         self._is_killed = False
-        self.is_awaited: Callable[[], bool] = lambda: False
+        self.is_end_awaited: Callable[[], bool] = lambda: False
         """Whether another model waits for its memory, or somebody for its end."""
-        self._hang = (
-            HangWatch(self._server, lambda: self._watch.pids, lambda: self.is_awaited())
-            if isinstance(self._server, OwnServer)
-            else None
-        )
+        self._silent_s = 0.0
+        """How long it has not answered, after it had served."""
         self._is_hung = False
+        self._is_silent = False
+        """Whether it did not answer when it was to end."""
         self._started_s = time.monotonic()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -87,7 +90,7 @@ class Child:
     @property
     def fault(self) -> str:
         """What is wrong with a server that was ready; empty if nothing is known."""
-        return "" if self._hang is None else self._hang.fault
+        return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
 
     @property
     def connector(self) -> aiohttp.BaseConnector:
@@ -116,7 +119,7 @@ class Child:
             on_crash: called when its first process has ended by itself; others may still run.
 
         Returns:
-            Why it has failed; None if it was asked to end.
+            Why it has failed; None if it was asked to end, and did not hang.
         """
         try:
             reason = await self._until_it_ends(on_ready, before_stop)
@@ -125,7 +128,7 @@ class Child:
         finally:
             self.exit_code = await self._finish()
         self._reason.set_result(self._describe(reason, self.exit_code))
-        return None if self._wants_stop.is_set() else self._reason.result()
+        return None if self._wants_stop.is_set() and not self._is_hung else self._reason.result()
 
     async def end_reason(self) -> str:
         """Why a connection to it failed: waits a moment for its end; empty if it still runs."""
@@ -150,7 +153,7 @@ class Child:
 
     def signal_group(self, number: int) -> None:
         """Sends a signal to the process group of its first process."""
-        if self.process is not None and self._watch.is_running(self.process.pid):
+        if self.process is not None and self._processes.is_running(self.process.pid):
             self.process.signal_group(number)
 
     def kill(self) -> None:
@@ -158,7 +161,7 @@ class Child:
         self._is_killed = True
         self._wants_stop.set()
         self.signal_group(signal.SIGKILL)
-        self._watch.signal(signal.SIGKILL)
+        self._processes.signal(signal.SIGKILL)
 
     # Its life
 
@@ -175,47 +178,80 @@ class Child:
             return f"The process cannot be started: {err}"
         ended = asyncio.create_task(self._wait_end(), name=f"end of {self.entry.name}")
         stopped = asyncio.create_task(self._wants_stop.wait(), name=f"stop of {self.entry.name}")
-        ready = asyncio.create_task(self._wait_ready(), name=f"start of {self.entry.name}")
+        found: asyncio.Task[str | None] = asyncio.create_task(self._wait_ready(), name=f"start of {self.entry.name}")
         try:
             limit_s = self.entry.start_timeout_s
-            await asyncio.wait({ended, stopped, ready}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done() and not stopped.done():
-                if not ready.done():
-                    return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
-                ready.result()
-                self.has_served = True
-                on_ready()
-                if (reason := await self._serve(ended, stopped)) is not None:
-                    self._is_hung = True
-                    return f"The server hangs. {reason}"
-                if before_stop is not None and not ended.done() and not self._is_killed:
-                    await before_stop(self)
+            await asyncio.wait({ended, stopped, found}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() or stopped.done():
+                return None
+            if not found.done():
+                return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
+            found.result()
+            self.has_served = True
+            on_ready()
+            found = asyncio.create_task(self._find_hang(), name=f"hang of {self.entry.name}")
+            await asyncio.wait({ended, stopped, found}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() or self._is_killed:
+                return None
+            if hang := found.result() if found.done() else await self._ask_before_stop():
+                self._is_hung = True
+                return f"The server hangs. {hang}"
+            if before_stop is not None:
+                await before_stop(self)
             return None
         finally:
-            for task in (ended, stopped, ready):
+            for task in (ended, stopped, found):
                 task.cancel()
-            await asyncio.gather(ended, stopped, ready, return_exceptions=True)
+            await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
-    async def _serve(self, ended: asyncio.Task[None], stopped: "asyncio.Task[Literal[True]]") -> str | None:
-        """Returns when it has ended or is to end; why, if it counts as hung."""
-        if self._hang is None:
-            await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            return None
-        hung = asyncio.create_task(self._hang.run(), name=f"hang of {self.entry.name}")
-        try:
-            await asyncio.wait({ended, stopped, hung}, return_when=asyncio.FIRST_COMPLETED)
-            return hung.result() if hung.done() and not ended.done() and not stopped.done() else None
-        finally:
-            hung.cancel()
-            await asyncio.gather(hung, return_exceptions=True)
+    async def _find_hang(self) -> str:
+        """Returns why the server counts as hung: its watchdog says so of the engine, or it does not answer.
+
+        The watchdog runs on the server's event loop, so it cannot tell that this one hangs. A command is not
+        asked: it may have no such answer.
+        """
+        if self._server.is_foreign:
+            await asyncio.Event().wait()
+        loop, mark = asyncio.get_running_loop(), waiting_mark(self.place.socket_path)
+        async with self._session() as session:
+            while True:
+                begin_s, is_awaited = loop.time(), self.is_end_awaited()
+                with suppress(OSError):  # a full disk, say
+                    if is_awaited:
+                        mark.touch()
+                    else:
+                        mark.unlink(missing_ok=True)
+                await asyncio.sleep(_CHECK_S)
+                answer = await self._poll(session)
+                if answer is not None and answer.hang:
+                    return answer.hang
+                passed_s = min(loop.time() - begin_s, _LONGEST_CHECK_S)
+                self._silent_s = self._silent_s + passed_s if answer is None else 0.0
+                if self._silent_s >= self._server.longest_silence_s:
+                    return f"{self.fault} (--engine-watchdog-timeout)"
+                if self._silent_s >= GIVES_WAY_S and is_awaited:
+                    return f"{self.fault}, and others wait for its memory"
+
+    async def _ask_before_stop(self) -> str:
+        """Why it hangs; empty if it does not. Its requests may have ended because it does."""
+        if self._server.is_foreign:
+            return ""
+        async with self._session() as session:
+            answer = await self._poll(session)
+        self._is_silent = answer is None
+        return "" if answer is None else answer.hang
+
+    def _session(self) -> aiohttp.ClientSession:
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
+        return aiohttp.ClientSession(connector=self.connector, connector_owner=False, timeout=timeout)
 
     def _launch(self) -> None:
         """Raises OSError."""
         with self._log.open() as output_fd:
             become = partial(_become, self._server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
-        self._watch.add([self.process.pid])
-        if not self._watch.is_running(self.process.pid):  # no descriptor is free: nobody would see its end
+        self._processes.add([self.process.pid])
+        if not self._processes.is_running(self.process.pid):  # no descriptor is free: nobody would see its end
             self.process.kill()
             self.process = None
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -225,24 +261,28 @@ class Child:
         if self.process is None:
             await asyncio.Event().wait()
         else:
-            await self._watch.wait(self.process.pid, None)
+            await self._processes.wait(self.process.pid, None)
 
     async def _wait_ready(self) -> None:
         """Returns once requests are answered."""
-        timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
-        async with aiohttp.ClientSession(connector=self.connector, connector_owner=False, timeout=timeout) as session:
+        async with self._session() as session:
             while not await self._is_ready(session):
                 elapsed_s = time.monotonic() - self._started_s
                 await asyncio.sleep(min(max(_LEAST_POLL_S, elapsed_s * _POLL_SHARE), _MOST_POLL_S))
         self._note_processes()
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
+        if (found := await self._poll(session)) is None:
+            return False
+        self._listener_pid = self._listener_pid or self._server.find_listener()
+        self.progress = found.progress or self.progress
+        return found.is_ready
+
+    async def _poll(self, session: aiohttp.ClientSession) -> ChildReadiness | None:
+        """None without an answer."""
         with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
-            found = await self._server.poll(session)
-            self._listener_pid = self._listener_pid or self._server.find_listener()
-            self.progress = found.progress or self.progress
-            return found.is_ready
-        return False
+            return await self._server.poll(session)
+        return None
 
     # Its end
 
@@ -250,25 +290,26 @@ class Child:
         """Returns when all of its processes have ended: how the first one has; None if there was none."""
         code = None
         if self.process is not None:
-            has_crashed = self._is_hung or not self._watch.is_running(self.process.pid)
+            has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
             self._note_processes()
             if not self._is_killed:
                 if not self._is_hung:
                     await self._ask_to_end(self.process)
-                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else await self._find_stop_s())
+                await self._processes.wait_all(_AFTER_CRASH_S if has_crashed else self._find_stop_s())
             await self._kill_all(self.process)
             await self._log.close(_OUTPUT_S)
             code = self.process.poll()
             if code != 0 and not self._server.is_foreign:
                 await asyncio.to_thread(remove_left_behind)
         await self.connector.close()
-        self._watch.close()
-        Path(self.place.socket_path).unlink(missing_ok=True)
+        self._processes.close()
+        for path in (Path(self.place.socket_path), waiting_mark(self.place.socket_path)):
+            path.unlink(missing_ok=True)
         return code
 
-    async def _find_stop_s(self) -> float:
+    def _find_stop_s(self) -> float:
         """How long it may take to end; one that does not answer ends no requests."""
-        if self._hang is None or not self.has_served or await self._hang.answers():
+        if not self._is_silent:
             return self._server.stop_s
         logger.warning("%s does not answer: it is killed after %g s", self.entry.name, ERRORS_S)
         return ERRORS_S
@@ -277,25 +318,25 @@ class Child:
         """Takes note of what belongs to it now, at its readiness and before its stop.
 
         After an end, orphans cannot be found in this way. Those of a start that crashes end with their
-        process group, by their own death pipes, or as marked ones (`router.child_place`).
+        process group, by their own death pipes, or as marked ones (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
-        self._watch.add(self.pids)
+        self._processes.add(self.pids)
         for pid in self.pids:
-            self._watch.add(descendants(pid))
+            self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
         """Sends SIGTERM: to a server of ours, which ends its processes itself, or to all of a foreign one."""
-        is_running = self._watch.is_running(process.pid)
+        is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:
                 process.signal(signal.SIGTERM)
             return
         if is_running and (words := self._server.stop_words(process.pid)):
             await self._run_stop_command(words)
-            await self._watch.wait(process.pid, self._server.stop_s)
-        self._watch.signal(signal.SIGTERM)
-        self._watch.signal(signal.SIGCONT)
+            await self._processes.wait(process.pid, self._server.stop_s)
+        self._processes.signal(signal.SIGTERM)
+        self._processes.signal(signal.SIGCONT)
 
     async def _run_stop_command(self, words: Sequence[str]) -> None:
         output_fd = os.dup(2)
@@ -307,19 +348,19 @@ class Child:
             return
         finally:
             os.close(output_fd)
-        self._watch.add([command.pid])
-        await self._watch.wait(command.pid, self._server.stop_s)
+        self._processes.add([command.pid])
+        await self._processes.wait(command.pid, self._server.stop_s)
         command.signal_group(signal.SIGKILL)
-        await self._watch.wait(command.pid, _KILL_S)
+        await self._processes.wait(command.pid, _KILL_S)
         command.poll()
 
     async def _kill_all(self, process: ChildProcess) -> None:
         process.signal_group(signal.SIGKILL)  # before it is reaped: the group's number is still its own
-        self._watch.signal(signal.SIGKILL)
+        self._processes.signal(signal.SIGKILL)
         if self._server.is_foreign:
-            self._watch.add(await asyncio.to_thread(find_marked, self.place.socket_path))
-            self._watch.signal(signal.SIGKILL)
-        if not await self._watch.wait_all(_KILL_S):
+            self._processes.add(await asyncio.to_thread(find_marked, self.place.socket_path))
+            self._processes.signal(signal.SIGKILL)
+        if not await self._processes.wait_all(_KILL_S):
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:

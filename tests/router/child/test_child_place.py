@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from router.child_place import Guard
+from router.child.place import Guard
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])

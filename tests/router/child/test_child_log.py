@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router.child_log import ChildLog, LogRelay, encode_line
+from router.child.log import ChildLog, LogRelay, encode_line
 
 _MASK = "********"
 

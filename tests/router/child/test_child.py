@@ -14,15 +14,17 @@ from typing import Any, NoReturn
 import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from base.machine.server_ports import list_server_ports
 from envs.registry import env
-from router import child_server, standbys
-from router.child import Child, ChildPlace
-from router.child_log import LogRelay
-from router.child_place import ChildPlaces
-from router.child_process import ChildProcess, describe_end
-from router.child_server import ForeignServer
+from router import standbys
+from router.child import server as child_server
+from router.child.child import Child, ChildPlace
+from router.child.log import LogRelay
+from router.child.place import ChildPlaces
+from router.child.process import ChildProcess, describe_end
+from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
 from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
@@ -195,6 +197,23 @@ async def test_a_start_of_ours_that_does_not_end_is_killed_soon(place, tiny_llam
     child.stop()
     assert await asyncio.wait_for(asyncio.shield(life), 20) is None
     assert is_gone(child.pids[0])
+
+
+async def test_a_server_that_hangs_is_no_usual_end_although_it_is_to_stop(place):
+    """Its requests have ended with its engine: nobody else needs it."""
+    body = {"status": "ready"}
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response(body, status=503 if body["status"] == "hung" else 200)
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.UnixSite(runner, place.socket_path).start()
+    found = await start(ModelEntry(name="m"), place)  # without words, it is a server that runs already
+    body.update(status="hung", error={"message": "The engine hangs: it was silent"})
+    found.child.stop()
+    assert await found.life == "The server hangs. The engine hangs: it was silent."
+    await runner.cleanup()
 
 
 async def test_a_stop_before_the_first_turn_starts_nothing(place):

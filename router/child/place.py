@@ -16,7 +16,7 @@ from typing import Final, NoReturn, Self
 
 from base.machine.command_line import replace_command_line
 from envs.registry import env
-from router.child_process import inherited_environment
+from router.child.process import inherited_environment
 from startup.ground.logs.options import LogOptions
 from startup.ground.processes import group_signals
 from startup.ground.temp_folder import own_folder

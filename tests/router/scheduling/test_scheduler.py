@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import (
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import (
     Action,
     Admit,
     GiveUp,
@@ -19,9 +19,7 @@ from router.scheduler_terms import (
     Refuse,
     SchedulerLimits,
     Start,
-    StartBeside,
     Stop,
-    StopBeside,
 )
 from tests.support.growth import growth
 
@@ -29,7 +27,10 @@ GIB = 1 << 30
 
 
 class Story:
-    """A scheduler, and the time and memory of its machine."""
+    """A scheduler, and the time and memory of its machine.
+
+    A process is called as its model; if another one of the model runs when it starts, it is a'.
+    """
 
     def __init__(self, free: int | None = None, **limits: float) -> None:
         self.now = 0.0
@@ -38,6 +39,9 @@ class Story:
         self.scheduler = ModelScheduler(SchedulerLimits(**values), self._read_free)  # type: ignore[arg-type]
         self.rules: dict[str, ModelRules] = {}
         self.starts: list[str] = []
+        self.names: dict[int, str] = {}
+        """Of all processes that were started, by generation; the latest with a name has it."""
+        self.running: set[int] = set()
         self.readings = 0
 
     def model(self, name: str, gib: int = 0, excludes: str = "", **rules: object) -> None:
@@ -66,31 +70,26 @@ class Story:
     def leave(self, ticket: int) -> list[Action]:
         return self._act(self.scheduler.leave(ticket, self.now))
 
-    def hold(self, ticket: int, model: str) -> list[Action]:
-        self.scheduler.hold(ticket, model)
+    def hold(self, ticket: int, process: str) -> list[Action]:
+        self.scheduler.hold(ticket, self.number(process))
         return []
 
-    def ready(self, model: str, after_s: float = 0.0) -> list[Action]:
+    def ready(self, process: str, after_s: float = 0.0) -> list[Action]:
         self.now += after_s
-        return self._act(self.scheduler.became_ready(model, self.now))
+        return self._act(self.scheduler.became_ready(self.number(process), self.now))
 
     def ended(
-        self, model: str, reason: str | None = None, after_s: float = 0.0, is_lasting: bool = False
+        self, process: str, reason: str | None = None, after_s: float = 0.0, is_lasting: bool = False
     ) -> list[Action]:
         self.now += after_s
-        return self._act(self.scheduler.ended(model, reason, self.now, is_lasting=is_lasting))
-
-    def took_over(self, model: str) -> list[Action]:
-        return self._act(self.scheduler.took_over(model, self.now))
-
-    def beside_ended(self, model: str, reason: str | None = None) -> list[Action]:
-        return self._act(self.scheduler.beside_ended(model, reason, self.now))
+        self.running.discard(self.number(process))
+        return self._act(self.scheduler.ended(self.number(process), reason, self.now, is_lasting=is_lasting))
 
     def unload(self, model: str) -> list[Action]:
         return self._act(self.scheduler.unload(model, self.now))
 
-    def measured(self, model: str, gib: int) -> list[Action]:
-        return self._act(self.scheduler.measured(model, Need(gib * GIB), self.now))
+    def measured(self, process: str, gib: int) -> list[Action]:
+        return self._act(self.scheduler.measured(self.number(process), Need(gib * GIB), self.now))
 
     def drain(self) -> list[Action]:
         return self._act(self.scheduler.drain(self.now))
@@ -98,7 +97,7 @@ class Story:
     def run(self, name: str, ticket: int) -> None:
         """A model that is ready, with one lease."""
         self.arrive(ticket, name)
-        assert Admit(ticket) in self.ready(name, 1.0)
+        assert ticket in [action.ticket for action in self.ready(name, 1.0) if isinstance(action, Admit)]
 
     def wait(self, seconds: float) -> list[Action]:
         """Lets time pass, with every tick that is due."""
@@ -118,8 +117,31 @@ class Story:
     def next_tick(self) -> str:
         return "none" if self.scheduler.next_tick_s(self.now) is None else "due"
 
+    def number(self, process: str) -> int:
+        """The generation with this name; 0 if there was none."""
+        return max((number for number, name in self.names.items() if name == process), default=0)
+
+    def words_of(self, action: Action) -> str:
+        match action:
+            case Start(number) | Stop(number):
+                return f"{type(action).__name__.lower()} {self.names[number]}"
+            case GiveUp(model):
+                return f"give up {model}"
+            case Admit(ticket):
+                return f"admit {ticket}"
+            case Refuse(ticket, kind):
+                return f"refuse {ticket} {kind}"
+        raise ValueError(action)
+
     def _act(self, actions: list[Action]) -> list[Action]:
-        self.starts += [action.model for action in actions if isinstance(action, Start)]
+        for action in actions:
+            if isinstance(action, Start):
+                self.starts.append(action.model)
+                name = action.model
+                while name in {self.names[number] for number in self.running}:
+                    name += "'"
+                self.names[action.generation] = name
+                self.running.add(action.generation)
         return actions
 
     def _read_free(self) -> Need | None:
@@ -288,6 +310,17 @@ a model that ends by itself is started again for the one that waited
 run a 1; arrive 2 a; wait 9; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
 arrive 3 a > refuse 3 failed; wait 1 > start a; ready a > admit 2
 
+a failed start answers all waiters and harms no other model: llama-swap #92, FMA #444, ray #63065
+budget=10 | a 6 | b 6
+arrive 1 a; arrive 2 a; arrive 3 b; ended a broken > refuse 1 failed, refuse 2 failed, start b
+arrive 4 a > refuse 4 failed
+
+a model that dies soon after each start pauses longer
+| a
+run a 1; ended a killed; arrive 2 a > refuse 2 failed; wait 1; run a 3; ended a killed; wait 1.9
+arrive 4 a > refuse 4 failed; wait 0.1; run a 5; ended a killed; wait 3.9; arrive 6 a > refuse 6 failed; wait 0.1
+arrive 7 a > start a
+
 a model that ends by itself after ten seconds is started again without a pause
 | a
 run a 1; wait 10; ended a killed > nothing; arrive 2 a > start a
@@ -353,8 +386,8 @@ arrive 1 a; forget a; reload > refuse 1 removed, stop a; model a; reload; arrive
 
 a changed model with room starts beside the old process and takes over; the old one ends after its leases
 budget=12 | a 6 may_overlap=1
-run a 1; reload a > start beside a; arrive 2 a > admit 2; view a > ready 2 leases 0 waiting 12 GiB
-took_over a > nothing; arrive 3 a > admit 3; leave 1; leave 2 > stop beside a; beside_ended a; leave 3 > nothing
+run a 1; reload a > start a'; arrive 2 a > admit 2; view a > ready 2 leases 0 waiting 12 GiB
+ready a' > nothing; arrive 3 a > admit 3; leave 1; leave 2 > stop a; ended a; leave 3 > nothing
 view a > ready 0 leases 0 waiting 6 GiB
 
 a changed model without room for two ends after its leases
@@ -371,21 +404,31 @@ run a 1; arrive 2 b; reload a > nothing; leave 1 > stop a
 
 a changed model whose new process fails goes on with the old one
 | a may_overlap=1
-run a 1; reload a > start beside a; beside_ended a broken; arrive 2 a > admit 2; leave 1; leave 2; unload a > stop a
+run a 1; reload a > start a'; ended a' broken; arrive 2 a > admit 2; leave 1; leave 2; unload a > stop a
 
 a changed model whose old process dies waits for the new one
 | a may_overlap=1
-run a 1; reload a > start beside a; ended a killed; arrive 2 a > nothing; ready a > admit 2
+run a 1; reload a > start a'; ended a killed; arrive 2 a > nothing; ready a' > admit 2
 
 unload stops both processes of a changed model
 | a may_overlap=1
-run a 1; leave 1; reload a > start beside a; unload a > stop beside a, stop a; ended a; ended a > nothing
+run a 1; leave 1; reload a > start a'; unload a > stop a, stop a'; ended a; ended a' > nothing
 view a > stopped 0 leases 0 waiting 0 GiB
 
 a model that is changed again while a process starts beside the old one begins anew
-| a may_overlap=1
-run a 1; reload a > start beside a; reload a > stop beside a; arrive 2 a; leave 1 > stop a
-beside_ended a; ended a > start a
+budget=17 | a 6 may_overlap=1
+run a 1; reload a > start a'; reload a > stop a'; arrive 2 a > nothing; leave 1 > stop a; ended a' > nothing
+ended a > start a
+
+a model that is changed again while a process starts beside the old one may have three processes
+budget=18 | a 6 may_overlap=1
+run a 1; reload a > start a'; reload a > stop a', start a''; ended a'; ready a'' > nothing; leave 1 > stop a
+
+a process that was replaced keeps no later one from its start, but a command waits for its end
+max_running=2 | a may_overlap=1
+run a 1; reload a > start a'; ready a' > nothing; ended a' killed; arrive 2 a > refuse 2 failed; wait 1
+arrive 3 a > start a'; ready a' > admit 3; model a; reload a > nothing; leave 3 > stop a'; arrive 4 a > nothing
+ended a' > nothing; leave 1 > stop a; ended a > start a
 
 a command that is changed ends before the new one starts
 | a
@@ -428,24 +471,7 @@ def happen(story: Story, step: str) -> str:
     arguments = [read_word(word) for word in words]
     unnamed = [value for name, value in arguments if not name]
     followed = getattr(story, method)(*unnamed, **{name: value for name, value in arguments if name})
-    return followed if isinstance(followed, str) else ", ".join(map(words_of, followed or [])) or "nothing"
-
-
-def words_of(action: Action) -> str:
-    match action:
-        case Start(model) | Stop(model):
-            return f"{type(action).__name__.lower()} {model}"
-        case StartBeside(model):
-            return f"start beside {model}"
-        case StopBeside(model):
-            return f"stop beside {model}"
-        case GiveUp(model):
-            return f"give up {model}"
-        case Admit(ticket):
-            return f"admit {ticket}"
-        case Refuse(ticket, kind):
-            return f"refuse {ticket} {kind}"
-    raise ValueError(action)
+    return followed if isinstance(followed, str) else ", ".join(map(story.words_of, followed or [])) or "nothing"
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=text.split("\n")[0]) for text in STORIES.strip().split("\n\n")])
@@ -516,7 +542,9 @@ def test_streams_for_two_models_swap_seldom_and_nobody_starves(gap_s, most_start
             if isinstance(action, Start):
                 agenda.append((story.now + start_s / 2, len(agenda), partial(story.ready, action.model)))
             elif isinstance(action, Stop):
-                agenda.append((story.now + start_s / 2, len(agenda), partial(story.ended, action.model)))
+                agenda.append(
+                    (story.now + start_s / 2, len(agenda), partial(story.ended, story.names[action.generation]))
+                )
             elif isinstance(action, Admit):
                 longest_s = max(longest_s, story.now - arrived[action.ticket])
                 agenda.append((story.now + lease_s, len(agenda), partial(story.leave, action.ticket)))
@@ -564,21 +592,9 @@ def test_memory_of_gpus_counts_like_that_of_the_machine():
     scheduler = ModelScheduler(SchedulerLimits(), lambda: Need(100 * GIB, 80 * GIB))
     rules = {name: ModelRules(need=Need(GIB, 70 * GIB)) for name in ("a", "b")}
     scheduler.set_models(rules, 0.0)
-    assert scheduler.arrive(1, "a", 0.1) == [Start("a")]
+    assert scheduler.arrive(1, "a", 0.1) == [Start(1, "a")]
     assert scheduler.arrive(2, "b", 0.2) == []
     assert scheduler.view()["b"].state == "stopped"
-
-
-def test_a_failed_start_answers_all_waiters_and_harms_no_other_model(one_fits):
-    """llama-swap #92, FMA #444, ray #63065."""
-    one_fits.arrive(1, "a")
-    one_fits.arrive(2, "a")
-    one_fits.arrive(3, "b")
-    actions = one_fits.ended("a", "no weights")
-    assert refusals(actions) == {1: "failed", 2: "failed"}
-    assert Start("b") in actions
-    (refusal,) = one_fits.arrive(4, "a")
-    assert refusal == Refuse(4, "failed", "no weights", 1)
 
 
 def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits):
@@ -593,21 +609,8 @@ def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits):
     one_fits.arrive(20, "a")
     one_fits.ended("a", "no weights")
     assert refusals(one_fits.arrive(21, "a")) == {21: "failed"}
-    assert one_fits.load(22, "a") == [Start("a")]
-    assert one_fits.ready("a") == [Admit(22)]
-
-
-def test_a_model_that_dies_soon_after_each_start_pauses_longer():
-    story = Story()
-    story.model("a")
-    for ticket, pause_s in enumerate((1, 2, 4), start=1):
-        story.run("a", ticket)
-        story.ended("a", "killed")
-        assert story.scheduler.view()["a"].retry_at_s == story.now + pause_s
-        story.wait(pause_s)
-    story.run("a", 9)
-    story.ended("a", "killed", after_s=60.0)
-    assert story.scheduler.view()["a"].retry_at_s == story.now
+    assert happen(one_fits, "load 22 a") == "start a"
+    assert happen(one_fits, "ready a") == "admit 22"
 
 
 @pytest.mark.alone
@@ -620,10 +623,10 @@ def test_waiting_requests_cost_the_same_each(ends):
             for ticket in range(number):
                 story.scheduler.arrive(ticket, "a", 0.0)
             if ends == "failed":
-                assert len(story.scheduler.ended("a", "no weights", 1.0)) == number
+                assert len(story.scheduler.ended(1, "no weights", 1.0)) == number
                 return
             if ends == "admitted":
-                story.scheduler.became_ready("a", 1.0)
+                story.scheduler.became_ready(1, 1.0)
             for ticket in range(number):
                 story.scheduler.leave(ticket, 2.0)
             assert story.scheduler.view()["a"].num_waiting == 0

@@ -7,16 +7,18 @@ comes back late; a model is loaded or unloaded by hand; the file changes; time p
   the limit of concurrency; or refused once, with a reason, and never after its admission.
 - No process is asked to stop while it has a lease, nor twice. A model is stopped for others only if it is
   ready, not pinned, and has had its minimum stay.
-- A changed model may have a second process, if there is room; the old one ends after its leases.
-- Otherwise a model has at most one process, starts only for a request that waits, or after a failure if it
-  has a restart limit, and beside none that it excludes. The number of processes, the sum of their needs and
-  the memory that is really free are kept.
-- States, leases and waiting requests of `view` are those of the world.
+- A changed model that is ready may have a second process beside it, if there is room; that takes over when it
+  is ready, and the old one ends after its leases.
+- Otherwise a model starts only without a process for its requests, and for a request that waits, or after a
+  failure if it has a restart limit. None starts beside one that it excludes. The number of processes, the sum
+  of their needs and the memory that is really free are kept.
+- States, leases, needs and waiting requests of `view` are those of the world.
 - After a tick there is a pause.
 - When nothing fails any more and no request comes, each waiting one is admitted or refused within the bound
   that the scheduler promises. Then the router ends, and nothing is left.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -24,8 +26,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from router.scheduler import ModelScheduler
-from router.scheduler_terms import (
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import (
     Action,
     Admit,
     GiveUp,
@@ -34,9 +36,7 @@ from router.scheduler_terms import (
     Refuse,
     SchedulerLimits,
     Start,
-    StartBeside,
     Stop,
-    StopBeside,
 )
 
 _EPSILON = 1e-6
@@ -45,17 +45,36 @@ _LONGEST_LEASE_S = 8.0
 
 
 @dataclass(eq=False)
-class Process:
-    """The one process of a model."""
+class Entry:
+    """What a model needs until its entry changes."""
 
+    estimate: int
+    peak: int = 0
+
+    @property
+    def need(self) -> int:
+        return self.peak or self.estimate
+
+
+@dataclass(eq=False)
+class Process:
+    """One process of a model."""
+
+    number: int
     model: str
+    entry: Entry
     size: int
     ready_s: float | None = None
     is_asked_to_stop: bool = False
     must_end: bool = False
     """Its entry was changed or removed, it was unloaded, or the router ends."""
     memory: int = 0
+    measured: int = 0
     leases: set[int] = field(default_factory=set)
+
+    @property
+    def need(self) -> int:
+        return max(self.entry.need, self.measured)
 
 
 @dataclass(eq=False)
@@ -91,9 +110,11 @@ class World:
         self.now = 1000.0
         self.counts = Counter[str]()
         self.rules: dict[str, ModelRules] = {}
-        self.processes: dict[str, Process] = {}
-        self.beside: dict[str, Process] = {}
-        """The second processes of models that were changed."""
+        self.entries: dict[str, Entry] = {}
+        self.processes: dict[int, Process] = {}
+        """By generation, until they have ended."""
+        self.current: dict[str, Process] = {}
+        """Those that get the requests of their models."""
         self.failed: set[str] = set()
         """Models that start again by themselves."""
         self.clients: dict[int, Client] = {}
@@ -134,13 +155,13 @@ class World:
 
     def end(self) -> None:
         """The router ends: nothing may be left."""
-        for process in self._all():
+        for process in self.processes.values():
             process.must_end = True
         self._apply(self.scheduler.drain(self.now))
         self._arrive()
         assert not self._waiting(), "a request waits while the router ends"
         limit_s = self.now + 100.0
-        while self._all():
+        while self.processes:
             assert self.now < limit_s, f"runs for ever: {self.processes}"
             self._pass_time()
             self._check_view()
@@ -165,13 +186,13 @@ class World:
 
     def _unload(self) -> None:
         name = self.rng.choice(self.names)
-        if (process := self.processes.get(name)) is not None:
-            process.must_end = True
+        if name in self.rules:
+            self._must_end(name)
         self._apply(self.scheduler.unload(name, self.now))
 
     def _crash(self) -> None:
-        if self._all():
-            self._gone(self.rng.choice(self._all()), "killed")
+        if self.processes:
+            self._gone(self.rng.choice([*self.processes.values()]), "killed")
 
     def _reload(self) -> None:
         self._edit({name for name in self.names if self.rng.random() < 0.8})
@@ -182,11 +203,18 @@ class World:
         kept = names & set(self.rules) - changed
         self.failed &= kept
         self.rules = {name: self.rules[name] if name in kept else self._random_rules(name) for name in sorted(names)}
+        for name in self.rules.keys() - kept:
+            self.entries[name] = Entry(self.rules[name].need.ram_bytes)
+        begins = {name: self.current.get(name) for name in changed}
         actions = self.scheduler.set_models(self.rules, self.now, restart=changed)
-        for name in (changed | removed) - {action.model for action in actions if isinstance(action, StartBeside)}:
-            if (process := self.processes.get(name)) is not None:
-                process.must_end = True
+        beside = {action.model for action in actions if isinstance(action, Start) and begins.get(action.model)}
+        for name in changed | removed:
+            self._must_end(name, but=self.current.get(name) if name in beside else None)
         self._apply(actions)
+
+    def _must_end(self, name: str, but: Process | None = None) -> None:
+        for process in self.processes.values():
+            process.must_end |= process.model == name and process is not but
 
     def _random_rules(self, name: str) -> ModelRules:
         choice = self.rng.choice
@@ -225,14 +253,12 @@ class World:
 
     # Processes and memory
 
-    def _all(self) -> list[Process]:
-        return [*self.processes.values(), *self.beside.values()]
-
-    def _start(self, name: str, processes: dict[str, Process]) -> None:
-        estimate = self.rules[name].need.ram_bytes
+    def _start(self, number: int, name: str) -> None:
+        entry = self.entries[name]
+        process = Process(number, name, entry, max(1, entry.estimate + self.rng.choice((-1, 0, 1))))
+        self.processes[number] = process
+        self.current.setdefault(name, process)
         self.failed.discard(name)
-        process = Process(name, max(1, estimate + self.rng.choice((-1, 0, 1))))
-        processes[name] = process
         fails = self.has_faults and self.rng.random() < 0.15
         self._later(_LONGEST_START_S / 2, lambda: self._allocate(process))
         self._later(_LONGEST_START_S, lambda: self._gone(process, "no weights") if fails else self._ready(process))
@@ -241,56 +267,52 @@ class World:
         process.memory = process.size
 
     def _ready(self, process: Process) -> None:
-        if process in self._all():
-            self._allocate(process)
-            if self.beside.get(process.model) is process:
-                if not process.is_asked_to_stop:
-                    self._take_over(process)
-                return
-            if not process.is_asked_to_stop:
-                process.ready_s = self.now
-            self._apply(self.scheduler.became_ready(process.model, self.now))
-
-    def _take_over(self, process: Process) -> None:
-        name = process.model
-        old = self.beside[name] = self.processes[name]
-        self.processes[name], process.ready_s, old.must_end = process, self.now, True
-        self._apply(self.scheduler.took_over(name, self.now))
+        if process.number not in self.processes:
+            return
+        self._allocate(process)
+        if not process.is_asked_to_stop:
+            process.ready_s = self.now
+            if (old := self.current[process.model]) is not process:
+                old.must_end, self.current[process.model] = True, process
+        self._apply(self.scheduler.became_ready(process.number, self.now))
 
     def _gone(self, process: Process, reason: str | None) -> None:
-        if process not in self._all():
+        if self.processes.pop(process.number, None) is None:
             return
-        is_beside = self.beside.get(process.model) is process
-        del (self.beside if is_beside else self.processes)[process.model]
-        if not is_beside and process.model in self.beside and self.beside[process.model].ready_s is None:
-            self.processes[process.model] = self.beside.pop(process.model)
-            self.processes[process.model].must_end = process.must_end
+        name, rules = process.model, self.rules.get(process.model)
+        if self.current.get(name) is process:
+            del self.current[name]
+            if (following := self._next_of(name)) is not None:
+                self.current[name] = following
+            elif reason is not None and not process.must_end and rules is not None and rules.restart_limit is not None:
+                self.failed.add(name)
         self.late_memory += process.memory
-        rules = self.rules.get(process.model)
-        if (
-            reason is not None
-            and not is_beside
-            and not process.must_end
-            and rules is not None
-            and rules.restart_limit is not None
-        ):
-            self.failed.add(process.model)
         self._later(self.longest_late_s, lambda: self._give_back(process.memory))
-        end = self.scheduler.beside_ended if is_beside else self.scheduler.ended
-        self._apply(end(process.model, reason, self.now))
+        self._apply(self.scheduler.ended(process.number, reason, self.now))
+
+    def _next_of(self, name: str) -> Process | None:
+        """The one that is to take over."""
+        others = (each for each in self.processes.values() if each.model == name and each is not self.current.get(name))
+        return next((each for each in others if each.ready_s is None and not each.must_end), None)
 
     def _give_back(self, memory: int) -> None:
         self.late_memory -= memory
 
     def _free(self) -> Need | None:
-        used = self.late_memory + sum(process.memory for process in self._all())
+        used = self.late_memory + sum(process.memory for process in self.processes.values())
         return None if self.total is None else Need(max(0, self.total - used))
 
     def _measure(self) -> None:
-        for name, process in list(self.processes.items()):
-            if process.ready_s is not None or self.rng.random() < 0.5:
-                self._allocate(process)
-                self._apply(self.scheduler.measured(name, Need(process.memory), self.now))
+        for process in list(self.processes.values()):
+            if process.ready_s is None and self.rng.random() < 0.5:
+                continue
+            self._allocate(process)
+            if process.ready_s is not None:
+                process.measured = process.memory
+                if not process.must_end and not process.is_asked_to_stop:
+                    most = max(process.entry.peak, process.memory)
+                    process.entry.peak = min(most, self.limits.memory_budget_bytes or most)
+            self._apply(self.scheduler.measured(process.number, Need(process.memory), self.now))
 
     # Actions, and what must hold for each
 
@@ -298,45 +320,37 @@ class World:
         for action in actions:
             self.counts[type(action).__name__] += 1
             match action:
-                case Start(model):
-                    assert model not in {each.model for each in self._all()}, "two processes of one model"
+                case Start(number, model):
                     self._check_start(model)
-                    assert self._waiting(model) or model in self.failed, "started for nobody"
-                    self._start(model, self.processes)
-                case StartBeside(model):
-                    assert model not in self.beside, "three processes of one model"
-                    self._check_start(model)
-                    self._start(model, self.beside)
-                case StopBeside(model):
-                    assert not self.beside[model].leases, "stopped with a lease"
-                    self._ask_to_stop(self.beside[model])
+                    self._start(number, model)
                 case GiveUp(model):
                     assert self.rules[model].restart_limit is not None, "requests start it again"
                     self.failed.discard(model)
-                case Stop(model):
-                    self._stop(self.processes[model])
-                case Admit(ticket):
-                    self._admit(ticket)
+                case Stop(number):
+                    self._stop(self.processes[number])
+                case Admit(ticket, number):
+                    self._admit(ticket, self.processes[number])
                 case Refuse(ticket, kind, reason):
                     assert self.clients.pop(ticket).process is None, "refused after its admission"
                     assert reason
                     self.counts[kind] += 1
 
     def _check_start(self, name: str) -> None:
-        needs = {name: view.need.ram_bytes for name, view in self.scheduler.view().items()}
-        running = {*self.processes, *self.beside, name}
-        assert not self.rules[name].excludes & running, "runs beside a model that it excludes"
-        num_processes = len(self._all()) + 1
-        assert num_processes <= (self.limits.max_running or num_processes), "too many run"
-        budget = self.limits.memory_budget_bytes
-        if budget is not None:
-            assert sum(min(needs[other], budget) for other in running) <= budget, "above the budget"
+        rules, need = self.rules[name], self.entries[name].need
+        if (current := self.current.get(name)) is None:
+            assert self._waiting(name) or name in self.failed, "started for nobody"
+        else:
+            assert rules.may_overlap, "a second process of a command"
+            assert self._next_of(name) is None, "two processes that are to take over"
+            assert current.ready_s is not None and not current.must_end, "not beside a process that answers"
+            self.counts["beside"] += 1
+        others = [*self.processes.values()]
+        assert rules.excludes.isdisjoint(other.model for other in others), "runs beside a model that it excludes"
+        assert len(others) < (self.limits.max_running or math.inf), "too many run"
+        if (budget := self.limits.memory_budget_bytes) is not None:
+            assert sum(min(each, budget) for each in (need, *(other.need for other in others))) <= budget
         if (free := self._free()) is not None:
-            promised = sum(needs[other] for other, process in self.processes.items() if not process.memory)
-            growing = [each.model for each in self.beside.values() if not each.memory]
-            # An entry that was removed meanwhile has no rules any more.
-            promised += sum(self.rules[x].need.ram_bytes if x in self.rules else needs[x] for x in growing)
-            need = self.rules[name].need.ram_bytes if name in self.processes else needs[name]
+            promised = sum(other.need for other in others if not other.memory)
             assert need + promised <= free.ram_bytes, "started without free memory"
 
     def _stop(self, process: Process) -> None:
@@ -344,6 +358,7 @@ class World:
         assert not process.leases, "stopped with a lease"
         if not process.must_end:
             rules = self.rules[process.model]
+            assert self.current[process.model] is process or process.ready_s is None
             assert process.ready_s is not None, "a starting model is no victim"
             assert not rules.pinned, "a pinned model is no victim"
             stay_s = min(self.limits.min_stay_s, rules.ttl_s or self.limits.min_stay_s)
@@ -354,10 +369,10 @@ class World:
         process.is_asked_to_stop = True
         self._later(_LONGEST_START_S, lambda: self._gone(process, None))
 
-    def _admit(self, ticket: int) -> None:
+    def _admit(self, ticket: int, process: Process) -> None:
         client = self.clients[ticket]
         assert client.process is None, "admitted twice"
-        process = self.processes[client.model]
+        assert process is self.current[client.model], "admitted to another process"
         assert process.ready_s is not None, "admitted during the start"
         assert not process.is_asked_to_stop, "admitted to a process that ends"
         assert not process.must_end, "admitted to a process that must end"
@@ -379,16 +394,18 @@ class World:
 
     def _check_view(self) -> None:
         views = self.scheduler.view()
-        assert set(self.processes) | {client.model for client in self._waiting()} <= set(views)
+        assert set(self.current) | {client.model for client in self._waiting()} <= set(views)
         for name, view in views.items():
-            process = self.processes.get(name)
+            process = self.current.get(name)
             if process is None:
                 assert view.state in ("stopped", "failed"), (name, view.state)
             elif process.is_asked_to_stop or process.must_end:
                 assert view.state == "draining", name
             else:
                 assert view.state == ("starting" if process.ready_s is None else "ready"), name
-            assert view.num_running == sum(len(each.leases) for each in self._all() if each.model == name), name
+            own = [each for each in self.processes.values() if each.model == name]
+            assert view.num_running == sum(len(each.leases) for each in own), name
+            assert view.need.ram_bytes == (sum(each.need for each in own) if own else self.entries[name].need), name
             assert view.num_waiting == len(self._waiting(name)), name
 
     def _waiting(self, model: str | None = None) -> list[Client]:
@@ -410,5 +427,5 @@ def test_the_books_agree_in_random_worlds(seeds):
         except AssertionError as err:
             raise AssertionError(f"world {seed}: {err}") from err
         counts += world.counts
-    happened = {"Start", "StartBeside", "Stop", "Admit", "overloaded", "failed", "no_room", "removed"}
+    happened = {"Start", "beside", "Stop", "Admit", "overloaded", "failed", "no_room", "removed"}
     assert happened <= set(counts), "else all this would hold because nothing happens"

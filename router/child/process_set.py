@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 
-class ProcessWatch:
+class ProcessSet:
     """A set of processes, on the event loop; their numbers cannot be those of other processes meanwhile."""
 
     def __init__(self) -> None:

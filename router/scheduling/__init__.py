@@ -1,0 +1,1 @@
+"""Which models run and which requests they get: begin with `scheduler.py`."""

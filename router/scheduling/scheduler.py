@@ -1,0 +1,446 @@
+"""Decides which models run and which requests they get: a pure function of events, one after the other.
+
+Knows no clock, no processes and no event loop: each event is a method that gets the time and returns actions.
+The memory that is free now is read only while a model waits for its start.
+Standard library only. `start_plan.py` decides which models are stopped for others.
+
+A request holds a lease on its model from its admission until it leaves. Bounds, with L the longest time for
+which a lease lasts, S the longest start and stop, W = max(max_wait_s, min_stay_s), and room for one model:
+
+- A model is stopped for another one at the earliest min_stay_s after it became ready, so in T seconds there
+  are at most T / min_stay_s + 1 swaps; if its requests leave no gap, at most T / W + 1.
+- A model stops to admit requests at the latest W after another one begins to wait, or after its own start.
+- With n models in use, a request is admitted within n * (W + L + S), however many requests come, or refused:
+  models start in the order in which they began to wait, and one that was stopped for another begins to wait
+  anew. Waits for a limit of concurrency, and for the pause after a failure, come on top.
+"""
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
+from typing import Final
+
+from router.scheduling.model import Generation, Model
+from router.scheduling.start_plan import Placement, StartPlan
+from router.scheduling.terms import (
+    Action,
+    Admit,
+    GiveUp,
+    ModelRules,
+    ModelView,
+    Need,
+    RefusalKind,
+    Refuse,
+    SchedulerLimits,
+    Start,
+    Stop,
+)
+
+_SETTLE_S: Final = 2.0
+"""After the end of a process, its memory may come back late: no other model is stopped for it meanwhile."""
+
+
+class ModelScheduler:
+    """All methods that take `now`, seconds of any clock, are events and return what is to be done, in order.
+
+    Tickets are numbers that the caller chooses, each for one request. Generations are numbered here.
+    """
+
+    def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
+        """
+        Args:
+            read_free: returns what is free now; None if the system does not tell: only the budget decides.
+        """
+        self._limits = limits
+        self.models: Mapping[str, Model] = {}
+        """By name; others only read them."""
+        self.generations: dict[int, Generation] = {}
+        """By number, until they have ended, also those of models that were removed; others only read them."""
+        self._numbers = itertools.count(1)
+        self._leases: dict[int, Generation] = {}
+        """By ticket."""
+        self._waiting: dict[int, Model] = {}
+        """By ticket."""
+        self._read_free = read_free
+        self._settled_s = -math.inf
+        """When the memory of the processes that have ended counts as given back."""
+        self._actions: list[Action] = []
+        self._is_ending = False
+        self._due_s: float | None = None
+
+    # Events: models
+
+    def set_models(self, rules: Mapping[str, ModelRules], now: float, restart: Collection[str] = ()) -> list[Action]:
+        """Replaces the models.
+
+        Args:
+            restart: those whose process cannot go on. If there is room beside it, the next one starts now and
+                takes over; else it admits nothing more, and the next one starts when it has ended.
+        """
+        before, known = self.models, self._known()
+        self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
+        for name in before.keys() - rules.keys():
+            self._refuse_waiting(before[name], "removed", _removed(name))
+            self._drain(before[name], now)
+        for name, model in known.items():
+            if name not in rules:
+                continue
+            if name in restart or name not in before:
+                self._change(model, rules[name], now)
+            else:
+                model.update(rules[name])
+        for model in self.models.values():
+            self._admit_waiting(model)
+        return self._decide(now)
+
+    def became_ready(self, number: int, now: float) -> list[Action]:
+        """The generation answers requests; that of a changed entry gets all further ones."""
+        generation = self.generations.get(number)
+        if generation is None or generation.state != "starting":
+            return []
+        model = generation.model
+        model.note_ready(now - generation.since_s)
+        generation.become_ready(now)
+        if generation is model.next:
+            assert model.current is not None
+            self._drain_generation(model.current, now)
+            model.current, model.next = generation, None
+        self._admit_waiting(model)
+        return self._decide(now)
+
+    def crashed(self, number: int) -> None:
+        """The generation cannot answer any more, but is not gone yet: requests wait for the next one."""
+        if (generation := self.generations.get(number)) is not None:
+            generation.has_crashed = generation.state == "ready"
+
+    def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
+        """The generation is gone, with all that it started.
+
+        Args:
+            reason: None if it was asked to stop.
+            is_lasting: the same start would fail again.
+        """
+        generation = self.generations.pop(number, None)
+        if generation is None:
+            return []
+        for ticket in generation.leases:
+            del self._leases[ticket]
+        model = generation.model
+        if generation is model.next:
+            model.next, model.reason = None, reason or ""
+        elif generation is model.current:
+            model.current, model.next = model.next, None
+            if model.current is None:
+                self._note_end(generation, reason, now, is_lasting=is_lasting)
+        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
+        return self._decide(now)
+
+    def unload(self, model: str, now: float) -> list[Action]:
+        """Stops the model by hand: its leases end first, and requests that come or wait start it again."""
+        if (found := self.models.get(model)) is not None:
+            self._drain(found, now)
+        return self._decide(now)
+
+    # Events: requests
+
+    def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
+        """A request begins: it is admitted, refused, or waits until one of both or until it leaves."""
+        model = self._model_for(ticket, name)
+        if model is None:
+            return self._take_actions()
+        if model.is_backing_off(now) and not model.will_restart:
+            self._refuse(ticket, "failed", model.reason, model.retry_after_s(now))
+        elif model.has_free_lease:
+            self._admit(ticket, model)
+        elif model.is_full or len(model.waiting) >= self._limits.max_waiting:
+            self._refuse(ticket, "overloaded", _overloaded(model), 1)
+        else:
+            return self._enqueue(ticket, model, model.waiting, now)
+        return self._take_actions()
+
+    def load(self, ticket: int, name: str, now: float) -> list[Action]:
+        """As `arrive`, by hand: starts a model that has failed at once, and no limit of requests counts.
+
+        Its admission says that the model is ready; it should leave at once.
+        """
+        model = self._model_for(ticket, name)
+        if model is None:
+            return self._take_actions()
+        if model.is_admitting:
+            self._admit(ticket, model)
+            return self._take_actions()
+        model.retry_s = min(model.retry_s, now)
+        return self._enqueue(ticket, model, model.loads, now)
+
+    def hold(self, ticket: int, number: int) -> None:
+        """A lease without a request, which counts for no limit of requests; none on what has ended."""
+        if (generation := self.generations.get(number)) is not None:
+            generation.leases.add(ticket)
+            generation.holds.add(ticket)
+            self._leases[ticket] = generation
+
+    def leave(self, ticket: int, now: float) -> list[Action]:
+        """A lease or a place in the queue ends; unknown tickets are ignored."""
+        if (generation := self._leases.pop(ticket, None)) is not None:
+            return self._end_lease(ticket, generation, now)
+        model = self._waiting.pop(ticket, None)
+        if model is None:
+            return []
+        was_first = model.is_first_waiter(ticket)
+        model.waiting.pop(ticket, None)
+        model.loads.pop(ticket, None)
+        return self._decide(now) if was_first else []
+
+    # Events: memory and time
+
+    def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
+        """Notes the memory of a generation's processes. The most while it is ready becomes its model's need.
+
+        Args:
+            is_settled: False while they may take more: until then it needs at least its estimate.
+        """
+        generation = self.generations.get(number)
+        if generation is None:
+            return []
+        generation.note_memory(memory, self._limits.budget, is_settled=is_settled)
+        return self._decide(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed."""
+        for model in self.models.values():
+            self._refuse_late(model, now)
+            if (end_s := model.ttl_end_s()) is not None and end_s <= now:
+                self._drain(model, now)
+        return self._decide(now)
+
+    def next_tick_s(self, now: float) -> float | None:
+        """Seconds until `tick` has something to do; None if only another event can change anything."""
+        models, max_wait_s = self.models.values(), self._limits.max_wait_s
+        ends = (end_s for each in models for end_s in (each.ttl_end_s(), each.patience_end_s(max_wait_s)))
+        dues = [due_s for due_s in (self._due_s, *ends) if due_s is not None]
+        return max(0.0, min(dues) - now) if dues else None
+
+    def drain(self, now: float) -> list[Action]:
+        """The router ends: refuses what waits and what comes, and stops each model after its leases."""
+        self._is_ending = True
+        for model in self.models.values():
+            self._refuse_waiting(model, "shutting_down", _ENDING)
+            self._drain(model, now)
+        return self._decide(now)
+
+    # View
+
+    def view(self) -> dict[str, ModelView]:
+        """All models, also those that were removed and still have a process."""
+        generations = self.generations.values()
+        return {
+            name: model.view([each for each in generations if each.model is model])
+            for name, model in self._known().items()
+        }
+
+    def _known(self) -> dict[str, Model]:
+        return {**{each.name: each.model for each in self.generations.values()}, **self.models}
+
+    # Requests
+
+    def _model_for(self, ticket: int, name: str) -> Model | None:
+        """The model of a new ticket; else the ticket is refused."""
+        if ticket in self._leases or ticket in self._waiting:
+            raise ValueError(f"ticket {ticket} is in use")
+        model = self.models.get(name)
+        if self._is_ending:
+            self._refuse(ticket, "shutting_down", _ENDING)
+        elif model is None:
+            self._refuse(ticket, "removed", _removed(name))
+        else:
+            return model
+        return None
+
+    def _enqueue(self, ticket: int, model: Model, queue: dict[int, float], now: float) -> list[Action]:
+        was_waited_for = model.num_waiting > 0
+        queue[ticket] = now
+        self._waiting[ticket] = model
+        return [] if was_waited_for and queue is model.waiting else self._decide(now)
+
+    def _end_lease(self, ticket: int, generation: Generation, now: float) -> list[Action]:
+        generation.leases.remove(ticket)
+        generation.holds.discard(ticket)
+        generation.idle_since_s = now
+        self._admit_waiting(generation.model)
+        if generation.leases:
+            return self._take_actions()
+        if generation.state == "draining":
+            self._drain_generation(generation, now)
+        return self._decide(now)
+
+    def _admit_waiting(self, model: Model) -> None:
+        while model.loads and model.is_admitting:
+            self._admit_first(model.loads, model)
+        while model.waiting and model.has_free_lease:
+            self._admit_first(model.waiting, model)
+
+    def _admit_first(self, queue: OrderedDict[int, float], model: Model) -> None:
+        ticket, _ = queue.popitem(last=False)
+        del self._waiting[ticket]
+        self._admit(ticket, model)
+
+    def _admit(self, ticket: int, model: Model) -> None:
+        assert model.current is not None
+        model.current.leases.add(ticket)
+        self._leases[ticket] = model.current
+        self._actions.append(Admit(ticket, model.current.number))
+
+    def _refuse_waiting(self, model: Model, kind: RefusalKind, reason: str, retry_after_s: int | None = None) -> None:
+        for queue in (model.loads, model.waiting):
+            for ticket in queue:
+                del self._waiting[ticket]
+                self._refuse(ticket, kind, reason, retry_after_s)
+            queue.clear()
+
+    def _refuse_late(self, model: Model, now: float) -> None:
+        max_wait_s = self._limits.max_wait_s
+        while (end_s := model.patience_end_s(max_wait_s)) is not None and end_s <= now:
+            ticket, _ = model.waiting.popitem(last=False)
+            del self._waiting[ticket]
+            text = f"{model.name} was not ready within {max_wait_s:g} s (--max-wait)"
+            reason = f"{text}: {model.reason}" if model.reason else f"{text}."
+            self._refuse(ticket, "failed", reason, model.retry_after_s(now))
+
+    def _refuse(self, ticket: int, kind: RefusalKind, reason: str, retry_after_s: int | None = None) -> None:
+        self._actions.append(Refuse(ticket, kind, reason, retry_after_s))
+
+    # Processes
+
+    def _change(self, model: Model, rules: ModelRules, now: float) -> None:
+        """Its entry has changed."""
+        model.replace(rules, now)
+        if model.next is not None:
+            self._drain_generation(model.next, now)
+            model.next = None
+        if self._can_start_beside(model, now):
+            model.next = self._start(model, now)
+        elif model.current is not None:
+            self._drain_generation(model.current, now)
+
+    def _can_start_beside(self, model: Model, now: float) -> bool:
+        """Whether a process of the changed model has room beside the current one, for which nobody waits."""
+        if self._is_ending or model.current is None or model.current.state != "ready" or model.current.has_crashed:
+            return False
+        if any(other.is_hungry for other in self.models.values()):
+            return False
+        return self._plan(self._read_free(), now).has_room(model)
+
+    def _start(self, model: Model, now: float) -> Generation:
+        generation = Generation(next(self._numbers), model, now)
+        self.generations[generation.number] = generation
+        model.note_start()
+        self._actions.append(Start(generation.number, model.name))
+        return generation
+
+    def _drain(self, model: Model, now: float) -> None:
+        """Has all of its generations admit nothing more, and stops each when its leases have ended."""
+        model.next = None
+        for generation in self.generations.values():
+            if generation.model is model:
+                self._drain_generation(generation, now)
+
+    def _drain_generation(self, generation: Generation, now: float) -> None:
+        generation.begin_drain(now)
+        if not generation.leases and not generation.is_stopping:
+            generation.is_stopping = True
+            self._actions.append(Stop(generation.number))
+
+    def _note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
+        """The model has no process for its requests any more."""
+        model = last.model
+        model.note_end(last, reason, now, is_lasting=is_lasting)
+        if model.is_given_up:
+            self._actions.append(GiveUp(model.name))
+        if model.is_given_up or (last.state == "starting" and not model.will_restart):
+            self._refuse_waiting(model, "failed", model.reason, model.retry_after_s(now))
+
+    # Decision
+
+    def _decide(self, now: float) -> list[Action]:
+        """Starts and stops models for those that wait; the last step of every event that can change this."""
+        read_free = cache(self._read_free)
+        has_changed = True
+        while has_changed:
+            self._due_s = None
+            hungry = [] if self._is_ending else self._collect_hungry(now)
+            self._release_claims({model.name for model in hungry})
+            has_changed = bool(hungry) and self._place(hungry, read_free(), now)
+        return self._take_actions()
+
+    def _collect_hungry(self, now: float) -> list[Model]:
+        """The models that wait for a start, longest first; notes when the pause of the others ends."""
+        hungry = []
+        for model in self.models.values():
+            if model.is_hungry:
+                if model.is_backing_off(now):
+                    self._note_due(model.retry_s)
+                else:
+                    hungry.append(model)
+            else:
+                model.short_since_s = None
+        return sorted(hungry, key=lambda model: model.hungry_since_s)
+
+    def _release_claims(self, hungry: Collection[str]) -> None:
+        for generation in self.generations.values():
+            if generation.claimed_by is not None and generation.claimed_by not in hungry:
+                generation.claimed_by = None
+                self._admit_waiting(generation.model)
+
+    def _place(self, hungry: Iterable[Model], free: Need | None, now: float) -> bool:
+        """Returns whether a model was started, stopped or refused: others may be placed differently then."""
+        plan, has_changed = self._plan(free, now), False
+        for model in hungry:
+            placement = plan.place(model)
+            self._carry_out(model, placement, now)
+            has_changed |= placement.kind in ("start", "stop", "refuse")
+        self._note_due(plan.due_s)
+        return has_changed
+
+    def _plan(self, free: Need | None, now: float) -> StartPlan:
+        return StartPlan(self.generations.values(), self._limits, free, now, self._settled_s)
+
+    def _carry_out(self, model: Model, placement: Placement, now: float) -> None:
+        is_short = placement.kind == "short"
+        if not is_short or model.short_since_s is None:
+            model.short_since_s = now if is_short else None
+        match placement.kind:
+            case "start":
+                model.current = self._start(model, now)
+            case "stop":
+                for victim in placement.victims:
+                    self._drain_generation(victim, now)
+            case "wait":
+                for victim in placement.victims:
+                    victim.claimed_by = model.name
+            case "refuse":
+                model.is_given_up = True  # from now on only a request starts it
+                retry_after_s = max(1, round(self._limits.memory_wait_s))
+                self._refuse_waiting(model, "no_room", placement.text, retry_after_s)
+
+    def _note_due(self, time_s: float | None) -> None:
+        if time_s is not None and (self._due_s is None or time_s < self._due_s):
+            self._due_s = time_s
+
+    def _take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+
+_ENDING = "The server is shutting down."
+
+
+def _removed(name: str) -> str:
+    return f"The model `{name}` does not exist."
+
+
+def _overloaded(model: Model) -> str:
+    if model.is_full:
+        return f"{model.name} has {model.rules.concurrency} requests already (concurrencyLimit)."
+    return f"{len(model.waiting)} requests wait for {model.name} already (--max-waiting)."
