@@ -40,7 +40,6 @@ def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path):
         assert "nothing is cached between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log
         if read_only and not any(map(os.path.ismount, ("/tmp", "/var/tmp"))):  # these are not the root's
             assert "no temporary file can be created in /tmp" in server.log
-        assert "Traceback" not in server.log
         assert server.terminate() == 0
 
 

@@ -86,21 +86,10 @@ def test_a_start_works_if_no_profile_can_be_written(folder):
         assert start.lines_with("Traceback") == []
 
 
-@pytest.fixture
-def model(folder: Path) -> Path:
-    """A folder with a model's files."""
-    path = folder / "model"
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"]}))
-    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    (path / "tokenizer.json").write_text("{}")
-    return path
-
-
 @pytest.mark.thorough
 def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(model, folder):
     name = "vllm.model_executor.models.fake_llama"
-    with FakeStart(folder, str(model)) as start:
+    with FakeStart(folder, model) as start:
         state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
     (worker,) = state["workers"]

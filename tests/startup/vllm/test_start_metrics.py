@@ -80,15 +80,18 @@ def test_a_plain_start_tells_why(folder):
         assert f"{start.process.pid}: plain: VCLI_PLAIN_VLLM is set" in run_cli("ps").stdout
 
 
-@pytest.mark.parametrize("which", ["this", "an earlier"])
-def test_a_start_that_is_plain_after_a_failure_tells_that(which, folder):
+def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on_and_tells_that(folder):
     env = environment(folder, without_forks(folder, "0.99.0+cpu"))
-    for _ in range(1 if which == "this" else 2):
+    for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
         with FakeStart(folder, env=env) as start:
-            start.wait_ready()
+            state = start.wait_ready().state()
+            assert start.kind_of(state["engine"]["pid"]) == "spawn"
             info, _ = metrics(start)
-    assert info["start_mode"] == "plain"
-    assert info["reason"].startswith("an earlier start with preloading failed (")
+            assert info["start_mode"] == "plain"
+            assert info["reason"].startswith("an earlier start with preloading failed (")
+            [warning] = start.lines_with("WARNING")
+            assert expected in warning
+            assert "AssertionError in worker_main()" in warning
 
 
 def test_a_headless_node_is_in_the_list(folder: Path):

@@ -13,7 +13,7 @@ import pytest
 from startup.standby.sockets import VLLM_EAGER, template_kind
 from startup.vllm.patches.compiler import COMPILER
 from tests.startup.vllm.fake_frontend import write_program
-from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, run_fake
 from tests.startup.vllm.test_start_metrics import metrics
 from tests.support.openai_client import StreamReader
 from tests.support.standby_process import StandbyProcess
@@ -23,8 +23,8 @@ from tests.support.waiting import wait_until
 class WarmStart(FakeStart):
     """A start whose server is a child of the template process."""
 
-    def __init__(self, standby: StandbyProcess, folder: Path, *words: str, **variables: str) -> None:
-        super().__init__(folder, *words, env={**_environment(folder, standby), **variables})
+    def __init__(self, standby: StandbyProcess, folder: Path, *words: str, **changes: str | None) -> None:
+        super().__init__(folder, *words, env=_environment(folder, standby, **changes))
         self._standby = standby
 
     @property
@@ -51,15 +51,15 @@ def _variables(folder: Path) -> dict[str, str]:
     return {name: environment(folder)[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT")}
 
 
-def _environment(folder: Path, standby: StandbyProcess) -> dict[str, str]:
+def _environment(folder: Path, standby: StandbyProcess, **changes: str | None) -> dict[str, str]:
     """Variables of a start, with the flags of the standby's interpreter."""
     flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
-    return {**environment(folder), **flags, **standby.environment}
+    return environment(folder, **{**flags, **standby.environment, **changes})
 
 
 @pytest.mark.thorough
-def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(standby, folder):
-    with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
+def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(standby, folder, model):
+    with WarmStart(standby, folder, model, "--enforce-eager", "--tensor-parallel-size", "2", **CHECKED) as start:
         state = start.wait_ready().state()
         template = standby.template("vllm-eager").pid
         everyone = [state["server"], state["engine"], *state["workers"]]
@@ -109,7 +109,6 @@ def test_a_killed_process_leaves_no_process_of_the_start(victim, standby, folder
         else:
             (start.root if victim == "front" else server).kill()
             assert start.process.wait(60) == -signal.SIGKILL
-        start.wait_all_gone()
 
 
 @pytest.mark.thorough
