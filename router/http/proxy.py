@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -189,9 +190,7 @@ class Proxy:
                     max_msg_size=_MOST_MESSAGE_BYTES,
                 )
                 await downstream.prepare(request)
-                is_closed = await exchange(
-                    downstream, upstream, lambda: not self._pool.is_ready(entry.name), self._patience
-                )
+                is_closed = await exchange(downstream, upstream, partial(self._is_needed, entry), self._patience)
                 if not is_closed and request.transport is not None:
                     request.transport.abort()
             return downstream
@@ -238,15 +237,8 @@ class Proxy:
             begun = await comments.end()
             upstream = await self._request(call, child, has_begun=begun is not None)
             is_read = False
-            with closing(
-                _Copy(
-                    upstream,
-                    child,
-                    call,
-                    is_needed=lambda: not self._pool.is_ready(call.entry.name),
-                    stall_s=self._patience.stall_s,
-                )
-            ) as copy:
+            is_needed = partial(self._is_needed, call.entry)
+            with closing(_Copy(upstream, child, call, is_needed=is_needed, stall_s=self._patience.stall_s)) as copy:
                 try:
                     with _closing(upstream):
                         if begun is not None:
@@ -303,6 +295,10 @@ class Proxy:
             if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
                 raise _NotSentError(str(err)) from err
             raise await _ended(child, err) from err
+
+    def _is_needed(self, entry: ModelEntry) -> bool:
+        """Whether others wait for the model to be stopped."""
+        return not self._pool.is_ready(entry.name)
 
     async def _goes_on(self, child: Child, path: str) -> bool:
         """Whether a stored response is not complete, as far as is known."""

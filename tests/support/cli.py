@@ -40,6 +40,13 @@ def run_python(
     return _run([*launcher, sys.executable, "-c", code, *words], environment, timeout_s, options)
 
 
+def python_output(code: str, *words: object, **options: Any) -> str:
+    """The standard output of code that ends without an error; the arguments are as those of `run_python`."""
+    done = run_python(code, *words, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def _run(
     words: Sequence[object], environment: Mapping[str, str] | None, timeout_s: float, options: Mapping[str, Any]
 ) -> "subprocess.CompletedProcess[str]":

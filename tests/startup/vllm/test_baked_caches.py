@@ -11,6 +11,7 @@ import pytest
 from startup.ground.caches import CACHE, keep_bytecode, use_kept_bytecode
 from startup.vllm.launch.baked_caches import add_baked_inspections
 from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
+from tests.support.cli import python_output
 from tests.support.ports import free_port
 
 _NAME = "modelinfos/llama.json"
@@ -100,7 +101,7 @@ def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypa
     assert (sys.pycache_prefix, sys.dont_write_bytecode) == (str(place), False)
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
     code = "import vllm, sys; print(sys.modules['vllm'].__cached__)"
-    found = subprocess.check_output([sys.executable, "-c", code], cwd=package.parent, text=True).strip()
+    found = python_output(code, cwd=package.parent).strip()
     assert Path(found).is_file() and found.startswith(str(place))
     assert not (package / "__pycache__").exists()
 
