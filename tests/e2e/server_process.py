@@ -20,6 +20,7 @@ class ServerProcess(Server):
     """`vllm-cli serve` on a free port; the `with` block leaves nothing but a log without tracebacks."""
 
     may_log_tracebacks = False
+    """True in tests of failures that the log explains with the exception of a library."""
 
     def __init__(
         self,

@@ -148,6 +148,7 @@ def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_pa
 
 def test_engine_whose_allocation_fails_reports_the_reason(start_server):
     with start_server("--engine-watchdog-timeout", "60") as server:
+        server.may_log_tracebacks = True
         engine = wait_process(server, "engine")
         _wait_idle(engine)
         used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)

@@ -111,15 +111,3 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder, model):
             assert server["parent"] == start.process.pid
             assert server["imported_in"]["vllm.entrypoints.launcher"] == forkserver.pid
         assert start.terminate() == 0
-
-
-def test_the_report_contains_vllms_instrumented_functions(folder):
-    report = folder / "report.json"
-    words = ("--startup-report", str(report))
-    with FakeStart(folder, *words, env=environment(folder)) as start:
-        start.wait_ready()
-        wait_until(report.is_file)
-        content = json.dumps(json.loads(report.read_text()))
-        assert all(
-            name in content for name in ("preload_imports", "loading_cpu", "asyncmpclient_init", "start_EngineCore")
-        )

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
+from startup.vllm.patches.compiled_models import _without_secrets
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import MODEL_CACHES, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
@@ -437,3 +438,26 @@ async def test_livez_and_readyz_are_answered_behind_a_root_path_also_while_it_dr
     assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 200, 200]
     app.lifecycle.drain()
     assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 503, 503]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"x": [{"api_key": "hidden-word"}]},
+        {"u": ["https://me:hidden-word@h/"], "w": "https://h/?a=1&token=hidden-word"},
+        {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
+        {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
+        {"auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
+        ["DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hidden-word==;EndpointSuffix=b"],
+        {"header": "Authorization: Bearer hidden-word"},
+        {"api_keys": ["hidden-word"], "https://me:hidden-word@h/": 1, "sas": "https://h/?sv=1&sig=hidden-word"},
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "connection",
+)
+def test_a_record_of_a_compiled_model_has_no_secrets(value):
+    assert "hidden-word" not in json.dumps(_without_secrets("", value))
+
+
+def test_a_record_of_a_compiled_model_has_all_else():
+    value = {"a": [1, None, 2.5, "b c", ["d=e"]], "f": {"g": "--max-len 8", "h": True}, "url": "https://h/?x=1;y=2"}
+    assert _without_secrets("", value) == value

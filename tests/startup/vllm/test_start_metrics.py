@@ -36,16 +36,18 @@ def _noted(start: FakeStart) -> dict[str, object]:
 
 
 @pytest.mark.smoke
-def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder):
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text('{"architectures": ["FakeForCausalLM"]}')
+def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder, model):
+    report = folder / "report.json"
     for host, compiled in (("1", "compiled"), ("1", "loaded"), ("2", "compiled")):
         env = environment(folder, VCLI_STANDBY="off", FAKE_VLLM_COMPILES="1", VLLM_HASHED_HOST=f"10.0.0.{host}")
-        with FakeStart(folder, str(folder / "model"), env=env) as start:
+        with FakeStart(folder, model, "--startup-report", str(report), env=env) as start:
             start.wait_ready().wait_logged("ready after")
             info, phases = metrics(start)
             assert (info["start_mode"], info["reason"], info["compile"]) == ("cold", "", compiled)
             assert {"api:import_vllm", "EngineCore:executor_init"} & phases.keys()
+            wait_until(report.is_file)
+            spans = {span["name"] for span in json.loads(report.read_text())["spans"]}
+            assert {"preload_imports", "loading_cpu", "asyncmpclient_init"} <= spans
             noted = _noted(start)
             assert noted.items() >= info.items()
             assert noted["ready_s"] == pytest.approx(sum(phases.values()), rel=0.01)
