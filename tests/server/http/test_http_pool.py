@@ -7,7 +7,6 @@ import pytest
 from tests.server.http.conftest import PATIENT_S
 
 LARGE = "The quick brown fox jumps over the lazy dog. " * 2000
-MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from startup.standby import process_state
-from startup.standby.front_process import interpreter_state
 from tests.support.containers import as_user, own_cgroup
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(120)]
@@ -267,10 +266,6 @@ def test_another_interpreter_is_named(launcher, reason):
     with started() as usual, started(*launcher) as executed:
         found = process_state.first_difference(executed.interpreter, usual.interpreter)
     assert (found or "").startswith(reason or "") and bool(found) == bool(reason)
-
-
-def test_the_state_of_an_interpreter_equals_itself():
-    assert process_state.first_difference(interpreter_state(), interpreter_state()) is None
 
 
 @pytest.fixture

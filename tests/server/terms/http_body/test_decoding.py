@@ -232,7 +232,6 @@ def test_numbers_may_be_written_as_texts_as_in_vllm():
 
 MESSAGE = {"role": "user", "content": "a"}
 MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
-TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from startup.session.preflight.report import PreflightReport
 from tests.startup.session.preflight.conftest import CONFIG
 from tests.support.cli import python_output
 from tests.support.ports import free_port
-
-Preflight = Callable[..., PreflightReport]
 
 
 def found(report: PreflightReport, severity: str) -> list[str]:
