@@ -1,14 +1,13 @@
 """Modules that one start imports late are preloaded in the next; profiles can be shown and deleted."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.startup.vllm.fake_start import ROOT, FakeStart, environment
+from tests.support.cli import run_cli
 from tests.support.waiting import wait_until
 
 _LATE = "vllm.lazy"
@@ -34,8 +33,7 @@ def _importer(folder: Path, *, num_starts: int) -> str:
 
 
 def _caches(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "vllm_cli", "caches", *words]
-    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_cli("caches", *words, env=environment(folder), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

@@ -7,6 +7,7 @@ import pytest
 
 from startup.reports.timeline.report import read_report
 from tests.startup.reports.timeline.start_reports import report_of
+from tests.support.cli import run_cli
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_one_report_is_shown_as_a_table(before, invoke):
     assert "\n".join(table) == report_of().table()
 
 
-def test_a_report_on_standard_input_is_shown_as_json(before, run_cli):
+def test_a_report_on_standard_input_is_shown_as_json(before):
     done = run_cli("timeline", "-", "--json", input=before.read_text())
     assert read_report(done.stdout).to_dict() == json.loads(before.read_text())
 
