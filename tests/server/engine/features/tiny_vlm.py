@@ -1,6 +1,7 @@
 """Vision models with random weights, in the real formats, a few megabytes each."""
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -102,6 +103,11 @@ def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def as_url(image: Image.Image, kind: str = "PNG") -> str:
+    """The same as a `data:` URL."""
+    return f"data:image/{kind.lower()};base64,{b64encode(as_bytes(image, kind)).decode()}"
 
 
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
