@@ -17,6 +17,7 @@ import pytest
 
 from startup.words.arguments import Arguments
 from tests.e2e.server_process import ServerProcess
+from tests.support.cli import python_output
 from tests.support.generated_docs import walk_commands
 from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
@@ -163,10 +164,8 @@ def test_the_python_example_works_with_a_key(model_path):
     key = "k-first-steps"
     with ServerProcess([str(model_path), "--engine", "embedded", "--api-key", key]) as server:
         example = _block(_PAGE, "From Python", "python").replace("8000", str(server.port))
-        environment = {**os.environ, "VLLM_API_KEY": key}
-        run = subprocess.run([sys.executable, "-c", example], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == "The capital of France is Paris.\nThe capital of France is Paris."
+        output = python_output(example, environment={"VLLM_API_KEY": key})
+    assert output == "The capital of France is Paris.\nThe capital of France is Paris."
 
 
 def _block(page: Path, title: str, language: str) -> str:

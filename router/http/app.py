@@ -23,6 +23,7 @@ from router.http.connection import ClientRequest, ClientServer
 from router.http.model_choice import ModelChoice
 from router.http.only_model import OnlyModelAnswers
 from router.http.own_answers import OwnAnswers
+from router.http.patience import Patience
 from router.http.proxy import Call, Proxy
 from router.http.request_body import BodyRoom, ForwardedBody
 from router.http.requested_model import RequestedModel
@@ -68,6 +69,7 @@ class AppOptions:
     """Whether there will never be another model: it gets all requests, whatever they name."""
     model_has_keys: bool = False
     """Whether the models' servers check the same keys: then they get them."""
+    patience: Patience = Patience()
 
 
 def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
@@ -122,7 +124,7 @@ class _Handler:
         self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
         self._dropped = frozenset() if options.model_has_keys else self._access.key_headers
         self._choice = ModelChoice(pool)
-        self._proxy = Proxy(pool)
+        self._proxy = Proxy(pool, options.patience)
         self._bodies = BodyRoom(options.limits)
         self._has_only_model = options.has_only_model
         create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers

@@ -9,15 +9,12 @@ from typing import Final
 from aiohttp import hdrs
 
 from router.child.child import Child
+from router.http.patience import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 RESPONSES: Final = "/v1/responses/"
 """Begins the path of a stored response."""
-_FOLLOW_S: Final = 1.0
-"""Between two looks at a response."""
-_UNREAD_S: Final = 120.0
-"""How long a response that has ended is kept for its client."""
 
 
 @dataclass(eq=False)
@@ -35,10 +32,11 @@ class FollowedResponse:
 class FollowedResponses:
     """Those that their clients may still ask for; on the event loop."""
 
-    def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]]) -> None:
+    def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]], patience: Patience) -> None:
         """`goes_on` asks a server whether the response with this path is not complete."""
         self._pool = pool
         self._goes_on = goes_on
+        self._patience = patience
         self._kept: dict[str, FollowedResponse] = {}
         """By id."""
 
@@ -62,14 +60,14 @@ class FollowedResponses:
         with ExitStack() as stack:
             stack.callback(self._forget, response_id, made)
             async with lease:
-                await asyncio.sleep(_FOLLOW_S)
+                await asyncio.sleep(self._patience.follow_s)
                 while has_process() and await self._goes_on(made.child, made.path):
-                    await asyncio.sleep(_FOLLOW_S)
+                    await asyncio.sleep(self._patience.follow_s)
                 stack.enter_context(self._pool.hold(made.child))
             with suppress(TimeoutError):
-                async with asyncio.timeout(_UNREAD_S):
+                async with asyncio.timeout(self._patience.unread_s):
                     while has_process() and not made.is_read and not self._pool.is_draining:
-                        await asyncio.sleep(_FOLLOW_S)
+                        await asyncio.sleep(self._patience.follow_s)
 
     def _forget(self, response_id: str, made: FollowedResponse) -> None:
         """Unless a later response has the same id: vLLM takes it from its client."""

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -22,6 +23,7 @@ from base.json_depth import check_depth
 from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
+from router.http.patience import Patience
 from router.http.request_body import ForwardedBody
 from router.http.waiting import WaitingComments
 from router.model_entry import ModelEntry
@@ -57,14 +59,10 @@ _MOST_MESSAGE_BYTES: Final = 64 << 20
 """Of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """How long a server may take to answer the router itself."""
-_STALL_S: Final = 30.0
-"""How long a client may read nothing, and a WebSocket be silent, while others wait for the model's memory."""
 _MOST_TRIES: Final = 3
 """To send a request: over a connection that was just closed, to a process that has ended, to the next one."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
-_CLOSE_S: Final = 2.0
-"""How long the end of a WebSocket may take."""
 _MOST_HEADER_BYTES: Final = 64 << 10
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=10.0)
 _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
@@ -134,9 +132,10 @@ class Fetched(NamedTuple):
 class Proxy:
     """Passes requests on; on the event loop."""
 
-    def __init__(self, pool: ModelPool) -> None:
-        self.background = FollowedResponses(pool, self._goes_on)
+    def __init__(self, pool: ModelPool, patience: Patience) -> None:
+        self.background = FollowedResponses(pool, self._goes_on, patience)
         self._pool = pool
+        self._patience = patience
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def relay(self, call: Call) -> web.StreamResponse:
@@ -145,7 +144,7 @@ class Proxy:
         Raises:
             ModelRefused: the model cannot be started, or has ended before it has answered.
         """
-        comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name))
+        comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
         if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
             comments.start()
         try:
@@ -175,7 +174,7 @@ class Proxy:
                     autoclose=False,
                     autoping=False,
                     max_msg_size=_MOST_MESSAGE_BYTES,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=self._patience.close_s),
                 )
             except aiohttp.WSServerHandshakeError as err:
                 status = 502 if err.status == HTTPStatus.OK else err.status
@@ -191,7 +190,9 @@ class Proxy:
                     max_msg_size=_MOST_MESSAGE_BYTES,
                 )
                 await downstream.prepare(request)
-                is_closed = await relay_messages(downstream, upstream, lambda: not self._pool.is_ready(entry.name))
+                is_closed = await relay_messages(
+                    downstream, upstream, partial(self._is_room_wanted, entry), self._patience
+                )
                 if not is_closed and request.transport is not None:
                     request.transport.abort()
             return downstream
@@ -238,8 +239,9 @@ class Proxy:
             begun = await comments.end()
             upstream = await self._request(call, child, has_begun=begun is not None)
             is_read = False
+            is_room_wanted = partial(self._is_room_wanted, call.entry)
             with closing(
-                _Copy(upstream, child, call, is_room_wanted=lambda: not self._pool.is_ready(call.entry.name))
+                _Copy(upstream, child, call, is_room_wanted=is_room_wanted, stall_s=self._patience.stall_s)
             ) as copy:
                 try:
                     with _closing(upstream):
@@ -297,6 +299,10 @@ class Proxy:
             if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
                 raise _NotSentError(str(err)) from err
             raise await _ended(child, err) from err
+
+    def _is_room_wanted(self, entry: ModelEntry) -> bool:
+        """Whether others wait for the model to be stopped."""
+        return not self._pool.is_ready(entry.name)
 
     async def _goes_on(self, child: Child, path: str) -> bool:
         """Whether a stored response is not complete, as far as is known."""
@@ -409,7 +415,13 @@ class _Copy:
     """Copies the body of a response."""
 
     def __init__(
-        self, upstream: aiohttp.ClientResponse, child: Child, call: Call, *, is_room_wanted: Callable[[], bool]
+        self,
+        upstream: aiohttp.ClientResponse,
+        child: Child,
+        call: Call,
+        *,
+        is_room_wanted: Callable[[], bool],
+        stall_s: float,
     ) -> None:
         """`is_room_wanted` tells whether others wait for the model to be stopped."""
         self.begin = b""
@@ -420,9 +432,10 @@ class _Copy:
         self._path = call.path
         self._is_between_events = upstream.content_type == "text/event-stream"
         self._is_room_wanted = is_room_wanted
+        self._stall_s = stall_s
         self._loop = asyncio.get_running_loop()
         self._writing_since_s: float | None = None
-        self._timer = self._loop.call_later(_STALL_S / 3, self._check)
+        self._timer = self._loop.call_later(self._stall_s / 3, self._check)
 
     @property
     def response_id(self) -> str | None:
@@ -466,11 +479,11 @@ class _Copy:
     def _check(self) -> None:
         """Ends the response of a client that does not read."""
         since_s = self._writing_since_s
-        is_stalled = since_s is not None and self._loop.time() - since_s >= _STALL_S
+        is_stalled = since_s is not None and self._loop.time() - since_s >= self._stall_s
         if is_stalled and self._is_room_wanted() and self._request.transport is not None:
             logger.info("a client that does not read is disconnected: others wait for its model")
             self._request.transport.abort()
-        self._timer = self._loop.call_later(_STALL_S / 3, self._check)
+        self._timer = self._loop.call_later(self._stall_s / 3, self._check)
 
 
 def _break_off(request: web.Request) -> None:
@@ -503,7 +516,10 @@ def _target(child: Child, path: str, query: str) -> URL:
 
 
 async def relay_messages(
-    client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse, is_room_wanted: Callable[[], bool]
+    client: web.WebSocketResponse,
+    server: aiohttp.ClientWebSocketResponse,
+    is_room_wanted: Callable[[], bool],
+    patience: Patience,
 ) -> bool:
     """Passes messages on until one side closes the WebSocket, which then closes the other one.
 
@@ -521,15 +537,15 @@ async def relay_messages(
     tasks = {asyncio.create_task(pump) for pump in pumps}
     code, reason = aiohttp.WSCloseCode.OK, b""
     try:
-        while not (await asyncio.wait(tasks, timeout=_STALL_S / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
-            if time() - last_s >= _STALL_S and is_room_wanted():
+        while not (await asyncio.wait(tasks, timeout=patience.stall_s / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if time() - last_s >= patience.stall_s and is_room_wanted():
                 code, reason = aiohttp.WSCloseCode.SERVICE_RESTART, b"Others wait for this model's memory"
                 break
     finally:
         await _cancel(tasks)
     ends = {asyncio.create_task(client.close(code=code, message=reason)), asyncio.create_task(server.close())}
     try:
-        return not (await asyncio.wait(ends, timeout=_CLOSE_S))[1]
+        return not (await asyncio.wait(ends, timeout=patience.close_s))[1]
     finally:
         await _cancel(ends)
 

@@ -10,7 +10,6 @@ from aiohttp import web
 if TYPE_CHECKING:
     from aiohttp.web import StreamResponse
 
-_INTERVAL_S: Final = 1.0
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -19,12 +18,13 @@ _HEADERS: Final = {
 
 
 class WaitingComments:
-    """Begins the response after a second, and sends a comment each second."""
+    """Begins the response after an interval, and sends a comment after each further one."""
 
-    def __init__(self, request: web.Request, progress: Callable[[], str]) -> None:
+    def __init__(self, request: web.Request, progress: Callable[[], str], interval_s: float) -> None:
         """`progress` returns what the request waits for."""
         self._request = request
         self._progress = progress
+        self._interval_s = interval_s
         self._task: asyncio.Task[StreamResponse | None] | None = None
         self._ended = asyncio.Event()
 
@@ -60,6 +60,6 @@ class WaitingComments:
     async def _ends_soon(self) -> bool:
         """Waits for the end, at most until the next comment."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_INTERVAL_S):
+            async with asyncio.timeout(self._interval_s):
                 await self._ended.wait()
         return self._ended.is_set()

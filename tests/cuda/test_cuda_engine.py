@@ -12,25 +12,24 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
 from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, random_prompts
 
+pytestmark = pytest.mark.cuda
+
 _SLOT_LEN = 448
 _LENGTHS = (80, 5, 33, 62, 1, 400)
 
 
-@pytest.mark.cuda
 @pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in PACKED])
 def test_chunks_of_scattered_sequences_have_the_plain_models_logits(architecture):
     errors = _errors(architecture, torch.float32)
     assert errors.runner < 1e-3
 
 
-@pytest.mark.cuda
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "gemma2"])
 def test_half_precision_is_as_close_to_float32_as_the_plain_model(architecture):
     errors = _errors(architecture, torch.bfloat16)
     assert 0 < errors.runner < 2 * errors.plain
 
 
-@pytest.mark.cuda
 def test_attention_never_uses_the_plain_kernel(monkeypatch):
     """A long prompt in chunks, with heads that share keys: the plain kernel would materialise all scores."""
     calls = []
@@ -49,7 +48,6 @@ def test_attention_never_uses_the_plain_kernel(monkeypatch):
     assert set(calls) == {True, False}
 
 
-@pytest.mark.cuda
 def test_greedy_output_of_a_batch_equals_generate():
     model = build_model("llama", PACKED["llama"])
     prompts = random_prompts(3, 17, 40, 5, 33, 90)
@@ -61,7 +59,6 @@ def test_greedy_output_of_a_batch_equals_generate():
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.cuda
 def test_every_sampling_parameter_works_on_the_gpu():
     engine = SmallEngine(build_model("llama", PACKED["llama"]).to(DEVICE), eos_token_ids=(2,))
     prompts = random_prompts(9, 12)

@@ -23,7 +23,6 @@ from tests.server.engine.pooling.small_pooling import hidden_states, unit
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.server.engine.tiny_models import greedy_outputs
 from tests.support.cli import run_cli
-from tests.support.processes import assert_gone
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cuda
@@ -145,9 +144,7 @@ def test_memory_is_freed_when_the_server_ends(arguments, method, signal_number, 
     with ServerProcess(arguments) as server:
         assert server.complete(max_tokens=2) == 200
         assert used_mib() > before + _CONTEXT_MIB
-        family = server.family()
         server.terminate(signal_number)
-        assert_gone(family)
     wait_until(lambda: used_mib() < before + _CONTEXT_MIB)
 
 

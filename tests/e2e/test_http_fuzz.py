@@ -79,5 +79,4 @@ def fuzz(server: ServerProcess, seeds: range, paths: tuple[str, ...]) -> str:
     assert server.health() == 200
     assert wait_process(server, "engine") == engine
     wait_until(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0)
-    assert "Traceback" not in server.log
     return f"{len(seeds)} requests: {dict(sorted(by_status.items()))}"

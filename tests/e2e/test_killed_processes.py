@@ -19,7 +19,7 @@ from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoin
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
-from tests.support.processes import GONE_S, assert_gone
+from tests.support.processes import GONE_S
 from tests.support.program import READY_S
 from tests.support.tiers import slow_but_for
 from tests.support.waiting import wait_until
@@ -44,14 +44,13 @@ _PIDFD_GETFD = 438
 
 def test_server_exits_when_its_forkserver_is_killed(start_tiny_server):
     with start_tiny_server() as server:
-        family, reader = server.family(), StreamReader(server.url, 4000)
+        server.family()
+        reader = StreamReader(server.url, 4000)
         wait_process(server, "forkserver").kill()
         assert any(event and "error" in event for event in reader.finish())
         assert server.process.wait(GONE_S) == 1
-        assert_gone(family)
         line = next(line for line in server.log.splitlines() if "the engine died" in line)
         assert "forkserver" in line
-        assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
@@ -59,10 +58,8 @@ def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(star
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with start_tiny_server(wait=False) as server:
         wait_until(server.health)
-        family = server.family()
-        assert len(family) > 1
+        assert len(server.family()) > 1
         server.process.kill()
-        assert_gone(family)
 
 
 @pytest.mark.parametrize("words", [(), ("--idle-stop", "1h")], ids=["server", "router"])
@@ -71,10 +68,9 @@ def test_the_next_start_removes_what_a_killed_one_has_left(start_tiny_server, wo
     with short_folder() as temp:
         environment = {"TMPDIR": str(temp)}
         with start_tiny_server(*words, environment=environment) as server:
-            family = server.family()
+            server.family()
             server.process.send_signal(number)
             assert server.process.wait(GONE_S) == -number
-            assert_gone(family)
         with start_tiny_server(*words, environment=environment) as server:
             assert len(list(temp.iterdir())) == 1 + len(words) // 2
             server.terminate()
@@ -87,11 +83,8 @@ def test_an_engine_is_a_new_program_if_the_forkserver_is_killed_while_it_forks(s
         server.wait_ready()
         assert find_process(server, "forkserver") is None
         assert server.complete(max_tokens=4) == 200
-        family = server.family()
         assert server.terminate() == 0
-        assert_gone(family)
         assert "is started as a new program instead of forked: the forkserver " in server.log
-        assert "Traceback" not in server.log
 
 
 def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_server, tmp_path):
@@ -105,10 +98,7 @@ def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_serv
         api.resume()
         server.wait_ready()
         assert "the responder process" in server.log
-        family = server.family()
         assert server.terminate() == 0
-        assert_gone(family)
-        assert "Traceback" not in server.log
 
 
 def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path):
@@ -116,7 +106,6 @@ def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:
         assert server.process.wait(READY_S) == 130
-        assert "Traceback" not in server.log
 
 
 @contextmanager
@@ -155,13 +144,12 @@ def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_se
 def test_a_dead_engine_ends_the_server_with_the_reason(start_tiny_server, method, cold_or_warm):
     environment = cold_or_warm | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with start_tiny_server(environment=environment) as server:
-        family, reader = server.family(), StreamReader(server.url, 4000)
+        server.family()
+        reader = StreamReader(server.url, 4000)
         assert server.metric("vllm_cli:engine_up") == 1
         wait_process(server, "engine").kill()
         events = reader.finish()
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
         assert server.process.wait(GONE_S) == 1
-        assert_gone(family)
         assert "killed by SIGKILL" in server.log
-        assert "Traceback" not in server.log

@@ -18,7 +18,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
 from tests.support.cli import run_cli
 from tests.support.http_client import ask
-from tests.support.processes import GONE_S, assert_gone
+from tests.support.processes import GONE_S
 from tests.support.program import READY_S
 from tests.support.standby_process import OFF
 from tests.support.waiting import wait_listening, wait_until
@@ -149,17 +149,14 @@ def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
     with start_tiny_server(wait=False, environment=cold_or_warm) as server:
         wait_listening(server.port)  # earlier, the interpreter handles the signal
         time.sleep(cold_s if cold_or_warm == OFF else warm_s)
-        family = server.family()
         assert server.terminate(number) in (0, 128 + number, -number, 3)
-        assert_gone(family)
-        assert "Traceback" not in server.log or ("runpy" not in server.log and cold_or_warm != OFF), server.log
+        server.may_log_tracebacks = cold_or_warm != OFF and "runpy" not in server.log
 
 
 def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_tiny_server):
     with start_tiny_server("--startup-timeout", "0.6", wait=False) as server:
-        family = server.family()
+        server.family()
         assert server.process.wait(GONE_S) == 3
-        assert_gone(family)
         assert "--startup-timeout 0.6 s, in phase" in server.log
         assert "Thread 0x" in server.log
 
@@ -190,11 +187,9 @@ def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_mai
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(tiny_llama), "--prefetch", "on"], environment=environment) as server:
         has_torch = "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
-        family = server.family()
         assert server.complete(max_tokens=4) == 200
         roles = count_roles(server)
         assert server.terminate() == 0
-        assert_gone(family)
     del roles["prefetch"], roles["responder"]  # they may have ended
     assert roles == Counter(["api", "engine", *_PROCESSES_OF_METHOD[method]])
     assert not (has_torch and method == "forkserver")

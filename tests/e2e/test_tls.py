@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.support.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.support.cli import CLI, run_python
 from tests.support.http_client import Answer, RawClient, request_bytes
 from tests.support.standby_process import OFF
 from tests.support.waiting import wait_until
@@ -110,14 +109,7 @@ def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, fi
 def test_an_encrypted_key_fails_the_start_without_a_prompt(tiny_llama, tmp_path):
     certificate = make_certificate(tmp_path, "server")
     encrypt_key(certificate.key)
-    serve = [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--port", "0", *certificate.flags]
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_TERMINAL, *serve],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = run_python(ON_A_TERMINAL, *CLI, "serve", tiny_llama, "--port", "0", *certificate.flags)
     assert done.returncode == 3, done.stdout
     assert f"--ssl-keyfile {certificate.key} is encrypted" in done.stdout
     assert "pass phrase" not in done.stdout

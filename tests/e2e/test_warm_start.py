@@ -135,7 +135,6 @@ def test_a_signal_just_after_the_fork_ends_the_start_and_leaves_nothing(tiny_lla
     with _serve(tiny_llama, standby, wait=False) as server:
         wait_until(standby.servers)
         assert server.terminate(number) in (0, 128 + number, -number, 3)
-        assert "Traceback" not in server.log, server.log
     standby.wait_no_server()
 
 

@@ -21,26 +21,19 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable.name, raising=False)
 
 
-def test_the_attribute_is_the_variable():
+def test_the_attribute_is_the_variable_which_has_one_sentence_of_description():
     assert all(getattr(Environment, variable.name) is variable for variable in variables())
-
-
-def test_every_variable_has_one_sentence_of_description():
     assert all(re.fullmatch(r"[A-Z].*\.", variable.description) for variable in variables())
 
 
-def test_an_unset_variable_has_its_default():
+def test_an_unset_or_empty_variable_has_its_default(monkeypatch):
     assert env.VLLM_WORKER_MULTIPROC_METHOD.get() == "forkserver"
-    assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
     assert env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get() == 5
     assert env.VLLM_API_KEY.get() is None
-    assert env.VLLM_API_KEY.source == "default"
-
-
-def test_an_empty_variable_counts_as_unset(monkeypatch):
-    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "")
-    assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
-    assert env.VLLM_ENGINE_READY_TIMEOUT_S.source == "default"
+    for _ in range(2):
+        assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
+        assert env.VLLM_ENGINE_READY_TIMEOUT_S.source == "default"
+        monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "")
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -75,14 +68,6 @@ def test_a_boolean_has_four_spellings(words, value):
             assert env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.get() is value
 
 
-def test_a_boolean_rejects_maybe():
-    with (
-        env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.override("maybe"),
-        pytest.raises(EnvError, match="one of 1, true, yes, on, 0, false"),
-    ):
-        env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.get()
-
-
 @pytest.mark.parametrize(("raw", "value"), [("On", True), ("y", False), ("enabled", False), (" 1", False)])
 def test_a_boolean_of_the_hubs_client_is_read_as_the_client_reads_it(raw, value):
     for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE):
@@ -107,10 +92,16 @@ def test_a_former_variable_for_a_limit_is_an_error(name, monkeypatch):
     assert str(error) == f"{name} must be unset and replaced by {LIMITS[name]}, got '8'"
 
 
-@pytest.mark.parametrize("raw", ["soon", "-1", "1.5"])
-def test_a_count_rejects_a_value_that_is_not_a_whole_number_in_range(raw):
-    with env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.override(raw), pytest.raises(EnvError, match="whole number, 0 or more"):
-        env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get()
+@pytest.mark.parametrize(
+    ("variable", "raw", "message"),
+    [
+        *((env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE, raw, "whole number, 0 or more") for raw in ("soon", "-1", "1.5")),
+        (env.VLLM_ALLOW_RUNTIME_LORA_UPDATING, "maybe", "one of 1, true, yes, on, 0, false"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error(variable, raw, message):
+    with variable.override(raw), pytest.raises(EnvError, match=message):
+        variable.get()
 
 
 def test_no_color_is_true_with_any_value():
@@ -184,18 +175,13 @@ def test_only_envs_reads_the_environment():
     assert [path for path in sources if reading.search(path.read_text())] == []
 
 
-def test_the_most_similar_choice_is_suggested_in_any_case():
+def test_the_most_similar_choice_is_suggested():
+    """In any case; the dashes of a flag make no words similar."""
     assert did_you_mean("SPWAN", ("spawn", "fork", "forkserver")) == " (did you mean 'spawn'?)"
-
-
-def test_the_dashes_of_a_flag_make_no_words_similar():
+    assert did_you_mean("thread", ("spawn", "fork")) == ""
     assert did_you_mean("--prot", ("--model", "--port")) == " (did you mean '--port'?)"
     assert did_you_mean("--xyz", ("--abc", "--x")) == ""
     assert did_you_mean("--port 80", ("--model", "--port")) == " (write --port and its value as two words)"
-
-
-def test_a_word_unlike_any_choice_gets_no_suggestion():
-    assert did_you_mean("thread", ("spawn", "fork")) == ""
 
 
 @pytest.mark.parametrize(

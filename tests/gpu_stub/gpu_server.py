@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from tests.support.cli import python_output
 from tests.support.peer_vllm import ROOT
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 
@@ -49,10 +49,7 @@ def used_bytes(variables: dict[str, str], number: int = 0) -> int:
     """NVML's used memory of a device, for a process with these variables."""
     script = f"from base.machine.nvml import read_gpus; gpu = read_gpus().gpus[{number}]; "
     script += "print(gpu.total_bytes - gpu.free_bytes)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=variables, cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return int(done.stdout)
+    return int(python_output(script, env=variables, cwd=ROOT))
 
 
 def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

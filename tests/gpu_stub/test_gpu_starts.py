@@ -1,10 +1,22 @@
-"""Starts in one home: each is ready, and only the process that computes has initialized CUDA."""
+"""Starts in one home: each is ready and answers, and only processes that compute initialize CUDA."""
 
+import re
 import signal
+from types import ModuleType
 
 import pytest
 
-from tests.gpu_stub.gpu_server import EAGER, GpuServer
+from tests.gpu_stub.gpu_server import EAGER, UUID, GpuServer
+from tests.support.ports import free_port
+from tests.vllm_engine.plugin import write_entry_point
+from tests.vllm_engine.ray_node import RAY
+
+_AWAKE_BYTES = _USED_BYTES = 60 << 30
+_ASLEEP_BYTES = 2 << 30
+_FEW_BYTES = 1 << 30
+_HIDDEN_SIZE = 576
+_KV_CACHE = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
+_POOLING = ("--runner", "pooling", "--convert", "embed")
 
 
 @pytest.fixture(scope="module")
@@ -13,14 +25,17 @@ def texts():
     return []
 
 
-@pytest.mark.ci_vllm
-@pytest.mark.parametrize("turn", ["first", "second"])
-def test_the_first_and_the_second_start(home, texts, turn):
-    _serve(home, texts)
-
-
-def test_the_third_start(home, texts):
-    _serve(home, texts)
+@pytest.mark.parametrize(
+    "turn", [pytest.param(turn, marks=pytest.mark.ci_vllm) for turn in ("first", "second")] + ["third"]
+)
+def test_a_start_in_the_home_of_earlier_ones(home, texts, turn):
+    with GpuServer("ours", *EAGER, folder=home) as server:
+        texts.append(server.wait_ready().generate())
+        [engine] = server.assert_only(["EngineCore"])
+        assert server.is_forked(engine)
+        assert server.terminate(signal.SIGTERM) == 0
+    assert "ERROR" not in server.log
+    assert set(texts) == {texts[0]}
 
 
 def test_plain_answers_the_same(home, texts):
@@ -30,11 +45,149 @@ def test_plain_answers_the_same(home, texts):
     assert set(texts) == {texts[0]}
 
 
-def _serve(home, texts):
-    with GpuServer("ours", *EAGER, folder=home) as server:
-        texts.append(server.wait_ready().generate())
-        [engine] = server.assert_only(["EngineCore"])
-        assert server.is_forked(engine)
+@pytest.mark.parametrize(
+    "words", [pytest.param(EAGER, id="eager", marks=pytest.mark.ci_vllm), pytest.param(EAGER[1:], id="compiled")]
+)
+def test_a_start_after_the_first_is_warm(tmp_path, words):
+    with GpuServer("ours", *words, folder=tmp_path) as server:
+        text = server.wait_ready().generate()
+    with GpuServer("warm", *words, folder=tmp_path) as server:
+        assert server.wait_ready().generate() == text
+        assert server.main_process() != server.root
+        server.assert_only(["EngineCore"])
         assert server.terminate(signal.SIGTERM) == 0
-    assert "ERROR" not in server.log
-    assert set(texts) == {texts[0]}
+    assert "initialised CUDA" not in server.log
+
+
+_TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"
+_TP_WORKERS = ["Worker_TP0", "Worker_TP1", "Worker_TP2"]
+_NEEDS_RAY = pytest.mark.skipif(not RAY.exists(), reason="Ray is not installed in .peers/ray")
+_RANKS = [
+    pytest.param((_TP, "3"), _TP_WORKERS, id="TP 3", marks=pytest.mark.ci_vllm),
+    pytest.param((_PP, "2"), ["Worker_PP0", "Worker_PP1"], id="PP 2"),
+    pytest.param((_DP, "2"), ["Worker", "Worker"], id="DP 2"),
+    pytest.param((_TP, "3", "--distributed-executor-backend", "ray"), None, id="TP 3 of Ray", marks=_NEEDS_RAY),
+    pytest.param((_DP, "2", "--data-parallel-backend", "ray"), None, id="DP 2 of Ray", marks=_NEEDS_RAY),
+]
+
+
+@pytest.mark.parametrize(("words", "titles"), _RANKS)
+def test_ranks_start_twice_in_a_home(tmp_path, words, titles):
+    """Those of vLLM are forks that initialize CUDA themselves; those of Ray end with it."""
+    environment = {"STUB_GPUS": words[1]}
+    if titles is None:
+        environment |= {"PYTHONPATH": str(RAY), "RAY_USAGE_STATS_ENABLED": "0"}
+    for _ in range(2):
+        with GpuServer("ours", *EAGER, *words, folder=tmp_path, environment=environment) as server:
+            assert len({server.wait_ready().generate() for _ in range(4)}) == 1
+            if titles is not None:
+                assert all(server.is_forked(worker) for worker in server.assert_only(titles))
+            assert server.terminate(signal.SIGTERM) == 0
+        assert "Re-initialize" not in server.log
+
+
+def test_two_nodes_with_a_gpu_each_start_twice_and_end(tmp_path):
+    homes = [tmp_path / str(rank) for rank in range(2)]
+    for home in homes:
+        home.mkdir()
+    for _ in range(2):
+        words = (*EAGER, _PP, "2", "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+        head, other = (
+            GpuServer(
+                "ours",
+                *(*words, "--node-rank", str(rank), *more),
+                folder=home,
+                environment={"STUB_GPUS": "2", "CUDA_VISIBLE_DEVICES": str(rank)},
+            )
+            for rank, (home, more) in enumerate(zip(homes, ((), ("--headless",)), strict=True))
+        )
+        with other, head:
+            assert len({head.wait_ready().generate() for _ in range(4)}) == 1
+            for rank, node in enumerate((head, other)):
+                [worker] = node.assert_only([f"Worker_PP{rank}"])
+                assert node.is_forked(worker)
+            assert other.health() == 0, "a headless node has no port"
+            assert head.terminate(signal.SIGTERM) == 0
+            assert other.terminate(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("device", ["1", UUID % 1], ids=["number", "UUID"])
+def test_the_named_device_is_used_in_two_starts(tmp_path, device):
+    environment = {"STUB_GPUS": "2", "CUDA_VISIBLE_DEVICES": device}
+    for _ in range(2):
+        with GpuServer("ours", *EAGER, folder=tmp_path, environment=environment) as server:
+            assert server.wait_ready().generate()
+            [engine] = server.assert_only(["EngineCore"])
+            assert server.is_forked(engine)
+            assert server.used_bytes(0) == 0
+            assert server.used_bytes(1) > _USED_BYTES
+            assert server.terminate(signal.SIGTERM) == 0
+
+
+def test_a_pooling_model_starts_twice_and_answers(tmp_path):
+    for _ in range(2):
+        with GpuServer("ours", *EAGER, *_POOLING, folder=tmp_path) as server:
+            answer = server.wait_ready().post("/v1/embeddings", input=["a cat", "the dog"])
+            assert [row["index"] for row in answer["data"]] == [0, 1]
+            assert {len(row["embedding"]) for row in answer["data"]} == {_HIDDEN_SIZE}
+            [engine] = server.assert_only(["EngineCore"])
+            assert server.is_forked(engine)
+            assert server.terminate(signal.SIGTERM) == 0
+
+
+def test_a_model_stops_without_requests_and_a_request_starts_it(tmp_path):
+    with GpuServer("ours", *EAGER, "--idle-stop", "2s", folder=tmp_path) as server:
+        text = server.wait_ready().generate()
+        for _ in range(2):
+            server.wait(lambda: server.ask("/health").headers.get("model-state") == "stopped")
+            assert server.used_bytes() < _FEW_BYTES
+            assert server.generate() == text
+        assert server.terminate(signal.SIGTERM) == 0
+
+
+def test_a_compiled_start_and_the_next_one_have_the_same_kv_cache(home):
+    sizes = []
+    for turn in range(2):
+        with GpuServer("ours", "--max-model-len", "2048", folder=home) as server:
+            assert server.wait_ready().generate()
+            server.assert_only(["EngineCore"])
+            assert server.terminate(signal.SIGTERM) == 0
+        sizes += _KV_CACHE.findall(server.log)
+        assert ("Directly load AOT compilation" in server.log) == (turn == 1)
+    assert sizes == [sizes[0]] * 2
+
+
+@pytest.mark.parametrize("launcher", ["plain", "ours"])
+def test_a_model_sleeps_and_wakes_up(home, launcher):
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    with GpuServer(launcher, *EAGER, "--enable-sleep-mode", folder=home, environment=environment) as server:
+        text = server.wait_ready().generate()
+        assert server.used_bytes() > _AWAKE_BYTES
+        for level in (1, 2):
+            assert server.ask(f"/sleep?level={level}", {}).status == 200
+            assert server.used_bytes() < _ASLEEP_BYTES
+            assert server.ask("/wake_up", {}).status == 200
+            assert server.used_bytes() > _AWAKE_BYTES
+        assert server.generate() == text
+
+
+_PLUGIN = """
+import ctypes
+ctypes.CDLL("libcuda.so.1").cuInit(0)
+def install(): pass
+"""
+
+
+def test_a_plugin_that_initializes_cuda_when_it_is_imported_costs_the_fork_and_no_start(tmp_path):
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "cuda_plugin.py").write_text(_PLUGIN)
+    write_entry_point(plugins, ModuleType("cuda_plugin"))
+    for turn in range(3):
+        with GpuServer("ours", *EAGER, folder=tmp_path, environment={"PYTHONPATH": str(plugins)}) as server:
+            assert server.wait_ready().generate()
+            [engine] = server.titled("EngineCore")
+            assert engine.pid in server.initialized()
+            assert server.is_forked(engine) or turn < 2, server.log
+            assert server.terminate(signal.SIGTERM) == 0
+        assert "Re-initialize" not in server.log

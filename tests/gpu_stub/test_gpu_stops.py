@@ -1,5 +1,6 @@
 """Ends of a server on a GPU: signals, killed processes, a hung GPU. Codes are right, nothing is left."""
 
+import json
 import re
 import signal
 import time
@@ -131,6 +132,41 @@ def test_a_stopped_start_leaves_nothing(home, phase, number):
         server.process.send_signal(number)
         assert server.process.wait(_END_S) in (-number, 128 + number)
         _assert_gone(family)
+
+
+_LENGTH = 131072
+_SILENT_S = 10.0
+_LAUNCH_US = 1500
+"""A step takes about half a second on this device."""
+_CHUNK = 2048
+_NUM_CHUNKS = _LENGTH // _CHUNK
+"""Each chunk yields a token, because no kernel runs: as many are wanted, or the request ends too early."""
+_LONG_WORDS = (
+    "--enforce-eager",
+    "--max-model-len",
+    str(_LENGTH),
+    "--hf-overrides",
+    json.dumps({"max_position_embeddings": _LENGTH}),
+    "--max-num-batched-tokens",
+    str(_CHUNK),
+    "--engine-watchdog-timeout",
+    f"{_SILENT_S:g}",
+)
+
+
+def test_a_prefill_longer_than_the_watchdogs_timeout_goes_on(home):
+    """Each step answers the watchdog, however long all of them take on a slow GPU."""
+    environment = {"STUB_LAUNCH_US": str(_LAUNCH_US)}
+    with GpuServer("ours", *_LONG_WORDS, folder=home, environment=environment) as server:
+        server.wait_ready()
+        prompt = [1000 + number % 1000 for number in range(_LENGTH - _NUM_CHUNKS)]
+        begin_s = time.monotonic()
+        answer = server.post("/v1/completions", prompt=prompt, max_tokens=_NUM_CHUNKS, ignore_eos=True)
+        assert time.monotonic() - begin_s > 2 * _SILENT_S
+        assert answer["usage"]["prompt_tokens"] == len(prompt)
+        assert server.health() == 200
+        assert server.terminate(signal.SIGTERM) == 0
+    assert "silent" not in server.log
 
 
 def _last_event(stream: StreamReader) -> dict:

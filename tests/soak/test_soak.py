@@ -49,7 +49,6 @@ def test_nothing_grows_under_mixed_load_and_nothing_is_lost(model_path, pytestco
         for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
             wait_until(lambda name=name: server.metric(name) == 0)
         assert server.health() == 200
-        assert "Traceback" not in server.log
 
 
 _NUM_STEADY: Final = 4

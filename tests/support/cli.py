@@ -20,7 +20,7 @@ def run_cli(
 
     Args:
         words: after `vllm-cli`.
-        environment: variables added to those of the test.
+        environment: variables added to those of the test; `env` are all.
         launcher: a command that executes the arguments that follow it.
         timeout_s: longest run.
         options: of `subprocess.run`.
@@ -40,10 +40,17 @@ def run_python(
     return _run([*launcher, sys.executable, "-c", code, *words], environment, timeout_s, options)
 
 
+def python_output(code: str, *words: object, **options: Any) -> str:
+    """The standard output of code that ends without an error; the arguments are as those of `run_python`."""
+    done = run_python(code, *words, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def _run(
     words: Sequence[object], environment: Mapping[str, str] | None, timeout_s: float, options: Mapping[str, Any]
 ) -> "subprocess.CompletedProcess[str]":
     stdin = None if "input" in options else subprocess.DEVNULL
-    pipes: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    variables = os.environ | (environment or {})
-    return subprocess.run([*map(str, words)], env=variables, text=True, timeout=timeout_s, **(pipes | options))
+    usual: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    usual["env"] = os.environ | (environment or {})
+    return subprocess.run([*map(str, words)], text=True, timeout=timeout_s, **(usual | options))

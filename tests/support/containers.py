@@ -14,7 +14,6 @@ from base.machine import cgroups
 _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
 """Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
 _READ_ONLY = "mount --make-rprivate / && mount -o bind,remount,ro / && "
-_BUT_FOR_ONE = 'mount --bind "$0" "$0" && '
 _NEW_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _OWN_PROCESSES = ("unshare", "--user", "--map-root-user", *_NEW_PROCESSES)
 _OVERLAY = """
@@ -37,10 +36,9 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
     return None
 
 
-def on_read_only_root(writable: Path | None = None) -> tuple[str, ...] | None:
-    """A launcher with a read-only root file system, except for one folder."""
-    script = f'{_BUT_FOR_ONE if writable else ""}{_READ_ONLY}exec "$@"'
-    command = ("unshare", "-m", "sh", "-c", script, str(writable or "sh"))
+def on_read_only_root() -> tuple[str, ...] | None:
+    """A launcher with a read-only root file system."""
+    command = ("unshare", "-m", "sh", "-c", f'{_READ_ONLY}exec "$0" "$@"')
     return command if _works(*command, "true") else None
 
 

@@ -54,27 +54,24 @@ def never_cached() -> Path:
     return _OF_SYSFS
 
 
-def resident_bytes(path: Path, offset: int = 0, length: int | None = None) -> int:
-    """The resident bytes of the file or of a range of it."""
+def resident_bytes(path: Path) -> int:
     with ResidencyProbe(str(path), by_mincore) as probe:
-        return probe.resident_bytes(offset, length)
+        return probe.resident_bytes()
 
 
-def evict(path: Path, offset: int = 0, length: int | None = None) -> None:
-    """Writes the file back and evicts it, or a range of it, from the page cache."""
+def evict(path: Path) -> None:
+    """Writes the file back and evicts it from the page cache."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
         deadline = time.monotonic() + _EVICTED_AFTER_S
-        os.posix_fadvise(fd, offset, length or 0, os.POSIX_FADV_DONTNEED)
-        while (
-            resident_bytes(path, offset, length) and time.monotonic() < deadline
-        ):  # pages that are being written stay resident
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        while resident_bytes(path) and time.monotonic() < deadline:  # pages that are being written stay resident
             time.sleep(0.02)
-            os.posix_fadvise(fd, offset, length or 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
-    assert resident_bytes(path, offset, length) == 0, "the file must be evicted before the test"
+    assert resident_bytes(path) == 0, "the file must be evicted before the test"
 
 
 class BytesRead:

@@ -11,7 +11,6 @@ import pytest
 
 from envs.registry import OWN_PREFIX, variables
 from startup.ground.config import StartupConfig
-from tests.support import cli
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +36,7 @@ def parse() -> Callable[..., StartupConfig]:
 
 @pytest.fixture
 def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a command in this process; the result is that of `run_cli`."""
+    """Runs a command in this process; the result is that of `cli.run_cli`."""
     from vllm_cli.main import main
 
     def run(*words: object, input: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,9 +51,3 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return subprocess.CompletedProcess(words, code, out, err)
 
     return run
-
-
-@pytest.fixture
-def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m vllm_cli WORDS...` in another process."""
-    return cli.run_cli

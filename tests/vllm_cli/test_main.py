@@ -1,7 +1,6 @@
 """The console script: its imports, its exit codes, and which modules it finds first."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.support.cli import run_cli, run_python
 from vllm_cli.main import COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
@@ -34,9 +34,7 @@ for words in json.loads(sys.argv[1]):
 
 def _loaded_by(calls, folder):
     """Words, exit code, and all modules that are loaded after each of the calls, made in one process."""
-    words = [sys.executable, "-c", _REPORT, json.dumps(calls)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=folder, env=environment)
+    done = run_python(_REPORT, json.dumps(calls), cwd=folder, environment={"PYTHONPATH": str(ROOT)})
     lines = [line.removeprefix("LOADED ") for line in done.stdout.splitlines() if line.startswith("LOADED ")]
     assert len(lines) == len(calls), done.stdout + done.stderr
     return [json.loads(line) for line in lines]
@@ -105,9 +103,7 @@ def test_the_version_of_an_installed_vllm_is_shown_too(tmp_path):
 
 
 def _versions(packages):
-    command = [sys.executable, "-m", "vllm_cli", "--version"]
-    environment = {**os.environ, "PYTHONPATH": f"{packages}:{ROOT}"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, env=environment)
+    done = run_cli("--version", environment={"PYTHONPATH": f"{packages}:{ROOT}"}, cwd=ROOT)
     return done.returncode, done.stdout.splitlines()
 
 
@@ -190,7 +186,7 @@ def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch,
     assert "did you mean 'fork'?" in lines[0]
 
 
-def test_a_start_that_fails_is_one_line_and_exit_code_3(run_cli, tmp_path):
+def test_a_start_that_fails_is_one_line_and_exit_code_3(tmp_path):
     done = run_cli("serve", str(tmp_path / "no-such-model"), "--port", "0", cwd=ROOT)
     assert done.returncode == 3
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]

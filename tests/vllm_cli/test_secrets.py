@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 
 from envs.redaction import hide_in_words
 from startup.words.secret_flags import secret_notices, secrets_as_variables
+from tests.support.cli import CLI, run_cli
 from tests.support.waiting import wait_until
-
-CLI = [sys.executable, "-m", "vllm_cli"]
 
 
 @pytest.mark.parametrize(
@@ -26,7 +24,7 @@ CLI = [sys.executable, "-m", "vllm_cli"]
     ],
     ids=["several-keys", "token", "json"],
 )
-def test_usage_errors_quote_no_secret(run_cli, words):
+def test_usage_errors_quote_no_secret(words):
     done = run_cli(*words)
     assert done.returncode == 2, done.stderr
     assert "sesame-6" not in done.stderr

@@ -25,6 +25,8 @@ from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.vllm_server import VllmServer
 
+pytestmark = pytest.mark.alone
+
 _TIMEOUT_S: Final = 6.0
 _TOLD_S: Final = 30.0
 _END_S: Final = 30.0
@@ -97,7 +99,6 @@ def _stop(server: VllmServer, *titles: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("num_streams", [0, 4], ids=["idle", "4 streams"])
 @pytest.mark.parametrize(
     ("titles", "named"),
@@ -131,7 +132,6 @@ def test_a_stopped_process_ends_the_server_with_its_name(start_vllm, titles, nam
     assert re.search(r"\(EngineCore pid=\d+\) +File .* in run_busy_loop", kept)
 
 
-@pytest.mark.alone
 @pytest.mark.versions
 def test_a_minute_of_silence_is_told_after_half_of_it(start_vllm, capsys):
     with start_vllm("ours", *_watchdog(60)) as server:
@@ -161,7 +161,6 @@ def test_a_minute_of_silence_is_told_after_half_of_it(start_vllm, capsys):
     assert end_s < 62
 
 
-@pytest.mark.alone
 def test_a_worker_in_an_endless_loop_of_c_is_named_with_its_place(start_vllm, hangs, two_ranks):
     words = ("--tensor-parallel-size", "2", *_watchdog(4 * _TIMEOUT_S))
     with start_vllm("ours", *words, environment=two_ranks | hangs.environment) as server:
@@ -175,7 +174,6 @@ def test_a_worker_in_an_endless_loop_of_c_is_named_with_its_place(start_vllm, ha
     assert "in match() of __init__.py" in digest[1]
 
 
-@pytest.mark.alone
 @pytest.mark.versions
 def test_streams_go_on_after_a_pause_of_engine_and_worker(start_vllm):
     with start_vllm("ours", *_watchdog(120)) as server:
@@ -256,7 +254,6 @@ _BESIDE: Final = [
 ]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(("num_streams", "num_busy"), _BESIDE)
 @pytest.mark.parametrize("slow", _SLOW)
 def test_what_is_slow_is_not_ended(start_vllm, hangs, slow, num_streams, num_busy):
@@ -276,7 +273,6 @@ def _skip_if_quick(took_s: float) -> None:
         pytest.skip(f"it took {took_s:.1f} s, so that the watchdog had nothing to say")
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(("num_streams", "num_busy"), _BESIDE)
 def test_a_long_prompt_is_no_hang(start_vllm, num_streams, num_busy):
     """Its steps are shorter than the timeout, and all of them together are longer."""
@@ -293,7 +289,6 @@ def test_a_long_prompt_is_no_hang(start_vllm, num_streams, num_busy):
     _skip_if_quick(took_s)
 
 
-@pytest.mark.alone
 def test_a_long_step_is_no_silence(start_vllm, hangs):
     with start_vllm("ours", *_watchdog(60), environment=hangs.environment) as server:
         server.wait_ready()
@@ -305,7 +300,6 @@ def test_a_long_step_is_no_silence(start_vllm, hangs):
         assert "WARNING" not in server.log.split("ready after")[1]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("num_busy", [0, _NUM_BUSY], ids=["alone", "beside busy processes"])
 def test_a_start_that_compiles_and_its_first_request_are_no_hang(start_vllm, small_model, tmp_path, num_busy):
     words = ("--max-model-len", "256", "--dtype", "float32", *_watchdog(_TIMEOUT_S))
@@ -322,7 +316,6 @@ def test_a_start_that_compiles_and_its_first_request_are_no_hang(start_vllm, sma
     _skip_if_quick(took_s)
 
 
-@pytest.mark.alone
 @pytest.mark.versions
 @pytest.mark.parametrize("num_streams", [0, 4], ids=["idle", "4 streams"])
 @pytest.mark.parametrize("title", ["EngineCore", "Worker"])
@@ -338,7 +331,6 @@ def test_sigterm_ends_a_server_that_hangs_within_the_time_of_the_drain(start_vll
             assert time.monotonic() - begin_s < drain_s + 4
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "words",
     [

@@ -21,7 +21,6 @@ pytestmark = [
 _COMMIT = "a" * 40
 _OPENED = re.compile(r'openat\(\S+ "([^"]+)", (\S+?)(?:, \S+)?\) = \d+')
 _STRAY = ("README.md", "LICENSE.txt", "training_args.bin", "optimizer.pt", "model.onnx", "trainer_state.json")
-_WEIGHTS = (".safetensors", ".bin", ".pt")
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 
 

@@ -51,8 +51,8 @@ def check_libraries() -> Iterator[Finding]:
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
             yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
-    if (name := _unknown_torch_log()) is not None:
-        yield error("environment", f"TORCH_LOGS: torch has no log or module {name!r}: correct it, or unset TORCH_LOGS")
+    if (unknown := _unknown_torch_log()) is not None:
+        yield error("environment", f"TORCH_LOGS: torch has no log or module {unknown!r}: correct it, or unset it")
     try:
         mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     except OSError as err:

@@ -1,7 +1,6 @@
 """Each method measures how much of a file is in the page cache."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.support.page_cache import held, never_cached, resident_bytes
 pytestmark = pytest.mark.alone
 MIB = 1 << 20
 
-MakeFile = Callable[..., Path]
 Method = residency.Method
 
 

@@ -17,7 +17,6 @@ from base.wording import format_bytes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.support.http_client import ask
-from tests.support.processes import assert_gone
 from tests.support.waiting import wait_until
 
 _ENTER: Final = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"')
@@ -112,12 +111,11 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
         MemoryGroup("vllm-cli-chaos-end") as group,
         ServerProcess([str(model_path)], launcher=group.launcher) as server,
     ):
-        family = server.family()
+        server.family()
         limit_bytes = (group.num_used_bytes + _MARGIN_BYTES) & -4096
         group.set_limit(limit_bytes)
         requests = _LargeRequests(server.url)
         assert server.process.wait(_GONE_S) == 1
-        assert_gone(family)
         requests.finish()
         assert 500 in requests.statuses
         limit = format_bytes(limit_bytes)
@@ -150,6 +148,7 @@ def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_pa
 
 def test_engine_whose_allocation_fails_reports_the_reason(start_server):
     with start_server("--engine-watchdog-timeout", "60") as server:
+        server.may_log_tracebacks = True
         engine = wait_process(server, "engine")
         _wait_idle(engine)
         used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)

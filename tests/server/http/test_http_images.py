@@ -1,6 +1,5 @@
 """Chats with images over HTTP, with a vision model and with a text model."""
 
-import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import pytest
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.registry import build_renderer
-from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
+from tests.server.engine.features.tiny_vlm import save_vlm
+from tests.server.engine.features.vlm_reference import image_messages, image_url
 
 MAX_MODEL_LEN = 512
 
@@ -37,18 +37,9 @@ def vision(serve: Callable[..., Any], vision_renderer: BaseRenderer, engine: Any
     return serve(renderer=vision_renderer)
 
 
-def _url(seed: int = 0, size: int = 56) -> str:
-    return "data:image/png;base64," + base64.b64encode(as_bytes(image(size, size, seed=seed))).decode()
-
-
-def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
 def test_an_image_reaches_the_engine_with_its_tokens(vision):
     with vision.client() as client:
-        answer = client.chat.completions.create(model="smol", messages=_messages(_url()))
+        answer = client.chat.completions.create(model="smol", messages=image_messages(image_url(0)))
     assert answer.choices[0].message.content == "a cat"
     ((token_ids, _),) = vision.engine.requests.values()
     (inputs,) = vision.engine.inputs.values()
@@ -60,7 +51,7 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision):
 
 @pytest.mark.parametrize("is_result", [False, True], ids=["message", "tool result"])
 def test_an_image_of_a_message_is_that_of_a_chat(vision, is_result):
-    source = {"type": "base64", "media_type": "image/png", "data": _url().partition(",")[2]}
+    source = {"type": "base64", "media_type": "image/png", "data": image_url(0).partition(",")[2]}
     blocks: list[dict[str, Any]] = [{"type": "image", "source": source}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": blocks}]
     if is_result:
@@ -70,7 +61,7 @@ def test_an_image_of_a_message_is_that_of_a_chat(vision, is_result):
     body = {"model": "smol", "messages": messages}
     message = vision.post("/v1/messages", body | {"max_tokens": 100}).json()
     assert message["content"] == [{"type": "text", "text": "a cat"}]
-    vision.chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": _url()}}]}])
+    vision.chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image_url(0)}}]}])
     one, other = vision.engine.inputs.values()
     assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
     counted = vision.post("/v1/messages/count_tokens", body).json()
@@ -78,7 +69,7 @@ def test_an_image_of_a_message_is_that_of_a_chat(vision, is_result):
 
 
 def test_an_image_of_a_response_stays_in_the_conversation(vision):
-    content: Any = [{"type": "input_image", "image_url": _url()}, {"type": "input_text", "text": "What is it?"}]
+    content: Any = [{"type": "input_image", "image_url": image_url(0)}, {"type": "input_text", "text": "What is it?"}]
     with vision.client() as client:
         first = client.responses.create(model="smol", input=[{"role": "user", "content": content}])
         assert first.output_text == "a cat"
@@ -88,14 +79,14 @@ def test_an_image_of_a_response_stays_in_the_conversation(vision):
 
 
 def test_choices_of_one_request_share_the_images(vision):
-    vision.chat(messages=_messages(_url()), n=3)
+    vision.chat(messages=image_messages(image_url(0)), n=3)
     assert len(vision.engine.inputs) == 3
     assert len({id(inputs) for inputs in vision.engine.inputs.values()}) == 1
 
 
 def test_tokenize_counts_the_images_tokens(vision):
-    found = vision.post("/tokenize", {"messages": _messages(_url())}).json()
-    vision.chat(messages=_messages(_url()))
+    found = vision.post("/tokenize", {"messages": image_messages(image_url(0))}).json()
+    vision.chat(messages=image_messages(image_url(0)))
     ((token_ids, _),) = vision.engine.requests.values()
     assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
@@ -103,14 +94,14 @@ def test_tokenize_counts_the_images_tokens(vision):
 @pytest.mark.parametrize(
     ("urls", "message"),
     [
-        (["data:image/png;base64,aGVsbG8="], "messages[0].content[0]: not an image in a known format"),
-        ([_url(i) for i in range(4)], "At most 3 image(s)"),
-        ([_url(0, 1000), _url(1, 1000), _url(2, 1000)], ""),
+        (["data:image/png;base64,aGVsbG8="], "messages[0].content[1]: not an image in a known format"),
+        ([image_url(i) for i in range(4)], "At most 3 image(s)"),
+        ([*(image_url(i, 1000, 1000) for i in range(3))], ""),
     ],
 )
 def test_a_faulty_image_is_rejected(vision, urls, message):
     for body in ({}, {"stream": True}):
-        answer = vision.chat(messages=_messages(*urls), **body)
+        answer = vision.chat(messages=image_messages(*urls), **body)
         if message:
             error = answer.json()["error"]
             assert (answer.status_code, error["type"], error["param"]) == (400, "BadRequestError", "messages")
@@ -119,14 +110,14 @@ def test_a_faulty_image_is_rejected(vision, urls, message):
 
 
 def test_a_text_model_rejects_images(server):
-    answer = server.chat(messages=_messages(_url()))
+    answer = server.chat(messages=image_messages(image_url(0)))
     assert answer.status_code == 400
     assert "this model is served for text only" in answer.json()["error"]["message"]
 
 
 def test_the_image_cache_has_metrics(vision):
     for _ in range(2):
-        vision.chat(messages=_messages(_url(seed=77)))
+        vision.chat(messages=image_messages(image_url(77)))
     metrics = vision.get("/metrics").text
     values = {
         line.split("{")[0]: float(line.rsplit(" ", 1)[1])

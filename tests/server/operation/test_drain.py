@@ -4,8 +4,6 @@ import asyncio
 import time
 from typing import Any
 
-import pytest
-
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
 from server.operation import drain
@@ -16,16 +14,11 @@ GRACE_S = 0.3
 QUIET_S = 0.05
 
 
-@pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch) -> RunningRequests:
-    """No request runs; the grace is as long as the longest wait for quiet."""
+async def test_a_long_grace_ends_with_quiet_too(monkeypatch):
+    """A client that sends requests to the end of the grace gets its last 503 before the port closes."""
     monkeypatch.setattr(drain, "_QUIET_S", QUIET_S)
     monkeypatch.setattr(drain, "_LONGEST_WAIT_FOR_QUIET_S", GRACE_S)
-    return RunningRequests()
-
-
-def test_a_long_grace_ends_with_quiet_too(running):
-    """A client that sends requests to the end of the grace gets its last 503 before the port closes."""
+    running = RunningRequests()
 
     async def reject_until_grace_ends() -> None:
         end_s = time.monotonic() + GRACE_S
@@ -33,17 +26,12 @@ def test_a_long_grace_ends_with_quiet_too(running):
             running.note_rejection()
             await asyncio.sleep(0.005)
 
-    async def run() -> float:
-        engine: Any = None  # no request runs that it would have to end
-        lifecycle = Lifecycle()
-        config = LifecycleConfig(drain_grace_s=GRACE_S)
-        client = asyncio.create_task(reject_until_grace_ends())
-        await Drain(lifecycle, running, engine, config, lambda: None).run()
-        quiet_s = running.quiet_s
-        await client
-        return quiet_s
-
-    assert asyncio.run(run()) >= QUIET_S
+    engine: Any = None  # no request runs that it would have to end
+    config = LifecycleConfig(drain_grace_s=GRACE_S)
+    client = asyncio.create_task(reject_until_grace_ends())
+    await Drain(Lifecycle(), running, engine, config, lambda: None).run()
+    assert running.quiet_s >= QUIET_S
+    await client
 
 
 async def test_running_requests_are_waited_for():

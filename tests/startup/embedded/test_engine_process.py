@@ -12,6 +12,7 @@ from startup.embedded.engine_process import EngineProcess
 from startup.embedded.starter import BackgroundStart
 from startup.files.model.checkpoint_folder import modeling_module
 from startup.ground.processes.group_signals import GROUP_SIGNALS
+from tests.support.cli import python_output, run_python
 from tests.support.processes import disturbing
 
 _SCRIPT = Path(__file__).with_name("engine_script.py")
@@ -85,23 +86,19 @@ def test_the_switch_interval_is_restored_after_an_abandoned_start():
     assert sys.getswitchinterval() == before
 
 
-def _run_code(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("method", START_METHODS)
 def test_method_is_in_force_afterwards(method):
-    out = _run_code(
+    out = python_output(
         "import multiprocessing\n"
         "from startup.embedded.engine_process import use_start_method\n"
         f"context = use_start_method({method!r})\n"
         "print(multiprocessing.get_start_method(), context.get_start_method())\n"
-    ).stdout
+    )
     assert out.split() == [method, method]
 
 
 def test_method_that_was_set_before_stays_and_is_logged():
-    run = _run_code(
+    run = run_python(
         "import logging, multiprocessing\n"
         "logging.basicConfig()\n"
         "multiprocessing.set_start_method('spawn')\n"
@@ -126,4 +123,4 @@ def test_fork_is_rejected_once_cuda_is_initialised():
         "except StartupError as err:\n"
         "    print(err)\n"
     )
-    assert "cannot be used once CUDA is initialised" in _run_code(code).stdout
+    assert "cannot be used once CUDA is initialised" in python_output(code)

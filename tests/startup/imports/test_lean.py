@@ -17,6 +17,7 @@ from startup.imports import lean
 from startup.imports.heavy import importing
 from startup.imports.lean import SHAPE_FUNCTIONS, import_lean
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model
+from tests.support.cli import python_output
 
 _CONDITIONS = ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true")
 
@@ -107,8 +108,7 @@ def test_other_symbolic_shapes_are_the_real_ones():
         "from torch.fx.experimental.symbolic_shapes import guard_or_false; assert 'sympy' not in sys.modules;"
         "from torch.fx.experimental.symbolic_shapes import ShapeEnv; ShapeEnv(); import sympy; sympy.Symbol('x')"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
+    python_output(script)
 
 
 def test_another_thread_is_rejected():

@@ -12,6 +12,7 @@ import pytest
 
 from startup.imports.learned_imports import import_file_paths
 from startup.imports.scan_cache import cached_scans
+from tests.support.cli import python_output
 
 MODULES = ("parcel", "parcel.inner", "parcel.other")
 
@@ -59,7 +60,7 @@ def start(*names: str) -> Any:
 
 def printed(program: str) -> str:
     """What a new program prints: its path is not that of this one, which other tests may have changed."""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    return python_output(program).strip()
 
 
 def written_at() -> int:
@@ -232,16 +233,9 @@ def cache(tmp_path: Path) -> Path:
 
 def _import(cache: Path, mode: str = "cached") -> tuple[dict[str, object], bool]:
     """The state of transformers after its import, and whether it read the sources of its models."""
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, mode],
-        # With an unbuffered stream, a signal during a write to a full pipe makes Python lose the rest.
-        env=os.environ | {"VLLM_CACHE_ROOT": str(cache), "PYTHONUNBUFFERED": ""},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
-    known, has_scanned = map(json.loads, done.stdout.splitlines())
+    # With an unbuffered stream, a signal during a write to a full pipe makes Python lose the rest.
+    environment = {"VLLM_CACHE_ROOT": str(cache), "PYTHONUNBUFFERED": ""}
+    known, has_scanned = map(json.loads, python_output(_SCRIPT, mode, environment=environment).splitlines())
     return known, has_scanned
 
 

@@ -26,6 +26,8 @@ from tests.support.certificates import Certificate, make_certificate, needs_open
 from tests.support.ports import free_port
 from tests.support.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.usefixtures("longer_timeouts")
+
 
 def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(*address, timeout=60)
@@ -37,7 +39,6 @@ def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes |
         connection.close()
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_each_path_is_answered(listener):
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/livez") == (200, b"")
@@ -48,20 +49,17 @@ def test_each_path_is_answered(listener):
         connection.close()
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_body_of_a_post_is_read_before_the_answer(listener):
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_silent_client_delays_no_other(listener):
     with StartupResponder(listener, Answers()), socket.create_connection(listener.getsockname()) as silent:
         silent.sendall(b"GET /he")
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
     with StartupResponder(listener, Answers()):
         with socket.create_connection(listener.getsockname()) as client:
@@ -70,7 +68,6 @@ def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_client_accepted_before_the_hand_over_is_answered_after_it(listener, new_process):
     with (
         StartupResponder(listener, Answers()) as responder,
@@ -97,7 +94,6 @@ def _is_listening(process: psutil.Process, port: int) -> bool:
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_no_client_is_accepted_after_the_hand_over_has_returned(listener, monkeypatch, new_process):
     """Otherwise a client could get "ready" from the HTTP server and then "not ready" from the responder."""
     monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
@@ -113,7 +109,6 @@ def test_no_client_is_accepted_after_the_hand_over_has_returned(listener, monkey
         assert not _is_listening(process, listener.getsockname()[1])
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_an_answer_contains_the_latest_state(listener):
     with StartupResponder(listener, Answers()) as responder:
         responder.update(b"{}")
@@ -121,7 +116,6 @@ def test_an_answer_contains_the_latest_state(listener):
         assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 @pytest.mark.thorough
 def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
@@ -134,7 +128,6 @@ def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
         process.wait(timeout=60)
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
         process = new_process()
@@ -143,7 +136,6 @@ def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     assert not process.is_running()
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_no_probe_is_lost_during_the_hand_over(listener):
     """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
     failures: list[str] = []
@@ -202,7 +194,6 @@ def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
         process.kill()
 
 
-@pytest.mark.usefixtures("longer_timeouts")
 def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
     process, address = api_process
     (responder,) = process.children()
@@ -272,7 +263,6 @@ def _get_by_tls(
 
 
 @needs_openssl
-@pytest.mark.usefixtures("longer_timeouts")
 def test_each_path_is_answered_over_tls(listener, pair):
     with StartupResponder(listener, Answers(BODY), _tls(pair)):
         assert _get_by_tls(listener, "/livez", pair.client_context()) == (200, b"")
@@ -281,7 +271,6 @@ def test_each_path_is_answered_over_tls(listener, pair):
 
 
 @needs_openssl
-@pytest.mark.usefixtures("longer_timeouts")
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
 def test_a_client_without_tls_delays_no_other_and_gets_no_http(listener, pair, sent):
     with (
@@ -299,7 +288,6 @@ def test_a_client_without_tls_delays_no_other_and_gets_no_http(listener, pair, s
 
 
 @needs_openssl
-@pytest.mark.usefixtures("longer_timeouts")
 def test_clients_without_a_certificate_are_rejected_if_one_is_required(listener, pair):
     with StartupResponder(listener, Answers(BODY), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
         assert _get_by_tls(listener, "/livez", pair.client_context(client=pair))[0] == 200
@@ -308,7 +296,6 @@ def test_clients_without_a_certificate_are_rejected_if_one_is_required(listener,
 
 
 @needs_openssl
-@pytest.mark.usefixtures("longer_timeouts")
 def test_unusable_certificate_files_end_the_responder_and_not_the_start(listener, tmp_path, capfd):
     nothing = Certificate(tmp_path / "none", tmp_path / "none")
     with StartupResponder(listener, Answers(BODY), _tls(nothing)) as responder:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from startup.standby import process_state
-from startup.standby.front_process import interpreter_state
+from tests.support.cli import python_output
 from tests.support.containers import as_user, own_cgroup
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(120)]
@@ -105,10 +105,7 @@ class Forked(NamedTuple):
 
 def forked(pid: int, *launcher: str) -> Forked:
     """A fork of a template that the launcher has started."""
-    command = [*launcher, sys.executable, "-c", _TEMPLATE, str(pid)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
-    return Forked(*json.loads(result.stdout))
+    return Forked(*json.loads(python_output(_TEMPLATE, pid, launcher=launcher)))
 
 
 _TAKEN_OVER = """
@@ -267,10 +264,6 @@ def test_another_interpreter_is_named(launcher, reason):
     with started() as usual, started(*launcher) as executed:
         found = process_state.first_difference(executed.interpreter, usual.interpreter)
     assert (found or "").startswith(reason or "") and bool(found) == bool(reason)
-
-
-def test_the_state_of_an_interpreter_equals_itself():
-    assert process_state.first_difference(interpreter_state(), interpreter_state()) is None
 
 
 @pytest.fixture

@@ -81,9 +81,9 @@ class _Asked(NamedTuple):
 def _ask(
     standby: StandbyProcess, *words: object, launcher: tuple[str, ...] = (), extra: Mapping[str, str] | None = None
 ) -> _Asked:
-    environment = {**os.environ, **standby.environment, "VCLI_STANDBY": "auto", **(extra or {})}
-    command = [*launcher, sys.executable, "-c", _ASK, *map(str, words), "--preflight-only", "--port", str(free_port())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    environment = {**standby.environment, "VCLI_STANDBY": "auto", **(extra or {})}
+    given = (*words, "--preflight-only", "--port", free_port())
+    done = run_python(_ASK, *given, environment=environment, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     _, code, took, reason = done.stdout.splitlines()[-1].split("|", 3)

@@ -1,5 +1,6 @@
 """Fixtures for tests with a fake vLLM."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,3 +14,14 @@ def folder() -> Iterator[Path]:
     """A folder for a start's files; its path is short enough for Unix sockets."""
     with short_folder() as path:
         yield path
+
+
+@pytest.fixture
+def model(folder: Path) -> str:
+    """A folder with a model's files, which pass the preflight."""
+    path = folder / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"], "model_type": "llama"}))
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (path / "tokenizer.json").write_text("{}")
+    return str(path)

@@ -21,6 +21,12 @@ FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
 NO_HUB = "http://127.0.0.1:9"
 """Refuses connections: the models of these tests are nowhere, and the fake vLLM reads none."""
+CHECKED = {"VCLI_PREFLIGHT": None, "VLLM_TARGET_DEVICE": "cpu"}
+"""Variables of a start with its preflight; for CPUs, as the torch of the tests may be built for GPUs.
+
+It is on in one start of each kind: cold, warm, plain, headless, with several API servers, with the Rust
+frontend, at a UNIX socket, with `--idle-stop`.
+"""
 _FORKSERVER = "processes.forkserver"
 
 

@@ -2,7 +2,6 @@
 
 import os
 import py_compile
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from startup.ground.caches import CACHE, keep_bytecode, use_kept_bytecode
 from startup.vllm.launch.baked_caches import add_baked_inspections
 from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
+from tests.support.cli import python_output, run_cli
 from tests.support.ports import free_port
 
 _NAME = "modelinfos/llama.json"
@@ -100,7 +100,7 @@ def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypa
     assert (sys.pycache_prefix, sys.dont_write_bytecode) == (str(place), False)
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
     code = "import vllm, sys; print(sys.modules['vllm'].__cached__)"
-    found = subprocess.check_output([sys.executable, "-c", code], cwd=package.parent, text=True).strip()
+    found = python_output(code, cwd=package.parent).strip()
     assert Path(found).is_file() and found.startswith(str(place))
     assert not (package / "__pycache__").exists()
 
@@ -117,10 +117,7 @@ def test_a_start_of_the_embedded_engine_names_it_too(tmp_path, tiny_llama):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     variables = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--port", str(free_port())],
-        env=os.environ | variables, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = run_cli("serve", tiny_llama, "--port", free_port(), environment=variables)
     [line] = [line for line in done.stderr.splitlines() if "PYTHONDONTWRITEBYTECODE" in line]
     assert f"{tmp_path / 'torch'} has no compiled modules" in line
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.patches.compiled_models import _without_secrets
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.support.ports import free_port
+
+pytestmark = pytest.mark.thorough
 
 
 class Starts:
@@ -67,7 +68,6 @@ def starts(folder: Path) -> Starts:
     return Starts(folder)
 
 
-@pytest.mark.thorough
 @pytest.mark.smoke
 def test_a_start_says_why_it_compiles(starts):
     first = starts.run()
@@ -87,30 +87,6 @@ def test_a_start_says_why_it_compiles(starts):
     assert change == {"kind": "model", "name": "ModelConfig.hf_config.hidden_size", "before": "8", "now": "16"}
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"x": [{"api_key": "hidden-word"}]},
-        {"u": ["https://me:hidden-word@h/"], "w": "https://h/?a=1&token=hidden-word"},
-        {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
-        {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
-        {"auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
-        ["DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hidden-word==;EndpointSuffix=b"],
-        {"header": "Authorization: Bearer hidden-word"},
-        {"api_keys": ["hidden-word"], "https://me:hidden-word@h/": 1, "sas": "https://h/?sv=1&sig=hidden-word"},
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else "connection",
-)
-def test_a_record_has_no_secrets(value):
-    assert "hidden-word" not in json.dumps(_without_secrets("", value))
-
-
-def test_a_record_has_all_else():
-    value = {"a": [1, None, 2.5, "b c", ["d=e"]], "f": {"g": "--max-len 8", "h": True}, "url": "https://h/?x=1;y=2"}
-    assert _without_secrets("", value) == value
-
-
-@pytest.mark.thorough
 def test_a_damaged_file_is_named_and_compiled_again(starts):
     starts.run()
     (entry,) = starts.entries()
@@ -121,7 +97,6 @@ def test_a_damaged_file_is_named_and_compiled_again(starts):
     assert starts.run()["state"] == "loaded"
 
 
-@pytest.mark.thorough
 def test_other_hardware_does_not_load_what_is_here(starts):
     """Nor does it remove that: both may have one home folder."""
     starts.run()
@@ -140,7 +115,6 @@ def test_other_hardware_does_not_load_what_is_here(starts):
     assert len(starts.entries()) == len(starts.records()) == 2
 
 
-@pytest.mark.thorough
 def test_require_ends_a_start_that_would_compile(starts):
     log = starts.fail("--compile-cache", "require")
     assert "no compiled model fits, and --compile-cache require forbids to compile" in log
@@ -150,7 +124,6 @@ def test_require_ends_a_start_that_would_compile(starts):
     assert "SchedulerConfig.max_num_seqs was 8, is 9" in starts.fail("--compile-cache", "require", FAKE_VLLM_SEQS="9")
 
 
-@pytest.mark.thorough
 @pytest.mark.smoke
 def test_a_machine_loads_what_another_one_has_added(starts):
     place = starts.folder / "shared"
@@ -173,7 +146,6 @@ def test_a_machine_loads_what_another_one_has_added(starts):
     assert "compiled models: fetched 1" in starts.log
 
 
-@pytest.mark.thorough
 def test_a_machine_loads_the_kernels_that_another_one_has_compiled(starts):
     """Although Triton's lists of a kernel's files have paths of the machine that has compiled it."""
     place = starts.folder / "shared"
@@ -185,7 +157,6 @@ def test_a_machine_loads_the_kernels_that_another_one_has_compiled(starts):
         assert "compiled a kernel" not in starts.log
 
 
-@pytest.mark.thorough
 def test_a_folder_of_kernels_that_the_user_has_named_is_used(starts):
     place, named = ("--compile-cache", starts.folder / "shared"), starts.folder / "kernels"
     starts.run(*place, logged="compiled models: added 1", TRITON_CACHE_DIR=str(named))
@@ -197,14 +168,12 @@ def test_a_folder_of_kernels_that_the_user_has_named_is_used(starts):
     assert (other / "KEY/kernel.cubin").is_file()
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("place", ["/nowhere/at/all", "/dev/null", "s4://bucket"])
 def test_a_location_that_cannot_be_used_is_a_warning(place, starts):
     assert starts.run("--compile-cache", place)["state"] == "compiled"
     assert f"{place}" in next(line for line in starts.log.splitlines() if "compiled models: " in line)
 
 
-@pytest.mark.thorough
 def test_a_model_that_fails_twice_after_it_was_loaded_is_compiled_again(starts):
     """Nor does a location bring it back, whose archive is replaced by what works."""
     place = ("--compile-cache", starts.folder / "shared")
@@ -225,7 +194,6 @@ def test_a_model_that_fails_twice_after_it_was_loaded_is_compiled_again(starts):
     assert json.loads(fetched.read_text())["created_at"] > created_at
 
 
-@pytest.mark.thorough
 def test_failures_after_the_compiled_model_was_used_are_not_its_fault(starts):
     starts.run()
     for _ in range(3):
@@ -233,7 +201,6 @@ def test_failures_after_the_compiled_model_was_used_are_not_its_fault(starts):
     assert starts.run()["state"] == "loaded"
 
 
-@pytest.mark.thorough
 def test_a_location_that_was_emptied_is_filled_again(starts):
     place = starts.folder / "shared"
     for _ in range(2):

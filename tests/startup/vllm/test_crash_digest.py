@@ -5,7 +5,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, rewrite, run_fake, variant
+from tests.support.cli import run_python
 from tests.support.ports import free_port
 from tests.support.terminal import read_terminal
 from tests.support.waiting import is_gone, wait_until
@@ -143,9 +143,7 @@ except CrashError as err:
 
 
 def test_the_cause_of_an_exception_in_the_api_server_is_reported_once(folder):
-    words = [sys.executable, "-c", _RAISES, str(folder)]
-    given = {**os.environ, "VLLM_CACHE_ROOT": str(folder)}
-    done = subprocess.run(words, env=given, capture_output=True, text=True, timeout=60)
+    done = run_python(_RAISES, folder, environment={"VLLM_CACHE_ROOT": str(folder)})
     cause, digest = done.stdout.split("|")
     assert "no number" in cause
     assert "no number" in digest

@@ -7,33 +7,47 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.startup.vllm.fake_frontend import write_program
+from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment
 from tests.support.http_client import RawClient
 from tests.support.openai_client import RepeatingClients
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
-
-_IN_ORDER = (0, 503, 200)
 """The answers to a client: refused, starting, serving."""
 
 
-@pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])
-def test_every_connection_during_a_start_is_answered(num_servers, folder):
-    gate = folder / "gate"
-    port = free_port()
-    words = ("--gate", str(gate), "--api-server-count", str(num_servers))
-    with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 8) as clients:
-        clients.wait_for_more(200, 503)
+@pytest.fixture
+def rust(folder) -> dict[str, str]:
+    """Variables of a start with the Rust frontend."""
+    return {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(write_program(folder))}
+
+
+@pytest.mark.parametrize("frontend", ["one-server", "two-servers", "rust"])
+@pytest.mark.parametrize("listens", ["at-once", "when-ready"])
+def test_every_connection_during_a_start_is_answered_or_refused(listens, frontend, folder, rust):
+    """With `--listen-when-ready` all are refused until vLLM serves, and no other program gets the port."""
+    gate, port = folder / "gate", free_port()
+    words = ("--gate", str(gate), *(("--api-server-count", "2") if frontend == "two-servers" else ()))
+    words += ("--listen-when-ready",) if listens == "when-ready" else ()
+    starting = 503 if listens == "at-once" else 0
+    env = environment(folder, **(rust if frontend == "rust" else {}))
+    with FakeStart(folder, *words, port=port, env=env) as start, RepeatingClients(port, *["/health"] * 8) as clients:
+        clients.wait_for_more(200, starting)
         start.wait_logged("EngineCore prints a line")
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
         gate.touch()
         start.wait_ready()
+        texts = {start.complete("A text") for _ in range(200 if frontend == "rust" else 1)}
         clients.wait_for_more(200, 200)
-        assert start.complete("A text") == "A text was read by worker 0"
+        start.wait_logged("ready after")
+        assert texts == {"A text was read by worker 0"}
+        assert len(start.responders()) == (frontend == "one-server")  # it answers /health while vLLM serves
     assert not clients.lost
     for statuses in clients.statuses:
-        assert statuses == sorted(statuses, key=_IN_ORDER.index)
+        assert statuses == sorted(statuses, key=(0, starting, 200).index)
 
 
 @pytest.mark.smoke
@@ -52,27 +66,8 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
         assert start.ask("/startupz")[0] == 404  # vLLM's own routes, /livez and /readyz are left
 
 
-@pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])
-def test_with_listen_when_ready_connections_are_refused_until_vllm_serves(num_servers, folder):
-    gate = folder / "gate"
-    port = free_port()
-    words = ("--gate", str(gate), "--api-server-count", str(num_servers), "--listen-when-ready")
-    with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 4) as clients:
-        start.wait_logged("EngineCore prints a line")
-        clients.wait_for_more(200, 0)
-        with socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", port))
-        gate.touch()
-        start.wait_ready()
-        clients.wait_for_more(200, 200)
-        assert start.complete("A text") == "A text was read by worker 0"
-        assert len(start.responders()) == (num_servers == 1)  # it answers /health, as without the flag
-    assert not clients.lost
-    for statuses in clients.statuses:
-        assert statuses == sorted(statuses, key=(0, 200).index)
-
-
-def test_unix_socket_is_handed_over(folder):
+@pytest.mark.parametrize("frontend", ["python", "rust"])
+def test_unix_socket_is_handed_over(frontend, folder, rust, model):
     gate = folder / "gate"
     path = folder / "socket"
 
@@ -81,17 +76,19 @@ def test_unix_socket_is_handed_over(folder):
             return client.get("/health").read().status
         return None
 
-    with FakeStart(folder, "--uds", str(path), "--gate", str(gate), host=None) as start:
-        wait_until(lambda: status() == 503 or start.process.poll() is not None)
+    env = environment(folder, **CHECKED, **(rust if frontend == "rust" else {}))
+    with FakeStart(folder, model, "--uds", str(path), "--gate", str(gate), host=None, env=env) as start:
+        start.wait(lambda: status() == 503)
         start.wait_logged("EngineCore prints a line")
         gate.touch()
-        wait_until(lambda: status() == 200 or start.process.poll() is not None)
+        start.wait(lambda: status() == 200)
+        start.wait_logged("ready after")
         assert status() == 200
-        start.family()
 
 
-def test_a_headless_start_opens_no_port_and_has_no_deadline(folder):
-    with FakeStart(folder, "--headless", "--startup-timeout", "0.001") as start:
+def test_a_headless_start_opens_no_port_and_has_no_deadline(folder, model):
+    words = (model, "--headless", "--startup-timeout", "0.001")
+    with FakeStart(folder, *words, env=environment(folder, **CHECKED)) as start:
         start.wait_logged("headless engine")
         assert [c for c in start.root.net_connections("tcp") if c.status == "LISTEN"] == []
         engine = start.named("VLLM::EngineCor")
@@ -99,8 +96,8 @@ def test_a_headless_start_opens_no_port_and_has_no_deadline(folder):
         assert start.terminate() == 0
 
 
-def test_several_api_servers_share_the_port_and_the_forkserver(folder):
-    with FakeStart(folder, "--api-server-count", "2") as start:
+def test_several_api_servers_share_the_port_and_the_forkserver(folder, model):
+    with FakeStart(folder, model, "--api-server-count", "2", env=environment(folder, **CHECKED)) as start:
         start.wait_ready()
         wait_until(lambda: start.responders() == [])
         (forkserver,) = start.forkservers()
@@ -114,16 +111,3 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder):
             assert server["parent"] == start.process.pid
             assert server["imported_in"]["vllm.entrypoints.launcher"] == forkserver.pid
         assert start.terminate() == 0
-        start.wait_all_gone()
-
-
-def test_the_report_contains_vllms_instrumented_functions(folder):
-    report = folder / "report.json"
-    words = ("--startup-report", str(report))
-    with FakeStart(folder, *words, env=environment(folder)) as start:
-        start.wait_ready()
-        wait_until(report.is_file)
-        content = json.dumps(json.loads(report.read_text()))
-        assert all(
-            name in content for name in ("preload_imports", "loading_cpu", "asyncmpclient_init", "start_EngineCore")
-        )

@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment
 from tests.support.http_client import ask
 from tests.support.waiting import is_gone, wait_until
 
@@ -19,10 +19,11 @@ def _wait_stopped(start: FakeStart) -> None:
     wait_until(is_stopped)
 
 
-def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s_standby(folder):
+def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s_standby(folder, model):
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
-    with FakeStart(folder, "--idle-stop", "1s", env=environment(folder, XDG_RUNTIME_DIR=str(runtime))) as start:
+    env = environment(folder, XDG_RUNTIME_DIR=str(runtime), **CHECKED)
+    with FakeStart(folder, model, "--idle-stop", "1s", env=env) as start:
         start.wait_ready()
         start.wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-compiled.sock")))
         _wait_stopped(start)

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from startup.vllm.fork.child_state import parse_cpus
+from tests.support.cli import python_output
 
 
 @pytest.mark.parametrize(
@@ -66,8 +65,4 @@ def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor():
 
 
 def _run(script: str, *words: str, env: dict[str, str] | None = None) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120, env=env
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    return python_output(script, *words, environment=env).strip()

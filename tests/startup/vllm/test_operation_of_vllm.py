@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from startup.vllm.words.command_line import CommandLine
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.cli import run_cli
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -84,7 +83,6 @@ def _left_in(folder: Path) -> list[Path]:
 def test_the_next_start_removes_what_a_killed_one_has_left(folder):
     with FakeStart(folder) as start:
         start.wait_ready().process.kill()
-        start.wait_all_gone()
     assert _left_in(folder)
     with FakeStart(folder) as start:
         start.wait_ready()
@@ -166,16 +164,12 @@ def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version,
     assert list(tmp_path.iterdir()) == []
 
 
-def _cli(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vllm_cli", *words], capture_output=True, text=True, timeout=200)
-
-
 def _entry(start: FakeStart, state: str) -> dict[str, Any]:
     """The server's entry, once it has this state: on a busy machine a single request may get no answer."""
     found: list[dict[str, Any]] = []
 
     def is_so() -> bool:
-        found[:] = [e for e in json.loads(_cli("ps", "--json").stdout) if e["pid"] == start.process.pid]
+        found[:] = [e for e in json.loads(run_cli("ps", "--json").stdout) if e["pid"] == start.process.pid]
         return bool(found and found[0]["state"] == state)
 
     wait_until(is_so)
@@ -191,9 +185,8 @@ def test_vllm_is_found_and_stopped_with_all_its_processes(folder):
         assert (entry["port"], entry["engine"], entry["model"]) == (start.port, "vllm", "fake")
         wait_until(lambda: set(_entry(start, "ready")["pids"]) == {start.process.pid, *(p.pid for p in start.family())})
         assert len(entry["pids"]) > 2
-        assert _cli("stop", str(start.port)).returncode == 0
+        assert run_cli("stop", start.port).returncode == 0
         assert start.process.wait(60) == 0
-        start.wait_all_gone()
 
 
 @needs_openssl

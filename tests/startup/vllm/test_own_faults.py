@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -11,6 +9,7 @@ import pytest
 
 from tests.e2e.stop_point import StopPoint
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
+from tests.support.cli import run_cli
 from tests.support.standby_process import StandbyProcess
 
 pytestmark = pytest.mark.thorough
@@ -30,6 +29,7 @@ def _environment(folder: Path, fault: str, **changes: str) -> dict[str, str]:
         "execution",
         "fork",
         "protocol",
+        "answers",
         "killed with a request",
         "stopped with a request",
         "killed in its imports",
@@ -120,8 +120,7 @@ def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
             assert start.terminate() == 0
     with FakeStart(folder, "-tp", "2", env={**given, "BROKEN": ""}) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver", "another kind of start"
-    command = [sys.executable, "-m", "vllm_cli", "caches", "prune", "--plain-starts"]
-    shown = subprocess.run(command, env=given, cwd=ROOT, capture_output=True)
+    shown = run_cli("caches", "prune", "--plain-starts", env=given, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     with FakeStart(folder, env={**given, "BROKEN": ""}) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"
@@ -142,7 +141,6 @@ def test_a_signal_between_the_two_starts_ends_both(fault, folder):
     with FakeStart(folder, env=_environment(folder, fault)) as start:
         start.wait_logged(_PLAIN)
         assert start.terminate() in (0, -signal.SIGTERM)
-        start.wait_all_gone()
 
 
 def test_the_plain_start_has_the_port_that_the_system_has_chosen(folder):

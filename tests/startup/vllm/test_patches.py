@@ -3,10 +3,8 @@
 import asyncio
 import importlib
 import json
-import os
 import select
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +20,7 @@ from starlette.responses import Response
 from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
+from startup.vllm.patches.compiled_models import _without_secrets
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import MODEL_CACHES, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
@@ -31,6 +30,7 @@ from startup.vllm.probes.serving_events import _end_handler_first
 from startup.vllm.probes.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
 from tests.startup.vllm.fake_start import FAKE, environment
+from tests.support.cli import python_output
 
 
 @pytest.fixture
@@ -135,9 +135,7 @@ print(json.dumps(result))
 
 @pytest.mark.thorough
 def test_torch_compiles_a_function_on_its_first_call():
-    done = subprocess.run([sys.executable, "-c", _WITH_TORCH], capture_output=True, text=True, timeout=250, cwd=_ROOT)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    assert json.loads(python_output(_WITH_TORCH, cwd=_ROOT)) == {
         "before": [],
         "name": "add_one",
         "undecorated": 4,
@@ -346,10 +344,8 @@ print(json.dumps([*result, any(each is imported for each in gc.get_objects())]))
 
 def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_objects():
     path = {"PYTHONPATH": f"{FAKE}:{_ROOT}"}
-    command = [sys.executable, "-c", _WITH_FROZEN_HEAP]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [False, True], "other code can still unfreeze the heap"
+    done = python_output(_WITH_FROZEN_HEAP, environment=path)
+    assert json.loads(done) == [False, True], "other code can still unfreeze the heap"
 
 
 _WITH_GRAPHS = """
@@ -375,10 +371,7 @@ def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memo
     env = environment(folder)
 
     def start(captured: int, rank: int = 0) -> list[int]:
-        command = [sys.executable, "-c", _WITH_GRAPHS, str(captured), str(rank)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
-        assert done.returncode == 0, done.stderr
-        found: list[int] = json.loads(done.stdout)
+        found: list[int] = json.loads(python_output(_WITH_GRAPHS, captured, rank, environment=env))
         return found
 
     size = 1 << 30
@@ -416,9 +409,7 @@ def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(fol
     env = environment(folder, PYTHONPATH=f"{triton.parent}:{_ROOT}")
 
     def keys() -> str:
-        done = subprocess.run([sys.executable, "-c", _WITH_TRITON], capture_output=True, text=True, timeout=60, env=env)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return python_output(_WITH_TRITON, environment=env).strip()
 
     assert [keys(), keys()] == ["first first 1", "first first 0"]
     (triton / "language" / "core.py").write_text("second")
@@ -447,3 +438,26 @@ async def test_livez_and_readyz_are_answered_behind_a_root_path_also_while_it_dr
     assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 200, 200]
     app.lifecycle.drain()
     assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 503, 503]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"x": [{"api_key": "hidden-word"}]},
+        {"u": ["https://me:hidden-word@h/"], "w": "https://h/?a=1&token=hidden-word"},
+        {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
+        {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
+        {"auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
+        ["DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hidden-word==;EndpointSuffix=b"],
+        {"header": "Authorization: Bearer hidden-word"},
+        {"api_keys": ["hidden-word"], "https://me:hidden-word@h/": 1, "sas": "https://h/?sv=1&sig=hidden-word"},
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "connection",
+)
+def test_a_record_of_a_compiled_model_has_no_secrets(value):
+    assert "hidden-word" not in json.dumps(_without_secrets("", value))
+
+
+def test_a_record_of_a_compiled_model_has_all_else():
+    value = {"a": [1, None, 2.5, "b c", ["d=e"]], "f": {"g": "--max-len 8", "h": True}, "url": "https://h/?x=1;y=2"}
+    assert _without_secrets("", value) == value

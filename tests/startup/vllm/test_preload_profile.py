@@ -1,14 +1,13 @@
 """Modules that one start imports late are preloaded in the next; profiles can be shown and deleted."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.startup.vllm.fake_start import ROOT, FakeStart, environment
+from tests.support.cli import run_cli
 from tests.support.waiting import wait_until
 
 _LATE = "vllm.lazy"
@@ -34,8 +33,7 @@ def _importer(folder: Path, *, num_starts: int) -> str:
 
 
 def _caches(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "vllm_cli", "caches", *words]
-    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_cli("caches", *words, env=environment(folder), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -86,21 +84,10 @@ def test_a_start_works_if_no_profile_can_be_written(folder):
         assert start.lines_with("Traceback") == []
 
 
-@pytest.fixture
-def model(folder: Path) -> Path:
-    """A folder with a model's files."""
-    path = folder / "model"
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"]}))
-    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    (path / "tokenizer.json").write_text("{}")
-    return path
-
-
 @pytest.mark.thorough
 def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(model, folder):
     name = "vllm.model_executor.models.fake_llama"
-    with FakeStart(folder, str(model)) as start:
+    with FakeStart(folder, model) as start:
         state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
     (worker,) = state["workers"]

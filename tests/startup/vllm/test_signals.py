@@ -54,7 +54,6 @@ def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
     root, env = changed_program(folder, "startup/vllm/probes", last, late)
     with FakeStart(folder, env=env, cwd=root) as start:
         assert start.wait_ready().terminate(signal.SIGINT) == 0
-        start.wait_all_gone()
 
 
 _STAGES = {
@@ -141,7 +140,6 @@ def test_a_killed_launcher_leaves_no_process(words, folder):
             start.wait_ready()
         assert {"VLLM::EngineCor", "VLLM::Worker_0", "VLLM::Worker_1"} <= start.titles()
         start.process.kill()
-        start.wait_all_gone()
 
 
 _STARTS_A_PROGRAM = """
@@ -168,7 +166,6 @@ def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number
             start.process.send_signal(number)
         start.wait(lambda: (start.family(), start.process.poll())[1] is not None)
         assert start.process.returncode == code
-        start.wait_all_gone()
 
 
 def test_a_program_that_reads_the_output_gets_all_of_it(folder):
@@ -187,7 +184,6 @@ def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder
         wait_until(start.forkservers)
         start.family()
         start.process.kill()
-        start.wait_all_gone()
 
 
 def test_a_start_that_times_out_leaves_no_process(folder):
@@ -195,7 +191,6 @@ def test_a_start_that_times_out_leaves_no_process(folder):
         wait_until(lambda: (start.family(), start.process.poll())[1] is not None)
         assert start.process.returncode == 3
         assert start.lines_with("the start took longer than --startup-timeout 2 s"), start.log
-        start.wait_all_gone()
 
 
 def test_workers_end_with_their_engine_and_vllm_exits(folder):
@@ -203,7 +198,6 @@ def test_workers_end_with_their_engine_and_vllm_exits(folder):
         start.wait_ready().named("VLLM::EngineCor").kill()
         assert start.process.wait(60) == _ENGINE_DIED
         assert start.lines_with("Error: ")[-1].startswith("Error: EngineCore (pid "), start.log
-        start.wait_all_gone()
 
 
 def test_a_running_server_does_not_need_the_forkserver(folder):
@@ -213,7 +207,6 @@ def test_a_running_server_does_not_need_the_forkserver(folder):
         wait_until(lambda: is_gone(forkserver.pid))
         assert start.complete("A text") == "A text was read by worker 0"
         assert start.terminate() == 0
-        start.wait_all_gone()
 
 
 _ENDLESS = 1_000_000
@@ -289,7 +282,6 @@ def test_a_client_that_does_not_read_holds_nothing_up(start):
     with closing(_begin_to_read(start, "x" * 1_000_000)):  # more than the sockets hold
         _stop(start)
         assert start.process.wait(60) == 0, start.log[-8000:]
-    start.wait_all_gone()
 
 
 @pytest.mark.parametrize("start", [600], indirect=True)
@@ -300,7 +292,6 @@ def test_a_second_signal_ends_what_runs(start):
     *_, last, end = stream.finish()
     assert ("the server was stopped" in json.dumps(last), end) == (True, None)
     assert start.process.wait(60) == 0
-    start.wait_all_gone()
 
 
 @pytest.mark.parametrize("start", [600], indirect=True)
@@ -312,4 +303,3 @@ def test_an_engine_that_dies_ends_the_drain(start):
         engine.kill()
         client.read_to_end()
     assert start.process.wait(60) == 0
-    start.wait_all_gone()

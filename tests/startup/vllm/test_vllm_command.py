@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from startup.ground.processes.group_signals import GROUP_SIGNALS
-from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, rewrite, run_fake, variant
+from tests.startup.vllm.fake_start import CHECKED, ROOT, FakeStart, environment, prepend, rewrite, run_fake, variant
+from tests.support.cli import run_cli
 from tests.support.ports import free_port
 from tests.support.processes import disturbing
 from tests.support.waiting import wait_until
@@ -26,7 +27,7 @@ sys.exit(main())
 
 def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """vLLM's own command."""
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
     return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
@@ -42,7 +43,7 @@ def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 )
 def test_help_and_errors_are_vllms_own(words, folder):
     address = ("--host", "127.0.0.1", "--port", str(free_port()))
-    ours, plain = run_fake(folder, *address, *words), _run_plain(folder, *address, *words)
+    ours, plain = run_fake(folder, *address, *words), _run_plain(folder, "serve", *address, *words)
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
@@ -51,7 +52,7 @@ def test_help_and_errors_are_vllms_own(words, folder):
 def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error, folder):
     words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
     ours = run_fake(folder, *words, env=environment(folder, VCLI_PLAIN_VLLM="1"))
-    plain = _run_plain(folder, *words)
+    plain = _run_plain(folder, "serve", *words)
     assert ours.returncode == plain.returncode == 1
     assert "Traceback" in ours.stderr
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
@@ -75,8 +76,8 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     "number",
     [pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.smoke), pytest.param(signal.SIGINT, id="SIGINT")],
 )
-def test_a_signal_stops_a_serving_vllm_in_order(number, folder):
-    with FakeStart(folder) as start:
+def test_a_signal_stops_a_serving_vllm_in_order(number, folder, model):
+    with FakeStart(folder, model, env=environment(folder, **CHECKED)) as start:
         start.wait_ready()
         assert start.terminate(number) == 0
         start.wait_all_gone()
@@ -100,7 +101,6 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder):
         start.process.send_signal(signal.SIGTERM)
         start.root.resume()
         assert start.process.wait(60) == 0
-        start.wait_all_gone()
 
 
 @pytest.mark.thorough
@@ -127,8 +127,7 @@ def test_a_missing_vllm_is_a_clear_error(folder):
 @pytest.mark.parametrize("engine", ["vllm", "embedded"])
 def test_the_help_is_that_of_the_engine(engine, folder):
     words = ("--engine", engine) if engine == "embedded" else ()
-    command = [sys.executable, "-m", "vllm_cli", "serve", *words, "--help=port"]
-    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_cli("serve", *words, "--help=port", env=environment(folder), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert (done.stdout == "fake vLLM's help about port\n") is (engine == "vllm")
 
@@ -153,8 +152,7 @@ def test_serve_starts_through_the_launcher(folder):
 
 @pytest.mark.parametrize("words", [("--version",), ("bench", "--help")], ids=" ".join)
 def test_other_commands_are_the_installed_vllms(words, folder):
-    plain = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
-    wanted = subprocess.run(plain, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    wanted = _run_plain(folder, *words)
     done = _run_link(folder, *words)
     assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
 
@@ -162,8 +160,7 @@ def test_other_commands_are_the_installed_vllms(words, folder):
 @pytest.mark.parametrize("words", [("preload", "--help"), ("preload", "--nonsense")], ids=" ".join)
 def test_a_command_that_only_vllm_has_is_the_same_as_by_the_link(words, folder):
     by_link = _run_link(folder, *words)
-    command = [sys.executable, "-m", "vllm_cli", *words]
-    ours = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    ours = run_cli(*words, env=environment(folder), cwd=ROOT)
     assert (ours.returncode, ours.stdout, ours.stderr) == (by_link.returncode, by_link.stdout, by_link.stderr)
     assert ours.returncode == (2 if "--nonsense" in words else 0)
 
@@ -171,9 +168,7 @@ def test_a_command_that_only_vllm_has_is_the_same_as_by_the_link(words, folder):
 def test_an_error_that_a_command_of_vllm_raises_is_vllms_own(folder):
     """Click would take it for the end of a terminal's input."""
     fake = rewrite(variant(folder), '"""Does nothing."""', "raise EOFError('as vLLM does')")
-    variables = environment(folder, fake)
-    command = [sys.executable, "-m", "vllm_cli", "preload"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_cli("preload", env=environment(folder, fake), cwd=ROOT)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "EOFError: as vLLM does")
 
 

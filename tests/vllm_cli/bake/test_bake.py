@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from startup.ground.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment, variant
+from tests.support.cli import run_cli
 from tests.support.llamas import save_tiny_llama
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.subject import has_own_bytecode, without_addresses
@@ -21,10 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def _bake(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "bake", *map(str, words)],
-        env={**os.environ, **variables}, cwd=ROOT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    return run_cli("bake", *words, environment=variables, cwd=ROOT, timeout_s=600)
 
 
 def _modes(folder: Path) -> set[int]:
@@ -140,9 +137,7 @@ def test_vllms_command_for_kernels_runs_if_asked_for(end, words, reason, tmp_pat
 
 
 def _bake_vllm(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = (sys.executable, "-m", "vllm_cli", "bake", *words, "--engine", "vllm", "--output", str(folder / "baked"))
-    variables = environment(folder) if env is None else env
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    return run_cli("bake", *words, "--engine", "vllm", "--output", folder / "baked", env=env or environment(folder))
 
 
 @pytest.mark.thorough

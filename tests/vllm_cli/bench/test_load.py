@@ -10,8 +10,6 @@ from vllm_cli.bench import request as request_module
 from vllm_cli.bench.request import ChunkReader, CompletionFormat, build_prompt
 from vllm_cli.bench.serve import LoadSamples, generate_load
 
-MS = 10**6
-
 
 def load_server(url: str, *, num_requests: int, concurrency: int, max_tokens: int = 5) -> LoadSamples:
     form = CompletionFormat(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.cli import run_cli
 from tests.support.http_server import Request, ScriptedServer, serving
 from tests.support.terminal import read_terminal, read_until
 from vllm_cli.main import main
@@ -147,7 +148,7 @@ def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypat
         fake_server.requests.clear()
 
 
-def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server, run_cli):
+def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server):
     fake_server.queue_chat("Hello!")
     fake_server.queue_chat("Fine.")
     fake_server.queue_chat("Again.")
@@ -165,7 +166,7 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server,
     ]
 
 
-def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, run_cli):
+def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server):
     fake_server.replies.append((400, {"error": {"message": "too long", "type": "BadRequestError"}}))
     fake_server.queue_chat("Hello!")
     done = run_cli("chat", "--url", fake_server.url, input="hi\nhello\n", cwd=ROOT)

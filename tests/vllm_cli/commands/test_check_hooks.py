@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cli import run_cli
+
 pytestmark = pytest.mark.thorough
 
 FAKE = Path(__file__).parents[2] / "startup" / "vllm" / "fake"
@@ -20,7 +22,7 @@ def wheel(tmp_path: Path) -> Path:
     return tmp_path / "wheel"
 
 
-def test_all_hooks_fit_that_can_be_checked(run_cli, wheel):
+def test_all_hooks_fit_that_can_be_checked(wheel):
     done = run_cli("check-hooks", "--vllm", wheel)
     assert done.returncode == 0, done.stdout
     assert f"vLLM 0.32.1.dev7+gabc in {wheel / 'vllm'}" in done.stdout
@@ -28,7 +30,7 @@ def test_all_hooks_fit_that_can_be_checked(run_cli, wheel):
     assert done.stdout.rstrip().endswith("fit this version.")
 
 
-def test_a_changed_name_is_reported_with_what_is_lost(run_cli, wheel):
+def test_a_changed_name_is_reported_with_what_is_lost(wheel):
     tracing = wheel / "vllm" / "tracing.py"
     tracing.write_text(tracing.read_text().replace("def instrument", "def mark"))
     done = run_cli("check-hooks", "--vllm", wheel)
@@ -37,7 +39,7 @@ def test_a_changed_name_is_reported_with_what_is_lost(run_cli, wheel):
     assert "- spans: the report of the start has no phases inside vLLM" in done.stdout
 
 
-def test_json_has_every_hook(run_cli, wheel):
+def test_json_has_every_hook(wheel):
     (wheel / "vllm" / "v1" / "engine" / "core.py").unlink()
     done = run_cli("check-hooks", "--vllm", wheel, "--json")
     assert done.returncode == 1
@@ -52,7 +54,7 @@ def test_json_has_every_hook(run_cli, wheel):
 @pytest.mark.parametrize(
     "words", [("--vllm", "."), ("--vllm", "/absent"), ("--unknown",)], ids=["empty", "absent", "flag"]
 )
-def test_usage_errors(run_cli, words, tmp_path):
+def test_usage_errors(words, tmp_path):
     (tmp_path / "empty").mkdir()
     done = run_cli("check-hooks", *(tmp_path if word == "." else word for word in words))
     assert done.returncode == 2

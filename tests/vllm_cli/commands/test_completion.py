@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from startup.words.supported import SUPPORTED
+from tests.support.cli import python_output
 from tests.support.terminal import read_until
 from vllm_cli.main import COMMANDS, main
 
@@ -56,9 +57,7 @@ def complete(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("words", [("serve", ""), ("run-batch", "--po")], ids=" ".join)
 def test_completion_imports_no_slow_module(words, monkeypatch):
     _set_words(monkeypatch, *words)
-    command = [sys.executable, "-c", _SCRIPT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, check=True)
-    assert set(json.loads(done.stdout.splitlines()[-1])) & STRANGERS == set()
+    assert set(json.loads(python_output(_SCRIPT, cwd=ROOT).splitlines()[-1])) & STRANGERS == set()
 
 
 def test_commands_are_completed_from_the_table(complete):

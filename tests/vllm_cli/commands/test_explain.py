@@ -7,6 +7,7 @@ from pathlib import Path
 import click.testing
 import pytest
 
+from tests.support.cli import run_cli
 from vllm_cli.commands.explain import explain
 
 LOG = """\
@@ -62,14 +63,14 @@ def test_a_log_in_which_nothing_failed():
     assert json.loads(_run("--json", text="").stdout) == {"failed": False}
 
 
-def test_a_file_that_does_not_exist_is_a_usage_error(run_cli, tmp_path):
+def test_a_file_that_does_not_exist_is_a_usage_error(tmp_path):
     done = run_cli("explain", str(tmp_path / "missing.log"))
     assert done.returncode == 2
     assert "missing.log" in done.stderr
 
 
 @pytest.mark.smoke
-def test_the_exit_code_of_the_program(run_cli, log):
+def test_the_exit_code_of_the_program(log):
     assert run_cli("explain", log).returncode == 0
     assert run_cli("explain", "/dev/null").returncode == 1
 

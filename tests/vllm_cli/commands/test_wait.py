@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.cli import python_output
 from tests.support.http_server import ScriptedServer, serving
 from tests.support.ports import free_port as find_free_port
 from tests.support.terminal import read_terminal
@@ -246,9 +247,8 @@ def test_wait_imports_only_the_standard_library_and_click(serve):
         "import sys; from vllm_cli.main import main; code = main(['wait', sys.argv[1]]);"
         "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names); sys.exit(code)"
     )
-    words = [sys.executable, "-c", code, serve((200, b"")).url]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
-    third_party = {name for name in done.stdout.split() if not name.startswith("__editable__")}
+    output = python_output(code, serve((200, b"")).url)
+    third_party = {name for name in output.split() if not name.startswith("__editable__")}
     ours = {"__main__", "base", "envs", "router", "server", "startup", "vllm_cli"}
     assert third_party - ours <= {"click", "sitecustomize", "_distutils_hack"}
 

@@ -33,9 +33,6 @@ def test_without_words_every_setting_has_its_default(parse):
 def test_the_served_name_is_the_model_unless_another_is_given(parse):
     assert parse("org/model").server.served_model_names == ("org/model",)
     assert parse("org/model", "--served-model-name", "a", "b").server.served_model_names == ("a", "b")
-
-
-def test_the_positional_model_takes_precedence_over_the_flag(parse):
     assert parse("--model", "flagged").model.model == "flagged"
     assert parse("positional", "--model", "flagged").model.model == "positional"
 
@@ -82,20 +79,6 @@ def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch
     assert parse("m").server.network.api_keys == ("set",)
 
 
-def test_only_the_option_takes_precedence_over_a_switch_in_the_file(parse, tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text("enable-prefix-caching: false\n", encoding="utf-8")
-    assert parse("m", "--config", str(file)).engine.enable_prefix_caching is False
-    assert parse("m", "--config", str(file), "--enable-prefix-caching").engine.enable_prefix_caching is True
-
-
-def test_auto_on_the_command_line_replaces_the_limit_in_the_file(parse, tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text("max-model-len: 1k\n", encoding="utf-8")
-    assert parse("m", "--config", str(file)).engine.max_model_len == 1000
-    assert parse("m", "--config", str(file), "--max-model-len", "auto").engine.max_model_len is None
-
-
 def test_variables_without_a_flag_reach_their_fields(parse, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "7")
@@ -108,13 +91,10 @@ def test_variables_without_a_flag_reach_their_fields(parse, monkeypatch):
     assert config.model.hf_token == "secret"
 
 
-def test_a_token_without_a_value_leaves_the_choice_to_the_hub(parse, monkeypatch):
+def test_an_empty_key_or_token_is_none(parse, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert parse("m", "--hf-token").model.hf_token is None
-
-
-def test_empty_keys_are_no_keys(parse):
     assert parse("m", "--api-key", "").server.network.api_keys == ()
+    assert parse("m", "--hf-token").model.hf_token is None, "the hub's client chooses"
 
 
 @pytest.mark.parametrize(
@@ -142,11 +122,6 @@ def test_a_setting_that_an_unset_variable_leaves_empty_is_no_default(parse, writ
 @pytest.mark.parametrize("flag", ["--host", "--uds", "--root-path", "--revision", "--download-dir"])
 def test_what_vllm_takes_empty_is_as_if_it_were_not_given(parse, flag):
     assert parse("m", flag, "") == parse("m")
-
-
-def test_a_value_out_of_range_names_the_flag(parse):
-    with pytest.raises(ConfigError, match="--max-num-seqs must be 1 or more, got 0"):
-        parse("m", "--max-num-seqs", "0")
 
 
 @pytest.mark.parametrize(
@@ -199,13 +174,14 @@ def test_variables_of_vllm_set_limits(parse, monkeypatch, variable, field):
 @pytest.mark.parametrize(
     ("flag", "value", "expected"),
     [
+        ("--max-num-seqs", "0", "1 or more, got 0"),
         ("--http-max-prompts", "0", "1 or more, got 0"),
         ("--http-header-timeout", "0", "above 0, got 0.0"),
         ("--http-send-timeout", "-1", "above 0, got -1.0"),
         ("--max-num-queued-reqs", "-1", "0 or more, got -1"),
     ],
 )
-def test_a_limit_out_of_range_names_the_flag(parse, flag, value, expected):
+def test_a_value_out_of_range_names_the_flag(parse, flag, value, expected):
     with pytest.raises(ConfigError, match=f"{flag} must be {expected}"):
         parse("m", f"{flag}={value}")
 
@@ -293,6 +269,16 @@ def test_keys_are_flag_names_and_the_model(parse, write):
     assert config.renderer.default_chat_template_kwargs == {"thinking": False}
 
 
+def test_an_option_takes_precedence_over_the_file(parse, write):
+    assert parse("m", "--config", write("# nothing\n")).server.network.port == 8000
+    file = write("enable-prefix-caching: false\nmax-model-len: 1k\n")
+    engine = parse("m", "--config", file).engine
+    assert (engine.enable_prefix_caching, engine.max_model_len) == (False, 1000)
+    engine = parse("m", "--config", file, "--enable-prefix-caching", "--max-model-len", "auto").engine
+    assert (engine.enable_prefix_caching, engine.max_model_len) == (True, None)
+    assert parse("m", "--config", write("tensor-parallel-size: 2\n"), "-tp", "1").model.model == "m"
+
+
 def test_variables_stand_for_values_in_the_file(parse, write, monkeypatch):
     monkeypatch.setenv("WHERE", "org")
     monkeypatch.setenv("CACHE", "false")
@@ -315,17 +301,9 @@ def test_vllm_gets_no_reference_as_a_secret_or_where_it_is_required(write, invok
     assert f"--config: {text.partition(':')[0]}: NOT_SET is not set" in done.stderr
 
 
-def test_an_empty_file_sets_nothing(parse, write):
-    assert parse("m", "--config", write("# nothing\n")).server.network.port == 8000
-
-
 def test_a_rejected_flag_in_a_file_is_an_error(parse, write):
     with pytest.raises(InputError, match="--tensor-parallel-size 2 requests several devices.*--engine vllm"):
         parse("m", "--config", write("tensor-parallel-size: 2\n"))
-
-
-def test_an_option_replaces_the_value_in_the_file(parse, write):
-    assert parse("m", "--config", write("tensor-parallel-size: 2\n"), "-tp", "1").model.model == "m"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from server.text.parsers.base import Content, Reasoning
 from tests.conversations.conversation import read_lines
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
+pytestmark = [pytest.mark.slow, needs_vllm]
+
 SCRIPT = Path(__file__).with_name("vllm_responses.py")
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
@@ -76,15 +78,11 @@ def without_nulls(value: Any, ids: dict[str, str]) -> Any:
     return found
 
 
-@pytest.mark.slow
-@needs_vllm
 @pytest.mark.parametrize("number", range(len(OUTPUTS)))
 def test_events_are_the_same(theirs, number):
     assert without_nulls(events_of(OUTPUTS[number]), {}) == without_nulls(theirs["events"][number], {})
 
 
-@pytest.mark.slow
-@needs_vllm
 @pytest.mark.parametrize("number", range(len(INPUTS)))
 def test_messages_are_the_same(theirs, number):
     given = INPUTS[number]
@@ -102,8 +100,6 @@ def _with_text(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"content": content[0]["text"]} if isinstance(content, list) else message
 
 
-@pytest.mark.slow
-@needs_vllm
 def test_functions_are_the_same(theirs):
     ours = [msgspec.to_builtins(tool) for tool in ResponseTools(ResponsesRequest(input="a", tools=TOOLS)).functions]
     for tool in (*ours, *theirs["tools"]):
@@ -111,8 +107,6 @@ def test_functions_are_the_same(theirs):
     assert [without_nulls(tool, {}) for tool in ours] == [without_nulls(tool, {}) for tool in theirs["tools"]]
 
 
-@pytest.mark.slow
-@needs_vllm
 def test_responses_have_all_fields(theirs):
     ours = set(empty_response(ResponsesRequest(input="a"), SamplingParams(max_tokens=1), "m"))
     assert set(theirs["fields"]) - ours == {"metrics"}  # with --enable-per-request-metrics only

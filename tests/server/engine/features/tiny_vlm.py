@@ -1,11 +1,13 @@
 """Vision models with random weights, in the real formats, a few megabytes each."""
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
 MAX_TOKENS = 4096
+_SIZE = 56
+"""Pixels of an image's side, in patches of so many pixels."""
+_PATCH = 14
+_HIDDEN = 64
+_VISION = {"hidden_size": _HIDDEN, "intermediate_size": 2 * _HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -47,47 +54,36 @@ class Family:
     """The family's special tokens."""
     image_text: str
     """The chat template's text for an image."""
-    build: Callable[["Parts"], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
-    """Returns the contents of config.json, preprocessor_config.json and processor_config.json."""
+    build: Callable[["Parts"], "Files"]
     bos_token: str | None = None
     """The token that the tokenizer puts before every text."""
     named_tokens: dict[str, str] = field(default_factory=dict)
     """Tokens that the processor reads from the tokenizer, by attribute."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The common parts of the configurations."""
+Files = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+"""The contents of config.json, preprocessor_config.json and processor_config.json."""
+
+
+class Parts(NamedTuple):
+    """What depends on a model's tokenizer."""
 
     token_id: Callable[[str], int]
     text: dict[str, Any]
-    image_size: int
-    vision: dict[str, Any]
-    patch_size: int = 14
-    """Used by LLaVA, Idefics3 and SmolVLM."""
 
 
-def save_vlm(
-    path: Path, family: str, *, image_size: int = 56, width: int = 64, patch_size: int = 14, seed: int = 0
-) -> Path:
+def save_vlm(path: Path, family: str) -> Path:
     """Saves a model of the family with tokenizer and processor, as in a checkpoint from the hub."""
     kind = FAMILIES[family]
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(kind)
     tokenizer.save_pretrained(path)
     (path / "chat_template.jinja").write_text(_CHATML.replace("IMAGE", kind.image_text))
-    parts = Parts(
-        tokenizer.convert_tokens_to_ids,
-        _text_config(tokenizer, width),
-        image_size,
-        _vision_config(width),
-        patch_size,
-    )
-    config, preprocessor, processor = kind.build(parts)
+    config, preprocessor, processor = kind.build(Parts(tokenizer.convert_tokens_to_ids, _text_config(tokenizer)))
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     if processor:
         (path / "processor_config.json").write_text(json.dumps(processor, indent=2))
-    _build_model(family, config, seed).save_pretrained(path)
+    _build_model(family, config).save_pretrained(path)
     return path
 
 
@@ -107,6 +103,11 @@ def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def as_url(image: Image.Image, kind: str = "PNG") -> str:
+    """The same as a `data:` URL."""
+    return f"data:image/{kind.lower()};base64,{b64encode(as_bytes(image, kind)).decode()}"
 
 
 def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
@@ -131,81 +132,54 @@ def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
     )
 
 
-def _text_config(tokenizer: PreTrainedTokenizerFast, width: int) -> dict[str, Any]:
+def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": MAX_TOKENS,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": False,
-    }
+        "vocab_size": len(tokenizer), "hidden_size": _HIDDEN, "intermediate_size": 2 * _HIDDEN,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_TOKENS, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": False,
+    }  # fmt: skip
 
 
-def _vision_config(width: int) -> dict[str, Any]:
-    return {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    size = parts.image_size
+def _llava(parts: Parts) -> Files:
+    vision = {"model_type": "clip_vision_model", "image_size": _SIZE, "patch_size": _PATCH, "projection_dim": 32}
     config = {
         "text_config": {"model_type": "llama", **parts.text},
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **parts.vision,
-            "image_size": size,
-            "patch_size": parts.patch_size,
-            "projection_dim": 32,
-        },
+        "vision_config": {**_VISION, **vision},
         "image_token_index": parts.token_id("<image>"),
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
-        "image_seq_length": (size // parts.patch_size) ** 2,
+        "image_seq_length": (_SIZE // _PATCH) ** 2,
     }
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
-        "size": {"shortest_edge": size},
-        "crop_size": {"height": size, "width": size},
+        "size": {"shortest_edge": _SIZE},
+        "crop_size": {"height": _SIZE, "width": _SIZE},
     }
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
-        "patch_size": parts.patch_size,
+        "patch_size": _PATCH,
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "default",
     }
     return config, preprocessor, processor
 
 
-def _llava_next(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _llava_next(parts: Parts) -> Files:
     config, preprocessor, processor = _llava(parts)
-    size = parts.image_size
-    pinpoints = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
-    config |= {"image_grid_pinpoints": pinpoints}
-    preprocessor |= {
-        "image_processor_type": "LlavaNextImageProcessor",
-        "processor_class": "LlavaNextProcessor",
-        "image_grid_pinpoints": pinpoints,
-    }
-    return config, preprocessor, processor | {"processor_class": "LlavaNextProcessor"}
+    names = {"processor_class": "LlavaNextProcessor"}
+    pinpoints = {"image_grid_pinpoints": [[_SIZE, 2 * _SIZE], [2 * _SIZE, _SIZE], [2 * _SIZE, 2 * _SIZE]]}
+    preprocessor |= {"image_processor_type": "LlavaNextImageProcessor", **names, **pinpoints}
+    return config | pinpoints, preprocessor, processor | names
 
 
-def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    size = parts.image_size
+def _idefics3(parts: Parts, *, name: str = "Idefics3") -> Files:
+    vision = {"model_type": f"{name.lower()}_vision", "image_size": _SIZE, "patch_size": _PATCH}
     config = {
         "text_config": {"model_type": "llama", **parts.text},
-        "vision_config": {
-            "model_type": f"{name.lower()}_vision",
-            **parts.vision,
-            "image_size": size,
-            "patch_size": parts.patch_size,
-        },
+        "vision_config": {**_VISION, **vision},
         "image_token_id": parts.token_id("<image>"),
         "pad_token_id": parts.text["pad_token_id"],
         "scale_factor": 2,
@@ -213,90 +187,62 @@ def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], 
     preprocessor = {
         "image_processor_type": f"{name}ImageProcessor",
         "processor_class": f"{name}Processor",
-        "size": {"longest_edge": 4 * size},
-        "max_image_size": {"longest_edge": size},
+        "size": {"longest_edge": 4 * _SIZE},
+        "max_image_size": {"longest_edge": _SIZE},
     }
-    return (
-        config,
-        preprocessor,
-        {"processor_class": f"{name}Processor", "image_seq_len": (size // parts.patch_size // 2) ** 2},
-    )
+    processor = {"processor_class": f"{name}Processor", "image_seq_len": (_SIZE // _PATCH // 2) ** 2}
+    return config, preprocessor, processor
 
 
-def _smolvlm(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    return _idefics3(parts, name="SmolVLM")
-
-
-def _internvl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    size = parts.image_size
+def _internvl(parts: Parts) -> Files:
+    length = {"image_seq_length": (_SIZE // _PATCH // 2) ** 2}
     config = {
         "text_config": {"model_type": "qwen2", **parts.text},
-        "vision_config": {**parts.vision, "image_size": [size, size], "patch_size": [14, 14]},
+        "vision_config": {**_VISION, "image_size": [_SIZE, _SIZE], "patch_size": [_PATCH, _PATCH]},
         "image_token_id": parts.token_id("<IMG_CONTEXT>"),
-        "image_seq_length": (size // 14 // 2) ** 2,
         "downsample_ratio": 0.5,
+        **length,
     }
     preprocessor = {
         "image_processor_type": "GotOcr2ImageProcessor",
         "processor_class": "InternVLProcessor",
-        "size": {"height": size, "width": size},
+        "size": {"height": _SIZE, "width": _SIZE},
     }
-    return config, preprocessor, {"processor_class": "InternVLProcessor", "image_seq_length": (size // 14 // 2) ** 2}
+    return config, preprocessor, {"processor_class": "InternVLProcessor", **length}
 
 
-def _qwen2_vl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    hidden = parts.text["hidden_size"]
-    head = hidden // parts.text["num_attention_heads"]
-    rope = {"rope_type": "default", "mrope_section": [head // 8, head // 4 - head // 16 - head // 8, head // 16]}
-    rope["mrope_section"][1] = head // 2 - rope["mrope_section"][0] - rope["mrope_section"][2]
+_QWEN_VISION = {"depth": 2, "hidden_size": _HIDDEN, "num_heads": 4}
+_QWEN_PATCHES = {"patch_size": _PATCH, "temporal_patch_size": 2}
+
+
+def _qwen2_vl(parts: Parts) -> Files:
+    rope = {"rope_type": "default", "mrope_section": [2, 5, 1], "rope_theta": 10000.0}
+    vision = {"embed_dim": _HIDDEN, "mlp_ratio": 2, "spatial_merge_size": 2}
     config = {
-        "text_config": {**parts.text, "rope_parameters": {**rope, "rope_theta": 10000.0}},
-        "vision_config": {
-            "depth": 2,
-            "embed_dim": hidden,
-            "hidden_size": hidden,
-            "num_heads": 4,
-            "mlp_ratio": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
+        "text_config": {**parts.text, "rope_parameters": rope},
+        "vision_config": {**_QWEN_VISION, **_QWEN_PATCHES, **vision},
         "image_token_id": parts.token_id("<|image_pad|>"),
         "video_token_id": parts.token_id("<|video_pad|>"),
         "vision_start_token_id": parts.token_id("<|vision_start|>"),
         "vision_end_token_id": parts.token_id("<|vision_end|>"),
     }
-    return config, _qwen_preprocessor(parts, "Qwen2VLProcessor"), {}
-
-
-def _qwen2_5_vl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    config, _, _ = _qwen2_vl(parts)
-    hidden = parts.text["hidden_size"]
-    config["vision_config"] = {
-        "depth": 2,
-        "hidden_size": hidden,
-        "out_hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_heads": 4,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-    }
-    return config, _qwen_preprocessor(parts, "Qwen2_5_VLProcessor"), {}
-
-
-def _qwen_preprocessor(parts: Parts, processor: str) -> dict[str, Any]:
-    return {
+    preprocessor = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": processor,
-        "min_pixels": 28 * 28 * 4,
-        "max_pixels": max(parts.image_size**2, 28 * 28 * 4) * 4,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
+        "processor_class": "Qwen2VLProcessor",
+        "min_pixels": 4 * (2 * _PATCH) ** 2,
+        "max_pixels": 4 * _SIZE**2,
+        **_QWEN_PATCHES,
         "merge_size": 2,
     }
+    return config, preprocessor, {}
+
+
+def _qwen2_5_vl(parts: Parts) -> Files:
+    config, preprocessor, _ = _qwen2_vl(parts)
+    vision = {"out_hidden_size": _HIDDEN, "intermediate_size": 2 * _HIDDEN, "spatial_merge_size": 2}
+    windows = {"window_size": 56, "fullatt_block_indexes": [1]}
+    config |= {"vision_config": {**_QWEN_VISION, **_QWEN_PATCHES, **vision, **windows}}
+    return config, preprocessor | {"processor_class": "Qwen2_5_VLProcessor"}, {}
 
 
 FAMILIES: dict[str, Family] = {
@@ -304,15 +250,15 @@ FAMILIES: dict[str, Family] = {
     "llava": Family(["<image>"], "<image>\n", _llava, bos_token="<s>"),
     "llava_next": Family(["<image>"], "<image>\n", _llava_next, bos_token="<s>"),
     "idefics3": Family(_IDEFICS_TOKENS, "<image>", _idefics3),
-    "smolvlm": Family(_IDEFICS_TOKENS, "<image>", _smolvlm),
+    "smolvlm": Family(_IDEFICS_TOKENS, "<image>", partial(_idefics3, name="SmolVLM")),
     "qwen2_vl": Family(_QWEN_TOKENS, "<|vision_start|><|image_pad|><|vision_end|>", _qwen2_vl),
     "qwen2_5_vl": Family(_QWEN_TOKENS, "<|vision_start|><|image_pad|><|vision_end|>", _qwen2_5_vl),
 }
 
 
-def _build_model(family: str, config: dict[str, Any], seed: int) -> PreTrainedModel:
+def _build_model(family: str, config: dict[str, Any]) -> PreTrainedModel:
     """A model whose weights all affect the output, so that another image gives another output."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = {"tie_word_embeddings": False, **config}
     model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[family](**config), dtype=torch.float32)
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """Conversations with images, and the output of transformers' own `generate` for them."""
 
 import asyncio
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ from server.terms.types import TensorData
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.registry import build_renderer
-from tests.server.engine.features.tiny_vlm import as_bytes, image, load_reference
+from tests.server.engine.features.tiny_vlm import as_url, image, load_reference
 from tests.server.inline_executor import InlineExecutor
 
 
 def image_url(seed: int, width: int = 60, height: int = 60, kind: str = "PNG") -> str:
     """A different image for each seed, as a `data:` URL."""
-    data = base64.b64encode(as_bytes(image(width, height, seed=seed), kind)).decode()
-    return f"data:image/{kind.lower()};base64,{data}"
+    return as_url(image(width, height, seed=seed), kind)
 
 
 def image_messages(*urls: str) -> list[Any]:

@@ -7,7 +7,7 @@ import asyncio
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
@@ -110,12 +110,6 @@ class FakeEngine:
         return self._thread.is_alive()
 
 
-async def connect(sockets: Sockets) -> tuple[EngineClient, FakeEngine]:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
-    return client, engine
-
-
 async def end(client: EngineClient, engine: FakeEngine) -> None:
     await client.close()
     async with asyncio.timeout(60):
@@ -133,6 +127,19 @@ def sockets() -> Iterator[Sockets]:
         yield ours, theirs
 
 
+@pytest.fixture
+def engine(sockets: Sockets) -> FakeEngine:
+    return FakeEngine(sockets[1])
+
+
+@pytest.fixture
+async def client(sockets: Sockets, engine: FakeEngine) -> AsyncIterator[EngineClient]:
+    client = EngineClient(sockets[0])
+    await client.start()
+    yield client
+    await end(client, engine)
+
+
 async def tokens_of(
     client: EngineClient, request_id: str, inputs: PromptInputs | None = None, num_choices: int = 1
 ) -> list[int]:
@@ -140,8 +147,7 @@ async def tokens_of(
     return [t async for o in client.generate(request_id, prompts, num_choices) for t in o.token_ids]
 
 
-async def test_tensors_arrive_unchanged_and_aligned(sockets):
-    client, engine = await connect(sockets)
+async def test_tensors_arrive_unchanged_and_aligned(client, engine):
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
     inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
     assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
@@ -158,8 +164,7 @@ async def test_tensors_arrive_unchanged_and_aligned(sockets):
     assert "Abort" not in engine.kinds()
 
 
-async def test_long_grammars_and_prompts_arrive_unchanged(sockets):
-    client, engine = await connect(sockets)
+async def test_long_grammars_and_prompts_arrive_unchanged(client, engine):
     guided = GuidedDecoding("regex", "日本😀" * 200_000)
     shared = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=(1, 2), seed=-3)
     rules = ReasoningRules(budget=5)
@@ -177,8 +182,7 @@ async def test_long_grammars_and_prompts_arrive_unchanged(sockets):
 
 
 @pytest.mark.parametrize("part", ["grammar", "prompt", "inputs", "lists"])
-async def test_the_number_of_choices_does_not_change_what_is_sent(sockets, part):
-    client, engine = await connect(sockets)
+async def test_the_number_of_choices_does_not_change_what_is_sent(client, engine, part):
     lists = tuple(range(50_000)) if part == "lists" else ()
     guided = GuidedDecoding("regex", "x" * 200_000) if part == "grammar" else None
     params = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=lists)
@@ -190,13 +194,11 @@ async def test_the_number_of_choices_does_not_change_what_is_sent(sockets, part)
         outputs = [output async for output in client.generate(f"n-{num_choices}", [prompt], num_choices)]
         assert len(outputs) == num_choices
         sent.append(engine.num_bytes - before)
-    await end(client, engine)
     assert sent[0] > 100_000
     assert sent[1] < sent[0] + 100
 
 
-async def test_prompts_of_a_request_share_their_parameters(sockets):
-    client, engine = await connect(sockets)
+async def test_prompts_of_a_request_share_their_parameters(client, engine):
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
     prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
     assert len([output async for output in client.generate("a", prompts)]) == 64
@@ -205,8 +207,7 @@ async def test_prompts_of_a_request_share_their_parameters(sockets):
     assert engine.num_bytes < 210_000
 
 
-async def test_one_of_several_sequences_is_aborted(sockets):
-    client, engine = await connect(sockets)
+async def test_one_of_several_sequences_is_aborted(client, engine):
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     names = [(await anext(outputs)).request_id]
     client.abort(["a-2"])
@@ -217,8 +218,7 @@ async def test_one_of_several_sequences_is_aborted(sockets):
     assert not client._streams
 
 
-async def test_thousands_of_outputs_let_other_tasks_run(sockets):
-    client, engine = await connect(sockets)
+async def test_thousands_of_outputs_let_other_tasks_run(client, engine):
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 4096)
     await anext(outputs)  # now all others have arrived
 
@@ -231,12 +231,10 @@ async def test_thousands_of_outputs_let_other_tasks_run(sockets):
         await asyncio.sleep(0)
         num_turns += 1
     assert await rest == 4095
-    await end(client, engine)
     assert num_turns > 100
 
 
-async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets):
-    client, engine = await connect(sockets)
+async def test_closing_a_stream_aborts_all_its_sequences_at_once(client, engine):
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     await anext(outputs)
     await outputs.aclose()
@@ -247,7 +245,8 @@ async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets):
 
 def test_the_event_loop_continues_during_an_upload(sockets):
     async def upload() -> int:
-        client, engine = await connect(sockets)
+        client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+        await client.start()
         inputs = PromptInputs(embeds=TensorData("uint8", (48 << 20,), memoryview(bytes(48 << 20))))
         large = asyncio.create_task(tokens_of(client, "large", inputs))
         turns = 0
@@ -260,8 +259,7 @@ def test_the_event_loop_continues_during_an_upload(sockets):
     assert uvloop.run(upload()) > 5, "a turn may write what the socket holds several times, if the engine reads fast"
 
 
-async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(sockets):
-    client, engine = await connect(sockets)
+async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(client, engine):
     request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
     while not engine.messages:
         await asyncio.sleep(0)
@@ -288,8 +286,7 @@ async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets)
     await client.close()
 
 
-async def test_a_prompt_is_sent_and_its_vector_is_returned(sockets):
-    client, engine = await connect(sockets)
+async def test_a_prompt_is_sent_and_its_vector_is_returned(client, engine):
     pooling = asyncio.create_task(client.pool("a", [1, 2], POOLING, token_type_ids=[0, 1]))
     assert await engine.receive() == Pool("a", [1, 2], [0, 1], POOLING)
     data = TensorData("float32", (2,), memoryview(b"12345678"))
@@ -298,32 +295,26 @@ async def test_a_prompt_is_sent_and_its_vector_is_returned(sockets):
     assert output.queue_s == 0.5
     assert output.data is not None
     assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
-    await end(client, engine)
 
 
-async def test_cancelling_aborts(sockets):
-    client, engine = await connect(sockets)
+async def test_cancelling_aborts(client, engine):
     pooling = asyncio.create_task(client.pool("a", [1], POOLING))
     await engine.receive()
     pooling.cancel()
     assert await engine.receive() == Abort(["a"])
     with pytest.raises(asyncio.CancelledError):
         await pooling
-    await end(client, engine)
 
 
-async def test_a_rejection_by_the_engine_raises_an_error(sockets):
-    client, engine = await connect(sockets)
+async def test_a_rejection_by_the_engine_raises_an_error(client, engine):
     pooling = asyncio.create_task(client.pool("a", [1], POOLING))
     await engine.receive()
     engine.answer(EngineOutput(request_id="a", finish_reason="error", error="too long"))
     with pytest.raises(EngineError, match="too long"):
         await pooling
-    await end(client, engine)
 
 
-async def test_the_engines_exit_ends_the_wait(sockets):
-    client, engine = await connect(sockets)
+async def test_the_engines_exit_ends_the_wait(client, engine, sockets):
     pooling = asyncio.create_task(client.pool("a", [1], POOLING))
     await engine.receive()
     sockets[1].shutdown(socket.SHUT_RDWR)
@@ -331,20 +322,16 @@ async def test_the_engines_exit_ends_the_wait(sockets):
         await pooling
     with pytest.raises(EngineDeadError):
         await client.pool("b", [1], POOLING)
-    await end(client, engine)
 
 
-async def test_a_commands_result_is_returned(sockets):
-    client, engine = await connect(sockets)
+async def test_a_commands_result_is_returned(client, engine):
     loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
     assert await engine.receive() == LoadAdapter(1, 3, "sql", "/adapters/sql")
     engine.send(Done(1, False, "it is broken", is_missing=True))
     assert await loading == Done(1, False, "it is broken", is_missing=True)
-    await end(client, engine)
 
 
-async def test_an_adapter_whose_request_is_cancelled_is_unloaded(sockets):
-    client, engine = await connect(sockets)
+async def test_an_adapter_whose_request_is_cancelled_is_unloaded(client, engine):
     loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
     await engine.receive()
     loading.cancel()
@@ -352,11 +339,9 @@ async def test_an_adapter_whose_request_is_cancelled_is_unloaded(sockets):
     engine.send(Done(1))
     with pytest.raises(asyncio.CancelledError):
         await loading
-    await end(client, engine)
 
 
-async def test_commands_fail_when_the_engine_ends(sockets):
-    client, engine = await connect(sockets)
+async def test_commands_fail_when_the_engine_ends(client, engine):
     loading = asyncio.create_task(client.load_adapter(3, "a", "/a"))
     other = asyncio.create_task(client.load_adapter(4, "b", "/b"))
     for _ in range(2):
@@ -365,4 +350,3 @@ async def test_commands_fail_when_the_engine_ends(sockets):
     for task in (loading, other):
         with pytest.raises(EngineDeadError, match="it is gone"):
             await task
-    await end(client, engine)

@@ -50,11 +50,6 @@ def test_json_may_have_any_of_its_encodings(encoding):
     assert RequestDecoder(CompletionRequest).decode('{"prompt": "é"}'.encode(encoding)).prompt == "é"
 
 
-@pytest.mark.parametrize("body", [b'{\0"', b"\xff\xfe{", b"\xef\xbb\xbf\xff"])
-def test_a_body_that_is_not_in_its_encoding_is_an_error(body):
-    assert "not valid JSON" in fail(body).message
-
-
 def test_missing_field_is_named():
     error = fail(b"{}", ChatRequest)
     assert (error.message, error.param) == ("Missing required parameter: 'messages'.", "messages")
@@ -120,29 +115,20 @@ def test_huge_value_is_truncated_in_the_message(fields):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "message"),
     [
-        b"",
-        b"{",
-        b"nonsense",
-        b'{"prompt": "\xff"}',
-        b'{"prompt": "a", "temperature": NaN}',
-        b'{"prompt": "a", "temperature": Infinity}',
-        b'{"prompt": "\\ud800"}',
+        *((body, "not valid JSON") for body in (b"", b"{", b"nonsense", b'{\0"', b"\xff\xfe{", b"\xef\xbb\xbf\xff")),
+        (b'{"prompt": "\xff"}', "not valid JSON"),
+        (b'{"prompt": "a", "temperature": NaN}', "not valid JSON"),
+        (b'{"prompt": "a", "temperature": Infinity}', "not valid JSON"),
+        (b'{"prompt": "\\ud800"}', "not valid JSON"),
+        (b'{"prompt": "a", "temperature": 1e999}', "out of range"),
+        *((body, "must be a JSON object") for body in (b"[]", b"null", b'"text"', b"3")),
     ],
-    ids=["empty", "cut", "no JSON", "bad UTF-8", "NaN", "Infinity", "lone surrogate"],
+    ids=repr,
 )
-def test_invalid_json_is_rejected(body):
-    assert "not valid JSON" in fail(body).message
-
-
-def test_number_too_large_for_a_float_is_rejected():
-    assert "out of range" in fail(b'{"prompt": "a", "temperature": 1e999}').message
-
-
-@pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3"])
-def test_json_that_is_not_an_object_is_rejected(body):
-    assert "must be a JSON object" in fail(body).message
+def test_what_is_no_json_object_is_rejected(body, message):
+    assert message in fail(body).message
 
 
 @pytest.mark.parametrize("levels", [198, 100_000])
@@ -246,7 +232,6 @@ def test_numbers_may_be_written_as_texts_as_in_vllm():
 
 MESSAGE = {"role": "user", "content": "a"}
 MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
-TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.mark.parametrize(

@@ -224,13 +224,8 @@ FORMATS: Final = (
     Format(name="seed_oss", write=_seed_oss, markers=("<seed:tool_call>", "</seed:tool_call>")),
     Format(name="glm45", write=_glm, markers=_XML),
     Format(name="poolside_v1", write=_glm, markers=_XML),
-    Format(name="pythonic", write=_pythonic, begins_with_calls=True),
-    Format(
-        name="llama4_pythonic",
-        write=_llama4_pythonic,
-        markers=("<|python_start|>", "<|python_end|>"),
-        begins_with_calls=True,
-    ),
+    Format(name="pythonic", write=_pythonic),
+    Format(name="llama4_pythonic", write=_llama4_pythonic, markers=("<|python_start|>", "<|python_end|>")),
     Format(name="olmo3", write=_olmo3),
     Format(name="lfm2", write=_lfm2, markers=("<|tool_call_start|>", "<|tool_call_end|>")),
     Format(

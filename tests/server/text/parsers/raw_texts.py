@@ -99,8 +99,6 @@ class Format:
     around: Callable[[str, str, str], str] = staticmethod(lambda before, calls, after: before + calls + after)
     tokenize: Callable[[str], Sequence[int]] = staticmethod(lambda piece: ())
     """For parsers that read tokens."""
-    begins_with_calls: bool = False
-    """Calls after other text are content."""
 
 
 def raw_texts(form: Format, num_calls: int = 130, num_truncated: int = 60, num_damaged: int = 60) -> list[RawText]:

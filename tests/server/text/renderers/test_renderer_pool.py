@@ -1,8 +1,6 @@
 """The pool of a renderer: work waits and is cancelled, threads import nothing, the event loop stays free."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
 from tests.server.text.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
+from tests.support.cli import python_output
 from tests.support.embeds_payloads import saved, torch_payload
 
 
@@ -310,7 +309,4 @@ sys.addaudithook(hook)
 
 def run_watched(code: str, *arguments: object) -> str:
     """Runs code in a new process, in which `seen` lists these modules; returns its output."""
-    command = [sys.executable, "-c", _WATCH + code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return python_output(_WATCH + code, *arguments)

@@ -102,16 +102,20 @@ def test_a_hub_that_always_answers_503_is_an_error(downloads):
     assert "\n" not in report.reason
 
 
-def test_a_file_that_is_shorter_than_the_hub_lists_is_not_kept(downloads):
-    downloads.hub.faults.add(Fault("short", path="*.safetensors", after=500_000))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("wrong", path="*/model.safetensors", after=3),
+        Fault("wrong", path="*/config.json", after=3),
+        Fault("short", path="*.safetensors", after=500_000),
+    ],
+    ids=["SHA-256", "git's hash of a small file", "shorter than listed"],
+)
+def test_wrong_content_is_fetched_again(downloads, fault):
+    downloads.hub.faults.add(fault)
     report = downloads.run()
     assert downloads.content(report) == MODEL
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_wrong_content_is_fetched_again(downloads, name):
-    """Known by SHA-256, or by git's hash of a small file."""
-    downloads.hub.faults.add(Fault("wrong", path=f"*/{name}", after=3))
+    (report.paths[0] / "model.safetensors").resolve().write_bytes(b"")  # as after a power failure
     assert downloads.content(downloads.run()) == MODEL
 
 
@@ -128,20 +132,14 @@ def test_content_that_is_always_wrong_is_an_error_and_not_kept(downloads):
     assert downloads.content(downloads.run()) == MODEL
 
 
-def test_a_part_of_other_content_does_not_spoil_the_file(downloads):
-    blobs = downloads.cache / "models--org--model" / "blobs"
-    blobs.mkdir(parents=True)
-    oid = downloads.hub.revisions["org/model"]["main"].files["model.safetensors"].sha256
-    (blobs / f"{oid}.vllm-cli.incomplete").write_bytes(b"other" * 1000)
-    assert downloads.content(downloads.run()) == MODEL
-
-
-def test_a_part_that_is_a_link_is_not_followed(downloads, tmp_path):
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_part_of_other_content_does_not_spoil_the_file_and_no_link_is_followed(downloads, tmp_path, is_link):
     blobs = downloads.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     (tmp_path / "precious").write_bytes(b"mine")
     oid = downloads.hub.revisions["org/model"]["main"].files["model.safetensors"].sha256
-    (blobs / f"{oid}.vllm-cli.incomplete").symlink_to(tmp_path / "precious")
+    part = blobs / f"{oid}.vllm-cli.incomplete"
+    part.symlink_to(tmp_path / "precious") if is_link else part.write_bytes(b"other" * 1000)
     assert downloads.content(downloads.run()) == MODEL
     assert (tmp_path / "precious").read_bytes() == b"mine"
 
@@ -261,13 +259,6 @@ def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):
     assert unfinished_marker(folder).exists()
     assert downloads.content(downloads.run()) == MODEL
     assert not unfinished_marker(folder).exists()
-
-
-def test_a_content_of_wrong_size_is_replaced(downloads):
-    """After a power failure, a file system may have the name of a file without all of its content."""
-    folder = downloads.run().folders[0]
-    (folder / "model.safetensors").resolve().write_bytes(b"")
-    assert downloads.content(downloads.run()) == MODEL
 
 
 def test_progress_has_bytes_rate_and_time_left(downloads):

@@ -64,33 +64,25 @@ def test_the_tokenizer_may_be_in_another_folder(folder, tmp_path):
     assert (files.path, files.tokenizer_path) == (folder, tokenizer)
 
 
-def test_a_missing_folder_is_an_error(tmp_path):
-    assert (
-        problem(tmp_path / "missing") == f"{tmp_path}/missing is neither a folder nor a model of the Hugging Face hub"
-    )
-
-
-def test_a_file_is_not_a_model(tmp_path):
+def test_a_missing_folder_and_a_file_are_errors(tmp_path):
     (tmp_path / "model.gguf").touch()
-    assert problem(tmp_path / "model.gguf") == f"{tmp_path}/model.gguf cannot be read: Not a directory"
+    for name, told in (
+        ("missing", "is neither a folder nor a model of the Hugging Face hub"),
+        ("model.gguf", "cannot be read: Not a directory"),
+    ):
+        assert problem(tmp_path / name) == f"{tmp_path}/{name} {told}"
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("name", "content", "expected"),
     [
-        ({"config.json": None}, "{0} has no config.json, so it is not a model folder"),
-        ({"config.json": b"{oops}"}, "{0}/config.json is not JSON: Expecting property name"),
-        ({"model.safetensors": None}, "{0} has no weights"),
-        ({"tokenizer.json": None}, "{0} has no tokenizer; name one with --tokenizer"),
-        (
-            {"model-1-of-1.safetensors": b"x", "model.safetensors.index.json": b"nothing", "model.safetensors": None},
-            "{0}/model.safetensors.index.json is not JSON",
-        ),
+        ("config.json", b"{oops}", "{0}/config.json is not JSON: Expecting property name"),
+        ("tokenizer.json", None, "{0} has no tokenizer; name one with --tokenizer"),
     ],
 )
-def test_the_fault_of_a_folder_is_reported(tmp_path, changes, expected):
+def test_the_fault_of_a_folder_is_reported(tmp_path, name, content, expected):
     """See tests/startup/session/preflight/test_preflight_checkpoint.py for all faults."""
-    folder = write_model(tmp_path / "model", **changes)
+    folder = write_model(tmp_path / "model", **{name: content})
     assert expected.format(folder) in problem(folder)
 
 

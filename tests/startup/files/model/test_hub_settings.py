@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 from envs import foreign
 from envs.registry import env, variables
 from startup.files.model.hub_settings import hub_endpoints, hub_token, is_offline
+from tests.support.cli import python_output
 
 _CLIENT = """
 import importlib, json, os, sys
@@ -101,9 +100,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(home: Path) -> dict[str, list[Any]]:
     """The client's answer to each case."""
     cases = json.dumps([_variables(case, home) for case in CASES])
-    command = [sys.executable, "-c", _CLIENT]
-    done = subprocess.run(command, input=cases, capture_output=True, text=True, check=True, timeout=120)
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+    return dict(zip(CASES, json.loads(python_output(_CLIENT, input=cases)), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)

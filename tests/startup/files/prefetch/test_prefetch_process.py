@@ -17,6 +17,7 @@ from startup.files.prefetch.messages import PrefetchJob, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.files.prefetch.worker import _OpenFile, _Prefetch
 from startup.ground.prefetch_options import PrefetchOptions
+from tests.support.cli import python_output
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
 
 MIB = 1 << 20
@@ -212,7 +213,6 @@ def test_libraries_of_torch_are_found_without_importing_it():
         "import sys; from startup.files.prefetch.process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    found = [Path(word).name for word in result.stdout.split()]
+    found = [Path(word).name for word in python_output(script).split()]
     assert "libtorch_cpu.so" in found
     assert all(path.is_file() for path in plan_libraries())

@@ -4,7 +4,6 @@ import ast
 import importlib
 import itertools
 import logging
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from startup.ground.processes import forkserver, new_program
 from startup.ground.processes.forkserver import FORKSERVER
 from startup.imports.finder import after_import, wrap_after_import
 from startup.vllm.launch.hooks import HOOKS, find_obstacle, names_that_cannot_be_left_out
+from tests.support.cli import python_output
 
 _MODULE = """
 import os.path as path
@@ -219,5 +219,4 @@ def test_hooks_are_declared_without_importing_what_they_are_about():
         "import startup.vllm.launch.hooks, sys; print(*{'torch', 'transformers', 'vllm', 'uvicorn'} & {*sys.modules})"
     )
     assert find_spec("torch") is not None
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    assert python_output(code).split() == []

@@ -328,16 +328,11 @@ def test_the_models_code_is_imported_in_a_process_of_its_own():
     ("line", "name"),
     [
         ("vllm: error: unrecognized arguments: --reasoning-confg x", "unknown-argument"),
-        ("vllm serve: error: argument --dtype: invalid choice: 'f7'", "bad-argument"),
-        ("ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000)", "port-in-use"),
         ("Killed", "process-killed"),
-        ("deploy.sh: line 17: 11440 Killed                  vllm serve x", "process-killed"),
-        ("server exited with code 137", "process-killed"),
         (f"{_API}ERROR 04-27 18:09:47 [core_client.py:600] {_DIED}, shutting down client.", "process-vanished"),
         ("Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.", "process-killed"),
         (_SEE_ABOVE.replace("{}", "{'EngineCore': -9}"), "process-killed"),
         (_SEE_ABOVE.replace("{}", "{'EngineCore_DP0': 1, 'EngineCore_DP1': -11}"), "native-crash"),
-        ("Segmentation fault (core dumped)", "native-crash"),
         ("Bus error (core dumped)", "shm-too-small"),
         ("slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***", "job-cancelled"),
     ],
@@ -744,9 +739,6 @@ _LLAMA_FAILED = ("llama_model_load_from_file_impl: failed to load model", "main:
         ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", "llama-out-of-memory"),
         ("llama_model_load: error loading model: unknown model architecture: 'x'", "llama-model-unknown"),
         ("ggml_metal_buffer_init: error: failed to allocate buffer, size = 2 MiB", "llama-out-of-memory"),
-        ("gguf_init_from_file: failed to open GGUF file 'x.gguf'", "llama-model-damaged"),
-        ("error: invalid argument: --x", "bad-argument"),
-        ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", "port-in-use"),
         ("llama_model_load: error loading model: error loading model vocabulary: x", "llama-model-unknown"),
         ("", "llama-load-failed"),
         ("x.cpp:7: GGML_ASSERT(x) failed", "llama-failed"),
@@ -765,22 +757,13 @@ def test_a_message_of_an_error_that_nobody_knows_is_shown():
 
 
 _RAISED = r"""
-gpu-out-of-memory: load > RuntimeError: UR backend failed. UR backend returns:40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)
-gpu-device-lost: load > RuntimeError: Native API failed. Native API returns: 20 (UR_RESULT_ERROR_DEVICE_LOST)
 transformers-too-new: load > transformers.x.AmbiguousGlobalPerLayerAttributeError:\n'head_dim' is a per-layer
   attribute and may vary
 flashinfer-failed: load > tvm.error.InternalError: Check failed:
   (status == cudaSuccess) is false:\n  BatchPrefillWithPagedKVCache failed with error invalid argument
-processor-cache-too-small: load > ValueError: value too large
-port-not-permitted: load > PermissionError: [Errno 13] Permission denied
-folder-not-writable: load > PermissionError: [Errno 13] Permission denied: '/models/x/config.json'
-host-unreachable: load > socket.gaierror: [Errno -2] Name or service not known
-host-unreachable: load > x.MaxRetryError: HTTPConnectionPool(host='10.0.0.5'): Max retries exceeded with url
-hub-unreachable: load > x.MaxRetryError: HTTPSConnectionPool(host='huggingface.co'): Max retries exceeded
 versions-do-not-fit: load > TypeError: type 'array.array' is not subscriptable
 no-room-for-kv-cache: load > ValueError: No available memory for the cac\nhe blocks.
 nvcc-too-old: load > RuntimeError: FlashInfer requires GPUs with sm75 or higher
-shm-too-small: load > OSError: [Errno 14] Bad address: '/dev/shm/psm_1'
 setting-refused: load > AssertionError: Please set VLLM_X=0 with this model
 setting-refused: load > NotImplementedError: x is not possible. Use --no-y.
 setting-refused: load > ValueError: x needs y. Please disable prefix caching.
@@ -788,12 +771,10 @@ setting-refused: load > ValueError: x is not supported with y.
 setting-refused: load > RuntimeError: x requires y
 error-in-code: load > AssertionError: x requires y
 setting-refused: load > NotImplementedError: x is not supported
-kernel-too-large: load > triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 66560
 weights-do-not-match: load > KeyError: 'mtp.0.head.weight'
 nccl-failed: load > torch._dynamo.exc.BackendCompilerFailed: backend='x' raised:\nDistBackendError: NCCL error: x
 compilation-failed: load > torch._dynamo.exc.BackendCompilerFailed: backend='x' raised:\nAssertionError: x
 process-killed: load > subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGKILL: 9>.
-worker-terminated: load > subprocess.CalledProcessError: Command 'gcc x.c' died with <Signals.SIGTERM: 15>.
 weights-do-not-match: load_model load_weights > KeyError: 'blocks.0.qkv.weight'
 weights-do-not-match: load_model weight_loader > AssertionError
 error-in-code: load_model forward > KeyError: 'blocks'
@@ -801,15 +782,11 @@ configuration-refused: vllm/config/model > ValueError: x and y do not go togethe
 lora-failed: vllm/lora/model > ValueError: x
 lora-missing: vllm/lora/model > ValueError: Loading lora x failed: No adapter found for /x
 lora-missing: vllm/lora/model > FileNotFoundError: [Errno 2] No such file or directory: 'x/adapter_config.json'
-package-of-model-missing: f > ModuleNotFoundError: No module named 'x'
 versions-do-not-fit: f > ModuleNotFoundError: No module named 'vllm._C_x'
 not-divisible: load_model divide > AssertionError: 9 is not divisible by 2
 error-in-code: f > NotImplementedError: Layer x: page size is not divisible by the maximum page size
 setting-refused: x/quantization/y > ValueError: no kernel.\nplease set VLLM_X=1.
 setting-refused: f > AssertionError: x expects backend to be one of ['a', 'b'], but got c
-too-many-processes: f > RuntimeError: Resource temporarily unavailable
-no-kernel-for-this-gpu: f > RuntimeError: cutlass_gemm_caller, /x/c3x/cutlass_gemm_caller.cuh:62, Error Internal
-quantization-unsupported: f > ValueError: Failed to find a kernel that can implement the X linear layer. Reasons:
 no-compiler: f > x.InductorError: BackendCompilerFailed: raised: No such file or directory: 'gcc'
 transformers-failed: transformers/tokens > AttributeError: 'list' object has no attribute 'keys'
 attention-failed: vllm/v1/attention/backends/x > AssertionError
@@ -823,16 +800,11 @@ kernel-build-failed: flashinfer/jit > RuntimeError: Ninja build failed. Ninja ou
 libraries-do-not-fit: forward > AttributeError: '_OpNamespace' '_C_x' object has no attribute 'y'
 versions-do-not-fit: f > TypeError: f() got an unexpected keyword argument 'x'
 no-kernel-for-this-gpu: f > NotImplementedError: No compiled x for CUDA device capability: 120.
-deep-gemm-failed: f > RuntimeError: Assertion error (deepgemm-src/csrc/x.hpp:60):
 error-in-code: f > RuntimeError: expected mat1 and mat2 to have the same dtype
-compilation-failed: f > x.ConstraintViolationError: Constraints violated (L['x'])!
 not-spawnable: f > FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'
-file-missing: f > FileNotFoundError: [Errno 2] No such file or directory: 'libneuronpjrt-path'
-parser-unknown: f > ValueError: No tokenizer registered for tokenizer_mode='x'.
 gpu-out-of-memory: f > RuntimeError: CUDA driver error: out of memory
 driver-library-unfit: f > ImportError: /x/_C.abi3.so: undefined symbol: cuMemGetHandleForAddressRange
 driver-library-unfit: f > ImportError: /x/libtorch_cuda.so: undefined symbol: cuGetErrorString
-libraries-do-not-fit: f > ImportError: /x/_C.abi3.so: undefined symbol: cudaGetDriverEntryPointByVersion
 graph-capture-failed: f > torch.AcceleratorError: CUDA error: operation not permitted when stream is capturing
 graph-capture-failed: f > RuntimeError: HIP error: operation not permitted when stream is capturing
 graph-capture-failed: f > RuntimeError: CUDA error: operation would make the legacy stream depend on a capturing
@@ -840,14 +812,8 @@ graph-capture-failed: f > RuntimeError: CUDA error: operation would make the leg
 packages-replaced: f > ImportError: /x/lib/libtorch_cuda.so (deleted): cannot open shared object file: No such file
 packages-replaced: f > FileNotFoundError: [Errno 2] No such file or directory: '/x/site-packages/~lashinfer/y.cu'
 packages-replaced: f > ModuleNotFoundError: No module named 'x' in /x/dist-packages/~orch/y.py
-library-missing: f > ImportError: libcudart.so.12: cannot open shared object file: No such file or directory
-unknown-device: f > ValueError: invalid literal for int() with base 10: 'GPU-c653dca5'
-unknown-device: f > ValueError: invalid literal for int() with base 10: 'MIG-c653dca5'
 driver-does-not-answer: f > RuntimeError: CUDA error: device not ready
 flash-attention-required: f > NotImplementedError: x requires FlashAttention
-flash-attention-required: f > ValueError: causal route requires FlashAttention v3 or v4
-flash-attention-required: f > ImportError: FlashAttention2 has been toggled on, but it cannot be used
-compiler-failed: f > subprocess.CalledProcessError: Command '['/usr/bin/gcc', 'x.c']' returned non-zero exit status 1.
 compiler-failed: f > x.InductorError: CalledProcessError: Command '['g++', 'x.cpp']' returned non-zero exit status 1.
 compiler-failed: f > x.BackendCompilerFailed: backend='x' raised:\nCalledProcessError: Command '['/x/clang', 'y']'
 kernel-build-failed: f > subprocess.CalledProcessError: Command '['/x/bin/nvcc', 'y.cu']' returned 1.
@@ -860,7 +826,10 @@ driver-too-old: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
 weights-damaged: f > ValidationError: 1 validation error for ModelConfig\n  Value error, Expecting value: line 1
   column 1 (char 0)
 """
-"""Each cause with the functions of a traceback and its error, which goes on in a line that is indented."""
+"""Each cause with the functions of a traceback and its error, which goes on in a line that is indented.
+
+Errors that only one known text fits are not here: `test_known_causes.py` has all texts.
+"""
 
 
 @pytest.mark.parametrize("text", _RAISED.replace("\n  ", " ").strip().split("\n"))
@@ -878,39 +847,18 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
         ("x: invalid value for main_gpu: 1 (available devices: 1)|x: failed to load model", "llama-no-device"),
         ("x: no GPU, available devices: 0|error loading model: y|x: failed to load model", "llama-no-device"),
         ("misc dxg: dxgk: dxgkio_query_adapter_info: Ioctl failed: -22|RuntimeError: x", "driver-does-not-answer"),
-        ("misc dxg: dxgk: dxgkio_is_feature_enabled: Ioctl failed: -22", "driver-does-not-answer"),
         (f"/usr/bin/ld: cannot find -lcuda: No such file or directory|{_GCC}", "compiler-misses-files"),
-        ("x: x.cpp:7: void f(int): Assertion `a > 0' failed.", "native-assertion"),
-        ("/x/stl_vector.h:7: std::vector<T>: Assertion '__n < this->size()' failed.", "native-assertion"),
-        ("Assertion failed: a, file C:/x.cpp, line 7", "native-assertion"),
-        ("Assertion failed: (a), function f, file x.c, line 7.", "native-assertion"),
-        ("radv/amdgpu: The CS has been cancelled because the context is lost.", "gpu-device-lost"),
-        ("ggml_vulkan: device lost on Vulkan0", "gpu-device-lost"),
-        ("amdgpu 0000:bd:00.0: amdgpu: [gfxhub] page fault (src_id:0 ring:153)", "illegal-memory-access"),
-        ("Memory critical error by agent node-0 on address 0x7. Reason: Memory in use.", "gpu-error"),
         (f"{_CORE}Search for `cudaErrorStreamCaptureUnsupported' in https://x", "graph-capture-failed"),
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
-        ("E srv    load_model: failed to load multimodal model, 'x.gguf'", "llama-load-failed"),
-        ("E llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256", "llama-context-failed"),
         (
             "x: status 1:|ggml_aligned_malloc: insufficient memory (attempted to allocate 36000.00 MB)",
             "host-out-of-memory",
         ),
-        ("llama-server: error while loading shared libraries: libgomp.so.1:", "library-missing"),
         ("llama-server: error while loading shared libraries: libcuda.so.1: cannot open", "no-device"),
-        ("OSError: [Errno 14] Bad address", "shm-too-small"),
-        ("ValueError: Unsupported weight name: visual.x.weight", "weights-do-not-match"),
         ("AttributeError: '_C' object has no attribute 'rms_norm'", "libraries-do-not-fit"),
-        ("RuntimeError: CUDA driver error: invalid device ordinal", "gpu-error"),
-        ('msg="Load failed" error="llama-server process has terminated: signal: aborted"', "llama-failed"),
-        ("OCI runtime create failed: unresolvable CDI devices runtime.nvidia.com/gpu=all", "container-without-gpus"),
-        ('OCI runtime: exec: "vllm": executable file not found in $PATH: unknown', "container-command-missing"),
-        ("RuntimeError: x: Server failed to start within the timeout period.", "start-took-too-long"),
-        ("thread panicked: ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }", "too-many-processes"),
         ("terminate called after throwing an instance of 'X'|  what():  submit: ErrorDeviceLost", "gpu-device-lost"),
         ("No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x", "driver-too-old"),
         ("2.0.1 E get_repo_commit: error: GET failed (404)|srv: failed to load model", "llama-download-failed"),
-        ("worker exited with exit code 136", "native-crash"),
         ("common: init|/x/ggml/src/ggml-impl.h:319: fatal error", "llama-failed"),
         ("RuntimeError: CUDA error: OS call failed or operation not supported on this OS", "no-pinned-memory"),
         ("HIP failure: 'out of memory'|RuntimeError: NCCL error: unhandled cuda error", "nccl-out-of-memory"),

@@ -9,7 +9,6 @@ from startup.reports.causes.own_faults import TracebackOrigin
 
 _ROOT = Path(__file__).parents[4]
 _SITE = "/venv/lib/python3.14/site-packages"
-_FORK = ("startup/vllm/fork/forkserver.py", "_launch")
 _FRAMES = {
     "core": f"{_SITE}/vllm/v1/engine/core.py",
     "torch": f"{_SITE}/torch/__init__.py",

@@ -21,6 +21,8 @@ from startup.reports.crash.engine_processes import RecordedProcesses
 from startup.reports.crash.output_record import OutputRecord
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _KINDS = ("EngineCore", "VllmWorker")
 
 
@@ -85,7 +87,6 @@ def record(tmp_path: Path) -> OutputRecord:
     return OutputRecord(tmp_path)
 
 
-@pytest.mark.thorough
 def test_stopped_processes_are_named_and_others_show_their_stacks(record):
     works = {"EngineCore": dequeue, "VllmWorker_1": dead_lock, "ApiServer_0": dequeue}
     with _running(record.folder, **works) as (engine, worker, other):
@@ -101,7 +102,6 @@ def test_stopped_processes_are_named_and_others_show_their_stacks(record):
     assert "sleep" not in "".join(told)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("works", "stopped", "blamed", "place"),
     [
@@ -136,7 +136,6 @@ def test_the_digest_names_the_process_that_hangs_and_its_place(record, works, st
     assert kept.count("in _bootstrap_inner") >= len(works)  # of the other threads
 
 
-@pytest.mark.thorough
 def test_processor_time_of_those_that_compute_or_of_their_compilers_counts(record):
     works = {"EngineCore": endless_loop, "VllmWorker_0": with_busy_child}
     with _running(record.folder, **works) as (engine, worker), ExitStack() as stack:
@@ -155,7 +154,6 @@ def with_busy_child() -> None:
     dequeue()
 
 
-@pytest.mark.thorough
 def test_a_process_without_a_handler_is_not_sent_the_signal(record):
     program = f"import time; print(flush=True); time.sleep(600)  # {record.folder}"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:

@@ -1,7 +1,5 @@
 """The newest starts with one key are kept, and their medians are told."""
 
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from startup.reports.timeline.history import (
     record_start,
 )
 from tests.startup.reports.timeline.start_reports import report_of
+from tests.support.cli import python_output
 
 PACKAGES = ("torch", "transformers", "huggingface-hub", "click", "no-such-package")
 
@@ -108,5 +107,4 @@ def test_reading_versions_imports_no_package():
         "assert installed_versions(['torch'])\n"
         "print({'torch', 'importlib.metadata'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "set()"
+    assert python_output(code).strip() == "set()"

@@ -16,6 +16,7 @@ from base.machine.processes import process_start_ns
 from startup.reports.timeline.report import StartFacts, build_report, read_report
 from startup.reports.timeline.spans import PhaseSpan
 from startup.reports.timeline.timeline import PhaseTimeline
+from tests.support.cli import python_output
 from tests.support.http_client import ask
 from tests.support.ports import free_port
 
@@ -31,8 +32,7 @@ def test_process_start_is_before_the_first_line_of_python():
         "print(process_start_ns(), begin)"
     )
     called = time.monotonic_ns()
-    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    start, first_line = map(int, output.split())
+    start, first_line = map(int, python_output(code).split())
     assert called - TICK <= start <= first_line + TICK
 
 

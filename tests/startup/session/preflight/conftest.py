@@ -26,6 +26,22 @@ SMALL_FILES = (
     "chat_template.jinja",
 )
 
+CONFIG = """
+import sys
+from server.terms.config import EngineConfig, RendererConfig
+from base.server_settings import NetworkConfig
+from server.terms.server_config import ServerConfig
+from base.machine.memory import MemoryState
+from startup.ground.config import ModelConfig, StartupConfig
+from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+config = StartupConfig(
+    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
+    engine=EngineConfig(), renderer=RendererConfig(),
+    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
+)
+options = PreflightOptions(memory=MemoryState(64 << 30, 64 << 30))
+"""
+"""The beginning of programs that run the preflight of the model they are given."""
 Tensors = dict[str, tuple[str, list[int], int]]
 """Names with type, shape and number of bytes."""
 

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +14,9 @@ import pytest
 from envs.registry import env
 from startup.session.preflight.report import PreflightReport
 from startup.session.preflight.resources import check_libraries
-from tests.support.cli import run_python
+from tests.startup.session.preflight.conftest import CONFIG
+from tests.support.cli import python_output, run_python
 from tests.support.ports import free_port
-
-Preflight = Callable[..., PreflightReport]
 
 
 def found(report: PreflightReport, severity: str) -> list[str]:
@@ -76,23 +75,12 @@ def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
 
 
 SCRIPT = """
-import json, resource, sys
-from server.terms.config import EngineConfig, RendererConfig
-from base.server_settings import NetworkConfig
-from server.terms.server_config import ServerConfig
-from base.machine.memory import MemoryState
-from startup.ground.config import ModelConfig, StartupConfig
-from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-config = StartupConfig(
-    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
-    engine=EngineConfig(), renderer=RendererConfig(),
-    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
-)
+import json, resource
 for name, value in json.loads(sys.argv[2]):
     limit = getattr(resource, name)
     before = resource.getrlimit(limit)
     resource.setrlimit(limit, (value, before[1]))
-    report = run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30)))
+    report = run_preflight(config, options=options)
     resource.setrlimit(limit, before)
     print(json.dumps(json.loads(report.to_json())["findings"]))
 """
@@ -101,9 +89,7 @@ for name, value in json.loads(sys.argv[2]):
 def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
     """One process with one limit after the other."""
     limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32)]
-    command = [sys.executable, "-c", SCRIPT, str(model_path), json.dumps(limits)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (some,), (few,) = map(json.loads, result.stdout.splitlines())
+    (some,), (few,) = map(json.loads, python_output(CONFIG + SCRIPT, model_path, json.dumps(limits)).splitlines())
     assert (some["check"], some["severity"]) == ("nofile", "warning")
     assert (few["check"], few["severity"]) == ("nofile", "error")
     assert "256 open files are allowed" in some["message"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 
 import pytest
 
@@ -12,8 +11,6 @@ from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import read_model_shape
 from startup.session.preflight.report import PreflightReport
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
-
-Preflight = Callable[..., PreflightReport]
 
 MIB = 1 << 20
 LAYERS, KV_HEADS, HEAD_DIM = 30, 3, 64

@@ -3,13 +3,13 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 
 from base.machine.memory import MemoryState
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import PreflightReport
+from tests.startup.session.preflight.conftest import CONFIG
+from tests.support.cli import python_output
 from tests.support.page_cache import counting_bytes_read
 
 MIB = 1 << 20
@@ -18,19 +18,7 @@ ROOMY = MemoryState(64 << 30, 64 << 30)
 Preflight = Callable[..., PreflightReport]
 
 BUDGET = """
-import sys
-from server.terms.config import EngineConfig, RendererConfig
-from base.server_settings import NetworkConfig
-from server.terms.server_config import ServerConfig
-from base.machine.memory import MemoryState
-from startup.ground.config import ModelConfig, StartupConfig
-from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-config = StartupConfig(
-    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
-    engine=EngineConfig(), renderer=RendererConfig(),
-    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
-)
-report = run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30)))
+report = run_preflight(config, options=options)
 assert not report.errors, report.to_text()
 heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface_hub", "urllib.request", "ssl"}
 print(*sorted(heavy & set(sys.modules)))
@@ -77,9 +65,7 @@ def test_preflight_of_the_real_model_reads_only_headers_and_small_files(model_pa
 
 
 def test_preflight_of_a_local_model_imports_nothing_heavy(model_path):
-    command = [sys.executable, "-c", BUDGET, str(model_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert result.stdout.strip() == ""
+    assert python_output(CONFIG + BUDGET, model_path).strip() == ""
 
 
 def test_json_contains_findings_and_the_duration_of_each_group(preflight):

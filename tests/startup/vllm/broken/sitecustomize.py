@@ -143,6 +143,9 @@ def _without_proc():
 _OF_FORKSERVER = {
     "fork": lambda: setattr(os, "fork", _refuse(errno.EAGAIN)),
     "protocol": lambda: _on_request(_fail),
+    "answers": lambda: _after_import(
+        "startup.ground.processes.forkserver", lambda module: setattr(module, "_READY", b"an unknown answer")
+    ),
     "killed with a request": lambda: _on_request(lambda: _kill(signal.SIGKILL)),
     "stopped with a request": lambda: _on_request(lambda: _kill(signal.SIGSTOP)),
     "killed in its imports": lambda: _before_import(_IN_IMPORTS, lambda: _kill(signal.SIGKILL)),

@@ -1,11 +1,9 @@
 """A folder that machines share: complete archives, the first writer, and nobody else's files."""
 
 import errno
-import multiprocessing
 import os
 import resource
 from contextlib import suppress
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,8 +18,6 @@ from tests.support.properties import given, st
 
 NAME = "0.32.0-abc/key.zip"
 _STRANGER = 4711
-_FORK = multiprocessing.get_context("fork")
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -170,18 +166,6 @@ def test_links_and_pipes_are_not_opened(shared, tmp_path):
     assert "other users can write to" in problem(lambda: shared.open("kind/key.zip"))
 
 
-def _add_after(barrier: Barrier, results: "multiprocessing.Queue[bool]", address: str, path: Path) -> None:
-    location = open_location(address)
-    barrier.wait()
-    results.put(location.add(NAME, path))
-
-
-def _add_for_ever(address: str, path: Path, first: int) -> None:
-    location = open_location(address)
-    for number in range(first, first + 100_000):
-        location.add(f"kind/{number}.zip", path)
-
-
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_without_links_the_first_writer_wins_too(number, tmp_path, record, monkeypatch):
     def refuse(*_: object) -> None:
@@ -204,17 +188,3 @@ def test_a_file_that_cannot_be_written_completely_is_removed(tmp_path, record):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "shared" / "0.32.0-abc").iterdir()) == []
     assert location.add(NAME, tmp_path / "a.zip")
-
-
-_FULL_AND_READ_ONLY = """
-import os, subprocess, sys
-from pathlib import Path
-from startup.vllm.compiled_models.location import open_location, LocationError
-location = open_location(sys.argv[1])
-for command in (["true"], ["mount", "-o", "remount,ro", sys.argv[1]]):
-    subprocess.run(command, check=True)
-    try:
-        location.add("kind/a.zip", Path(sys.argv[2]))
-    except LocationError as err:
-        print(err, location.list())
-"""

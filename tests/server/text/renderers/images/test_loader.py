@@ -73,18 +73,10 @@ def _read(url: str, folder: Path | None, max_bytes: int = 1000) -> bytes:
 
 
 def test_files_below_the_folder_are_read(folder):
+    (folder / "link.png").symlink_to(folder / "sub" / "c.png")
     assert _read(f"file://{folder}/a%20b.png", folder) == b"image"
     assert _read(f"file://localhost{folder}/sub/../sub/c.png", folder) == b"other"
-
-
-def test_a_link_inside_the_folder_is_followed(folder):
-    (folder / "link.png").symlink_to(folder / "sub" / "c.png")
     assert _read(f"file://{folder}/link.png", folder) == b"other"
-
-
-def test_without_the_flag_no_file_is_read(folder):
-    with pytest.raises(MediaError, match="--allowed-local-media-path"):
-        _read(f"file://{folder}/a%20b.png", None)
 
 
 @pytest.mark.parametrize(
@@ -99,44 +91,29 @@ def test_without_the_flag_no_file_is_read(folder):
         "{folder}",
         "{folder}/x%00.png",
         "",
+        *(f"{{folder}}/{link}" for link in ("secret", "passwd", "above/secret.png", "cycle")),
     ],
 )
 def test_files_outside_the_folder_and_missing_files_get_the_same_error(folder, path):
+    links = {"secret": folder.parent / "secret.png", "passwd": "/etc/passwd", "above": folder.parent, "cycle": "cycle"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
     with pytest.raises(MediaError, match="no such file below"):
         _read("file://" + path.format(folder=folder), folder)
 
 
-@pytest.mark.parametrize("target", ["{parent}/secret.png", "/etc/passwd"])
-def test_a_link_out_of_the_folder_is_rejected(folder, target):
-    (folder / "link.png").symlink_to(target.format(parent=folder.parent))
-    (folder / "dir").symlink_to(folder.parent)
-    for name in ("link.png", "dir/secret.png"):
-        with pytest.raises(MediaError, match="no such file below"):
-            _read(f"file://{folder}/{name}", folder)
-
-
-def test_a_cycle_of_links_is_rejected(folder):
-    (folder / "x").symlink_to(folder / "y")
-    (folder / "y").symlink_to(folder / "x")
-    with pytest.raises(MediaError, match="no such file below"):
-        _read(f"file://{folder}/x", folder)
-
-
-def test_a_folder_and_a_pipe_are_rejected(folder):
+def test_what_is_no_file_or_not_allowed_is_rejected_with_the_reason(folder):
     os.mkfifo(folder / "pipe")
-    for name in ("sub", "pipe"):
-        with pytest.raises(MediaError, match="does not name a regular file"):
-            _read(f"file://{folder}/{name}", folder)
-
-
-def test_a_large_file_is_rejected(folder):
+    for url, allowed, message in (
+        (f"file://{folder}/a%20b.png", None, "--allowed-local-media-path"),
+        (f"file://{folder}/sub", folder, "does not name a regular file"),
+        (f"file://{folder}/pipe", folder, "does not name a regular file"),
+        ("file://example.com/a.png", folder, "must name no host"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            _read(url, allowed)
     with pytest.raises(MediaError, match="larger than 4 bytes"):
         _read(f"file://{folder}/a%20b.png", folder, max_bytes=4)
-
-
-def test_a_file_url_with_a_host_is_rejected(folder):
-    with pytest.raises(MediaError, match="must name no host"):
-        _read("file://example.com/a.png", folder)
 
 
 _PIXELS = 1 << 20
@@ -221,21 +198,16 @@ def test_a_truncated_image_is_rejected():
         _decode(data[: len(data) // 2])
 
 
-def test_a_decompression_bomb_is_rejected_by_its_header():
-    with pytest.raises(MediaError, match="9000x9000 pixels, more than 1048576"):
-        _decode(_png_header(9000, 9000))
-
-
-def test_a_bomb_by_pillows_own_limit_is_rejected_with_any_limit():
-    with pytest.raises(MediaError, match="too large"):
-        _decode(_png_header(60_000, 60_000), max_pixels=1 << 40)
-
-
-def test_an_image_of_the_largest_allowed_size_is_accepted():
+def test_an_image_of_the_largest_allowed_size_is_accepted_and_a_bomb_is_rejected_by_its_header():
     data = _encoded(Image.new("L", (100, 50)))
     assert _decode(data, max_pixels=5000).size == (100, 50)
-    with pytest.raises(MediaError, match="more than 4999"):
-        _decode(data, max_pixels=4999)
+    for rejected, max_pixels, message in (
+        (data, 4999, "more than 4999"),
+        (_png_header(9000, 9000), _PIXELS, "9000x9000 pixels, more than 1048576"),
+        (_png_header(60_000, 60_000), 1 << 40, "too large"),  # by Pillow's own limit
+    ):
+        with pytest.raises(MediaError, match=message):
+            _decode(rejected, max_pixels=max_pixels)
 
 
 def _png_header(width: int, height: int) -> bytes:

@@ -1,7 +1,6 @@
 """Conversations with images: tokens and tensors equal transformers' processors'; limits; the cache."""
 
 import asyncio
-import base64
 import json
 import threading
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from server.text.renderers.images.processor import ProcessorLoadError
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.registry import build_renderer
-from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
+from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
 from tests.server.inline_executor import InlineExecutor
 
@@ -50,12 +49,8 @@ def build(folder_of: Callable[[str], Path]) -> Build:
     return build_one
 
 
-def _url(image: Image.Image, kind: str = "PNG") -> str:
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(as_bytes(image, kind)).decode()}"
-
-
 def _image_part(image: Image.Image) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": _url(image), "detail": "auto"}}
+    return {"type": "image_url", "image_url": {"url": as_url(image), "detail": "auto"}}
 
 
 def _message(*parts: str | Image.Image) -> dict[str, Any]:
@@ -136,9 +131,9 @@ def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image_url", "image_url": _url(image())},
-        {"type": "input_image", "image_url": _url(image())},
-        {"type": "image_url", "image_url": {"url": _url(image()), "detail": "low"}},
+        {"type": "image_url", "image_url": as_url(image())},
+        {"type": "input_image", "image_url": as_url(image())},
+        {"type": "image_url", "image_url": {"url": as_url(image()), "detail": "low"}},
     ],
 )
 def test_every_form_of_an_image_part_is_accepted(build, part):

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from server.text.model_files.tokenizer_files import TokenizerLoadError
 from server.text.renderers.registry import build_renderer
 from server.text.renderers.tokenizers import loading as tokenizer_loading
 from server.text.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
+from tests.support.cli import python_output
 
 UNIGRAM_TYPES = {"xlm-roberta"}
 _CLASSES = {**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}
@@ -269,9 +268,7 @@ def test_a_broken_folder_keeps_nothing(tmp_path):
 
 @pytest.mark.thorough
 def test_a_fork_uses_it_and_keeping_starts_no_thread(folder):
-    run = subprocess.run([sys.executable, "-c", _KEEP_AND_FORK, folder], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    before, after, token_ids = json.loads(run.stdout)
+    before, after, token_ids = json.loads(python_output(_KEEP_AND_FORK, folder))
     assert after == before
     with build_renderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         assert token_ids == renderer.tokenizer.encode("Hello", add_special_tokens=True)
@@ -291,5 +288,4 @@ def test_a_renderer_does_not_import_torch(model_path):
         "    renderer.create_detokenizer().append(prompt.token_ids)\n"
         "print('torch' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "False\n", done.stderr
+    assert python_output(script, model_path) == "False\n"

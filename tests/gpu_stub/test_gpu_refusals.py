@@ -1,0 +1,75 @@
+"""GPUs that are missing, hidden or have an unusable driver: the preflight, and starts that pass it."""
+
+import time
+
+import pytest
+
+from tests.gpu_stub.gpu_server import EAGER, UUID, GpuServer, run_preflight
+
+_SOON_S = 5.0
+_TP3 = ("--tensor-parallel-size", "3")
+_MIG = "MIG-00000000-0000-0000-0000-000000000000"
+_NO_DEVICE = "Failed to infer device type"
+_TOO_OLD = "The NVIDIA driver on your system is too old"
+_UNFIT = "the GPU's driver does not fit the CUDA version of this vLLM"
+
+
+@pytest.mark.ci_vllm
+@pytest.mark.parametrize(
+    ("words", "variables", "told"),
+    [
+        pytest.param((), {}, "", id="one GPU"),
+        pytest.param((), {"CUDA_VISIBLE_DEVICES": UUID % 0}, "", id="UUID"),
+        pytest.param(_TP3, {"STUB_GPUS": "3"}, "", id="three GPUs"),
+        pytest.param((), {"STUB_GPUS": "0"}, "GPU", id="no GPU"),
+        pytest.param((), {"STUB_DRIVER": "not-loaded"}, "Driver Not Loaded", id="driver not loaded"),
+        pytest.param((), {"STUB_DRIVER": "mismatch"}, "Driver/library version mismatch", id="driver exchanged"),
+        pytest.param((), {"STUB_DRIVER": "old"}, "12.4", id="driver too old"),
+    ],
+)
+def test_a_start_that_fits_is_accepted_and_another_one_refused(tmp_path, words, variables, told):
+    done = run_preflight(tmp_path, *words, **variables)
+    assert done.returncode == (3 if told else 0), done.stdout + done.stderr
+    assert told in done.stdout + done.stderr
+
+
+@pytest.mark.ci_vllm
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        pytest.param(_TP3, {"STUB_GPUS": "1"}, "need 3 GPUs on this node, and 1 can be used", id="TP 3 on one GPU"),
+        pytest.param((), {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES= hides all GPUs", id="no visible GPU"),
+    ],
+)
+def test_a_start_without_its_gpus_ends_at_once_with_one_line(tmp_path, words, environment, told):
+    begin_s = time.monotonic()
+    with GpuServer("ours", *EAGER, *words, folder=tmp_path, environment=environment) as server:
+        assert server.process.wait(60) == 3
+        took_s = time.monotonic() - begin_s
+    assert took_s < _SOON_S
+    assert server.log.count(told) == 1
+    assert len([line for line in server.log.splitlines() if "GPU" in line]) == 1, server.log
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason", "cause"),
+    [
+        pytest.param({"STUB_GPUS": "0"}, _NO_DEVICE, "no GPU is visible", id="no GPU"),
+        pytest.param({"STUB_DRIVER": "not-loaded"}, _NO_DEVICE, "no GPU is visible", id="driver not loaded"),
+        pytest.param({"STUB_DRIVER": "old"}, _TOO_OLD, _UNFIT, id="driver too old"),
+        pytest.param({"STUB_MIG": "1", "CUDA_VISIBLE_DEVICES": _MIG}, "NVMLError_NotFound", "", id="unknown MIG"),
+    ],
+)
+def test_a_start_past_the_preflight_fails_with_the_reason_of_vllm(home, environment, reason, cause):
+    warn = () if "STUB_MIG" in environment else ("--preflight", "warn")
+    for launcher, words, code in (("plain", (), 1), ("ours", warn, 3)):
+        with GpuServer(launcher, *EAGER, *words, folder=home, environment=environment) as server:
+            server.wait(lambda server=server: server.process.poll() is not None)
+            assert server.process.returncode == code
+        assert reason in server.log
+    [told] = [line for line in server.log.splitlines() if line.startswith("Cause: ")]
+    if cause:
+        assert told.startswith(f"Cause: {cause}: RuntimeError: {reason}")
+    else:
+        assert _MIG in told
+        assert "CUDA_VISIBLE_DEVICES" in told
