@@ -229,8 +229,8 @@ class _Given(NamedTuple):
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
-    from startup.vllm.facts import VllmFacts  # noqa: PLC0415 - as below
-    from startup.vllm.words.command_line import CommandLine
+    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.facts import VllmFacts  # noqa: PLC0415 - as below
 
     line = CommandLine.of(entry.words, VllmFacts())  # what is recorded would have to be read for each model
 
@@ -259,7 +259,7 @@ def _gpu_need(given: _Given, weights: int, totals: list[int], engine: str) -> in
 
 def _default_utilization(engine: str) -> float:
     """The share of the memory that an engine takes if none is given."""
-    from startup.vllm.facts import default_utilization  # noqa: PLC0415 - reads what is installed
+    from startup.vllm_words.facts import default_utilization  # noqa: PLC0415 - reads what is installed
 
     return default_utilization() if engine == "vllm" else EngineConfig.gpu_memory_utilization
 

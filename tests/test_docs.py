@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
 from startup.ground.logs.setup import PACKAGES
-from startup.vllm.installed import NEWEST_TESTED
+from startup.vllm_words.installed import NEWEST_TESTED
 from tests.support.generated_docs import DOCS, MAX_CHARS, walk_commands
 from tests.support.generated_docs import PAGES as GENERATED
 from vllm_cli.commands.of_vllm import VllmCommand

@@ -141,7 +141,7 @@ def cli() -> None:
 def _show_versions(ctx: click.Context) -> None:
     click.echo(f"vllm-cli {VERSION}")
     if is_vllm_installed():
-        from startup.vllm.installed import find_vllm
+        from startup.vllm_words.installed import find_vllm
 
         if (vllm := find_vllm()) is not None:
             click.echo(f"vLLM {vllm.version}")

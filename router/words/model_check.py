@@ -37,9 +37,9 @@ from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import is_flag_like
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
-from startup.vllm.installed import require_vllm
-from startup.vllm.preflight.all_checks import run_preflight as run_vllm_preflight
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import require_vllm
+from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
 from startup.words.arguments import read_config_file
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError

@@ -13,7 +13,7 @@ from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments, GivenFlag, read_config_file
 from startup.words.errors import InputError
 from startup.words.flag import Shape

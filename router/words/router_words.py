@@ -9,7 +9,7 @@ import click
 from envs.registry import env
 from startup.ground.config import StartupConfig, flags_of
 from startup.ground.serve_words import is_flag_like
-from startup.vllm.words.flags import flags_that_change
+from startup.vllm_words.flags import flags_that_change
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.flag import Flag

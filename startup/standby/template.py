@@ -273,8 +273,8 @@ def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | Share
     """The imports of a kind of template."""
     if kind == EMBEDDED:
         return EmbeddedImports(models)
-    from startup.vllm.installed import require_vllm
     from startup.vllm.launch.shared_imports import SharedImports
+    from startup.vllm_words.installed import require_vllm
 
     return SharedImports(require_vllm(), models, is_eager=kind == VLLM_EAGER)
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 from base.exit_codes import INTERRUPTED, USAGE
 from startup.ground.hooks.hook import Hook, Name
 from startup.ground.temp_folder import own_folder
-from startup.vllm.installed import find_vllm
-from startup.vllm.words.command_line import CONFIG, CommandLine
+from startup.vllm_words.command_line import CONFIG, CommandLine
+from startup.vllm_words.installed import find_vllm
 
 logger = logging.getLogger(__name__)
 

@@ -134,7 +134,7 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
-    from startup.vllm.words.command_line import CommandLine
+    from startup.vllm_words.command_line import CommandLine
 
     return CommandLine.of(start.words).request
 
@@ -166,7 +166,7 @@ def _reject_references(words: Sequence[str]) -> None:
     """Rejects those of the file of `--config` that vLLM must not read as texts."""
     if CONFIG.name not in words:
         return
-    from startup.vllm.words.command_line import CommandLine
+    from startup.vllm_words.command_line import CommandLine
 
     if (file := CommandLine.of(words).config) is not None:
         reject_references(file.refused, f"{CONFIG.name}: ")

@@ -17,7 +17,7 @@ import yaml
 
 from base.server_settings import LifecycleConfig
 from startup.ground.serve_words import ServeWords
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
 from tests.deploy.shipped import ROOT, STARTS, STARTS_OF_VLLM, last, read_stages
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait

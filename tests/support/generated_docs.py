@@ -17,8 +17,8 @@ from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.ground.hooks.hook import Hook
-from startup.vllm.installed import NEWEST_TESTED
 from startup.vllm.launch.hooks import HOOKS
+from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.flag import Flag, SupportedFlag
 from startup.words.help import spell, spell_default
 from startup.words.supported import GROUPS

@@ -4,10 +4,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from startup.vllm.facts import VllmFacts
-from startup.vllm.preflight.flag_values import FlagValueError, parse_value
-from startup.vllm.words.command_line import CommandLine
-from startup.vllm.words.grammar import VllmFlag
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import VllmFacts
+from startup.vllm_words.grammar import VllmFlag
+from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
 
 _NOT_CONVERTED: Final = ("unknown", "object")
 """Kinds of values of which the launcher has no copy of vLLM's value."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.startup.vllm.compiled_models.inputs import MOUNTED, UNUSABLE, unmount
+from tests.startup.compiled_models.inputs import MOUNTED, UNUSABLE, unmount
 from tests.vllm_engine.compiled_start import PEERS, compiled_keys, recorded, start_and_end
 from tests.vllm_engine.vllm_server import VllmServer
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
 from tests.server.engine.lora.peft_adapters import save_adapter
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer

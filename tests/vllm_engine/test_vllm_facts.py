@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 import pytest
 
-from startup.vllm.facts import VllmFacts
+from startup.vllm_words.facts import VllmFacts
 from tests.support.peer_vllm import ask_vllm
 from tests.support.reading import Reading
 from tests.vllm_engine.preflight.generated_starts import generate

@@ -12,15 +12,15 @@ import click
 
 from base.wording import format_bytes
 from envs.registry import env
+from startup.compiled_models import local
+from startup.compiled_models.archive import ArchiveError, read_record
+from startup.compiled_models.location import LocationError, open_location
+from startup.compiled_models.reasons import other_place
+from startup.compiled_models.record import CompiledModel, Hardware
 from startup.ground.caches import cache_folder
 from startup.ground.config import CompileCacheOption
 from startup.ground.logs.formatters import escape_controls
 from startup.imports.learned_imports import read_learned
-from startup.vllm.compiled_models import local
-from startup.vllm.compiled_models.archive import ArchiveError, read_record
-from startup.vllm.compiled_models.location import LocationError, open_location
-from startup.vllm.compiled_models.reasons import other_place
-from startup.vllm.compiled_models.record import CompiledModel, Hardware
 from startup.words.param_types import ByteSize, CompileCacheType, Duration
 from vllm_cli.terminal import align, printable
 
@@ -193,8 +193,8 @@ def _archives(address: str) -> Iterator[_Kept]:
 
 def _examine(models: Iterator[_Kept]) -> list[_Kept]:
     """With what does not fit here."""
-    from startup.vllm.installed import find_vllm
-    from startup.vllm.launch.compiled_models import present_versions  # noqa: PLC0415 - slow to import for --help
+    from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
+    from startup.vllm_words.installed import find_vllm
 
     vllm, hardware = find_vllm(), Hardware.present()
     versions = present_versions(vllm) if vllm else None

@@ -38,8 +38,8 @@ def check_hooks(*, as_json: bool, path: "Path | None") -> None:
       vllm-cli check-hooks
       pip install --target new vllm && vllm-cli check-hooks --vllm new
     """
-    from startup.vllm.installed import require_vllm, vllm_in
     from startup.vllm.launch.hooks import report_hooks
+    from startup.vllm_words.installed import require_vllm, vllm_in
 
     try:
         vllm = require_vllm() if path is None else vllm_in(path)

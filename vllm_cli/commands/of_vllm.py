@@ -22,8 +22,8 @@ class VllmCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> int:
         """Returns the exit code, unless vLLM ends the process itself."""
-        from startup.vllm.installed import find_vllm
         from startup.vllm.vllm_main import run_plain
+        from startup.vllm_words.installed import find_vllm
 
         _, command, *words = ctx.command_path.split()
         if find_vllm() is None:

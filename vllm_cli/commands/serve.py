@@ -123,13 +123,13 @@ def _apply_standby_mode(mode: StandbyMode) -> None:
 
 
 def _serve_with_vllm(options: VllmOptions) -> int:
-    from startup.vllm.installed import require_vllm
+    from startup.vllm_words.installed import require_vllm
 
     vllm = require_vllm()
     if options.is_preflight_only:
         from startup.session.preflight.all_checks import PreflightOptions
-        from startup.vllm.preflight.all_checks import run_preflight
-        from startup.vllm.words.command_line import CommandLine
+        from startup.vllm_words.command_line import CommandLine
+        from startup.vllm_words.preflight.all_checks import run_preflight
 
         report = run_preflight(vllm, CommandLine.of(options.words), PreflightOptions(asks_hub=True))
         return _print(report, as_json=options.is_json)

@@ -1,6 +1,6 @@
 """What a start says about its model's files: all settings that decide which files it reads, of both engines.
 
-Built once from the command line: `ModelRequest.of` for the embedded engine, `startup.vllm.words` for
+Built once from the command line: `ModelRequest.of` for the embedded engine, `startup.vllm_words` for
 vLLM. `startup.files.model.file_plan` answers which files these are.
 """
 

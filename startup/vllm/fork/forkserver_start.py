@@ -13,9 +13,9 @@ from startup.ground.processes.forkserver import ensure_forkserver
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
 from startup.vllm.probes.serving_parts import ChildLink
+from startup.vllm_words.installed import InstalledVllm
 
 _CPU: Final = "vllm.platforms.cpu"
 CHILD_VARIABLES: Final = Hook(

@@ -19,6 +19,8 @@ from pathlib import Path  # noqa: E402
 
 from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
+from startup.compiled_models.exchange import Exchange  # noqa: E402
+from startup.compiled_models.vllm_hooks import report_compiled_models  # noqa: E402
 from startup.ground.hooks.hook import find_unfit_silently, leave_out, unfit, uses  # noqa: E402
 from startup.ground.processes import group_signals  # noqa: E402
 from startup.ground.processes.death_pipe import follow_parent  # noqa: E402
@@ -27,12 +29,10 @@ from startup.imports.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
-from startup.vllm.compiled_models.exchange import Exchange  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
-from startup.vllm.patches.compiled_models import report_compiled_models  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402
 from startup.vllm.patches.graph_memory import remember_graph_memory  # noqa: E402

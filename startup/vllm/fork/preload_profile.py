@@ -22,13 +22,13 @@ from startup.ground.caches import Kept, cache_folder, digest, read_all
 from startup.ground.hooks.hook import Hook, Name, Text, left_out
 from startup.reports.timeline.history import installed_versions
 from startup.vllm.imports import LATER_MODULES
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
-from startup.vllm.words.flags import flags_that_change
+from startup.vllm_words.flags import flags_that_change
+from startup.vllm_words.installed import InstalledVllm
 
 if TYPE_CHECKING:
-    from startup.vllm.words.command_line import CommandLine
+    from startup.vllm_words.command_line import CommandLine
 
 RECORDED_PROCESSES: Final = Hook(
     "processes of the preload profile",

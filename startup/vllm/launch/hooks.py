@@ -11,17 +11,15 @@ from contextlib import redirect_stdout
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from envs.registry import env
+from startup.compiled_models import vllm_hooks
 from startup.ground.hooks.hook import Hook, Part, Text, leave_out, log_unfit, unfit
 from startup.ground.processes import forkserver as own_forkserver
 from startup.ground.processes import interpreter, library_state
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
-from startup.vllm import facts, imports, vllm_main
-from startup.vllm.facts import KeptFacts
+from startup.vllm import imports, vllm_main
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.imports import import_leniently
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches import (
-    compiled_models,
     compiler,
     early_engine,
     frozen_heap,
@@ -37,13 +35,16 @@ from startup.vllm.patches import (
     temp_files,
 )
 from startup.vllm.probes import rust_frontend, serving_events
+from startup.vllm_words import facts
+from startup.vllm_words.facts import KeptFacts
+from startup.vllm_words.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     vllm_main, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
     early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, graph_memory, compiler,
-    compiled_models, json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files,
+    vllm_hooks, json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files,
     process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""

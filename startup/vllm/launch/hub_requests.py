@@ -20,8 +20,8 @@ from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import without_file_scheme
 from startup.ground.hooks.hook import uses
 from startup.ground.processes.library_state import update_hub
-from startup.vllm.facts import read_plugins
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import read_plugins
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from startup.ground.processes import group_signals, interpreter
 from startup.ground.serve_words import OMNI
 from startup.port.systemd.service_manager import ServiceManager
 from startup.vllm.fork.preload_profile import StartKind, enable_preloading, plain_state
-from startup.vllm.installed import OLDEST, InstalledVllm
 from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.probes.rust_frontend import obstacle_to_rust_frontend
 from startup.vllm.vllm_main import run_serve, without_click
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import OLDEST, InstalledVllm
 
 logger = logging.getLogger(__name__)
 

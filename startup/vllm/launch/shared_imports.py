@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.registry import env
+from startup.compiled_models.vllm_hooks import prepare_compiled_models
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
@@ -21,7 +22,6 @@ from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
 from startup.imports.gpu_guard import driver_kept_uninitialized
 from startup.imports.learned_imports import learn, learned_imports
-from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
@@ -32,10 +32,8 @@ from startup.vllm.fork.preload_profile import (
     platform_modules,
 )
 from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
-from startup.vllm.installed import InstalledVllm, require_vllm
 from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.patches.compiled_models import prepare_compiled_models
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
 from startup.vllm.patches.frozen_heap import keep_heap_frozen
 from startup.vllm.patches.graph_memory import remember_graph_memory
@@ -46,7 +44,9 @@ from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import KeptFacts
+from startup.vllm_words.installed import InstalledVllm, require_vllm
 
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")

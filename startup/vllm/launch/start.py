@@ -23,6 +23,7 @@ from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
 from envs.variable import EnvError
+from startup.compiled_models.compile_cache import CompileCache, forbid_compiling
 from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
@@ -45,7 +46,6 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
-from startup.vllm.facts import KeptFacts
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import (
     disable_preloading,
@@ -55,10 +55,8 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_inspections
-from startup.vllm.launch.compiled_models import CompileCache, forbid_compiling
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
@@ -79,13 +77,15 @@ from startup.vllm.patches.model_caches import reuse_tokenizer
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
-from startup.vllm.preflight.all_checks import run_preflight
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.probes.start_metrics import export_start
 from startup.vllm.vllm_main import run_serve, without_click
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import KeptFacts
+from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.preflight.all_checks import run_preflight
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle

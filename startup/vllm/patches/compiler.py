@@ -17,7 +17,7 @@ from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text, uses
 from startup.imports.finder import after_import, replaced
 from startup.imports.stand_ins import StandIns
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
 
 CompilerTime = Literal["now", "deferred"]
 """`now`: with vLLM's imports. `deferred`: when it is used."""

@@ -20,8 +20,8 @@ from startup.ground.logs.formatters import RoleFormatter, TextFormatter
 from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.ground.logs.setup import real_stderr
 from startup.imports.finder import wrap_after_import
-from startup.vllm.installed import InstalledVllm
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
 
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
 STREAM_PREFIXES: Final = Hook(

@@ -22,8 +22,8 @@ from startup.ground.processes import group_signals
 from startup.ground.processes.death_pipe import follow_parent
 from startup.imports.finder import wrap_after_import
 from startup.port.probe_http import PATH
-from startup.vllm.installed import InstalledVllm, uses_rust_frontend
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm, uses_rust_frontend
 
 _INIT: Final = Name("vllm.v1.utils", "RustFrontendProcessManager.__init__")
 _ENGINE: Final = "vllm.v1.engine.core"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
 from tests.startup.vllm.fake_start import (
     CHECKED,
     FakeStart,

@@ -9,7 +9,7 @@ import pytest
 from envs.registry import env
 from startup.files.model.file_plan import plan_files
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
 from tests.support.s3_server import s3_server

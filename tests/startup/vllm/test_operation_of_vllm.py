@@ -11,9 +11,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches.json_logs import log_as_json
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl

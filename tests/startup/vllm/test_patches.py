@@ -17,10 +17,10 @@ import uvicorn
 import uvloop
 from starlette.responses import Response
 
+from startup.compiled_models.vllm_hooks import _without_secrets
 from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
-from startup.vllm.patches.compiled_models import _without_secrets
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.model_caches import MODEL_CACHES, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener

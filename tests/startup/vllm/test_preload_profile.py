@@ -63,7 +63,7 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
 def test_an_invalid_profile_counts_as_none(value, folder):
     from startup.ground.caches import Kept
     from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_profile
-    from startup.vllm.installed import InstalledVllm
+    from startup.vllm_words.installed import InstalledVllm
 
     kind = StartKind.of(InstalledVllm("0.32.0+cpu", folder), (), None)
     with pytest.MonkeyPatch.context() as patch:

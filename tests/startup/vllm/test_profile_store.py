@@ -25,9 +25,9 @@ from startup.vllm.fork.preload_profile import (
     plan_preload,
     profiles_folder,
 )
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.installed import InstalledVllm, missing_rust_frontend
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.probes.serving_events import ServingEvents
 from startup.vllm.probes.serving_parts import ServingParts
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm, missing_rust_frontend
 from tests.startup.vllm.fake_frontend import write_program
 from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
 from tests.support.http_client import RawClient

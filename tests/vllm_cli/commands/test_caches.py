@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from startup.compiled_models import local
+from startup.compiled_models.archive import write_archive
+from startup.compiled_models.location import open_location
+from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.ground.caches import cache_folder
 from startup.imports import learned_imports
-from startup.vllm.compiled_models import local
-from startup.vllm.compiled_models.archive import write_archive
-from startup.vllm.compiled_models.location import open_location
-from startup.vllm.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
     StartKind,
@@ -23,7 +23,7 @@ from startup.vllm.fork.preload_profile import (
     load_profile,
     plain_states,
 )
-from startup.vllm.installed import InstalledVllm
+from startup.vllm_words.installed import InstalledVllm
 
 DAY_S = 86_400
 KIB = 1 << 10
@@ -35,8 +35,8 @@ VERSIONS = {"python": "3.11.7", "vllm": VLLM.version, "torch": "2.9.1"}
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, on a machine with vLLM."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
-    monkeypatch.setattr("startup.vllm.installed.find_vllm", lambda: VLLM)
-    monkeypatch.setattr("startup.vllm.launch.compiled_models.present_versions", lambda _: VERSIONS)
+    monkeypatch.setattr("startup.vllm_words.installed.find_vllm", lambda: VLLM)
+    monkeypatch.setattr("startup.compiled_models.compile_cache.present_versions", lambda _: VERSIONS)
     return tmp_path / "cache"
 
 
@@ -128,7 +128,7 @@ def test_compiled_models_are_listed_with_what_does_not_fit(invoke, cache, monkey
     (found,) = (each for each in shown["compiled_models"] if each["model"] == "org/a")
     assert (found["location"], found["problem"], found["num_bytes"]) == (None, "", 3 * KIB)
     assert found["age_s"] == pytest.approx(3.5 * DAY_S, abs=60)
-    monkeypatch.setattr("startup.vllm.installed.find_vllm", lambda: None)
+    monkeypatch.setattr("startup.vllm_words.installed.find_vllm", lambda: None)
     assert "vLLM is not installed here" in invoke("caches").stdout
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from startup.vllm.facts import ARCHITECTURES, MODEL_TYPES, FlagFact, VllmFacts
+from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, FlagFact, VllmFacts
 from tests.vllm_engine.preflight import odd_values as odd
 from tests.vllm_engine.preflight.start_folders import MODEL
 

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from envs.foreign import overlaid
 from startup.session.preflight.all_checks import PreflightOptions
-from startup.vllm.installed import require_vllm
-from startup.vllm.preflight.all_checks import run_preflight
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import require_vllm
+from startup.vllm_words.preflight.all_checks import run_preflight
 from tests.vllm_engine.preflight.vllm_parser import record
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from startup.vllm.facts import KeptFacts, VllmFacts
-from startup.vllm.installed import require_vllm
+from startup.vllm_words.facts import KeptFacts, VllmFacts
+from startup.vllm_words.installed import require_vllm
 from tests.support.reading import read_both
 
 

@@ -115,7 +115,7 @@ def test_wrong_content_is_fetched_again(downloads, fault):
     downloads.hub.faults.add(fault)
     report = downloads.run()
     assert downloads.content(report) == MODEL
-    (report.paths[0] / "model.safetensors").resolve().write_bytes(b"")  # as after a power failure
+    (report.folders[0] / "model.safetensors").resolve().write_bytes(b"")  # as after a power failure
     assert downloads.content(downloads.run()) == MODEL
 
 

@@ -12,7 +12,7 @@ from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_place import unfinished_marker
 from startup.files.model.request import Adapter, DraftModel, ModelRequest
 from startup.files.model.wanted_files import WantedFiles
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
 
 SHARDS = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]

@@ -7,9 +7,9 @@ import pytest
 from startup.embedded.installed import require_embedded_engine
 from startup.ground.errors import CommandLineError
 from startup.ground.processes import interpreter
-from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.words.command_line import CommandLine
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
 
 
 def test_the_free_threaded_build_is_refused_by_name_and_starts_vllm_plain(tmp_path, monkeypatch):

@@ -1,0 +1,232 @@
+"""An archive of one compiled model: a zip file with its files and, as the last member, its record.
+
+The content is executable code: each file is compared with the record's SHA-256 before anybody can load it.
+Who can write an archive can run code on every machine that reads it (docs/security.md), so only damage is
+looked for; sizes and names are bounded by the record.
+"""
+
+import calendar
+import errno
+import os
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO, Final
+from zipfile import ZIP64_LIMIT, ZIP_DEFLATED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
+
+from startup.compiled_models.record import CompiledModel, FileFacts
+
+MANIFEST: Final = "manifest.json"
+MOST_FILES: Final = 60_000
+"""An archive has no fields of more than 32 bits, so its members are counted with 16."""
+
+_LEVEL: Final = 1
+_CHUNK_BYTES: Final = 1 << 20
+_MOST_MANIFEST_BYTES: Final = 32 << 20
+_LONGEST_NAME: Final = 1024
+_LONGEST_PART: Final = 255
+"""Bytes of a file's name, which file systems have room for."""
+_NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
+"""The date of the record, and of files that earlier releases have packed."""
+_LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
+_DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
+"""What `zipfile` raises for a file that is not, or no longer, as it was written."""
+
+
+class ArchiveError(ValueError):
+    """The archive is damaged, or of a form that this program does not read; the message is one line."""
+
+
+class DamagedError(ArchiveError):
+    """A file in the archive is not the one that was packed."""
+
+
+def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
+    """Packs files into a new archive, and returns the record with them.
+
+    What is a link, not a regular file, or no longer there is left out.
+
+    Args:
+        path: of the archive; it must not exist yet.
+        record: of the compiled model; its `files` are replaced.
+        sources: the files, by their names in the archive.
+
+    Raises:
+        OSError: a file cannot be read, or the archive not be written; what is written of it stays.
+        ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
+    """
+    if problem := _why_wrong_names(sources):
+        raise ValueError(f"an archive of a compiled model cannot be written: {problem}")
+    files: dict[str, FileFacts] = {}
+    try:
+        with ZipFile(path, "x", ZIP_DEFLATED, allowZip64=False, compresslevel=_LEVEL) as archive:
+            for name, source in sorted(sources.items()):
+                if (facts := _pack(archive, name, source)) is not None:
+                    files[name] = facts
+            packed = record.with_files(files)
+            archive.writestr(ZipInfo(MANIFEST), packed.to_json(), ZIP_DEFLATED, _LEVEL)
+    except LargeZipFile as err:
+        raise ValueError(f"an archive of a compiled model cannot be written: {err}") from err
+    with path.open("rb") as file:
+        read_record(file)
+    return packed
+
+
+def read_record(file: BinaryIO) -> CompiledModel:
+    """The record in an archive; reads its directory and this member only.
+
+    Raises:
+        ArchiveError: it is not an archive of this format.
+        OSError: it cannot be read.
+    """
+    with _opened(file) as archive:
+        return _read_record(archive)
+
+
+def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
+    """Writes the files of the record into a folder and returns the record; each was compared with it.
+
+    After an error, the caller removes the folder. Files have mode 0600, folders 0700. Files keep their times
+    of change, in steps of 2 s: ninja, with which FlashInfer compiles, compares them. Nothing is synced.
+
+    Args:
+        file: the archive, seekable.
+        folder: exists and is empty, and belongs to this user alone.
+        max_bytes: the most that the files may have together.
+
+    Raises:
+        ArchiveError: it is not an archive of this format, is damaged, or has too many bytes.
+        OSError: it cannot be read, or a file not be written.
+    """
+    with _opened(file) as archive:
+        record = _read_record(archive)
+        if problem := _why_wrong_names(record.files):
+            raise ArchiveError(problem)
+        if record.num_bytes > max_bytes:
+            raise ArchiveError(f"its files have {record.num_bytes} bytes, more than {max_bytes}")
+        for parent in sorted(_parents(record.files)):
+            (folder / parent).mkdir(mode=0o700)
+        for name, facts in record.files.items():
+            if _write_file(_read_member(archive, name, facts.size), folder / name) != facts.sha256:
+                raise DamagedError(f"{name!r} has not the SHA-256 of its {MANIFEST}")
+            _set_date(folder / name, archive.getinfo(name))
+    return record
+
+
+def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
+    """Adds a file of at most the size that it has now."""
+    try:
+        status = source.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        file = source.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        if status.st_size > ZIP64_LIMIT:
+            raise LargeZipFile(f"{source} has {status.st_size} bytes")
+        digest, size = sha256(), 0
+        with archive.open(name, "w") as member:
+            while chunk := file.read(min(_CHUNK_BYTES, status.st_size - size)):
+                member.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+    date = time.gmtime(status.st_mtime)[:6]
+    archive.getinfo(name).date_time = min(max(date, _NO_DATE), _LAST_DATE)
+    return FileFacts(size, digest.hexdigest())
+
+
+def _why_wrong_names(names: Mapping[str, object]) -> str | None:
+    """Why these cannot be the names of an archive's files; None if they can."""
+    if len(names) > MOST_FILES:
+        return f"it has {len(names)} files, more than {MOST_FILES}"
+    wrong = next((name for name in names if name == MANIFEST or not _is_safe(name)), None)
+    if wrong is not None:
+        return f"{wrong[:_LONGEST_PART]!r} is not an allowed name of a file"
+    both = _parents(names).intersection(names)
+    return f"{min(both)!r} is both a file and a folder" if both else None
+
+
+def _is_safe(name: str) -> bool:
+    """Whether the name stays below any folder, and a file of that name can exist."""
+    if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
+        return False
+    return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
+
+
+def _parents(names: Mapping[str, object]) -> set[str]:
+    """The folders of these files."""
+    found: set[str] = set()
+    for name in names:
+        parent = name.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return found
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[ZipFile]:
+    with _explained(ArchiveError, "it was cut, or is not a zip file"):
+        archive = ZipFile(file)
+    with archive:
+        yield archive
+
+
+@contextmanager
+def _explained(kind: type[ArchiveError], what: str) -> Iterator[None]:
+    """Raises this error instead of those of `zipfile`."""
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except _DAMAGE as err:
+        raise kind(f"{what}: {err}") from err
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # of a seek to before the begin, where the directory of a cut file points
+            raise
+        raise kind(f"{what}: {err}") from err
+
+
+def _read_record(archive: ZipFile) -> CompiledModel:
+    content = b"".join(_read_member(archive, MANIFEST, _MOST_MANIFEST_BYTES))
+    try:
+        return CompiledModel.from_json(content)
+    except ValueError as err:
+        raise ArchiveError(" ".join(str(err).split())) from err
+
+
+def _read_member(archive: ZipFile, name: str, most_bytes: int) -> Iterator[bytes]:
+    """Its content in chunks; raises ArchiveError when it has more bytes than these."""
+    try:
+        member = archive.getinfo(name)
+    except KeyError:
+        raise DamagedError(f"it has no {name!r}") from None
+    if member.file_size > most_bytes or member.compress_type != ZIP_DEFLATED:
+        raise ArchiveError(f"{name!r} has {member.file_size} bytes, more than {most_bytes}, or is not deflated")
+    with _explained(DamagedError, f"{name!r} is damaged"), archive.open(member) as content:
+        while chunk := content.read(_CHUNK_BYTES):  # ends after `file_size` bytes
+            yield chunk
+
+
+def _write_file(content: Iterator[bytes], path: Path) -> str:
+    """Writes a new file and returns its SHA-256."""
+    digest = sha256()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as target:  # noqa: PTH123 - a descriptor
+        for chunk in content:
+            digest.update(chunk)
+            target.write(chunk)
+    return digest.hexdigest()
+
+
+def _set_date(path: Path, member: ZipInfo) -> None:
+    if member.date_time != _NO_DATE:
+        with _explained(ArchiveError, f"{member.filename!r} has no valid date"):
+            changed_s = calendar.timegm((*member.date_time, 0, 0, 0))
+        os.utime(path, (changed_s, changed_s))

@@ -1,0 +1,320 @@
+"""The compiled model of one start: fetched beside the imports, foretold, explained at readiness, shared.
+
+A worker tells its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From then on
+it is known whether vLLM will compile the model, long before it does.
+"""
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from base.wording import format_bytes
+from envs.registry import env
+from startup.compiled_models import local
+from startup.compiled_models.exchange import CompiledEvent, Exchange
+from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
+from startup.compiled_models.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
+from startup.compiled_models.record import CompiledModel, Hardware
+from startup.ground.caches import COMPILED, find_baked
+from startup.ground.config import CompileCacheOption, flags_of
+from startup.ground.processes import group_signals
+from startup.port.start_state import StartState
+from startup.reports.timeline.history import installed_versions
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES: Final = ("torch", "triton", "flashinfer-python")
+_MOST_FAILURES: Final = 2
+_FAILED: Final = Reason(f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before")
+_MOST_LOGGED: Final = 3
+_POLLED_EVERY_S: Final = 0.05
+
+
+def present_versions(vllm: InstalledVllm) -> dict[str, str]:
+    """Of Python and of the packages that compile, by name; with another one, compiled models do not fit."""
+    return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
+
+
+class CompileCache:
+    """Of one start; made before its forkserver, in the launcher's process."""
+
+    def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
+        """
+        Args:
+            vllm: the installed one.
+            line: its command line.
+            option: where compiled models are shared, and whether one is required; None for neither.
+            folder: of this start; its processes exchange files there.
+        """
+        self._vllm = vllm
+        self._model = line.model or ""
+        self._start_id = _start_id(line)
+        self._option = option or CompileCacheOption()
+        self._exchange = Exchange(folder)
+        self._records: list[CompiledModel] = []
+        self._began_s = time.time()
+        self._removed: dict[str, Reason] = {}
+        """Why compiled models were removed before this start could load them, by key."""
+        self._expected: Reason | None = None
+        self._helper: SharingProcess | None = None
+        self._problems: list[str] = []
+        """Of locations, which are reported once."""
+        self._is_late = False
+        """Whether fetching took too long."""
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
+        if self._option.is_required:
+            forbid_compiling()
+
+    def begin(self, state: StartState) -> None:
+        """Looks for the compiled model, fetches it, and tells what to expect, on a thread."""
+        lock = self._exchange.hold_load(local.claim_keys(self._hardware))
+        self._exchange.set_required(self._option.is_required)
+        self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
+        group_signals.start_thread(self._thread)
+
+    def close(self) -> None:
+        """Ends what is running: the start has ended."""
+        self._is_over.set()
+        if self._helper is not None:
+            self._helper.close()
+        if self._thread is not None:
+            self._thread.join()
+
+    def note_failure(self) -> None:
+        """The start has failed: what it had loaded may be the cause."""
+        suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
+        for record in self._records:
+            if record.key in suspected:
+                local.note_failure(record)
+
+    def finish(self, state: StartState) -> Callable[[], None]:
+        """vLLM is ready: tells whether and why it has compiled; returns what is left to do, slowly."""
+        self.close()
+        events = self._exchange.events()
+        if not events:
+            if self._expected is not None:
+                fields = {"state": "compiled", "text": f"compiled, because {self._expected}"}
+                state.set_compiled_model({**fields, **self._expected.to_fields()})
+            return lambda: None
+        state.set_compiled_model(_describe(events, self._why_compiled(events), {r.key: r for r in self._records}))
+        known = {record.key: record for record in self._records}
+        for event in events:
+            if event.loaded_s is not None and event.key in known:
+                local.note_use(known[event.key])
+        job = AddJob(
+            records=tuple(self._to_add(events, known)),
+            more={event.key: (event.more,) for event in events if event.more},
+            began_s=self._began_s,
+            location=self._option.location,
+        )
+        return (lambda: self._add(job)) if job.records else (lambda: None)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return present_versions(self._vllm)
+
+    @cached_property
+    def _hardware(self) -> Hardware:
+        return Hardware.present()
+
+    def _run(self, state: StartState, lock: int) -> None:
+        try:
+            self._prepare()
+            while not self._exchange.has_early() and not self._is_over.wait(_POLLED_EVERY_S):
+                pass
+            if (early := self._exchange.read_early()) is not None and early["compiles"]:
+                self._forecast(state, early)
+        except Exception as err:  # noqa: BLE001 - a start without `require` goes on, whatever it is
+            logger.warning("the cache of compiled models cannot be examined: %s", err)
+            self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
+        finally:
+            os.close(lock)
+
+    def _prepare(self) -> None:
+        """Removes what must not be loaded, and fetches what fits this command line unless it is here."""
+        self._records = [record for record in local.read_records() if record.model == self._model]
+        for record in self._records:
+            if (reason := self._why_unusable(record)) is not None:
+                local.remove(record)
+                self._removed[record.key] = reason
+        if not any(record.start_id == self._start_id and self._is_usable(record) for record in self._records):
+            self._fetch()
+
+    def _why_unusable(self, record: CompiledModel) -> Reason | None:
+        """Why vLLM must not load it: its key has no hashes of the files."""
+        if not (failures := local.num_failures(record)):
+            return None
+        if (damaged := local.damaged_file(record)) is not None:
+            return why_not_loaded(record, "", damaged)
+        if failures < _MOST_FAILURES:
+            return None
+        local.exclude(record)
+        return _FAILED
+
+    def _is_usable(self, record: CompiledModel) -> bool:
+        fits = record.versions == self._versions and record.hardware == self._hardware
+        return fits and record.key not in self._removed and local.is_installed(record)
+
+    def _fetch(self, digest: str = "") -> None:
+        """Waits for the helper."""
+        baked = find_baked().folder
+        places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
+        places += [self._option.location] if self._option.location else []
+        if not places or self._is_late or self._is_over.is_set():
+            return
+        job = FetchJob(
+            locations=tuple(places),
+            model=self._model,
+            versions=self._versions,
+            start_id=self._start_id,
+            digest=digest,
+            found_folder=str(self._exchange.found_folder),
+        )
+        self._helper = SharingProcess(job)
+        report = self._helper.result()
+        if self._is_over.is_set():
+            return
+        self._is_late = report.is_late
+        report.problems = [problem for problem in report.problems if problem not in self._problems]
+        self._problems += report.problems
+        _log(report, "fetched")
+        known = {record.archive_name for record in self._records}
+        found = local.read_records(self._exchange.found_folder)
+        self._records += [record for record in found if record.archive_name not in known]
+
+    def _forecast(self, state: StartState, early: Mapping[str, Any]) -> None:
+        wanted = self._wanted(early["digest"], early["factors"])
+        if not any(self._is_usable(record) and why_no_fit(wanted, record) is None for record in self._records):
+            self._fetch(wanted.digest)
+        fitting = [record for record in self._records if why_no_fit(wanted, record) is None]
+        usable = [record for record in fitting if self._is_usable(record)]
+        self._expected = self._why_none_usable(wanted, fitting) if not usable else _why_outdated(usable[0])
+        reason = self._expected
+        if not usable and local.unrecorded_keys():
+            self._exchange.answer("")  # compiled by a start without this program: only vLLM can tell
+            return
+        if reason is None:
+            text = "loads the compiled model"
+            state.expect_compilation({"state": "loads", "text": text}, detail="", compile_s=0.0)
+        else:
+            text = f"compiles the model, because {reason}"
+            fields = {"state": "compiles", "text": text, **reason.to_fields()}
+            nearest_s = next((record.compile_s for record in self._records), 0.0)
+            state.expect_compilation(fields, detail=text, compile_s=nearest_s)
+        logger.info("this start %s", text)
+        self._exchange.answer("" if reason is None or not self._option.is_required else str(reason))
+
+    def _why_none_usable(self, wanted: Wanted, fitting: list[CompiledModel]) -> Reason:
+        root = local.vllm_root()
+        if not fitting:
+            return explain(wanted, self._records, root)
+        gone = Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}")
+        return next(filter(None, map(self._why_not_used, fitting)), gone)
+
+    def _why_not_used(self, record: CompiledModel) -> Reason | None:
+        """Of one that fits: why it was removed, or not fetched."""
+        excluded = _FAILED if local.is_excluded(record) else None
+        return self._removed.get(record.key) or excluded or _why_outdated(record)
+
+    def _wanted(self, digest: str, factors: Mapping[str, Mapping[str, Any]]) -> Wanted:
+        return Wanted(digest=digest, factors=factors, versions=self._versions, hardware=self._hardware)
+
+    def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
+        """None if everything was loaded."""
+        compiled = [event for event in events if event.loaded_s is None]
+        if not compiled:
+            return None
+        failed = next((event for event in compiled if event.error), None)
+        if failed is None:
+            return self._expected or Reason("it is not known why")
+        record = next((record for record in self._records if record.key == failed.key), None)
+        if record is None:
+            return Reason(f"vLLM could not load what was compiled before: {failed.error}")
+        return why_not_loaded(record, failed.error, failed.damaged)
+
+    def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:
+        """Records of what was compiled, and of what was loaded and is not recorded or shared yet."""
+        by_key: dict[str, list[CompiledEvent]] = {}
+        for event in events:
+            by_key.setdefault(event.key, []).append(event)
+        early = self._exchange.read_early() or {"digest": "", "factors": {}}
+        for key, same in by_key.items():
+            is_compiled = any(event.compiled_s is not None for event in same)
+            if key in known and not is_compiled:
+                if self._option.location:  # which may have been emptied
+                    yield known[key]
+                continue
+            yield CompiledModel(
+                key=key,
+                model=self._model,
+                start_id=self._start_id,
+                digest=same[0].digest,
+                early_digest=early["digest"],
+                factors=early["factors"],
+                sources={name: digest for event in same for name, digest in event.sources.items()},
+                versions=self._versions,
+                hardware=self._hardware,
+                ranks=tuple(sorted({event.rank for event in same})),
+                compile_s=round(max(event.compiled_s or 0.0 for event in same), 3),
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+
+    def _add(self, job: AddJob) -> None:
+        try:
+            _log(SharingProcess(job).result(), "added")
+        except OSError as err:
+            logger.warning("the compiled model is not recorded: %s", err)
+
+
+def forbid_compiling() -> None:
+    """vLLM fails instead of compiling, also where nothing can be foretold."""
+    os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"
+
+
+def _why_outdated(record: CompiledModel) -> Reason | None:
+    """vLLM looks at the sources only after it has loaded the compiled model."""
+    return why_not_loaded(record, "", None) if changed_sources(record) else None
+
+
+def _start_id(line: CommandLine) -> str:
+    """Nearly any flag may decide which archives are worth fetching; vLLM's hashes decide which one fits."""
+    of_port = flags_of("address", "keys", "tls", "port", "both") | {"--served-model-name"}
+    values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)
+    return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
+
+
+def _log(report: SharingReport, did: str) -> None:
+    for problem in report.problems[:_MOST_LOGGED]:
+        logger.warning("compiled models: %s", problem)
+    if (num_more := len(report.problems) - _MOST_LOGGED) > 0:
+        logger.warning("compiled models: %d more problems like these", num_more)
+    if report.num_models:
+        size = format_bytes(report.num_bytes)
+        logger.info("compiled models: %s %d (%s) in %.1f s", did, report.num_models, size, report.took_s)
+
+
+def _describe(
+    events: Iterable[CompiledEvent], reason: Reason | None, records: Mapping[str, CompiledModel]
+) -> dict[str, Any]:
+    """The facts for the log, the report and the status page."""
+    events = list(events)
+    took_s = max(event.loaded_s or event.compiled_s or 0.0 for event in events)
+    if reason is None:
+        earlier_s = max((records[event.key].compile_s for event in events if event.key in records), default=0.0)
+        saved_s = max(earlier_s - took_s, 0.0)
+        text = f"loaded in {took_s:.1f} s" + (f", which saved {saved_s:.1f} s of compiling" if saved_s else "")
+        return {"state": "loaded", "took_s": round(took_s, 3), "saved_s": round(saved_s, 3), "text": text}
+    text = f"compiled in {took_s:.1f} s, because {reason}"
+    return {"state": "compiled", "took_s": round(took_s, 3), "text": text, **reason.to_fields()}

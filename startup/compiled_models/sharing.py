@@ -1,0 +1,183 @@
+"""Fetches compiled models that fit from locations, and adds those of this machine, in helper processes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from startup.compiled_models import local
+from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
+from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
+from startup.compiled_models.process import AddJob, FetchJob, SharingReport
+from startup.compiled_models.reasons import changed_sources
+from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
+from startup.ground.processes.helper import Send
+
+_MOST_BYTES: Final = 16 << 30
+"""Of an archive, and of all its files."""
+_MOST_READ: Final = 10
+"""Archives that do not fit, whose records are read to tell why: the newest."""
+_LONGEST_READ_S: Final = 5.0
+
+
+def share(job: FetchJob | AddJob, send: Send) -> None:
+    """Runs in the helper: sends how long compilations took that are fetched, and the report."""
+    send(fetch(job, send) if isinstance(job, FetchJob) else add(job))
+
+
+def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
+    """Installs what fits and is not here yet; never raises because of a location.
+
+    Args:
+        job: what to fetch.
+        note_compile_s: called with the time that the compilation took, before an archive is fetched.
+    """
+    begin_s = time.monotonic()
+    report = SharingReport()
+    local.remove_left()
+    for address in job.locations:
+        with _noted(report, address):
+            _fetch(open_location(address), job, report, note_compile_s)
+    report.took_s = time.monotonic() - begin_s
+    return report
+
+
+def add(job: AddJob) -> SharingReport:
+    """Writes this machine's records, and adds what the location lacks; never raises because of a location."""
+    begin_s = time.monotonic()
+    report = SharingReport()
+    local.remove_left()
+    for record in job.records:
+        with _noted(report, job.location or record.key):
+            sources = local.files_of(record, job.more.get(record.key, ()), job.began_s)
+            if not record.files:
+                local.save_record(record.with_files({name: FileFacts.of(path) for name, path in sources.items()}))
+            if job.location is not None:
+                location = open_location(job.location)
+                stored = _find(location, record)
+                if stored is None or (
+                    not record.files and stored.modified_s < job.began_s and _must_be_replaced(location, stored)
+                ):
+                    _add(location, record, sources, stored, report)
+    report.took_s = time.monotonic() - begin_s
+    return report
+
+
+def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compile_s: Callable[[float], None]) -> None:
+    listed = location.list(CompiledModel.family_of(job.model, job.versions, Hardware.present()), most=MOST_EXAMINED)
+    chosen = _choose(listed, job)
+    present = set()
+    for archive, name in chosen:
+        if (name.key, name.ranks) in present:
+            continue
+        with _noted(report, f"{location.address}/{archive.name}"):
+            record = _read(location, archive, job)
+            if not local.is_installed(record):
+                if local.is_excluded(record) or changed_sources(record):
+                    continue
+                note_compile_s(record.compile_s)
+                _install(location, archive, report)
+            present.add((name.key, name.ranks))
+    if job.digest and not chosen:
+        _read_others(location, listed or location.list(), job)
+
+
+def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
+    """With the digest; else of starts with the same flags, or of the newest start."""
+    named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
+    if job.digest:
+        return [item for item in named if item[1].has_digest(job.digest)]
+    same = [item for item in named if item[1].start_id == job.start_id]
+    return same or [item for item in named if item[1].start_id == named[0][1].start_id]
+
+
+def _read(location: Location, archive: StoredArchive, job: FetchJob) -> CompiledModel:
+    """Saves the record for the launcher; raises ArchiveError."""
+    if archive.size > _MOST_BYTES:
+        raise ArchiveError(f"it has {archive.size} bytes, more than {_MOST_BYTES}")
+    with location.open(archive.name) as file:
+        record = read_record(file)
+    if record.archive_name != archive.name:
+        raise ArchiveError("its record belongs to another archive")
+    if record.model == job.model:
+        local.save_record(record, Path(job.found_folder))
+    return record
+
+
+def _read_others(location: Location, listed: Sequence[StoredArchive], job: FetchJob) -> None:
+    """They tell why nothing fits."""
+    begin_s = time.monotonic()
+    for archive in listed[:_MOST_READ]:
+        if time.monotonic() - begin_s < _LONGEST_READ_S:
+            with suppress(ArchiveError, OSError):
+                _read(location, archive, job)
+
+
+def _install(location: Location, archive: StoredArchive, report: SharingReport) -> None:
+    try:
+        with _unpacked(location, archive) as (files, full):
+            report.problems += local.install(files)
+            local.save_record(full)
+    except DamagedError as err:
+        location.remove(archive.name)
+        raise ArchiveError(f"it is removed, because it is damaged: {err}") from err
+    location.touch(archive.name)
+    report.num_models += 1
+    report.num_bytes += archive.size
+
+
+@contextmanager
+def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path, CompiledModel]]:
+    """The archive's files below a folder, and their record."""
+    with local.incoming() as folder:
+        files = folder / "files"
+        files.mkdir(mode=0o700)
+        with location.open_whole(archive.name, folder) as file:
+            full = unpack(file, files, max_bytes=_MOST_BYTES)
+        yield files, full
+
+
+def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
+    """An archive of the same code, whatever the flags of its start were."""
+    code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
+    listed = location.list(record.family, most=MOST_EXAMINED)
+    return next((archive for archive in listed if archive.name.endswith(code)), None)
+
+
+def _must_be_replaced(location: Location, archive: StoredArchive) -> bool:
+    """Whether this machine has compiled because the archive cannot be read, or starts have failed with it."""
+    try:
+        with _unpacked(location, archive) as (_, record):
+            return local.is_excluded(record)
+    except ArchiveError:
+        return True
+
+
+def _add(
+    location: Location,
+    record: CompiledModel,
+    sources: Mapping[str, Path],
+    replaced: StoredArchive | None,
+    report: SharingReport,
+) -> None:
+    with local.incoming() as folder:
+        archive = folder / "archive"
+        full = write_archive(archive, record, sources)
+        if full.num_bytes > _MOST_BYTES:
+            raise ValueError(f"its files have {full.num_bytes} bytes, more than {_MOST_BYTES}")
+        if replaced is not None:
+            location.remove(replaced.name)
+        if location.add(full.archive_name, archive):
+            report.num_models += 1
+            report.num_bytes += archive.stat().st_size
+
+
+@contextmanager
+def _noted(report: SharingReport, what: str) -> Iterator[None]:
+    """What fails is a problem of the report: whatever a location has, others may have what fits."""
+    try:
+        yield
+    except Exception as err:  # noqa: BLE001 - content of others must not end this process
+        text = " ".join(str(err).split()) or type(err).__name__
+        report.problems.append(text if what in text else f"{what} is not used: {text}")

@@ -1,0 +1,328 @@
+"""What vLLM hashes to name a compiled model, and what becomes of it: told where vLLM computes and uses it.
+
+vLLM looks for a compiled model below a folder whose name is a hash of its environment and configuration.
+Each part of the configuration hashes the values that matter, by name (`get_hash_factors`) or, in older code,
+as the text of a list (`safe_hash`). Both functions are watched while vLLM computes the hash.
+"""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+import linecache
+import logging
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from envs import foreign
+from envs.redaction import hide_in_words, is_secret_name
+from startup.compiled_models.reasons import ENVIRONMENT
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.imports.finder import after_import, wrap_after_import
+
+if TYPE_CHECKING:
+    from startup.compiled_models.exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+_DECORATORS: Final = "vllm.compilation.decorators"
+_GET_FACTORS: Final = Name("vllm.config.utils", "get_hash_factors", ("config", "ignored_factors"))
+_HASH_TEXT: Final = Name("vllm.utils.hashing", "safe_hash", ("data", "usedforsecurity"))
+_HASH_FACTORS: Final = Name("vllm.config.utils", "hash_factors", ("items",))
+_ENVIRONMENT: Final = Name("vllm.envs", "compile_factors", ())
+_LOAD: Final = Name(_DECORATORS, "_try_load_aot_compiled_fn", ("model", "aot_compilation_path"))
+_COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrapper.aot_compile")
+_INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
+COMPILED_MODELS: Final = Hook(
+    "records of compiled models",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled; in a folder of "
+    "unlike machines, its names have the hardware; kernels of Triton are in its folder",
+    without="a start does not tell why it compiles, and --compile-cache has no effect",
+    needs=(
+        _GET_FACTORS,
+        _HASH_TEXT,
+        _HASH_FACTORS,
+        _ENVIRONMENT,
+        _LOAD,
+        _COMPILE,
+        _INIT_DEVICE,
+        Name("vllm.config.vllm", "VllmConfig.compute_hash"),
+        Text(("vllm.compilation.caching",), r"hash_factors\(envs\.compile_factors\(\)\)", "the environment's hash"),
+        Text(("vllm.compilation.caching",), r"vllm_config\.compute_hash\(\)", "the configuration's hash"),
+        Text((_DECORATORS,), r"self\._aot_compilation_path = aot_compilation_path", "the path of a compiled model"),
+    ),
+)
+
+SECRET: Final = "(set)"
+REFUSED: Final = "--compile-cache require: vLLM would compile the model"
+_OWN_HASH: Final = "VllmConfig"
+"""Hashes the hashes of its parts, which are recorded themselves, and `additional_config`."""
+_NOT_CACHED: Final = (0, 1)
+"""Modes of vLLM's configuration: no compilation, and torch's own, without a cache of vLLM."""
+_FAILURE: Final = "due to a load failure"
+"""In vLLM's warning, whose last argument is the reason."""
+
+
+class HashedFactors(NamedTuple):
+    """What vLLM hashes of its environment and configuration."""
+
+    digest: str
+    """Of both hashes: equal if vLLM would look for the same compiled model."""
+    groups: dict[str, dict[str, Any]]
+    """JSON values by group (`environment`, or the class of a configuration) and name."""
+
+
+class _Watch:
+    """What the watched functions were called with; None while nobody is interested."""
+
+    noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
+
+
+class _State:
+    exchange: "Exchange | None" = None
+    """Of this process and of those forked from it later; there is none in a template process."""
+    is_prepared = False
+
+
+def report_compiled_models(exchange: "Exchange") -> None:
+    """Makes this process and its forks, if they become workers, tell what vLLM loads or compiles."""
+    _State.exchange = exchange
+    prepare_compiled_models()
+
+
+def prepare_compiled_models() -> None:
+    """Prepares vLLM's modules, which are imported from now on, for `report_compiled_models`."""
+    if COMPILED_MODELS.applies and not _State.is_prepared:
+        _State.is_prepared = True
+        wrap_after_import(_ENVIRONMENT, _with_hardware, COMPILED_MODELS)
+        wrap_after_import(_GET_FACTORS, _note_factors, COMPILED_MODELS)
+        wrap_after_import(_HASH_TEXT, _note_text, COMPILED_MODELS)
+        wrap_after_import(_INIT_DEVICE, _report_early, COMPILED_MODELS)
+        after_import(_DECORATORS, _replace_load, COMPILED_MODELS)
+        wrap_after_import(_COMPILE, _with_record, COMPILED_MODELS)
+
+
+def factors_of(config: Any) -> HashedFactors:
+    """What vLLM hashes for a configuration in this process, with the hash functions of this vLLM."""
+    noted = _Watch.noted = []
+    try:
+        environment = _ENVIRONMENT.get()()
+        hashes = [_HASH_FACTORS.get()(environment), config.compute_hash()]
+    finally:
+        _Watch.noted = None
+    groups = {ENVIRONMENT: dict(environment)}
+    for owner, values, code in noted:
+        name = owner if owner not in groups else f"{owner} {sum(key.startswith(owner) for key in groups) + 1}"
+        groups[name] = dict(_named(values, code) if isinstance(values, str) else map(_opened, values.items()))
+    digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return HashedFactors(digest, _without_secrets("", json.loads(json.dumps(groups, default=repr))))
+
+
+def _factors_if_known(config: Any) -> HashedFactors | None:
+    """None if this vLLM hashes in another way than expected: the start goes on without explanations."""
+    try:
+        return factors_of(config)
+    except Exception as err:  # noqa: BLE001 - another version of vLLM
+        logger.warning("what vLLM hashes to name its compiled model cannot be read: %s", err)
+        return None
+
+
+def _without_secrets(name: str, value: Any) -> Any:
+    if value and is_secret_name(name):
+        return SECRET
+    if isinstance(value, dict):
+        return {_without_secrets("", inner): _without_secrets(inner, item) for inner, item in value.items()}
+    if isinstance(value, list):  # maybe words of a command line
+        texts = iter(hide_in_words((item for item in value if isinstance(item, str)), lambda _: SECRET))
+        return [next(texts) if isinstance(item, str) else _without_secrets("", item) for item in value]
+    return hide_in_words([value], lambda _: SECRET)[0] if isinstance(value, str) else value
+
+
+def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
+    """A model's configuration is hashed as JSON text."""
+    name, value = item
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            return name, json.loads(value)
+    return name, value
+
+
+def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
+    """The values of a list whose text is hashed, by the expressions that are appended to it."""
+    try:
+        values = ast.literal_eval(text)
+        names = _appended(code) if code is not None else []
+    except (ValueError, SyntaxError, OSError):
+        values, names = None, []
+    if not isinstance(values, list) or len(names) != len(values):
+        yield "", text
+        return
+    for name, value in zip(names, values, strict=True):
+        if not name.endswith("compute_hash()"):
+            yield name.removeprefix("self."), value
+
+
+@functools.cache
+def _appended(code: CodeType) -> list[str]:
+    """The expressions that a function appends to a list; raises OSError without its source."""
+    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` visits all modules
+    if not lines:
+        raise OSError(f"{code.co_filename} has no source of {code.co_name}")
+    tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines))))
+    found = [
+        (node.lineno, ast.unparse(node.args[0]))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append"
+    ]
+    return [name for _, name in sorted(found)]
+
+
+def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
+    """vLLM's keys are hashes of this, too."""
+
+    def get_with_hardware() -> Mapping[str, Any]:
+        name = _State.exchange.read_hardware() if _State.exchange is not None else ""
+        return {**get(), "hardware": name} if name else get()
+
+    return get_with_hardware
+
+
+def _note_factors(get: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+    def get_and_note(config: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        factors = get(config, *args, **kwargs)
+        if _Watch.noted is not None:
+            _Watch.noted.append((type(config).__name__, factors, None))
+        return factors
+
+    return get_and_note
+
+
+def _note_text(hash_text: Callable[..., Any]) -> Callable[..., Any]:
+    def hash_and_note(data: bytes, *args: Any, **kwargs: Any) -> Any:
+        if _Watch.noted is not None:
+            caller = sys._getframe(1)
+            owner = type(caller.f_locals.get("self")).__name__
+            if owner != _OWN_HASH:
+                _Watch.noted.append((owner, data.decode(), caller.f_code))
+            elif data.startswith(b"{"):
+                _Watch.noted.append(("additional_config", json.loads(data), None))
+        return hash_text(data, *args, **kwargs)
+
+    return hash_and_note
+
+
+class _Failures(logging.Filter):
+    """Keeps the reasons of vLLM's warnings about compiled models that it could not load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _FAILURE in str(record.msg) and isinstance(record.args, tuple):
+            self.reasons.append(" ".join(str(record.args[-1]).split())[:300])
+        return True
+
+
+def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def init_and_tell(self: Any) -> Any:
+        result = init_device(self)
+        config = self.vllm_config
+        if _State.exchange is not None and (factors := _factors_if_known(config)) is not None:
+            compiles = int(config.compilation_config.mode or 0) not in _NOT_CACHED
+            refusal = _State.exchange.report_early(compiles=compiles, digest=factors.digest, factors=factors.groups)
+            if refusal is not None:
+                raise RuntimeError(f"{REFUSED}, because {refusal}")
+        return result
+
+    return init_and_tell
+
+
+def _replace_load(decorators: ModuleType) -> None:
+    """vLLM's function is called by its name in the module: once per model and process."""
+    load = _LOAD.get(decorators)
+
+    @functools.wraps(load)
+    def load_and_record(model: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        exchange = _State.exchange
+        if exchange is None:
+            return load(model, path, *args, **kwargs)
+        exchange.wait_for_load()
+        _keep_kernels_beside(path)
+        factors = _factors_if_known(model.vllm_config)
+        exchange.note(path, digest=factors.digest if factors is not None else "")
+        failures = _Failures()
+        decorators.logger.addFilter(failures)
+        begin_ns = time.monotonic_ns()
+        try:
+            loaded = load(model, path, *args, **kwargs)
+        finally:
+            decorators.logger.removeFilter(failures)
+        if loaded is not None:
+            exchange.note(path, loaded_s=(time.monotonic_ns() - begin_ns) / 1e9)
+            return _noting_use(model, path, loaded)
+        if failures.reasons:
+            exchange.note(path, error=failures.reasons[-1], damaged=_damaged(path))
+        return None
+
+    _LOAD.replace(decorators, load_and_record)
+
+
+def _keep_kernels_beside(path: str) -> None:
+    """Has Triton's kernels in the folder of the compiled model, unless the user has named another one.
+
+    Otherwise they are there or in Triton's own folder, by which process of torch is the first to load one.
+    """
+    if not foreign.text_of("TRITON_CACHE_DIR"):
+        os.environ["TRITON_CACHE_DIR"] = str(Path(path).parents[1] / "inductor_cache/triton/0")
+
+
+def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM calls this once, where it would call what is loaded, and that from then on."""
+
+    def use_first(*args: Any, **kwargs: Any) -> Any:
+        result = loaded(*args, **kwargs)
+        if _State.exchange is not None:
+            _State.exchange.note(path, is_used=True)
+        model.aot_compiled_fn = loaded
+        return result
+
+    return use_first
+
+
+def _damaged(path: str) -> str | None:
+    """A file of this compiled model that is not as it was recorded; told before it is written anew."""
+    from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
+
+    same = (record for record in local.read_records() if f"/{record.key}/" in path)
+    return next(filter(None, map(local.damaged_file, same)), None)
+
+
+def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begin_ns = time.monotonic_ns()
+        compiled = compile_now(self, *args, **kwargs)
+        exchange, path = _State.exchange, getattr(self, "_aot_compilation_path", None)
+        if exchange is not None and path is not None:
+            took_s = (time.monotonic_ns() - begin_ns) / 1e9
+            folder = str(getattr(self.vllm_config.compilation_config, "cache_dir", "") or "")
+            exchange.note(path, compiled_s=took_s, more=folder, sources=_sources(compiled))
+        return compiled
+
+    return compile_and_record
+
+
+def _sources(compiled: Any) -> dict[str, str]:
+    """SHA-256 of the modules' sources that were traced, by module; empty if this torch does not tell them."""
+    with contextlib.suppress(AttributeError, TypeError):
+        inlined = compiled.source_info().inlined_sources
+        return {source.module: hashlib.sha256(source.content.encode()).hexdigest() for source in inlined}
+    return {}

@@ -1,0 +1,278 @@
+"""The command line of `vllm serve`, read once: checks, plans and vLLM's words come from its flags."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from base.server_settings import SHUTDOWN_TIMEOUT_S
+from startup.files.model.file_plan import FilePlan, plan_files
+from startup.files.model.request import ModelRequest
+from startup.ground.config_file import ConfigFile
+from startup.ground.hooks.hook import Text
+from startup.ground.serve_words import OMNI, Given, is_for_information, normalise, split
+from startup.vllm_words.facts import FlagFact, VllmFacts, read_facts
+from startup.vllm_words.flags import Flags, flags_that_change
+from startup.vllm_words.grammar import Reading, VllmFlag
+from startup.vllm_words.installed import InstalledVllm, find_vllm
+from startup.vllm_words.model_request import read_model_request
+
+CONFIG: Final = "--config"
+_MODEL: Final = "--model"
+_TOKENIZER: Final = "--tokenizer"
+_SERVED_NAME: Final = "--served-model-name"
+_SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
+_LEVEL: Final = "--optimization-level"
+_DEFAULT_PORT: Final = "8000"
+_YAML: Final = ("yaml", "yml")
+
+_LOG_FILE: Final = "--log-config-file"
+_LOG_SETTING: Final = "--logging-config.pylogging_config_file"
+_PARSERS: Final = ("vllm.engine.arg_utils", "vllm.entrypoints.launchers.cli_args")
+_TAKES_LOG_FILE: Final = Text(_PARSERS, r"^    log_config_file:", "--log-config-file")
+_TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_config_file:", "--logging-config")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The flags of a start of vLLM: those of the file of `--config`, then those of the words."""
+
+    flags: tuple[VllmFlag, ...]
+    model: str | None
+    config: ConfigFile | None
+    """The file of `--config FILE`; vLLM ignores that of `--config=FILE`."""
+    facts: VllmFacts
+    """Those of the installed vLLM with which the words were read."""
+    problems: tuple[str, ...]
+    """Faults with which vLLM ends while it reads the words."""
+    unknown: tuple[tuple[str, str], ...]
+    """Flags that vLLM does not have, each with its place as `VllmFlag.where`."""
+    unexpected: tuple[str, ...]
+    """Words without a flag, beyond MODEL."""
+    _model_word: str | None
+    _parts: tuple[Given, ...]
+    """The other words as they are given."""
+
+    @classmethod
+    def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
+        """Reads the words and the file of `--config`; the words take precedence.
+
+        Args:
+            words: those after `vllm serve`.
+            facts: of the installed vLLM, if they are read already.
+        """
+        vllm = find_vllm() if facts is None else None
+        if facts is None:
+            facts = read_facts(vllm) if vllm else VllmFacts()
+        reading = Reading(Flags(facts.flags))
+        parts = list(_split(map(_with_present_name, words), reading.known))
+        model_word = _take_model(parts, reading.known, vllm)
+        configs = [part for part in parts if part.words[0] == CONFIG and len(part.words) > 1]
+        config = _read_config(configs[0].words[1]) if configs else None
+        if config is not None:
+            for name, value in config.settings.items():
+                reading.add_setting(name, value, config.place(name))
+        reading.add(part for part in parts if part not in configs)
+        reading.join_keys()
+        if model_word is not None and any(part.flag == _MODEL and any(part.values) for part in parts):
+            reading.others.append(model_word)
+        in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
+        named = (flag.text for flag in in_words_first if flag.fact.name == _MODEL)
+        return cls(
+            flags=tuple(reading.flags),
+            model=model_word or next(filter(None, named), None),
+            config=config,
+            facts=facts,
+            problems=(*_problems(parts, model_word, config), *reading.problems),
+            unknown=tuple(reading.unknown),
+            unexpected=tuple(reading.others),
+            _model_word=model_word,
+            _parts=tuple(parts),
+        )
+
+    @property
+    def in_file(self) -> list[VllmFlag]:
+        """The settings of the file of `--config`, also where a word takes precedence."""
+        return [flag for flag in self.flags if flag.where]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Those for vLLM: MODEL first, where also vLLM looks for it, and the others as they are given."""
+        model = () if self._model_word is None else (self._model_word,)
+        return (*model, *(word for part in self._parts for word in part.words))
+
+    def last(self, name: str) -> VllmFlag | None:
+        """The flag where it is given last."""
+        return next((flag for flag in reversed(self.flags) if flag.fact.name == name), None)
+
+    def value(self, name: str) -> str | None:
+        """The last value of a flag; None if it has none."""
+        found = self.last(name)
+        return None if found is None else found.text
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """The values of a flag that takes several, where it is given last."""
+        found = self.last(name)
+        return () if found is None else found.values
+
+    def has(self, *names: str) -> bool:
+        """Whether one of the flags is given; a switch must be on."""
+        return any(flag is not None and flag.is_on for flag in map(self.last, names))
+
+    @cached_property
+    def request(self) -> ModelRequest:
+        """All that decides which files vLLM reads."""
+        return read_model_request(self)
+
+    @cached_property
+    def file_plan(self) -> FilePlan | None:
+        """The files that vLLM will read; None if no model is named."""
+        return plan_files(self.request) if self.model else None
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's folder; None if it is not on disk."""
+        return self.file_plan.model_folder if self.file_plan is not None else None
+
+    @property
+    def is_for_help(self) -> bool:
+        """Whether vLLM will print help or its version and exit."""
+        return is_for_information(self.words)
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether torch's compiler is switched off."""
+        return self.has("--enforce-eager") or self.value(_LEVEL) in ("0", ".mode=0")
+
+    @property
+    def flags_of_modules(self) -> tuple[str, ...]:
+        """The flags that change which modules are imported, with their values."""
+        relevant = (flag for flag in self.flags if flag.fact.name in flags_that_change("modules"))
+        return tuple(word for flag in relevant for word in (flag.option, *flag.values))
+
+    @property
+    def listens(self) -> bool:
+        """Whether this process or its API servers will listen on one port."""
+        return not self.has(*flags_that_change("no port")) and self.port is not None
+
+    @property
+    def host(self) -> str | None:
+        """The value of `--host`."""
+        return self.value("--host")
+
+    @property
+    def uds(self) -> str | None:
+        """Path of the Unix socket to listen on."""
+        return self.value("--uds")
+
+    @property
+    def port(self) -> int | None:
+        """The value of `--port` or vLLM's default; None if it is not a number, or cannot be known yet.
+
+        vLLM rejects what is not a number. Before its flags are recorded, an abbreviation may be ambiguous.
+        """
+        deciding = flags_that_change("no port", "address")
+        unsure = [flag.option for flag in self.flags if len(flag.option) > 2 and flag.option not in deciding]
+        if any(name.startswith(tuple(unsure)) for name in deciding):
+            return None
+        with suppress(ValueError):
+            return int(self.value("--port") or _DEFAULT_PORT)
+        return None
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the history of starts."""
+        return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
+
+    def with_drain(self) -> "CommandLine":
+        """With our default of `--shutdown-timeout`: vLLM's own, 0, breaks running requests off."""
+        return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
+
+    def with_served_name(self) -> "CommandLine":
+        """With the model's name as --served-model-name: offline, vLLM would name it by its folder."""
+        assert self.model is not None
+        return self._with_default(_SERVED_NAME, self.model)
+
+    def _with_default(self, name: str, value: str) -> "CommandLine":
+        """With the flag in front of all others, unless it is given."""
+        return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
+
+    def with_port(self, port: str) -> "CommandLine":
+        """With the port that the system has chosen for `--port 0`."""
+        return self._with_last("--port", port)
+
+    def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
+        """The same line for vLLM with a path for each of these names of model and tokenizer."""
+        tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
+        line = self if tokenizer is None else self._with_last(_TOKENIZER, tokenizer)
+        if model is None:
+            return line
+        parts = tuple(part for part in line._parts if part.flag != _MODEL)
+        return replace(line, _parts=parts, _model_word=model)
+
+    def _with_last(self, name: str, value: str) -> "CommandLine":
+        """With the flag behind all others, so that it counts."""
+        words = [part.words[0] for part in self._parts]
+        place = words.index("--") if "--" in words else len(words)
+        parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])
+        return replace(self, _parts=parts, flags=(*self.flags, VllmFlag(FlagFact((name,)), (value,), name)))
+
+
+def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
+    """The words by flags; each word behind `--` alone."""
+    for part in split(words, known.num_values):
+        yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
+
+
+def _with_present_name(word: str) -> str:
+    """The setting that has replaced `--log-config-file`, for a vLLM that has no other; else the word."""
+    name, is_attached, value = word.partition("=")
+    if normalise(name) != _LOG_FILE or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
+        return word
+    return f"{_LOG_SETTING}{is_attached}{value}"
+
+
+def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) -> str | None:
+    """Takes MODEL out of the words; None if they do not name it, or not surely.
+
+    Behind a flag, only the flags of the installed vLLM distinguish MODEL from a value.
+    """
+    place = next((place for place, part in enumerate(parts) if not part.flag and part.words[0] != "--"), None)
+    is_sure = known.is_recorded or (vllm is not None and vllm.is_tested)
+    is_named_by_flag = any(part.flag in (CONFIG, _MODEL) or part.words[0] == OMNI for part in parts)
+    if place is None or (place > 0 and (is_named_by_flag or not is_sure)):
+        return None
+    return parts.pop(place).words[0]
+
+
+def _read_config(path: str) -> ConfigFile:
+    """The file with the flags of the installed vLLM."""
+    file = ConfigFile.read(path)
+    names = {name: _with_present_name(f"--{name}").removeprefix("--") for name in file.settings}
+    if all(name == present for name, present in names.items()):
+        return file
+    content = {names[name]: value for name, value in file.settings.items()}
+    return file._replace(content=content, is_changed=True)
+
+
+def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
+    """Faults with which vLLM ends before argparse reads the words."""
+    names = [part.flag for part in parts]
+    has_model = model_word is not None or _MODEL in names
+    if _SERVED_NAME in names and not has_model and CONFIG not in names:
+        yield "--served-model-name needs MODEL as the first word after `serve`"
+    configs = [part for part in parts if part.words[0] == CONFIG]
+    if len(configs) > 1:
+        yield "--config is given more than once: vLLM reads one file"
+    elif configs and config is None:
+        yield "--config needs the path of a YAML file"
+    if config is None:
+        return
+    if config.path.split(".")[-1] not in _YAML:
+        yield f"--config {config.path}: vLLM reads only files that end in .yaml or .yml"
+    elif config.problem is not None or config.content is None:
+        yield f"--config {config.path} {config.problem or 'is empty'}"
+    elif not has_model and "model" not in config.settings:
+        yield f"no model: give MODEL as the first word after `serve`, or `model:` in {config.path}"

@@ -1,0 +1,407 @@
+"""What the installed vLLM accepts: its flags, the names that it has registered, and the plugins beside it.
+
+The API process of each start has vLLM's own parser and registries. It records them once for an installation
+(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do, and the next start checks its words with them
+before anything heavy is imported. What is not recorded is not checked.
+"""
+
+import argparse
+import configparser
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from types import FunctionType, SimpleNamespace, UnionType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
+
+from base.machine.file_stamps import FileStamp, read_stamp
+from envs import foreign
+from startup.ground.caches import Kept
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.vllm_words.installed import InstalledVllm, find_vllm
+
+logger = logging.getLogger(__name__)
+
+_MAKE_PARSER: Final = Name("vllm.entrypoints.cli.serve", "make_arg_parser", ("parser",))
+_PARSER: Final = Name("vllm.utils.argparse_utils", "FlexibleArgumentParser")
+FACTS: Final = Hook(
+    "flags of vLLM",
+    does="records vLLM's flags and registered names, with which the next start checks its words",
+    without="vLLM itself reports a misspelt flag, after its imports",
+    needs=(_MAKE_PARSER, _PARSER),
+)
+
+ARCHITECTURES: Final = "architectures"
+MODEL_TYPES: Final = ("model types", "model types of transformers")
+CONNECTORS: Final = "connectors"
+EXECUTOR: Final = "--distributed-executor-backend"
+_REGISTRIES: Final = {
+    "--tool-call-parser": Name("vllm.tool_parsers", "ToolParserManager.list_registered"),
+    "--reasoning-parser": Name("vllm.reasoning", "ReasoningParserManager.list_registered"),
+    "--quantization": Name("vllm.model_executor.layers.quantization", "QUANTIZATION_METHODS"),
+    "--load-format": Name("vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
+    "--attention-backend": Name("vllm.v1.attention.backends.registry", "AttentionBackendEnum.__members__"),
+    "--config-format": Name("vllm.transformers_utils.config", "_CONFIG_FORMAT_TO_CONFIG_PARSER"),
+    EXECUTOR: Name("vllm.config.parallel", "DistributedExecutorBackend.__args__"),
+    ARCHITECTURES: Name("vllm.model_executor.models.registry", "ModelRegistry.models"),
+    MODEL_TYPES[0]: Name("vllm.transformers_utils.config", "_CONFIG_REGISTRY"),
+    MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
+    CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
+}
+"""Where vLLM has the names that a flag takes, and those of models; read if vLLM has imported the module."""
+
+_CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
+"""Classes of `vllm.config` of which each start makes an object, from the flags of the same names."""
+_PASSES_NONE: Final = "_skip_none_validation"
+"""A function of theirs that checks no missing value, and leaves others to the declared range."""
+_LIMITS: Final = {"ge", "gt", "le", "lt"}
+_VARIABLES: Final = Name("vllm.envs", "environment_variables")
+_SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
+"""Modules that set variables themselves, before all are read."""
+_SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
+_SOURCES: Final = (
+    "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
+    "transformers.models.auto", *(name.module for name in _REGISTRIES.values()),
+)  # fmt: skip
+"""Beginnings of the modules that the facts are from: the record is valid while their files are the same."""
+_UTILIZATION: Final = 0.92
+"""The default of 0.32 and 0.33."""
+_LASTS_S: Final = 30 * 86400.0
+_RENEWED_AFTER_S: Final = 86400.0
+"""A start that is ready renews an older record: images may have the same times and sizes of other files."""
+_MACHINES: Final = ("--mm-processor-device",)
+"""Flags whose choices depend on the machine."""
+_ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
+_GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
+_METADATA: Final = (".dist-info", ".egg-info")
+
+ValueKind = Literal[
+    "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
+]
+"""How vLLM reads a value: `size` is an integer with a suffix such as 8k, `object` JSON with known fields,
+`folded` a choice in any case and with dashes; a value of the kind `unknown` is not checked.
+"""
+_KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
+_KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
+    "human_readable_int": "size",
+    "human_readable_int_or_auto": "size or auto",
+    "union_dict_and_str": "json or text",
+    "parse_dataclass": "object",
+}
+"""Functions of vLLM that convert a value."""
+_OPTIONAL: Final = "_optional_type"
+_WRAPPERS: Final = (_OPTIONAL, "_parse_type")
+"""Functions of vLLM that call the one that they name `return_type`."""
+Limits: TypeAlias = tuple[tuple[str, float], ...]
+"""The range of a number: names of functions of `operator`, each with a number."""
+
+
+class FlagFact(NamedTuple):
+    """One flag, in the terms of argparse."""
+
+    names: tuple[str, ...]
+    """In vLLM's order; a short name may come before or after the long one."""
+    kind: ValueKind = "unknown"
+    nargs: int | str | None = None
+    """0 for a switch."""
+    opposites: tuple[str, ...] = ()
+    """The options that turn a switch off, such as `--no-x`."""
+    is_optional: bool = False
+    """Whether an empty value, and `None`, stand for no value."""
+    choices: tuple[Any, ...] | None = None
+    limits: Limits = ()
+    fields: dict[str, tuple[Any, ...] | None] | None = None
+    """Those that an object may have, with their choices; None if it may have others."""
+    default: float | None = None
+    """What stands for no value, if that is a fraction."""
+
+    @property
+    def name(self) -> str:
+        """The first long name; that of a variable."""
+        return next((name for name in self.names if name.startswith("--")), self.names[0])
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """All ways to write it in full."""
+        return (*self.names, *self.opposites)
+
+    @property
+    def parameter(self) -> str:
+        """The attribute of argparse's result."""
+        return self.name.lstrip("-").replace("-", "_")
+
+
+class Plugin(NamedTuple):
+    """An entry point of another package."""
+
+    group: str
+    name: str
+    package: str
+    """The folder of its metadata, which names the version."""
+
+
+class VllmFacts(NamedTuple):
+    """What one installation of vLLM accepts."""
+
+    flags: tuple[FlagFact, ...] = ()
+    """All that its parser has, those of plugins too; empty if nothing is recorded."""
+    names: dict[str, tuple[str, ...]] = {}
+    """The registered names by flag, and those of architectures, types of models and connectors."""
+    variables: tuple[FlagFact, ...] = ()
+    """Those that are numbers, as if they were flags."""
+    installed_plugins: tuple[Plugin, ...] = ()
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """The plugins that vLLM will load; what they add may depend on more than the installation."""
+        if not foreign.is_set(_ALLOWED_PLUGINS):
+            return self.installed_plugins
+        allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
+        return tuple(plugin for plugin in self.installed_plugins if plugin.name in allowed)
+
+
+class KeptFacts:
+    """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""
+
+    def __init__(self, vllm: InstalledVllm) -> None:
+        plugins = read_plugins()
+        self._plugins = tuple(chain.from_iterable(plugins.values()))
+        self._installed = [folder for folder in plugins if folder.endswith("-packages")]
+        key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
+        self._kept = Kept("vllm-facts", key, lasts_s=_LASTS_S)
+
+    def read(self) -> VllmFacts:
+        """The recorded facts, or the plugins alone."""
+        return (self._kept.read(_facts) or VllmFacts())._replace(installed_plugins=self._plugins)
+
+    def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
+        """Records what vLLM has imported in this process, unless that is known; never raises.
+
+        Args:
+            imports_all: imports registries that the API process does not, and replaces the record.
+            is_doubted: replaces the record: vLLM has accepted a start that it speaks against.
+        """
+        is_due = imports_all or is_doubted or (self._kept.age_s or 0.0) > _RENEWED_AFTER_S
+        if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not is_due):
+            return
+        for name in _REGISTRIES.values() if imports_all else ():
+            with suppress(Exception):  # of a library that is missing here
+                importlib.import_module(name.module)
+        try:
+            flags = tuple(flags_of(_build_parser(), _read_limits()))
+            self._write(VllmFacts(flags, dict(_read_names()), tuple(_read_variables())))
+        except Exception as err:  # noqa: BLE001 - another version of vLLM
+            logger.debug("vLLM's flags are not recorded: %s", err)
+
+    def forget(self) -> None:
+        """Removes the record: a start goes on that it speaks against, and that cannot record anew."""
+        self._kept.remove()
+
+    def _write(self, facts: VllmFacts) -> None:
+        modules = [module for name, module in sys.modules.copy().items() if name.startswith(_SOURCES)]
+        files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
+        self._kept.write(facts, (*sorted(files), *self._installed, __file__))
+
+
+def _facts(value: Any) -> VllmFacts:
+    """From JSON."""
+    import msgspec
+
+    return msgspec.convert(value, VllmFacts)
+
+
+def read_facts(vllm: InstalledVllm) -> VllmFacts:
+    """The facts about an installed vLLM, as far as they are recorded."""
+    return KeptFacts(vllm).read()
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    """As vLLM does, in some milliseconds."""
+    parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
+    built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
+    return built
+
+
+def flags_of(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
+    """The flags of vLLM's parser, with the limits of their numbers by parameter."""
+    options: dict[argparse.Action, list[str]] = {}
+    for option, action in parser._option_string_actions.items():
+        options.setdefault(action, []).append(option)
+    for action, names in options.items():
+        flag = _flag(action, names)
+        yield flag._replace(limits=limits.get(flag.parameter, ()))
+
+
+def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
+    opposites = tuple(option for option in options if _turns_off(action, option))
+    names = tuple(option for option in options if option not in opposites)
+    is_plain = type(action) in (argparse._StoreAction, argparse._AppendAction)
+    kind, is_optional = _kind_of(action.type) if is_plain else ("unknown", False)
+    choices = tuple(action.choices) if action.choices is not None else None
+    if kind == "unknown" or not set(names).isdisjoint(_MACHINES):
+        choices = None
+    fields = _fields_of(action.type) if kind == "object" else None
+    default = action.default if isinstance(action.default, float) else None
+    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices, fields=fields, default=default)
+
+
+def _turns_off(action: argparse.Action, option: str) -> bool:
+    """Whether an option is one of the opposites of a switch."""
+    if not isinstance(action, argparse.BooleanOptionalAction):
+        return False
+    result = argparse.Namespace()
+    action(argparse.ArgumentParser(), result, None, option)
+    return not getattr(result, action.dest)
+
+
+def _kind_of(convert: Any) -> tuple[ValueKind, bool]:
+    """How a function of argparse converts a value, and whether the value may be missing."""
+    name = getattr(convert, "__name__", "")
+    if convert is not None and name in _WRAPPERS:
+        kind, is_optional = _kind_of(_wrapped(convert))
+        return kind, is_optional or name == _OPTIONAL
+    if convert is not None and name == "<lambda>":
+        return "folded" if convert("A-b") == "a_b" else "unknown", False
+    return _KINDS.get(convert) or _KINDS_BY_NAME.get(name, "unknown"), False
+
+
+def _wrapped(convert: Any) -> Any:
+    return inspect.getclosurevars(convert).nonlocals["return_type"]
+
+
+def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
+    """The fields of the class that a JSON value becomes; None if code of the class may take others."""
+    while convert.__name__ in _WRAPPERS:
+        convert = _wrapped(convert)
+    with suppress(Exception):  # another version of vLLM
+        owner = inspect.signature(convert).parameters["cls"].default
+        validators = owner.__pydantic_decorators__.model_validators.values()
+        if owner.__pydantic_config__.get("extra") == "forbid" and all(each.info.mode == "after" for each in validators):
+            changed, fields = _changed_fields(owner), owner.__pydantic_fields__
+            taken = {name: field.annotation for name, field in fields.items() if field.init is not False}
+            if not any(field.validation_alias for field in fields.values()):
+                return {name: None if name in changed else _literals_in(taken[name]) for name in taken}
+    return None
+
+
+def _changed_fields(owner: Any) -> set[str]:
+    """The fields of a configuration whose values its code may change before they are checked."""
+    validators = owner.__pydantic_decorators__.field_validators.items()
+    others = (each.info for name, each in validators if each.info.mode != "after" and name != _PASSES_NONE)
+    return {field for info in others for field in info.fields}
+
+
+def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
+    """The choices of a field; None if not only named values are accepted."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(part is not type(None) and get_origin(part) is not Literal for part in parts):
+        return None
+    return tuple(choice for part in parts for choice in get_args(part) or (None,))
+
+
+def _read_limits() -> dict[str, Limits]:
+    """The ranges of the numbers in vLLM's configuration, by parameter; none in another version of vLLM."""
+    found: dict[str, Limits] = {}
+    with suppress(Exception):
+        for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
+            for name in owner.__pydantic_fields__.keys() - _changed_fields(owner):
+                given = owner.__pydantic_fields__[name].metadata
+                limits = ((kind, getattr(each, kind)) for each in given for kind in _LIMITS & {*dir(each)})
+                found[name] = (*found.get(name, ()), *limits)
+    return found
+
+
+def _read_variables() -> Iterator[FlagFact]:
+    """The variables that vLLM converts to numbers; those that it sets itself may have any value."""
+    with suppress(Exception):  # another version of vLLM
+        setters = [sys.modules[name].__file__ for name in _SETTERS if name in sys.modules]
+        own = {name for path in setters for name in _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))}
+        for name, read in _VARIABLES.get(sys.modules[_VARIABLES.module]).items():
+            if name not in own and (fact := _variable(name, read)) is not None:
+                yield fact
+
+
+def _variable(name: str, read: Any) -> FlagFact | None:
+    """How vLLM's function reads a number, by what it does with some values; None for other variables."""
+
+    def is_accepted(text: str) -> bool:
+        variables = {name: text}
+        names = {**vars(os), "environ": variables, "getenv": variables.get}
+        globals_ = {**read.__globals__, "os": SimpleNamespace(**names)}
+        try:
+            FunctionType(read.__code__, globals_, name, read.__defaults__, read.__closure__)()
+        except ValueError:
+            return False
+        except Exception:  # noqa: BLE001 - it needs more than its variable
+            return True
+        return True
+
+    if any(map(is_accepted, ("x", "0x1", "{}"))) or not is_accepted("1"):
+        return None
+    return FlagFact((name,), "float" if is_accepted("1.5") else "int", is_optional=is_accepted(""))
+
+
+def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
+    for flag, name in _REGISTRIES.items():
+        with suppress(Exception):  # another version of vLLM: these names are not checked
+            found = name.get()
+            yield flag, tuple(sorted(map(str, found() if callable(found) else found)))
+
+
+def default_utilization(facts: VllmFacts | None = None) -> float:
+    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's.
+
+    Args:
+        facts: those of the installed vLLM if not given.
+    """
+    if facts is None:
+        facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
+    found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)
+    return next(found, None) or _UTILIZATION
+
+
+def is_named_now(registry: str, name: str) -> bool:
+    """Whether the file of a registry has a name that the record lacks: it may be another file since."""
+    pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
+    return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
+
+
+def read_plugins() -> dict[str, tuple[Plugin, ...]]:
+    """The folders that packages are installed in, each with its plugins, without vLLM's own.
+
+    Plugins may add flags, parsers and models. Their lists of entry points are read here, and once for each
+    state of a folder, as a start asks several times; `importlib.metadata` would parse those of all packages.
+    """
+    found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
+    return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}
+
+
+@cache
+def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
+    """None if no package is installed there; the stamp changes with an installation."""
+    try:
+        packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
+    except OSError:
+        return None
+    return tuple(chain.from_iterable(map(_plugins_of, packages))) if packages else None
+
+
+def _plugins_of(package: Path) -> Iterator[Plugin]:
+    with suppress(OSError, UnicodeDecodeError, configparser.Error):
+        if "[vllm." not in (text := (package / "entry_points.txt").read_text(encoding="utf-8")):
+            return
+        parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+        parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
+        parser.read_string(text)
+        for group in filter(parser.has_section, _GROUPS):
+            for name, value in parser.items(group):
+                if not value.startswith("vllm."):
+                    yield Plugin(group, name, package.name)

@@ -1,0 +1,108 @@
+"""The flags of a vLLM: those that it has recorded, or before its first start the few that the launcher reads.
+
+The table also says what flags change that is decided before vLLM's parser reads them.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Final, Literal, NamedTuple
+
+from startup.vllm_words.facts import FlagFact, ValueKind
+
+Change = Literal["modules", "API servers", "no port", "elsewhere", "address"]
+"""`modules`: which ones are imported. `API servers`: whether they are processes of their own. `no port`: this
+process listens nowhere, or speaks another protocol than HTTP there. `elsewhere`: the server is not on this
+machine alone, behind one socket. `address`: where it listens.
+"""
+
+
+class _Row(NamedTuple):
+    names: str
+    """Short names stand behind a comma; `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
+    changes: tuple[Change, ...] = ()
+    nargs: int | str | None = None
+    kind: ValueKind = "text"
+
+
+_TABLE: Final = (
+    _Row("--enf|orce-eager --enable-lor|a --enable-expert-parallel,-ep --trust-remote|-code", ("modules",), 0),
+    _Row("--quantization,-q --runn|er --conv|ert --task --dt|ype --load-|format --model-i|mpl", ("modules",)),
+    _Row("--distributed-e|xecutor-backend --specu|lative-config,-sc --kv-t|ransfer-config", ("modules",)),
+    _Row("--attention-b|ackend --op|timization-level --compi|lation-config,-cc", ("modules",)),
+    _Row("--te|nsor-parallel-size,-tp --pi|peline-parallel-size,-pp", ("modules",), kind="int"),
+    _Row("--data-parallel-size,-dp --api-s|erver-count,-asc", ("modules", "API servers"), kind="int"),
+    _Row("--hea|dless", ("modules", "no port", "elsewhere"), 0),
+    _Row("--grpc --data-parallel-m|ulti-port-external-lb,-dpm", ("no port", "elsewhere"), 0),
+    _Row("--ssl-k|eyfile --ssl-certf|ile", ("no port",)),
+    _Row("--data-parallel-e|xternal-lb,-dpe --data-parallel-h|ybrid-lb,-dph", ("elsewhere",), 0),
+    _Row("--nn|odes,-n --nod|e-rank,-r --data-parallel-ran|k,-dpn", ("elsewhere",)),
+    _Row("--ho|st --por|t --ud|s", ("address",)),
+    _Row("--async-scheduling --language-model-only", nargs=0),
+    _Row("--disable-access-log-for-endpoints --data-parallel-b|ackend,-dpb --tokenizer-r|evision"),
+    _Row("--model --tokenizer --rev|ision --hf-c|onfig-path --download|-dir --gen|eration-config"),
+    _Row("--hf-t|oken", nargs="?"),
+    _Row("--api-k|ey --served|-model-name --lora-m|odules --ign|ore-patterns --allowed-media-domains", nargs="+"),
+    _Row("--collect-detailed-traces --cpu-offload-params --cudagraph-capture-sizes --logits-processors", nargs="+"),
+    _Row("--kv-cache-dtype-skip-layers --lora-target-modules --numa-bind-cpus --numa-bind-nodes", nargs="+"),
+    _Row("--offload-params --sleep-preserve-parameter-names", nargs="+"),
+    _Row("--max-lora-rank --prefill-context-parallel-size,-pcp --data-parallel-size-|local,-dpl", kind="int"),
+    _Row("--gpu-memory-utilization,--device-memory-utilization", kind="float"),
+    _Row("--kv-cache-memory-bytes", kind="size"),
+    _Row("--max-model-len", kind="size or auto"),
+    _Row("--hf-overrides", kind="json or text"),
+)
+_SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "--use-")
+"""Beginnings of the other switches of tested releases."""
+
+
+class Flags:
+    """The flags of one vLLM, and which of them a name stands for."""
+
+    def __init__(self, recorded: Sequence[FlagFact] = ()) -> None:
+        self.is_recorded = bool(recorded)
+        """Whether these are all flags."""
+        known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else USUAL
+        self._by_option = {option: fact for fact in known for option in fact.options}
+
+    def find(self, name: str) -> FlagFact | None:
+        """The flag of this name, or whose name begins so and no other's."""
+        options = self.complete(name)
+        return self._by_option[options[0]] if len(options) == 1 else None
+
+    def complete(self, name: str) -> list[str]:
+        """The options that a name may stand for, as argparse reads it; an ambiguous one may for several."""
+        if name in self._by_option:
+            return [name]
+        least = dict.fromkeys(self._by_option, 0) if self.is_recorded else _least_lengths()
+        return [option for option in least if option.startswith(name) and len(name) >= least[option]]
+
+    def num_values(self, name: str) -> int | str | None:
+        """How many words behind a flag are its values, as argparse's `nargs`; None for an unknown flag."""
+        if (fact := self.find(name)) is not None:
+            return 1 if fact.nargs is None else fact.nargs
+        if self.is_recorded:
+            return None
+        return 0 if name.startswith(_SWITCHES) else "?"
+
+
+@cache
+def flags_that_change(*what: Change) -> frozenset[str]:
+    """The names of these flags."""
+    return frozenset(name for row in _TABLE if {*what} & {*row.changes} for fact in _facts(row) for name in fact.names)
+
+
+@cache
+def _least_lengths() -> dict[str, int]:
+    """How long the shortest abbreviation of a flag is, or else its name."""
+    texts = [text.partition(",")[0] for row in _TABLE for text in row.names.split()]
+    return {text.replace("|", ""): len(text.partition("|")[0]) for text in texts}
+
+
+def _facts(row: _Row) -> Iterator[FlagFact]:
+    for text in row.names.replace("|", "").split():
+        name, *short = text.split(",")
+        opposites = (f"--no-{name.removeprefix('--')}",) if row.nargs == 0 else ()
+        yield FlagFact((name, *short), row.kind, row.nargs, opposites, is_optional=True)
+
+
+USUAL: Final = tuple(fact for row in _TABLE for fact in _facts(row))

@@ -1,0 +1,124 @@
+"""Reads words as vLLM's `FlexibleArgumentParser` does: completes names, counts values, joins keys to JSON.
+
+Nothing is converted: `preflight.flag_values` does that. What differs is an error of vLLM, too.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from base.wording import list_some
+from envs.replacements import REPLACEMENTS
+from envs.suggestion import did_you_mean
+from startup.ground.keyed_values import merge, nest
+from startup.ground.serve_words import Given, is_flag_like, split
+from startup.vllm_words.facts import FlagFact
+from startup.vllm_words.flags import Flags
+
+NO_VALUE: Final = ("", "None")
+"""What stands for no value, if the flag is optional."""
+_MAX_MATCHES: Final = 5
+
+
+class VllmFlag(NamedTuple):
+    """A flag on the command line or in the file of `--config`."""
+
+    fact: FlagFact
+    values: tuple[str, ...]
+    """Empty for a switch."""
+    option: str
+    """Its name as argparse completes it; one of `fact.opposites` for a switch that is turned off."""
+    where: str = ""
+    """`serve.yaml: port` for a setting of the file."""
+
+    @property
+    def text(self) -> str | None:
+        """The last value; None without one."""
+        is_given = bool(self.values) and not (self.fact.is_optional and self.values[-1] in NO_VALUE)
+        return self.values[-1] if is_given else None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a switch is on, or another flag has a value that is not false."""
+        has_value = not self.values or (self.text or "false").lower() != "false"
+        return self.option not in self.fact.opposites and has_value
+
+
+@dataclass
+class Reading:
+    """What argparse makes of words, and its complaints."""
+
+    known: Flags
+    flags: list[VllmFlag] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    """MODEL, and words that no flag takes."""
+    unknown: list[tuple[str, str]] = field(default_factory=list)
+    """Unknown flags, each with its place as `VllmFlag.where`."""
+    problems: list[str] = field(default_factory=list)
+    """Faults with which vLLM ends while it reads the words."""
+    _keyed: dict[str, tuple[VllmFlag, dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, parts: Iterable[Given], where: str = "") -> None:
+        """Adds what `split` has found in words."""
+        for part in parts:
+            if not part.flag:
+                self.others += part.words[1:] if part.words[0] == "--" else part.words
+            elif (flag := self._find(part, where)) is not None:
+                self._add_flag(flag, part)
+
+    def add_setting(self, name: str, value: Any, where: str) -> None:
+        """Adds a setting of the file, which vLLM reads as words; `false` adds none."""
+        self.add(split(_words_of_setting(name, value), self.known.num_values), where)
+
+    def join_keys(self) -> None:
+        """`--flag.a.b 1 --flag.c 2` become `--flag {"a": {"b": 1}, "c": 2}`, behind all others."""
+        self.flags += [flag._replace(values=(json.dumps(content),)) for flag, content in self._keyed.values()]
+
+    def _find(self, part: Given, where: str) -> VllmFlag | None:
+        name, values = part.flag, tuple(part.values)
+        options = self.known.complete(name)
+        if not options and name[:2] != "--" and self.known.complete(name[:2]) == [name[:2]]:  # such as -qawq
+            options, values = [name[:2]], (part.words[0][2:],)
+        if len(options) == 1 and (fact := self.known.find(options[0])) is not None:
+            return VllmFlag(fact, values, options[0], where)
+        if self.known.is_recorded and not options:
+            self.unknown.append((name, where))
+            return None
+        if name in REPLACEMENTS and options:
+            self._complain(f"vLLM has no flag {name}{did_you_mean(name, ())}", where)
+        elif options:
+            self._complain(f"{name} may stand for {list_some(options, _MAX_MATCHES)}: write the whole name", where)
+        return VllmFlag(FlagFact((name,), "text", "?", is_optional=True), values, name, where)
+
+    def _add_flag(self, flag: VllmFlag, part: Given) -> None:
+        if part.keys:
+            if not flag.values:
+                self._complain(f"{part.name} needs a value", flag.where)
+                return
+            _, content = self._keyed.setdefault(part.flag, (flag, {}))
+            merge(content, nest(part.keys, flag.values[0]))
+            return
+        if self.known.is_recorded and (problem := _count_problem(flag, part)) is not None:
+            self._complain(f"{flag.fact.name} {problem}", flag.where)
+        self.flags.append(flag)
+
+    def _complain(self, problem: str, where: str) -> None:
+        self.problems.append(f"{where}: {problem}" if where else problem)
+
+
+def _words_of_setting(name: str, value: Any) -> Iterator[str]:
+    items = value if isinstance(value, list) else [json.dumps(value, default=str) if isinstance(value, dict) else value]
+    if value is not False and items:
+        yield f"--{name}"
+        yield from () if value is True else map(str, items)
+
+
+def _count_problem(flag: VllmFlag, part: Given) -> str | None:
+    """Why argparse rejects the number of a flag's values."""
+    is_attached = len(part.words) == 1 and bool(flag.values)
+    if flag.fact.nargs == 0:
+        return f"ignored explicit argument {flag.values[0]!r}" if is_attached else None
+    if flag.fact.nargs == "?" or is_attached or (flag.values and not is_flag_like(flag.values[0])):
+        return None
+    return "needs one argument" if flag.fact.nargs is None else "needs at least one argument"

@@ -1,0 +1,72 @@
+"""What decides which files vLLM reads, from the flags of its start."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from base.json_depth import read_json
+from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
+
+if TYPE_CHECKING:
+    from startup.vllm_words.command_line import CommandLine
+
+_NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
+"""Values of `model` and `method` of --speculative-config with which no draft model is read."""
+
+
+def read_model_request(line: "CommandLine") -> ModelRequest:
+    """The request of a start of vLLM."""
+    value = line.value
+    return ModelRequest(
+        engine="vllm",
+        model=line.model,
+        revision=value("--revision"),
+        tokenizer=value("--tokenizer"),
+        tokenizer_revision=value("--tokenizer-revision"),
+        has_tokenizer=not line.has("--skip-tokenizer-init"),
+        hf_config_path=value("--hf-config-path"),
+        generation_config=value("--generation-config") or "auto",
+        download_dir=value("--download-dir"),
+        hf_token=value("--hf-token"),
+        load_format=(value("--load-format") or "auto").lower(),
+        ignore_patterns=line.values("--ignore-patterns") or (LLAMA_ORIGINALS,),
+        adapters=tuple(_adapters(line.values("--lora-modules"), _settings(value("--default-mm-loras")))),
+        draft=_draft(_settings(value("--speculative-config"))),
+    )
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    """The content of a flag that takes JSON; empty if it is no object."""
+    with suppress(ValueError):
+        content = read_json(text or "{}")
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
+    source = _text(settings.get("model"))
+    if source is None or source in _NO_DRAFTS or settings.get("method") in _NO_DRAFTS:
+        return None
+    load = settings.get("draft_load_config")
+    load_format = _text(load.get("load_format")) if isinstance(load, dict) else None
+    return DraftModel(source, _text(settings.get("revision")), load_format.lower() if load_format else None)
+
+
+def _adapters(texts: Iterable[str], of_modalities: Mapping[str, Any]) -> Iterator[Adapter]:
+    """The adapters of --lora-modules, as NAME=PATH or JSON, and those of --default-mm-loras."""
+    for text in texts:
+        if "=" in text and "," not in text:
+            name, _, path = text.partition("=")
+            yield Adapter(name, path)
+            continue
+        with suppress(ValueError):
+            content = read_json(text)
+            if isinstance(content, dict) and (source := _text(content.get("path"))) is not None:
+                yield Adapter(str(content.get("name", source)), source)
+    for modality, path in of_modalities.items():
+        if (source := _text(path)) is not None:
+            yield Adapter(modality, source)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,63 @@
+"""Runs all checks of a start of vLLM, so that all its faults are reported at once, before heavy imports.
+
+A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
+may change is a warning. Flags and names are those that earlier starts of the installed vLLM have recorded
+(`startup.vllm_words.facts`). Rules of vLLM that are written again here are certain for the releases with
+which they were compared; for a newer one they are warnings. `startup.reports.causes` explains the faults that
+vLLM itself reports later.
+Flags and models of vllm-omni (--omni) are not known.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from base.server_settings import NetworkConfig
+from startup.ground.serve_words import OMNI
+from startup.session.preflight.all_checks import PreflightOptions, download_checks
+from startup.session.preflight.network import check_address
+from startup.session.preflight.report import CheckGroup, PreflightReport, run_checks
+from startup.session.preflight.resources import check_cache_folder
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.preflight.arguments import CheckedStart, argument_findings
+from startup.vllm_words.preflight.devices import device_findings
+from startup.vllm_words.preflight.flag_rules import rule_findings
+from startup.vllm_words.preflight.model import ModelChecks
+from startup.vllm_words.preflight.model_settings import setting_findings
+from startup.vllm_words.preflight.named_files import file_findings
+from startup.vllm_words.preflight.surroundings import surroundings_findings
+
+_WAY_ROUND: Final = "if vLLM accepts this start: give --preflight warn"
+
+
+def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
+    """Reports every fault at once; never raises for a fault."""
+    return replace(run_checks(_groups(vllm, line, options)), way_round=_WAY_ROUND)
+
+
+def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
+    """Groups of checks in their order."""
+    if OMNI in line.words:
+        return
+    yield from _groups_of_words(CheckedStart(vllm, line), options)
+    if line.listens and line.port and not options.is_listening:
+        yield (
+            "address",
+            lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds)),
+        )
+    yield "cache", check_cache_folder
+
+
+def _groups_of_words(start: CheckedStart, options: PreflightOptions) -> Iterator[CheckGroup]:
+    yield "command_line", lambda: argument_findings(start)
+    if start.line.problems:
+        return
+    yield "flags", lambda: rule_findings(start)
+    model = ModelChecks(start)
+    yield "model", model.findings
+    yield "settings", lambda: setting_findings(start, model)
+    yield "files", lambda: file_findings(start)
+    yield "devices", lambda: device_findings(start, model)
+    yield "surroundings", lambda: surroundings_findings(start)
+    yield from download_checks(model.downloads, start.value("--hf-token") or None, options)

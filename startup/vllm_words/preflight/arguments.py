@@ -1,0 +1,147 @@
+"""The start that is checked, and the faults of its words.
+
+`flag_values` checks each value; `flag_rules` has what flags ask of each other. Before the flags of this vLLM
+are recorded, only those are checked that the launcher reads.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from base.wording import list_some
+from envs.suggestion import did_you_mean
+from startup.ground.serve_words import STRAY_REMEDY, is_stray
+from startup.session.preflight.report import USAGE, Finding, error, warning
+from startup.vllm_words.command_line import CONFIG, CommandLine
+from startup.vllm_words.facts import EXECUTOR, VllmFacts, is_named_now
+from startup.vllm_words.grammar import VllmFlag
+from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value, range_problem
+
+_MAX_NAMES: Final = 8
+
+_REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
+    "--tool-call-parser": ("--tool-parser-plugin", str),
+    "--reasoning-parser": ("--reasoning-parser-plugin", str),
+    "--load-format": ("", str.lower),
+    "--attention-backend": ("", str.upper),
+    "--config-format": ("", str),
+    EXECUTOR: ("", str),
+}
+"""Flags for a registered name: the flag of a plugin that may know more, and how vLLM writes the value."""
+_ANY: Final = ("AUTO", "auto")
+"""Values of --attention-backend and --config-format that are no names."""
+
+
+@dataclass(frozen=True)
+class CheckedStart:
+    """One start; its values are those that vLLM would use, as far as they can be known."""
+
+    vllm: InstalledVllm
+    line: CommandLine
+
+    @property
+    def facts(self) -> VllmFacts:
+        """What this vLLM accepts."""
+        return self.line.facts
+
+    def value(self, name: str) -> Any:
+        """The converted value of a flag; None if it is not given, or not valid."""
+        found = self.line.last(name)
+        if found is None or found.text is None:
+            return None
+        try:
+            return parse_value(found.fact, found.text)
+        except FlagValueError:
+            return None
+
+    def number(self, name: str, default: int) -> int:
+        """A flag's whole number."""
+        value = self.value(name)
+        return value if isinstance(value, int) else default
+
+    def has(self, *names: str) -> bool:
+        """Whether one of the flags is given; a switch must be on."""
+        return self.line.has(*names)
+
+    def all_values(self, name: str) -> list[str]:
+        """The values of all places of a flag."""
+        return [value for flag in self.line.flags if flag.fact.name == name for value in flag.values]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether vLLM's own rules decide: those of a newer release or of a plugin may differ."""
+        return self.vllm.is_tested and not self.facts.plugins
+
+    @property
+    def load_format(self) -> str:
+        """In lower case, as vLLM compares it."""
+        return str(self.value("--load-format") or "auto").lower()
+
+
+def argument_findings(start: CheckedStart) -> Iterator[Finding]:
+    """Every fault of the words."""
+    for problem in start.line.problems:
+        yield error(USAGE, problem)
+    for problem in describe_unknown(start.line):
+        yield (warning if start.facts.plugins else error)(USAGE, problem)
+    for given in start.line.flags:
+        yield from _value_findings(start, given)
+    for flag in _REGISTERED:
+        yield from _name_findings(start, flag)
+    if (name := start.line.value(CONFIG)) is not None:
+        yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
+
+
+def _value_findings(start: CheckedStart, given: VllmFlag) -> Iterator[Finding]:
+    for text in given.values:
+        try:
+            problem = range_problem(given.fact, parse_value(given.fact, text))
+        except FlagValueError as err:
+            # What a plugin adds to the choices of a flag is not known.
+            is_certain = given.fact.choices is None or not start.facts.plugins
+            yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
+            continue
+        if problem is not None:
+            is_last = given is start.line.last(given.fact.name)
+            yield (error if is_last and start.is_known else warning)("range", _with_place(given, problem))
+
+
+def _with_place(given: VllmFlag, text: str) -> str:
+    """A text that begins with the flag; that of a setting of a file begins with `serve.yaml: port`."""
+    return f"{given.where}{text.removeprefix(given.fact.name)}" if given.where else text
+
+
+def _name_findings(start: CheckedStart, flag: str) -> Iterator[Finding]:
+    """Whether vLLM has registered the value of a flag, or it is a class with its module.
+
+    Without --enable-auto-tool-choice vLLM does not look; a platform may take another executor.
+    """
+    plugin, fold = _REGISTERED[flag]
+    given = start.value(flag)
+    if not isinstance(given, str) or not given or start.value(plugin) or fold(given) in _ANY or "." in given:
+        return
+    is_used = flag != EXECUTOR and (flag != "--tool-call-parser" or start.has("--enable-auto-tool-choice"))
+    if (problem := name_problem(start.facts, flag, fold(given), given)) is not None:
+        yield (error if is_used and not start.facts.plugins else warning)(flag[2:].replace("-", "_"), problem)
+
+
+def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
+    """What is wrong with a name of this flag; None if it is registered, or nothing is known."""
+    names = facts.names.get(flag, ())
+    if not names or name in names or is_named_now(flag, name):
+        return None
+    guess = did_you_mean(name, names) or f": choose one of {list_some(names, _MAX_NAMES)}"
+    return f"this vLLM has no {flag} {given!r}{guess}"
+
+
+def describe_unknown(line: CommandLine) -> Iterator[str]:
+    """A line for each unknown flag, or for each word without one."""
+    options = [option for fact in line.facts.flags for option in fact.options]
+    for name, where in line.unknown:
+        yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
+    for word in line.unexpected if line.facts.flags else ():
+        if is_stray(word):
+            yield f"unexpected word {word!r}: {STRAY_REMEDY}"
+        elif not line.unknown:
+            yield f"unexpected word {word!r}: MODEL is one word, given first"

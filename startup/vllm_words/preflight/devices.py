@@ -1,0 +1,198 @@
+"""Checks the GPUs that vLLM will use: their number, their memory, the driver; and memory on a CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from base.machine.memory import MemoryState, read_memory
+from base.machine.nvml import Gpu, GpuState, read_gpus
+from base.wording import format_bytes, list_some
+from envs import foreign
+from startup.session.preflight.network import describe_process
+from startup.session.preflight.report import Finding, error, warning
+from startup.vllm_words.facts import default_utilization
+from startup.vllm_words.installed import read_torch_build
+from startup.vllm_words.preflight.arguments import CheckedStart
+from startup.vllm_words.preflight.model import ModelChecks
+
+_TEGRA: Final = (Path("/etc/nv_tegra_release"), Path("/sys/class/tegra-firmware"))
+"""On these boards CUDA works without NVML."""
+_COMPATIBILITY: Final = Path("/usr/local/cuda/compat")
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
+"""Devices of AMD's driver on Linux and in Windows' subsystem for Linux."""
+_GIB: Final = 1 << 30
+
+
+def device_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+    """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
+    if any(plugin.group == "vllm.platform_plugins" for plugin in start.facts.plugins):
+        return
+    device = start.vllm.device
+    if device == "cuda":
+        yield from _gpu_findings(start, model)
+    elif device == "rocm" and not any(path.exists() for path in _AMD):
+        yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
+    elif device == "cpu":
+        yield from _memory_findings(start, read_memory())
+
+
+def _gpu_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+    if any(path.exists() for path in _TEGRA):
+        return
+    state = read_gpus()
+    if state is None:
+        yield error(
+            "gpu",
+            "this vLLM is built for CUDA, and there is no NVIDIA driver here (no libnvidia-ml.so.1): start the "
+            "container with --gpus all, or install a vLLM for CPUs",
+        )
+        return
+    if state.problem or not state.gpus:
+        reason = state.problem or "the driver reports no GPU"
+        yield error("gpu", f"no GPU can be used: {reason}; check `nvidia-smi`")
+        return
+    yield from _driver_findings(state)
+    visible = _visible(state.gpus, start)
+    if visible is None:
+        return
+    yield from _number_findings(start, visible)
+    if visible:
+        yield from _gpu_memory_findings(start, visible, model)
+
+
+def _driver_findings(state: GpuState) -> Iterator[Finding]:
+    build = read_torch_build()
+    if build is None or build.cuda is None or state.cuda == (0, 0) or state.cuda[0] >= build.cuda[0]:
+        return
+    supported, needed = ".".join(map(str, state.cuda)), ".".join(map(str, build.cuda))
+    report = warning if _has_compatibility() else error
+    yield report(
+        "driver",
+        f"the driver {state.driver} supports CUDA {supported}, and torch is built for CUDA {needed}: upgrade the "
+        "driver, or install a vLLM for that CUDA",
+    )
+
+
+def _has_compatibility() -> bool:
+    """Whether there may be libraries that make an older driver work."""
+    paths = foreign.text_of("LD_LIBRARY_PATH")
+    return _COMPATIBILITY.exists() or "compat" in paths or foreign.is_set("VLLM_ENABLE_CUDA_COMPATIBILITY")
+
+
+def _visible(gpus: tuple[Gpu, ...], start: CheckedStart) -> list[Gpu] | None:
+    """The GPUs that vLLM may use; None if they are named in a way that is not known here."""
+    if start.has("--device-ids"):
+        return None
+    if not foreign.is_set(_VISIBLE):
+        return list(gpus)
+    found: list[Gpu] = []
+    for name in foreign.text_of(_VISIBLE).split(","):
+        gpu = next((gpu for gpu in gpus if name.strip() in (str(gpu.number), gpu.uuid)), None)
+        if gpu is None:
+            return None if name.strip().startswith(("GPU-", "MIG-")) else found
+        found.append(gpu)
+    return found
+
+
+def _number_findings(start: CheckedStart, visible: list[Gpu]) -> Iterator[Finding]:
+    if not visible:
+        yield error("gpu", f"{_VISIBLE}={foreign.text_of(_VISIBLE)} hides all GPUs from vLLM: unset it")
+        return
+    needed = _gpus_needed(start)
+    if needed is None or needed <= len(visible):
+        return
+    yield error(
+        "gpu",
+        f"{_sizes(start)} need {needed} GPUs on this node, and {len(visible)} can be used: lower them, or give "
+        "--distributed-executor-backend ray or --nnodes for several nodes",
+    )
+
+
+def _gpus_needed(start: CheckedStart) -> int | None:
+    """The number of GPUs of this node for one replica of the model; None if other nodes may have them."""
+    backend = start.value("--distributed-executor-backend")
+    spread = ("--nnodes", "--master-addr", "--data-parallel-address", "--headless", "--data-parallel-rank")
+    if backend not in (None, "mp", "uni") or start.has(*spread) or start.value("--data-parallel-backend") == "ray":
+        return None
+    per_replica = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
+    per_replica *= start.number("--prefill-context-parallel-size", 1)
+    replicas = start.number("--data-parallel-size-local", start.number("--data-parallel-size", 1))
+    return per_replica * max(replicas, 1)
+
+
+def _sizes(start: CheckedStart) -> str:
+    flags = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
+    given = [f"{flag} {start.value(flag)}" for flag in flags if start.value(flag)]
+    return " and ".join(given) or "the parallel sizes"
+
+
+def _gpu_memory_findings(start: CheckedStart, visible: list[Gpu], model: ModelChecks) -> Iterator[Finding]:
+    """vLLM needs a share of each GPU's memory that is free when it starts."""
+    given = start.value("--gpu-memory-utilization")
+    utilization = given if isinstance(given, float) else default_utilization(start.facts)
+    needed = _gpus_needed(start) or 1
+    for gpu in visible[:needed]:
+        wanted = utilization * gpu.total_bytes
+        if gpu.free_bytes >= wanted:
+            continue
+        holders = "; ".join(_describe_holders(gpu)) or "processes that are not visible here hold the rest"
+        share = max(int(gpu.free_bytes / gpu.total_bytes * 100) / 100 - 0.01, 0.01)
+        yield warning(
+            "gpu_memory",
+            f"GPU {gpu.number} ({gpu.name}) has {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} "
+            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}; end them, "
+            f"or give {share:.2f}",
+        )
+    yield from _weight_findings(start, visible[:needed], model)
+
+
+def _describe_holders(gpu: Gpu) -> Iterator[str]:
+    holders = sorted(gpu.processes, key=lambda process: -(process.used_bytes or 0))
+    texts = [
+        describe_process(process.pid)
+        + (f" holds {format_bytes(process.used_bytes)}" if process.used_bytes is not None else "")
+        for process in holders
+    ]
+    if texts:
+        yield list_some(texts, 3)
+
+
+def _weight_findings(start: CheckedStart, gpus: list[Gpu], model: ModelChecks) -> Iterator[Finding]:
+    """Weights that cannot fit; other parts of the memory depend on more than is known here."""
+    if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
+        return
+    checkpoint = model.checkpoint
+    if checkpoint is None or not checkpoint.weight_bytes or not gpus:
+        return
+    shards = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
+    each, free = checkpoint.weight_bytes / shards, min(gpu.free_bytes for gpu in gpus)
+    if each > free:
+        yield warning(
+            "gpu_memory",
+            f"the weights need {format_bytes(each)} of each GPU, and {format_bytes(free)} are free: give a larger "
+            "--tensor-parallel-size, or take a smaller or quantized model",
+        )
+
+
+def _memory_findings(start: CheckedStart, memory: MemoryState | None) -> Iterator[Finding]:
+    """The KV cache on a CPU, which vLLM allocates at once."""
+    size, name = start.value("--kv-cache-memory-bytes"), "--kv-cache-memory-bytes"
+    space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
+    if space.isdigit():
+        size, name = int(space) * _GIB, f"VLLM_CPU_KVCACHE_SPACE={space}"
+    if memory is None or not isinstance(size, int):
+        return
+    what = f"{name} asks for {format_bytes(size)}"
+    if size > memory.total_bytes:
+        # vLLM compares it with the machine's memory; a container's swap is not known.
+        yield (warning if memory.is_cgroup else error)(
+            "memory", f"{what}, and {_whose(memory)} has {format_bytes(memory.total_bytes)}: give less"
+        )
+    elif size > memory.available_bytes:
+        free = format_bytes(memory.available_bytes)
+        yield warning("memory", f"{what}, and {free} of {_whose(memory)}'s memory are available: give less")
+
+
+def _whose(memory: MemoryState) -> str:
+    return "the container" if memory.is_cgroup else "the machine"

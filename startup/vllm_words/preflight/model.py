@@ -1,0 +1,222 @@
+"""Checks the files of model and tokenizer; vLLM reads more formats than the embedded engine.
+
+Errors are only about folders and snapshots whose reading by vLLM is known: other formats of weights or of the
+configuration, object stores and overrides of the configuration are left to vLLM.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from envs.suggestion import did_you_mean
+from startup.files.model.checkpoint_folder import folder_problems
+from startup.files.model.hub_settings import is_offline
+from startup.files.model.json_file import read_json_object
+from startup.files.model.model_place import ModelPlace
+from startup.files.model.wanted_files import MISTRAL_WEIGHTS
+from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.session.preflight.model_places import check_model_place
+from startup.session.preflight.report import Finding, error, warning
+from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
+from startup.vllm_words.preflight.arguments import CheckedStart
+
+_SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
+"""Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
+_CONFIG: Final = "config.json"
+_MISTRAL_CONFIG: Final = "params.json"
+_TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.model", "tekken*", "*.vocab", "*bpe*")
+_TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
+"""Files that every start reads; of others it depends on the model, and a fault is only a warning."""
+_INDEX: Final = "model.safetensors.index.json"
+_PLAIN: Final = ("auto", "hf")
+_OTHER_CODE: Final = ("auto_map", "speculators_config")
+"""Keys of config.json with which vLLM may serve the class of another name."""
+_TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*|)$")
+"""The end of an architecture's name; vLLM serves some with the class of another end."""
+
+
+class ModelChecks:
+    """The checks of one start; reads each folder once."""
+
+    def __init__(self, start: CheckedStart) -> None:
+        self._start = start
+
+    def findings(self) -> Iterator[Finding]:
+        """All findings about files that are on disk, or that are nowhere."""
+        if self._start.line.file_plan is None:
+            return
+        for place in self._start.line.file_plan.main_places:
+            yield from check_model_place(place)
+        if self.folder is None:
+            return
+        faults = list(self._config_findings(self.folder))
+        yield from faults
+        if any(finding.severity == "error" for finding in faults):
+            return  # what else is missing has the same cause
+        yield from self._code_findings(self.folder)
+        yield from self._architecture_findings(self.folder)
+        yield from self._weight_findings(self.folder)
+        yield from self._tokenizer_findings()
+
+    def downloads(self) -> list[ModelPlace]:
+        """The places of which nothing is on disk, and which the hub may have."""
+        plan = self._start.line.file_plan
+        if plan is None or is_offline():
+            return []
+        return [place for place in plan.places if place.kind == "hub" and place.folder is None]
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The model's folder or snapshot; None if it is not on disk."""
+        return self._start.line.file_plan.model.folder if self._start.line.file_plan is not None else None
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether vLLM will download nothing more of the model."""
+        plan = self._start.line.file_plan
+        has_one_cache = not self._start.has("--download-dir")  # else the configuration may be in the hub's
+        return plan is not None and (plan.model.kind == "folder" or (is_offline() and has_one_cache))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json with --hf-overrides; empty if vLLM may read another configuration."""
+        if self.folder is None or not self._reads_config_here:
+            return {}
+        overrides = self._start.value("--hf-overrides")
+        content = read_json_object(self.folder / _CONFIG).content
+        return {**content, **overrides} if isinstance(overrides, dict) else content
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The weights in a format that vLLM reads itself."""
+        return read_checkpoint(self.folder) if self.folder is not None and self._reads_weights_here else None
+
+    @property
+    def _reads_config_here(self) -> bool:
+        start = self._start
+        is_plain = (start.value("--config-format") or "auto") in _PLAIN and not start.value("--hf-config-path")
+        return is_plain and self.folder is not None and not (self.folder / _MISTRAL_CONFIG).exists()
+
+    @property
+    def _reads_weights_here(self) -> bool:
+        if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
+            return False
+        return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
+
+    def _config_findings(self, folder: Path) -> Iterator[Finding]:
+        if not self._reads_config_here:
+            return
+        path = folder / _CONFIG
+        if not path.exists():
+            if self.is_whole and not self._start.facts.plugins and not any(folder.glob("*.gguf")):
+                yield error("config", f"{folder} has no config.json, so it is not a model folder")
+        elif problem := read_json_object(path).problem:
+            yield error("config", problem)
+        elif not self.config.get("model_type") and not self.config.get("architectures"):
+            yield warning("config", f"{path} names neither model_type nor architectures")
+
+    def _code_findings(self, folder: Path) -> Iterator[Finding]:
+        """A type of model for which only the model's own code has a configuration, or nothing."""
+        model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
+        known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
+        if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):
+            return
+        if any(is_named_now(each, model_type) for each in MODEL_TYPES):
+            return
+        report = error if self._is_certain else warning
+        if isinstance(auto_map, dict) and "AutoConfig" in auto_map:
+            if not self._start.has("--trust-remote-code"):
+                what = f"{folder} needs its own code for model_type {model_type!r}"
+                yield report("remote_code", f"{what}: give --trust-remote-code if you trust it")
+        elif not set(self._given_architectures) & {*self._start.facts.names.get(ARCHITECTURES, ())}:
+            what = f"{folder / _CONFIG}: neither this vLLM nor its transformers know the model_type {model_type!r}"
+            yield report("config", f"{what}: upgrade them, or correct it")
+
+    @property
+    def _given_architectures(self) -> list[str]:
+        names = self.config.get("architectures")
+        return list(map(str, names)) if isinstance(names, list) else []
+
+    @property
+    def _is_certain(self) -> bool:
+        """Whether nothing but the folder and this release decides about the model's class."""
+        return self._start.is_known and not self._start.has("--hf-overrides", "--model-class-overrides")
+
+    def _architecture_findings(self, folder: Path) -> Iterator[Finding]:
+        """vLLM also serves classes of transformers and of a model's own code."""
+        given, known = self._given_architectures, self._start.facts.names.get(ARCHITECTURES, ())
+        if not given or not known or any(map(self.config.get, _OTHER_CODE)):
+            return
+        stems, tasks = map(set, zip(*map(_split_architecture, known), strict=True))
+        is_known = any(stem in stems and task in tasks for stem, task in map(_split_architecture, given))
+        if is_known or any(is_named_now(ARCHITECTURES, name) or _is_in_transformers(name) for name in given):
+            return
+        is_of_vllm = self._start.value("--model-impl") in (None, "auto", "vllm")
+        what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(given[0], known)}"
+        yield (error if self._is_certain and is_of_vllm else warning)(
+            "architecture", f"{what}, and transformers neither: upgrade them, or correct it"
+        )
+
+    def _weight_findings(self, folder: Path) -> Iterator[Finding]:
+        if (checkpoint := self.checkpoint) is None:
+            return
+        # vLLM reads only the files of an index, and prefers safetensors of any name; the check does not.
+        has_other_index = checkpoint.weights.index_path is None and (folder / _INDEX).exists()
+        is_other_kind = not any(path.suffix == ".safetensors" for path in checkpoint.weights.present)
+        is_read = not has_other_index and not (is_other_kind and any(folder.glob("*.safetensors")))
+        for finding in checkpoint.findings:
+            if finding.check in CONTENT_CHECKS:
+                yield finding if is_read else finding._replace(severity="warning")
+        if not self.is_whole or self._start.facts.plugins:
+            return
+        for check, text in folder_problems(folder, checkpoint.weights):
+            if check == "no_weights" and not _has_other_weights(folder):
+                yield error("weights", text)
+            elif check == "shards":
+                yield (error if checkpoint.weights.index_path is not None else warning)("weights", text)
+
+    def _tokenizer_findings(self) -> Iterator[Finding]:
+        plan, start = self._start.line.file_plan, self._start
+        if plan is None or start.has("--skip-tokenizer-init", "--io-processor-plugin"):
+            return
+        folder, mode = plan.tokenizer.folder, start.value("--tokenizer-mode") or "auto"
+        if folder is None or mode not in _PLAIN or plan.tokenizer.kind != "folder":
+            return
+        if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+            # Some classes of transformers make an empty one, with which vLLM starts.
+            if not start.facts.plugins and not self.config.get("auto_map"):
+                yield warning("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
+            return
+        for finding in small_file_findings(folder):
+            is_certain = any(f"{folder / name} " in finding.message for name in _TOKENIZER_JSON)
+            yield finding._replace(severity="error" if is_certain else "warning")
+
+
+def _split_architecture(name: str) -> tuple[str, str]:
+    found = _TASK.search(name)
+    end = found.start() if found else len(name)
+    return name[:end], name[end:]
+
+
+def _is_in_transformers(name: str) -> bool:
+    """Whether it has a class of this name; true if that cannot be read. Takes 50 ms."""
+    texts = read_sources("transformers", "models", "*/modeling_*.py")
+    return not texts or any(f"class {name}(" in text for text in texts)
+
+
+def read_sources(package: str, folder: str, pattern: str) -> list[str]:
+    """The texts of some files of an installed package."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    paths = (Path(spec.origin).parent / folder).glob(pattern)
+    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+
+
+def _has_other_weights(folder: Path) -> bool:
+    """Whether there are weights in files that `find_weight_files` does not take for weights."""
+    endings = (".bin", ".pt", ".gguf", ".safetensors")
+    return any(path.suffix in endings for path in (*folder.glob("*"), *folder.glob("*/*")))

@@ -1,0 +1,131 @@
+"""Checks the files, folders and modules that flags of `vllm serve` name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from base.json_depth import read_json
+from base.server_settings import TlsConfig
+from envs.home import expand_home
+from startup.files.model.json_file import read_json_object
+from startup.session.preflight.all_checks import is_importable
+from startup.session.preflight.network import check_tls
+from startup.session.preflight.report import Finding, error, warning
+from startup.vllm_words.preflight.arguments import CheckedStart
+
+_TEMPLATE_CHARACTERS: Final = "{}\n"
+"""A value of --chat-template with one of these is the template itself."""
+_LEAST_PLUGIN: Final = 4
+"""vLLM ignores shorter values of the flags for plugins."""
+_NO_ADAPTER: Final = ("", "None")
+"""Values of --lora-modules that vLLM skips."""
+_ADAPTER: Final = "adapter_config.json"
+
+
+def file_findings(start: CheckedStart) -> Iterator[Finding]:
+    """Everything that is named and missing or faulty."""
+    yield from _check_template(start)
+    yield from _check_tls(start)
+    yield from _check_plugins(start)
+    yield from _check_imports(start)
+    yield from _check_adapters(start)
+    yield from _check_log_config(start)
+    settings = start.value("--generation-config")
+    if settings and settings.startswith(("/", ".")) and not Path(settings).exists():
+        report = error if start.is_known else warning
+        yield report("files", f"--generation-config {settings}: there is no such folder")
+
+
+def _check_template(start: CheckedStart) -> Iterator[Finding]:
+    template = start.value("--chat-template")
+    if not template or any(character in template for character in _TEMPLATE_CHARACTERS):
+        return
+    built_in = start.vllm.folder / "transformers_utils" / "chat_templates" / template
+    if not Path(template).exists() and not built_in.exists():
+        yield error("chat_template", f"--chat-template {template}: there is no such file")
+
+
+def _check_tls(start: CheckedStart) -> Iterator[Finding]:
+    """Faults of the certificate's content are warnings: vLLM reads the files only when it serves.
+
+    Without a certificate or key it reads none of them.
+    """
+    certificate, key = start.value("--ssl-certfile"), start.value("--ssl-keyfile")
+    authorities = start.value("--ssl-ca-certs")
+    given = {"--ssl-certfile": certificate, "--ssl-keyfile": key, "--ssl-ca-certs": authorities}
+    missing = [f"{flag} {name}" for flag, name in given.items() if name and not Path(name).is_file()]
+    for text in missing:
+        yield (error if certificate or key else warning)("tls", f"{text}: there is no such file")
+    if not missing and certificate:
+        config = TlsConfig(ssl_certfile=certificate, ssl_keyfile=key, ssl_ca_certs=authorities)
+        yield from (finding._replace(severity="warning") for finding in check_tls(config))
+
+
+def _check_plugins(start: CheckedStart) -> Iterator[Finding]:
+    """A plugin is a file, or else a module."""
+    for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
+        name = start.value(flag)
+        if name and len(name) >= _LEAST_PLUGIN and not Path(name).is_file():
+            yield warning("plugin", f"{flag} {name}: there is no such file")
+
+
+def _check_imports(start: CheckedStart) -> Iterator[Finding]:
+    """The packages of classes and functions that vLLM imports by name."""
+    for flag in ("--middleware", "--logits-processors"):
+        for name in start.all_values(flag):
+            package = name.partition(":")[0].partition(".")[0]
+            if "." not in name and ":" not in name:
+                yield warning("imports", f"{flag} {name} is no import path such as package.module.name")
+            elif package.isidentifier() and not start.facts.plugins and not is_importable(package):
+                yield error("imports", f"{flag} {name}: there is no module {package}; install it, or set PYTHONPATH")
+
+
+def _check_adapters(start: CheckedStart) -> Iterator[Finding]:
+    """The folders of LoRA adapters, and their rank."""
+    most = start.number("--max-lora-rank", 16)
+    for text in start.all_values("--lora-modules"):
+        if text in _NO_ADAPTER:
+            continue
+        name, path = _adapter(text)
+        if path is None:
+            yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
+            continue
+        if not start.has("--enable-lora"):
+            yield error("lora", f"--lora-modules {name} needs --enable-lora")
+        yield from _check_adapter(Path(expand_home(path)), most)
+
+
+def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
+    if not folder.is_dir():
+        if folder.is_absolute() or str(folder).startswith("."):
+            yield error("lora", f"--lora-modules: there is no folder {folder}")
+        return
+    if not (folder / _ADAPTER).is_file():
+        yield error("lora", f"--lora-modules: {folder} has no {_ADAPTER}, so it is no LoRA adapter")
+        return
+    config = read_json_object(folder / _ADAPTER)
+    if config.problem:
+        yield error("lora", f"--lora-modules: {config.problem}")
+    elif isinstance(rank := config.content.get("r"), int) and rank > most:
+        yield error("lora", f"{folder} has rank {rank}, --max-lora-rank allows {most}: give --max-lora-rank {rank}")
+
+
+def _adapter(text: str) -> tuple[str, str | None]:
+    """The name and path of one value of --lora-modules; no path if it has another form."""
+    if "=" in text and "," not in text:
+        name, _, path = text.partition("=")
+        return name, path
+    try:
+        content: Any = read_json(text)
+    except ValueError:
+        return text, None
+    if not isinstance(content, dict) or not {"name", "path"} <= content.keys():
+        return text, None
+    return str(content["name"]), str(content["path"])
+
+
+def _check_log_config(start: CheckedStart) -> Iterator[Finding]:
+    """A warning: vLLM before 0.31 starts without a file that it cannot read."""
+    name = start.value("--log-config-file")
+    if name and (problem := read_json_object(Path(name)).problem):
+        yield warning("log_config", f"--log-config-file: {problem}")

@@ -1,0 +1,139 @@
+"""Checks what a start needs beside model and devices: variables, packages, compiler, memory, caches."""
+
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from base.machine.files import write_problem
+from base.wording import format_bytes
+from envs import foreign
+from envs.home import expand_home
+from envs.registry import env
+from envs.variable import EnvError
+from startup.ground.temp_folder import MAX_BYTES
+from startup.session.preflight.report import Finding, error, warning
+from startup.session.preflight.resources import (
+    SHM,
+    check_libraries,
+    check_num_files,
+    check_shared_memory,
+    free_bytes,
+    nearest_existing,
+)  # fmt: skip
+from startup.vllm_words.installed import missing_rust_frontend
+from startup.vllm_words.preflight.arguments import CheckedStart
+from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
+
+_PACKAGES: Final = (
+    ("--load-format", "runai_streamer", "runai_model_streamer", "runai-model-streamer"),
+    ("--load-format", "runai_streamer_sharded", "runai_model_streamer", "runai-model-streamer"),
+    ("--load-format", "tensorizer", "tensorizer", "tensorizer"),
+    ("--load-format", "fastsafetensors", "fastsafetensors", "fastsafetensors"),
+    ("--distributed-executor-backend", "ray", "ray", "ray"),
+    ("--data-parallel-backend", "ray", "ray", "ray"),
+)
+"""Values of flags, the module that vLLM imports for them, and how it is installed."""
+_CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
+"""Folders that libraries of a GPU's vLLM write to; without a default only if the variable is set."""
+_PORT: Final = "VLLM_PORT"
+_LEVEL: Final = "VLLM_LOGGING_LEVEL"
+_LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")
+"""With one of them, vLLM may not use the level."""
+_FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
+_SHM_PER_RANK: Final = 1 << 30
+
+
+def surroundings_findings(start: CheckedStart) -> Iterator[Finding]:
+    """Errors for missing packages; the rest depends on more than is known here."""
+    yield from _check_packages(start)
+    yield from _check_variables(start)
+    for finding in check_libraries():  # not every vLLM of a GPU compiles kernels for the processor
+        is_error = finding.check == "environment" or start.vllm.device == "cpu"
+        yield finding if is_error else finding._replace(severity="warning")
+    if (problem := missing_rust_frontend(start.vllm)) is not None:
+        yield error("rust_frontend", problem)
+    yield from _check_compiler(start)
+    yield from _check_shm(start)
+    yield from _check_caches(start)
+    for finding in check_num_files():  # vLLM raises the number itself, as far as it may
+        yield finding._replace(severity="warning")
+
+
+def _check_packages(start: CheckedStart) -> Iterator[Finding]:
+    for flag, value, module, package in _PACKAGES:
+        if start.value(flag) == value and not start.facts.plugins and find_spec(module) is None:
+            yield error("package", f"{flag} {value} needs the package {package}: pip install {package}")
+
+
+def _check_variables(start: CheckedStart) -> Iterator[Finding]:
+    """Kubernetes sets `NAME_PORT` for each Service of the namespace; the engine converts the others."""
+    if "://" in (port := foreign.text_of(_PORT)):
+        yield error(
+            "port_variable",
+            f"{_PORT}={port} is what Kubernetes sets for a Service named vllm, and no port for vLLM's processes: set "
+            "`enableServiceLinks: false` in the pod, or rename the Service",
+        )
+    level = foreign.text_of(_LEVEL).upper()
+    if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
+        yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
+    if (settings := foreign.text_of(_LOG_SETTINGS[1])) and not Path(settings).is_file():
+        yield error("environment", f"{_LOG_SETTINGS[1]}={settings} is no file: correct it or unset it")
+    for variable in (env.HF_HUB_ETAG_TIMEOUT, env.HF_HUB_DOWNLOAD_TIMEOUT):
+        try:
+            variable.get()
+        except EnvError as err:
+            yield error("environment", f"{err}: correct it or unset it")
+    folder = foreign.text_of(_FOLDER_OF_SOCKETS)
+    if len(os.fsencode(folder)) > MAX_BYTES:  # of TMPDIR, `ensure_temp_folder` takes care
+        text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
+        yield error("environment", text)
+    for fact in start.facts.variables:
+        if foreign.is_set(fact.name) and not (fact.name == _PORT and "://" in port):
+            try:
+                parse_value(fact, foreign.text_of(fact.name))
+            except FlagValueError as err:
+                yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
+
+
+def _check_compiler(start: CheckedStart) -> Iterator[Finding]:
+    """torch.compile needs a C++ compiler on a CPU; Triton, a C compiler and Python's headers on a GPU."""
+    device = start.vllm.device
+    if device == "cpu" and not start.line.is_eager:
+        if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
+            yield warning(
+                "compiler", "there is no C++ compiler, which torch.compile needs: install g++, or give --enforce-eager"
+            )
+    elif device == "cuda" and not start.has("--enforce-eager"):
+        if not any(map(shutil.which, ("gcc", "clang", "cc"))) and not foreign.text_of("CC"):
+            yield warning("compiler", "there is no C compiler, which Triton needs: install gcc")
+        elif not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+            yield warning("compiler", "Python.h is missing, which Triton compiles with: install python3-dev")
+
+
+def _check_shm(start: CheckedStart) -> Iterator[Finding]:
+    """Ranks exchange data in /dev/shm."""
+    for finding in check_shared_memory():
+        yield finding._replace(severity="warning")
+    ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
+    if ranks > 1 and SHM.is_dir() and (free := free_bytes(SHM)) < ranks * _SHM_PER_RANK and free >= 16 << 20:
+        yield warning(
+            "shm",
+            f"{SHM} has {format_bytes(free)} free, {ranks} ranks may need {format_bytes(ranks * _SHM_PER_RANK)}: give "
+            "the container --ipc=host or a larger --shm-size",
+        )
+
+
+def _check_caches(start: CheckedStart) -> Iterator[Finding]:
+    """Folders below a home that a random user of a container cannot write to."""
+    if start.vllm.device != "cuda":
+        return
+    for name, default in _CACHES.items():
+        if given := foreign.text_of(name) or default:
+            folder = nearest_existing(Path(expand_home(given)))
+            if problem := write_problem(str(folder)):
+                yield warning("cache", f"{folder} cannot be written to ({problem}): set {name} to another folder")

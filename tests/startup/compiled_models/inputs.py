@@ -1,0 +1,134 @@
+"""Archives, also such as `write_archive` would not write, and folders that cannot be locations."""
+
+import json
+import os
+import subprocess
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+
+import pytest
+
+from startup.compiled_models.archive import MANIFEST, write_archive
+from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
+
+_needs_root: Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+RECORD: Final = CompiledModel(
+    key="ab" * 32,
+    model="org/model",
+    start_id="start",
+    digest="late",
+    early_digest="early",
+    factors={"env": {"VLLM_USE_V1": True}},
+    versions={"vllm": "0.32.0"},
+    hardware=Hardware("x86_64", ("avx2",), ()),
+    ranks=("rank_0_0",),
+    compile_s=30.0,
+    created_at="2026-11-23T22:00:00Z",
+)
+FILES: Final = {
+    "vllm/a/graph.py": b"graph" * 5000,
+    "vllm/a/empty": b"",
+    "triton/x/kernel.so": bytes(3_000_000),
+}
+
+
+def save_archive(path: Path, files: Mapping[str, bytes] = FILES) -> CompiledModel:
+    """Writes an archive with these files."""
+    folder = path.with_suffix(".files")
+    sources = {name: folder / name for name in files}
+    for name, source in sources.items():
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_bytes(files[name])
+    return write_archive(path, RECORD, sources)
+
+
+def archive(
+    content: Mapping[str, bytes] | None = None,
+    *,
+    files: Mapping[str, FileFacts] | None = None,
+    method: int = ZIP_DEFLATED,
+    **others: Any,
+) -> bytes:
+    """An archive of these contents, which `write_archive` may refuse; by default of one small file.
+
+    Args:
+        content: by name.
+        files: of the record; those of the contents by default.
+        method: of the compression.
+        others: further fields of the record that differ.
+    """
+    content = {"vllm/a": b"content"} if content is None else content
+    record = asdict(RECORD.with_files(facts(content) if files is None else files)) | others
+    return zipped({**content, MANIFEST: json.dumps(record).encode()}, method)
+
+
+def facts(content: Mapping[str, bytes]) -> dict[str, FileFacts]:
+    """What the record says of files with these contents."""
+    return {name: FileFacts(len(each), sha256(each).hexdigest()) for name, each in content.items()}
+
+
+def zipped(content: Mapping[str, bytes], method: int = ZIP_DEFLATED) -> bytes:
+    """A zip file with these members."""
+    file = BytesIO()
+    with ZipFile(file, "w", method, compresslevel=1) as whole:
+        for name, each in content.items():
+            whole.writestr(ZipInfo(name), each, method)
+    return file.getvalue()
+
+
+def deflated(content: bytes) -> bytes:
+    """As a member of `zipped`."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    return packer.compress(content) + packer.flush()
+
+
+def _without_parent(location: Path) -> None:
+    """Nothing is there."""
+
+
+def _file_instead(location: Path) -> None:
+    location.parent.mkdir()
+    location.write_text("text")
+
+
+def _of_another_user(location: Path) -> None:
+    location.mkdir(parents=True)
+    os.chown(location, 12345, 12345)
+
+
+def _writable_by_all(location: Path) -> None:
+    location.mkdir(parents=True)
+    location.chmod(0o777)
+
+
+def _full(location: Path) -> None:
+    _mount(location, "size=64k")
+
+
+def _read_only(location: Path) -> None:
+    _mount(location, "ro")
+
+
+def unmount(location: Path) -> None:
+    """After a file system was mounted there."""
+    if os.path.ismount(location):
+        subprocess.run(("umount", str(location)), check=True)
+
+
+def _mount(location: Path, option: str) -> None:
+    location.mkdir(parents=True)
+    mount = ("mount", "-t", "tmpfs", "-o", f"mode=755,{option}", "tmpfs", str(location))
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+
+
+UNUSABLE: Final = (_without_parent, _file_instead, pytest.param(_of_another_user, marks=_needs_root), _writable_by_all)
+"""Each makes a location in a folder that does not exist yet."""
+MOUNTED: Final = tuple(pytest.param(make, marks=_needs_root) for make in (_full, _read_only))
+"""Each mounts a file system, which `unmount` removes."""

@@ -1,0 +1,243 @@
+"""Archives in object stores: their real clients against servers for S3 and Google Cloud Storage."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.compiled_models import location as module
+from startup.compiled_models.archive import read_record, unpack
+from startup.compiled_models.location import LocationError, open_location
+from tests.startup.compiled_models.inputs import FILES, save_archive
+from tests.startup.compiled_models.test_location import NAME, problem
+from tests.support.s3_server import SECRET, s3_server
+
+pytestmark = pytest.mark.thorough
+
+LARGE = 21_000_000
+"""Bytes that are uploaded in parts."""
+
+
+@pytest.fixture(autouse=True)
+def new_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """fsspec keeps clients, which know the server of another test."""
+    import gcsfs
+    import s3fs
+
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    yield
+    for system in (s3fs.S3FileSystem, gcsfs.GCSFileSystem):
+        system.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The server checks the condition of a request and stores the object in two steps, so it gets a lock."""
+    from moto.s3.responses import S3Response
+
+    lock = threading.Lock()
+
+    def one_by_one(handle: Callable[..., Any]) -> Callable[..., Any]:
+        def handle_one(*arguments: Any) -> Any:
+            with lock:
+                return handle(*arguments)
+
+        return handle_one
+
+    for method in ("put", "post"):
+        monkeypatch.setattr(
+            S3Response, f"_key_response_{method}", one_by_one(getattr(S3Response, f"_key_response_{method}"))
+        )
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield "s3://models/compiled"
+
+
+@pytest.fixture
+def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The server does not know the condition of a request, so that the test adds it."""
+    from gcp_storage_emulator.handlers import objects
+    from gcp_storage_emulator.server import create_server
+
+    lock = threading.Lock()
+
+    def with_condition(handle: Callable[..., None]) -> Callable[..., None]:
+        def handle_one(request: Any, response: Any, storage: Any) -> None:
+            with lock:
+                name = request.query.get("name", [None])[0] or request.data["meta"]["name"]
+                is_stored = any(found["name"] == name for found in storage.get_file_list("models")[0])
+                if request.query.get("ifGenerationMatch") == ["0"] and is_stored:
+                    response.status = HTTPStatus.PRECONDITION_FAILED
+                else:
+                    handle(request, response, storage)
+
+        return handle_one
+
+    for name in ("_multipart_upload", "_create_resumable_upload"):
+        monkeypatch.setattr(objects, name, with_condition(getattr(objects, name)))
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="models")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_address[1]}")
+    monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
+    yield "gs://models/compiled"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def address(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_archive(tmp_path / "a.zip")
+    return tmp_path / "a.zip"
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    (tmp_path / "large").write_bytes(os.urandom(LARGE))
+    return tmp_path / "large"
+
+
+def believe_that_nothing_exists(monkeypatch: pytest.MonkeyPatch, location: Any) -> None:
+    async def is_missing(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(location._system, "_exists", is_missing)
+
+
+def test_an_archive_is_added_listed_read_and_removed(address, path, tmp_path):
+    location = open_location(f"{address}/")
+    assert (location.list(), location.list("0.32.0-abc")) == ([], [])
+    assert location.add(NAME, path)
+    assert not location.add(NAME, tmp_path / "a.files/vllm/a/empty")
+    assert location.add("other/key.zip", path)
+    assert location.add("other/key2.zip", path)
+    location._system.pipe_file(f"{location._root}/other/readme.txt", b"")
+    assert {archive.name for archive in location.list()} == {NAME, "other/key.zip", "other/key2.zip"}
+    (listed,) = location.list("0.32.0-abc")
+    assert (listed.name, listed.size) == (NAME, path.stat().st_size)
+    assert abs(listed.modified_s - path.stat().st_mtime) < 300
+    (tmp_path / "unpacked").mkdir()
+    with location.open(NAME) as file, location.open_whole(NAME, tmp_path) as whole:
+        assert unpack(whole, tmp_path / "unpacked", max_bytes=1 << 30) == read_record(file)
+    assert (tmp_path / "unpacked/triton/x/kernel.so").read_bytes() == FILES["triton/x/kernel.so"]
+    location.touch(NAME)
+    location.remove(NAME)
+    location.remove(NAME)
+    assert location.list("0.32.0-abc") == []
+    assert "does not exist" in problem(lambda: open_location(address).open(NAME))
+
+
+def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch):
+    path = tmp_path / "a.zip"
+    save_archive(path, {"vllm/a": os.urandom(2_000_000)})
+    location: Any = open_location(s3)
+    location.add(NAME, path)
+    location.list()
+    requests, request = [], location._system._cat_file
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        requests.append(options)
+        return request(*arguments, **options)
+
+    monkeypatch.setattr(location._system, "_cat_file", count)
+    with location.open(NAME) as file:
+        read_record(file)
+    assert [options["end"] - options["start"] for options in requests] == [128 << 10]
+    with location.open(NAME) as file:
+        assert file.read() == path.read_bytes()
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["one request", "parts"])
+def test_of_several_writers_at_once_one_adds_the_archive(is_large, address, path, large, monkeypatch):
+    location = open_location(address)
+    believe_that_nothing_exists(monkeypatch, location)
+    source = large if is_large else path
+    with ThreadPoolExecutor(4) as pool:
+        results = [*pool.map(lambda _: location.add(NAME, source), range(1 if is_large and "gs:" in address else 4))]
+    assert sorted(results) == [False] * (len(results) - 1) + [True]
+    assert not location.add(NAME, source)
+    assert not location.add(NAME, path)
+    assert [archive.size for archive in location.list()] == [source.stat().st_size]
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "ConditionalRequestConflict"])
+def test_every_way_of_s3_to_say_that_an_object_exists_is_understood(code, s3, path, monkeypatch):
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject"))
+
+    location: Any = open_location(s3)
+    monkeypatch.setattr(location._system, "_put_file", refuse)
+    assert location.add(NAME, path) is False
+
+
+def test_azures_client_is_told_not_to_overwrite():
+    import inspect
+
+    import adlfs
+
+    names = inspect.signature(adlfs.AzureBlobFileSystem._put_file).parameters
+    assert set(module._PUT_OPTIONS["az"]) <= set(names)
+
+
+def test_faults_are_one_line_with_the_address_and_a_remedy(s3, path, monkeypatch):
+    missing = open_location("s3://nothing/compiled")
+    assert problem(missing.list).startswith("s3://nothing/compiled does not exist: correct the address")
+    assert "nothing" in problem(lambda: missing.add(NAME, path))
+    for name in ("a.zip", "../a/b.zip"):
+        assert "cannot be the name of an archive" in problem(lambda name=name: open_location(s3).open(name))
+    monkeypatch.setattr("startup.files.model.model_place.find_spec", lambda _: None)
+    assert "needs the package s3fs: pip install" in problem(lambda: open_location(s3))
+
+
+def test_a_store_that_cannot_be_reached_is_an_error(s3, path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    location = open_location(s3)
+    for work in (location.list, lambda: location.add(NAME, path), lambda: location.open(NAME)):
+        reason = problem(work)
+        assert reason.startswith("s3://models/compiled")
+        assert reason.endswith(": check the address and the network")
+        assert SECRET not in reason
+
+
+@pytest.mark.parametrize("name", ["_STALL_S", "_LONGEST_REQUEST_S"])
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_store_that_hangs_is_given_up(scheme, name, path, monkeypatch, request):
+    address = request.getfixturevalue(scheme)
+    monkeypatch.setattr(module, name, 0.3)
+    monkeypatch.setattr(module, "_SLOWEST_UPLOAD", 1e9)
+    if name == "_STALL_S" and scheme == "gs":
+        monkeypatch.setattr(module, "_LONGEST_REQUEST_S", 3.0)  # gcsfs repeats the request six times
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        location = open_location(address)
+        location._sizes[NAME] = 10  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "_LONGEST_RANGE_S", 0.3)
+        works = (location.list, lambda: location.add(NAME, path), lambda: location.open(NAME).read())
+        for work in works:
+            assert problem(work).endswith(": check the address and the network")
+
+
+def test_an_object_that_was_cut_is_an_error(s3, path, tmp_path):
+    location: Any = open_location(s3)
+    location.add(NAME, path)
+    location.list()
+    location._system.pipe_file(f"{location._root}/{NAME}", b"short")
+    with pytest.raises((LocationError, ValueError)), location.open(NAME) as file:
+        read_record(file)
+    with pytest.raises((LocationError, ValueError)), location.open_whole(NAME, tmp_path) as file:
+        read_record(file)

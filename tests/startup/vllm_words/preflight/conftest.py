@@ -1,0 +1,60 @@
+"""Starts of a vLLM whose parser is that of `small_parser.py`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import FlagFact, Plugin, VllmFacts, flags_of
+from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.preflight.arguments import CheckedStart
+from tests.startup.vllm import small_parser
+
+CheckStart: TypeAlias = Callable[..., CheckedStart]
+
+NAMES = {
+    "--tool-call-parser": ("hermes", "llama3_json"),
+    "--reasoning-parser": ("deepseek_r1", "qwen3"),
+    "--quantization": ("awq", "fp8"),
+    "--load-format": ("auto", "dummy", "gguf", "hf", "safetensors"),
+    "--attention-backend": ("FLASH_ATTN", "TORCH_SDPA"),
+    "--config-format": ("hf", "mistral"),
+    "--distributed-executor-backend": ("mp", "ray"),
+    "architectures": ("BertForSequenceClassification", "LlamaForCausalLM", "Qwen3ForCausalLM"),
+    "model types": ("kimi_k2",),
+    "model types of transformers": ("bert", "llama", "gpt_oss"),
+    "connectors": ("NixlConnector",),
+}
+VARIABLES = (FlagFact(("VLLM_PORT",), "int"), FlagFact(("VLLM_INTERVAL",), "float"))
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the package vllm."""
+    folder = tmp_path_factory.mktemp("site") / "vllm"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def facts() -> VllmFacts:
+    limits = {"max_num_seqs": (("ge", 1),), "gpu_memory_utilization": (("gt", 0), ("le", 1))}
+    return VllmFacts(tuple(flags_of(small_parser.build(), limits)), NAMES, VARIABLES)
+
+
+@pytest.fixture
+def start(package: Path, facts: VllmFacts) -> CheckStart:
+    """A start of the small vLLM with some words, and with a plugin if there is one."""
+
+    def create(
+        *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"
+    ) -> CheckedStart:
+        known = VllmFacts() if is_first else facts
+        known = known._replace(
+            installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
+        )
+        return CheckedStart(InstalledVllm(version, package), CommandLine.of(words, known))
+
+    return create

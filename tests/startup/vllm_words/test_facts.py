@@ -1,0 +1,288 @@
+"""What vLLM's parser accepts is recorded once per installation, and read by later starts."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from startup.ground.hooks.hook import Name
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import (
+    _CONFIGS,
+    _REGISTRIES,
+    FlagFact,
+    KeptFacts,
+    VllmFacts,
+    default_utilization,
+    flags_of,
+    read_plugins,
+)
+from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.preflight.arguments import name_problem
+from tests.startup.vllm import small_parser
+
+FACTS = VllmFacts(tuple(flags_of(small_parser.build())))
+
+
+def _flag(facts: VllmFacts, name: str) -> FlagFact:
+    return next(flag for flag in facts.flags if name in (*flag.names, *flag.opposites))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "nargs"),
+    [
+        ("--headless", "unknown", 0),
+        ("--max-num-seqs", "int", None),
+        ("--host", "text", None),
+        ("--lora-modules", "unknown", "+"),
+        ("--api-key", "text", "+"),
+        ("--allowed-origins", "json", None),
+        ("--middleware", "text", None),
+        ("--default-chat-template-kwargs", "json", None),
+        ("--enable-prefix-caching", "unknown", 0),
+        ("--max-model-len", "size or auto", None),
+        ("--max-num-batched-tokens", "size", None),
+        ("--hf-token", "text", "?"),
+        ("--hf-overrides", "json or text", None),
+        ("-cc", "object", None),
+        ("--gpu-memory-utilization", "float", None),
+        ("--moe-backend", "folded", None),
+        ("--shape", "unknown", None),
+    ],
+)
+def test_kind_and_number_of_values(name, kind, nargs):
+    flag = _flag(FACTS, name)
+    assert (flag.kind, flag.nargs) == (kind, nargs)
+
+
+def test_choices_that_always_hold():
+    choices = {flag.name: flag.choices for flag in FACTS.flags if flag.choices is not None}
+    assert choices == {
+        "--dtype": ("auto", "float16", "half"),
+        "--uvicorn-log-level": ("critical", "error", "info"),
+        "--moe-backend": ("auto", "deep_gemm"),
+        "--max-lora-rank": (8, 16, 64),
+        "--kv-role": ("producer", None),
+    }
+
+
+def test_names_and_opposites():
+    assert _flag(FACTS, "-q").names == ("--quantization", "-q")
+    assert _flag(FACTS, "--device-memory-utilization").name == "--gpu-memory-utilization"
+    assert _flag(FACTS, "--enforce-eager").opposites == ("--no-enforce-eager",)
+    assert _flag(FACTS, "--headless").opposites == ()
+    assert _flag(FACTS, "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora")
+    assert (_flag(FACTS, "--host").is_optional, _flag(FACTS, "--port").is_optional) == (True, False)
+    line = CommandLine.of(["m", "--disable-lora"], FACTS)
+    assert (line.unknown, line.has("--enable-lora")) == ((), False)
+
+
+def test_fields_of_an_object_and_their_choices():
+    assert _flag(FACTS, "-cc").fields == {
+        "mode": None, "backend": ("inductor", "eager", None), "level": None, "max_num_seqs": None, "changed": None,
+    }  # fmt: skip
+    assert _flag(FACTS, "-sc").fields is None
+
+
+def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
+    for name, value in (("own", "own.plugin:register"), ("vllm", "vllm.plugins.lora:register")):
+        metadata = tmp_path / f"{name}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "entry_points.txt").write_text(
+            f"[console_scripts]\nx = y:z\n\n[vllm.general_plugins]\n{name} = {value}\n"
+        )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    facts = VllmFacts(installed_plugins=read_plugins()[str(tmp_path)])
+    assert [plugin.name for plugin in facts.plugins] == ["own"]
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert facts.plugins == ()
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
+    """One whose modules are imported: a parser, a source that it depends on, and a registry."""
+    site = tmp_path / "site"
+    (site / "vllm-0.32.0.dist-info").mkdir(parents=True)
+    (site / "config.py").write_text("")
+    (site / "cpu.py").write_text('        os.environ["VLLM_OWN"] = "spawn"')
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    parsers = SimpleNamespace(list_registered=lambda: ["b", "a"])
+    modules = {
+        "vllm.entrypoints.cli.serve": {"make_arg_parser": lambda parser: parser},
+        "vllm.utils.argparse_utils": {"FlexibleArgumentParser": lambda add_help: small_parser.build()},
+        "vllm.config.model": {"__file__": str(site / "config.py")},
+        "vllm.tool_parsers": {"ToolParserManager": parsers},
+        "vllm.reasoning": {},
+        "vllm.config": {**dict.fromkeys(_CONFIGS, small_parser.OtherConfig), "ModelConfig": small_parser.SmallConfig},
+        "vllm.envs": {"environment_variables": VARIABLES},
+        "vllm.platforms.cpu": {"__file__": str(site / "cpu.py")},
+    }
+    for name, values in modules.items():
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        vars(sys.modules[name]).update(values)
+    return InstalledVllm("0.32.0", site / "vllm")
+
+
+def _one_of(choices: list[str]) -> Any:
+    def read() -> str | None:
+        if (value := os.getenv("VLLM_FORMAT")) not in (None, *choices):
+            raise ValueError(value)
+        return value
+
+    return read
+
+
+VARIABLES: dict[str, Any] = {
+    "VLLM_COUNT": lambda: int(os.getenv("VLLM_COUNT", "0")),
+    "VLLM_SECONDS": lambda: float(os.environ.get("VLLM_SECONDS", "10")),
+    "VLLM_SWITCH": lambda: bool(int(os.environ["VLLM_SWITCH"])) if "VLLM_SWITCH" in os.environ else False,
+    "VLLM_LENIENT": lambda: int(os.getenv("VLLM_LENIENT") or "0"),
+    "VLLM_FORMAT": _one_of(["a", "b"]),
+    "VLLM_JSON": lambda: json.loads(os.getenv("VLLM_JSON", "{}")),
+    "VLLM_HEX": lambda: int(os.getenv("VLLM_HEX", "0"), 0),
+    "VLLM_NAME": lambda: os.getenv("VLLM_NAME"),
+    "VLLM_OWN": lambda: int(os.getenv("VLLM_OWN", "1")),
+    "VLLM_BROKEN": lambda: os.no_such_function("VLLM_BROKEN"),  # type: ignore[attr-defined]
+}
+"""In the forms in which vLLM reads variables."""
+
+
+def test_variables_that_are_numbers_are_found_by_what_vllm_does_with_values(vllm, monkeypatch):
+    monkeypatch.setenv("VLLM_COUNT", "many")
+    facts = _record(vllm)
+    assert {fact.name: (fact.kind, fact.is_optional) for fact in facts.variables} == {
+        "VLLM_COUNT": ("int", False), "VLLM_SECONDS": ("float", False), "VLLM_SWITCH": ("int", False),
+        "VLLM_LENIENT": ("int", True),
+    }  # fmt: skip
+
+
+def test_ranges_that_code_of_the_class_does_not_change(vllm):
+    limits = {flag.name: flag.limits for flag in _record(vllm).flags if flag.limits}
+    assert limits == {"--max-num-seqs": (("ge", 1),)}
+
+
+def _record(vllm: InstalledVllm) -> VllmFacts:
+    kept = KeptFacts(vllm)
+    assert kept.read() == VllmFacts()
+    kept.record()
+    return kept.read()
+
+
+def test_what_vllm_has_is_recorded_and_read_again(vllm):
+    facts = _record(vllm)
+    without_limits = [flag._replace(limits=()) for flag in facts.flags]
+    assert json.loads(json.dumps(without_limits)) == json.loads(json.dumps(FACTS.flags))
+    assert facts.names["--tool-call-parser"] == ("a", "b")
+
+
+def test_a_record_is_written_once(vllm, monkeypatch):
+    _record(vllm)
+    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", None)
+    KeptFacts(vllm).record()
+    assert "--tool-call-parser" in KeptFacts(vllm).read().names
+    KeptFacts(vllm).record(imports_all=True)
+    assert "--tool-call-parser" not in KeptFacts(vllm).read().names
+
+
+def test_a_changed_source_or_installation_has_no_record(vllm, tmp_path):
+    _record(vllm)
+    (tmp_path / "site" / "config.py").write_text("changed = True")
+    assert KeptFacts(vllm).read() == VllmFacts()
+    assert KeptFacts(vllm._replace(version="0.33.0")).read() == VllmFacts()
+
+
+@pytest.mark.parametrize("changed", ["path", "variable"])
+def test_other_plugins_have_a_record_of_their_own(vllm, tmp_path, monkeypatch, changed):
+    _record(vllm)
+    if changed == "path":
+        metadata = tmp_path / "plugins" / "own-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nown = own.plugin:register\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "plugins"))
+    else:
+        monkeypatch.setenv("VLLM_PLUGINS", "own")
+    facts = KeptFacts(vllm).read()
+    assert (facts.flags, len(facts.installed_plugins)) == ((), changed == "path")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"stamps": "", "files": {}, "value": [1, {}]}', "[1]"])
+def test_a_damaged_record_is_replaced(vllm, tmp_path, content):
+    first = _record(vllm)
+    (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
+    path.write_text(content)
+    assert _record(vllm) == first
+
+
+def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm, monkeypatch):
+    monkeypatch.setitem(vars(sys.modules["vllm.utils.argparse_utils"]), "FlexibleArgumentParser", None)
+    assert _record(vllm) == VllmFacts()
+    monkeypatch.delitem(sys.modules, "vllm.entrypoints.cli.serve")
+    assert _record(vllm) == VllmFacts()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
+        "vllm.model_executor.layers.quantization", "transformers.models.auto.auto_mappings", "vllm.envs",
+    ],
+)  # fmt: skip
+def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(vllm, name, tmp_path, monkeypatch):
+    """A file that is mounted over vLLM's, or `git pull`, may bring other names with the same version."""
+    file = tmp_path / "module.py"
+    file.write_text("")
+    monkeypatch.setitem(sys.modules, name, sys.modules.get(name) or ModuleType(name))
+    monkeypatch.setattr(sys.modules[name], "__file__", str(file), raising=False)
+    _record(vllm)
+    assert KeptFacts(vllm).read().flags
+    file.write_text("names = ['new']")
+    assert KeptFacts(vllm).read() == VllmFacts()
+
+
+def test_a_start_that_vllm_accepts_against_the_record_renews_it(vllm, monkeypatch):
+    _record(vllm)
+    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", SimpleNamespace(list_registered=["new"]))
+    KeptFacts(vllm).record()
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == ("a", "b")
+    KeptFacts(vllm).record(is_doubted=True)
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == ("new",)
+
+
+@pytest.mark.parametrize(("days", "names"), [(0.5, ("a", "b")), (2, ("new",)), (31, ("new",))])
+def test_a_record_ages(vllm, days, names, tmp_path, monkeypatch):
+    _record(vllm)
+    (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
+    os.utime(path, (path.stat().st_mtime - days * 86400,) * 2)
+    assert bool(KeptFacts(vllm).read().flags) == (days < 30)
+    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", SimpleNamespace(list_registered=["new"]))
+    KeptFacts(vllm).record()
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == names
+
+
+def test_the_default_share_of_a_gpu_is_that_of_the_recorded_vllm():
+    def facts(default: float) -> VllmFacts:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--gpu-memory-utilization", type=float, default=default)
+        return VllmFacts(tuple(flags_of(parser)))
+
+    assert [default_utilization(each) for each in (VllmFacts(), facts(0.92), facts(0.85))] == [0.92, 0.92, 0.85]
+
+
+def test_a_name_that_the_registry_has_now_is_registered_whatever_the_record_says(tmp_path, monkeypatch):
+    """The file may be another one with the same time and size."""
+    (tmp_path / "toy_registry_of_facts.py").write_text("NAMES = {'new_parser': 1}\nclass Backend(Enum):\n    NEW = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Name("toy_registry_of_facts", "NAMES")
+    monkeypatch.setitem(_REGISTRIES, "--tool-call-parser", registry)
+    facts = VllmFacts(names={"--tool-call-parser": ("old_parser",)})
+    problems = {name: name_problem(facts, "--tool-call-parser", name, name) for name in ("new_parser", "NEW", "parser")}
+    assert problems == {
+        "new_parser": None, "NEW": None,
+        "parser": "this vLLM has no --tool-call-parser 'parser' (did you mean 'old_parser'?)",
+    }  # fmt: skip
