@@ -7,7 +7,7 @@ from tempfile import gettempdir
 from typing import Final
 
 from envs.registry import env
-from startup.ground.config import flags_of
+from startup.ground.config import flags_with_role
 from startup.ground.temp_folder import own_folder
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
@@ -51,7 +51,7 @@ def start_private_server(
     """
     if len(without_flags(words, ("--detach",))) < len(words):
         raise InputError("--detach is for `vllm-cli serve` only: leave it out.")
-    given, secrets = secrets_as_variables(without_flags(words, flags_of("tls")))
+    given, secrets = secrets_as_variables(without_flags(words, flags_with_role("tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         own_folder(_socket_folder()) as folder,

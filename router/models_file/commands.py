@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from base.wording import list_some
 from router.model_entry import ForeignCommand, ModelEntry
 from router.models_file.document import Findings, KeyPath, show
-from startup.ground.config import flags_of
+from startup.ground.config import flags_with_role
 from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
@@ -98,7 +98,7 @@ def _with_model_first(words: list[str]) -> list[str]:
 
 def without_address(words: Iterable[str]) -> list[str]:
     """The words without --host, --port and --uds."""
-    address = dict.fromkeys(flags_of("address"), 1)
+    address = dict.fromkeys(flags_with_role("address"), 1)
     return [word for given in split(words, address.get) if given.flag not in address for word in given.words]
 
 

@@ -31,7 +31,7 @@ from server.terms.config import LoraModule
 from startup.embedded.installed import require_embedded_engine
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
-from startup.ground.config import StartupConfig, flags_of
+from startup.ground.config import StartupConfig, flags_with_role
 from startup.ground.errors import StartupError
 from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import is_flag_like
@@ -206,7 +206,7 @@ def _reject_flags(words: Sequence[str]) -> None:
 
 def _reject_keys(flags: Iterable[str]) -> None:
     """Of its --config: its words have none."""
-    for flag in sorted(flags_of("keys").intersection(flags)):
+    for flag in sorted(flags_with_role("keys").intersection(flags)):
         text = f"its --config must not have {flag.removeprefix('--')}"
         raise InputError(f"{text}: give keys on the command line, for all models")
 

@@ -12,7 +12,7 @@ from router.standbys import template_kind_of_entry
 from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
 from startup.files.model.request import ModelRequest
-from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_of
+from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments, GivenFlag, read_config_file
 from startup.words.errors import InputError
@@ -42,12 +42,12 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     entry = _entry(options, without_ours(words), "vllm", names)
     config = _read_port(words, _words_of_file(line))
     router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
-    return replace(router, model_has_keys=any(flag.fact.name in flags_of("keys") for flag in line.in_file))
+    return replace(router, model_has_keys=any(flag.fact.name in flags_with_role("keys") for flag in line.in_file))
 
 
 def _words_of_file(line: CommandLine) -> list[str]:
     """The settings of the file of --config that the router needs, as flags; vLLM reads the file, too."""
-    names = flags_of("address", "keys", "port", "both", "program")
+    names = flags_with_role("address", "keys", "port", "both", "program")
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
     needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
@@ -59,9 +59,11 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
     if line.has(_MIDDLEWARE):
         text = "which does not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
-    for name in (flag.fact.name for flag in line.in_file if flag.fact.name in flags_of("tls", "keys") and flag.is_on):
+    for name in (
+        flag.fact.name for flag in line.in_file if flag.fact.name in flags_with_role("tls", "keys") and flag.is_on
+    ):
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
-        if name in flags_of("tls"):
+        if name in flags_with_role("tls"):
             raise InputError(f"{text}: write it as a flag.")
         if find_values(words, name):
             raise InputError(f"{text} and as a flag: leave one of them out.")

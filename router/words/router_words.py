@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeGuard
 import click
 
 from envs.registry import env
-from startup.ground.config import StartupConfig, flags_of
+from startup.ground.config import StartupConfig, flags_with_role
 from startup.ground.serve_words import is_flag_like
 from startup.vllm_words.flags import flags_that_change
 from startup.words.arguments import Arguments
@@ -106,7 +106,7 @@ def is_of_models(flag: Flag | None) -> bool:
 
 def without_ours(words: Iterable[str]) -> list[str]:
     """The words without limits that vLLM does not have: they are those of the port alone."""
-    return without_flags(words, [name for name in flags_of("both") if name.startswith("--http-")])
+    return without_flags(words, [name for name in flags_with_role("both") if name.startswith("--http-")])
 
 
 def fault_of_model(flag: Flag) -> str | None:

@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -25,7 +25,7 @@ from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, Sh
 from startup.compiled_models.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.ground.caches import COMPILED, find_baked
-from startup.ground.config import CompileCacheOption, flags_of
+from startup.ground.config import CompileCacheOption, flags_with_role
 from startup.ground.processes import group_signals
 from startup.port.start_state import StartState
 from startup.reports.timeline.history import installed_versions
@@ -67,6 +67,8 @@ class CompileCache:
         self._removed: dict[str, Reason] = {}
         """Why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
+        self._job: AddJob | None = None
+        """What is to be added once the start is over."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
         """Of locations, which are reported once."""
@@ -99,27 +101,31 @@ class CompileCache:
             if record.key in suspected:
                 local.note_failure(record)
 
-    def finish(self, state: StartState) -> Callable[[], None]:
-        """vLLM is ready: tells whether and why it has compiled; returns what is left to do, slowly."""
+    def describe(self, state: StartState) -> None:
+        """vLLM is ready: reports whether and why it has compiled."""
         self.close()
         events = self._exchange.events()
         if not events:
             if self._expected is not None:
                 fields = {"state": "compiled", "text": f"compiled, because {self._expected}"}
                 state.set_compiled_model({**fields, **self._expected.to_fields()})
-            return lambda: None
+            return
         state.set_compiled_model(_describe(events, self._why_compiled(events), {r.key: r for r in self._records}))
         known = {record.key: record for record in self._records}
         for event in events:
             if event.loaded_s is not None and event.key in known:
                 local.note_use(known[event.key])
-        job = AddJob(
+        self._job = AddJob(
             records=tuple(self._to_add(events, known)),
             more={event.key: (event.more,) for event in events if event.more},
             began_s=self._began_s,
             location=self._option.location,
         )
-        return (lambda: self._add(job)) if job.records else (lambda: None)
+
+    def share(self) -> None:
+        """After `describe`: adds what vLLM has compiled to records and location, which takes seconds."""
+        if self._job is not None and self._job.records:
+            self._add(self._job)
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -290,7 +296,7 @@ def _why_outdated(record: CompiledModel) -> Reason | None:
 
 def _start_id(line: CommandLine) -> str:
     """Nearly any flag may decide which archives are worth fetching; vLLM's hashes decide which one fits."""
-    of_port = flags_of("address", "keys", "tls", "port", "both") | {"--served-model-name"}
+    of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
     values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
 

@@ -266,7 +266,7 @@ class StartupConfig(StartOptions):
 
 
 @cache
-def flags_of(*roles: Role) -> frozenset[str]:
+def flags_with_role(*roles: Role) -> frozenset[str]:
     """The names of the settings' flags with one of these roles; vLLM's flags of these names do the same."""
     fields = (each.field.metadata for each in walk_settings(StartupConfig) if each.role in roles)
     return frozenset(metadata["flag"] for metadata in fields if "flag" in metadata)

@@ -33,7 +33,7 @@ from startup.standby.import_state import ImportEnvironment, InstalledFiles, exec
 from startup.standby.sockets import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:
-    from startup.vllm.launch.shared_imports import SharedImports
+    from startup.vllm.launch.template_imports import TemplateImports
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class _Template:
         listener: socket.socket,
         standby: socket.socket,
         facts: TemplateFacts,
-        imports: "EmbeddedImports | SharedImports",
+        imports: "EmbeddedImports | TemplateImports",
     ) -> None:
         self._listener = listener
         self._standby = standby
@@ -269,14 +269,14 @@ _EMBEDDED: Final = (
 `import_engine`."""
 
 
-def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | SharedImports":
+def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | TemplateImports":
     """The imports of a kind of template."""
     if kind == EMBEDDED:
         return EmbeddedImports(models)
-    from startup.vllm.launch.shared_imports import SharedImports
+    from startup.vllm.launch.template_imports import TemplateImports
     from startup.vllm_words.installed import require_vllm
 
-    return SharedImports(require_vllm(), models, is_eager=kind == VLLM_EAGER)
+    return TemplateImports(require_vllm(), models, is_eager=kind == VLLM_EAGER)
 
 
 class EmbeddedImports:
@@ -305,9 +305,9 @@ class EmbeddedImports:
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """See `SharedImports`."""
+        """See `TemplateImports`."""
         return None
 
     def why_renew(self) -> str | None:
-        """See `SharedImports`."""
+        """See `TemplateImports`."""
         return None

@@ -196,7 +196,7 @@ class KeptFacts:
             with suppress(Exception):  # of a library that is missing here
                 importlib.import_module(name.module)
         try:
-            flags = tuple(flags_of(_build_parser(), _read_limits()))
+            flags = tuple(facts_of_flags(_build_parser(), _read_limits()))
             self._write(VllmFacts(flags, dict(_read_names()), tuple(_read_variables())))
         except Exception as err:  # noqa: BLE001 - another version of vLLM
             logger.debug("vLLM's flags are not recorded: %s", err)
@@ -230,7 +230,7 @@ def _build_parser() -> argparse.ArgumentParser:
     return built
 
 
-def flags_of(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
+def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
     """The flags of vLLM's parser, with the limits of their numbers by parameter."""
     options: dict[argparse.Action, list[str]] = {}
     for option, action in parser._option_string_actions.items():

@@ -167,7 +167,7 @@ _SHAPES: Final = (
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
-        "`vllm/imports.py:_get_source`",
+        "`vllm/api_server_imports.py:_get_source`",
         "torch counts the frames up to the code that defines an operator, as `inspect.stack` does",
         "the hook does not fit; else an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",

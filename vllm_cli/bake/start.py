@@ -17,7 +17,7 @@ from envs import foreign
 from startup.ground.errors import StartupError
 from startup.ground.serve_words import ServeWords
 from startup.imports.torch_environment import has_gpu
-from startup.vllm.launch.shared_imports import learn_imports
+from startup.vllm.launch.template_imports import learn_imports
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.words.engine_choice import choose_engine

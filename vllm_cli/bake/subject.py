@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from startup.files.model.file_plan import plan_files
-from startup.ground.config import flags_of
+from startup.ground.config import flags_with_role
 from startup.words.secret_flags import without_flags
 from startup.words.serve_command import request_of
 
@@ -39,7 +39,7 @@ def subject_of(words: Sequence[str]) -> Subject:
 
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
     """The words without addresses, certificates, keys and reports, which differ from build to run."""
-    return tuple(without_flags(words, flags_of("address", "keys", "tls", "run")))
+    return tuple(without_flags(words, flags_with_role("address", "keys", "tls", "run")))
 
 
 def has_own_bytecode(distributions: Sequence[str]) -> bool:

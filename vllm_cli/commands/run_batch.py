@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from startup.ground.config import flags_of
+from startup.ground.config import flags_with_role
 from startup.ground.serve_words import split
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
@@ -17,7 +17,7 @@ from vllm_cli.commands.of_vllm import vllms_own
 if TYPE_CHECKING:
     from vllm_cli.batch.run_batch import BatchConfig
 
-_ADDRESS_FLAGS: Final = (*flags_of("address"), "--enable-metrics")
+_ADDRESS_FLAGS: Final = (*flags_with_role("address"), "--enable-metrics")
 _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.

@@ -29,9 +29,9 @@ from startup.imports.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
+from startup.vllm.api_server_imports import import_leniently  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
-from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402

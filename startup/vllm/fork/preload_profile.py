@@ -21,7 +21,7 @@ from envs.redaction import hide_in_words
 from startup.ground.caches import Kept, cache_folder, digest, read_all
 from startup.ground.hooks.hook import Hook, Name, Text, left_out
 from startup.reports.timeline.history import installed_versions
-from startup.vllm.imports import LATER_MODULES
+from startup.vllm.api_server_imports import LATER_MODULES
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
 from startup.vllm_words.flags import flags_that_change
@@ -229,7 +229,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
     return state
 
 
-def enable_preloading(kind: StartKind) -> None:
+def forget_failure(kind: StartKind) -> None:
     """Preloads from the next start on: a start with preloading was ready, or plain vLLM fails as well."""
     _kept_plain(kind).remove()
 

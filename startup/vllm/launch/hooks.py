@@ -16,9 +16,9 @@ from startup.ground.hooks.hook import Hook, Part, Text, leave_out, log_unfit, un
 from startup.ground.processes import forkserver as own_forkserver
 from startup.ground.processes import interpreter, library_state
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
-from startup.vllm import imports, vllm_main
+from startup.vllm import api_server_imports, vllm_main
+from startup.vllm.api_server_imports import import_leniently
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
-from startup.vllm.imports import import_leniently
 from startup.vllm.patches import (
     compiler,
     early_engine,
@@ -42,10 +42,10 @@ from startup.vllm_words.installed import InstalledVllm
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
-    vllm_main, imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events, rust_frontend,
-    early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap, graph_memory, compiler,
-    vllm_hooks, json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state, temp_files,
-    process_titles, facts,
+    vllm_main, api_server_imports, cheap_calls, gpu_guard, preload_profile, forkserver, port, serving_events,
+    rust_frontend, early_engine, model_caches, late_imports, spans, model_registry, kv_cache, frozen_heap,
+    graph_memory, compiler, vllm_hooks, json_logs, forkserver_start, own_forkserver, scan_cache, lean, library_state,
+    temp_files, process_titles, facts,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

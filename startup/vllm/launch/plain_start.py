@@ -18,7 +18,7 @@ from startup.ground import start_origin
 from startup.ground.processes import group_signals, interpreter
 from startup.ground.serve_words import OMNI
 from startup.port.systemd.service_manager import ServiceManager
-from startup.vllm.fork.preload_profile import StartKind, enable_preloading, plain_state
+from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
 from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.probes.rust_frontend import obstacle_to_rust_frontend
 from startup.vllm.vllm_main import run_serve, without_click
@@ -89,13 +89,13 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
         code = without_click(lambda: run_serve(line))
     except SystemExit as err:
         if err.code not in _NO_FAULTS:
-            enable_preloading(kind)
+            forget_failure(kind)
         raise
     except Exception:
-        enable_preloading(kind)
+        forget_failure(kind)
         raise
     if code not in _NO_FAULTS:
-        enable_preloading(kind)
+        forget_failure(kind)
     return code
 
 

@@ -46,15 +46,15 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
+from startup.vllm.api_server_imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import (
     disable_preloading,
-    enable_preloading,
+    forget_failure,
     load_profile,
     plan_preload,
 )
 from startup.vllm.fork.recorded_ends import record_spawns
-from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_inspections
 from startup.vllm.launch.crash_digest import CrashDigest
@@ -407,12 +407,12 @@ class _VllmStart:
     def _finish(self) -> None:
         self._end_shortening()
         recordings = self._learn()
-        enable_preloading(self._profile.kind)
+        forget_failure(self._profile.kind)
         self._session.timeline.add_spans(recordings.spans)
-        add_compiled = self._compile_cache.finish(self._session.state)
+        self._compile_cache.describe(self._session.state)
         self._session.finish()
         export_start(self._session.state.info(), self._session.state.phase_seconds())
-        add_compiled()
+        self._compile_cache.share()
 
     def _note_failure(self) -> None:
         if not self._is_ready:

@@ -86,7 +86,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
     return problem and f"the hook {RUST_FRONTEND.name!r} does not fit this version ({problem})"
 
 
-def register_after(take_port: Callable[[int], None]) -> None:
+def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
     `take_port` gets the number of engines on this node, all of which will call it.

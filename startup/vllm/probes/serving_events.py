@@ -18,7 +18,7 @@ from startup.ground.processes.stop_signals import StopSignals
 from startup.imports.finder import wrap_after_import
 from startup.port.responder import StartupResponder
 from startup.reports.crash.output_record import OutputRecord
-from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_after
+from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_once_port_is_free
 from startup.vllm.probes.serving_parts import ChildLink, ServingParts
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
         poll.poll(_HAND_OVER_S * 1000)
 
     _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServingParts(record, pipes.watchdog_timeout_s))
-    register_after(take_port)
+    register_once_port_is_free(take_port)
 
 
 def _hook_uvicorn(

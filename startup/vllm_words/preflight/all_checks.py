@@ -20,10 +20,10 @@ from startup.session.preflight.report import CheckGroup, PreflightReport, run_ch
 from startup.session.preflight.resources import check_cache_folder
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.preflight.arguments import CheckedStart, argument_findings
+from startup.vllm_words.preflight.arguments import GivenStart, argument_findings
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.flag_rules import rule_findings
-from startup.vllm_words.preflight.model import ModelChecks
+from startup.vllm_words.preflight.model import ModelOnDisk
 from startup.vllm_words.preflight.model_settings import setting_findings
 from startup.vllm_words.preflight.named_files import file_findings
 from startup.vllm_words.preflight.surroundings import surroundings_findings
@@ -40,7 +40,7 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
     """Groups of checks in their order."""
     if OMNI in line.words:
         return
-    yield from _groups_of_words(CheckedStart(vllm, line), options)
+    yield from _groups_of_words(GivenStart(vllm, line), options)
     if line.listens and line.port and not options.is_listening:
         yield (
             "address",
@@ -49,12 +49,12 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
     yield "cache", check_cache_folder
 
 
-def _groups_of_words(start: CheckedStart, options: PreflightOptions) -> Iterator[CheckGroup]:
+def _groups_of_words(start: GivenStart, options: PreflightOptions) -> Iterator[CheckGroup]:
     yield "command_line", lambda: argument_findings(start)
     if start.line.problems:
         return
     yield "flags", lambda: rule_findings(start)
-    model = ModelChecks(start)
+    model = ModelOnDisk(start)
     yield "model", model.findings
     yield "settings", lambda: setting_findings(start, model)
     yield "files", lambda: file_findings(start)

@@ -34,7 +34,7 @@ _ANY: Final = ("AUTO", "auto")
 
 
 @dataclass(frozen=True)
-class CheckedStart:
+class GivenStart:
     """One start; its values are those that vLLM would use, as far as they can be known."""
 
     vllm: InstalledVllm
@@ -79,7 +79,7 @@ class CheckedStart:
         return str(self.value("--load-format") or "auto").lower()
 
 
-def argument_findings(start: CheckedStart) -> Iterator[Finding]:
+def argument_findings(start: GivenStart) -> Iterator[Finding]:
     """Every fault of the words."""
     for problem in start.line.problems:
         yield error(USAGE, problem)
@@ -93,7 +93,7 @@ def argument_findings(start: CheckedStart) -> Iterator[Finding]:
         yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
 
 
-def _value_findings(start: CheckedStart, given: VllmFlag) -> Iterator[Finding]:
+def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
     for text in given.values:
         try:
             problem = range_problem(given.fact, parse_value(given.fact, text))
@@ -112,7 +112,7 @@ def _with_place(given: VllmFlag, text: str) -> str:
     return f"{given.where}{text.removeprefix(given.fact.name)}" if given.where else text
 
 
-def _name_findings(start: CheckedStart, flag: str) -> Iterator[Finding]:
+def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
     """Whether vLLM has registered the value of a flag, or it is a class with its module.
 
     Without --enable-auto-tool-choice vLLM does not look; a platform may take another executor.

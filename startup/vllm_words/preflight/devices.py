@@ -12,8 +12,8 @@ from startup.session.preflight.network import describe_process
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.facts import default_utilization
 from startup.vllm_words.installed import read_torch_build
-from startup.vllm_words.preflight.arguments import CheckedStart
-from startup.vllm_words.preflight.model import ModelChecks
+from startup.vllm_words.preflight.arguments import GivenStart
+from startup.vllm_words.preflight.model import ModelOnDisk
 
 _TEGRA: Final = (Path("/etc/nv_tegra_release"), Path("/sys/class/tegra-firmware"))
 """On these boards CUDA works without NVML."""
@@ -24,7 +24,7 @@ _AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
 _GIB: Final = 1 << 30
 
 
-def device_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
     if any(plugin.group == "vllm.platform_plugins" for plugin in start.facts.plugins):
         return
@@ -37,7 +37,7 @@ def device_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding
         yield from _memory_findings(start, read_memory())
 
 
-def _gpu_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     if any(path.exists() for path in _TEGRA):
         return
     state = read_gpus()
@@ -80,7 +80,7 @@ def _has_compatibility() -> bool:
     return _COMPATIBILITY.exists() or "compat" in paths or foreign.is_set("VLLM_ENABLE_CUDA_COMPATIBILITY")
 
 
-def _visible(gpus: tuple[Gpu, ...], start: CheckedStart) -> list[Gpu] | None:
+def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
     """The GPUs that vLLM may use; None if they are named in a way that is not known here."""
     if start.has("--device-ids"):
         return None
@@ -95,7 +95,7 @@ def _visible(gpus: tuple[Gpu, ...], start: CheckedStart) -> list[Gpu] | None:
     return found
 
 
-def _number_findings(start: CheckedStart, visible: list[Gpu]) -> Iterator[Finding]:
+def _number_findings(start: GivenStart, visible: list[Gpu]) -> Iterator[Finding]:
     if not visible:
         yield error("gpu", f"{_VISIBLE}={foreign.text_of(_VISIBLE)} hides all GPUs from vLLM: unset it")
         return
@@ -109,7 +109,7 @@ def _number_findings(start: CheckedStart, visible: list[Gpu]) -> Iterator[Findin
     )
 
 
-def _gpus_needed(start: CheckedStart) -> int | None:
+def _gpus_needed(start: GivenStart) -> int | None:
     """The number of GPUs of this node for one replica of the model; None if other nodes may have them."""
     backend = start.value("--distributed-executor-backend")
     spread = ("--nnodes", "--master-addr", "--data-parallel-address", "--headless", "--data-parallel-rank")
@@ -121,13 +121,13 @@ def _gpus_needed(start: CheckedStart) -> int | None:
     return per_replica * max(replicas, 1)
 
 
-def _sizes(start: CheckedStart) -> str:
+def _sizes(start: GivenStart) -> str:
     flags = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
     given = [f"{flag} {start.value(flag)}" for flag in flags if start.value(flag)]
     return " and ".join(given) or "the parallel sizes"
 
 
-def _gpu_memory_findings(start: CheckedStart, visible: list[Gpu], model: ModelChecks) -> Iterator[Finding]:
+def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
     """vLLM needs a share of each GPU's memory that is free when it starts."""
     given = start.value("--gpu-memory-utilization")
     utilization = given if isinstance(given, float) else default_utilization(start.facts)
@@ -158,7 +158,7 @@ def _describe_holders(gpu: Gpu) -> Iterator[str]:
         yield list_some(texts, 3)
 
 
-def _weight_findings(start: CheckedStart, gpus: list[Gpu], model: ModelChecks) -> Iterator[Finding]:
+def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
     """Weights that cannot fit; other parts of the memory depend on more than is known here."""
     if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
         return
@@ -175,7 +175,7 @@ def _weight_findings(start: CheckedStart, gpus: list[Gpu], model: ModelChecks) -
         )
 
 
-def _memory_findings(start: CheckedStart, memory: MemoryState | None) -> Iterator[Finding]:
+def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[Finding]:
     """The KV cache on a CPU, which vLLM allocates at once."""
     size, name = start.value("--kv-cache-memory-bytes"), "--kv-cache-memory-bytes"
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")

@@ -5,20 +5,20 @@ from typing import Final
 
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.facts import CONNECTORS
-from startup.vllm_words.preflight.arguments import CheckedStart, name_problem
+from startup.vllm_words.preflight.arguments import GivenStart, name_problem
 
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
 """Numbers, each with the one that it must not be below."""
 
 
-def rule_findings(start: CheckedStart) -> Iterator[Finding]:
+def rule_findings(start: GivenStart) -> Iterator[Finding]:
     """Flags that lack another one, or exclude it; certain if this release of vLLM is known."""
     for problem in _problems(start) if start.facts.flags else ():
         yield (error if start.is_known else warning)("flags", problem)
 
 
-def _problems(start: CheckedStart) -> Iterator[str]:
+def _problems(start: GivenStart) -> Iterator[str]:
     for switch, needed in _NEEDED.items():
         if start.has(switch) and not (start.value(needed) or start.has(needed)):
             yield f"{switch} needs {needed}"

@@ -21,7 +21,7 @@ from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, rea
 from startup.session.preflight.model_places import check_model_place
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
-from startup.vllm_words.preflight.arguments import CheckedStart
+from startup.vllm_words.preflight.arguments import GivenStart
 
 _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
@@ -38,10 +38,10 @@ _TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w
 """The end of an architecture's name; vLLM serves some with the class of another end."""
 
 
-class ModelChecks:
+class ModelOnDisk:
     """The checks of one start; reads each folder once."""
 
-    def __init__(self, start: CheckedStart) -> None:
+    def __init__(self, start: GivenStart) -> None:
         self._start = start
 
     def findings(self) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from typing import Any, Final
 from envs import foreign
 from startup.session.preflight.memory_fit import LENGTH_KEYS
 from startup.session.preflight.report import Finding, error, warning
-from startup.vllm_words.preflight.arguments import CheckedStart, name_problem
-from startup.vllm_words.preflight.model import ModelChecks, read_sources
+from startup.vllm_words.preflight.arguments import GivenStart, name_problem
+from startup.vllm_words.preflight.model import ModelOnDisk, read_sources
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"
@@ -41,7 +41,7 @@ _OTHER_SETTINGS: Final = "hf_quant_config.json"
 """What vLLM may read instead of config.json."""
 
 
-def setting_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+def setting_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Nothing about length and heads without a configuration that vLLM reads as it is."""
     if model.config and not start.has(*_OTHER_CONFIGS) and not start.facts.plugins:
         yield from _check_length(start, model)
@@ -49,7 +49,7 @@ def setting_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Findin
     yield from _check_quantization(start, model)
 
 
-def _check_length(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+def _check_length(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     wanted, config, text = start.value("--max-model-len"), model.config, _text_config(model.config)
     own = _own_length(text)
     if not isinstance(wanted, int) or own is None or wanted <= own or foreign.text_of(_LONG).strip().lower() in _ON:
@@ -87,7 +87,7 @@ def _is_scaled_by_class(config: dict[str, Any]) -> bool:
     return any('"factor":' in text for text in texts)
 
 
-def _check_heads(start: CheckedStart, config: dict[str, Any]) -> Iterator[Finding]:
+def _check_heads(start: GivenStart, config: dict[str, Any]) -> Iterator[Finding]:
     text, ranks = _text_config(config), start.number("--tensor-parallel-size", 1)
     heads = next((text[key] for key in _HEADS if isinstance(text.get(key), int) and text[key] > 0), 0)
     if ranks > 1 and heads % ranks:
@@ -109,7 +109,7 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     return nested if isinstance(nested, dict) else config
 
 
-def _check_quantization(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Only a name is an error: vLLM may take another method for the checkpoint than the one that it names."""
     given, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
     family = _family(given)
@@ -126,7 +126,7 @@ def _check_quantization(start: CheckedStart, model: ModelChecks) -> Iterator[Fin
         yield warning("quantization", f"config.json: {problem.replace(_METHOD, 'quantization')}")
 
 
-def _has_file(model: ModelChecks, *patterns: str) -> bool:
+def _has_file(model: ModelOnDisk, *patterns: str) -> bool:
     """Whether there is such a file; true for a model that is not on disk."""
     return model.folder is None or any(any(model.folder.glob(pattern)) for pattern in patterns)
 

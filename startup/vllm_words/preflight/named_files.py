@@ -11,7 +11,7 @@ from startup.files.model.json_file import read_json_object
 from startup.session.preflight.all_checks import is_importable
 from startup.session.preflight.network import check_tls
 from startup.session.preflight.report import Finding, error, warning
-from startup.vllm_words.preflight.arguments import CheckedStart
+from startup.vllm_words.preflight.arguments import GivenStart
 
 _TEMPLATE_CHARACTERS: Final = "{}\n"
 """A value of --chat-template with one of these is the template itself."""
@@ -22,7 +22,7 @@ _NO_ADAPTER: Final = ("", "None")
 _ADAPTER: Final = "adapter_config.json"
 
 
-def file_findings(start: CheckedStart) -> Iterator[Finding]:
+def file_findings(start: GivenStart) -> Iterator[Finding]:
     """Everything that is named and missing or faulty."""
     yield from _check_template(start)
     yield from _check_tls(start)
@@ -36,7 +36,7 @@ def file_findings(start: CheckedStart) -> Iterator[Finding]:
         yield report("files", f"--generation-config {settings}: there is no such folder")
 
 
-def _check_template(start: CheckedStart) -> Iterator[Finding]:
+def _check_template(start: GivenStart) -> Iterator[Finding]:
     template = start.value("--chat-template")
     if not template or any(character in template for character in _TEMPLATE_CHARACTERS):
         return
@@ -45,7 +45,7 @@ def _check_template(start: CheckedStart) -> Iterator[Finding]:
         yield error("chat_template", f"--chat-template {template}: there is no such file")
 
 
-def _check_tls(start: CheckedStart) -> Iterator[Finding]:
+def _check_tls(start: GivenStart) -> Iterator[Finding]:
     """Faults of the certificate's content are warnings: vLLM reads the files only when it serves.
 
     Without a certificate or key it reads none of them.
@@ -61,7 +61,7 @@ def _check_tls(start: CheckedStart) -> Iterator[Finding]:
         yield from (finding._replace(severity="warning") for finding in check_tls(config))
 
 
-def _check_plugins(start: CheckedStart) -> Iterator[Finding]:
+def _check_plugins(start: GivenStart) -> Iterator[Finding]:
     """A plugin is a file, or else a module."""
     for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
         name = start.value(flag)
@@ -69,7 +69,7 @@ def _check_plugins(start: CheckedStart) -> Iterator[Finding]:
             yield warning("plugin", f"{flag} {name}: there is no such file")
 
 
-def _check_imports(start: CheckedStart) -> Iterator[Finding]:
+def _check_imports(start: GivenStart) -> Iterator[Finding]:
     """The packages of classes and functions that vLLM imports by name."""
     for flag in ("--middleware", "--logits-processors"):
         for name in start.all_values(flag):
@@ -80,7 +80,7 @@ def _check_imports(start: CheckedStart) -> Iterator[Finding]:
                 yield error("imports", f"{flag} {name}: there is no module {package}; install it, or set PYTHONPATH")
 
 
-def _check_adapters(start: CheckedStart) -> Iterator[Finding]:
+def _check_adapters(start: GivenStart) -> Iterator[Finding]:
     """The folders of LoRA adapters, and their rank."""
     most = start.number("--max-lora-rank", 16)
     for text in start.all_values("--lora-modules"):
@@ -124,7 +124,7 @@ def _adapter(text: str) -> tuple[str, str | None]:
     return str(content["name"]), str(content["path"])
 
 
-def _check_log_config(start: CheckedStart) -> Iterator[Finding]:
+def _check_log_config(start: GivenStart) -> Iterator[Finding]:
     """A warning: vLLM before 0.31 starts without a file that it cannot read."""
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):

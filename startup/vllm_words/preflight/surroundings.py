@@ -26,7 +26,7 @@ from startup.session.preflight.resources import (
     nearest_existing,
 )  # fmt: skip
 from startup.vllm_words.installed import missing_rust_frontend
-from startup.vllm_words.preflight.arguments import CheckedStart
+from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
 
 _PACKAGES: Final = (
@@ -48,7 +48,7 @@ _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
 
 
-def surroundings_findings(start: CheckedStart) -> Iterator[Finding]:
+def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
     """Errors for missing packages; the rest depends on more than is known here."""
     yield from _check_packages(start)
     yield from _check_variables(start)
@@ -64,13 +64,13 @@ def surroundings_findings(start: CheckedStart) -> Iterator[Finding]:
         yield finding._replace(severity="warning")
 
 
-def _check_packages(start: CheckedStart) -> Iterator[Finding]:
+def _check_packages(start: GivenStart) -> Iterator[Finding]:
     for flag, value, module, package in _PACKAGES:
         if start.value(flag) == value and not start.facts.plugins and find_spec(module) is None:
             yield error("package", f"{flag} {value} needs the package {package}: pip install {package}")
 
 
-def _check_variables(start: CheckedStart) -> Iterator[Finding]:
+def _check_variables(start: GivenStart) -> Iterator[Finding]:
     """Kubernetes sets `NAME_PORT` for each Service of the namespace; the engine converts the others."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
@@ -100,7 +100,7 @@ def _check_variables(start: CheckedStart) -> Iterator[Finding]:
                 yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
 
 
-def _check_compiler(start: CheckedStart) -> Iterator[Finding]:
+def _check_compiler(start: GivenStart) -> Iterator[Finding]:
     """torch.compile needs a C++ compiler on a CPU; Triton, a C compiler and Python's headers on a GPU."""
     device = start.vllm.device
     if device == "cpu" and not start.line.is_eager:
@@ -115,7 +115,7 @@ def _check_compiler(start: CheckedStart) -> Iterator[Finding]:
             yield warning("compiler", "Python.h is missing, which Triton compiles with: install python3-dev")
 
 
-def _check_shm(start: CheckedStart) -> Iterator[Finding]:
+def _check_shm(start: GivenStart) -> Iterator[Finding]:
     """Ranks exchange data in /dev/shm."""
     for finding in check_shared_memory():
         yield finding._replace(severity="warning")
@@ -128,7 +128,7 @@ def _check_shm(start: CheckedStart) -> Iterator[Finding]:
         )
 
 
-def _check_caches(start: CheckedStart) -> Iterator[Finding]:
+def _check_caches(start: GivenStart) -> Iterator[Finding]:
     """Folders below a home that a random user of a container cannot write to."""
     if start.vllm.device != "cuda":
         return

@@ -9,7 +9,7 @@ import yaml
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.one_model import embedded_router, vllm_router
-from startup.ground.config import flags_of
+from startup.ground.config import flags_with_role
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
 from startup.words.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
@@ -106,7 +106,7 @@ _REFUSED = {
 
 def test_every_flag_of_vllm_that_concerns_the_port_is_tried_in_a_file():
     names = {*(ROOT / "tests" / "vllm_cli" / "vllm_flags.txt").read_text().split()}
-    roles = flags_of("address", "keys", "tls", "port", "both", "program")
+    roles = flags_with_role("address", "keys", "tls", "port", "both", "program")
     assert {*_OF_PORT, *_REFUSED} - {"--middleware"} == roles & names - {"--log-config-file"}
 
 

@@ -17,7 +17,7 @@ from startup.vllm.fork.preload_profile import (
     PreloadProfile,
     StartKind,
     disable_preloading,
-    enable_preloading,
+    forget_failure,
     load_all_profiles,
     load_profile,
     plain_state,
@@ -256,7 +256,7 @@ def test_a_failure_of_ours_is_remembered_for_an_hour_then_for_a_day_and_not_afte
         assert plain_state(kind) == state
         now = state.end_s + 1
         assert (plain_state(kind), plain_states()) == (None, [])
-    enable_preloading(kind)
+    forget_failure(kind)
     state = disable_preloading(kind, "KeyError: 'a'")
     assert state is not None and state.end_s == now + 3600
     assert str(state).startswith("KeyError: 'a'; it preloads again from 2026-")

@@ -19,14 +19,14 @@ from startup.vllm_words.facts import (
     KeptFacts,
     VllmFacts,
     default_utilization,
-    flags_of,
+    facts_of_flags,
     read_plugins,
 )
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import name_problem
 from tests.startup.vllm import small_parser
 
-FACTS = VllmFacts(tuple(flags_of(small_parser.build())))
+FACTS = VllmFacts(tuple(facts_of_flags(small_parser.build())))
 
 
 def _flag(facts: VllmFacts, name: str) -> FlagFact:
@@ -269,7 +269,7 @@ def test_the_default_share_of_a_gpu_is_that_of_the_recorded_vllm():
     def facts(default: float) -> VllmFacts:
         parser = argparse.ArgumentParser()
         parser.add_argument("--gpu-memory-utilization", type=float, default=default)
-        return VllmFacts(tuple(flags_of(parser)))
+        return VllmFacts(tuple(facts_of_flags(parser)))
 
     assert [default_utilization(each) for each in (VllmFacts(), facts(0.92), facts(0.85))] == [0.92, 0.92, 0.85]
 

@@ -3,13 +3,13 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from startup.vllm_words.facts import VllmFacts, flags_of
+from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from tests.startup.vllm import small_parser
 from tests.support.properties import given, settings, st
 from tests.support.reading import read_both
 
 _PARSER = small_parser.build()
-_FACTS = VllmFacts(tuple(flags_of(_PARSER)))
+_FACTS = VllmFacts(tuple(facts_of_flags(_PARSER)))
 _OPTIONS = [
     "--tensor-parallel-size", "-tp", "--quantization", "-q", "--dtype", "--port", "--host", "--api-key", "--hf-token",
     "--headless", "--enforce-eager", "--no-enforce-eager", "--disable-lora", "--max-num-seqs", "--max-model-len",

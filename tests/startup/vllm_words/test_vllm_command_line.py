@@ -10,7 +10,7 @@ import yaml
 from startup.vllm.vllm_main import words_with_copy
 from startup.vllm_words import command_line, installed
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.facts import VllmFacts, flags_of
+from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
 from tests.startup.vllm import small_parser
 
@@ -54,7 +54,7 @@ def test_model_is_the_first_word_or_the_flags_value(words, model):
 )
 @pytest.mark.parametrize("is_first", [False, True])
 def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, is_first, tmp_path, monkeypatch):
-    known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
+    known = VllmFacts() if is_first else VllmFacts(tuple(facts_of_flags(small_parser.build())))
     _install(monkeypatch, tmp_path, known)
     assert " ".join(_line(words).words) == expected
 
@@ -94,7 +94,7 @@ _ABBREVIATED = [
 @pytest.mark.parametrize(("words", "whole"), _ABBREVIATED)
 @pytest.mark.parametrize("is_first", [False, True])
 def test_abbreviated_flags_are_read_as_argparse_reads_them(words, whole, is_first, tmp_path, monkeypatch):
-    known = VllmFacts() if is_first else VllmFacts(tuple(flags_of(small_parser.build())))
+    known = VllmFacts() if is_first else VllmFacts(tuple(facts_of_flags(small_parser.build())))
     _install(monkeypatch, tmp_path, known)
     line, expected = _line(words), _line(whole)
     assert (line.model, [flag[1:] for flag in line.flags]) == ("m", [flag[1:] for flag in expected.flags])
@@ -118,7 +118,7 @@ def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
     parser = argparse.ArgumentParser(add_help=False)
     for name in ("--port", "--host", "--portal", "--uds"):
         parser.add_argument(name)
-    _install(monkeypatch, tmp_path, VllmFacts(tuple(flags_of(parser))))
+    _install(monkeypatch, tmp_path, VllmFacts(tuple(facts_of_flags(parser))))
     assert [_line(f"m {words}").port for words in ("--port 9", "--por 9", "--ho x", "--h x")] == [9, None, 8000, None]
     assert _line("m --ho x").host == "x"
 

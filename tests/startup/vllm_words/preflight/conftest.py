@@ -7,12 +7,12 @@ from typing import TypeAlias
 import pytest
 
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.facts import FlagFact, Plugin, VllmFacts, flags_of
+from startup.vllm_words.facts import FlagFact, Plugin, VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.preflight.arguments import CheckedStart
+from startup.vllm_words.preflight.arguments import GivenStart
 from tests.startup.vllm import small_parser
 
-CheckStart: TypeAlias = Callable[..., CheckedStart]
+CheckStart: TypeAlias = Callable[..., GivenStart]
 
 NAMES = {
     "--tool-call-parser": ("hermes", "llama3_json"),
@@ -41,7 +41,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def facts() -> VllmFacts:
     limits = {"max_num_seqs": (("ge", 1),), "gpu_memory_utilization": (("gt", 0), ("le", 1))}
-    return VllmFacts(tuple(flags_of(small_parser.build(), limits)), NAMES, VARIABLES)
+    return VllmFacts(tuple(facts_of_flags(small_parser.build(), limits)), NAMES, VARIABLES)
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
 
     def create(
         *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"
-    ) -> CheckedStart:
+    ) -> GivenStart:
         known = VllmFacts() if is_first else facts
         known = known._replace(
             installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
         )
-        return CheckedStart(InstalledVllm(version, package), CommandLine.of(words, known))
+        return GivenStart(InstalledVllm(version, package), CommandLine.of(words, known))
 
     return create

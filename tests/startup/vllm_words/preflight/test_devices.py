@@ -17,7 +17,7 @@ from startup.vllm_words import installed
 from startup.vllm_words.installed import TorchBuild
 from startup.vllm_words.preflight import devices
 from startup.vllm_words.preflight.devices import device_findings
-from startup.vllm_words.preflight.model import ModelChecks
+from startup.vllm_words.preflight.model import ModelOnDisk
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles a false libnvidia-ml.so")
@@ -54,7 +54,7 @@ def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _findings(start: CheckStart, *words: str) -> list[Finding]:
     checked = start("m", *words, version="0.32.0")
-    return list(device_findings(checked, ModelChecks(checked)))
+    return list(device_findings(checked, ModelOnDisk(checked)))
 
 
 def test_what_the_driver_reports(set_gpus):
@@ -145,7 +145,7 @@ def test_no_driver(start, set_gpus, monkeypatch):
 def test_a_vllm_for_cpus_needs_no_gpu(start, monkeypatch):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
     checked = start("m")
-    assert list(device_findings(checked, ModelChecks(checked))) == []
+    assert list(device_findings(checked, ModelOnDisk(checked))) == []
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_vllm_for_cpus_needs_no_gpu(start, monkeypatch):
 def test_memory_of_a_cpu(start, monkeypatch, size_gib, severity, *, is_cgroup):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB, is_cgroup=is_cgroup))
     checked = start("m", "--kv-cache-memory-bytes", str(size_gib * GIB))
-    found = list(device_findings(checked, ModelChecks(checked)))
+    found = list(device_findings(checked, ModelOnDisk(checked)))
     assert [finding.severity for finding in found] == ([severity] if severity else [])
 
 
@@ -163,5 +163,5 @@ def test_the_variable_for_the_cache_counts_first(start, monkeypatch):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "40")
     checked = start("m", "--kv-cache-memory-bytes", "1")
-    (finding,) = device_findings(checked, ModelChecks(checked))
+    (finding,) = device_findings(checked, ModelOnDisk(checked))
     assert "VLLM_CPU_KVCACHE_SPACE=40 asks for 40.0 GiB" in finding.message

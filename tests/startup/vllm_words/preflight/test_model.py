@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from startup.session.preflight.report import Finding
-from startup.vllm_words.preflight.model import ModelChecks
+from startup.vllm_words.preflight.model import ModelOnDisk
 from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _findings(start: CheckStart, *words: object, **options: Any) -> list[Finding]:
     checked = start(*map(str, words), **options)
-    return list(ModelChecks(checked).findings())
+    return list(ModelOnDisk(checked).findings())
 
 
 def _errors(start: CheckStart, *words: object, **options: Any) -> list[str]:

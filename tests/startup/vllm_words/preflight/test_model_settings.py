@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from startup.vllm_words.preflight.model import ModelChecks
+from startup.vllm_words.preflight.model import ModelOnDisk
 from startup.vllm_words.preflight.model_settings import setting_findings
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 
@@ -30,7 +30,7 @@ def _configure(folder: Path, **changes: Any) -> None:
 
 def _found(start: CheckStart, folder: Path, *words: str, **options: Any) -> list[tuple[str, str]]:
     checked = start(str(folder), *words, **options)
-    return [(found.severity, found.message) for found in setting_findings(checked, ModelChecks(checked))]
+    return [(found.severity, found.message) for found in setting_findings(checked, ModelOnDisk(checked))]
 
 
 def _severities(*arguments: Any, **options: Any) -> list[str]:

@@ -22,6 +22,7 @@ from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
 from startup.imports.gpu_guard import driver_kept_uninitialized
 from startup.imports.learned_imports import learn, learned_imports
+from startup.vllm.api_server_imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
@@ -31,7 +32,6 @@ from startup.vllm.fork.preload_profile import (
     plan_preload,
     platform_modules,
 )
-from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
@@ -58,7 +58,7 @@ _API: Final = "api"
 _CODE: Final = f"import sys, {OWN_PACKAGES_MODULE}; from {__name__} import main; main(*sys.argv[1:])"
 
 
-class SharedImports:
+class TemplateImports:
     """The imports of one template process and the starts that can use them."""
 
     def __init__(
