@@ -72,26 +72,35 @@ def total(sizes: dict[str, Size]) -> Size:
     return Size(sum(each.lines for each in rooms), sum(each.code for each in rooms), sum(each.files for each in rooms))
 
 
-def unexplained_growth(root: Path, table: str) -> Iterator[str]:
-    """A line for each commit since the last release that raises the sum by more than its message names."""
-    for commit in _commits(root, table):
-        before, after = (read_table(_git(root, "show", f"{place}:{table}")) for place in (f"{commit}^", commit))
-        grown = total(after).lines - total(before).lines if before and after else 0
-        named = sum(int(lines) for _, lines in _GROWS.findall(_git(root, "show", "-s", "--format=%B", commit)))
-        if grown > named:
-            yield f"{commit[:8]} raises the sum by {grown} lines, and its message names {named} (Grows: ROOM +N, …)"
+class Growth(NamedTuple):
+    """A commit since the last release that changes the table."""
+
+    commit: str
+    lines: int
+    """How much larger the sum of the product is."""
+    reasons: list[str]
+    """The lines of the message that say which room has grown, and why."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the message does not explain the growth."""
+        named = sum(int(lines) for _, lines in _GROWS.findall("\n".join(self.reasons)))
+        if self.lines <= named:
+            return None
+        return (
+            f"{self.commit[:8]} raises the sum by {self.lines} lines, and its message names {named} (Grows: ROOM +N, …)"
+        )
 
 
-def explained_growth(root: Path, table: str) -> list[str]:
-    """The lines of the messages that say which room has grown, and why."""
-    messages = (_git(root, "show", "-s", "--format=%B", commit) for commit in _commits(root, table))
-    return [line[0] for message in messages for line in _GROWS.finditer(message)]
-
-
-def _commits(root: Path, table: str) -> list[str]:
-    """Those since the last release that change the table, the newest first."""
+def growth(root: Path, table: str) -> Iterator[Growth]:
+    """The newest commit comes first."""
     release = _git(root, "log", "-1", "--format=%H", "-G", r"^## \[[0-9]", "--", "CHANGELOG.md").strip()
-    return _git(root, "log", "--format=%H", *([f"{release}.."] if release else []), "--", table).split()
+    commits = _git(root, "log", "--format=%H", *([f"{release}.."] if release else []), "--", table)
+    for commit in commits.split():
+        before, after = (read_table(_git(root, "show", f"{place}:{table}")) for place in (f"{commit}^", commit))
+        lines = total(after).lines - total(before).lines if before and after else 0
+        message = _git(root, "show", "-s", "--format=%B", commit)
+        yield Growth(commit, lines, [line for line in message.splitlines() if _GROWS.match(line)])
 
 
 def _git(root: Path, *words: str) -> str:
@@ -114,10 +123,12 @@ def main(*, lower: bool) -> None:
         of = allowed.get(name) or total(allowed)
         rows.append([name, *(f"{now} of {most}" for now, most in zip(size, of, strict=True))])
     click.echo("\n".join(align(rows, are_figures=True)))
-    for line in explained_growth(root, table):
-        click.echo(line)
+    grown = list(growth(root, table))
+    for each in grown:
+        for reason in each.reasons:
+            click.echo(reason)
     larger = [name for name, size in sizes.items() if any(map(gt, size, allowed[name]))]
-    problems = list(unexplained_growth(root, table))
+    problems = [each.problem for each in grown if each.problem is not None]
     if larger:
         problems.append(
             f"too large: {', '.join(larger)}. Remove lines there; raise a row only as another one is lowered."

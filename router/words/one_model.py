@@ -59,11 +59,13 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
     if line.has(_MIDDLEWARE):
         text = "which does not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
-    for name in (
-        flag.fact.name for flag in line.in_file if flag.fact.name in flags_with_role("tls", "keys") and flag.is_on
-    ):
+    of_tls, of_keys = flags_with_role("tls"), flags_with_role("keys")
+    for flag in line.in_file:
+        name = flag.fact.name
+        if name not in of_tls | of_keys or not flag.is_on:
+            continue
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
-        if name in flags_with_role("tls"):
+        if name in of_tls:
             raise InputError(f"{text}: write it as a flag.")
         if find_values(words, name):
             raise InputError(f"{text} and as a flag: leave one of them out.")

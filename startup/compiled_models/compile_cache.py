@@ -110,8 +110,8 @@ class CompileCache:
                 fields = {"state": "compiled", "text": f"compiled, because {self._expected}"}
                 state.set_compiled_model({**fields, **self._expected.to_fields()})
             return
-        state.set_compiled_model(_describe(events, self._why_compiled(events), {r.key: r for r in self._records}))
         known = {record.key: record for record in self._records}
+        state.set_compiled_model(_describe(events, self._why_compiled(events), known))
         for event in events:
             if event.loaded_s is not None and event.key in known:
                 local.note_use(known[event.key])

@@ -64,19 +64,23 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def _unknown_torch_log() -> str | None:
-    """The first name of TORCH_LOGS that `import torch` refuses; None without one.
+    """The first name of TORCH_LOGS that `import torch` refuses; None if there is none, or it is not known.
 
-    Reads the names where torch registers them; it takes those of modules, too.
+    torch takes the names that it registers in one file, and names of modules.
     """
     spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
     if spec is None or spec.origin is None:
         return None
     file = Path(spec.origin).parent / "_logging" / "_registrations.py"
-    known = {"all", "help", *_REGISTERED_LOG.findall(file.read_text())} if file.is_file() else set()
-    names = (setting.strip().lstrip("+-") for setting in foreign.text_of("TORCH_LOGS").split(","))
-    return next(
-        (name for name in names if name and known and name not in known and not find_spec(name.partition(".")[0])), None
-    )
+    registered = _REGISTERED_LOG.findall(file.read_text()) if file.is_file() else []
+    if not registered:
+        return None
+    for setting in foreign.text_of("TORCH_LOGS").split(","):
+        name = setting.strip().lstrip("+-")
+        is_known = name in ("", "all", "help", *registered)
+        if not is_known and find_spec(name.partition(".")[0]) is None:
+            return name
+    return None
 
 
 def check_num_files() -> Iterator[Finding]:

@@ -42,7 +42,8 @@ _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""
 """Folders that libraries of a GPU's vLLM write to; without a default only if the variable is set."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
-_LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH")
+_LOG_FILE: Final = "VLLM_LOGGING_CONFIG_PATH"
+_LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", _LOG_FILE)
 """With one of them, vLLM may not use the level."""
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
@@ -81,8 +82,8 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
     level = foreign.text_of(_LEVEL).upper()
     if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
         yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
-    if (settings := foreign.text_of(_LOG_SETTINGS[1])) and not Path(settings).is_file():
-        yield error("environment", f"{_LOG_SETTINGS[1]}={settings} is no file: correct it or unset it")
+    if (log_file := foreign.text_of(_LOG_FILE)) and not Path(log_file).is_file():
+        yield error("environment", f"{_LOG_FILE}={log_file} is no file: correct it or unset it")
     for variable in (env.HF_HUB_ETAG_TIMEOUT, env.HF_HUB_DOWNLOAD_TIMEOUT):
         try:
             variable.get()
