@@ -161,7 +161,7 @@ _SHAPES: Final = (
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
-        "`vllm/facts.py:_kind_of`",
+        "`vllm_words/facts.py:_kind_of`",
         "the names of vLLM's functions that convert values, and of the function that they wrap",
         "the values of such flags are not checked before vLLM",
         "`vllm_engine/test_vllm_facts.py`",
