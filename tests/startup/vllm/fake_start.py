@@ -25,7 +25,8 @@ CHECKED = {"VCLI_PREFLIGHT": None, "VLLM_TARGET_DEVICE": "cpu"}
 """Variables of a start with its preflight; for CPUs, as the torch of the tests may be built for GPUs.
 
 It is on in one start of each kind: cold, warm, plain, headless, with several API servers, with the Rust
-frontend, at a UNIX socket, with `--idle-stop`.
+frontend, at a UNIX socket, with `--idle-stop`. A test that expects no warning gives `--enforce-eager`, as not
+every machine has the compiler that a compiled start needs.
 """
 _FORKSERVER = "processes.forkserver"
 

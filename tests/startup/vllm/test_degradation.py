@@ -77,7 +77,7 @@ def test_a_plain_start_has_at_most_one_warning(version, is_asked_for, folder, mo
     variables = {"VCLI_PLAIN_VLLM": "1"} if is_asked_for else {}
     fake = variant(folder, _version=f'__version__ = "{version}"\n')
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **CHECKED, **variables)
-    with FakeStart(folder, model, env=env) as start:
+    with FakeStart(folder, model, "--enforce-eager", env=env) as start:
         state = start.wait_ready().state()
         assert start.forkservers() == []
         assert start.kind_of(state["engine"]["pid"]) == "spawn"

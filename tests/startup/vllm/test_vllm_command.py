@@ -77,7 +77,7 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     [pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.smoke), pytest.param(signal.SIGINT, id="SIGINT")],
 )
 def test_a_signal_stops_a_serving_vllm_in_order(number, folder, model):
-    with FakeStart(folder, model, env=environment(folder, **CHECKED)) as start:
+    with FakeStart(folder, model, "--enforce-eager", env=environment(folder, **CHECKED)) as start:
         start.wait_ready()
         assert start.terminate(number) == 0
         start.wait_all_gone()
