@@ -9,14 +9,15 @@ import click
 
 from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
+from startup.files.download.messages import DownloadError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, start_prefetch
-from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
+from startup.ground.config import PrefetchOptions
+from startup.ground.errors import ModelNotFoundError
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.reports.timeline.live_line import LiveLine, draw_bar
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
@@ -27,6 +28,8 @@ _DEFAULTS: Final = PrefetchOptions()
 _PROGRESS_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
 _NOT_READ: Final = 1
+_FAILURES: Final = {"refused": ("no_access", NO_ACCESS), "disk": ("no_space", NO_SPACE)}
+"""State and exit code by `DownloadError.kind`; others are `incomplete`."""
 
 _HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
 
@@ -98,11 +101,7 @@ def _configure_logs(line: LiveLine) -> None:
 
 def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
     """Prints why the files are not on disk; returns the exit code."""
-    state, code = "incomplete", START_FAILED
-    if isinstance(err, NoAccessError):
-        state, code = "no_access", NO_ACCESS
-    elif isinstance(err, NoSpaceError):
-        state, code = "no_space", NO_SPACE
+    state, code = _FAILURES.get(err.kind if isinstance(err, DownloadError) else "", ("incomplete", START_FAILED))
     if is_json:
         click.echo(json.dumps({"state": state, "reason": str(err)}, indent=2))
     click.echo(f"Error: {err}", err=True)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from base.wording import format_bytes
 from envs.registry import env
 from startup.files.model.file_plan import Download
-from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
+from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
 """`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
@@ -92,17 +92,3 @@ class DownloadError(ModelNotFoundError):
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(" ".join(reason.split()))
         self.kind = kind
-
-
-class _RefusedError(DownloadError, NoAccessError):
-    """The hub denies access."""
-
-
-class _NoRoomError(DownloadError, NoSpaceError):
-    """The files do not fit on the disk."""
-
-
-def download_error(kind: FailureKind, reason: str) -> DownloadError:
-    """The error of this kind, also as the start's own kinds of errors."""
-    kinds: dict[str, type[DownloadError]] = {"refused": _RefusedError, "disk": _NoRoomError}
-    return kinds.get(kind, DownloadError)(kind, reason)

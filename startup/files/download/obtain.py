@@ -28,13 +28,7 @@ Show = Callable[[str], None]
 def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
     """Starts to download what the plan lacks; None if that is nothing, or forbidden.
 
-    Args:
-        plan: what is on disk.
-        show: takes the progress as text, on a thread.
-        timeout_s: the longest time for all files; None sets no limit.
-
-    Raises:
-        DownloadError: the helper process cannot be started.
+    Raises DownloadError if the helper process cannot be started. `show` is called on a thread.
     """
     downloads = [download for download in plan.downloads if _is_allowed(download)]
     if not downloads:

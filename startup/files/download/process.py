@@ -19,7 +19,6 @@ from startup.files.download.messages import (
     DownloadProgress,
     DownloadReport,
     LogLine,
-    download_error,
 )
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_endpoints, hub_token, listing_url
@@ -38,7 +37,8 @@ class DownloadHandle:
         self.downloads = tuple(downloads)
         self._helper = helper
         self._show = show
-        self._report: DownloadReport | None = None
+        self.report: DownloadReport | None = None
+        """Once the downloads have ended."""
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
         self._logged_s = time.monotonic()
@@ -52,8 +52,8 @@ class DownloadHandle:
 
     def stop_asking(self) -> None:
         """The imports of a start are done: takes what is on disk unless it is known to be outdated."""
-        if self._report is None and not self._has_moved and self._are_updates:
-            self._report = self._take_cached("the hub has not told yet whether the branch has moved")
+        if self.report is None and not self._has_moved and self._are_updates:
+            self.report = self._take_cached("the hub has not told yet whether the branch has moved")
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
@@ -67,23 +67,18 @@ class DownloadHandle:
         self.close()
         if self.failure is not None:
             raise self.failure
-        assert self._report is not None
-        return self._report.folders
-
-    @property
-    def report(self) -> DownloadReport | None:
-        """The report, once the downloads have ended."""
-        return self._report
+        assert self.report is not None
+        return self.report.folders
 
     @property
     def failure(self) -> DownloadError | None:
         """Why the downloads have failed; None while they run."""
-        report = self._report
-        return download_error(report.failure, without_login(report.reason)) if report and report.failure else None
+        report = self.report
+        return DownloadError(report.failure, without_login(report.reason)) if report and report.failure else None
 
     def close(self) -> None:
         """Ends the helper, if it is running."""
-        self._report = self._report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
+        self.report = self.report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
         self._helper.close()
@@ -97,10 +92,10 @@ class DownloadHandle:
     def _receive(self) -> None:
         """Runs on the thread until the report arrives, or the helper ends without one."""
         try:
-            while self._report is None:
+            while self.report is None:
                 self._take(self._helper.receive())
         except HelperEndedError as err:
-            self._report = self._report or self._take_cached(f"the download of {self.names} failed: {err}")
+            self.report = self.report or self._take_cached(f"the download of {self.names} failed: {err}")
         finally:
             self._show("")
 
@@ -118,20 +113,20 @@ class DownloadHandle:
         elif isinstance(event, bool):
             self._take_answer(has_moved=event)
         elif isinstance(event, str):
-            self._report = self._take_cached(event)
+            self.report = self._take_cached(event)
         elif isinstance(event, LogLine):
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
             if event.failure is None:
                 self._log_end(event)
-            self._report = event
+            self.report = event
 
     def _take_answer(self, *, has_moved: bool) -> None:
         self._has_moved = has_moved
         if not has_moved:
             for download in self.downloads:
                 logger.info("%s", download.describe_commit(download.cached_folder.name))
-            self._report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
+            self.report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
@@ -150,15 +145,8 @@ def start_download(
 ) -> DownloadHandle:
     """Downloads in a helper process, while the launcher imports; returns within a few milliseconds.
 
-    To be called on the main thread: the helper ends with the thread that started it.
-
-    Args:
-        downloads: what is not on disk.
-        show: takes the progress as text, on a thread.
-        options: how; by default from the addresses in HF_ENDPOINT.
-
-    Raises:
-        DownloadError: the helper cannot be started.
+    To be called on the main thread: the helper ends with the thread that started it. `show` is called on
+    another one. Raises DownloadError if the helper cannot be started.
     """
     options = options or DownloadOptions(endpoints=hub_endpoints())
     job = DownloadJob(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())

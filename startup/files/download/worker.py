@@ -42,14 +42,8 @@ def run(job: DownloadJob, send: Send) -> None:
 def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Waits until no other process holds the lock; without locks on this file system, goes on at once.
 
-    The kernel releases the lock however its owner ends.
-
-    Args:
-        path: the lock's file.
-        on_wait: called several times a second while another process holds it.
-
-    Raises:
-        OSError: the file cannot be created.
+    The kernel releases the lock however its owner ends. `on_wait` is called several times a second meanwhile.
+    Raises OSError if the lock's file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
