@@ -13,7 +13,6 @@ from server.terms.config import EngineConfig, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from startup.ground.logs.options import LogFormat, LogOptions
-from startup.ground.prefetch_options import PrefetchOptions
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model without MODEL and --model."""
@@ -21,6 +20,7 @@ DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 StandbyMode = Literal["auto", "off", "require"]
 PreflightMode = Literal["auto", "warn", "off"]
 IdleWarmMode = Literal["auto", "off"]
+PrefetchMode = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,28 @@ class SeveralModelsConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefetchOptions:
+    """How files are read into the page cache."""
+
+    help_group: ClassVar[Group] = "Start"
+
+    mode: PrefetchMode = setting(
+        "auto",
+        "--prefetch",
+        "Read the weights into the page cache during the imports; auto does so if it can help.",
+    )
+    """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
+    num_threads: int = 8
+    """Threads that read."""
+    block_bytes: int = 16 << 20
+    """What a thread reads at once; then it searches for the next block that is not resident."""
+    memory_bytes: int | None = None
+    """Memory taken to be available; None reads it from the kernel and the cgroup."""
+    progress_interval_s: float | None = None
+    """Interval of progress reports; None sends none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,8 @@ from startup.files.model.hub_settings import is_offline
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
-from startup.ground.config import PreflightMode
+from startup.ground.config import PrefetchOptions, PreflightMode
 from startup.ground.errors import StartupError
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.ground.run_record import RunRecord, run_recorded
@@ -37,7 +36,7 @@ from startup.port.start_state import ProbeAnswers, StartState
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.progress import LiveProgress
 from startup.reports.timeline.timeline import PhaseTimeline
-from startup.session.deadline import StartDeadline
+from startup.session.deadline import start_deadline
 from startup.session.outcome import save_failed_start, save_ready_start
 from startup.session.preflight.report import PreflightReport
 
@@ -83,7 +82,7 @@ class StartSession:
         self._manager: ServiceManager | None = None
         self._responder: StartupResponder | None = None
         self.stop_signals = StopSignals(self._report_stop)
-        self._deadline = StartDeadline(None, self.phase)
+        self._deadline: threading.Timer | None = None
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
         self._download: DownloadHandle | None = None
@@ -170,7 +169,9 @@ class StartSession:
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""
-        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
+        if timeout_s is not None:
+            self._deadline = start_deadline(timeout_s, self.phase)
+            self.stack.callback(self._deadline.cancel)
 
     def show_progress(self, *, only_logs: bool = False) -> None:
         """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
@@ -265,7 +266,8 @@ class StartSession:
 
     def _end_waiting(self) -> None:
         """The start is over: ends deadline and progress."""
-        self._deadline.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._live is not None:
             self._live.close()
 

@@ -7,8 +7,7 @@ import click
 
 from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
-from startup.ground.config import VllmOptions
-from startup.ground.prefetch_options import PrefetchOptions
+from startup.ground.config import PrefetchOptions, VllmOptions
 from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords
 from startup.words.errors import InputError
 from startup.words.flag import SupportedFlag

@@ -10,7 +10,7 @@ from typing import Final
 
 from startup.files.prefetch.messages import PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.survey import reason_to_skip, survey_files
-from startup.ground.prefetch_options import PrefetchOptions
+from startup.ground.config import PrefetchOptions
 from startup.ground.processes.helper import Helper, HelperEndedError
 
 logger = logging.getLogger(__name__)

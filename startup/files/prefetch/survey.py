@@ -165,7 +165,7 @@ def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = Non
 def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], *, is_quick: bool) -> Survey:
     num_bytes = sum(length for _, length in wanted.ranges)
     if Path(wanted.path).stat().st_dev in devices:
-        _check_readable(wanted.path)
+        os.close(os.open(wanted.path, os.O_RDONLY | os.O_CLOEXEC))  # raises OSError
         return Survey(1, num_bytes, num_bytes, in_memory_bytes=num_bytes)
     with ResidencyProbe(wanted.path) as probe:
         if not probe.keeps_pages:
@@ -224,10 +224,6 @@ def _missing_blocks(wanted: FileRanges, block_bytes: int, count: Callable[[int, 
             length = min(block_bytes, begin + num_bytes - offset)
             if missing := length - count(offset, length):
                 yield Block(wanted.path, offset, length, missing)
-
-
-def _check_readable(path: str) -> None:
-    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _mb(num_bytes: int) -> str:

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from startup.ground.config import PrefetchOptions
 from startup.ground.errors import StartupError
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.port.listener import is_listening
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline

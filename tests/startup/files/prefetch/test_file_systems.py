@@ -34,7 +34,7 @@ WORK: Final = """
 import json, mmap, os, sys
 from contextlib import ExitStack
 from pathlib import Path
-from startup.ground.prefetch_options import PrefetchOptions
+from startup.ground.config import PrefetchOptions
 from startup.files.prefetch.process import start_prefetch
 from tests.support.page_cache import held
 from vllm_cli.bake.mapped_pages import used_pages

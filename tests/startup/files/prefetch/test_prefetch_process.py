@@ -16,7 +16,7 @@ import pytest
 from startup.files.prefetch.messages import PrefetchJob, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.files.prefetch.worker import _OpenFile, _Prefetch
-from startup.ground.prefetch_options import PrefetchOptions
+from startup.ground.config import PrefetchOptions
 from tests.support.cli import python_output
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
 

@@ -17,7 +17,7 @@ from startup.files.prefetch.survey import (
     whole_file,
     write_pages,
 )
-from startup.ground.prefetch_options import PrefetchOptions
+from startup.ground.config import PrefetchOptions
 from tests.support.page_cache import evict, expect_read, resident_bytes
 
 MB = 10**6
