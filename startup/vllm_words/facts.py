@@ -357,11 +357,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's.
-
-    Args:
-        facts: those of the installed vLLM if not given.
-    """
+    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)

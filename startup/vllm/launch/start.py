@@ -28,7 +28,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.ground import start_origin
-from startup.ground.caches import keep_bytecode, use_baked_bytecode
+from startup.ground.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.ground.config import VllmOptions
 from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
@@ -56,7 +56,6 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.launch.baked_caches import add_baked_inspections
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders

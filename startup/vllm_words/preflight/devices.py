@@ -187,12 +187,8 @@ def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[
     if size > memory.total_bytes:
         # vLLM compares it with the machine's memory; a container's swap is not known.
         yield (warning if memory.is_cgroup else error)(
-            "memory", f"{what}, and {_whose(memory)} has {format_bytes(memory.total_bytes)}: give less"
+            "memory", f"{what}, and {memory.owner} has {format_bytes(memory.total_bytes)}: give less"
         )
     elif size > memory.available_bytes:
         free = format_bytes(memory.available_bytes)
-        yield warning("memory", f"{what}, and {free} of {_whose(memory)}'s memory are available: give less")
-
-
-def _whose(memory: MemoryState) -> str:
-    return "the container" if memory.is_cgroup else "the machine"
+        yield warning("memory", f"{what}, and {free} of {memory.owner}'s memory are available: give less")
