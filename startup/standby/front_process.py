@@ -35,9 +35,6 @@ class ColdStartError(Exception):
 def serve_warm(words: list[str]) -> int | None:
     """Has the server forked and forwards signals to it until it ends; None for a cold start in this process.
 
-    Args:
-        words: the words after `serve`.
-
     Returns:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
@@ -95,7 +92,7 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
         connection.settimeout(max(timeout_s, _VERDICT_S))
     except FileNotFoundError:
         raise
-    except (OSError, sockets.UnsafeFolderError) as err:
+    except OSError as err:
         reason = f"it does not answer in {timeout_s * 1000:g} ms" if isinstance(err, TimeoutError) else str(err)
         raise ColdStartError(f"the standby cannot be used: {reason}") from err
 
@@ -116,12 +113,8 @@ def _notify_relay() -> "NotifyRelay | None":
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
     """Sends what the server needs; returns its pid, its pidfd and the pipe whose closing ends it.
 
-    Args:
-        connection: to the template, then to the server.
-        variables: with other values than in this process's environment.
-
-    Raises:
-        ColdStartError: with the forked process's reason.
+    The variables are those that have other values than here. Raises ColdStartError with the forked process's
+    reason.
     """
     begin_ns = time.monotonic_ns()
     life_read_fd, life_fd = os.pipe()

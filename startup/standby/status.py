@@ -4,7 +4,9 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+import msgspec
 
 from startup.standby import sockets
 from startup.standby.sockets import peer_of
@@ -57,10 +59,8 @@ class StandbyStatus:
 
     @classmethod
     def from_json(cls, text: bytes) -> "StandbyStatus":
-        """The inverse of `to_json`; raises ValueError, TypeError or KeyError for other content."""
-        content: dict[str, Any] = json.loads(text)
-        templates = tuple(TemplateStatus(**template) for template in content.pop("templates"))
-        return cls(templates=templates, models=tuple(content.pop("models")), **content)
+        """The inverse of `to_json`; raises ValueError for other content."""
+        return msgspec.json.decode(text, type=cls)
 
 
 class NoStandbyError(Exception):
@@ -89,5 +89,5 @@ def ask(request: bytes) -> StandbyStatus:
         raise NoStandbyError(f"the standby does not answer in {_TIMEOUT_S:g} s") from err
     except (FileNotFoundError, ConnectionRefusedError) as err:
         raise NoStandbyError("no standby runs for this user and Python environment") from err
-    except (OSError, ValueError, TypeError, KeyError, sockets.UnsafeFolderError) as err:
+    except (OSError, ValueError) as err:
         raise NoStandbyError(f"the standby cannot be reached: {err}") from err

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
@@ -112,7 +111,7 @@ class FilePlan:
     @cached_property
     def read_order(self) -> tuple[Path, ...]:
         """The files on disk that the start reads, in its order: configuration and tokenizer, then weights."""
-        return tuple(dict.fromkeys(chain(self._small_files, self._weights)))
+        return tuple(dict.fromkeys((*self._small_files, *self._weights)))
 
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
@@ -158,31 +157,18 @@ class FilePlan:
 
     @property
     def _small_files(self) -> Iterator[Path]:
-        for folder in self._folders:
-            yield from folder.small_files
+        for listing, wanted in self._listings:
+            yield from (listing.folder / name for name in wanted.choose_small(listing.names))
 
     @property
     def _weights(self) -> Iterator[Path]:
-        for folder in self._folders:
-            yield from folder.weights
+        for listing, wanted in self._listings:
+            weight_map = listing.weight_map_of(wanted)
+            yield from (listing.folder / name for name in wanted.choose_weights(listing.names, weight_map))
 
     @cached_property
-    def _folders(self) -> list["_ReadFolder"]:
-        return [_read(place.folder, place.wanted) for place in self.places if place.folder is not None]
-
-
-class _ReadFolder(NamedTuple):
-    """What a start reads of a folder."""
-
-    small_files: tuple[Path, ...]
-    weights: tuple[Path, ...]
-
-
-def _read(folder: Path, wanted: WantedFiles) -> _ReadFolder:
-    listing = FolderListing(folder)
-    small = (folder / name for name in wanted.choose_small(listing.names))
-    weights = (folder / name for name in wanted.choose_weights(listing.names, listing.weight_map_of(wanted)))
-    return _ReadFolder(tuple(small), tuple(weights))
+    def _listings(self) -> list[tuple[FolderListing, WantedFiles]]:
+        return [(FolderListing(place.folder), place.wanted) for place in self.places if place.folder is not None]
 
 
 def plan_files(request: ModelRequest) -> FilePlan:

@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Self
 
 from startup.reports.timeline.history import EarlierStarts
@@ -131,9 +130,7 @@ class LiveProgress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

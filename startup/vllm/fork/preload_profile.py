@@ -321,10 +321,5 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """A start that compiles nothing needs no compiler.
-
-    Args:
-        known: engine modules of the start's profile.
-        is_eager: whether the command line switches the compiler off.
-    """
+    """A start that compiles nothing needs no compiler; `known` are the engine modules of its profile."""
     return "now" if not is_eager or COMPILER in known else "deferred"
