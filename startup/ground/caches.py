@@ -249,6 +249,17 @@ class Kept:
         return f"{self.folder}/{digest(self.key)}.json"
 
 
+def of_type(kind: type[Value]) -> Callable[[Any], Value]:
+    """For `Kept.read`: what was written as this type, which checks each member."""
+
+    def convert(content: Any) -> Value:
+        import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names
+
+        return msgspec.convert(content, kind)
+
+    return convert
+
+
 def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
     """The values with all keys, whatever their stamps: the user's, the newest first, then the baked ones."""
     paths = [path for layer in layers(folder) for path in _newest_first(layer)]

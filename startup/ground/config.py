@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from base.errors import ConfigError
 from base.setting import Group, Role, check_ranges, from_variable, setting, walk_settings
-from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
+from envs.registry import LOGGING_LEVELS, env
 from server.terms.config import EngineConfig, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
@@ -151,7 +151,6 @@ class StartOptions:
         "auto",
         "--standby",
         "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with the reason.",
-        choices=STANDBY_MODES,
         variable=env.VCLI_STANDBY,
     )
     """Used before the command line is parsed (`startup.standby.front_process`)."""
@@ -180,14 +179,12 @@ class StartOptions:
         "--idle-warm",
         "With --idle-stop, --restart or several models: keep a standby for this server alone: its starts are warm.",
         role="router",
-        choices=IDLE_WARM_MODES,
     )
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",
         "Check before the start what would make it fail: end with all faults, only log them, or do not check.",
         role="both",
-        choices=PREFLIGHT_MODES,
         variable=env.VCLI_PREFLIGHT,
     )
     listen_when_ready: bool = setting(

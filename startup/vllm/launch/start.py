@@ -231,7 +231,9 @@ class _VllmStart:
                 kills_engine=not self._line.has("--shutdown-timeout"),
             ),
         )
-        self._configure_vllm_logs()
+        is_json = self._options.log_format == "json"
+        if is_json and (notice := log_as_json(self._vllm, self._line, self._journal.folder)) is not None:
+            logger.warning("%s", notice)
         use_baked_bytecode()
         if (notice := keep_bytecode(self._vllm.folder)) is not None:
             logger.warning("%s", notice)
@@ -329,12 +331,6 @@ class _VllmStart:
         states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
-    def _configure_vllm_logs(self) -> None:
-        if self._options.log_format == "json":
-            notice = log_as_json(self._vllm, self._line, self._journal.folder)
-            if notice is not None:
-                logger.warning("%s", notice)
-
     def _start_forkserver(self, events: ServingEvents) -> None:
         with self._span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
@@ -357,7 +353,7 @@ class _VllmStart:
         """Imports it on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal, self._record)
         omit_prefixes_in_json()
-        is_lean = self._may_defer_compiler
+        is_lean = may_defer_compiler(self._line, self._options.start_method)
         with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
         if (obstacle := find_obstacle() or misfit_of_rust_frontend(self._vllm)) is not None:
@@ -475,10 +471,6 @@ class _VllmStart:
     def _is_headless(self) -> bool:
         """Whether this is a node without an API server, whose readiness is not known."""
         return self._line.has("--headless")
-
-    @property
-    def _may_defer_compiler(self) -> bool:
-        return may_defer_compiler(self._line, self._options.start_method)
 
     def _subject(self) -> StartSubject:
         return StartSubject(
