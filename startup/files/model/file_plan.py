@@ -8,25 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
-from startup.files.model.model_place import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
+from startup.files.model.model_place import FolderListing, ModelPlace, find_place, objects_cache
 from startup.files.model.request import ModelRequest
-from startup.files.model.wanted_files import Role, WantedFiles
+from startup.files.model.wanted_files import Role, WantedFiles, format_of
 from startup.ground.config import DEFAULT_MODEL_ID
-
-_UNCACHED_FORMATS: Final = (
-    "dummy",
-    "ipc_cache",
-    "tensorizer",
-    "runai_streamer",
-    "runai_streamer_sharded",
-    "fastsafetensors",
-    "instanttensor",
-)
-"""Values of --load-format with which no weights are read, or not through the page cache."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +105,7 @@ class FilePlan:
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
         """Those of `read_order` that are read through the page cache and do not lie in memory already."""
-        if self.request.load_format not in _UNCACHED_FORMATS:
+        if format_of(self.request.load_format).is_cached:
             files = self.read_order
         else:
             files = tuple(dict.fromkeys(self._small_files))
@@ -131,8 +120,7 @@ class FilePlan:
     def is_downloaded(self, place: ModelPlace) -> bool:
         """Whether files may have to be downloaded: those of a branch or an object store may have changed."""
         if place.kind == "object_store":
-            is_streamed_by_vllm = self.request.engine == "vllm" and is_streamed(self.request.load_format)
-            return place in self.main_places and not is_streamed_by_vllm
+            return place in self.main_places and not place.wanted.is_streamed
         return place.kind == "hub" or place.is_of_branch
 
     def download_of(self, place: ModelPlace) -> Download:

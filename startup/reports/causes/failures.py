@@ -301,9 +301,7 @@ class FailureReader:
         if kept is None:
             if len(self._kept) < _MOST_PROCESSES:
                 self._kept[key] = [reading.failure]
-        elif (
-            kept[-1].raised[-1].text == reading.failure.raised[-1].text
-        ):  # the same one, written again where it ends the process
+        elif kept[-1].raised[-1].text == reading.failure.raised[-1].text:  # written again where it ends the process
             kept[-1].is_ending |= reading.failure.is_ending
         elif kept[0].is_ending:
             kept[1:] = [reading.failure]

@@ -39,6 +39,7 @@ from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.ground.temp_folder import ensure_temp_folder
 from startup.imports.learned_imports import learn, learned_imports
+from startup.port.listener import describe_port
 from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
@@ -144,9 +145,7 @@ def _address_of(line: CommandLine) -> str | None:
         return None
     if line.uds is not None:
         return f"unix:{Path(line.uds).absolute()}"
-    host = f"[{line.host}]" if line.host and ":" in line.host else line.host
-    scheme = "https" if line.has("--ssl-certfile") else "http"
-    return f"{scheme}://{host or '0.0.0.0'}:{line.port}"
+    return describe_port(line.host or "0.0.0.0", line.port, is_tls=line.has("--ssl-certfile"))
 
 
 class _VllmStart:
