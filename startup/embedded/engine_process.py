@@ -86,18 +86,13 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
-        ensure_forkserver()
+        os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
+        try:
+            forkserver.ensure_forkserver(PRELOAD_MODULE)
+        except OSError as err:
+            logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
     elif method == "fork":
         import_engine()
-
-
-def ensure_forkserver() -> None:
-    """Starts the forkserver with the engine's imports, unless it was started before; on the main thread."""
-    os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    try:
-        forkserver.ensure_forkserver(PRELOAD_MODULE)
-    except OSError as err:
-        logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
 
 
 def blocks_on_imports(context: BaseContext) -> bool:

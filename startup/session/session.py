@@ -80,7 +80,8 @@ class StartSession:
         self._log_note = ""
         """For scripts that take any answer for readiness."""
         self._manager: ServiceManager | None = None
-        self._responder: StartupResponder | None = None
+        self.responder: StartupResponder | None = None
+        """None before `listen`."""
         self.stop_signals = StopSignals(self._report_stop)
         self._deadline: threading.Timer | None = None
         self._live: LiveProgress | None = None
@@ -110,11 +111,6 @@ class StartSession:
         with self.stack:
             if isinstance(err, StartupError):
                 self._fail(str(err))
-
-    @property
-    def responder(self) -> StartupResponder | None:
-        """None before `listen`."""
-        return self._responder
 
     def phase(self) -> str:
         """The current phase, for log lines; may be called on any thread."""
@@ -151,7 +147,7 @@ class StartSession:
             self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
-        self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
+        self.responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
         return listening
 
     def keep_run_record(self, address: str | None) -> None:
@@ -217,8 +213,8 @@ class StartSession:
 
     def hand_over(self) -> None:
         """The HTTP server is about to accept: returns once the responder does not. Called on any thread."""
-        if self._responder is not None:
-            self._responder.hand_over()
+        if self.responder is not None:
+            self.responder.hand_over()
 
     def finish(self, info: EngineInfo | None = None) -> None:
         """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
@@ -284,8 +280,8 @@ class StartSession:
         Called on the main thread and on that of a download's progress: no older message follows a newer one.
         """
         with self._publishing:
-            if self._responder is not None:
-                self._responder.update(self.state.to_message())
+            if self.responder is not None:
+                self.responder.update(self.state.to_message())
             if self._manager is not None and not self._is_ready and self.timeline.running is not None:
                 self._manager.notify_status(self.state.meter.read().activity)
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from base.wording import format_bytes
 from envs.registry import env
 from startup.files.model.file_plan import Download
+from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
@@ -15,22 +16,15 @@ FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wro
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadOptions:
-    """How to download; the same for all repositories of one start."""
-
-    endpoints: tuple[str, ...]
-    """Addresses of the hub and of mirrors, in the order in which they are tried."""
-    timeout_s: float | None = None
-    """The longest time for all files; None sets no limit."""
-    stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DownloadJob:
     """What to download."""
 
     downloads: tuple[Download, ...]
-    options: DownloadOptions
+    endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)
+    """Addresses of the hub and of mirrors, in the order in which they are tried."""
+    timeout_s: float | None = None
+    """The longest time for all files; None sets no limit."""
+    stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from base.wording import format_bytes
 from envs.redaction import without_login
@@ -15,13 +15,12 @@ from startup.files.download.branch import AskJob, Question
 from startup.files.download.messages import (
     DownloadError,
     DownloadJob,
-    DownloadOptions,
     DownloadProgress,
     DownloadReport,
     LogLine,
 )
 from startup.files.model.file_plan import Download
-from startup.files.model.hub_settings import hub_endpoints, hub_token, listing_url
+from startup.files.model.hub_settings import hub_token, listing_url
 from startup.ground.processes import group_signals
 from startup.ground.processes.helper import Helper, HelperEndedError
 
@@ -141,15 +140,14 @@ class DownloadHandle:
 
 
 def start_download(
-    downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, options: DownloadOptions | None = None
+    downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, **settings: Any
 ) -> DownloadHandle:
     """Downloads in a helper process, while the launcher imports; returns within a few milliseconds.
 
     To be called on the main thread: the helper ends with the thread that started it. `show` is called on
-    another one. Raises DownloadError if the helper cannot be started.
+    another one. Settings are those of `DownloadJob`. Raises DownloadError if the helper cannot be started.
     """
-    options = options or DownloadOptions(endpoints=hub_endpoints())
-    job = DownloadJob(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
+    job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)
     try:
         if all(download.is_update for download in downloads):
             helper = Helper("download", "startup.files.download.branch:run", _ask_first(job))
@@ -162,7 +160,7 @@ def start_download(
 
 def _ask_first(job: DownloadJob) -> AskJob:
     def urls(download: Download) -> tuple[str, ...]:
-        return tuple(listing_url(each, download.repo_id, download.revision) for each in job.options.endpoints)
+        return tuple(listing_url(each, download.repo_id, download.revision) for each in job.endpoints)
 
     questions = (Question(urls(each), hub_token(each.token), each.cached_folder.name) for each in job.downloads)
     return AskJob(tuple(questions), env.HF_HUB_ETAG_TIMEOUT.get(), pickle.dumps(job))

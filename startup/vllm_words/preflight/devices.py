@@ -136,7 +136,7 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
         wanted = utilization * gpu.total_bytes
         if gpu.free_bytes >= wanted:
             continue
-        holders = "; ".join(_describe_holders(gpu)) or "processes that are not visible here hold the rest"
+        holders = _describe_holders(gpu) or "processes that are not visible here hold the rest"
         share = max(int(gpu.free_bytes / gpu.total_bytes * 100) / 100 - 0.01, 0.01)
         yield warning(
             "gpu_memory",
@@ -147,15 +147,14 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
     yield from _weight_findings(start, visible[:needed], model)
 
 
-def _describe_holders(gpu: Gpu) -> Iterator[str]:
+def _describe_holders(gpu: Gpu) -> str:
     holders = sorted(gpu.processes, key=lambda process: -(process.used_bytes or 0))
     texts = [
         describe_process(process.pid)
         + (f" holds {format_bytes(process.used_bytes)}" if process.used_bytes is not None else "")
         for process in holders
     ]
-    if texts:
-        yield list_some(texts, 3)
+    return list_some(texts, 3) if texts else ""
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
