@@ -186,7 +186,6 @@ class Kept:
     """
 
     folder: str
-    """In the cache folder."""
     key: object
     """Values with different keys are kept beside each other. Keys and stamps are compared by their `repr`."""
     stamps: object = None

@@ -124,7 +124,6 @@ class PrefetchOptions:
     )
     """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
     num_threads: int = 8
-    """Threads that read."""
     block_bytes: int = 16 << 20
     """What a thread reads at once; then it searches for the next block that is not resident."""
     memory_bytes: int | None = None

@@ -52,7 +52,6 @@ class StandIns:
                 _forget(name, module)
 
     def attribute(self, module: str, name: str) -> Any:
-        """The attribute of a stand-in for this module."""
         functions = self._functions.get(module)
         if functions is not None and name in functions:
             return functions[name]

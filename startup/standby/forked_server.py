@@ -63,7 +63,6 @@ class Request(NamedTuple):
     life_fd: int
     """The read end of the front process's death pipe."""
     folder_fd: int
-    """Its working folder."""
     open_fds: dict[int, int]
     """Its descriptors that `exec` keeps: the number there and the number here."""
 

@@ -117,7 +117,6 @@ class _Standby:
         return 0
 
     def status(self) -> StandbyStatus:
-        """The answer to `standby status`."""
         templates = tuple(template.status() for template in self._templates)
         return StandbyStatus(
             pid=os.getpid(),

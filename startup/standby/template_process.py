@@ -47,7 +47,6 @@ class TemplateProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a process."""
         return self._process is not None
 
     @property
@@ -124,7 +123,6 @@ class TemplateProcess:
         self._servers.clear()
 
     def status(self) -> TemplateStatus:
-        """For `standby status`."""
         pid = self._process.pid if self._process is not None else None
         return TemplateStatus(
             kind=self.kind,

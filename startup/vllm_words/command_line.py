@@ -154,7 +154,6 @@ class CommandLine:
 
     @property
     def host(self) -> str | None:
-        """The value of `--host`."""
         return self.value("--host")
 
     @property

@@ -53,7 +53,6 @@ class FileAddress(NamedTuple):
 
     @property
     def url(self) -> str:
-        """The address for requests."""
         return f"{self.endpoint}/{quote(self.repo_id)}/resolve/{self.commit}/{quote(self.name)}"
 
     def __str__(self) -> str:

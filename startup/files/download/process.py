@@ -46,7 +46,6 @@ class DownloadHandle:
 
     @property
     def names(self) -> str:
-        """What is downloaded, for messages."""
         return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:

@@ -71,7 +71,6 @@ class FilePlan:
 
     @property
     def model(self) -> ModelPlace:
-        """Where the model is."""
         return self.places[0]
 
     @property
@@ -124,7 +123,6 @@ class FilePlan:
         return place.kind == "hub" or place.is_of_branch
 
     def download_of(self, place: ModelPlace) -> Download:
-        """What is downloaded of a place on the hub."""
         if place.kind == "object_store":
             cache_dir = place.cache_dir or objects_cache()
             return Download(place.name, None, cache_dir, place.wanted, hub="object_store", cached=place.folder)

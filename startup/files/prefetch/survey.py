@@ -96,7 +96,6 @@ class Survey(NamedTuple):
 
     @property
     def due_bytes(self) -> int:
-        """The bytes to read."""
         return sum(block.missing_bytes for block in self.blocks)
 
     @property

@@ -88,7 +88,6 @@ class _Dormant(NamedTuple):
     pid: int
     connection: socket.socket
     at_import: Mapping[str, str]
-    """The environment of the imports."""
 
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:

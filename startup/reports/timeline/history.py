@@ -36,7 +36,6 @@ class StartRecord:
 
     @classmethod
     def from_report(cls, report: StartReport) -> "StartRecord":
-        """The record of a start that became ready."""
         return cls(total_s=_round(report.total_s), spans=_span_times(report))
 
 

@@ -82,7 +82,6 @@ class ProgressMeter:
         self._earlier = earlier
 
     def read(self) -> StartProgress:
-        """The progress at this moment."""
         elapsed_s = self._timeline.elapsed_s
         if self._timeline.end_ns is not None:
             return StartProgress(READY, 1.0, elapsed_s, 0.0)

@@ -41,7 +41,6 @@ class StartFacts:
     model: str
     start_method: str
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions by package."""
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None

@@ -97,7 +97,6 @@ class _Preflight:
         self._options = options
 
     def checks(self) -> Iterator[CheckGroup]:
-        """Groups of checks in their order."""
         server = self._config.server
         yield "environment", _check_environment
         yield "libraries", check_libraries

@@ -278,7 +278,6 @@ class PreloadPlan:
 
     @classmethod
     def read(cls, path: Path) -> "PreloadPlan":
-        """Reads a plan that `write` has written."""
         content = json.loads(path.read_bytes())
         return cls(**{**content, "modules": tuple(content["modules"]), "left_out": tuple(content["left_out"])})
 

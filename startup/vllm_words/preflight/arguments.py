@@ -68,7 +68,6 @@ class GivenStart:
         return self.line.has(*names)
 
     def all_values(self, name: str) -> list[str]:
-        """The values of all places of a flag."""
         return [value for flag in self.line.flags if flag.fact.name == name for value in flag.values]
 
     @property
