@@ -13,7 +13,7 @@ from envs import foreign
 from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, has_several_models, is_behind_router
 from startup.standby import sockets
-from startup.standby.sockets import peer_of, template_kind
+from startup.standby.sockets import template_kind
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
@@ -79,14 +79,8 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
         ColdStartError: it does not answer, or is not this user's.
     """
     try:
-        folder_fd = sockets.open_folder()
-        try:
-            connection.settimeout(timeout_s)
-            connection.connect(sockets.socket_path(folder_fd, kind))
-        finally:
-            os.close(folder_fd)
-        if peer_of(connection)[1] != os.geteuid():
-            raise ColdStartError("the standby belongs to another user")
+        connection.settimeout(timeout_s)
+        sockets.connect(connection, kind)
         if connection.recv(1) != sockets.ACK:
             raise ColdStartError("the standby has no free template process")
         connection.settimeout(max(timeout_s, _VERDICT_S))

@@ -65,6 +65,17 @@ def create_folder() -> int:
     return open_folder()
 
 
+def connect(connection: socket.socket, name: str) -> None:
+    """Connects to a standby's socket of this name; raises OSError, also if another user listens there."""
+    folder_fd = open_folder()
+    try:
+        connection.connect(socket_path(folder_fd, name))
+    finally:
+        os.close(folder_fd)
+    if peer_of(connection)[1] != os.geteuid():
+        raise PermissionError("it belongs to another user")
+
+
 def socket_path(folder_fd: int, name: str) -> str:
     """A path for bind(2) and connect(2), short enough for a socket's address however long the folder's is."""
     return f"/proc/self/fd/{folder_fd}/{file_name(name)}"

@@ -1,7 +1,6 @@
 """What a standby reports about itself, and how another process requests it."""
 
 import json
-import os
 import socket
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
@@ -9,7 +8,6 @@ from typing import Final, Literal
 import msgspec
 
 from startup.standby import sockets
-from startup.standby.sockets import peer_of
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
@@ -74,17 +72,11 @@ def ask(request: bytes) -> StandbyStatus:
         NoStandbyError: none runs, or it does not answer.
     """
     try:
-        folder_fd = sockets.open_folder()
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-                connection.settimeout(_TIMEOUT_S)
-                connection.connect(sockets.socket_path(folder_fd, sockets.CONTROL))
-                if peer_of(connection)[1] != os.geteuid():
-                    raise NoStandbyError("the standby belongs to another user")
-                connection.send(request)
-                return StandbyStatus.from_json(connection.recv(_MAX_BYTES))
-        finally:
-            os.close(folder_fd)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(_TIMEOUT_S)
+            sockets.connect(connection, sockets.CONTROL)
+            connection.send(request)
+            return StandbyStatus.from_json(connection.recv(_MAX_BYTES))
     except TimeoutError as err:
         raise NoStandbyError(f"the standby does not answer in {_TIMEOUT_S:g} s") from err
     except (FileNotFoundError, ConnectionRefusedError) as err:
