@@ -31,6 +31,7 @@ class AskJob(NamedTuple):
     timeout_s: float
     """For each step of a request."""
     download: bytes
+    """The pickled job of the download."""
 
 
 def run(job: AskJob, send: Send) -> None:

@@ -83,6 +83,13 @@ def test_a_failed_start_is_reported_and_closed(session, manager, tmp_path):
     assert not (tmp_path / "vllm_cli" / "history").exists()
 
 
+def test_a_report_that_cannot_be_written_is_a_warning(session, tmp_path, caplog):
+    (tmp_path / "report").mkdir()
+    with session:
+        session.finish()
+    assert f"the start-up report could not be written to {tmp_path / 'report'}: Is a directory" in caplog.text
+
+
 def test_errors_of_the_preflight_may_be_warnings(session, caplog):
     with session:
         session.check(_preflight(error("weights", "no weights")), "warn")
