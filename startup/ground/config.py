@@ -112,27 +112,6 @@ class SeveralModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefetchOptions:
-    """How files are read into the page cache."""
-
-    help_group: ClassVar[Group] = "Start"
-
-    mode: PrefetchMode = setting(
-        "auto",
-        "--prefetch",
-        "Read the weights into the page cache during the imports; auto does so if it can help.",
-    )
-    """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
-    num_threads: int = 8
-    block_bytes: int = 16 << 20
-    """What a thread reads at once; then it searches for the next block that is not resident."""
-    memory_bytes: int | None = None
-    """Memory taken to be available; None reads it from the kernel and the cgroup."""
-    progress_interval_s: float | None = None
-    """Interval of progress reports; None sends none."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class StartOptions:
     """The settings of a start with either engine."""
 
@@ -230,7 +209,12 @@ class StartOptions:
         role="run",
         metavar="FILE",
     )
-    prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
+    prefetch: PrefetchMode = setting(
+        "auto",
+        "--prefetch",
+        "Read the weights into the page cache during the imports; auto does so if it can help.",
+    )
+    """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
 
     @property
     def is_behind_router(self) -> bool:

@@ -23,7 +23,7 @@ from startup.files.model.hub_settings import is_offline
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
-from startup.ground.config import PrefetchOptions, PreflightMode
+from startup.ground.config import PrefetchMode, PreflightMode
 from startup.ground.errors import StartupError
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
@@ -174,14 +174,14 @@ class StartSession:
         with group_signals.blocked():  # also in the thread
             self._live = self.stack.enter_context(LiveProgress(self.state.meter, self._log_note, only_logs=only_logs))
 
-    def prefetch(self, files: Sequence[Path], options: PrefetchOptions) -> None:
+    def prefetch(self, files: Sequence[Path], mode: PrefetchMode) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
         An image that was baked has a record of what a start reads of the libraries.
         """
         pages = _baked_pages()
         paths = (*(() if pages else plan_libraries()), *files)
-        self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
+        self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
         """Downloads what the plan lacks or what has changed, in a helper process; None if that is nothing.

@@ -157,7 +157,7 @@ class _Prefetch:
 
     def run(self) -> PrefetchReport:
         entry_ns = time.monotonic_ns()
-        survey = survey_files(self._job.paths, self._job.block_bytes, self._job.pages)
+        survey = survey_files(self._job)
         decision = decide(survey, self._job)
         spans = (("prefetch_start", self._job.begin_ns, entry_ns), ("prefetch_survey", entry_ns, time.monotonic_ns()))
         report = PrefetchReport(

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 
-from startup.ground.config import PrefetchOptions
 from startup.ground.errors import StartupError
 from startup.port.listener import is_listening
 from startup.reports.timeline.history import StartSubject
@@ -52,7 +51,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
         url = "http://{}:{}".format(*listening.getsockname())
         assert ask(f"{url}/livez").status == 200
         session.limit_time(60)
-        session.prefetch((), PrefetchOptions(mode="off"))
+        session.prefetch((), "off")
         session.check(_preflight(warning("disk", "little space")), "auto")
         session.hand_over()
         session.finish()
