@@ -5,8 +5,6 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
-import msgspec
-
 from startup.standby import sockets
 
 STATUS: Final = b"status"
@@ -58,6 +56,8 @@ class StandbyStatus:
     @classmethod
     def from_json(cls, text: bytes) -> "StandbyStatus":
         """The inverse of `to_json`; raises ValueError for other content."""
+        import msgspec  # noqa: PLC0415 - not for --help of commands that may ask a standby
+
         return msgspec.json.decode(text, type=cls)
 
 
