@@ -79,11 +79,6 @@ class EnvVar(Generic[T]):
         return os.environ.get(self.name) or None
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the variable exists and is empty, for variables where that differs from unset."""
-        return os.environ.get(self.name) == ""
-
-    @property
     def source(self) -> Source:
         """The source of the value that `get` returns."""
         return "default" if self.raw is None else "environment"

@@ -165,7 +165,7 @@ def _is_served(kind: str) -> bool:
     """Whether a standby that the user has started forks servers of this kind."""
     try:
         folder_fd = sockets.open_folder()
-    except (OSError, sockets.UnsafeFolderError):
+    except OSError:
         return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:

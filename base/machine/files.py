@@ -72,6 +72,11 @@ def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
         beside.unlink(missing_ok=True)
 
 
+def nearest_existing(folder: "Path") -> "Path":
+    """The folder, or its nearest parent that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def write_problem(folder: str) -> str | None:
     """Why no file can be created and written in a folder, tried as `tempfile` does; None if one can.
 

@@ -27,6 +27,11 @@ class MemoryState(NamedTuple):
     is_cgroup: bool = False
     """Whether the limit is a container's (or another cgroup's) instead of the machine's."""
 
+    @property
+    def owner(self) -> str:
+        """Whose it is, for messages."""
+        return "the container" if self.is_cgroup else "the machine"
+
 
 def read_memory(proc: Path = PROC) -> MemoryState | None:
     """The tightest limit that applies to this process; None if the system does not report any."""

@@ -49,12 +49,8 @@ class DamagedError(ArchiveError):
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
     """Packs files into a new archive, and returns the record with them.
 
-    What is a link, not a regular file, or no longer there is left out.
-
-    Args:
-        path: of the archive; it must not exist yet.
-        record: of the compiled model; its `files` are replaced.
-        sources: the files, by their names in the archive.
+    What is a link, not a regular file, or no longer there is left out. The sources are by their names in the
+    archive, which must not exist yet.
 
     Raises:
         OSError: a file cannot be read, or the archive not be written; what is written of it stays.
@@ -89,15 +85,10 @@ def read_record(file: BinaryIO) -> CompiledModel:
 
 
 def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
-    """Writes the files of the record into a folder and returns the record; each was compared with it.
+    """Writes the files of the record into an empty folder and returns the record; each was compared with it.
 
     After an error, the caller removes the folder. Files have mode 0600, folders 0700. Files keep their times
     of change, in steps of 2 s: ninja, with which FlashInfer compiles, compares them. Nothing is synced.
-
-    Args:
-        file: the archive, seekable.
-        folder: exists and is empty, and belongs to this user alone.
-        max_bytes: the most that the files may have together.
 
     Raises:
         ArchiveError: it is not an archive of this format, is damaged, or has too many bytes.

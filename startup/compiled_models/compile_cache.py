@@ -50,13 +50,7 @@ class CompileCache:
     """Of one start; made before its forkserver, in the launcher's process."""
 
     def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
-        """
-        Args:
-            vllm: the installed one.
-            line: its command line.
-            option: where compiled models are shared, and whether one is required; None for neither.
-            folder: of this start; its processes exchange files there.
-        """
+        """The processes of the start exchange files in the folder."""
         self._vllm = vllm
         self._model = line.model or ""
         self._start_id = _start_id(line)
@@ -81,8 +75,7 @@ class CompileCache:
 
     def begin(self, state: StartState) -> None:
         """Looks for the compiled model, fetches it, and tells what to expect, on a thread."""
-        lock = self._exchange.hold_load(local.claim_keys(self._hardware))
-        self._exchange.set_required(self._option.is_required)
+        lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
         group_signals.start_thread(self._thread)
 
@@ -201,7 +194,9 @@ class CompileCache:
         self._records += [record for record in found if record.archive_name not in known]
 
     def _forecast(self, state: StartState, early: Mapping[str, Any]) -> None:
-        wanted = self._wanted(early["digest"], early["factors"])
+        wanted = Wanted(
+            digest=early["digest"], factors=early["factors"], versions=self._versions, hardware=self._hardware
+        )
         if not any(self._is_usable(record) and why_no_fit(wanted, record) is None for record in self._records):
             self._fetch(wanted.digest)
         fitting = [record for record in self._records if why_no_fit(wanted, record) is None]
@@ -233,9 +228,6 @@ class CompileCache:
         """Of one that fits: why it was removed, or not fetched."""
         excluded = _FAILED if local.is_excluded(record) else None
         return self._removed.get(record.key) or excluded or _why_outdated(record)
-
-    def _wanted(self, digest: str, factors: Mapping[str, Mapping[str, Any]]) -> Wanted:
-        return Wanted(digest=digest, factors=factors, versions=self._versions, hardware=self._hardware)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
         """None if everything was loaded."""

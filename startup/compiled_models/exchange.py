@@ -48,12 +48,13 @@ class Exchange:
         self._early = folder / "compiled.early"
         self._answer = folder / "compiled.answer"
 
-    def hold_load(self, hardware: str) -> int:
+    def hold_load(self, hardware: str, *, is_required: bool) -> int:
         """The launcher: workers do not look for a compiled model until this descriptor is closed.
 
-        Args:
-            hardware: what vLLM's keys need (`local.claim_keys`).
+        vLLM's keys need the hardware (`local.claim_keys`). With `is_required`, workers wait for `answer`.
         """
+        if is_required:
+            self._required.touch()
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         os.write(fd, hardware.encode())
@@ -67,11 +68,6 @@ class Exchange:
     def read_hardware(self) -> str:
         """A worker: what `hold_load` was given."""
         return self._lock.read_text() if self._lock.exists() else ""
-
-    def set_required(self, is_required: bool) -> None:
-        """The launcher: whether workers wait for its answer."""
-        if is_required:
-            self._required.touch()
 
     def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
         """A worker: what it has before it loads the model; the first one counts.

@@ -103,12 +103,9 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
 
 
 def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
-    """Why vLLM could not load the files of a record that fits.
+    """Why vLLM could not load the files of a record that fits: `error` has its own words.
 
-    Args:
-        record: of the compiled model.
-        error: vLLM's own words.
-        damaged: a file whose content has changed since it was recorded.
+    `damaged` is a file whose content has changed since it was recorded.
     """
     if changes := changed_sources(record):
         return Reason(_describe(changes, record), changes)

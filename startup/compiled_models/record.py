@@ -53,7 +53,6 @@ class Hardware:
 
     @classmethod
     def present(cls) -> Self:
-        """The hardware of this machine."""
         return cls(platform.machine(), instruction_sets(), gpu_kinds())
 
 

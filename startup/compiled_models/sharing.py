@@ -29,9 +29,7 @@ def share(job: FetchJob | AddJob, send: Send) -> None:
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
     """Installs what fits and is not here yet; never raises because of a location.
 
-    Args:
-        job: what to fetch.
-        note_compile_s: called with the time that the compilation took, before an archive is fetched.
+    Before an archive is fetched, `note_compile_s` gets the time that the compilation took.
     """
     begin_s = time.monotonic()
     report = SharingReport()

@@ -8,7 +8,6 @@ import socket
 import stat
 import sys
 import time
-from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +18,6 @@ from base.wording import signal_name
 from envs.registry import env
 from server.terms.config import EngineConfig, ModelFiles
 from startup.files.model.checkpoint_folder import modeling_module
-from startup.ground.errors import StartupError
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
 from startup.ground.processes import death_pipe, forkserver, group_signals
@@ -81,27 +79,20 @@ class EngineProcess:
 def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     """Starts the imports before the engine: in the forkserver with `forkserver`, in this process with `fork`.
 
-    Args:
-        context: the start method.
-        files: the model, whose class a forkserver imports too; None if it is not on disk yet.
+    A forkserver imports the model's class, too, if its files are on disk.
     """
     set_torch_variables()
     method = context.get_start_method()
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
-        ensure_forkserver()
+        os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
+        try:
+            forkserver.ensure_forkserver(PRELOAD_MODULE)
+        except OSError as err:
+            logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
     elif method == "fork":
         import_engine()
-
-
-def ensure_forkserver() -> None:
-    """Starts the forkserver with the engine's imports, unless it was started before; on the main thread."""
-    os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    try:
-        forkserver.ensure_forkserver(PRELOAD_MODULE)
-    except OSError as err:
-        logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
@@ -195,32 +186,6 @@ def _close_other_sockets(keep: socket.socket) -> None:
 
 
 def use_start_method(wanted: str) -> BaseContext:
-    """Sets the process-wide start method and returns a context with the wanted one.
-
-    multiprocessing allows setting the method only once: if another one was set before, a warning is logged,
-    and the returned context still starts processes with the wanted method.
-
-    Raises:
-        StartupError: `fork` is wanted, but CUDA is initialised here: a forked process could not use it.
-    """
-    if wanted == "fork" and _uses_cuda():
-        raise StartupError(
-            "the start method 'fork' cannot be used once CUDA is initialised in this process: "
-            "set VLLM_WORKER_MULTIPROC_METHOD to forkserver or spawn"
-        )
-    with suppress(RuntimeError):
-        multiprocessing.set_start_method(wanted)
-    in_force = multiprocessing.get_start_method()
-    if in_force != wanted:
-        logger.warning(
-            "the multiprocessing start method was already %r; the engine is started with %r nevertheless",
-            in_force,
-            wanted,
-        )
+    """Sets the process-wide start method, whatever a library has set, and returns its context."""
+    multiprocessing.set_start_method(wanted, force=True)
     return multiprocessing.get_context(wanted)
-
-
-def _uses_cuda() -> bool:
-    """Whether CUDA is initialised in this process; without torch it is not."""
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())

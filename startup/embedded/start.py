@@ -41,11 +41,11 @@ from startup.files.model.request import ModelRequest
 from startup.ground import start_origin
 from startup.ground.caches import digest, keep_bytecode, use_baked_bytecode
 from startup.ground.config import StartupConfig
-from startup.ground.errors import EngineBootError, PortInUseError
+from startup.ground.errors import PortInUseError, StartupError
 from startup.ground.hooks.hook import names_without
 from startup.ground.logs.setup import configure_logging
 from startup.ground.processes import group_signals
-from startup.ground.processes.library_state import update_hub
+from startup.ground.processes.library_state import forbid_hub_requests
 from startup.ground.processes.new_program import discard_dormant, fork_dormant
 from startup.ground.temp_folder import ensure_temp_folder
 from startup.imports.heavy import end_stand_ins, import_vision
@@ -87,7 +87,7 @@ def start_embedded(config: StartupConfig) -> int:
     with session:
         start = _EmbeddedStart(config, session)
         try:
-            exit_code = start.run()
+            exit_code = start.prepare().run()
         except ServerError as err:
             start.raise_crash(err, START_FAILED)
         if exit_code == ENGINE_DIED:
@@ -122,7 +122,7 @@ class _EmbeddedStart:
     def raise_crash(self, err: ServerError, exit_code: int) -> NoReturn:
         """The server cannot start, or its engine has died: raises the digest."""
         if self._record is None:
-            raise EngineBootError(str(err)) from err
+            raise StartupError(str(err)) from err
         from startup.reports.crash.crash_report import (  # noqa: PLC0415 - only after a failure
             build_error,
             describe_crash,
@@ -135,16 +135,8 @@ class _EmbeddedStart:
         cause = describe_crash(self._record, process, phase, str(err), has_advice=True)
         raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
 
-    def run(self) -> int:
-        """Returns when the server stops.
-
-        Raises:
-            ServerError: the server cannot start.
-        """
-        return self._prepare().run()
-
-    def _prepare(self) -> "ServerRun":
-        """All steps until the event loop runs."""
+    def prepare(self) -> "ServerRun":
+        """All steps until the event loop runs; raises ServerError if the server cannot start."""
         if self._config.compile_cache is not None:
             logger.warning("--compile-cache has no effect: the embedded engine compiles nothing")
         listening = self._listen()
@@ -214,8 +206,8 @@ class _EmbeddedStart:
             context = use_start_method(self._config.start_method)
             if context.get_start_method() != "forkserver":
                 discard_dormant()
-            if located is not None:
-                _forbid_requests()
+            if located is not None:  # everything is on disk
+                forbid_hub_requests()
             if self._config.engine.trust_remote_code:  # a model's own code may use any module
                 os.environ[env.VCLI_LEAVE_OUT.name] = names_without("lean imports")
             engine_process.prepare(context, located)
@@ -241,7 +233,7 @@ class _EmbeddedStart:
             if self._download is not None:
                 self._download.stop_asking()
             files = self._find_files(plan)
-        _forbid_requests()
+        forbid_hub_requests()
         return files
 
     def _find_files(self, plan: FilePlan) -> ModelFiles:
@@ -268,7 +260,10 @@ class _EmbeddedStart:
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()
-        renderer = self._load_renderer(files)
+        from server.text.renderers.registry import build_renderer
+
+        with self._span("load_tokenizer"):
+            renderer = self._session.stack.enter_context(build_renderer(files, self._config.renderer))
         with self._span("warm_up_renderer"):
             renderer.warm_up()
         return renderer
@@ -280,12 +275,6 @@ class _EmbeddedStart:
 
             import_renderer(tokenizer_mode)
         end_stand_ins()
-
-    def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
-        from server.text.renderers.registry import build_renderer
-
-        with self._span("load_tokenizer"):
-            return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
     def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
         """The HTTP server, which takes the port from the responder and waits for the engine."""
@@ -322,12 +311,6 @@ class _EmbeddedStart:
         self._session.notify_ready()
         self._session.finish(info)
         group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))
-
-
-def _forbid_requests() -> None:
-    """Everything is on disk: the hub's client of this process and of its children sends no request."""
-    os.environ[env.HF_HUB_OFFLINE.name] = "1"
-    update_hub({env.HF_HUB_OFFLINE.name: "1"})  # the client reads the variable only when it is imported
 
 
 def _subject_of(config: StartupConfig) -> StartSubject:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from base.machine.file_stamps import MISSING, are_unchanged, read_stamp, store_stamps
-from base.machine.files import MODE, read_own, why_changeable, write_whole
+from base.machine.files import MODE, nearest_existing, read_own, why_changeable, write_problem, write_whole
 from envs.home import expand_home
 from envs.registry import env
 
@@ -91,6 +91,24 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
     problem = why_not_trusted(folder.absolute(), user, parts=(MANIFEST, CACHE, BYTECODE))
     folder = folder.resolve()
     return BakedFolder(folder) if problem is None else BakedFolder(problem=f"{problem}, so {folder} is not used")
+
+
+def add_baked_inspections(session_folder: Path) -> None:
+    """Copies vLLM's inspections of models from the baked folder to vLLM's cache folder, which may lack them.
+
+    If that cannot be written to, vLLM gets another one for this start, in the session's folder.
+    """
+    baked = find_baked().folder
+    if baked is None:
+        return
+    if write_problem(str(nearest_existing(env.VLLM_CACHE_ROOT.get()))) is not None:
+        os.environ[env.VLLM_CACHE_ROOT.name] = str(session_folder / "cache")
+    target = env.VLLM_CACHE_ROOT.get() / INSPECTIONS
+    with suppress(OSError):
+        target.mkdir(parents=True, exist_ok=True)
+        for source in (baked / CACHE / INSPECTIONS).glob("*.json"):
+            if not os.path.lexists(target / source.name):
+                write_whole(target / source.name, source.read_text(encoding="utf-8"))
 
 
 def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
@@ -168,7 +186,6 @@ class Kept:
     """
 
     folder: str
-    """In the cache folder."""
     key: object
     """Values with different keys are kept beside each other. Keys and stamps are compared by their `repr`."""
     stamps: object = None
@@ -196,9 +213,7 @@ class Kept:
     def write(self, value: object, files: Iterable[str] = ()) -> None:
         """Replaces the user's value; does nothing where no file can be written.
 
-        Args:
-            value: as `json.dumps` accepts it.
-            files: that the value was made from; it is outdated when one of them has changed.
+        The value is JSON. It is outdated when one of the files has changed that it was made from.
         """
         path = self.path
         was_told = read_stamp(path).size == 0
@@ -233,6 +248,17 @@ class Kept:
         return f"{self.folder}/{digest(self.key)}.json"
 
 
+def of_type(kind: type[Value]) -> Callable[[Any], Value]:
+    """For `Kept.read`: what was written as this type, which checks each member."""
+
+    def convert(content: Any) -> Value:
+        import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names
+
+        return msgspec.convert(content, kind)
+
+    return convert
+
+
 def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
     """The values with all keys, whatever their stamps: the user's, the newest first, then the baked ones."""
     paths = [path for layer in layers(folder) for path in _newest_first(layer)]
@@ -263,11 +289,8 @@ def _newest_first(folder: Path) -> list[Path]:
 def keep_bytecode(package: Path) -> str | None:
     """Sets the bytecode cache for this process and for processes started after this call.
 
-    Args:
-        package: the folder of the engine's library.
-
     Returns:
-        A warning for the user; None if the bytecode exists or can be written in place.
+        A warning for the user; None if the package has its bytecode, or it can be written in place.
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from base.errors import ConfigError
 from base.setting import Group, Role, check_ranges, from_variable, setting, walk_settings
-from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
+from envs.registry import LOGGING_LEVELS, env
 from server.terms.config import EngineConfig, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from startup.ground.logs.options import LogFormat, LogOptions
-from startup.ground.prefetch_options import PrefetchOptions
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model without MODEL and --model."""
@@ -21,6 +20,7 @@ DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 StandbyMode = Literal["auto", "off", "require"]
 PreflightMode = Literal["auto", "warn", "off"]
 IdleWarmMode = Literal["auto", "off"]
+PrefetchMode = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,6 @@ class StartOptions:
         "auto",
         "--standby",
         "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with the reason.",
-        choices=STANDBY_MODES,
         variable=env.VCLI_STANDBY,
     )
     """Used before the command line is parsed (`startup.standby.front_process`)."""
@@ -158,14 +157,12 @@ class StartOptions:
         "--idle-warm",
         "With --idle-stop, --restart or several models: keep a standby for this server alone: its starts are warm.",
         role="router",
-        choices=IDLE_WARM_MODES,
     )
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",
         "Check before the start what would make it fail: end with all faults, only log them, or do not check.",
         role="both",
-        choices=PREFLIGHT_MODES,
         variable=env.VCLI_PREFLIGHT,
     )
     listen_when_ready: bool = setting(
@@ -212,7 +209,12 @@ class StartOptions:
         role="run",
         metavar="FILE",
     )
-    prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
+    prefetch: PrefetchMode = setting(
+        "auto",
+        "--prefetch",
+        "Read the weights into the page cache during the imports; auto does so if it can help.",
+    )
+    """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
 
     @property
     def is_behind_router(self) -> bool:

@@ -13,20 +13,8 @@ class ModelNotFoundError(StartupError):
     """The model is neither a readable folder nor available from the hub."""
 
 
-class NoAccessError(ModelNotFoundError):
-    """The hub denies access: a gated or private model, a wrong token, or no such model or revision."""
-
-
-class NoSpaceError(ModelNotFoundError):
-    """The model does not fit on the disk."""
-
-
 class PortInUseError(StartupError):
     """Another process listens on the address."""
-
-
-class EngineBootError(StartupError):
-    """The engine process exited, or was not ready in time."""
 
 
 class CrashError(StartupError):

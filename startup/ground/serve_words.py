@@ -66,11 +66,7 @@ class Given:
         return self.words[1:] if value is None else (value,)
 
 
-def _none(_: str) -> None:
-    return None
-
-
-def split(words: "Iterable[str]", num_values: "NumValues" = _none) -> "Iterator[Given]":
+def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "Iterator[Given]":
     """Splits a command line as argparse does.
 
     Args:

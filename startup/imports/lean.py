@@ -96,20 +96,8 @@ def _import_all(modules: Sequence[str]) -> None:
         importlib.import_module(module)
 
 
-def _itself(value: int) -> int:
+def _itself(value: int, skip: int = 0) -> int:
     return value
-
-
-def _expect_true(condition: bool, skip: int = 0) -> bool:
-    return condition
-
-
-def _sym_and(first: bool, *others: bool) -> bool:
-    return reduce(operator.and_, others, first)
-
-
-def _sym_or(first: bool, *others: bool) -> bool:
-    return reduce(operator.or_, others, first)
 
 
 def _sym_eq(x: Any, y: Any) -> bool:
@@ -118,25 +106,17 @@ def _sym_eq(x: Any, y: Any) -> bool:
     return bool(x == y)
 
 
-def _is_nested_int(size: int) -> bool:
-    return False
-
-
-def _has_guarding_hint(size: int) -> bool:
-    return True
-
-
 SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
-    "expect_true": _expect_true,
+    "expect_true": _itself,
     "guard_or_false": _itself,
     "guard_or_true": _itself,
     "guarding_hint_or_throw": _itself,
-    "has_guarding_hint": _has_guarding_hint,
-    "is_nested_int": _is_nested_int,
+    "has_guarding_hint": lambda size: True,
+    "is_nested_int": lambda size: False,
     "statically_known_true": _itself,
-    "sym_and": _sym_and,
+    "sym_and": lambda *conditions: reduce(operator.and_, conditions),
     "sym_eq": _sym_eq,
-    "sym_or": _sym_or,
+    "sym_or": lambda *conditions: reduce(operator.or_, conditions),
 }
 """torch's functions for symbolic shapes where all sizes are numbers, as without torch.compile."""
 

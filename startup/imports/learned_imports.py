@@ -3,6 +3,8 @@
 There is one per virtual environment, for all processes of both engines; a baked one lies below it.
 """
 
+import builtins
+import dataclasses
 import fcntl
 import json
 import logging
@@ -16,14 +18,13 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 from types import CodeType, MappingProxyType
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.machine.file_stamps import StoredStamp, read_stamp
 from base.machine.files import MODE
 from startup.ground.caches import digest, layers
 from startup.ground.hooks.hook import uses
 from startup.imports import import_file
-from startup.imports.dataclass_code import compile_texts, end_use, use_code
 from startup.imports.distributions import distribution_stamps, installed_folders
 from startup.imports.import_file import Index, ModuleEntry, Part, checksum, install, open_file, uninstall
 
@@ -36,6 +37,8 @@ _SETTLED_NS: Final = 2_000_000_000
 """Age from which a source's time proves that it was not changed after its bytecode was made."""
 _FEW_METHODS: Final = 50
 """So many unknown methods of dataclasses are no reason to write the file: some are others in each start."""
+_missed_texts: Final[dict[str, None]] = {}
+"""Texts of dataclasses' methods that were compiled, as without a file: a tenth of the imports."""
 
 
 class _State:
@@ -70,23 +73,20 @@ def learned_imports() -> Iterator[None]:
         return
     distribution_stamps()  # before imports change the path
     files = [file for file in map(install, import_file_paths()) if file is not None]
-    use_code({text: code for file in files for text, code in file.load_methods().items()})
+    _use_code({text: code for file in files for text, code in file.load_methods().items()})
     _state.is_open = True
     try:
         yield
     finally:
         _state.is_open = False
-        texts = end_use()
+        texts = _end_use()
         _note([*uninstall(), *texts])
 
 
 def learn(more: Iterable[str] = ()) -> None:
-    """Adds what the processes of this start have missed to the user's import file, if they have.
+    """Adds what the processes of this start have missed, and `more` modules, to the user's import file.
 
     Takes up to half a second. Failures are logged for debugging only.
-
-    Args:
-        more: further modules that the next start will import.
     """
     if not uses("import file"):
         return
@@ -100,7 +100,7 @@ def learn(more: Iterable[str] = ()) -> None:
     kept = (*own.modules, *own.refused) if own is not None else ()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, (*kept, *modules), compile_texts(texts, _read_methods(path)))
+        write(path, (*kept, *modules), _compile_texts(texts, _read_methods(path)))
     except OSError as err:
         logger.debug("the import file was not written: %s", err)
 
@@ -140,6 +140,48 @@ def _notes(path: Path) -> Path:
     return path.with_suffix(".missed")
 
 
+def _use_code(known: Mapping[str, CodeType]) -> None:
+    """From now on, until `_end_use`, methods with a known text are not compiled; the others are noted."""
+
+    def execute(text: Any, *namespaces: Any) -> None:
+        code = known.get(text) if isinstance(text, str) else text
+        if code is None:
+            _missed_texts[text] = None
+            code = _compile_text(text)
+        builtins.exec(code, *namespaces)
+
+    vars(dataclasses)["exec"] = execute
+
+
+def _end_use() -> list[str]:
+    """From now on, methods are compiled; returns the texts that were not known."""
+    vars(dataclasses).pop("exec", None)
+    missed = [*_missed_texts]
+    _missed_texts.clear()
+    return missed
+
+
+def _compile_text(text: str) -> CodeType:
+    """The code as `exec` makes it from this text in a module without `__future__`.
+
+    Raises:
+        SyntaxError, ValueError: it is not Python.
+    """
+    return compile(text, "<string>", "exec", dont_inherit=True)
+
+
+def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[str, CodeType]:
+    """The known code and that of further texts; without those that are not Python."""
+    codes = dict(known)
+    for text in texts:
+        if text not in codes:
+            try:
+                codes[text] = _compile_text(text)
+            except (SyntaxError, ValueError):
+                continue
+    return codes
+
+
 def _read(path: Path) -> Index | None:
     file = open_file(path)
     if file is None:
@@ -164,13 +206,8 @@ def write(
     Modules are left out that Python's own path finder does not find as sources of a distribution or of the
     standard library: others may change in a way that is not noticed. None is imported.
 
-    Args:
-        path: the file; nothing is done while another process writes it.
-        names: the modules.
-        methods: the code of dataclasses' methods by text.
-
-    Raises:
-        OSError: the file could not be written; an old one is unchanged.
+    Nothing is done while another process writes the file. Raises OSError if it could not be written; an old
+    one is unchanged.
     """
     path = os.fspath(path)
     beside = f"{path}.new"

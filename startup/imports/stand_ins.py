@@ -52,7 +52,6 @@ class StandIns:
                 _forget(name, module)
 
     def attribute(self, module: str, name: str) -> Any:
-        """The attribute of a stand-in for this module."""
         functions = self._functions.get(module)
         if functions is not None and name in functions:
             return functions[name]
@@ -111,7 +110,7 @@ class StandIn(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls._stand_ins.are_real:
             return cls.real()(*args, **kwargs)
-        return args[0] if args and callable(args[0]) else _unchanged
+        return args[0] if args and callable(args[0]) else lambda function: function
 
     def __instancecheck__(cls, instance: object) -> bool:
         return cls._stand_ins.are_real and cls.__module__ in sys.modules and isinstance(instance, cls.real())
@@ -145,7 +144,3 @@ def _real_attribute(owner: Any, name: str) -> Any:
         return importlib.import_module(f"{owner.__name__}.{name}")
     except ModuleNotFoundError as err:
         raise AttributeError(f"module {owner.__name__!r} has no attribute {name!r}") from err
-
-
-def _unchanged(function: Any) -> Any:
-    return function

@@ -4,15 +4,15 @@ Standard library only.
 """
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from envs import foreign
 from envs.registry import env
 
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-_HIDDEN: Final = "-1"
-
 _SPIN_COUNT: Final = "10000"
 """How long torch's threads spin at the end of a parallel region before they sleep: 0.1 ms where the
 processor's pause takes 10 ns, longer than the gap between two kernels, far shorter than a time slice.
@@ -59,8 +59,13 @@ def expects_gpu() -> bool:
     """Whether the engine will probably use a GPU: one exists, is not hidden, and torch is built for it."""
     if not has_gpu():
         return False
-    visible = env.CUDA_VISIBLE_DEVICES
-    return not visible.is_empty and visible.raw != _HIDDEN and _is_torch_built_for_gpus()
+    return not hides_gpus(foreign.snapshot()) and _is_torch_built_for_gpus()
+
+
+def hides_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether these variables leave no GPU visible."""
+    value = environment.get(env.CUDA_VISIBLE_DEVICES.name)
+    return value is not None and value.strip().lower() in {"", "-1", "none", "void"}
 
 
 def _is_torch_built_for_gpus() -> bool:

@@ -45,7 +45,11 @@ def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
     """The address as a client writes it: a URL, or `unix:` and the path."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{os.path.abspath(listener.getsockname())}"  # noqa: PTH100 - links stay
-    host, port = listener.getsockname()[:2]
+    return describe_port(*listener.getsockname()[:2], is_tls=is_tls)
+
+
+def describe_port(host: str, port: int, *, is_tls: bool) -> str:
+    """The same for a port that need not be open yet."""
     scheme = "https" if is_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 

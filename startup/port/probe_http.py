@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 PATH = "/health"
 LIVE_PATH, READY_PATH = "/livez", "/readyz"
@@ -70,13 +70,3 @@ class Answer:
         head += (f"{name}: {value}" for name, value in self.headers)
         head.append("Connection: close")
         return "\r\n".join([*head, "", ""]).encode() + self.body
-
-
-class Answers(Protocol):
-    """Chooses the answer to each path; the responder's process works on its own copy."""
-
-    def answer(self, path: str) -> Answer:
-        """The current answer to a path."""
-
-    def follow(self, message: bytes) -> None:
-        """Updates the copy to the state in the API process's message."""

@@ -15,15 +15,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 from startup.ground.processes import group_signals
 from startup.port import responder_process
 from startup.port.acceptor import SERVE
 from startup.port.listener import BACKLOG, is_listening
-from startup.port.probe_http import Answers
 from startup.port.responder_process import OpenChannel, open_plain, run_process
+from startup.port.start_state import ProbeAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class StartupResponder:
     """Serves `answers` on a listening socket between `start` and `hand_over`, in a process of its own."""
 
     def __init__(
-        self, listener: socket.socket, answers: Answers, prepare_channels: Callable[[], OpenChannel] = open_plain
+        self, listener: socket.socket, answers: ProbeAnswers, prepare_channels: Callable[[], OpenChannel] = open_plain
     ) -> None:
         """`prepare_channels` is called in the responder's process, so that TLS is imported only there."""
         self._listener = listener
@@ -60,9 +59,7 @@ class StartupResponder:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:

@@ -18,7 +18,8 @@ from startup.ground.logs.setup import rename_process
 from startup.ground.processes import death_pipe, group_signals
 from startup.port.acceptor import SERVE, Acceptor
 from startup.port.listener import is_listening
-from startup.port.probe_http import Answer, Answers
+from startup.port.probe_http import Answer
+from startup.port.start_state import ProbeAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +56,10 @@ def run_process(
     death_pipe_fd: int,
     api_process: socket.socket,
     listener: socket.socket,
-    answers: Answers,
+    answers: ProbeAnswers,
     prepare_channels: Callable[[], OpenChannel],
 ) -> NoReturn:
-    """Runs the forked process until it exits; the kernel kills it when the API process exits.
-
-    Args:
-        death_pipe_fd: read end of its death pipe.
-        api_process: its end of the connection to the API process.
-        listener: accepts clients.
-        answers: its copy of the answers.
-        prepare_channels: see `StartupResponder`.
-    """
+    """Runs the forked process until it exits; the kernel kills it when the API process exits."""
     try:
         group_signals.ignore()
         death_pipe.arm(death_pipe_fd)
@@ -84,7 +77,7 @@ class _Loop:
     """Accepts, reads and answers."""
 
     def __init__(
-        self, listener: socket.socket, api_process: socket.socket, answers: Answers, open_channel: OpenChannel
+        self, listener: socket.socket, api_process: socket.socket, answers: ProbeAnswers, open_channel: OpenChannel
     ) -> None:
         self._listener = listener
         self._api_process = api_process

@@ -153,7 +153,7 @@ def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
 
 
 class ProbeAnswers:
-    """Implements `startup.port.probe_http.Answers` in the responder's process, on its copy of the state."""
+    """Chooses the answer to each path in the responder's process, by its copy of the state."""
 
     def __init__(self, state: StartState, *, is_private: bool = False) -> None:
         """With `is_private`, answers contain only what probes need: the responder has no API keys."""

@@ -2,11 +2,12 @@
 
 import logging
 
+from base.machine.files import write_whole
 from server.terms.types import EngineInfo
 from startup.files.prefetch.messages import PrefetchReport
 from startup.port.start_state import StartState
 from startup.reports.timeline.history import StartRecord, StartSubject, record_start
-from startup.reports.timeline.report import StartReport, save_file
+from startup.reports.timeline.report import StartReport
 
 logger = logging.getLogger(__name__)
 
@@ -14,12 +15,9 @@ logger = logging.getLogger(__name__)
 def save_ready_start(
     state: StartState, address: str, *, info: EngineInfo | None = None, prefetch: PrefetchReport | None = None
 ) -> None:
-    """Logs the phases, writes the requested files and adds the start to the history.
+    """Logs the phases, writes the requested file and adds the start to the history.
 
-    Args:
-        address: where the server listens, as a URL.
-        info: report of the embedded engine at readiness; None for vLLM.
-        prefetch: None if the prefetch is still running.
+    `info` is None for vLLM, and `prefetch` while it is still running.
     """
     report = state.build_report()
     if prefetch is not None:
@@ -30,18 +28,22 @@ def save_ready_start(
         logger.info("compiled model: %s", state.facts.compiled_model["text"])
     logger.info("phases of this start:\n%s", report.table())
     logger.info("ready after %.2f s (%s): %s", report.total_s, state.info(), address)
-    _save_files(report, state.subject)
+    _save_file(report, state.subject)
     record_start(state.history_key, StartRecord.from_report(report))
 
 
 def save_failed_start(state: StartState) -> None:
-    """Writes the requested files; a failed start does not enter the history."""
-    _save_files(state.build_report(), state.subject)
+    """Writes the requested file; a failed start does not enter the history."""
+    _save_file(state.build_report(), state.subject)
 
 
-def _save_files(report: StartReport, subject: StartSubject) -> None:
+def _save_file(report: StartReport, subject: StartSubject) -> None:
+    """A failure is a warning and does not end the start."""
     if subject.report_file is not None:
-        save_file(subject.report_file, report.to_json(), "start-up report")
+        try:
+            write_whole(subject.report_file, report.to_json())
+        except OSError as err:
+            logger.warning("the start-up report could not be written to %s: %s", subject.report_file, err.strerror)
 
 
 def _log_engine(info: EngineInfo) -> None:

@@ -23,9 +23,8 @@ from startup.files.model.hub_settings import is_offline
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
-from startup.ground.config import PreflightMode
+from startup.ground.config import PrefetchMode, PreflightMode
 from startup.ground.errors import StartupError
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.ground.run_record import RunRecord, run_recorded
@@ -37,7 +36,7 @@ from startup.port.start_state import ProbeAnswers, StartState
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.progress import LiveProgress
 from startup.reports.timeline.timeline import PhaseTimeline
-from startup.session.deadline import StartDeadline
+from startup.session.deadline import start_deadline
 from startup.session.outcome import save_failed_start, save_ready_start
 from startup.session.preflight.report import PreflightReport
 
@@ -81,9 +80,10 @@ class StartSession:
         self._log_note = ""
         """For scripts that take any answer for readiness."""
         self._manager: ServiceManager | None = None
-        self._responder: StartupResponder | None = None
+        self.responder: StartupResponder | None = None
+        """None before `listen`."""
         self.stop_signals = StopSignals(self._report_stop)
-        self._deadline = StartDeadline(None, self.phase)
+        self._deadline: threading.Timer | None = None
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
         self._download: DownloadHandle | None = None
@@ -111,11 +111,6 @@ class StartSession:
         with self.stack:
             if isinstance(err, StartupError):
                 self._fail(str(err))
-
-    @property
-    def responder(self) -> StartupResponder | None:
-        """None before `listen`."""
-        return self._responder
 
     def phase(self) -> str:
         """The current phase, for log lines; may be called on any thread."""
@@ -152,7 +147,7 @@ class StartSession:
             self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
-        self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
+        self.responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
         return listening
 
     def keep_run_record(self, address: str | None) -> None:
@@ -170,21 +165,23 @@ class StartSession:
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""
-        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
+        if timeout_s is not None:
+            self._deadline = start_deadline(timeout_s, self.phase)
+            self.stack.callback(self._deadline.cancel)
 
     def show_progress(self, *, only_logs: bool = False) -> None:
         """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
         with group_signals.blocked():  # also in the thread
             self._live = self.stack.enter_context(LiveProgress(self.state.meter, self._log_note, only_logs=only_logs))
 
-    def prefetch(self, files: Sequence[Path], options: PrefetchOptions) -> None:
+    def prefetch(self, files: Sequence[Path], mode: PrefetchMode) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
         An image that was baked has a record of what a start reads of the libraries.
         """
         pages = _baked_pages()
         paths = (*(() if pages else plan_libraries()), *files)
-        self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
+        self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
         """Downloads what the plan lacks or what has changed, in a helper process; None if that is nothing.
@@ -216,8 +213,8 @@ class StartSession:
 
     def hand_over(self) -> None:
         """The HTTP server is about to accept: returns once the responder does not. Called on any thread."""
-        if self._responder is not None:
-            self._responder.hand_over()
+        if self.responder is not None:
+            self.responder.hand_over()
 
     def finish(self, info: EngineInfo | None = None) -> None:
         """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
@@ -265,7 +262,8 @@ class StartSession:
 
     def _end_waiting(self) -> None:
         """The start is over: ends deadline and progress."""
-        self._deadline.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._live is not None:
             self._live.close()
 
@@ -282,8 +280,8 @@ class StartSession:
         Called on the main thread and on that of a download's progress: no older message follows a newer one.
         """
         with self._publishing:
-            if self._responder is not None:
-                self._responder.update(self.state.to_message())
+            if self.responder is not None:
+                self.responder.update(self.state.to_message())
             if self._manager is not None and not self._is_ready and self.timeline.running is not None:
                 self._manager.notify_status(self.state.meter.read().activity)
 

@@ -63,7 +63,6 @@ class Request(NamedTuple):
     life_fd: int
     """The read end of the front process's death pipe."""
     folder_fd: int
-    """Its working folder."""
     open_fds: dict[int, int]
     """Its descriptors that `exec` keeps: the number there and the number here."""
 
@@ -100,11 +99,8 @@ def take_over(
 ) -> FrontLink:
     """Returns once this process is the server; otherwise it exits.
 
-    Args:
-        connection: to the front process; nothing has been read from it.
-        front_pid: the process at its other end.
-        template: of the process that was copied.
-        on_stale: called with a reason if the template process must be replaced.
+    From the connection to the front process, nothing has been read. `on_stale` is called with a reason if the
+    template process must be replaced.
     """
     connection = move_socket_up(connection)
     connection.settimeout(_REQUEST_S)

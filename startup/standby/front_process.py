@@ -13,7 +13,7 @@ from envs import foreign
 from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, has_several_models, is_behind_router
 from startup.standby import sockets
-from startup.standby.sockets import peer_of, template_kind
+from startup.standby.sockets import template_kind
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ class ColdStartError(Exception):
 
 def serve_warm(words: list[str]) -> int | None:
     """Has the server forked and forwards signals to it until it ends; None for a cold start in this process.
-
-    Args:
-        words: the words after `serve`.
 
     Returns:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
@@ -82,20 +79,14 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
         ColdStartError: it does not answer, or is not this user's.
     """
     try:
-        folder_fd = sockets.open_folder()
-        try:
-            connection.settimeout(timeout_s)
-            connection.connect(sockets.socket_path(folder_fd, kind))
-        finally:
-            os.close(folder_fd)
-        if peer_of(connection)[1] != os.geteuid():
-            raise ColdStartError("the standby belongs to another user")
+        connection.settimeout(timeout_s)
+        sockets.connect(connection, kind)
         if connection.recv(1) != sockets.ACK:
             raise ColdStartError("the standby has no free template process")
         connection.settimeout(max(timeout_s, _VERDICT_S))
     except FileNotFoundError:
         raise
-    except (OSError, sockets.UnsafeFolderError) as err:
+    except OSError as err:
         reason = f"it does not answer in {timeout_s * 1000:g} ms" if isinstance(err, TimeoutError) else str(err)
         raise ColdStartError(f"the standby cannot be used: {reason}") from err
 
@@ -116,12 +107,8 @@ def _notify_relay() -> "NotifyRelay | None":
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
     """Sends what the server needs; returns its pid, its pidfd and the pipe whose closing ends it.
 
-    Args:
-        connection: to the template, then to the server.
-        variables: with other values than in this process's environment.
-
-    Raises:
-        ColdStartError: with the forked process's reason.
+    The variables are those that have other values than here. Raises ColdStartError with the forked process's
+    reason.
     """
     begin_ns = time.monotonic_ns()
     life_read_fd, life_fd = os.pipe()

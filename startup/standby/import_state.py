@@ -19,6 +19,7 @@ from base.machine.file_stamps import MISSING, FileStamp, read_stamp
 from envs import foreign
 from envs.registry import env
 from startup.imports.distributions import distribution_files
+from startup.imports.torch_environment import hides_gpus
 
 _OF_C_LIBRARIES: Final = (
     "ACC_DEVICE_", "BLIS_", "DNNL_", "GCONV_PATH", "GFORTRAN_", "GLIBC_", "GOMP_", "GOTOBLAS_", "GOTO_", "GRPC_",
@@ -60,7 +61,7 @@ class ImportEnvironment(NamedTuple):
             if name in _READ_LATER or name.startswith("LC_"):
                 continue
             if name == "CUDA_VISIBLE_DEVICES":  # read later; but on import, vLLM disables Triton if no GPU is visible
-                if _hides_gpus(self.given) != _hides_gpus(environment):
+                if hides_gpus(self.given) != hides_gpus(environment):
                     return f"{name} differs: it hides all GPUs, or did so at the standby's start"
             elif name.startswith(_OF_C_LIBRARIES):
                 return f"{name} differs, which libraries read when they are loaded"
@@ -130,11 +131,6 @@ def _recording_class(names: set[str]) -> type:
                 yield key
 
     return RecordingEnvironment
-
-
-def _hides_gpus(environment: Mapping[str, str]) -> bool:
-    value = environment.get("CUDA_VISIBLE_DEVICES")
-    return value is not None and value.strip().lower() in {"", "-1", "none", "void"}
 
 
 class InstalledFiles:

@@ -28,10 +28,6 @@ VLLM_COMPILED = "vllm-compiled"
 TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
 
-class UnsafeFolderError(Exception):
-    """Another user owns the sockets' folder, or may enter it."""
-
-
 def socket_folder() -> str:
     """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder.
 
@@ -50,14 +46,13 @@ def open_folder() -> int:
     """A descriptor of the folder, for `socket_path`.
 
     Raises:
-        OSError: it does not exist, or is no folder.
-        UnsafeFolderError: see the class.
+        OSError: it does not exist, is no folder, or another user owns it or may enter it.
     """
     fd = os.open(socket_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         os.close(fd)
-        raise UnsafeFolderError(f"{socket_folder()} must belong to this user and have mode 0700")
+        raise PermissionError(f"{socket_folder()} must belong to this user and have mode 0700")
     return fd
 
 
@@ -68,6 +63,17 @@ def create_folder() -> int:
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)  # noqa: PTH102
     return open_folder()
+
+
+def connect(connection: socket.socket, name: str) -> None:
+    """Connects to a standby's socket of this name; raises OSError, also if another user listens there."""
+    folder_fd = open_folder()
+    try:
+        connection.connect(socket_path(folder_fd, name))
+    finally:
+        os.close(folder_fd)
+    if peer_of(connection)[1] != os.geteuid():
+        raise PermissionError("it belongs to another user")
 
 
 def socket_path(folder_fd: int, name: str) -> str:

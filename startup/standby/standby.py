@@ -57,7 +57,7 @@ def run_standby(options: StandbyOptions) -> int:
     with ExitStack() as stack:
         try:
             folder_fd = sockets.create_folder()
-        except (OSError, sockets.UnsafeFolderError) as err:
+        except OSError as err:
             raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
         is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # a router's own, which nobody else uses
         if is_owned:
@@ -100,7 +100,8 @@ class _Standby:
         is_ready = False
         while not self._is_stopping:
             self._tend()
-            if not is_ready and any(template.is_ready for template in self._templates) and self._is_settled:
+            states = {template.state for template in self._templates}
+            if not is_ready and "ready" in states and "importing" not in states:
                 is_ready = True
                 manager.notify_ready(f"ready: {kinds}")
             for key, _ in self._selector.select(_TICK_S):
@@ -115,13 +116,7 @@ class _Standby:
         manager.close()
         return 0
 
-    @property
-    def _is_settled(self) -> bool:
-        """Whether no template process is still importing."""
-        return not any(template.is_importing for template in self._templates)
-
     def status(self) -> StandbyStatus:
-        """The answer to `standby status`."""
         templates = tuple(template.status() for template in self._templates)
         return StandbyStatus(
             pid=os.getpid(),

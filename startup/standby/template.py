@@ -54,13 +54,8 @@ _MADV_COLLAPSE: Final = 25
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
     """Runs the template process; returns in each process that it forks, which is a server.
 
-    Args:
-        kind: what to import.
-        models: folders or hub ids; their classes and tokenizers are loaded too.
-        standby_fd: a SEQPACKET socket to the standby process.
-
-    Raises:
-        StartupError: this process cannot fork servers.
+    Classes and tokenizers of the models are loaded too. `standby_fd` is a SEQPACKET socket to the standby.
+    Raises StartupError if this process cannot fork servers.
     """
     with low_numbers_taken():
         death_pipe.follow_parent(os.getppid())

@@ -37,7 +37,7 @@ class TemplateProcess:
         """A process whose imports are incomplete, with its channel; it forks until this one is ready."""
         self._retired: list[subprocess.Popen[bytes]] = []
         """Replaced processes that report how their servers end."""
-        self._state: TemplateState = "importing"
+        self.state: TemplateState = "importing"
         self._import_s: float | None = None
         self._error: str | None = None
         self._due_s = 0.0
@@ -47,7 +47,6 @@ class TemplateProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a process."""
         return self._process is not None
 
     @property
@@ -55,20 +54,10 @@ class TemplateProcess:
         """Whether the process has ended, which its channel does not show while a server keeps that open."""
         return self._process is not None and self._process.poll() is not None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether servers can be forked."""
-        return self._state == "ready"
-
-    @property
-    def is_importing(self) -> bool:
-        """Whether the process is not ready yet."""
-        return self._state == "importing"
-
     def start_if_due(self) -> socket.socket | None:
         """Starts the process if there should be one; returns its channel, readable when it has a message."""
         self._retired = [process for process in self._retired if process.poll() is None]
-        if self._process is not None or self._state == "over the memory limit" or time.monotonic() < self._due_s:
+        if self._process is not None or self.state == "over the memory limit" or time.monotonic() < self._due_s:
             return None
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = ["-m", "vllm_cli", "standby-template", self.kind, str(theirs.fileno()), *self._models]
@@ -80,7 +69,7 @@ class TemplateProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._state, self._import_s, self._error, self._ready_s = "importing", None, None, None
+        self.state, self._import_s, self._error, self._ready_s = "importing", None, None, None
         self.channel.setblocking(False)
         return self.channel
 
@@ -95,7 +84,7 @@ class TemplateProcess:
                 message = b""
             word, _, detail = message.partition(b" ")
             if word == READY:
-                self._state, self._import_s = "ready", float(detail)
+                self.state, self._import_s = "ready", float(detail)
                 self._ready_s = time.monotonic()
                 logger.info("%s: imported in %.1f s", self.kind, self._import_s)
                 self._retire_predecessor()
@@ -119,7 +108,7 @@ class TemplateProcess:
     def give_up(self, state: TemplateState) -> None:
         """Ends the process; it is not started again."""
         self.close()
-        self._state = state
+        self.state = state
 
     def close(self) -> None:
         """Ends the process; while servers run that it has to report on, it only stops to fork."""
@@ -134,11 +123,10 @@ class TemplateProcess:
         self._servers.clear()
 
     def status(self) -> TemplateStatus:
-        """For `standby status`."""
         pid = self._process.pid if self._process is not None else None
         return TemplateStatus(
             kind=self.kind,
-            state=self._state,
+            state=self.state,
             pid=pid,
             import_s=self._import_s,
             num_starts=self.num_starts,
@@ -148,14 +136,14 @@ class TemplateProcess:
 
     def _import_again(self, reason: str) -> None:
         logger.info("%s: imported again, because %s", self.kind, reason)
-        self._state, self._due_s = "importing", 0.0
+        self.state, self._due_s = "importing", 0.0
 
     def _process_ended(self) -> None:
         process, self._process = self._process, None
         assert process is not None
         self.channel.close()
         code = process.wait(_END_S)
-        self._state, self._error = "failed", f"its process ended with exit code {code}"
+        self.state, self._error = "failed", f"its process ended with exit code {code}"
         self._servers.clear()
         now = time.monotonic()
         pause_s = self._back_off.take_s(0.0 if self._ready_s is None else now - self._ready_s)

@@ -3,7 +3,7 @@
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
@@ -79,14 +79,8 @@ def import_api_server(
         compiler_imported("deferred" if is_lean else "now"),
         late_imports() if is_lean else nullcontext(),
     ):
-        failed = import_leniently(_calling(before_each, (*API_MODULES, *more)))
+        failed = import_leniently((*API_MODULES, *more), before_each)
     return {name: reason for name, reason in failed.items() if name in API_MODULES}
-
-
-def _calling(before_each: Callable[[], None], modules: Iterable[str]) -> Iterator[str]:
-    for name in modules:
-        before_each()
-        yield name
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
@@ -95,7 +89,7 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
         import_leniently(modules)
 
 
-def import_leniently(modules: Iterable[str]) -> dict[str, str]:
+def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Imports the modules; returns those that fail, with the error.
 
     Code that needs a failed module imports it again and raises the error there. A module that needs the GPU
@@ -104,6 +98,7 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
     failed = {}
     with cached_scans():
         for name in modules:
+            before_each()
             if has_failed():
                 break
             try:

@@ -57,12 +57,7 @@ class CommandLine:
 
     @classmethod
     def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
-        """Reads the words and the file of `--config`; the words take precedence.
-
-        Args:
-            words: those after `vllm serve`.
-            facts: of the installed vLLM, if they are read already.
-        """
+        """Reads the words after `vllm serve` and the file of `--config`; the words take precedence."""
         vllm = find_vllm() if facts is None else None
         if facts is None:
             facts = read_facts(vllm) if vllm else VllmFacts()
@@ -159,7 +154,6 @@ class CommandLine:
 
     @property
     def host(self) -> str | None:
-        """The value of `--host`."""
         return self.value("--host")
 
     @property

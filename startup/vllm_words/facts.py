@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, 
 
 from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
-from startup.ground.caches import Kept
+from startup.ground.caches import Kept, of_type
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.vllm_words.installed import InstalledVllm, find_vllm
 
@@ -180,7 +180,7 @@ class KeptFacts:
 
     def read(self) -> VllmFacts:
         """The recorded facts, or the plugins alone."""
-        return (self._kept.read(_facts) or VllmFacts())._replace(installed_plugins=self._plugins)
+        return (self._kept.read(of_type(VllmFacts)) or VllmFacts())._replace(installed_plugins=self._plugins)
 
     def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
         """Records what vLLM has imported in this process, unless that is known; never raises.
@@ -209,13 +209,6 @@ class KeptFacts:
         modules = [module for name, module in sys.modules.copy().items() if name.startswith(_SOURCES)]
         files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
         self._kept.write(facts, (*sorted(files), *self._installed, __file__))
-
-
-def _facts(value: Any) -> VllmFacts:
-    """From JSON."""
-    import msgspec
-
-    return msgspec.convert(value, VllmFacts)
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
@@ -357,11 +350,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's.
-
-    Args:
-        facts: those of the installed vLLM if not given.
-    """
+    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)

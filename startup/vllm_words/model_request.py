@@ -35,6 +35,15 @@ def read_model_request(line: "CommandLine") -> ModelRequest:
     )
 
 
+def parse_adapter(text: str) -> tuple[str | None, str | None]:
+    """Name and path in a value of --lora-modules, which is NAME=PATH or JSON; None for what it lacks."""
+    if "=" in text and "," not in text:
+        name, _, path = text.partition("=")
+        return name, path
+    content = _settings(text)
+    return _text(content.get("name")), _text(content.get("path"))
+
+
 def _settings(text: str | None) -> dict[str, Any]:
     """The content of a flag that takes JSON; empty if it is no object."""
     with suppress(ValueError):
@@ -53,16 +62,10 @@ def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
 
 
 def _adapters(texts: Iterable[str], of_modalities: Mapping[str, Any]) -> Iterator[Adapter]:
-    """The adapters of --lora-modules, as NAME=PATH or JSON, and those of --default-mm-loras."""
-    for text in texts:
-        if "=" in text and "," not in text:
-            name, _, path = text.partition("=")
-            yield Adapter(name, path)
-            continue
-        with suppress(ValueError):
-            content = read_json(text)
-            if isinstance(content, dict) and (source := _text(content.get("path"))) is not None:
-                yield Adapter(str(content.get("name", source)), source)
+    """The adapters of --lora-modules and those of --default-mm-loras."""
+    for name, source in map(parse_adapter, texts):
+        if source is not None:
+            yield Adapter(name or source, source)
     for modality, path in of_modalities.items():
         if (source := _text(path)) is not None:
             yield Adapter(modality, source)

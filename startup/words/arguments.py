@@ -6,6 +6,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from base.json_depth import read_json
@@ -44,6 +45,8 @@ class Arguments:
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
     """A list flag that took several words; the user may have meant one of them as MODEL."""
+    file: str = ""
+    """The name of the file of `--config`, if the settings are from there."""
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -128,7 +131,9 @@ def read_config_file(path: str) -> Arguments:
         if file.problem is not None:
             raise InputError(f"{file.problem}.")
         reject_references(file.missing)
-        return Arguments.of_settings(file.settings)
+        arguments = Arguments.of_settings(file.settings)
+        arguments.file = Path(path).name
+        return arguments
     except InputError as err:
         raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
 

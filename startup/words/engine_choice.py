@@ -8,7 +8,6 @@ import click
 from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
 from startup.ground.config import VllmOptions
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords
 from startup.words.errors import InputError
 from startup.words.flag import SupportedFlag
@@ -35,11 +34,9 @@ def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     given = {**split.own, **{name: split.own.get(name) or value for name, value in by_variable.items()}}
     flags = [flag for flag in _FLAGS if flag.name in given]
     values = {path: _convert(flag, given[flag.name], ctx) for flag in flags for path in flag.fields}
-    prefetch = {path.removeprefix("prefetch."): values.pop(path) for path in tuple(values) if "prefetch." in path}
     return VllmOptions(
         words=tuple(split.engine_words),
         start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(),
-        prefetch=PrefetchOptions(**prefetch),
         is_preflight_only="--preflight-only" in given,
         is_json="--json" in given,
         **values,

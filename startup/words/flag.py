@@ -76,18 +76,3 @@ class SupportedFlag(Flag):
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
     """Read if the flag is not given."""
-
-
-def value(name: str, *aliases: str, neutral: tuple[str, ...] = ()) -> Flag:
-    """A flag that takes one value."""
-    return Flag(name, aliases, neutral=neutral)
-
-
-def values(name: str, *aliases: str, neutral: tuple[str, ...] = ()) -> Flag:
-    """A flag that takes one value or more."""
-    return Flag(name, aliases, shape=Shape.LIST, neutral=neutral)
-
-
-def switch(name: str, *aliases: str, neutral: bool = False) -> Flag:
-    """A flag that is on or off."""
-    return Flag(name, aliases, shape=Shape.SWITCH, neutral=(str(neutral).lower(),))

@@ -1,6 +1,7 @@
 """Types of flag values beyond those of click."""
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -17,8 +18,7 @@ from server.terms.config import INT8_NAMES, LoraModule, PoolerConfig
 from startup.ground.config import CompileCacheOption
 from startup.ground.keyed_values import parse_size
 
-_FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS: Final = ("", "k", "m", "g", "t")
 
 
 class HumanInt(click.ParamType):
@@ -156,8 +156,8 @@ class ByteSize(click.ParamType):
         if not match or (match[3] and not match[2]):
             self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
         number, unit, binary, byte = match.groups()
-        factors = _DECIMAL_FACTORS if byte and not binary else _FACTORS
-        return round(float(number) * factors[unit])
+        factor: int = (1000 if byte and not binary else 1024) ** _UNITS.index(unit)
+        return round(float(number) * factor)
 
 
 class Duration(click.ParamType):
@@ -189,40 +189,30 @@ class RestartPolicy(click.ParamType):
 
 def spell_size(num_bytes: int) -> str:
     """In the largest unit that divides the number: `16MiB`."""
-    for unit, factor in reversed(_FACTORS.items()):
-        if unit and num_bytes and num_bytes % factor == 0:
-            return f"{num_bytes // factor}{unit.upper()}iB"
+    for power in range(len(_UNITS) - 1, 0, -1):
+        if num_bytes and num_bytes % 1024**power == 0:
+            return f"{num_bytes // 1024**power}{_UNITS[power].upper()}iB"
     return str(num_bytes)
 
 
-class LoraModuleType(click.ParamType):
-    """An adapter's name and path."""
+class Parsed(click.ParamType):
+    """An object that is made of the text by a function, whose ConfigError says how it is written."""
 
-    name = "name=path"
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LoraModule:
-        """The error shows both ways to write it."""
-        if isinstance(value, LoraModule):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
         try:
-            return LoraModule.parse(str(value))
+            return self._parse(value)
         except ConfigError as err:
             self.fail(str(err), param, ctx)
 
 
-class CompileCacheType(click.ParamType):
-    """Where compiled models are shared, and whether one is required."""
-
-    name = "location"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CompileCacheOption:
-        """The error shows what may be combined."""
-        if isinstance(value, CompileCacheOption):
-            return value
-        try:
-            return CompileCacheOption.of(str(value))
-        except ConfigError as err:
-            self.fail(str(err), param, ctx)
+COMPILE_CACHE: Final = Parsed("location", CompileCacheOption.of)
+LORA_MODULE: Final = Parsed("name=path", LoraModule.parse)
 
 
 class LogConfigFile(click.ParamType):

@@ -58,10 +58,9 @@ def _hardware_reason(flag: Flag) -> str | None:
 def show_notices(notices: Iterable[str], log_format: str) -> None:
     """One line each on standard error; as JSON they have the form of log lines."""
     for notice in notices:
-        click.echo(_as_json(notice) if log_format == "json" else f"Notice: {notice}", err=True)
+        line = f"Notice: {notice}"
+        if log_format == "json":
+            from startup.ground.logs.json_lines import format_warning
 
-
-def _as_json(notice: str) -> str:
-    from startup.ground.logs.json_lines import format_warning
-
-    return format_warning(notice, logger="vllm_cli", role="api", phase="command_line")
+            line = format_warning(notice)
+        click.echo(line, err=True)

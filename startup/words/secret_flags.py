@@ -36,12 +36,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line per flag whose secret value is visible to others.
-
-    Args:
-        words: the command line.
-        has_key_file: whether the engine has --api-key-file.
-    """
+    """A line per flag whose secret value is visible to others; `has_key_file` if there is --api-key-file."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):

@@ -1,11 +1,13 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Final
 
 import click
 
+from base.errors import ConfigError
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
@@ -80,8 +82,9 @@ class ServeCommand(click.Command):
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(config_path) if config_path else Arguments()
         log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
-        ctx.params = read_settings(ctx, given, in_file)
-        ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
+        with _naming_places(given, in_file):
+            ctx.params = read_settings(ctx, given, in_file)
+            ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
         if not self.is_quiet:
             show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
         return []
@@ -115,10 +118,7 @@ def serve_parameters() -> list[click.Parameter]:
 def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
     """The settings of a start with these words; raises ClickException if `serve` rejects them.
 
-    Args:
-        words: MODEL and flags, of either engine.
-        name: of the command in usage errors.
-        is_quiet: whether no notices are shown.
+    `name` is that of the command in usage errors; with `is_quiet`, no notices are shown.
     """
     if has_several_models(words):
         raise InputError(f"{name} is for one model: name one of them.")
@@ -155,6 +155,28 @@ def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> d
     if given.positionals:
         settings["model"] = given.positionals[0]
     return settings
+
+
+@contextmanager
+def _naming_places(given: Arguments, in_file: Arguments) -> Iterator[None]:
+    """An error in a value of the file of `--config` names its place, such as `serve.yaml: port`."""
+
+    def place_of(name: str) -> str | None:
+        if name not in in_file.flags or name in given.flags:
+            return None
+        variable = getattr(in_file.flags[name].flag, "variable", None)
+        return f"{in_file.file}: {name.removeprefix('--')}" if variable is None or variable.raw is None else None
+
+    try:
+        yield
+    except click.BadParameter as err:
+        if isinstance(err.param, FlagOption):
+            err.param_hint = place_of(err.param.flag.name)
+        raise
+    except ConfigError as err:
+        if (place := place_of(err.option)) is None:
+            raise
+        raise InputError(f"{place}{str(err).removeprefix(err.option)}") from err
 
 
 def _raise_all(errors: Iterable[EnvError]) -> None:

@@ -16,16 +16,16 @@ from server.text.model_files.tokenizer_files import RENDERERS
 from startup.ground.config import StartupConfig
 from startup.words.flag import Shape, SupportedFlag
 from startup.words.param_types import (
+    COMPILE_CACHE,
+    LORA_MODULE,
     ByteSize,
     ChatTemplate,
     CommaList,
-    CompileCacheType,
     Duration,
     HumanInt,
     JsonObject,
     JsonStrings,
     LogConfigFile,
-    LoraModuleType,
     PoolerOptions,
     Quantization,
     RestartPolicy,
@@ -36,7 +36,7 @@ from startup.words.param_types import (
 _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "count": HumanInt(),
     "size": ByteSize(),
-    "compile cache": CompileCacheType(),
+    "compile cache": COMPILE_CACHE,
     "duration": Duration(),
     "restart policy": RestartPolicy(),
     "token limit": TokenLimit(),
@@ -52,7 +52,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
 _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
     bool: None,
     str: None,
-    LoraModule: LoraModuleType(),
+    LoraModule: LORA_MODULE,
     int: click.INT,
     float: click.FLOAT,
     dict: JsonObject(),

@@ -1,6 +1,7 @@
 """All flags of `serve` by name."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Final, NamedTuple
 
 from envs.redaction import is_secret_flag
@@ -64,12 +65,14 @@ def find_known_flag(name: str) -> Flag | None:
 def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
     """The flags of a command line; None for other words, and for what is no flag of this program."""
 
+    find = cache(find_known_flag)
+
     def num_values(name: str) -> int | str | None:
-        flag = find_known_flag(name)
+        flag = find(name)
         return flag.num_values if flag else None
 
     for given in split(words, num_values):
-        yield find_known_flag(given.flag) if given.flag else None, given
+        yield find(given.flag) if given.flag else None, given
 
 
 def _complete(name: str) -> Spelling:

@@ -2,296 +2,145 @@
 
 from typing import Final
 
-from startup.words.flag import Flag, switch, value, values
+from startup.words.flag import Flag, Shape
+
+
+def _flags(table: str) -> tuple[Flag, ...]:
+    """The flags of a table, as they are written on a command line: `--name,-alias=neutral`.
+
+    Behind `=` are values that change nothing, such as vLLM's default, with `|` between them; `+=` takes
+    several values. Without `=`, it is a switch that is off by default; with `=on`, it is on.
+    """
+    return tuple(map(_flag, table.split()))
+
+
+def _flag(text: str) -> Flag:
+    names, has_value, neutral = text.partition("=")
+    name, *aliases = names.removesuffix("+").split(",")
+    if not has_value or neutral == "on":
+        return Flag(name, tuple(aliases), shape=Shape.SWITCH, neutral=("true" if has_value else "false",))
+    shape = Shape.LIST if names.endswith("+") else Shape.VALUE
+    return Flag(name, tuple(aliases), shape=shape, neutral=tuple(filter(None, neutral.split("|"))))
+
 
 IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
-    "torch and transformers choose the kernels": (
-        switch("--enforce-eager"),
-        value("--optimization-level", neutral=("2",)),
-        value("--compilation-config", "-cc"),
-        values("--cudagraph-capture-sizes"),
-        value("--max-cudagraph-capture-size"),
-        value("--attention-backend"),
-        value("--attention-config", "-ac"),
-        value("--kernel-config"),
-        value("--ir-op-priority"),
-        switch("--enable-flashinfer-autotune"),
-        value("--moe-backend", neutral=("auto",)),
-        value("--linear-backend", neutral=("auto",)),
-        value("--sparse-indexer-topk-backend", neutral=("auto",)),
-        value("--gdn-prefill-backend"),
-        value("--kda-prefill-backend"),
-        value("--kda-decode-backend"),
-        value("--mamba-backend", neutral=("triton",)),
-        value("--mamba-ssu-algorithm"),
-        value("--mamba-cache-philox-rounds", neutral=("0",)),
-        switch("--enable-mamba-cache-stochastic-rounding"),
-        switch("--use-replayssm"),
-        value("--replayssm-buffer-len", neutral=("16",)),
-        switch("--disable-cascade-attn"),
-        switch("--disable-custom-all-reduce"),
-        switch("--enable-cumem-allocator"),
-        value("--performance-mode", neutral=("balanced",)),
-        switch("--use-fp64-gumbel"),
-        switch("--specialize-active-lora"),
-        value("--jit-monitor-mode", neutral=("warn",)),
-        switch("--jit-monitor-verbose"),
-        switch("--monokernel"),
-    ),
-    "the embedded scheduler and its KV cache do not need this setting": (
-        switch("--enable-chunked-prefill"),
-        switch("--async-scheduling"),
-        value("--long-prefill-token-threshold", neutral=("0",)),
-        switch("--long-prefill-token-threshold-adaptive"),
-        value("--max-num-scheduled-tokens"),
-        switch("--scheduler-reserve-full-isl", neutral=True),
-        value("--watermark", neutral=("0.0",)),
-        value("--prefill-schedule-interval", neutral=("1",)),
-        switch("--disable-hybrid-kv-cache-manager"),
-        switch("--disable-chunked-mm-input"),
-        value("--stream-interval", neutral=("1",)),
-        value("--block-size"),
-        value("--prefix-caching-hash-algo", neutral=("sha256",)),
-        value("--prefix-cache-retention-interval", neutral=("0",)),
-        value("--prefix-match-unit"),
-        switch("--kv-sharing-fast-prefill"),
-        switch("--swa-bounded-replay", neutral=True),
-        value("--mamba-cache-dtype", neutral=("auto",)),
-        value("--mamba-ssm-cache-dtype", neutral=("auto",)),
-        value("--mamba-block-size"),
-        value("--mamba-cache-mode", neutral=("none",)),
-        switch("--enable-mamba-shared-prefix-checkpoint"),
-        value("--structured-outputs-config"),
-    ),
-    "weights are always loaded directly from the files": (
-        value("--safetensors-load-strategy"),
-        value("--safetensors-prefetch-num-threads", neutral=("8",)),
-        value("--safetensors-prefetch-block-size", neutral=("16777216",)),
-        switch("--use-tqdm-on-load", neutral=True),
-        value("--max-parallel-loading-workers"),
-        values("--ignore-patterns", neutral=("original/**/*",)),
-        value("--pt-load-map-location", neutral=("cpu",)),
-        switch("--enable-ep-weight-filter"),
-    ),
-    "there is one server process and one engine process": (
-        value("--api-server-count", "-asc", neutral=("1",)),
-        switch("--aggregate-engine-logging"),
-        switch("--fully-sharded-loras"),
-        switch("--numa-bind"),
-        values("--numa-bind-nodes"),
-        values("--numa-bind-cpus"),
-        switch("--enable-expert-parallel", "-ep"),
-        switch("--disable-nccl-for-dp-synchronization"),
-        switch("--enable-shm-tensor-arena"),
-    ),
-    "late-interaction scores are computed in the API process": (
-        switch("--enable-flash-late-interaction", neutral=True),
-    ),
-    "the embedded server logs and exports the same either way": (
-        value("--watchdog-config"),
-        switch("--enable-log-outputs"),
-        switch("--enable-log-deltas", neutral=True),
-        value("--max-log-len"),
-        switch("--log-error-stack"),
-        value("--show-hidden-metrics-for-version"),
-        switch("--kv-cache-metrics"),
-        value("--kv-cache-metrics-sample", neutral=("0.01",)),
-        switch("--cudagraph-metrics"),
-        switch("--enable-mfu-metrics"),
-        switch("--enable-logging-iteration-details"),
-        switch("--enable-layerwise-nvtx-tracing"),
-        value("--per-request-spec-decode-metrics", neutral=("none",)),
-        switch("--fail-on-environ-validation"),
-        switch("--enable-server-load-tracking"),
-        value("--fingerprint-mode", neutral=("full",)),
-        value("--fingerprint-value"),
-    ),
-    "the embedded server has no such endpoint or parser": (
-        switch("--enable-tokenizer-info-endpoint"),
-        switch("--disable-fastapi-docs"),
-        switch("--enable-offline-docs"),
-        switch("--cohere-is-reasoning-model", neutral=True),
-        value("--cohere-format", neutral=("cmd4",)),
-    ),
-    "the embedded server accepts text and images, and always processes images the same way": (
-        switch("--language-model-only"),
-        value("--media-io-kwargs", neutral=("{}",)),
-        value("--mm-processor-cache-type", neutral=("lru",)),
-        value("--mm-hasher-algorithm", neutral=("blake3",)),
-        value("--mm-shm-cache-max-object-size-mb", neutral=("128",)),
-        value("--mm-encoder-tp-mode", neutral=("weights",)),
-        value("--mm-encoder-attn-backend"),
-        value("--mm-encoder-attn-dtype"),
-        value("--mm-encoder-fp8-scale-path"),
-        value("--mm-encoder-fp8-scale-save-path"),
-        value("--mm-encoder-fp8-scale-save-margin", neutral=("1.5",)),
-        switch("--interleave-mm-strings"),
-        switch("--skip-mm-profiling"),
-        value("--video-pruning-rate"),
-        value("--video-pruning-method", neutral=("evs",)),
-        value("--mm-tensor-ipc", neutral=("direct_rpc",)),
-        value("--mm-processor-device", neutral=("auto",)),
-        value("--mm-ipc-gpu-memory-gb", neutral=("0",)),
-        switch("--mm-device-do-normalize"),
-        value("--ec-manager-config"),
-    ),
+    "torch and transformers choose the kernels": _flags("""
+        --enforce-eager --optimization-level=2 --compilation-config,-cc= --cudagraph-capture-sizes+=
+        --max-cudagraph-capture-size= --attention-backend= --attention-config,-ac= --kernel-config=
+        --ir-op-priority= --enable-flashinfer-autotune --moe-backend=auto --linear-backend=auto
+        --sparse-indexer-topk-backend=auto --gdn-prefill-backend= --kda-prefill-backend= --kda-decode-backend=
+        --mamba-backend=triton --mamba-ssu-algorithm= --mamba-cache-philox-rounds=0
+        --enable-mamba-cache-stochastic-rounding --use-replayssm --replayssm-buffer-len=16 --disable-cascade-attn
+        --disable-custom-all-reduce --enable-cumem-allocator --performance-mode=balanced --use-fp64-gumbel
+        --specialize-active-lora --jit-monitor-mode=warn --jit-monitor-verbose --monokernel
+    """),
+    "the embedded scheduler and its KV cache do not need this setting": _flags("""
+        --enable-chunked-prefill --async-scheduling --long-prefill-token-threshold=0
+        --long-prefill-token-threshold-adaptive --max-num-scheduled-tokens= --scheduler-reserve-full-isl=on
+        --watermark=0.0 --prefill-schedule-interval=1 --disable-hybrid-kv-cache-manager --disable-chunked-mm-input
+        --stream-interval=1 --block-size= --prefix-caching-hash-algo=sha256 --prefix-cache-retention-interval=0
+        --prefix-match-unit= --kv-sharing-fast-prefill --swa-bounded-replay=on --mamba-cache-dtype=auto
+        --mamba-ssm-cache-dtype=auto --mamba-block-size= --mamba-cache-mode=none
+        --enable-mamba-shared-prefix-checkpoint --structured-outputs-config=
+    """),
+    "weights are always loaded directly from the files": _flags("""
+        --safetensors-load-strategy= --safetensors-prefetch-num-threads=8 --safetensors-prefetch-block-size=16777216
+        --use-tqdm-on-load=on --max-parallel-loading-workers= --ignore-patterns+=original/**/*
+        --pt-load-map-location=cpu --enable-ep-weight-filter
+    """),
+    "there is one server process and one engine process": _flags("""
+        --api-server-count,-asc=1 --aggregate-engine-logging --fully-sharded-loras --numa-bind --numa-bind-nodes+=
+        --numa-bind-cpus+= --enable-expert-parallel,-ep --disable-nccl-for-dp-synchronization
+        --enable-shm-tensor-arena
+    """),
+    "late-interaction scores are computed in the API process": _flags("--enable-flash-late-interaction=on"),
+    "the embedded server logs and exports the same either way": _flags("""
+        --watchdog-config= --enable-log-outputs --enable-log-deltas=on --max-log-len= --log-error-stack
+        --show-hidden-metrics-for-version= --kv-cache-metrics --kv-cache-metrics-sample=0.01 --cudagraph-metrics
+        --enable-mfu-metrics --enable-logging-iteration-details --enable-layerwise-nvtx-tracing
+        --per-request-spec-decode-metrics=none --fail-on-environ-validation --enable-server-load-tracking
+        --fingerprint-mode=full --fingerprint-value=
+    """),
+    "the embedded server has no such endpoint or parser": _flags("""
+        --enable-tokenizer-info-endpoint --disable-fastapi-docs --enable-offline-docs --cohere-is-reasoning-model=on
+        --cohere-format=cmd4
+    """),
+    "the embedded server accepts text and images, and always processes images the same way": _flags("""
+        --language-model-only --media-io-kwargs={} --mm-processor-cache-type=lru --mm-hasher-algorithm=blake3
+        --mm-shm-cache-max-object-size-mb=128 --mm-encoder-tp-mode=weights --mm-encoder-attn-backend=
+        --mm-encoder-attn-dtype= --mm-encoder-fp8-scale-path= --mm-encoder-fp8-scale-save-path=
+        --mm-encoder-fp8-scale-save-margin=1.5 --interleave-mm-strings --skip-mm-profiling --video-pruning-rate=
+        --video-pruning-method=evs --mm-tensor-ipc=direct_rpc --mm-processor-device=auto --mm-ipc-gpu-memory-gb=0
+        --mm-device-do-normalize --ec-manager-config=
+    """),
 }
 """Reason -> flags that change nothing in the embedded engine for this reason."""
 
 
 REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
-    "several devices, processes or nodes": (
-        value("--tensor-parallel-size", "-tp", neutral=("1",)),
-        value("--pipeline-parallel-size", "-pp", neutral=("1",)),
-        value("--distributed-executor-backend", neutral=("mp", "uni")),
-        value("--nnodes", "-n", neutral=("1",)),
-        value("--node-rank", "-r", neutral=("0",)),
-        value("--master-addr", neutral=("127.0.0.1",)),
-        value("--master-port", neutral=("29501",)),
-        value("--distributed-timeout-seconds"),
-        value("--cpu-distributed-timeout-seconds"),
-        value("--device-ids"),
-        value("--decode-context-parallel-size", "-dcp", neutral=("1",)),
-        value("--dcp-comm-backend"),
-        switch("--dcp-q-replicate"),
-        value("--dcp-kv-cache-interleave-size", neutral=("1",)),
-        value("--cp-kv-cache-interleave-size"),
-        value("--prefill-context-parallel-size", "-pcp", neutral=("1",)),
-        value("--data-parallel-size", "-dp", neutral=("1",)),
-        value("--data-parallel-rank", "-dpn"),
-        value("--data-parallel-start-rank", "-dpr"),
-        value("--data-parallel-size-local", "-dpl"),
-        value("--data-parallel-address", "-dpa"),
-        value("--data-parallel-rpc-port", "-dpp"),
-        value("--data-parallel-backend", "-dpb", neutral=("mp",)),
-        switch("--data-parallel-hybrid-lb", "-dph"),
-        switch("--data-parallel-external-lb", "-dpe"),
-        switch("--data-parallel-multi-port-external-lb", "-dpm"),
-        value("--data-parallel-supervisor-port", neutral=("9256",)),
-        value("--dp-supervisor-probe-interval-s", neutral=("5.0",)),
-        value("--dp-supervisor-probe-timeout-s", neutral=("5.0",)),
-        value("--dp-supervisor-probe-failure-threshold", neutral=("3",)),
-        switch("--enable-hc-sp"),
-        switch("--enable-batch-sharded-sampling"),
-        value("--all2all-backend", neutral=("allgather_reducescatter",)),
-        switch("--enable-dbo"),
-        value("--ubatch-size", neutral=("0",)),
-        switch("--enable-elastic-ep"),
-        value("--elastic-ep-max-dp-size"),
-        value("--dbo-decode-token-threshold", neutral=("32",)),
-        value("--dp-sync-interval", neutral=("16",)),
-        value("--dbo-prefill-token-threshold", neutral=("512",)),
-        switch("--enable-eplb"),
-        value("--eplb-config", neutral=("{}",)),
-        value("--expert-placement-strategy", neutral=("linear",)),
-        switch("--ray-workers-use-nsight"),
-        switch("--enable-fault-tolerance"),
-        value("--fault-tolerance-config", neutral=("{}",)),
-        switch("--enable-nccl-comm-suspend"),
-        switch("--headless"),
-    ),
-    "LoRA adapters of other layers": (
-        switch("--enable-tower-connector-lora"),
-        values("--lora-target-modules"),
-        value("--default-mm-loras"),
-        switch("--enable-mixed-moe-lora-format"),
-        switch("--enable-moe-shared-loras"),
-        value("--max-lora-cls-labels"),
-    ),
-    "speculative or diffusion decoding": (
-        value("--speculative-config", "-sc"),
-        value("--spec-method"),
-        value("--spec-model"),
-        value("--spec-tokens"),
-        value("--diffusion-config", "-dc"),
-    ),
-    "quantized weights or caches": (
-        value("--quantization-config"),
-        switch("--allow-deprecated-quantization"),
-        value("--kv-cache-dtype", neutral=("auto",)),
-        values("--kv-cache-dtype-skip-layers"),
-    ),
-    "models of the package vllm-omni": (switch("--omni"),),
-    "chat templates in requests": (switch("--trust-request-chat-template"),),
-    "settings of images in requests": (switch("--trust-request-mm-kwargs"),),
-    "other roles of answers": (value("--response-role", neutral=("assistant",)),),
-    "parsers of tool calls or of reasoning": (
-        value("--tool-strict-level", neutral=("auto",)),
-        value("--tool-server"),
-        value("--tool-parser-plugin"),
-        value("--reasoning-parser-plugin"),
-        value("--reasoning-effort-map"),
-    ),
-    "offloaded or transferred weights and caches": (
-        value("--kv-transfer-config"),
-        value("--kv-events-config"),
-        value("--ec-transfer-config"),
-        value("--kv-offloading-size"),
-        value("--kv-offloading-backend", neutral=("native",)),
-        value("--offload-backend", neutral=("auto",)),
-        value("--cpu-offload-gb", neutral=("0",)),
-        values("--cpu-offload-params"),
-        value("--offload-group-size", neutral=("0",)),
-        value("--offload-num-in-group", neutral=("1",)),
-        value("--offload-prefetch-step", neutral=("1",)),
-        values("--offload-params"),
-        value("--engram-config"),
-        value("--weight-transfer-config"),
-        value("--num-gpu-blocks-override"),
-    ),
-    "sleep levels": (
-        switch("--enable-sleep-mode"),
-        switch("--sleep-mode-offload-cudagraph"),
-        value("--sleep-mode-backend", neutral=("cumem",)),
-        values("--sleep-preserve-parameter-names"),
-    ),
-    "another protocol, endpoint or middleware": (
-        value("--middleware"),
-        switch("--enable-scale-out"),
-        switch("--tokens-only"),
-        switch("--grpc"),
-        value("--grpc-port"),
-        value("--sse-keep-alive-interval", neutral=("0",)),
-        switch("--enable-per-request-metrics"),
-    ),
-    "another way of loading or running a model": (
-        value("--tokenizer-revision"),
-        value("--code-revision"),
-        switch("--skip-tokenizer-init"),
-        value("--hf-config-path"),
-        value("--config-format", neutral=("auto", "hf")),
-        value("--model-class-overrides", neutral=("{}",)),
-        value("--model-impl", neutral=("auto", "transformers")),
-        value("--load-format", neutral=("auto", "safetensors")),
-        value("--model-loader-extra-config", neutral=("{}",)),
-        values("--logits-processors"),
-        value("--io-processor-plugin"),
-        value("--worker-cls", neutral=("auto",)),
-        value("--worker-extension-cls"),
-        switch("--disable-sliding-window"),
-        switch("--enable-mm-embeds"),
-        switch("--mm-encoder-only"),
-        value("--additional-config", neutral=("{}",)),
-    ),
-    "other outputs of the model": (
-        value("--logprobs-mode", neutral=("raw_logprobs",)),
-        switch("--enable-return-routed-experts"),
-        switch("--return-sampling-mask"),
-        switch("--enable-trace-replay"),
-        value("--aux-output-config"),
-        value("--watermark-config"),
-    ),
-    "another scheduler": (
-        value("--scheduler-cls"),
-        value("--scheduling-policy", neutral=("fcfs",)),
-        value("--max-num-active-seqs"),
-    ),
-    "traces, profiles or another logging configuration": (
-        value("--otlp-traces-endpoint"),
-        values("--collect-detailed-traces"),
-        value("--profiler-config"),
-        value("--custom-histogram-buckets"),
-        value("--logging-config"),
-    ),
+    "several devices, processes or nodes": _flags("""
+        --tensor-parallel-size,-tp=1 --pipeline-parallel-size,-pp=1 --distributed-executor-backend=mp|uni
+        --nnodes,-n=1 --node-rank,-r=0 --master-addr=127.0.0.1 --master-port=29501 --distributed-timeout-seconds=
+        --cpu-distributed-timeout-seconds= --device-ids= --decode-context-parallel-size,-dcp=1 --dcp-comm-backend=
+        --dcp-q-replicate --dcp-kv-cache-interleave-size=1 --cp-kv-cache-interleave-size=
+        --prefill-context-parallel-size,-pcp=1 --data-parallel-size,-dp=1 --data-parallel-rank,-dpn=
+        --data-parallel-start-rank,-dpr= --data-parallel-size-local,-dpl= --data-parallel-address,-dpa=
+        --data-parallel-rpc-port,-dpp= --data-parallel-backend,-dpb=mp --data-parallel-hybrid-lb,-dph
+        --data-parallel-external-lb,-dpe --data-parallel-multi-port-external-lb,-dpm
+        --data-parallel-supervisor-port=9256 --dp-supervisor-probe-interval-s=5.0
+        --dp-supervisor-probe-timeout-s=5.0 --dp-supervisor-probe-failure-threshold=3 --enable-hc-sp
+        --enable-batch-sharded-sampling --all2all-backend=allgather_reducescatter --enable-dbo --ubatch-size=0
+        --enable-elastic-ep --elastic-ep-max-dp-size= --dbo-decode-token-threshold=32 --dp-sync-interval=16
+        --dbo-prefill-token-threshold=512 --enable-eplb --eplb-config={} --expert-placement-strategy=linear
+        --ray-workers-use-nsight --enable-fault-tolerance --fault-tolerance-config={} --enable-nccl-comm-suspend
+        --headless
+    """),
+    "LoRA adapters of other layers": _flags("""
+        --enable-tower-connector-lora --lora-target-modules+= --default-mm-loras= --enable-mixed-moe-lora-format
+        --enable-moe-shared-loras --max-lora-cls-labels=
+    """),
+    "speculative or diffusion decoding": _flags("""
+        --speculative-config,-sc= --spec-method= --spec-model= --spec-tokens= --diffusion-config,-dc=
+    """),
+    "quantized weights or caches": _flags("""
+        --quantization-config= --allow-deprecated-quantization --kv-cache-dtype=auto --kv-cache-dtype-skip-layers+=
+    """),
+    "models of the package vllm-omni": _flags("--omni"),
+    "chat templates in requests": _flags("--trust-request-chat-template"),
+    "settings of images in requests": _flags("--trust-request-mm-kwargs"),
+    "other roles of answers": _flags("--response-role=assistant"),
+    "parsers of tool calls or of reasoning": _flags("""
+        --tool-strict-level=auto --tool-server= --tool-parser-plugin= --reasoning-parser-plugin=
+        --reasoning-effort-map=
+    """),
+    "offloaded or transferred weights and caches": _flags("""
+        --kv-transfer-config= --kv-events-config= --ec-transfer-config= --kv-offloading-size=
+        --kv-offloading-backend=native --offload-backend=auto --cpu-offload-gb=0 --cpu-offload-params+=
+        --offload-group-size=0 --offload-num-in-group=1 --offload-prefetch-step=1 --offload-params+=
+        --engram-config= --weight-transfer-config= --num-gpu-blocks-override=
+    """),
+    "sleep levels": _flags("""
+        --enable-sleep-mode --sleep-mode-offload-cudagraph --sleep-mode-backend=cumem
+        --sleep-preserve-parameter-names+=
+    """),
+    "another protocol, endpoint or middleware": _flags("""
+        --middleware= --enable-scale-out --tokens-only --grpc --grpc-port= --sse-keep-alive-interval=0
+        --enable-per-request-metrics
+    """),
+    "another way of loading or running a model": _flags("""
+        --tokenizer-revision= --code-revision= --skip-tokenizer-init --hf-config-path= --config-format=auto|hf
+        --model-class-overrides={} --model-impl=auto|transformers --load-format=auto|safetensors
+        --model-loader-extra-config={} --logits-processors+= --io-processor-plugin= --worker-cls=auto
+        --worker-extension-cls= --disable-sliding-window --enable-mm-embeds --mm-encoder-only --additional-config={}
+    """),
+    "other outputs of the model": _flags("""
+        --logprobs-mode=raw_logprobs --enable-return-routed-experts --return-sampling-mask --enable-trace-replay
+        --aux-output-config= --watermark-config=
+    """),
+    "another scheduler": _flags("--scheduler-cls= --scheduling-policy=fcfs --max-num-active-seqs="),
+    "traces, profiles or another logging configuration": _flags("""
+        --otlp-traces-endpoint= --collect-detailed-traces+= --profiler-config= --custom-histogram-buckets=
+        --logging-config=
+    """),
 }
 """Feature -> flags that request it."""

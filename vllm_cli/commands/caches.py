@@ -21,7 +21,7 @@ from startup.ground.caches import cache_folder
 from startup.ground.config import CompileCacheOption
 from startup.ground.logs.formatters import escape_controls
 from startup.imports.learned_imports import read_learned
-from startup.words.param_types import ByteSize, CompileCacheType, Duration
+from startup.words.param_types import COMPILE_CACHE, ByteSize, Duration
 from vllm_cli.terminal import align, printable
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class _Kept(NamedTuple):
 
 @click.group("caches", invoke_without_command=True)
 @click.option(
-    "--compile-cache", "option", type=CompileCacheType(), metavar="LOCATION", show_default="VCLI_COMPILE_CACHE",
+    "--compile-cache", "option", type=COMPILE_CACHE, metavar="LOCATION", show_default="VCLI_COMPILE_CACHE",
     help="Also list the compiled models of this folder or object store, at most 200.",
 )  # fmt: skip
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object, with all modules of the profiles.")

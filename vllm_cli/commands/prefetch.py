@@ -2,31 +2,31 @@
 
 import json
 import logging
-from dataclasses import replace
 from typing import Any, Final
 
 import click
 
 from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
+from startup.files.download.messages import DownloadError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
+from startup.files.prefetch.messages import NUM_THREADS, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, start_prefetch
-from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
+from startup.ground.errors import ModelNotFoundError
 from startup.ground.logs.options import LogOptions
 from startup.ground.logs.setup import configure_logging
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.reports.timeline.live_line import LiveLine, draw_bar
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import request_of
 from vllm_cli.terminal import Reporter
 
-_DEFAULTS: Final = PrefetchOptions()
 _PROGRESS_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
 _NOT_READ: Final = 1
+_FAILURES: Final = {"refused": ("no_access", NO_ACCESS), "disk": ("no_space", NO_SPACE)}
+"""State and exit code by `DownloadError.kind`; others are `incomplete`."""
 
 _HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
 
@@ -58,7 +58,7 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
 @click.option(
     "--threads",
     type=click.IntRange(1, 64),
-    default=_DEFAULTS.num_threads,
+    default=NUM_THREADS,
     show_default=True,
     help="Threads that read.",
 )
@@ -84,8 +84,8 @@ def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, is_js
     if download_only:
         click.echo(json.dumps(fields, indent=2) if is_json else f"on disk: {fields['folder']}")
         return OK
-    options = PrefetchOptions(mode="on", num_threads=threads)
-    report = _read(plan, options, reporter)
+    with start_prefetch(plan.prefetched, "on", num_threads=threads, progress_interval_s=_PROGRESS_S) as handle:
+        report = _follow(handle, reporter)
     click.echo(json.dumps(fields | _report_fields(report), indent=2) if is_json else str(report))
     return _NOT_READ if report.state == "failed" or report.problems else OK
 
@@ -98,20 +98,11 @@ def _configure_logs(line: LiveLine) -> None:
 
 def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
     """Prints why the files are not on disk; returns the exit code."""
-    state, code = "incomplete", START_FAILED
-    if isinstance(err, NoAccessError):
-        state, code = "no_access", NO_ACCESS
-    elif isinstance(err, NoSpaceError):
-        state, code = "no_space", NO_SPACE
+    state, code = _FAILURES.get(err.kind if isinstance(err, DownloadError) else "", ("incomplete", START_FAILED))
     if is_json:
         click.echo(json.dumps({"state": state, "reason": str(err)}, indent=2))
     click.echo(f"Error: {err}", err=True)
     return code
-
-
-def _read(plan: FilePlan, options: PrefetchOptions, reporter: Reporter) -> PrefetchReport:
-    with start_prefetch(plan.prefetched, replace(options, progress_interval_s=_PROGRESS_S)) as handle:
-        return _follow(handle, reporter)
 
 
 def _follow(handle: PrefetchHandle, reporter: Reporter) -> PrefetchReport:

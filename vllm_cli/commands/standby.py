@@ -138,7 +138,7 @@ def _detach(run: Callable[[], int]) -> int:
 
     try:
         os.close(sockets.create_folder())
-    except (OSError, sockets.UnsafeFolderError) as err:
+    except OSError as err:
         raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
     path = Path(sockets.socket_folder(), "standby.log")
     log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from base.json_depth import read_json
-from startup.files.download.answers import is_worth_a_retry
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
@@ -47,6 +46,11 @@ def run(job: AskJob, send: Send) -> None:
         from startup.files.download.worker import run as download  # noqa: PLC0415 - rarely needed
 
         download(pickle.loads(job.download), send)
+
+
+def is_worth_a_retry(status: int) -> bool:
+    """Whether the same request may be answered later."""
+    return status in (408, 425, 429) or status >= 500
 
 
 def _find_commit(question: Question, timeout_s: float) -> str | None:

@@ -45,7 +45,9 @@ class Fetch:
             OSError: a content cannot be written.
         """
         files = [self._described(file) for file in files]
-        by_content = {file.oid: file for file in files if not self._is_there(file)}
+        commit, repository = self._source.commit, self._repository
+        lacking = (f for f in files if not repository.has_content(f) and not repository.is_linked(commit, f))
+        by_content = {file.oid: file for file in lacking}
         missing = list(by_content.values())
         check_room(
             self._repository.folder,
@@ -54,9 +56,6 @@ class Fetch:
         )
         self._fetch(missing)
         return files
-
-    def _is_there(self, file: HubFile) -> bool:
-        return self._repository.has_content(file) or self._repository.is_linked(self._source.commit, file)
 
     def _described(self, file: HubFile) -> HubFile:
         """With size and hash; a mirror's listing may lack them."""

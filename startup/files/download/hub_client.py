@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from envs.redaction import without_login
 from envs.registry import env
-from startup.files.download.answers import is_worth_a_retry
+from startup.files.download.branch import is_worth_a_retry
 from startup.files.download.messages import DownloadError, FailureKind
 from startup.files.download.repository import HubFile, Listing, is_safe_name
 from startup.files.model.hub_settings import listing_url
@@ -53,7 +53,6 @@ class FileAddress(NamedTuple):
 
     @property
     def url(self) -> str:
-        """The address for requests."""
         return f"{self.endpoint}/{quote(self.repo_id)}/resolve/{self.commit}/{quote(self.name)}"
 
     def __str__(self) -> str:

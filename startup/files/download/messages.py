@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 from base.wording import format_bytes
 from envs.registry import env
 from startup.files.model.file_plan import Download
-from startup.ground.errors import ModelNotFoundError, NoAccessError, NoSpaceError
+from startup.files.model.hub_settings import hub_endpoints
+from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
 """`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
@@ -15,22 +16,15 @@ FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wro
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadOptions:
-    """How to download; the same for all repositories of one start."""
-
-    endpoints: tuple[str, ...]
-    """Addresses of the hub and of mirrors, in the order in which they are tried."""
-    timeout_s: float | None = None
-    """The longest time for all files; None sets no limit."""
-    stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
-
-
-@dataclass(frozen=True, kw_only=True)
 class DownloadJob:
     """What to download."""
 
     downloads: tuple[Download, ...]
-    options: DownloadOptions
+    endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)
+    """Addresses of the hub and of mirrors, in the order in which they are tried."""
+    timeout_s: float | None = None
+    """The longest time for all files; None sets no limit."""
+    stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
@@ -92,17 +86,3 @@ class DownloadError(ModelNotFoundError):
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(" ".join(reason.split()))
         self.kind = kind
-
-
-class _RefusedError(DownloadError, NoAccessError):
-    """The hub denies access."""
-
-
-class _NoRoomError(DownloadError, NoSpaceError):
-    """The files do not fit on the disk."""
-
-
-def download_error(kind: FailureKind, reason: str) -> DownloadError:
-    """The error of this kind, also as the start's own kinds of errors."""
-    kinds: dict[str, type[DownloadError]] = {"refused": _RefusedError, "disk": _NoRoomError}
-    return kinds.get(kind, DownloadError)(kind, reason)

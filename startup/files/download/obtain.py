@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from envs.home import expand_home
 from server.terms.config import ModelFiles
-from startup.files.download.messages import DownloadError, DownloadOptions
+from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import Download, FilePlan, plan_files
-from startup.files.model.hub_settings import hub_endpoints, is_offline
+from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import ModelPlace, missing_package, place_problem
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import ModelNotFoundError
@@ -28,13 +28,7 @@ Show = Callable[[str], None]
 def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
     """Starts to download what the plan lacks; None if that is nothing, or forbidden.
 
-    Args:
-        plan: what is on disk.
-        show: takes the progress as text, on a thread.
-        timeout_s: the longest time for all files; None sets no limit.
-
-    Raises:
-        DownloadError: the helper process cannot be started.
+    Raises DownloadError if the helper process cannot be started. `show` is called on a thread.
     """
     downloads = [download for download in plan.downloads if _is_allowed(download)]
     if not downloads:
@@ -44,7 +38,7 @@ def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None
             raise DownloadError("failed", problem)
     from startup.files.download.process import start_download
 
-    return start_download(downloads, show, DownloadOptions(endpoints=hub_endpoints(), timeout_s=timeout_s))
+    return start_download(downloads, show, timeout_s=timeout_s)
 
 
 def _is_allowed(download: Download) -> bool:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from base.wording import format_bytes
 from envs.redaction import without_login
@@ -15,14 +15,12 @@ from startup.files.download.branch import AskJob, Question
 from startup.files.download.messages import (
     DownloadError,
     DownloadJob,
-    DownloadOptions,
     DownloadProgress,
     DownloadReport,
     LogLine,
-    download_error,
 )
 from startup.files.model.file_plan import Download
-from startup.files.model.hub_settings import hub_endpoints, hub_token, listing_url
+from startup.files.model.hub_settings import hub_token, listing_url
 from startup.ground.processes import group_signals
 from startup.ground.processes.helper import Helper, HelperEndedError
 
@@ -38,7 +36,8 @@ class DownloadHandle:
         self.downloads = tuple(downloads)
         self._helper = helper
         self._show = show
-        self._report: DownloadReport | None = None
+        self.report: DownloadReport | None = None
+        """Once the downloads have ended."""
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
         self._logged_s = time.monotonic()
@@ -47,13 +46,12 @@ class DownloadHandle:
 
     @property
     def names(self) -> str:
-        """What is downloaded, for messages."""
         return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:
         """The imports of a start are done: takes what is on disk unless it is known to be outdated."""
-        if self._report is None and not self._has_moved and self._are_updates:
-            self._report = self._take_cached("the hub has not told yet whether the branch has moved")
+        if self.report is None and not self._has_moved and self._are_updates:
+            self.report = self._take_cached("the hub has not told yet whether the branch has moved")
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
@@ -67,23 +65,18 @@ class DownloadHandle:
         self.close()
         if self.failure is not None:
             raise self.failure
-        assert self._report is not None
-        return self._report.folders
-
-    @property
-    def report(self) -> DownloadReport | None:
-        """The report, once the downloads have ended."""
-        return self._report
+        assert self.report is not None
+        return self.report.folders
 
     @property
     def failure(self) -> DownloadError | None:
         """Why the downloads have failed; None while they run."""
-        report = self._report
-        return download_error(report.failure, without_login(report.reason)) if report and report.failure else None
+        report = self.report
+        return DownloadError(report.failure, without_login(report.reason)) if report and report.failure else None
 
     def close(self) -> None:
         """Ends the helper, if it is running."""
-        self._report = self._report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
+        self.report = self.report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
         self._helper.close()
@@ -97,10 +90,10 @@ class DownloadHandle:
     def _receive(self) -> None:
         """Runs on the thread until the report arrives, or the helper ends without one."""
         try:
-            while self._report is None:
+            while self.report is None:
                 self._take(self._helper.receive())
         except HelperEndedError as err:
-            self._report = self._report or self._take_cached(f"the download of {self.names} failed: {err}")
+            self.report = self.report or self._take_cached(f"the download of {self.names} failed: {err}")
         finally:
             self._show("")
 
@@ -118,20 +111,20 @@ class DownloadHandle:
         elif isinstance(event, bool):
             self._take_answer(has_moved=event)
         elif isinstance(event, str):
-            self._report = self._take_cached(event)
+            self.report = self._take_cached(event)
         elif isinstance(event, LogLine):
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
             if event.failure is None:
                 self._log_end(event)
-            self._report = event
+            self.report = event
 
     def _take_answer(self, *, has_moved: bool) -> None:
         self._has_moved = has_moved
         if not has_moved:
             for download in self.downloads:
                 logger.info("%s", download.describe_commit(download.cached_folder.name))
-            self._report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
+            self.report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
@@ -146,22 +139,14 @@ class DownloadHandle:
 
 
 def start_download(
-    downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, options: DownloadOptions | None = None
+    downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, **settings: Any
 ) -> DownloadHandle:
     """Downloads in a helper process, while the launcher imports; returns within a few milliseconds.
 
-    To be called on the main thread: the helper ends with the thread that started it.
-
-    Args:
-        downloads: what is not on disk.
-        show: takes the progress as text, on a thread.
-        options: how; by default from the addresses in HF_ENDPOINT.
-
-    Raises:
-        DownloadError: the helper cannot be started.
+    To be called on the main thread: the helper ends with the thread that started it. `show` is called on
+    another one. Settings are those of `DownloadJob`. Raises DownloadError if the helper cannot be started.
     """
-    options = options or DownloadOptions(endpoints=hub_endpoints())
-    job = DownloadJob(downloads=tuple(downloads), options=options, begin_ns=time.monotonic_ns())
+    job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)
     try:
         if all(download.is_update for download in downloads):
             helper = Helper("download", "startup.files.download.branch:run", _ask_first(job))
@@ -174,7 +159,7 @@ def start_download(
 
 def _ask_first(job: DownloadJob) -> AskJob:
     def urls(download: Download) -> tuple[str, ...]:
-        return tuple(listing_url(each, download.repo_id, download.revision) for each in job.options.endpoints)
+        return tuple(listing_url(each, download.repo_id, download.revision) for each in job.endpoints)
 
     questions = (Question(urls(each), hub_token(each.token), each.cached_folder.name) for each in job.downloads)
     return AskJob(tuple(questions), env.HF_HUB_ETAG_TIMEOUT.get(), pickle.dumps(job))

@@ -32,7 +32,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 def run(job: DownloadJob, send: Send) -> None:
     """Downloads, and sends lines for the log, progress and the report."""
-    os.environ[env.HF_ENDPOINT.name] = job.options.endpoints[0]
+    os.environ[env.HF_ENDPOINT.name] = job.endpoints[0]
     os.environ[env.HF_HUB_OFFLINE.name] = "0"  # the start may have forbidden requests since
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
     send(DownloadRun(job, send).run())
@@ -42,14 +42,8 @@ def run(job: DownloadJob, send: Send) -> None:
 def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Waits until no other process holds the lock; without locks on this file system, goes on at once.
 
-    The kernel releases the lock however its owner ends.
-
-    Args:
-        path: the lock's file.
-        on_wait: called several times a second while another process holds it.
-
-    Raises:
-        OSError: the file cannot be created.
+    The kernel releases the lock however its owner ends. `on_wait` is called several times a second meanwhile.
+    Raises OSError if the lock's file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -89,7 +83,6 @@ class DownloadRun:
 
     def __init__(self, job: DownloadJob, send: Send) -> None:
         self._job = job
-        self._options = job.options
         self._send = send
         self._begin_s = time.monotonic()
         self._fetched_bytes = 0
@@ -123,7 +116,7 @@ class DownloadRun:
         """The files of the repository; None if what is on disk is taken, because no hub answers."""
         try:
             client = self._create_client(download)
-            listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
+            listing = client.list_files(download.repo_id, download.revision, self._job.endpoints, self._pause)
         except DownloadError as err:
             self._fall_back(download, err)
             return None
@@ -141,10 +134,10 @@ class DownloadRun:
 
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
         if download.hub != "object_store":
-            return HubClient(token=download.token, stall_s=self._options.stall_s)
+            return HubClient(token=download.token, stall_s=self._job.stall_s)
         from startup.files.download.object_store import ObjectStoreClient
 
-        return ObjectStoreClient(stall_s=self._options.stall_s)
+        return ObjectStoreClient(stall_s=self._job.stall_s)
 
     def _pause(self, seconds: float, reason: str) -> None:
         self._show(DownloadProgress("", note=reason))
@@ -152,7 +145,7 @@ class DownloadRun:
         time.sleep(seconds)
 
     def _check_time(self, ahead_s: float = 0.0) -> None:
-        limit = self._options.timeout_s
+        limit = self._job.timeout_s
         if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
             reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); what has arrived is kept"
             raise DownloadError("timeout", reason)

@@ -7,27 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Literal
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
-from startup.files.model.model_place import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
+from startup.files.model.model_place import FolderListing, ModelPlace, find_place, objects_cache
 from startup.files.model.request import ModelRequest
-from startup.files.model.wanted_files import Role, WantedFiles
+from startup.files.model.wanted_files import Role, WantedFiles, format_of
 from startup.ground.config import DEFAULT_MODEL_ID
-
-_UNCACHED_FORMATS: Final = (
-    "dummy",
-    "ipc_cache",
-    "tensorizer",
-    "runai_streamer",
-    "runai_streamer_sharded",
-    "fastsafetensors",
-    "instanttensor",
-)
-"""Values of --load-format with which no weights are read, or not through the page cache."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,6 @@ class FilePlan:
 
     @property
     def model(self) -> ModelPlace:
-        """Where the model is."""
         return self.places[0]
 
     @property
@@ -112,12 +99,12 @@ class FilePlan:
     @cached_property
     def read_order(self) -> tuple[Path, ...]:
         """The files on disk that the start reads, in its order: configuration and tokenizer, then weights."""
-        return tuple(dict.fromkeys(chain(self._small_files, self._weights)))
+        return tuple(dict.fromkeys((*self._small_files, *self._weights)))
 
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
         """Those of `read_order` that are read through the page cache and do not lie in memory already."""
-        if self.request.load_format not in _UNCACHED_FORMATS:
+        if format_of(self.request.load_format).is_cached:
             files = self.read_order
         else:
             files = tuple(dict.fromkeys(self._small_files))
@@ -132,12 +119,10 @@ class FilePlan:
     def is_downloaded(self, place: ModelPlace) -> bool:
         """Whether files may have to be downloaded: those of a branch or an object store may have changed."""
         if place.kind == "object_store":
-            is_streamed_by_vllm = self.request.engine == "vllm" and is_streamed(self.request.load_format)
-            return place in self.main_places and not is_streamed_by_vllm
+            return place in self.main_places and not place.wanted.is_streamed
         return place.kind == "hub" or place.is_of_branch
 
     def download_of(self, place: ModelPlace) -> Download:
-        """What is downloaded of a place on the hub."""
         if place.kind == "object_store":
             cache_dir = place.cache_dir or objects_cache()
             return Download(place.name, None, cache_dir, place.wanted, hub="object_store", cached=place.folder)
@@ -158,31 +143,18 @@ class FilePlan:
 
     @property
     def _small_files(self) -> Iterator[Path]:
-        for folder in self._folders:
-            yield from folder.small_files
+        for listing, wanted in self._listings:
+            yield from (listing.folder / name for name in wanted.choose_small(listing.names))
 
     @property
     def _weights(self) -> Iterator[Path]:
-        for folder in self._folders:
-            yield from folder.weights
+        for listing, wanted in self._listings:
+            weight_map = listing.weight_map_of(wanted)
+            yield from (listing.folder / name for name in wanted.choose_weights(listing.names, weight_map))
 
     @cached_property
-    def _folders(self) -> list["_ReadFolder"]:
-        return [_read(place.folder, place.wanted) for place in self.places if place.folder is not None]
-
-
-class _ReadFolder(NamedTuple):
-    """What a start reads of a folder."""
-
-    small_files: tuple[Path, ...]
-    weights: tuple[Path, ...]
-
-
-def _read(folder: Path, wanted: WantedFiles) -> _ReadFolder:
-    listing = FolderListing(folder)
-    small = (folder / name for name in wanted.choose_small(listing.names))
-    weights = (folder / name for name in wanted.choose_weights(listing.names, listing.weight_map_of(wanted)))
-    return _ReadFolder(tuple(small), tuple(weights))
+    def _listings(self) -> list[tuple[FolderListing, WantedFiles]]:
+        return [(FolderListing(place.folder), place.wanted) for place in self.places if place.folder is not None]
 
 
 def plan_files(request: ModelRequest) -> FilePlan:

@@ -26,8 +26,6 @@ _LONGEST_NAME: Final = 200
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """The schemes, and the packages that read them; all are in the extra `objectstore`."""
-_STREAMING_FORMATS: Final = ("runai_streamer", "runai_streamer_sharded", "modelexpress", "tensorizer")
-"""Values of --load-format with which vLLM reads the address itself."""
 
 
 class ModelPlace(NamedTuple):
@@ -247,10 +245,3 @@ def missing_package(address: str) -> str | None:
     if find_spec("fsspec") is not None and find_spec(package) is not None:
         return None
     return f"{address} needs the package {package}: pip install '.[objectstore]' in a clone of vllm-cli"
-
-
-def is_streamed(load_format: str) -> bool:
-    """Whether vLLM reads the address itself: with its streaming loaders, by default if installed."""
-    if load_format == "auto":
-        return find_spec("runai_model_streamer") is not None
-    return load_format in _STREAMING_FORMATS

@@ -1,10 +1,9 @@
 """What a start says about its model's files: all settings that decide which files it reads, of both engines.
 
-Built once from the command line: `ModelRequest.of` for the embedded engine, `startup.vllm_words` for
+Built once from the command line: `ModelRequest.of_start` for the embedded engine, `startup.vllm_words` for
 vLLM. `startup.files.model.file_plan` answers which files these are.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,7 @@ from envs.home import expand_home
 from envs.registry import env
 
 if TYPE_CHECKING:
-    from startup.ground.config import ModelConfig, StartupConfig
+    from startup.ground.config import StartupConfig
 
 EngineName = Literal["embedded", "vllm"]
 
@@ -71,22 +70,17 @@ class ModelRequest:
     draft: DraftModel | None = None
 
     @classmethod
-    def of(cls, config: "ModelConfig", *, adapters: Iterable[Adapter] = ()) -> "ModelRequest":
-        """The request of the embedded engine."""
-        return cls(
-            model=config.model,
-            revision=config.revision,
-            tokenizer=config.tokenizer,
-            download_dir=config.download_dir,
-            hf_token=None if config.hf_token == env.HF_TOKEN.get() else config.hf_token,  # the client reads it, too
-            adapters=tuple(adapters),
-        )
-
-    @classmethod
     def of_start(cls, config: "StartupConfig") -> "ModelRequest":
-        """The request of a whole start of the embedded engine."""
-        modules = config.server.lora_modules
-        return cls.of(config.model, adapters=(Adapter(module.name, module.path) for module in modules))
+        """The request of a start of the embedded engine."""
+        model = config.model
+        return cls(
+            model=model.model,
+            revision=model.revision,
+            tokenizer=model.tokenizer,
+            download_dir=model.download_dir,
+            hf_token=None if model.hf_token == env.HF_TOKEN.get() else model.hf_token,  # the client reads it, too
+            adapters=tuple(Adapter(module.name, module.path) for module in config.server.lora_modules),
+        )
 
     @property
     def cache_dir(self) -> Path:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Final, Literal
+from importlib.util import find_spec
+from typing import Final, Literal, NamedTuple
 
 from startup.files.model.checkpoint_folder import (
     ADAPTER_CONFIG,
@@ -42,32 +43,48 @@ _MODULE: Final = re.compile(r"\d+_[A-Za-z]+/[^/]+")
 _TEMPLATES: Final = "additional_chat_templates/*.jinja"
 _CONFIGS: Final = ("config.json", "params.json", "generation_config.json")
 
-_PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
-    "hf": ("*.safetensors", "*.bin", "*.pt"),
-    "safetensors": ("*.safetensors",),
-    "fastsafetensors": ("*.safetensors",),
-    "instanttensor": ("*.safetensors",),
-    "runai_streamer": ("*.safetensors",),
-    "runai_streamer_sharded": ("*.safetensors",),
-    "sharded_state": ("*.safetensors",),
-    "mistral": (MISTRAL_WEIGHTS,),
-    "npcache": ("*.bin", "*.pt"),
-    "pt": ("*.pt",),
-    "dummy": (),
-    "tensorizer": (),
+
+class LoadFormat(NamedTuple):
+    """What vLLM reads with one value of --load-format."""
+
+    patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "*.pt")
+    """It reads the files of the first one that matches any."""
+    index_name: str = ""
+    """If there is this file, vLLM reads only the files that it names."""
+    is_cached: bool = True
+    """Whether weights are read, and through the page cache."""
+    is_streamed: bool = False
+    """Whether vLLM reads the address of an object store itself."""
+
+
+_SAFETENSORS: Final = ("*.safetensors",)
+_INDEX: Final = "model.safetensors.index.json"
+_HF: Final = LoadFormat(index_name=_INDEX)
+_FORMATS: Final[Mapping[str, LoadFormat]] = {
+    "auto": _HF,
+    "ipc_cache": _HF._replace(is_cached=False),
+    "modelexpress": _HF._replace(is_streamed=True),
+    "hf": _HF,
+    "safetensors": LoadFormat(_SAFETENSORS, _INDEX),
+    "fastsafetensors": LoadFormat(_SAFETENSORS, _INDEX, is_cached=False),
+    "instanttensor": LoadFormat(_SAFETENSORS, _INDEX, is_cached=False),
+    "runai_streamer": LoadFormat(_SAFETENSORS, is_cached=False, is_streamed=True),
+    "runai_streamer_sharded": LoadFormat(_SAFETENSORS, is_cached=False, is_streamed=True),
+    "sharded_state": LoadFormat(_SAFETENSORS),
+    "mistral": LoadFormat((MISTRAL_WEIGHTS,), "consolidated.safetensors.index.json"),
+    "npcache": LoadFormat(("*.bin", "*.pt")),
+    "pt": LoadFormat(("*.pt",)),
+    "dummy": LoadFormat((), is_cached=False),
+    "tensorizer": LoadFormat((), is_cached=False, is_streamed=True),
 }
-"""vLLM's patterns of each --load-format; it reads the files of the first one that matches any."""
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
 """Formats that read, or fall back to, what `auto` reads."""
-_INDEXES: Final[Mapping[str, str]] = {
-    "hf": "model.safetensors.index.json",
-    "safetensors": "model.safetensors.index.json",
-    "fastsafetensors": "model.safetensors.index.json",
-    "instanttensor": "model.safetensors.index.json",
-    "mistral": "consolidated.safetensors.index.json",
-}
-"""The index of each format; vLLM reads only the files that it names."""
 _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+
+
+def format_of(load_format: str) -> LoadFormat:
+    """Of a format that is not known, such as a plugin's, all kinds of weights."""
+    return _FORMATS.get(load_format, LoadFormat())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +113,15 @@ class WantedFiles:
     @property
     def has_weights(self) -> bool:
         """Whether weights are read, in whatever format."""
-        is_read = self.role in ("model", "draft") and _PATTERNS.get(self.load_format) != ()
+        is_read = self.role in ("model", "draft") and format_of(self.load_format).patterns != ()
         return is_read or self.role == "adapter"
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether vLLM reads an address itself: with its streaming loaders, by default if installed."""
+        if self.load_format == "auto":
+            return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
+        return self.engine == "vllm" and format_of(self.load_format).is_streamed
 
     @property
     def without_ignored(self) -> "WantedFiles":
@@ -144,15 +168,15 @@ class WantedFiles:
             return None
         if self.engine == "embedded":
             return choose_names(names, lambda _: {}).index_name
-        index = _INDEXES.get(self._format_of(names))
+        index = format_of(self._format_of(names)).index_name
         return index if index in names else None
 
     def _required_by_vllm(self, load_format: str, top: Sequence[str], weight_map: Mapping[str, str] | None) -> set[str]:
-        for pattern in _PATTERNS.get(load_format, _PATTERNS["hf"]):
+        for pattern in format_of(load_format).patterns:
             found = {name for name in top if fnmatchcase(name, pattern) and not name.endswith(_NOT_FOR_INFERENCE)}
             if not found:
                 continue
-            if pattern.endswith(".safetensors") and _INDEXES.get(load_format) in top:
+            if pattern.endswith(".safetensors") and format_of(load_format).index_name in top:
                 if weight_map:
                     return set(weight_map.values())
                 found = _numbered(found)

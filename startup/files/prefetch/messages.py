@@ -4,6 +4,8 @@ from typing import Final, Literal, NamedTuple
 
 MAX_PROBLEMS: Final = 8
 """The most problems in a report, which must fit into the pipe."""
+NUM_THREADS: Final = 8
+"""Threads that read, if the job names no other number."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
 
@@ -12,16 +14,20 @@ class PrefetchJob(NamedTuple):
     """The files of one prefetch, and how to read them."""
 
     paths: tuple[str, ...]
-    num_threads: int
-    block_bytes: int
-    memory_bytes: int | None
-    is_forced: bool
-    """Whether to read even if that helps little."""
-    progress_interval_s: float | None
-    begin_ns: int
-    """When the launcher began to start the helper, in monotonic nanoseconds."""
+    """Read as a whole, in this order."""
     pages: str | None = None
     """A record of what earlier starts have read, which is read before the files."""
+    is_forced: bool = False
+    """Whether to read even if that helps little."""
+    num_threads: int = NUM_THREADS
+    block_bytes: int = 16 << 20
+    """What a thread reads at once; then it searches for the next block that is not resident."""
+    memory_bytes: int | None = None
+    """Memory taken to be available; None reads it from the kernel and the cgroup."""
+    progress_interval_s: float | None = None
+    """Interval of progress reports; None sends none."""
+    begin_ns: int = 0
+    """When the launcher began to start the helper, in monotonic nanoseconds."""
 
 
 class PrefetchProgress(NamedTuple):

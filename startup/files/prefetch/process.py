@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from startup.files.prefetch.messages import PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.survey import reason_to_skip, survey_files
-from startup.ground.prefetch_options import PrefetchOptions
+from startup.ground.config import PrefetchMode
 from startup.ground.processes.helper import Helper, HelperEndedError
 
 logger = logging.getLogger(__name__)
@@ -77,54 +77,37 @@ class PrefetchHandle:
 
 
 def start_prefetch(
-    files: Sequence[Path], options: PrefetchOptions | None = None, pages: Path | None = None
+    files: Sequence[Path], mode: PrefetchMode = "auto", pages: Path | None = None, **settings: Any
 ) -> PrefetchHandle:
     """Reads files into the page cache in a helper process, while the launcher imports.
 
-    Returns within a few milliseconds, and never raises, since a start works without a prefetch.
-
-    Args:
-        files: read as a whole, in this order.
-        options: how.
-        pages: a record of parts of files (`startup.files.prefetch.survey`), which are read first.
+    Returns within a few milliseconds, and never raises, since a start works without a prefetch. `pages` is a
+    record of parts of files (`startup.files.prefetch.survey`). Further settings are those of `PrefetchJob`.
     """
-    options = options or PrefetchOptions()
-    if options.mode == "off":
+    if mode == "off":
         return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
     if not files and pages is None:
         return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
-    paths, record = [str(path) for path in files], None if pages is None else str(pages)
+    record = None if pages is None else str(pages)
+    job = PrefetchJob(tuple(map(str, files)), record, is_forced=mode == "on", **settings)
     try:
-        if options.mode == "auto" and (report := _report_nothing_to_read(paths, options, record)):
+        if mode == "auto" and (report := _report_nothing_to_read(job)):
             return PrefetchHandle(None, report)
-        return PrefetchHandle(_start_helper(paths, options, record))
+        job = job._replace(begin_ns=time.monotonic_ns())
+        return PrefetchHandle(Helper("prefetch", "startup.files.prefetch.worker:run", job))
     except OSError as err:
         report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
         _warn(report)
         return PrefetchHandle(None, report)
 
 
-def _report_nothing_to_read(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> PrefetchReport | None:
+def _report_nothing_to_read(job: PrefetchJob) -> PrefetchReport | None:
     """A report without a helper, which takes 50 ms, if a quick survey finds nothing to read."""
-    survey = survey_files(paths, options.block_bytes, pages, is_quick=True)
+    survey = survey_files(job, is_quick=True)
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
         return None
     return PrefetchReport("off", reason, survey.num_files, survey.total_bytes, survey.resident_bytes)
-
-
-def _start_helper(paths: Sequence[str], options: PrefetchOptions, pages: str | None) -> Helper:
-    job = PrefetchJob(
-        paths=tuple(paths),
-        num_threads=options.num_threads,
-        block_bytes=options.block_bytes,
-        memory_bytes=options.memory_bytes,
-        is_forced=options.mode == "on",
-        progress_interval_s=options.progress_interval_s,
-        begin_ns=time.monotonic_ns(),
-        pages=pages,
-    )
-    return Helper("prefetch", "startup.files.prefetch.worker:run", job)
 
 
 def _warn(report: PrefetchReport) -> None:

@@ -5,7 +5,7 @@ Mostly runs in the helper process.
 
 import json
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,6 @@ class Survey(NamedTuple):
 
     @property
     def due_bytes(self) -> int:
-        """The bytes to read."""
         return sum(block.missing_bytes for block in self.blocks)
 
     @property
@@ -129,25 +128,20 @@ class Decision(NamedTuple):
     """Why nothing or only a part is read."""
 
 
-def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = None, *, is_quick: bool = False) -> Survey:
-    """Surveys the parts that the record `pages` names, then the files as a whole.
+def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
+    """Surveys the parts that the job's record names, then the files as a whole.
 
-    Never raises: an unreadable file is recorded as a problem.
-
-    Args:
-        paths: the files.
-        block_bytes: the longest block.
-        pages: the record.
-        is_quick: take microseconds per block: estimate, or count as missing, what would take longer.
+    Never raises: an unreadable file is recorded as a problem. With `is_quick`, it takes microseconds per
+    block: what would take longer is estimated, or counted as missing.
     """
     devices = memory_devices()
     surveys: list[Survey] = []
     problems: list[str] = []
-    recorded: list[FileRanges | str] = [*read_pages(pages)] if pages is not None else []
-    for file in (*recorded, *paths):
+    recorded: list[FileRanges | str] = [*read_pages(job.pages)] if job.pages is not None else []
+    for file in (*recorded, *job.paths):
         try:
             wanted = whole_file(file) if isinstance(file, str) else file
-            surveys.append(_survey_file(wanted, block_bytes, devices, is_quick=is_quick))
+            surveys.append(_survey_file(wanted, job.block_bytes, devices, is_quick=is_quick))
         except OSError as err:
             problems.append(f"{file if isinstance(file, str) else file.path}: {err.strerror}")
     return Survey(
@@ -165,7 +159,7 @@ def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = Non
 def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], *, is_quick: bool) -> Survey:
     num_bytes = sum(length for _, length in wanted.ranges)
     if Path(wanted.path).stat().st_dev in devices:
-        _check_readable(wanted.path)
+        os.close(os.open(wanted.path, os.O_RDONLY | os.O_CLOEXEC))  # raises OSError
         return Survey(1, num_bytes, num_bytes, in_memory_bytes=num_bytes)
     with ResidencyProbe(wanted.path) as probe:
         if not probe.keeps_pages:
@@ -224,10 +218,6 @@ def _missing_blocks(wanted: FileRanges, block_bytes: int, count: Callable[[int, 
             length = min(block_bytes, begin + num_bytes - offset)
             if missing := length - count(offset, length):
                 yield Block(wanted.path, offset, length, missing)
-
-
-def _check_readable(path: str) -> None:
-    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _mb(num_bytes: int) -> str:

@@ -79,13 +79,9 @@ class BlockReader:
         if file.resident_bytes(block) < block.length:
             file.read(block)
             if file.is_residency_known:
-                self._check_kept(file.resident_bytes(block), block)
+                self.keeps_pages &= file.resident_bytes(block) >= block.length * _KEPT_SHARE
         with self._lock:
             self.read_bytes += block.missing_bytes
-
-    def _check_kept(self, resident_bytes: int, block: Block) -> None:
-        if resident_bytes < block.length * _KEPT_SHARE:
-            self.keeps_pages = False
 
     def _record_problem(self, block: Block, err: OSError) -> None:
         with self._lock:
@@ -161,7 +157,7 @@ class _Prefetch:
 
     def run(self) -> PrefetchReport:
         entry_ns = time.monotonic_ns()
-        survey = survey_files(self._job.paths, self._job.block_bytes, self._job.pages)
+        survey = survey_files(self._job)
         decision = decide(survey, self._job)
         spans = (("prefetch_start", self._job.begin_ns, entry_ns), ("prefetch_survey", entry_ns, time.monotonic_ns()))
         report = PrefetchReport(

@@ -63,10 +63,10 @@ class JsonFormatter(RoleFormatter):
         return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
-def format_warning(message: str, *, logger: str, role: str, phase: str) -> str:
-    """One line, for warnings before logging is configured."""
-    record = logging.LogRecord(logger, logging.WARNING, "", 0, "%s", (message,), None)
-    return JsonFormatter(role, lambda: phase).format(record)
+def format_warning(message: str) -> str:
+    """One line, for warnings of the command line, before logging is configured."""
+    record = logging.LogRecord("vllm_cli", logging.WARNING, "", 0, "%s", (message,), None)
+    return JsonFormatter("api", lambda: "command_line").format(record)
 
 
 class LineStream(io.TextIOBase):
@@ -124,11 +124,7 @@ class LineStream(io.TextIOBase):
 
 
 def log_everything_as_json(handler: logging.Handler) -> None:
-    """Also logs warnings, uncaught exceptions and everything that is written to `sys.stderr`.
-
-    Args:
-        handler: writes what is written to `sys.stderr`, as JSON, to the stream below.
-    """
+    """Also logs warnings, uncaught exceptions and, by this handler, all that is written to `sys.stderr`."""
     if isinstance(sys.stderr, LineStream):
         sys.stderr.handler = handler
     else:

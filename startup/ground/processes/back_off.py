@@ -17,11 +17,7 @@ class BackOff:
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
-        """The pause after this failure; the one after the next failure is twice as long.
-
-        Args:
-            worked_s: how long it has worked before it failed.
-        """
+        """The pause after a failure of what has worked so long; the next pause is twice as long."""
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from envs import foreign
+from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name
 
 FORKED_LIBRARIES: Final = Hook(
@@ -83,6 +84,12 @@ def update_hub(changed: Mapping[str, str]) -> None:
         constants.HF_HUB_OFFLINE = offline.upper() in ("1", "ON", "YES", "TRUE")
     if constants is not None and "HF_TOKEN" in changed and hasattr(constants, "HF_TOKEN"):
         constants.HF_TOKEN = changed["HF_TOKEN"] or None
+
+
+def forbid_hub_requests() -> None:
+    """The hub's client of this process and its children, which may be imported already, sends no request."""
+    os.environ[env.HF_HUB_OFFLINE.name] = "1"
+    update_hub({env.HF_HUB_OFFLINE.name: "1"})
 
 
 def update_prometheus(changed: Mapping[str, str]) -> None:

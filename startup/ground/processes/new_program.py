@@ -88,15 +88,12 @@ class _Dormant(NamedTuple):
     pid: int
     connection: socket.socket
     at_import: Mapping[str, str]
-    """The environment of the imports."""
 
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
     """Forks the process; called on the main thread of a process with one thread.
 
-    Args:
-        close_in_child: closes what only this process should have open.
-        at_import: the environment of the imports.
+    `close_in_child` closes what only this process should have open.
     """
     global _dormant
     load_libc()  # libffi 3.8 opens a file on import: the fork alone would have it, with the number of one of ours
@@ -178,12 +175,7 @@ def send_program(
 ) -> None:
     """Sends a program, with this process's variables and output streams, to a fork that calls `run_program`.
 
-    Args:
-        connection: to the fork.
-        words: see `Program`.
-        fds: its open files, which keep their numbers.
-        texts: see `Program`; without NUL.
-        other_fds: open files that get other numbers.
+    Its open files keep their numbers, but for `other_fds`. Texts have no NUL.
     """
     numbered = [*filter(is_open, _OUTPUT), *fds]
     numbers = [str(fd).encode() for fd in numbered]
@@ -200,9 +192,7 @@ def send_program(
 def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
     """Runs the program that `send_program` sends, until this process ends.
 
-    Args:
-        connection: to the other process.
-        begin: called before the program; if it fails, the other process gets the reason.
+    If `begin` fails, which is called before the program, the other process gets the reason.
     """
     exit_code = 1
     try:

@@ -46,10 +46,15 @@ def end_now(exit_code: int) -> "NoReturn":
 def _exit(exit_code: int) -> "NoReturn":
     if _End.last is not None:
         _End.last()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            stream.flush()
+    flush_output()
     os._exit(exit_code)
+
+
+def flush_output() -> None:
+    """Writes what is buffered of standard output and error, as far as that is possible."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError, ValueError, RuntimeError):  # closed, not read, or a signal came while it was written
+            stream.flush()
 
 
 def end_like(status: int) -> int:

@@ -9,12 +9,10 @@ Standard library only.
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, Self
 
 from base.exit_codes import INTERRUPTED
@@ -23,7 +21,7 @@ from base.machine.processes import KILL_S, child_pids, kill_descendants
 from base.server_settings import SAME_SIGNAL_S
 from startup.ground.processes import group_signals, new_program
 from startup.ground.processes.group_signals import GROUP_SIGNALS, set_handler
-from startup.ground.processes.quick_end import end_like
+from startup.ground.processes.quick_end import end_like, flush_output
 
 _WATCH_COMMAND_LINE: Final = b"vllm-cli end watch\0"
 _MOST_FDS: Final = 1 << 16
@@ -61,9 +59,7 @@ class StopSignals:
             signal.signal = self._keep_handler  # type: ignore[assignment]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._give_back()
 
     def take(self) -> None:
@@ -107,7 +103,7 @@ class StopSignals:
 
     def _end(self) -> None:
         self.kill_all()
-        _flush()
+        flush_output()
         os._exit(0)
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -119,7 +115,7 @@ class StopSignals:
             signal.signal(other, signal.SIG_IGN)
         self._on_stop(signal.Signals(number).name)
         self.kill_all()
-        _flush()
+        flush_output()
         if number == signal.SIGINT:
             os._exit(INTERRUPTED)
         end_like(-number)
@@ -186,9 +182,3 @@ def _temp_folders() -> list[str]:
     finalizers = weakref.finalize._registry.values()  # type: ignore[attr-defined]
     others = [str(info.args[0]) for info in finalizers if info.func == clean_up]
     return [*others, own] if own else others
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, RuntimeError):  # closed, or the signal came while it was written
-            stream.flush()

@@ -110,7 +110,6 @@ class ServiceManager:
 
 
 def _running_loop() -> "asyncio.AbstractEventLoop | None":
-    """The running event loop of this thread."""
     asyncio = import_module("asyncio")  # imported by the server by now; at the top it would delay the start
     try:
         return asyncio.get_running_loop()  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ Memory is bounded: of a process, its first exception that ended it and its last 
 
 import re
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
@@ -114,6 +114,22 @@ def is_place_of_requests(place: str) -> bool:
     return bool(_REQUEST_PLACES.fullmatch(place))
 
 
+class Raised(NamedTuple):
+    """One exception of a chain."""
+
+    text: str
+    """`Type: message`; a message can have several lines."""
+    is_direct: bool
+    """Whether the one before caused it; else it happened while that one was handled."""
+    function: str
+    """The function that raised it, the file of that and its line of code; empty if unknown."""
+    file: str
+    source: str
+
+
+_UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="")
+
+
 @dataclass
 class Failure:
     """An exception with those that led to it."""
@@ -123,22 +139,16 @@ class Failure:
     place: str
     line: int
     """Number of the line in which the exception was first written."""
-    texts: list[str] = field(default_factory=list)
-    """The exceptions as `Type: message`, in the order of the log; a message can have several lines."""
-    is_direct: list[bool] = field(default_factory=list)
-    """For each exception whether the one before caused it; else it happened while that one was handled."""
+    raised: list[Raised] = field(default_factory=list)
+    """The exceptions in the order of the log."""
     functions: list[str] = field(default_factory=list)
     """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
-    files: list[str] = field(default_factory=list)
-    """For each exception the file that raised it; empty if unknown."""
-    sources: list[str] = field(default_factory=list)
-    """For each exception the line of code that raised it; empty if unknown."""
     is_ending: bool = False
     """Whether the log says that it ended the process."""
     is_of_request: bool = False
     """Whether it concerns one request of a client."""
     own_fault: str = ""
-    """The first of the exceptions, as in `texts`, that vllm-cli has caused; empty if there is none."""
+    """The text of the first of the exceptions that vllm-cli has caused; empty if there is none."""
     is_of_library_import: bool = False
     """Whether one of them was raised by an installed module while it was imported."""
     phase: str = ""
@@ -150,34 +160,33 @@ class Failure:
         usually says more than that one.
         """
         ordered: list[str] = []
-        for text, is_direct in zip(reversed(self.texts), reversed([*self.is_direct[1:], False]), strict=False):
-            if ordered and is_direct:
-                ordered.insert(0, text)
-            else:
-                ordered.append(text)
+        is_cause = False
+        for each in reversed(self.raised):
+            ordered.insert(0 if is_cause else len(ordered), each.text)
+            is_cause = each.is_direct
         return [text for text in ordered if not any(part in text for part in _REFERENCES)]
 
     def raised_in(self, text: str) -> str:
         """The function that raised this exception; empty if it is not known."""
-        ends = [position for position, name in enumerate(self.functions) if not name]
-        end = dict(zip(self.texts, ends, strict=False)).get(text, 0)
-        return self.functions[end - 1] if end else ""
+        return self._find(text).function
 
     def raised_at(self, text: str) -> str:
         """The function and the file that raised this exception, as the texts of known causes name them."""
-        function = self.raised_in(text)
-        file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
-        return f" in {function}() of {file}" if function else ""
+        found = self._find(text)
+        return f" in {found.function}() of {found.file}" if found.function else ""
 
     def package_of(self, text: str) -> str:
         """The installed package whose code raised this exception; empty if it is not known."""
-        file = dict(zip(self.texts, self.files, strict=False)).get(text, "")
+        file = self._find(text).file
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
     def is_of_called_code(self, text: str) -> bool:
         """Whether code that a line of Python called raised this exception, and no check in Python."""
-        source = dict(zip(self.texts, self.sources, strict=False)).get(text, "")
+        source = self._find(text).source
         return source != "" and not source.startswith(("raise", "assert"))
+
+    def _find(self, text: str) -> Raised:
+        return next((each for each in reversed(self.raised) if each.text == text), _UNKNOWN)
 
     @property
     def role(self) -> Role:
@@ -206,8 +215,9 @@ class _Reading:
     """Lines in this state that were not expected, or that belong to the message."""
     indent: int = 0
     """Columns by which the whole traceback is moved, as in messages of several lines."""
+    function: str = ""
     file: str = ""
-    """Of the innermost frame."""
+    """Of the innermost frame, as `function`."""
     source: str = ""
     """The first line of code of the innermost frame."""
     is_source_next: bool = False
@@ -258,6 +268,7 @@ class FailureReader:
                 self._end(key)
                 reading = self._open(line, number, phase)
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
+            reading.function = ""
             reading.indent = len(text) - len(text.lstrip())
         elif reading is None:
             self._begin_inside(line, number, phase)
@@ -279,7 +290,7 @@ class FailureReader:
         reading = self._readings.pop(key, None)
         if reading is None:
             return
-        if not reading.failure.texts:
+        if not reading.failure.raised:
             if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
                 self.cut = self.cut or reading.failure
             return
@@ -290,7 +301,7 @@ class FailureReader:
         if kept is None:
             if len(self._kept) < _MOST_PROCESSES:
                 self._kept[key] = [reading.failure]
-        elif kept[-1].texts[-1] == reading.failure.texts[-1]:  # the same one, written again where it ends the process
+        elif kept[-1].raised[-1].text == reading.failure.raised[-1].text:  # written again where it ends the process
             kept[-1].is_ending |= reading.failure.is_ending
         elif kept[0].is_ending:
             kept[1:] = [reading.failure]
@@ -313,7 +324,7 @@ class FailureReader:
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             reading.origin.add_frame(found[1], found[2])
-            reading.file, reading.source = found[1], ""
+            reading.function, reading.file, reading.source = found[2], found[1], ""
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
             # While such a file is imported, no request is being served.
@@ -347,39 +358,36 @@ class FailureReader:
             _is_quoted(reading) and (text.startswith((" ", "Traceback of TorchScript")) or _is_code(reading, text))
         ):
             reading.lines += 1
-            texts = reading.failure.texts
-            texts[-1] = f"{texts[-1]}\n{text.strip()}"[:_LONGEST_TEXT]
+            last = reading.failure.raised.pop()
+            reading.failure.raised.append(last._replace(text=f"{last.text}\n{text.strip()}"[:_LONGEST_TEXT]))
 
     def _add(self, reading: _Reading, text: str, number: int) -> None:
         """Adds an exception to the chain; of a long chain, its first exceptions are kept and the last one."""
         failure = reading.failure
-        if not failure.texts:
+        if not failure.raised:
             failure.line = number
-        if len(failure.texts) == _MOST_IN_CHAIN:
-            failure.texts.pop()
-            failure.files.pop()
-            failure.sources.pop()
-            failure.is_direct.pop()
-        failure.texts.append(text.strip()[:_LONGEST_TEXT])
-        failure.files.append(reading.file)
-        failure.sources.append(reading.source)
+        if len(failure.raised) == _MOST_IN_CHAIN:
+            failure.raised.pop()
+        text = text.strip()
+        failure.raised.append(
+            Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.file, reading.source)
+        )
         failure.is_of_library_import |= reading.origin.is_of_library_import
-        if not failure.own_fault and reading.origin.is_own(text.strip()):
-            failure.own_fault = failure.texts[-1]
+        if not failure.own_fault and reading.origin.is_own(text):
+            failure.own_fault = text[:_LONGEST_TEXT]
         failure.functions.append("")
-        failure.is_direct.append(reading.is_direct)
         self._wrapped = (failure.process, failure.place)
         reading.state, reading.is_direct, reading.lines = "message", False, 0
 
 
 def _is_quoted(reading: _Reading) -> bool:
     """Whether the exception's message quotes another one, which later lines tell."""
-    return reading.failure.texts[-1].endswith(_QUOTES)
+    return reading.failure.raised[-1].text.endswith(_QUOTES)
 
 
 def _is_code(reading: _Reading, text: str) -> bool:
     """Whether it is a line of the code that TorchScript quotes."""
-    return reading.failure.texts[-1].endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
+    return reading.failure.raised[-1].text.endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:

@@ -288,7 +288,7 @@ def _cause_of(run: Run) -> Cause | None:
     if run.mention:
         return _describe_mention(run.mention)
     if (reference := run.exceptions.reference) and (run.is_engine_dead or not reference.is_of_request):
-        text = _shorten(reference.texts[-1])
+        text = _shorten(reference.raised[-1].text)
         return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
     if cut:
         phase = phase_of_functions(cut.functions) or cut.phase
@@ -328,7 +328,7 @@ def _first(failures: list[Failure]) -> Failure | None:
         return next((failure for failure in inner if failure.is_ending), inner[0])
     if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:
         return models[-1]
-    own = [failure for failure in failures if not failure.texts[-1].startswith(_OF_SCRIPTS)]
+    own = [failure for failure in failures if not failure.raised[-1].text.startswith(_OF_SCRIPTS)]
     return (own or failures)[-1] if failures else None
 
 

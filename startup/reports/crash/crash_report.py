@@ -12,7 +12,7 @@ from dataclasses import replace
 from errno import ENOSPC
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from base.machine.files import write_whole
 from envs.redaction import hide_in_command, hide_quoted
@@ -35,22 +35,6 @@ _MOST_CHARS: Final = 1 << 20
 """Of a log's beginning, and of its end."""
 _MOST_TERMINATION_BYTES: Final = 4096
 """Kubernetes shows no more of the file (terminationMessagePath)."""
-
-
-class Digest(NamedTuple):
-    """What a person needs to know of a crash."""
-
-    cause: Cause
-    log: Path | None
-    """The complete output of all processes; None if it could not be kept."""
-
-    def to_text(self) -> str:
-        """At most four lines."""
-        return "\n".join([*write_digest(self.cause), *([f"Log: {self.log}"] if self.log else [])])
-
-    def to_fields(self) -> dict[str, Any]:
-        """The same for programs."""
-        return {**digest_to_dict(self.cause), "log": str(self.log) if self.log else None}
 
 
 def keep_log(record: OutputRecord) -> Path | None:
@@ -118,15 +102,17 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """The error that ends the program with this exit code; keeps the log."""
-    digest = Digest(cause, keep_log(record))
-    json_line = _to_json_line(digest, record.process_name) if log_format == "json" else None
-    return CrashError(digest.to_text(), exit_code=exit_code, json_line=json_line)
+    """The error that ends the program, with this exit code and at most four lines; keeps the log."""
+    log = keep_log(record)
+    text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
+    fields = {**digest_to_dict(cause), "log": str(log) if log else None}
+    json_line = _to_json_line(text, fields, record.process_name) if log_format == "json" else None
+    return CrashError(text, exit_code=exit_code, json_line=json_line)
 
 
-def _to_json_line(digest: Digest, role: str) -> str:
+def _to_json_line(text: str, digest: dict[str, Any], role: str) -> str:
     from startup.ground.logs.json_lines import JsonFormatter
 
-    log = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (digest.to_text(),), None)
-    log.digest = digest.to_fields()
-    return JsonFormatter(role, None).format(log)
+    record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (text,), None)
+    record.digest = digest
+    return JsonFormatter(role, None).format(record)

@@ -161,12 +161,8 @@ class OutputRecord:
             return file.write(b"x") == 1
         return False
 
-    def add_exception(self, err: BaseException, name: str) -> None:
-        """An exception ends this process: shows it unless this process has logged it."""
-        sys.stderr.write(self.describe_exception(err, name))
-
     def describe_exception(self, err: BaseException, name: str) -> str:
-        """What `add_exception` shows; empty if this process has logged it, as vLLM does before it raises."""
+        """The exception that ends a process; empty if this process has logged it, as vLLM does before."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 

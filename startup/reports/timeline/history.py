@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from startup.ground.caches import Kept
+from startup.ground.caches import Kept, of_type
 from startup.reports.timeline.report import StartReport
 
 MAX_PER_KEY: Final = 20
@@ -36,7 +36,6 @@ class StartRecord:
 
     @classmethod
     def from_report(cls, report: StartReport) -> "StartRecord":
-        """The record of a start that became ready."""
         return cls(total_s=_round(report.total_s), spans=_span_times(report))
 
 
@@ -58,29 +57,26 @@ class EarlierStarts:
         return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
 
 
+_RECORDS: Final = of_type(tuple[StartRecord, ...])
+
+
 def read_history(key: str) -> EarlierStarts | None:
     """The earlier starts with this key (`StartSubject.key`); None if none are kept.
 
     The starts of an image's build count until there is one of the user's own.
     """
-    records = _kept(key).read(_to_records)
+    records = _kept(key).read(_RECORDS)
     return EarlierStarts(records) if records else None
 
 
 def record_start(key: str, record: StartRecord) -> None:
     """Adds a start to those with this key, of which the newest are kept; takes about a millisecond."""
-    earlier = _kept(key).read(_to_records, is_own=True) or ()
+    earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
 
 def _kept(key: str) -> Kept:
     return Kept("history", key)
-
-
-def _to_records(content: Any) -> tuple[StartRecord, ...]:
-    import msgspec  # noqa: PLC0415 - the preflight needs it too, a little later
-
-    return msgspec.convert(content, tuple[StartRecord, ...])
 
 
 def _median(values: Iterable[float]) -> float:

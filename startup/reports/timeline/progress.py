@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Self
 
 from startup.reports.timeline.history import EarlierStarts
@@ -83,7 +82,6 @@ class ProgressMeter:
         self._earlier = earlier
 
     def read(self) -> StartProgress:
-        """The progress at this moment."""
         elapsed_s = self._timeline.elapsed_s
         if self._timeline.end_ns is not None:
             return StartProgress(READY, 1.0, elapsed_s, 0.0)
@@ -131,9 +129,7 @@ class LiveProgress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

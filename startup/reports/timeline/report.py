@@ -1,19 +1,14 @@
 """The report of a start, for `--startup-report`, `/startupz` and `vllm-cli timeline`."""
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from base.json_depth import check_depth
-from base.machine.files import write_whole
 from startup.reports.timeline.spans import UNEXPLAINED, PhaseTotal, Stretch, sum_phases
 from startup.reports.timeline.timeline import PhaseTimeline
-
-logger = logging.getLogger(__name__)
 
 SCHEMA: Final = "vllm-cli/startup-report"
 SCHEMA_VERSION: Final = 1
@@ -46,7 +41,6 @@ class StartFacts:
     model: str
     start_method: str
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions by package."""
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None
@@ -152,14 +146,6 @@ def read_report(text: str) -> StartReport:
         return StartReport(facts=msgspec.json.decode(text, type=StartFacts), **vars(times))
     except ValueError as err:
         raise ReportError(str(err)) from err
-
-
-def save_file(path: Path, text: str, what: str) -> None:
-    """Writes a file about the start; a failure is a warning and does not end the start."""
-    try:
-        write_whole(path, text)
-    except OSError as err:
-        logger.warning("the %s could not be written to %s: %s", what, path, err.strerror)
 
 
 def format_phases(path: Sequence[Stretch], spans: Iterable[Stretch] = ()) -> str:

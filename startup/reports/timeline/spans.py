@@ -72,7 +72,6 @@ class PhaseTotal(Phase):
     """The sum of all stretches of a phase."""
 
     begin_s: float
-    """The first begin."""
     took_s: float
     share: float
     """Share of the whole start, 0 to 1."""
@@ -120,7 +119,6 @@ class _Lane:
         self._begins = [segment.begin_ns for segment in self.segments]
 
     def last_before(self, time_ns: int) -> _Segment | None:
-        """The last segment that begins before a time."""
         index = bisect_left(self._begins, time_ns)
         return self.segments[index - 1] if index else None
 

@@ -57,12 +57,7 @@ class PreflightOptions:
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
-    """Reports every fault at once; never raises for a fault.
-
-    Args:
-        config: the start's configuration.
-        options: what to assume about the machine.
-    """
+    """Reports every fault at once; never raises for a fault."""
     return run_checks(_Preflight(config, options or PreflightOptions()).checks())
 
 
@@ -102,7 +97,6 @@ class _Preflight:
         self._options = options
 
     def checks(self) -> Iterator[CheckGroup]:
-        """Groups of checks in their order."""
         server = self._config.server
         yield "environment", _check_environment
         yield "libraries", check_libraries
@@ -172,7 +166,8 @@ class _Preflight:
 
     def _check_generation_config(self) -> Iterator[Finding]:
         source = self._config.server.generation.generation_config
-        if source not in ("auto", "vllm") and (problem := read_json_object(_generation_config(source)).problem):
+        file = Path(expand_home(source), "generation_config.json")
+        if source not in ("auto", "vllm") and (problem := read_json_object(file).problem):
             yield error("generation_config", f"--generation-config {source}: {problem}")
 
     def _check_adapters(self) -> Iterator[Finding]:
@@ -205,7 +200,3 @@ class _Preflight:
     def _check_memory(self) -> Iterable[Finding]:
         memory = self._options.memory or read_memory()
         return check_memory(self._shape, self._config.engine, memory) if self._shape else ()
-
-
-def _generation_config(folder: str) -> Path:
-    return Path(expand_home(folder)) / "generation_config.json"

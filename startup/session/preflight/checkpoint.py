@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
-from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems
+from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems, is_numbered
 from startup.files.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
 from startup.session.preflight.report import Finding, error
 
@@ -83,7 +83,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             folder, config={}, weights=WeightFiles(None, {}, (), ()), tensors=(), weight_bytes=0, findings=(finding,)
         )
     config = read_json_object(folder / "config.json")
-    files = [read_safetensors(path) for path in weights.present if _is_safetensors(path)]
+    files = [read_safetensors(path) for path in weights.present if path.suffix == ".safetensors"]
     findings = [
         *(error(check, text) for check, text in folder_problems(folder, weights)),
         *_config_findings(folder, config),
@@ -121,12 +121,8 @@ def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:
 def _shard_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
     if weights.index_path and not weights.shard_of and read_json_object(weights.index_path).problem is None:
         yield error("index", f"{weights.index_path} has no weight_map, so no tensor can be found by it")
-    if (
-        len(weights.present) > 1
-        and not weights.missing
-        and weights.index_path is None
-        and _is_numbered(weights.present[0])
-    ):
+    is_whole = len(weights.present) > 1 and not weights.missing
+    if is_whole and weights.index_path is None and is_numbered(weights.present[0].name):
         yield error("index", f"{folder} has {len(weights.present)} shards but no index: download the *.index.json too")
 
 
@@ -186,14 +182,6 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
             f"{weights.index_path} lists {len(tensors)} tensors that {shard} does not have ({list_some(tensors, 2)}): "
             "index and shards come from different downloads",
         )
-
-
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors"
-
-
-def _is_numbered(path: Path) -> bool:
-    return "-of-" in path.name
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:

@@ -194,7 +194,7 @@ def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -
         most = max(memory.available_bytes - fixed, 0)
         yield warning(
             "kv_cache",
-            f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {_source(memory)} has left beside the "
+            f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {memory.owner} has left beside the "
             "weights: the engine may be killed under load; give less",
         )
 
@@ -208,7 +208,7 @@ def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> st
         parts.append(f"{format_bytes(kv_bytes)} for the KV cache of one sequence of {tokens} tokens")
     parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")
     total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
-    available = f"{format_bytes(memory.available_bytes)} of {_source(memory)}'s {format_bytes(memory.total_bytes)}"
+    available = f"{format_bytes(memory.available_bytes)} of {memory.owner}'s {format_bytes(memory.total_bytes)}"
     return f"{total} are needed ({', '.join(parts)}), {available} are available: {_advice(shape, config, memory)}"
 
 
@@ -230,7 +230,3 @@ def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str
 def _room(shape: ModelShape, memory: MemoryState) -> int:
     """Bytes for the KV cache."""
     return memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
-
-
-def _source(memory: MemoryState) -> str:
-    return "the container" if memory.is_cgroup else "the machine"

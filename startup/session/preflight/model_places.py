@@ -17,7 +17,6 @@ from startup.files.model.model_place import (
     ModelPlace,
     dangling_links,
     find_snapshot,
-    is_streamed,
     missing_package,
 )
 from startup.session.preflight.report import Finding, error, info, warning
@@ -34,8 +33,7 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     is_vllm = place.wanted.engine == "vllm"
     if place.kind == "object_store":
-        is_read_by_vllm = is_vllm and is_streamed(place.wanted.load_format)
-        if not is_read_by_vllm and (problem := missing_package(place.name)):
+        if not place.wanted.is_streamed and (problem := missing_package(place.name)):
             yield error("model", problem)
     elif place.kind == "nowhere":
         path = Path(expand_home(place.name))

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from base.machine.files import write_problem
+from base.machine.files import nearest_existing, write_problem
 from base.wording import format_bytes
 from envs import foreign
 from envs.registry import env
@@ -123,8 +123,3 @@ def free_bytes(folder: Path) -> int:
     """Bytes that this user can write to the folder's disk."""
     state = os.statvfs(folder)
     return state.f_bavail * state.f_frsize
-
-
-def nearest_existing(folder: Path) -> Path:
-    """The folder, or its nearest parent that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -58,11 +58,7 @@ def redirect_spawn(
 ) -> None:
     """Makes `spawn` fork from the forkserver, in this process and in those forked from it.
 
-    Args:
-        journal: records what this process does; children write to files of their own beside it.
-        record: gets what all processes write.
-        environment: the environment that the forkserver started with.
-        pipes: connect serving children to the launcher; None if vLLM opens the port itself.
+    The environment is that which the forkserver started with. Children write journals of their own.
     """
     _start.journal = journal
     _start.record = record

@@ -39,12 +39,7 @@ def start_forkserver(
 ) -> None:
     """Returns while the forkserver still imports; the first process to be forked waits until it is done.
 
-    Args:
-        plan: what the forkserver imports.
-        journal: of this process; children and forkserver write to files of their own beside it.
-        record: of this start's output.
-        environment: the forkserver's variables beyond this process's.
-        pipes: connect serving children to the launcher.
+    The environment has the forkserver's variables beyond this process's.
     """
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):

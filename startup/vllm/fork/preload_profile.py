@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
-from startup.ground.caches import Kept, cache_folder, digest, read_all
+from startup.ground.caches import Kept, cache_folder, digest, of_type, read_all
 from startup.ground.hooks.hook import Hook, Name, Text, left_out
 from startup.reports.timeline.history import installed_versions
 from startup.vllm.api_server_imports import LATER_MODULES
@@ -162,14 +162,14 @@ class PreloadProfile:
 
 def load_profile(kind: StartKind) -> PreloadProfile:
     """The profile of this kind of start; an empty one if none is kept."""
-    profile = _kept(kind).read(_to_profile) or PreloadProfile(kind)
+    profile = _kept(kind).read(of_type(PreloadProfile)) or PreloadProfile(kind)
     return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
 
 def load_all_profiles() -> list[PreloadProfile]:
     """The profiles of all kinds of start, the one saved last first, then baked ones."""
     profiles: dict[StartKind, PreloadProfile] = {}
-    for profile in read_all(_FOLDER, _to_profile):
+    for profile in read_all(_FOLDER, of_type(PreloadProfile)):
         profiles.setdefault(profile.kind, profile)
     return list(profiles.values())
 
@@ -206,13 +206,13 @@ class PlainState:
 
 def plain_state(kind: StartKind) -> PlainState | None:
     """Why this kind of start does not preload; another version of Python, vLLM or this package does."""
-    state = _kept_plain(kind).read(_to_plain_state, is_own=True)
+    state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
 
 def plain_states() -> list[PlainState]:
     """Those of all hosts that share the cache folder."""
-    return [state for state in read_all(PLAIN, _to_plain_state) if state.holds]
+    return [state for state in read_all(PLAIN, of_type(PlainState)) if state.holds]
 
 
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
@@ -223,7 +223,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
     if _is_of_machine(reason):
         return None
     kept = _kept_plain(kind)
-    lasts_s = _FIRST_S if kept.read(_to_plain_state, is_own=True) is None else _NEXT_S
+    lasts_s = _FIRST_S if kept.read(of_type(PlainState), is_own=True) is None else _NEXT_S
     state = PlainState(kind, platform.node(), reason, time.time() + lasts_s)
     kept.write(asdict(state))
     return state
@@ -245,18 +245,6 @@ def _kept(kind: StartKind) -> Kept:
 def _kept_plain(kind: StartKind) -> Kept:
     own = installed_versions((_DISTRIBUTION,)).get(_DISTRIBUTION)
     return Kept(PLAIN, (sys.version, kind.key, platform.node()), own, _REMEMBERED_S)
-
-
-def _to_plain_state(content: Any) -> PlainState:
-    import msgspec  # noqa: PLC0415 - as below
-
-    return msgspec.convert(content, PlainState)
-
-
-def _to_profile(content: Any) -> PreloadProfile:
-    import msgspec  # noqa: PLC0415 - the forkserver reads no profile
-
-    return msgspec.convert(content, PreloadProfile)
 
 
 def _architecture(model: Path | None) -> str:
@@ -290,7 +278,6 @@ class PreloadPlan:
 
     @classmethod
     def read(cls, path: Path) -> "PreloadPlan":
-        """Reads a plan that `write` has written."""
         content = json.loads(path.read_bytes())
         return cls(**{**content, "modules": tuple(content["modules"]), "left_out": tuple(content["left_out"])})
 
@@ -321,10 +308,5 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """A start that compiles nothing needs no compiler.
-
-    Args:
-        known: engine modules of the start's profile.
-        is_eager: whether the command line switches the compiler off.
-    """
+    """A start that compiles nothing needs no compiler; `known` are the engine modules of its profile."""
     return "now" if not is_eager or COMPILER in known else "deferred"

@@ -3,6 +3,7 @@
 import atexit
 import io
 import os
+import sys
 from multiprocessing import context, popen_fork, process
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -64,7 +65,7 @@ def _record_exception(child: process.BaseProcess, record: OutputRecord) -> None:
         try:
             run()
         except Exception as err:
-            record.add_exception(err, child.name)
+            sys.stderr.write(record.describe_exception(err, child.name))
             atexit.register(os._exit, _FAILED)
             raise SystemExit(_FAILED) from err
 

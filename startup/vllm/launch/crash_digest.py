@@ -33,13 +33,7 @@ class CrashDigest:
         is_ready: Callable[[], bool],
         on_failed_start: Callable[["Cause"], None],
     ) -> None:
-        """
-        Args:
-            record: of this start's output.
-            log_format: the form of the digest.
-            is_ready: whether vLLM has accepted requests.
-            on_failed_start: called with the cause before a failed start is shown; may start vLLM again.
-        """
+        """`on_failed_start` is called before a failed start is shown; it may start vLLM again."""
         self._record = record
         self._log_format = log_format
         self._is_ready = is_ready
@@ -54,9 +48,7 @@ class CrashDigest:
     def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:
         """Returns vLLM's exit code if it was stopped or its command line is wrong.
 
-        Args:
-            run_vllm: returns only after the end of the engine if this node has no API server.
-            has_api_server: whether this node has one.
+        Without an API server on this node, `run_vllm` returns only after the end of the engine.
 
         Raises:
             CrashError: a process has failed; exit code 3 before readiness, else vLLM's.

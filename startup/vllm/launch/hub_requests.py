@@ -6,7 +6,6 @@ of other repositories, adapters that clients name, parts that only some models h
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import without_file_scheme
 from startup.ground.hooks.hook import uses
-from startup.ground.processes.library_state import update_hub
+from startup.ground.processes.library_state import forbid_hub_requests
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import read_plugins
 
@@ -57,8 +56,7 @@ def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
     """Sets HF_HUB_OFFLINE for vLLM's processes if they need nothing from the hub; returns whether it did."""
     if not uses("offline hub") or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
         return False
-    os.environ[env.HF_HUB_OFFLINE.name] = "1"
-    update_hub({env.HF_HUB_OFFLINE.name: "1"})  # the client may be imported already
+    forbid_hub_requests()
     logger.debug("everything is on disk: vLLM makes no request to the hub")
     return True
 
@@ -90,12 +88,7 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
-    """The same line with a folder for each address of model and tokenizer; the address stays the served name.
-
-    Args:
-        line: the line of the user.
-        folders: what was downloaded.
-    """
+    """The line with a folder for each address of model and tokenizer; the address stays the served name."""
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 

@@ -130,12 +130,6 @@ def exec_again(variable: str, value: str, environment: Mapping[str, str], words:
 
     The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A server that was forked
     from a standby has its front process execute the command.
-
-    Args:
-        variable: is set for the command.
-        value: the variable's value.
-        environment: the other variables of the command.
-        words: are added to the command.
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value, *words)

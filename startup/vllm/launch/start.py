@@ -28,7 +28,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.ground import start_origin
-from startup.ground.caches import keep_bytecode, use_baked_bytecode
+from startup.ground.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.ground.config import VllmOptions
 from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
@@ -39,6 +39,7 @@ from startup.ground.processes.stop_signals import end_with_this_process
 from startup.ground.run_record import RunRecord, run_recorded
 from startup.ground.temp_folder import ensure_temp_folder
 from startup.imports.learned_imports import learn, learned_imports
+from startup.port.listener import describe_port
 from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
@@ -56,7 +57,6 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.launch.baked_caches import add_baked_inspections
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
@@ -145,9 +145,7 @@ def _address_of(line: CommandLine) -> str | None:
         return None
     if line.uds is not None:
         return f"unix:{Path(line.uds).absolute()}"
-    host = f"[{line.host}]" if line.host and ":" in line.host else line.host
-    scheme = "https" if line.has("--ssl-certfile") else "http"
-    return f"{scheme}://{host or '0.0.0.0'}:{line.port}"
+    return describe_port(line.host or "0.0.0.0", line.port, is_tls=line.has("--ssl-certfile"))
 
 
 class _VllmStart:
@@ -232,7 +230,9 @@ class _VllmStart:
                 kills_engine=not self._line.has("--shutdown-timeout"),
             ),
         )
-        self._configure_vllm_logs()
+        is_json = self._options.log_format == "json"
+        if is_json and (notice := log_as_json(self._vllm, self._line, self._journal.folder)) is not None:
+            logger.warning("%s", notice)
         use_baked_bytecode()
         if (notice := keep_bytecode(self._vllm.folder)) is not None:
             logger.warning("%s", notice)
@@ -330,12 +330,6 @@ class _VllmStart:
         states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
-    def _configure_vllm_logs(self) -> None:
-        if self._options.log_format == "json":
-            notice = log_as_json(self._vllm, self._line, self._journal.folder)
-            if notice is not None:
-                logger.warning("%s", notice)
-
     def _start_forkserver(self, events: ServingEvents) -> None:
         with self._span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
@@ -358,7 +352,7 @@ class _VllmStart:
         """Imports it on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal, self._record)
         omit_prefixes_in_json()
-        is_lean = self._may_defer_compiler
+        is_lean = may_defer_compiler(self._line, self._options.start_method)
         with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
         if (obstacle := find_obstacle() or misfit_of_rust_frontend(self._vllm)) is not None:
@@ -476,10 +470,6 @@ class _VllmStart:
     def _is_headless(self) -> bool:
         """Whether this is a node without an API server, whose readiness is not known."""
         return self._line.has("--headless")
-
-    @property
-    def _may_defer_compiler(self) -> bool:
-        return may_defer_compiler(self._line, self._options.start_method)
 
     def _subject(self) -> StartSubject:
         return StartSubject(

@@ -68,12 +68,7 @@ class TemplateImports:
         *,
         is_eager: bool,
     ) -> None:
-        """
-        Args:
-            vllm: the installed vLLM.
-            models: folders or hub ids whose classes are imported too.
-            is_eager: for starts that compile nothing.
-        """
+        """Classes of the models are imported, too. With `is_eager`, for starts that compile nothing."""
         self._vllm = vllm
         self._models = models
         self._is_eager = is_eager
@@ -203,16 +198,9 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Runs the two programs.
+    """Runs the two programs with these variables; the class of a model that is on disk is inspected, too.
 
-    Args:
-        vllm: the installed vLLM.
-        line: its command line; the class of a model that is on disk is imported and inspected, too.
-        folder: for temporary files.
-        environment: the programs' variables, with the cache folder.
-
-    Raises:
-        CalledProcessError: vLLM cannot be imported here.
+    Raises CalledProcessError if vLLM cannot be imported here. The folder is for temporary files.
     """
     model = line.model_folder
     profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))

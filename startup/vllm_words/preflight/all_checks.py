@@ -20,9 +20,8 @@ from startup.session.preflight.report import CheckGroup, PreflightReport, run_ch
 from startup.session.preflight.resources import check_cache_folder
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.preflight.arguments import GivenStart, argument_findings
+from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings
 from startup.vllm_words.preflight.devices import device_findings
-from startup.vllm_words.preflight.flag_rules import rule_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
 from startup.vllm_words.preflight.model_settings import setting_findings
 from startup.vllm_words.preflight.named_files import file_findings

@@ -1,7 +1,7 @@
 """The start that is checked, and the faults of its words.
 
-`flag_values` checks each value; `flag_rules` has what flags ask of each other. Before the flags of this vLLM
-are recorded, only those are checked that the launcher reads.
+`flag_values` checks each value. Before the flags of this vLLM are recorded, only those are checked that the
+launcher reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from envs.suggestion import did_you_mean
 from startup.ground.serve_words import STRAY_REMEDY, is_stray
 from startup.session.preflight.report import USAGE, Finding, error, warning
 from startup.vllm_words.command_line import CONFIG, CommandLine
-from startup.vllm_words.facts import EXECUTOR, VllmFacts, is_named_now
+from startup.vllm_words.facts import CONNECTORS, EXECUTOR, VllmFacts, is_named_now
 from startup.vllm_words.grammar import VllmFlag
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value, range_problem
@@ -31,6 +31,9 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
 """Flags for a registered name: the flag of a plugin that may know more, and how vLLM writes the value."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that are no names."""
+_NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
+_LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
+"""Numbers, each with the one that it must not be below."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,6 @@ class GivenStart:
         return self.line.has(*names)
 
     def all_values(self, name: str) -> list[str]:
-        """The values of all places of a flag."""
         return [value for flag in self.line.flags if flag.fact.name == name for value in flag.values]
 
     @property
@@ -145,3 +147,26 @@ def describe_unknown(line: CommandLine) -> Iterator[str]:
             yield f"unexpected word {word!r}: {STRAY_REMEDY}"
         elif not line.unknown:
             yield f"unexpected word {word!r}: MODEL is one word, given first"
+
+
+def rule_findings(start: GivenStart) -> Iterator[Finding]:
+    """Flags that lack another one, or exclude it; certain if this release of vLLM is known."""
+    for problem in _rule_problems(start) if start.facts.flags else ():
+        yield (error if start.is_known else warning)("flags", problem)
+
+
+def _rule_problems(start: GivenStart) -> Iterator[str]:
+    for switch, needed in _NEEDED.items():
+        if start.has(switch) and not (start.value(needed) or start.has(needed)):
+            yield f"{switch} needs {needed}"
+    for flag, other in _LEAST.items():
+        number, least, is_read = start.value(flag), start.value(other), "lora" not in flag or start.has("--enable-lora")
+        if isinstance(number, int) and isinstance(least, int) and number < least and is_read:
+            yield f"{flag} {number} must be at least {other} {least}"
+    if start.has("--headless") and start.number("--api-server-count", 0) > 0:
+        yield "--headless starts no API server: remove --api-server-count"
+    transfer = start.value("--kv-transfer-config")
+    if isinstance(transfer, dict) and not transfer.get("kv_connector_module_path"):
+        name = transfer.get("kv_connector")
+        if isinstance(name, str) and (problem := name_problem(start.facts, CONNECTORS, name, name)):
+            yield problem.replace(CONNECTORS, "--kv-transfer-config kv_connector")

@@ -136,7 +136,7 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
         wanted = utilization * gpu.total_bytes
         if gpu.free_bytes >= wanted:
             continue
-        holders = "; ".join(_describe_holders(gpu)) or "processes that are not visible here hold the rest"
+        holders = _describe_holders(gpu) or "processes that are not visible here hold the rest"
         share = max(int(gpu.free_bytes / gpu.total_bytes * 100) / 100 - 0.01, 0.01)
         yield warning(
             "gpu_memory",
@@ -147,15 +147,14 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
     yield from _weight_findings(start, visible[:needed], model)
 
 
-def _describe_holders(gpu: Gpu) -> Iterator[str]:
+def _describe_holders(gpu: Gpu) -> str:
     holders = sorted(gpu.processes, key=lambda process: -(process.used_bytes or 0))
     texts = [
         describe_process(process.pid)
         + (f" holds {format_bytes(process.used_bytes)}" if process.used_bytes is not None else "")
         for process in holders
     ]
-    if texts:
-        yield list_some(texts, 3)
+    return list_some(texts, 3) if texts else ""
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
@@ -187,12 +186,8 @@ def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[
     if size > memory.total_bytes:
         # vLLM compares it with the machine's memory; a container's swap is not known.
         yield (warning if memory.is_cgroup else error)(
-            "memory", f"{what}, and {_whose(memory)} has {format_bytes(memory.total_bytes)}: give less"
+            "memory", f"{what}, and {memory.owner} has {format_bytes(memory.total_bytes)}: give less"
         )
     elif size > memory.available_bytes:
         free = format_bytes(memory.available_bytes)
-        yield warning("memory", f"{what}, and {free} of {_whose(memory)}'s memory are available: give less")
-
-
-def _whose(memory: MemoryState) -> str:
-    return "the container" if memory.is_cgroup else "the machine"
+        yield warning("memory", f"{what}, and {free} of {memory.owner}'s memory are available: give less")

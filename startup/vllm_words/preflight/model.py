@@ -203,16 +203,16 @@ def _split_architecture(name: str) -> tuple[str, str]:
 
 def _is_in_transformers(name: str) -> bool:
     """Whether it has a class of this name; true if that cannot be read. Takes 50 ms."""
-    texts = read_sources("transformers", "models", "*/modeling_*.py")
+    texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
 
 
-def read_sources(package: str, folder: str, pattern: str) -> list[str]:
-    """The texts of some files of an installed package."""
-    spec = find_spec(package)
+def read_transformers(pattern: str) -> list[str]:
+    """The texts of some files of the installed transformers."""
+    spec = find_spec("transformers")
     if spec is None or spec.origin is None:
         return []
-    paths = (Path(spec.origin).parent / folder).glob(pattern)
+    paths = Path(spec.origin).parent.glob(pattern)
     return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 

@@ -10,7 +10,7 @@ from envs import foreign
 from startup.session.preflight.memory_fit import LENGTH_KEYS
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.preflight.arguments import GivenStart, name_problem
-from startup.vllm_words.preflight.model import ModelOnDisk, read_sources
+from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"
@@ -83,7 +83,7 @@ def _is_scaled_by_class(config: dict[str, Any]) -> bool:
     """Whether config.json leaves the RoPE to a class that has a factor of its own."""
     if any(config.get(key) for key in _SCALINGS):
         return False
-    texts = read_sources("transformers", f"models/{config.get('model_type')}", "configuration_*.py")
+    texts = read_transformers(f"models/{config.get('model_type')}/configuration_*.py")
     return any('"factor":' in text for text in texts)
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from base.json_depth import read_json
 from base.server_settings import TlsConfig
 from envs.home import expand_home
 from startup.files.model.json_file import read_json_object
 from startup.session.preflight.all_checks import is_importable
 from startup.session.preflight.network import check_tls
 from startup.session.preflight.report import Finding, error, warning
+from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.arguments import GivenStart
 
 _TEMPLATE_CHARACTERS: Final = "{}\n"
@@ -86,8 +86,8 @@ def _check_adapters(start: GivenStart) -> Iterator[Finding]:
     for text in start.all_values("--lora-modules"):
         if text in _NO_ADAPTER:
             continue
-        name, path = _adapter(text)
-        if path is None:
+        name, path = parse_adapter(text)
+        if name is None or path is None:
             yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
             continue
         if not start.has("--enable-lora"):
@@ -108,20 +108,6 @@ def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
         yield error("lora", f"--lora-modules: {config.problem}")
     elif isinstance(rank := config.content.get("r"), int) and rank > most:
         yield error("lora", f"{folder} has rank {rank}, --max-lora-rank allows {most}: give --max-lora-rank {rank}")
-
-
-def _adapter(text: str) -> tuple[str, str | None]:
-    """The name and path of one value of --lora-modules; no path if it has another form."""
-    if "=" in text and "," not in text:
-        name, _, path = text.partition("=")
-        return name, path
-    try:
-        content: Any = read_json(text)
-    except ValueError:
-        return text, None
-    if not isinstance(content, dict) or not {"name", "path"} <= content.keys():
-        return text, None
-    return str(content["name"]), str(content["path"])
 
 
 def _check_log_config(start: GivenStart) -> Iterator[Finding]:

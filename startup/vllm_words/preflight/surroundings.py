@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from base.machine.files import write_problem
+from base.machine.files import nearest_existing, write_problem
 from base.wording import format_bytes
 from envs import foreign
 from envs.home import expand_home
@@ -23,7 +23,6 @@ from startup.session.preflight.resources import (
     check_num_files,
     check_shared_memory,
     free_bytes,
-    nearest_existing,
 )  # fmt: skip
 from startup.vllm_words.installed import missing_rust_frontend
 from startup.vllm_words.preflight.arguments import GivenStart

@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 
 from startup.ground.errors import StartupError
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.port.listener import is_listening
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
@@ -52,7 +51,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
         url = "http://{}:{}".format(*listening.getsockname())
         assert ask(f"{url}/livez").status == 200
         session.limit_time(60)
-        session.prefetch((), PrefetchOptions(mode="off"))
+        session.prefetch((), "off")
         session.check(_preflight(warning("disk", "little space")), "auto")
         session.hand_over()
         session.finish()
@@ -81,6 +80,13 @@ def test_a_failed_start_is_reported_and_closed(session, manager, tmp_path):
     report = json.loads((tmp_path / "report").read_text())
     assert (report["outcome"], report["error"]) == ("failed", "2 faults:\n  no weights\n  no memory")
     assert not (tmp_path / "vllm_cli" / "history").exists()
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(session, tmp_path, caplog):
+    (tmp_path / "report").mkdir()
+    with session:
+        session.finish()
+    assert f"the start-up report could not be written to {tmp_path / 'report'}: Is a directory" in caplog.text
 
 
 def test_errors_of_the_preflight_may_be_warnings(session, caplog):

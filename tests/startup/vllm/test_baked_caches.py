@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.caches import CACHE, keep_bytecode, use_kept_bytecode
-from startup.vllm.launch.baked_caches import add_baked_inspections
+from startup.ground.caches import CACHE, add_baked_inspections, keep_bytecode, use_kept_bytecode
 from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
 from tests.support.cli import python_output, run_cli
 from tests.support.ports import free_port

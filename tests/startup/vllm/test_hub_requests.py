@@ -155,7 +155,7 @@ def test_a_file_address_is_a_path(tmp_path):
 
 
 def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
-    monkeypatch.setattr("startup.files.model.model_place.find_spec", lambda name: object())
+    monkeypatch.setattr("startup.files.model.wanted_files.find_spec", lambda name: object())
     assert replaced(MODEL) == (MODEL,)
 
 

@@ -33,7 +33,7 @@ def test_settings_are_converted_and_the_start_method_comes_from_the_variable(mon
     assert options.start_method == "spawn"
     assert options.startup_timeout_s == 30
     assert options.startup_report == Path("r")
-    assert options.prefetch.mode == "off"
+    assert options.prefetch == "off"
 
 
 def test_a_variable_counts_if_its_flag_is_not_given(monkeypatch):

@@ -328,6 +328,25 @@ def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, tex
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port: abc\n", "serve.yaml: port: 'abc' is not a valid integer"),
+        ("port: 700000\n", "serve.yaml: port must be between 0 and 65535, got 700000"),
+        ("log-format: xml\n", "serve.yaml: log-format: 'xml' is not one of 'text', 'json'"),
+    ],
+)
+def test_an_invalid_value_in_a_file_is_an_error_with_its_place(parse, write, text, message):
+    with pytest.raises(click.ClickException) as caught:
+        parse("m", "--config", write(text))
+    assert message in caught.value.format_message()
+
+
+def test_an_invalid_value_that_is_not_from_the_file_has_no_place(parse, write):
+    with pytest.raises(ConfigError, match="^--port must be"):
+        parse("m", "--config", write("port: 8001\n"), "--port", "700000")
+
+
 def test_a_missing_file_is_an_error_of_one_line_with_its_name(parse, tmp_path):
     with pytest.raises(InputError, match="missing.yaml: cannot be read: No such file"):
         parse("m", "--config", str(tmp_path / "missing.yaml"))

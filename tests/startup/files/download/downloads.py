@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from startup.files.download.messages import DownloadJob, DownloadOptions, DownloadProgress, DownloadReport
+from startup.files.download.messages import DownloadJob, DownloadProgress, DownloadReport
 from startup.files.download.worker import DownloadRun
 from startup.files.model.file_plan import Download
 from startup.files.model.wanted_files import WantedFiles
@@ -35,12 +35,12 @@ class Downloads:
 
     def job(self, repo_id: str = "org/model", **settings: Any) -> DownloadJob:
         """The message to the helper."""
-        options = {"endpoints": (self.hub.url,), "stall_s": 30.0}
+        options: dict[str, Any] = {"endpoints": (self.hub.url,), "stall_s": 30.0}
         options |= {name: settings.pop(name) for name in ("endpoints", "stall_s", "timeout_s") if name in settings}
         return DownloadJob(
             downloads=(self.download(repo_id, **settings),),
-            options=DownloadOptions(**options),
             begin_ns=time.monotonic_ns(),
+            **options,
         )
 
     def download(self, repo_id: str = "org/model", **settings: Any) -> Download:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from startup.files.download.messages import DownloadOptions
 from startup.files.download.obtain import begin_download, finish_download, resolve_model
 from startup.files.download.process import start_download
 from startup.files.model.file_plan import plan_files
@@ -166,8 +165,8 @@ def ask(
 ) -> list[tuple[str | None, int | None]]:
     """Starts a helper; tokens and statuses of the requests."""
     downloads.hub.reset()
-    options = DownloadOptions(endpoints=endpoints or (downloads.hub.url,))
-    with start_download([downloads.download(cached=folder, token=token)], options=options) as handle:
+    hubs = endpoints or (downloads.hub.url,)
+    with start_download([downloads.download(cached=folder, token=token)], endpoints=hubs) as handle:
         assert handle.result() == (folder,)
     return [(seen.token, seen.status) for seen in downloads.hub.requests]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from startup.files.download.messages import DownloadError, DownloadOptions, DownloadProgress
+from startup.files.download.messages import DownloadError, DownloadProgress
 from startup.files.download.process import DownloadHandle, start_download
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.files.download.downloads import MODEL, Downloads
@@ -31,8 +31,8 @@ def big(downloads: Downloads) -> Downloads:
 
 
 def start(downloads: Downloads, shown: list[str] | None = None, **settings: Any) -> DownloadHandle:
-    options = DownloadOptions(endpoints=(downloads.hub.url,), **settings)
-    return start_download([downloads.download()], (shown if shown is not None else []).append, options)
+    show = (shown if shown is not None else []).append
+    return start_download([downloads.download()], show, endpoints=(downloads.hub.url,), **settings)
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -57,8 +57,7 @@ def test_a_helper_downloads_and_reports(big):
 def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
     big.hub.private.add("org/model")
     big.hub.may_answer.clear()
-    options = DownloadOptions(endpoints=(big.hub.url,))
-    with start_download([big.download(token="hf_wrong")], options=options) as handle:
+    with start_download([big.download(token="hf_wrong")], endpoints=(big.hub.url,)) as handle:
         wait_until(lambda: bool(big.hub.requests))
         pid = handle._helper.pid
         assert b"hf_wrong" not in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -34,14 +34,13 @@ WORK: Final = """
 import json, mmap, os, sys
 from contextlib import ExitStack
 from pathlib import Path
-from startup.ground.prefetch_options import PrefetchOptions
 from startup.files.prefetch.process import start_prefetch
 from tests.support.page_cache import held
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bench.startup import evict_files
 
 def prefetch(mode):
-    with start_prefetch([path], PrefetchOptions(mode=mode, memory_bytes=1 << 50)) as handle:
+    with start_prefetch([path], mode, memory_bytes=1 << 50) as handle:
         return {"helper": handle.pid is not None} | handle.result(60)._asdict()
 
 path = Path(sys.argv[1])

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,6 @@ import pytest
 from startup.files.prefetch.messages import PrefetchJob, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.files.prefetch.worker import _OpenFile, _Prefetch
-from startup.ground.prefetch_options import PrefetchOptions
 from tests.support.cli import python_output
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
 
@@ -35,23 +35,22 @@ HEAVY = {
 MakeFile = Callable[..., Path]
 
 
-def prefetch(files: list[Path], **options: object) -> PrefetchReport:
-    with start_prefetch(files, PrefetchOptions(**{"memory_bytes": PLENTY} | options)) as handle:  # type: ignore[arg-type]
+def prefetch(files: list[Path], **options: Any) -> PrefetchReport:
+    with start_prefetch(files, **{"memory_bytes": PLENTY} | options) as handle:
         report = handle.result(120)
     assert report is not None
     return report
 
 
-def small_steps(block_bytes: int = 1 << 16) -> PrefetchOptions:
+def small_steps(block_bytes: int = 1 << 16) -> dict[str, Any]:
     """One thread, which reports its progress often."""
-    return PrefetchOptions(
-        mode="on", num_threads=1, block_bytes=block_bytes, memory_bytes=PLENTY, progress_interval_s=0.01
-    )
+    settings = {"num_threads": 1, "block_bytes": block_bytes, "memory_bytes": PLENTY, "progress_interval_s": 0.01}
+    return {"mode": "on", **settings}
 
 
 def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
     """A prefetch that would take minutes."""
-    return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], small_steps(1 << 30))
+    return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], **small_steps(1 << 30))
 
 
 @pytest.mark.alone
@@ -115,7 +114,7 @@ def test_files_in_memory_turn_it_off():
 def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
     path = make_file("f", 4, is_cold=True)
     monkeypatch.setattr(_OpenFile, "read", lambda file, block: evict(path))
-    job = PrefetchJob((str(path),), 1, MIB, PLENTY, is_forced=True, progress_interval_s=None, begin_ns=0)
+    job = PrefetchJob((str(path),), is_forced=True, num_threads=1, block_bytes=MIB, memory_bytes=PLENTY)
     report = _Prefetch(job, lambda _: None).run()
     assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
     assert report.read_bytes == MIB
@@ -133,7 +132,7 @@ def test_what_may_be_resident_unknown_to_us_is_read_once(mode):
 @pytest.mark.alone
 def test_resident_files_need_no_helper(make_file, monkeypatch):
     path = make_file("weights.safetensors", 1)
-    monkeypatch.setattr("startup.files.prefetch.process._start_helper", None)
+    monkeypatch.setattr("startup.files.prefetch.process.Helper", None)
     with held(path):
         report = start_prefetch([path]).result()
     assert report is not None
@@ -162,7 +161,7 @@ def test_file_names_with_unusual_characters_are_read(make_file, tmp_path):
 
 
 def test_mode_off_starts_no_process(tmp_path):
-    with start_prefetch([tmp_path], PrefetchOptions(mode="off")) as handle:
+    with start_prefetch([tmp_path], "off") as handle:
         assert handle.pid is None
         assert handle.result() == PrefetchReport("off", "it is switched off")
 

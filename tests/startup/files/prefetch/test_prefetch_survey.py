@@ -17,7 +17,6 @@ from startup.files.prefetch.survey import (
     whole_file,
     write_pages,
 )
-from startup.ground.prefetch_options import PrefetchOptions
 from tests.support.page_cache import evict, expect_read, resident_bytes
 
 MB = 10**6
@@ -29,12 +28,8 @@ def job(*, room_mb: int | None, is_forced: bool = False) -> PrefetchJob:
     """With so much memory besides the reserve."""
     return PrefetchJob(
         paths=(),
-        num_threads=8,
-        block_bytes=16 << 20,
         memory_bytes=None if room_mb is None else RESERVE_BYTES + room_mb * MB,
         is_forced=is_forced,
-        progress_interval_s=None,
-        begin_ns=0,
     )
 
 
@@ -125,8 +120,8 @@ def test_a_damaged_record_is_empty(text, tmp_path):
 def test_only_the_recorded_parts_are_read(tmp_path, library):
     record = _record(tmp_path, FileRanges(str(library), 8 * _MIB, ((0, _MIB), (6 * _MIB, _MIB))))
     evict(library)
-    assert survey_files([], _MIB, record).due_bytes == 2 * _MIB
-    with start_prefetch([], PrefetchOptions(mode="on"), Path(record)) as prefetch:
+    assert survey_files(PrefetchJob((), record)).due_bytes == 2 * _MIB
+    with start_prefetch([], "on", Path(record)) as prefetch:
         report = prefetch.result(60)
     assert report is not None
     assert (report.state, report.total_bytes) == ("done", 2 * _MIB)

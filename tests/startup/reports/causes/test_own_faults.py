@@ -18,7 +18,7 @@ _FRAMES = {
     "spawn": "/usr/lib/python3.14/multiprocessing/spawn.py",
     "importlib": "/usr/lib/python3.14/importlib/__init__.py",
     "frozen": "<frozen importlib._bootstrap>",
-    "run": f"{_ROOT}/startup/vllm/command_line.py",
+    "run": f"{_ROOT}/startup/vllm/vllm_main.py",
     "child": f"{_ROOT}/startup/vllm/fork/recorded_ends.py",
     "begin": f"{_ROOT}/startup/vllm/fork/child_state.py",
     "main": f"{_ROOT}/startup/ground/processes/forkserver.py",

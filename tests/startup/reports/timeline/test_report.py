@@ -1,7 +1,6 @@
 """The report has all data of the timeline, is read back unchanged, and is written as a trace."""
 
 import json
-import logging
 import time
 
 import pytest
@@ -12,7 +11,6 @@ from startup.reports.timeline.report import (
     StartFacts,
     build_report,
     read_report,
-    save_file,
 )
 from startup.reports.timeline.timeline import PhaseTimeline
 from tests.startup.reports.timeline.start_reports import report_of
@@ -94,18 +92,3 @@ def test_a_file_that_is_no_report_is_rejected_with_one_line(change, message):
 def test_text_that_is_no_report_is_rejected(text):
     with pytest.raises(ReportError):
         read_report(text)
-
-
-def test_saving_replaces_the_file_as_a_whole(tmp_path):
-    path = tmp_path / "report.json"
-    path.write_text("old")
-    save_file(path, report_of().to_json(), "start-up report")
-    assert read_report(path.read_text()).facts.model == "tiny"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        save_file(tmp_path / "no-such-folder" / "report.json", "{}", "start-up report")
-    assert "could not be written" in caplog.text
-    assert "No such file" in caplog.text

@@ -9,8 +9,7 @@ from startup.ground.keyed_values import parse_size
 from startup.session.preflight.report import PreflightReport
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
-from startup.vllm_words.preflight.arguments import argument_findings, describe_unknown
-from startup.vllm_words.preflight.flag_rules import rule_findings
+from startup.vllm_words.preflight.arguments import argument_findings, describe_unknown, rule_findings
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value, range_problem
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 
