@@ -23,10 +23,9 @@ from router.http.connection import ClientRequest, ClientServer
 from router.http.model_choice import ModelChoice
 from router.http.only_model import OnlyModelAnswers
 from router.http.own_answers import OwnAnswers
-from router.http.patience import Patience
 from router.http.proxy import Call, Proxy
-from router.http.request_body import BodyRoom, ForwardedBody
-from router.http.requested_model import RequestedModel
+from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel
+from router.http.waiting import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
 from server.terms.limits import LimitsConfig, flag_of

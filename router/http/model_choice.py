@@ -6,7 +6,7 @@ from urllib.parse import unquote
 from aiohttp import hdrs, web
 
 from router.http.answers import FailedRequestError, shown
-from router.http.requested_model import RequestedModel
+from router.http.request_body import RequestedModel
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 

@@ -23,9 +23,8 @@ from base.json_depth import check_depth
 from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
-from router.http.patience import Patience
 from router.http.request_body import ForwardedBody
-from router.http.waiting import WaitingComments
+from router.http.waiting import Patience, WaitingComments
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
 

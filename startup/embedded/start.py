@@ -276,13 +276,13 @@ class _EmbeddedStart:
     def _import_server(self, tokenizer_mode: str) -> None:
         with self._span("import_server"):
             import server.run.api_process  # noqa: F401 - used by the steps that follow
-            from server.text.renderers.registry import import_renderer
+            from server.text.renderers.base import import_renderer
 
             import_renderer(tokenizer_mode)
         end_stand_ins()
 
     def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
-        from server.text.renderers.registry import build_renderer
+        from server.text.renderers.base import build_renderer
 
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))

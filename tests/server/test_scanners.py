@@ -30,7 +30,7 @@ OTHER_TEXT: Final = {
     "base.machine": "files of the kernel",
     "server.text.model_files": "files of the model",
     "server.text.renderers.mistral": "special tokens of processed images; an error's message; pieces of the vocabulary",
-    "server.text.renderers.registry": "names of modules",
+    "server.text.renderers.base": "names of modules",
     "server.text.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
     "server.text.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
     "server.text.renderers.tokenizers.loading": "files of the model",

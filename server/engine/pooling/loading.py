@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from base.errors import EngineStartError
 from base.json_depth import read_json
-from server.engine.model.model_loading import (
+from server.engine.model_loading import (
     DEFAULT_MAX_MODEL_LEN,
     derive_max_model_len,
     load_config,

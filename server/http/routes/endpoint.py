@@ -13,7 +13,7 @@ from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
-from server.apis.responses.store import ResponseStore
+from server.apis.responses.archive import ResponseStore
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference, LoraAdapters
 from server.terms.http_body.request_body import RequestBody

@@ -12,8 +12,7 @@ from aiohttp import web
 
 from router.http import body_members, request_body
 from router.http.body_members import json_members
-from router.http.request_body import BodyRoom, ForwardedBody
-from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel, boundary_of, find_in_form, find_in_json
 from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT
 from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
+from server.apis.responses.archive import ResponseStore, StoreBounds, StoredResponse
 
 RESPONSE = StoredResponse(b"12345", b"123", b"", (b"1", b"1"))
 

@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from server.engine.features.prompt_features import PromptFeaturesError
 from server.engine.features.vision import VisionEncoder, image_encoder, language_model
-from server.engine.model.model_loading import load_model
+from server.engine.model_loading import load_model
 from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import PromptInputs, TensorData
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
 from tests.server.engine.small_engine import SmallEngine
