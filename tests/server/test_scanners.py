@@ -35,7 +35,6 @@ OTHER_TEXT: Final = {
     "server.text.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
     "server.text.renderers.tokenizers.loading": "files of the model",
     "server.text.renderers.images.vision": "one split at the model's image token",
-    "server.http.routes.openapi": "paths of the server's own routes",
     "server.http.routes.info": "files of the kernel",
     "server.http.app": "settings of the operator",
     "server.apis.openai.chat": "look-ups",

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -51,6 +50,7 @@ class InfoEndpoints:
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
         self._scraping = asyncio.Lock()
+        self._openapi: bytes | None = None
 
     async def version(self, request: Request) -> Response:
         """GET /version."""
@@ -76,11 +76,9 @@ class InfoEndpoints:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
+        if self._openapi is None:
+            self._openapi = msgspec.json.encode(build_openapi(request.app.routes, self._parts.version))
         return Response(self._openapi, media_type="application/json")
-
-    @cached_property
-    def _openapi(self) -> bytes:
-        return msgspec.json.encode(build_openapi(self._parts.version))
 
 
 class ModelEndpoints:

@@ -37,7 +37,6 @@ from server.http.routes.info import (
     StatusEndpoints,
 )
 from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
-from server.terms.http_body.request_body import RequestDecoder
 from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 
 
@@ -63,8 +62,7 @@ def _post(  # noqa: PLR0913 - what differs between routes
     failures: FailureFormat = OPENAI,
 ) -> Route:
     """The route that passes requests of this kind, as JSON, to the handler."""
-    decoder = RequestDecoder(model, parts.admission.limits)
-    endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
+    endpoint = JsonEndpoint(parts, model, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
 
 
