@@ -16,6 +16,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from base.machine.file_stamps import FolderStamps, read_folder
+from base.wording import one_line
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_tokenizer_mode, read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -106,8 +107,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
         # By default, it would load a tekken.json in its place.
         return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
-        reason = " ".join(str(err).split()) or type(err).__name__
-        raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err
+        raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {one_line(err)}") from err
 
 
 def keep_tokenizer(path: Path) -> None:
