@@ -131,7 +131,6 @@ class _Handler:
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
 
     async def handle(self, request: ClientRequest) -> web.StreamResponse:
-        """The response to any request."""
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get("X-Request-Id")

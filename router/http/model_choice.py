@@ -63,7 +63,6 @@ class ModelChoice:
         self._pool = pool
 
     def by_name(self, name: str) -> ModelEntry:
-        """The model that has this name."""
         if (entry := self._pool.resolve(name)) is None:
             raise self._not_found(name)
         return entry

@@ -184,7 +184,6 @@ class _Reader:
         return replace(entry, words=tuple(served.words), engine=served.engine, env={**served.env, **entry.env})
 
     def _words(self, path: KeyPath, args: Any) -> list[str]:
-        """The flags as words."""
         if isinstance(args, str):
             try:
                 return shlex.split(args)

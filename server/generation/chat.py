@@ -82,17 +82,14 @@ class ChoiceDelta(NamedTuple):
 
     @property
     def reasoning(self) -> str:
-        """The text of all parts of reasoning."""
         return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
 
     @property
     def content(self) -> str:
-        """The text of all parts of content."""
         return "".join(part.text for part in self.parts if isinstance(part, Content))
 
     @property
     def tool_calls(self) -> list[ToolCallPart]:
-        """The parts of tool calls."""
         return [part for part in self.parts if isinstance(part, ToolCallPart)]
 
 

@@ -185,7 +185,6 @@ class PromptReasoning:
         return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def create_counter(self) -> "ReasoningCounter":
-        """The counter of one choice."""
         return ReasoningCounter(self)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:

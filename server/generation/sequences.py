@@ -189,7 +189,6 @@ class SequenceRecorder:
         self._num_tokens = 0
 
     def record(self, output: EngineOutput) -> None:
-        """Records an output of the engine."""
         num_tokens = len(output.token_ids)
         if not num_tokens and self._max_tokens is not None:
             return

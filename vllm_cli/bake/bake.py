@@ -77,7 +77,6 @@ class Part(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """The files' sizes."""
         return sum(file.stat().st_size for file in self.files)
 
 

@@ -226,7 +226,6 @@ class Tally:
     """When the first request was sent."""
 
     def count(self, result: Result) -> None:
-        """Counts one result."""
         if result.recorded.is_failed:
             self.num_failed += 1
         else:

@@ -53,7 +53,6 @@ class InfoEndpoints:
         self._openapi: bytes | None = None
 
     async def version(self, request: Request) -> Response:
-        """GET /version."""
         return json_response({"version": self._parts.version})
 
     async def load(self, request: Request) -> Response:
@@ -75,7 +74,6 @@ class InfoEndpoints:
         return Response(self._parts.start.report(), media_type="application/json")
 
     async def openapi(self, request: Request) -> Response:
-        """GET /openapi.json."""
         if self._openapi is None:
             self._openapi = msgspec.json.encode(build_openapi(request.app.routes, self._parts.version))
         return Response(self._openapi, media_type="application/json")
@@ -88,12 +86,10 @@ class ModelEndpoints:
         self._parts = parts
 
     async def list(self, request: Request) -> Response:
-        """GET /v1/models."""
         self._parts.availability.check()
         return json_response(self._parts.models.list())
 
     async def get(self, request: Request) -> Response:
-        """GET /v1/models/{model}."""
         self._parts.availability.check()
         return json_response(self._parts.models.get(request.path_params["model"]))
 
@@ -189,12 +185,10 @@ class StatusEndpoints:
         """The timeline, once the start has ended."""
 
     async def page(self, request: Request) -> Response:
-        """GET /."""
         page = read_page()
         return Response(page.body, headers=dict(page.headers), media_type="text/html; charset=utf-8")
 
     async def data(self, request: Request) -> Response:
-        """GET /status.json."""
         body = {
             "status": self._parts.lifecycle.state,
             "model": self._parts.metrics.model_name,

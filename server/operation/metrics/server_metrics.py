@@ -257,7 +257,6 @@ class EngineMetrics:
         self.num_computed_prompt_tokens += num_tokens - num_cached
 
     def count_generated(self, num_tokens: int) -> None:
-        """Counts generated tokens."""
         self._generation_tokens.inc(num_tokens)
         self.num_generation_tokens += num_tokens
 
