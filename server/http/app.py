@@ -68,14 +68,9 @@ class ServerApp(Starlette):
         root_path: str,
         is_probe_seen: bool,
     ) -> None:
-        """Wires the routes.
+        """Takes the middleware outermost first, and the prefix under which a proxy publishes the server.
 
-        Args:
-            health: answers probes.
-            routes: all other routes.
-            middleware: outermost first.
-            root_path: the prefix under which a proxy publishes the server; empty without one.
-            is_probe_seen: whether probes go through the middleware, too.
+        `is_probe_seen`: whether probes go through the middleware, too.
         """
         self._health = health
         self._is_probe_seen = is_probe_seen

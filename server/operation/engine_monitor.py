@@ -44,12 +44,6 @@ async def make_ready(
 ) -> EngineInfo:
     """Waits until the engine has loaded the model, configures what depends on it, and warms it up.
 
-    Args:
-        parts: the engine, and what depends on its model.
-        adapters: loaded after the first token.
-        span: records a phase of the start.
-        timeout_s: how long the engine may load.
-
     Raises:
         EngineStartError: the engine failed, died, took too long or generated no token.
     """

@@ -129,11 +129,7 @@ class RunningStandby:
 
 
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
-    """All servers, oldest first.
-
-    Args:
-        with_state: also determine state and memory, which takes some milliseconds per server.
-    """
+    """All servers, oldest first; `with_state` adds state and memory, some milliseconds per server."""
     every = read_run_records()
     records = [record for record in every if record.engine != STANDBY]
     standbys = {pid for record in every if record.engine == STANDBY for pid in _pids_of_standby(record)}

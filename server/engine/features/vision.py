@@ -48,10 +48,6 @@ class VisionEncoder:
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
         """The features of a prompt with images.
 
-        Args:
-            token_ids: the prompt, including the placeholder tokens of images.
-            mm: the processor's outputs for the images.
-
         Raises:
             PromptFeaturesError: the tensors do not fit the prompt or the model.
         """
