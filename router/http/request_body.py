@@ -9,7 +9,7 @@ from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from router.http.answers import FailedRequestError
-from router.http.body_changes import Edit, form_edits, json_edits
+from router.http.body_changes import Part, form_parts, json_parts
 from router.http.body_members import NOT_JSON, BodyFaultError, Member, Members, form_fields, json_members, parse_options
 from router.model_entry import BodyChanges
 from server.terms.limits import LimitsConfig, flag_of
@@ -176,10 +176,10 @@ class ForwardedBody:
         def run() -> None:
             with self._content() as content:
                 if is_form:
-                    edits = form_edits(requested.members, changes)
+                    parts = form_parts(content, requested.members, changes)
                 else:
-                    edits = json_edits(content, requested.members, changes, requested.name)
-            self._apply(edits)
+                    parts = json_parts(content, requested.members, changes, requested.name)
+            self._rewrite(parts)
 
         if requested.fault:
             return
@@ -230,18 +230,17 @@ class ForwardedBody:
         encoding = json.detect_encoding(content)
         if not encoding.startswith("utf-8"):
             with suppress(UnicodeError):
-                self._apply([Edit(0, len(content), content.decode(encoding).encode())])
+                self._rewrite([content.decode(encoding).encode()])
 
-    def _apply(self, edits: Sequence[Edit]) -> None:
-        """Copies all but what is replaced."""
-        changed, at = _create_file(), 0
-        for begin, end, text in [*edits, Edit(self.num_bytes, self.num_bytes, b"")]:
-            self._file.seek(at)
-            while part := self._file.read(min(begin - at, _READ_BACK_BYTES)):
+    def _rewrite(self, parts: Sequence[Part]) -> None:
+        changed = _create_file()
+        for part in parts:
+            if isinstance(part, bytes):
                 changed.write(part)
-                at += len(part)
-            changed.write(text)
-            at = end
+                continue
+            self._file.seek(part.start)
+            for at in range(part.start, part.stop, _READ_BACK_BYTES):
+                changed.write(self._file.read(min(part.stop - at, _READ_BACK_BYTES)))
         self._file.close()
         self._file = changed
         self._room.num_bytes += changed.tell() - self.num_bytes

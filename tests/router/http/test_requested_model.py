@@ -99,7 +99,6 @@ def test_pieces_end_anywhere(piece_bytes, monkeypatch):
     members = json_members(body)
     values = [body[member.value : member.end] for member in members.all]
     assert values == [rb'[{"b":"]\\\"}"},[]]', b"-1.5e10", rb'"\"x\\"', b"{}", b'""', b"true"]
-    assert members.end == len(body) - 1
     assert find_in_json(body).name == '"x\\'
 
 
