@@ -20,7 +20,7 @@ from router.http.access import Access, CorsPolicy
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
 from router.http.connection import ClientRequest, ClientServer
-from router.http.model_choice import ModelChoice
+from router.http.model_choice import STREAM_PATHS, ModelChoice
 from router.http.only_model import OnlyModelAnswers
 from router.http.own_answers import OwnAnswers
 from router.http.proxy import Call, Proxy
@@ -32,17 +32,6 @@ from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
 
-_STREAM_PATHS: Final = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-    }
-)
-"""Endpoints whose `stream` asks for events."""
 _STORED: Final = f"{RESPONSES}resp_"
 """Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
 _UPSTREAM: Final = "/upstream/"
@@ -223,7 +212,7 @@ class _Handler:
                 entry=entry,
                 path=path,
                 body=body,
-                may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
+                may_wait_visibly=requested.is_stream and path in STREAM_PATHS,
                 is_background=requested.is_background and path == RESPONSES.rstrip("/"),
                 dropped=self._dropped,
             )

@@ -566,10 +566,8 @@ async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[]
             case aiohttp.WSMsgType.BINARY:
                 note_content()
                 await drain.send_bytes(message.data)
-            case aiohttp.WSMsgType.PING:
-                await drain.ping(message.data)
-            case aiohttp.WSMsgType.PONG:
-                await drain.pong(message.data)
+            case aiohttp.WSMsgType.PING | aiohttp.WSMsgType.PONG:
+                await drain.send_frame(message.data, message.type)
             case aiohttp.WSMsgType.CLOSE:
                 text = message.extra or ""
                 await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())
