@@ -1,8 +1,7 @@
 """Keeps responses that have ended, and the conversations that later requests continue."""
 
 import logging
-from collections import OrderedDict
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -11,6 +10,7 @@ from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.input_items import show_items
 from server.apis.responses.output import ResponseEvent
 from server.apis.responses.response_run import ResponseRun
+from server.terms.bounded_cache import BoundedCache
 from server.terms.http_body.response_body import encode_named_event
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
@@ -37,51 +37,19 @@ class StoredResponse(msgspec.Struct, frozen=True):
         return len(self.body) + len(self.history) + len(self.items) + sum(map(len, self.events or ()))
 
 
-class StoreBounds(NamedTuple):
-    """Beyond these, the oldest responses are dropped."""
-
-    max_responses: int
-    max_bytes: int
-
-
-class ResponseStore:
-    """Keeps responses by id as long as this process lives; used on the event loop only."""
-
-    def __init__(self, bounds: StoreBounds) -> None:
-        self._bounds = bounds
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
-        self.num_bytes = 0
-        """Size of all responses."""
-
-    def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
-        if response.num_bytes > self._bounds.max_bytes or response_id in self._responses:
-            return
-        self._responses[response_id] = response
-        self.num_bytes += response.num_bytes
-        while len(self._responses) > self._bounds.max_responses or self.num_bytes > self._bounds.max_bytes:
-            _, oldest = self._responses.popitem(last=False)
-            self.num_bytes -= oldest.num_bytes
-
-    def get(self, response_id: str) -> StoredResponse | None:
-        """A response; None if it is unknown or has been dropped."""
-        return self._responses.get(response_id)
-
-    def delete(self, response_id: str) -> bool:
-        """Drops a response; returns whether it was there."""
-        found = self._responses.pop(response_id, None)
-        self.num_bytes -= 0 if found is None else found.num_bytes
-        return found is not None
-
+ResponseStore = BoundedCache[str, StoredResponse]
+"""By id, as long as this process lives; used on the event loop only."""
 
 LARGE_BYTES: Final = 32 << 10
 """Encoding or decoding this much JSON takes about as long as handing it to a thread."""
 
 
 def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
-    """The configured store; None keeps nothing."""
-    bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
-    return ResponseStore(bounds) if config.enable_responses_store and all(bounds) else None
+    """The configured store, which drops the oldest responses; None keeps nothing."""
+    most, max_bytes = limits.max_stored_responses, limits.max_stored_bytes
+    if not (config.enable_responses_store and most and max_bytes):
+        return None
+    return BoundedCache(max_bytes, lambda response: response.num_bytes, max_entries=most)
 
 
 class ResponseArchive:
@@ -127,7 +95,7 @@ class ResponseArchive:
 
     def delete(self, response_id: str) -> None:
         """Drops a response; raises RequestError (404) if it is not kept."""
-        if self._store is None or not self._store.delete(response_id):
+        if self._store is None or self._store.pop(response_id) is None:
             raise _not_found(response_id)
 
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:

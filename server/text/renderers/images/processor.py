@@ -149,7 +149,7 @@ class ImageProcessor:
 
     def _cached(self, files: Sequence[ImageFile]) -> ProcessedImages:
         key = tuple(sha256(file.data).digest() for file in files)
-        found = self.cache.find(key)
+        found = self.cache.use(key)
         if found is None:
             found = self._compute(self._decode(files))
             self.cache.put(key, found)

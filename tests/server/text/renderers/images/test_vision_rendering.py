@@ -263,8 +263,8 @@ def test_the_least_recently_used_image_is_evicted_first():
     cache = ProcessorCache(max_bytes=250)
     for name in "abc":
         cache.put(name, _images(100))
-        cache.find("a")
-    assert [bool(cache.find(name)) for name in "abc"] == [True, False, True]
+        cache.use("a")
+    assert [bool(cache.use(name)) for name in "abc"] == [True, False, True]
     assert cache.num_bytes == 200
     cache.put("large", _images(251))
     assert (len(cache), cache.num_bytes) == (2, 200)
