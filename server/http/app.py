@@ -46,7 +46,6 @@ def build_app(parts: AppParts) -> "ServerApp":
     """The HTTP application; it answers from now on, by the lifecycle's state."""
     config, metrics = parts.config, parts.metrics
     parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
-    metrics.register_rejections(parts.admission.num_rejected)
     return ServerApp(
         HealthEndpoint(parts.availability),
         build_routes(parts),

@@ -71,8 +71,8 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     """All objects of one server; nothing runs yet."""
     set_up_access_log(config.logging.disable_access_log_for_endpoints)
     lifecycle = options.lifecycle
-    metrics = ServerMetrics(config.served_model_names[0], options.start, renderer)
-    metrics.read_up_from(lambda: lifecycle.has_engine)
+    admission = Admission(options.limits)
+    metrics = ServerMetrics(config.served_model_names[0], options.start, renderer, lifecycle, admission.num_rejected)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
     adapters = LoraAdapters(config, engine)
     parts = AppParts(
@@ -83,7 +83,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         metrics=metrics,
         lifecycle=lifecycle,
         start=options.start,
-        admission=Admission(options.limits),
+        admission=admission,
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, options.limits),

@@ -8,6 +8,7 @@ from time import monotonic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from base.lifecycle import Lifecycle
 from base.server_settings import LoggingConfig
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.telemetry import StatsLine
@@ -130,7 +131,7 @@ def test_http_requests_are_counted_by_route(own):
 
 
 def test_engine_families_appear_with_the_engine(engine, renderer):
-    metrics = ServerMetrics("smol", FinishedStart(), renderer)
+    metrics = ServerMetrics("smol", FinishedStart(), renderer, Lifecycle(), {})
     assert b"vllm:num_requests" not in metrics.render()
     metrics.register_engine(engine.info, lambda: engine.stats)
     assert metrics.render().count(b"# TYPE vllm:num_requests_running gauge") == 1
