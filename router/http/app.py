@@ -12,8 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
 from base.request_ids import REQUEST_ID, is_valid
-from base.security.api_keys import ApiKeys
-from base.security.open_paths import PROBE_PATHS
+from base.security.api_keys import PROBE_PATHS, ApiKeys
 from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access, CorsPolicy

@@ -16,9 +16,8 @@ from envs.variable import parse_duration
 from router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
 from router.models_file import commands
 from router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
-from router.models_file.groups import apply_groups, check_preload, find_exclusions
+from router.models_file.groups import apply_groups, apply_matrix, check_preload, find_exclusions
 from router.models_file.macros import complete
-from router.models_file.matrix import apply_matrix
 from router.models_file.schema import check_structure
 
 _OUR_KEYS: Final = "VLLM_API_KEY"

@@ -17,8 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from base.errors import ServerError
-from base.security.api_keys import ApiKeys
-from base.security.open_paths import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
+from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, ApiKeys, find_open_paths
 from server.http.routes.endpoint import AppParts, read_header, read_request_id
 from server.http.routes.info import HealthEndpoint, json_response
 from server.http.routes.table import build_routes

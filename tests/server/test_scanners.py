@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.text.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.text.renderers.chat_template": "templates of the model",
+    "server.text.renderers.hf": "templates of the model",
 }
 
 OTHER_TEXT: Final = {

@@ -22,8 +22,18 @@ from startup.reports.timeline.history import installed_versions
 from startup.words.errors import InputError
 from startup.words.secret_flags import secrets_as_variables
 from vllm_cli.bake.mapped_pages import used_pages
-from vllm_cli.bake.start import ask, bake_imports, download_kernels, wait_ready, wait_saved, why_no_start
-from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
+from vllm_cli.bake.start import (
+    Subject,
+    ask,
+    bake_imports,
+    download_kernels,
+    has_own_bytecode,
+    subject_of,
+    wait_ready,
+    wait_saved,
+    why_no_start,
+    without_addresses,
+)
 from vllm_cli.private_server import start_private_server
 from vllm_cli.terminal import Reporter
 
