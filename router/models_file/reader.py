@@ -161,14 +161,10 @@ class _Reader:
         return entry
 
     def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
-        try:
-            words = commands.split_command(keys["cmd"])
-        except ValueError as err:
-            text = f"must be a command, got {show(keys['cmd'])}: {str(err).rstrip('.')}"
-            self.findings.fault((*path, "cmd"), text)
-            return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
-        if not words:
+        words = commands.read_command(keys["cmd"], (*path, "cmd"), self.findings)
+        if words == []:
             self.findings.fault((*path, "cmd"), "must be a command, got only comments and blanks")
+        if not words:
             return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
         served = commands.recognise(words)
         if served is None:
