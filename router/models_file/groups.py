@@ -86,7 +86,7 @@ def _checked_groups(
 ) -> Iterator[_Group]:
     group_of: dict[str, str] = {}
     for name, keys in groups.items():
-        group = _Group(name, [], *(keys.get(key, default) for key, default in _GROUP_DEFAULTS))
+        group = _Group(name, **{key: keys[key] for key in ("swap", "exclusive", "persistent") if key in keys})
         for number, named in enumerate(keys.get("members", ())):
             place = (*path, name, "members", number)
             member = _named(named, place, entries, findings)
@@ -104,9 +104,6 @@ def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings
     if entry is None:
         findings.oddity(path, f"{show(name)} is no model of this file{did_you_mean(name, entries)}")
     return None if entry is None else entry.name
-
-
-_GROUP_DEFAULTS: Final = (("swap", True), ("exclusive", True), ("persistent", False))
 
 
 def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], findings: Findings) -> None:
