@@ -45,7 +45,7 @@ class HealthEndpoint:
 
 
 class InfoEndpoints:
-    """Answer in every state of the lifecycle."""
+    """Answer in every state of the lifecycle; those of the model and its caches need the engine."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
@@ -78,27 +78,13 @@ class InfoEndpoints:
             self._openapi = msgspec.json.encode(build_openapi(request.app.routes, self._parts.version))
         return Response(self._openapi, media_type="application/json")
 
-
-class ModelEndpoints:
-    """The model and its names, once the engine has loaded it."""
-
-    def __init__(self, parts: AppParts) -> None:
-        self._parts = parts
-
-    async def list(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
         self._parts.availability.check()
         return json_response(self._parts.models.list())
 
-    async def get(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> Response:
         self._parts.availability.check()
         return json_response(self._parts.models.get(request.path_params["model"]))
-
-
-class CacheEndpoints:
-    """Reset caches for all clients, so that only a server for development offers them."""
-
-    def __init__(self, parts: AppParts) -> None:
-        self._parts = parts
 
     async def reset_prefix_cache(self, request: Request) -> Response:
         """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
