@@ -28,6 +28,7 @@ OTHER_TEXT: Final = {
     "server.terms.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "base.machine": "files of the kernel",
+    "base.wording": "messages of errors",
     "server.text.model_files": "files of the model",
     "server.text.renderers.mistral": "special tokens of processed images; an error's message; pieces of the vocabulary",
     "server.text.renderers.base": "names of modules",

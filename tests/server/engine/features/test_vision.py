@@ -169,13 +169,13 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(qwen):
     encoder = VisionEncoder(model)
     cache = encoder._cache
     encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
-    cache._max_bytes = cache._num_bytes
+    cache._kept._max_bytes = cache._kept.num_bytes
     encoded: list[bool] = []
     _vision_tower(model).register_forward_hook(lambda *_: encoded.append(True))
     for prompt in prompts[1:]:
         encoder.encode(prompt.token_ids, _tensors(prompt))
     assert len(encoded) == 2
-    assert cache._num_bytes == cache._max_bytes
+    assert cache._kept.num_bytes == cache._kept._max_bytes
 
 
 def test_tensors_that_do_not_fit_fail_only_their_request(qwen):
