@@ -1,4 +1,4 @@
-"""Numbers of bytes, long lists and signals, as text for people."""
+"""Numbers of bytes, long lists, signals and errors, as text for people."""
 
 import signal
 from collections.abc import Sequence
@@ -28,3 +28,8 @@ def list_some(items: Sequence[str], most: int = 8, *, separator: str = ", ") -> 
     shown = separator.join(items[:most])
     before_rest = separator if "\n" in separator else " "
     return f"{shown}{before_rest}and {len(items) - most} more" if len(items) > most else shown
+
+
+def one_line(err: BaseException) -> str:
+    """The error's message without line breaks, or its type."""
+    return " ".join(str(err).split()) or type(err).__name__

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
+from base.security.api_keys import OPEN_PATHS, STATUS_PATHS
 from startup.ground.logs.setup import PACKAGES
 from startup.vllm_words.installed import NEWEST_TESTED
 from tests.support.generated_docs import DOCS, MAX_CHARS, walk_commands

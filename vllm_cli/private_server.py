@@ -44,8 +44,8 @@ def start_private_server(
     """Starts a server; stops it at the end of the block, and waits until all its processes have exited.
 
     Args:
-        words: the user's words after `serve`.
-        environment: variables to set in addition to those of this process.
+        words: the user's, after `serve`.
+        environment: variables beside those of this process.
         flags: defaults, which the words override.
         keeps_log: whether the server's output is kept instead of shown.
     """

@@ -124,11 +124,9 @@ class EndWatch:
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
-    """The children of a process, theirs, and so on; but no process whose parent has ended.
+    """The children of a process, theirs, and so on, without `but` and their descendants.
 
-    Args:
-        pid: the process.
-        but: left out, with their descendants.
+    A process whose parent has ended is not among them.
     """
     found: set[int] = set()
     new = [pid]

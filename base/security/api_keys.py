@@ -1,4 +1,4 @@
-"""The accepted API keys: kept as digests, reloaded when their file changes. Standard library only."""
+"""The accepted API keys, kept as digests and reloaded when their file changes; the paths that need none."""
 
 import hashlib
 import hmac
@@ -11,6 +11,20 @@ from base.errors import ServerError
 from base.server_settings import NetworkConfig
 
 logger = logging.getLogger(__name__)
+
+READINESS_PATHS: Final = ("/health", "/ping", "/readyz")
+PROBE_PATHS: Final = (*READINESS_PATHS, "/livez")
+"""While the server is ready, the answers to all are the same."""
+OPEN_PATHS: Final = frozenset(PROBE_PATHS)
+"""Paths of probes, whose senders have no key."""
+STATUS_PATHS: Final = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
+"""Paths about the server, not about requests: open as in vLLM, unless `--api-key-everywhere` is set."""
+
+
+def find_open_paths(*, is_key_everywhere: bool) -> frozenset[str]:
+    """The paths that are answered without a key."""
+    return OPEN_PATHS if is_key_everywhere else OPEN_PATHS | STATUS_PATHS
+
 
 _KEY_NEEDED: Final = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
 _KEY_WRONG: Final = "The API key is not one of the server's."

@@ -35,12 +35,10 @@ class Credentials:
                 self._watches.append(FileWatch(tls_files(tls), renewable.reload))
 
     def start(self) -> None:
-        """Starts watching."""
         for watch in self._watches:
             watch.start()
 
     def close(self) -> None:
-        """Stops watching."""
         for watch in self._watches:
             watch.close()
 
@@ -68,7 +66,6 @@ class FileWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops polling."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(_END_S)

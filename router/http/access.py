@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from base.security.api_keys import ApiKeys
-from base.security.open_paths import find_open_paths
+from base.security.api_keys import ApiKeys, find_open_paths
 from base.server_settings import NetworkConfig
 from router.http.answers import FailedRequestError
 from router.http.own_answers import OwnAnswer

@@ -12,38 +12,25 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
 from base.request_ids import REQUEST_ID, is_valid
-from base.security.api_keys import ApiKeys
-from base.security.open_paths import PROBE_PATHS
+from base.security.api_keys import PROBE_PATHS, ApiKeys
 from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access, CorsPolicy
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
 from router.http.connection import ClientRequest, ClientServer
-from router.http.model_choice import ModelChoice
+from router.http.model_choice import STREAM_PATHS, ModelChoice
 from router.http.only_model import OnlyModelAnswers
 from router.http.own_answers import OwnAnswers
-from router.http.patience import Patience
 from router.http.proxy import Call, Proxy
-from router.http.request_body import BodyRoom, ForwardedBody
-from router.http.requested_model import RequestedModel
+from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel
+from router.http.waiting import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
 from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
 
-_STREAM_PATHS: Final = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-    }
-)
-"""Endpoints whose `stream` asks for events."""
 _STORED: Final = f"{RESPONSES}resp_"
 """Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
 _UPSTREAM: Final = "/upstream/"
@@ -132,7 +119,6 @@ class _Handler:
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
 
     async def handle(self, request: ClientRequest) -> web.StreamResponse:
-        """The response to any request."""
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get("X-Request-Id")
@@ -225,7 +211,7 @@ class _Handler:
                 entry=entry,
                 path=path,
                 body=body,
-                may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
+                may_wait_visibly=requested.is_stream and path in STREAM_PATHS,
                 is_background=requested.is_background and path == RESPONSES.rstrip("/"),
                 dropped=self._dropped,
             )

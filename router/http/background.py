@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import hdrs
 
 from router.child.child import Child
-from router.http.patience import Patience
+from router.http.waiting import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 

@@ -1,7 +1,7 @@
 """Changes of a body that was read, before its model gets it: the name of the model, and keys of JSON."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -27,19 +27,12 @@ class _Step(NamedTuple):
     """Whether only a body without the key gets the value."""
 
 
-class Edit(NamedTuple):
-    """Replaces a part of the body; edits are in the order of their places."""
-
-    begin: int
-    end: int
-    text: bytes
+Part: TypeAlias = bytes | slice
+"""New text, or a part of the body that stays as it is written."""
 
 
-def json_edits(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> list[Edit]:
-    """The edits of a JSON object; members that are not changed stay as they are written.
-
-    Args:
-        requested: the name of the model in the request.
+def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:
+    """What the changed JSON object consists of; `requested` is the name of the model in the request.
 
     Raises:
         BodyFaultError: a member in which a key is to be changed is too large.
@@ -50,49 +43,42 @@ def json_edits(body: "bytes | mmap", members: Members, changes: BodyChanges, req
     steps += [_Step(key, _REMOVED) for key in changes.strip]
     for params in (changes.set, changes.set_by_name.get(requested or "", {})):
         steps += [_Step(key.removesuffix("?"), value, key.endswith("?")) for key, value in params.items()]
-    return _edits(body, members, steps)
+    return _parts(body, members, steps)
 
 
-def form_edits(members: Members, changes: BodyChanges) -> list[Edit]:
-    """The edits of a multipart form, of which only the name of the model changes."""
-    if changes.model is None:
-        return []
-    return [Edit(field.value, field.end, changes.model.encode()) for field in members.all if field.key == "model"]
+def form_parts(body: "bytes | mmap", members: Members, changes: BodyChanges) -> Sequence[Part]:
+    """What the changed multipart form consists of: only the name of the model changes."""
+    parts: list[Part] = []
+    at = 0
+    for field in members.all:
+        if field.key == "model" and changes.model is not None:
+            parts += [slice(at, field.value), changes.model.encode()]
+            at = field.end
+    return [*parts, slice(at, len(body))]
 
 
-def _edits(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> list[Edit]:
+def _parts(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> Sequence[Part]:
     by_head: dict[str, list[_Step]] = {}
     for step in steps:
         head, _, rest = step.key.partition(".")
         if rest or not step.is_default or head in by_head or members.last(head) is None:
             by_head.setdefault(head, []).append(step._replace(key=rest))
+    if not by_head:
+        return [slice(0, len(body))]
     new = {head: _changed(body, members.last(head), own) for head, own in by_head.items()}
-    edits = _removals(members.all, new)
+    parts: list[Part] = []
+    last_end = 0
     for member in members.all:
-        if (text := new.get(member.key)) is not None:
-            edits.append(Edit(member.value, member.end, text))
+        comma, last_end = slice(last_end, member.begin), member.end
+        if member.key not in new:
+            parts += [comma, slice(member.begin, member.end)]
+        elif (text := new[member.key]) is not None:
+            parts += [comma, slice(member.begin, member.value), text]
     known = {member.key for member in members.all}
-    added = [
-        msgspec.json.encode(key) + b":" + text for key, text in new.items() if text is not None and key not in known
-    ]
-    if added:
-        has_others = any(new.get(key, b"") is not None for key in known)
-        edits.append(Edit(members.end, members.end, b"," * has_others + b",".join(added)))
-    return sorted(edits)
-
-
-def _removals(members: Sequence[Member], new: Mapping[str, bytes | None]) -> list[Edit]:
-    """Removes members, each with the comma behind it; the last ones with the comma before them."""
-    kept = [number for number, member in enumerate(members) if new.get(member.key, b"") is not None]
-    last = kept[-1] if kept else -1
-    edits = [
-        Edit(member.begin, members[number + 1].begin, b"")
-        for number, member in enumerate(members[: last + 1])
-        if new.get(member.key, b"") is None
-    ]
-    if last + 1 < len(members):
-        edits.append(Edit(members[last].end if kept else members[0].begin, members[-1].end, b""))
-    return edits
+    for key, text in new.items():
+        if text is not None and key not in known:
+            parts += [b",", msgspec.json.encode(key), b":", text]
+    return [b"{", *parts[1:], b"}"]
 
 
 def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]) -> bytes | None:
@@ -115,15 +101,11 @@ def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]
 
 def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
     """Of what is no object, nothing is removed, and setting a key replaces it."""
+    before = text or b""
     try:
-        members = json_members(text or b"")
+        members = json_members(before)
     except BodyFaultError:
         if step.value is _REMOVED:
             return text
-        text, members = b"{}", Members((), 1)
-    assert text is not None
-    at, parts = 0, []
-    for begin, end, new in _edits(text, members, [step]):
-        parts += [text[at:begin], new]
-        at = end
-    return b"".join([*parts, text[at:]])
+        members = Members()
+    return b"".join(before[part] if isinstance(part, slice) else part for part in _parts(before, members, [step]))

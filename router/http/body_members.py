@@ -61,8 +61,6 @@ class Members(NamedTuple):
     """All members in their order; keys may be equal."""
 
     all: tuple[Member, ...] = ()
-    end: int = 0
-    """The place of the object's closing brace."""
 
     def last(self, key: str) -> Member | None:
         """Of equal keys, the last one counts."""
@@ -89,7 +87,7 @@ def json_members(body: "bytes | mmap") -> Members:
         last_end = end
     if expected != "end":
         raise BodyFaultError(NOT_JSON)
-    return Members(tuple(members), last_end - 1)
+    return Members(tuple(members))
 
 
 def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:

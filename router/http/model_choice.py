@@ -5,34 +5,23 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
+from base.wording import list_some
 from router.http.answers import FailedRequestError, shown
-from router.http.requested_model import RequestedModel
+from router.http.request_body import RequestedModel
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
 """GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
-_POSTED: Final = frozenset(
-    (
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/embeddings",
-        "/pooling",
-        "/classify",
-        "/score",
-        "/v1/score",
-        "/rerank",
-        "/v1/rerank",
-        "/v2/rerank",
-        "/tokenize",
-        "/detokenize",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-    )
-)
+STREAM_PATHS: Final = frozenset((
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+))  # fmt: skip
+"""Endpoints whose `stream` asks for events."""
+_POSTED: Final = STREAM_PATHS | frozenset((
+    "/v1/messages/count_tokens", "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank",
+    "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
+))  # fmt: skip
 """Where bodies name a model. Other paths of a model's server are known to it alone."""
 _SERVED: Final = _POSTED | frozenset((
     "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
@@ -63,7 +52,6 @@ class ModelChoice:
         self._pool = pool
 
     def by_name(self, name: str) -> ModelEntry:
-        """The model that has this name."""
         if (entry := self._pool.resolve(name)) is None:
             raise self._not_found(name)
         return entry
@@ -122,5 +110,4 @@ class ModelChoice:
 
     def _offer(self) -> str:
         names = [entry.name for entry in self._pool.entries.values() if not entry.unlisted]
-        more = f" and {len(names) - _MOST_OFFERED} more" if len(names) > _MOST_OFFERED else ""
-        return f"Served here: {', '.join(names[:_MOST_OFFERED])}{more}"
+        return f"Served here: {list_some(names, _MOST_OFFERED)}"

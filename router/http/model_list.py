@@ -103,7 +103,6 @@ class PoolListing:
         return Exposition(encode(self._registry), content_type)
 
     def status_of(self, name: str) -> ModelStatus:
-        """The model of this name."""
         return next(status for status in self._pool.view() if status.entry.name == name)
 
     def _knows(self, entry: ModelEntry) -> bool:
@@ -200,7 +199,6 @@ class _PoolCollector(Collector):  # type: ignore[misc]
         self._pool = pool
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
         view, router = self._pool.view(), self._pool.router_status()
         state = _gauge("model_state", "1 for the state that the model has, else 0.", "model", "state")
         for status in view:

@@ -23,9 +23,8 @@ from base.json_depth import check_depth
 from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
-from router.http.patience import Patience
 from router.http.request_body import ForwardedBody
-from router.http.waiting import WaitingComments
+from router.http.waiting import Patience, WaitingComments
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
 
@@ -567,10 +566,8 @@ async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[]
             case aiohttp.WSMsgType.BINARY:
                 note_content()
                 await drain.send_bytes(message.data)
-            case aiohttp.WSMsgType.PING:
-                await drain.ping(message.data)
-            case aiohttp.WSMsgType.PONG:
-                await drain.pong(message.data)
+            case aiohttp.WSMsgType.PING | aiohttp.WSMsgType.PONG:
+                await drain.send_frame(message.data, message.type)
             case aiohttp.WSMsgType.CLOSE:
                 text = message.extra or ""
                 await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())

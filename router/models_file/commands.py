@@ -43,6 +43,15 @@ def split_command(text: str) -> list[str]:
     return shlex.split(" ".join(line.removesuffix("\\") for line in without_comments(text).splitlines()))
 
 
+def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
+    """The words of a command in the file; None if it is none, which is reported."""
+    try:
+        return split_command(text)
+    except ValueError as err:
+        findings.fault(path, f"must be a command, got {show(text)}: {err}".rstrip("."))
+        return None
+
+
 def without_comments(text: str) -> str:
     """A command without the lines that begin with #."""
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
@@ -117,7 +126,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
         address=address,
         port=_port_of(address, path, findings),
         check_endpoint=_endpoint(keys.get("checkEndpoint") or "/health"),
-        stop_words=tuple(_stop_words(keys.get("cmdStop") or "", path, findings)),
+        stop_words=tuple(read_command(keys.get("cmdStop") or "", (*path, "cmdStop"), findings) or ()),
     )
 
 
@@ -138,14 +147,6 @@ def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
         )
         return None
     return parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _stop_words(text: str, path: KeyPath, findings: Findings) -> list[str]:
-    try:
-        return split_command(text)
-    except ValueError as err:
-        findings.fault((*path, "cmdStop"), f"must be a command, got {show(text)}: {err}".rstrip("."))
-        return []
 
 
 def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:

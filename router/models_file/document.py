@@ -111,7 +111,6 @@ class Findings:
         (self.notice if self.is_lenient else self.fault)(path, text)
 
     def line_of(self, path: KeyPath) -> int | None:
-        """The line of a key."""
         return self.root.line_of(path) if self.root is not None else None
 
 

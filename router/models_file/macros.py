@@ -35,11 +35,7 @@ class Macros:
     """The texts that `${NAME}` stands for."""
 
     def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
-        """
-        Args:
-            texts: by name.
-            kept: macros that stay, such as PORT, which is known only when a model starts.
-        """
+        """Macros by name; `kept` ones stay, such as PORT, which is known only when a model starts."""
         self._texts = texts
         self._kept = kept
 

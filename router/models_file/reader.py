@@ -16,9 +16,8 @@ from envs.variable import parse_duration
 from router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
 from router.models_file import commands
 from router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
-from router.models_file.groups import apply_groups, check_preload, find_exclusions
+from router.models_file.groups import apply_groups, apply_matrix, check_preload, find_exclusions
 from router.models_file.macros import complete
-from router.models_file.matrix import apply_matrix
 from router.models_file.schema import check_structure
 
 _OUR_KEYS: Final = "VLLM_API_KEY"
@@ -162,14 +161,10 @@ class _Reader:
         return entry
 
     def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
-        try:
-            words = commands.split_command(keys["cmd"])
-        except ValueError as err:
-            text = f"must be a command, got {show(keys['cmd'])}: {str(err).rstrip('.')}"
-            self.findings.fault((*path, "cmd"), text)
-            return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
-        if not words:
+        words = commands.read_command(keys["cmd"], (*path, "cmd"), self.findings)
+        if words == []:
             self.findings.fault((*path, "cmd"), "must be a command, got only comments and blanks")
+        if not words:
             return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
         served = commands.recognise(words)
         if served is None:
@@ -184,7 +179,6 @@ class _Reader:
         return replace(entry, words=tuple(served.words), engine=served.engine, env={**served.env, **entry.env})
 
     def _words(self, path: KeyPath, args: Any) -> list[str]:
-        """The flags as words."""
         if isinstance(args, str):
             try:
                 return shlex.split(args)

@@ -31,7 +31,7 @@ from server.engine.memory.sizing import (
     estimate_working_memory,
     size_cache,
 )
-from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_model
+from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_model
 from server.engine.pending import PendingSequences
 from server.engine.phases import Phases
 from server.engine.sampling.guided import GuidedStates

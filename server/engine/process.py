@@ -70,15 +70,7 @@ def run_engine(
     phases: Phases,
     imports: Imports,
 ) -> None:
-    """Runs the engine until the process exits; does not return.
-
-    Args:
-        connection: this process's end of the socket pair.
-        files: the model.
-        config: the engine's settings.
-        phases: the spans of this process so far.
-        imports: the lean imports of this process.
-    """
+    """Runs the engine until the process exits; `phases` has the spans of this process so far."""
     loop = _EngineLoop(connection)
     try:
         loop.run(files, config, phases, imports)

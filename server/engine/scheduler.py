@@ -48,12 +48,10 @@ class Scheduler:
 
     @property
     def running_adapters(self) -> set[int]:
-        """The adapters of running sequences."""
         return {s.adapter_id for s in self._running if s.adapter_id}
 
     @property
     def waiting_adapters(self) -> set[int]:
-        """The adapters of waiting sequences."""
         return {s.adapter_id for s in self._waiting if s.adapter_id}
 
     def add(self, sequence: Sequence) -> None:

@@ -31,7 +31,6 @@ from server.terms.parser_paths import AUTO
 from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import (
     CallArguments,
-    CallFormat,
     CallStart,
     Content,
     Event,
@@ -82,17 +81,14 @@ class ChoiceDelta(NamedTuple):
 
     @property
     def reasoning(self) -> str:
-        """The text of all parts of reasoning."""
         return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
 
     @property
     def content(self) -> str:
-        """The text of all parts of content."""
         return "".join(part.text for part in self.parts if isinstance(part, Content))
 
     @property
     def tool_calls(self) -> list[ToolCallPart]:
-        """The parts of tool calls."""
         return [part for part in self.parts if isinstance(part, ToolCallPart)]
 
 
@@ -212,16 +208,12 @@ class OutputParsing:
         """Raises ParserMissingError if the library of the parser's format is not installed."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
-        self._call_format: CallFormat | None = None
-        self._needs_special_tokens = False
         self._trigger_id: int | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
             name = config.tool_call_parser
             self._tool_parser = load_tool_parser(_detect(renderer) if name == AUTO else name)
-            self._call_format = self._tool_parser.call_format
-            self._needs_special_tokens = self._tool_parser.needs_special_tokens
-        if self._call_format is not None:
-            self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
+            if (call_format := self._tool_parser.call_format) is not None:
+                self._trigger_id = _find_special_token(call_format.trigger, renderer.tokenizer)
         has_own_format = renderer.has_own_tool_format or read_model_type(renderer) == "gpt_oss"
         self._accepts_auto = self._tool_parser is not None or has_own_format
 
@@ -240,7 +232,8 @@ class OutputParsing:
         """Whether the parsers need the text of special tokens."""
         if self._reasoning is not None and self._reasoning.keeps_special_tokens:
             return True
-        return self._needs_special_tokens and self._auto_parser(request) is not None
+        parser = self._auto_parser(request)
+        return parser is not None and parser.needs_special_tokens
 
     def hides_tokens(self, request: ChatRequest) -> bool:
         """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
@@ -249,9 +242,10 @@ class OutputParsing:
 
     def find_constraint(self, request: ChatRequest) -> Constraint | None:
         """The grammar of calls that the model chooses, if a tool is strict and the format allows it."""
-        if self._auto_parser(request) is None or self._call_format is None:
+        parser = self._auto_parser(request)
+        if parser is None or parser.call_format is None:
             return None
-        return find_strict_constraint(request, self._call_format, trigger_id=self._trigger_id)
+        return find_strict_constraint(request, parser.call_format, trigger_id=self._trigger_id)
 
     def create_parser(
         self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool

@@ -257,7 +257,6 @@ class Generation:
         return self.prompts[index // self.request.num_choices]
 
     def reasoning_of(self, index: int) -> PromptReasoning | None:
-        """The reasoning of a choice."""
         return self.reasoning[index // self.request.num_choices]
 
 

@@ -31,12 +31,9 @@ class ChatTopLogprob(msgspec.Struct):
     bytes: list[int]
 
 
-class ChatLogprob(msgspec.Struct):
+class ChatLogprob(ChatTopLogprob):
     """The token at one position and the most likely ones."""
 
-    token: str
-    logprob: float
-    bytes: list[int]
     top_logprobs: list[ChatTopLogprob]
 
 

@@ -184,10 +184,6 @@ class PromptReasoning:
         """The parser of one choice. The tag of a tool call is not a part of forced calls."""
         return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
-    def create_counter(self) -> "ReasoningCounter":
-        """The counter of one choice."""
-        return ReasoningCounter(self)
-
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
         """The engine's rules; None if it need not follow the reasoning."""
         waits = has_grammar and self.prompt_end is not PromptEnd.ENDED

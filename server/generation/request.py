@@ -187,11 +187,6 @@ class GenerationRequest(SamplingFields, kw_only=True):
         return None if budget is None or budget < 0 else min(budget, INT32_MAX)
 
     @property
-    def num_logprobs(self) -> int | None:
-        """Candidates to report per generated token."""
-        raise NotImplementedError
-
-    @property
     def num_choices(self) -> int:
         """`n`, or 1 if it is null."""
         return self.n or 1

@@ -189,7 +189,6 @@ class SequenceRecorder:
         self._num_tokens = 0
 
     def record(self, output: EngineOutput) -> None:
-        """Records an output of the engine."""
         num_tokens = len(output.token_ids)
         if not num_tokens and self._max_tokens is not None:
             return
@@ -277,8 +276,8 @@ class UsageMeter:
         self._num_cached_tokens = 0
         self._reasoning: list[ReasoningCounter | None] | None = None
         if is_chat and config.reasoning_parser is not None:
-            found = [generation.reasoning_of(index) for index in range(generation.num_choices)]
-            self._reasoning = [None if reasoning is None else reasoning.create_counter() for reasoning in found]
+            found = map(generation.reasoning_of, range(generation.num_choices))
+            self._reasoning = [None if each is None else ReasoningCounter(each) for each in found]
 
     def add(self, delta: SequenceDelta) -> None:
         """Counts new tokens; choices of the same prompt count its cached tokens once."""

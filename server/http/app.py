@@ -17,8 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from base.errors import ServerError
-from base.security.api_keys import ApiKeys
-from base.security.open_paths import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
+from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, ApiKeys, find_open_paths
 from server.http.routes.endpoint import AppParts, read_header, read_request_id
 from server.http.routes.info import HealthEndpoint, json_response
 from server.http.routes.table import build_routes
@@ -46,7 +45,6 @@ def build_app(parts: AppParts) -> "ServerApp":
     """The HTTP application; it answers from now on, by the lifecycle's state."""
     config, metrics = parts.config, parts.metrics
     parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
-    metrics.register_rejections(parts.admission.num_rejected)
     return ServerApp(
         HealthEndpoint(parts.availability),
         build_routes(parts),
@@ -68,14 +66,9 @@ class ServerApp(Starlette):
         root_path: str,
         is_probe_seen: bool,
     ) -> None:
-        """Wires the routes.
+        """Takes the middleware outermost first, and the prefix under which a proxy publishes the server.
 
-        Args:
-            health: answers probes.
-            routes: all other routes.
-            middleware: outermost first.
-            root_path: the prefix under which a proxy publishes the server; empty without one.
-            is_probe_seen: whether probes go through the middleware, too.
+        `is_probe_seen`: whether probes go through the middleware, too.
         """
         self._health = health
         self._is_probe_seen = is_probe_seen

@@ -12,8 +12,7 @@ from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
 from server.operation.admission import RunningRequests
 from server.operation.engine_watchdog import EngineWatchdog
-from server.operation.metrics.server_metrics import ServerMetrics
-from server.operation.models import LoraAdapters
+from server.operation.models import Inference, LoraAdapters
 from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import TextOptions
@@ -40,52 +39,30 @@ class EngineHandle(Protocol):
         """How the process was killed, as text; None while it runs and if it exited by itself."""
 
 
-class EngineReadiness:
-    """Makes the engine ready for requests; used on the event loop."""
+async def make_ready(
+    parts: Inference, adapters: LoraAdapters, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
+) -> EngineInfo:
+    """Waits until the engine has loaded the model, configures what depends on it, and warms it up.
 
-    def __init__(
-        self,
-        engine: EngineClient,
-        renderer: BaseRenderer,
-        metrics: ServerMetrics,
-        adapters: LoraAdapters,
-        *,
-        timeout_s: float,
-    ) -> None:
-        self._engine = engine
-        self._renderer = renderer
-        self._metrics = metrics
-        self._adapters = adapters
-        self._timeout_s = timeout_s
-
-    async def wait(self, span: Callable[..., AbstractContextManager[None]]) -> EngineInfo:
-        """Waits until the engine has loaded the model, configures what depends on it, and warms it up.
-
-        Args:
-            span: records a phase of the start.
-
-        Raises:
-            EngineStartError: the engine failed, died, took too long or generated no token.
-        """
-        with span("wait_for_engine", waits_for="engine"):
-            info = await self._engine.wait_loaded(self._timeout_s)
-        self._renderer.configure(info)
-        self._metrics.register_engine(info, lambda: self._engine.stats)
-        with span("first_token"):
-            await warm_up(self._engine, self._renderer)
-        await self._load_adapters(span)
-        if self._engine.error is not None:  # it died right after its token
-            raise EngineStartError(self._engine.error)
-        return info
-
-    async def _load_adapters(self, span: Callable[..., AbstractContextManager[None]]) -> None:
-        if self._engine.info.max_loras is None:
-            return
+    Raises:
+        EngineStartError: the engine failed, died, took too long or generated no token.
+    """
+    engine = parts.engine
+    with span("wait_for_engine", waits_for="engine"):
+        info = await engine.wait_loaded(timeout_s)
+    parts.renderer.configure(info)
+    parts.metrics.register_engine(info, lambda: engine.stats)
+    with span("first_token"):
+        await warm_up(engine, parts.renderer)
+    if info.max_loras is not None:
         try:
             with span("load_adapters"):
-                await self._adapters.load_static()
+                await adapters.load_static()
         except EngineDeadError as err:
             raise EngineStartError(str(err)) from err
+    if engine.error is not None:  # it died right after its token
+        raise EngineStartError(engine.error)
+    return info
 
 
 async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:

@@ -1,48 +1,14 @@
-"""Observes a running server: its loop's heartbeat, a log line of figures, the filters of the access log."""
+"""The log line of figures."""
 
 import asyncio
 import logging
-from collections.abc import Callable
 from time import monotonic
 
-from base.access_log import set_up_access_log
 from base.server_settings import LoggingConfig
 from server.engine.process_link.client import EngineClient
 from server.operation.metrics.server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
-
-
-class Telemetry:
-    """One run of the event loop; every method is called there."""
-
-    def __init__(
-        self,
-        config: LoggingConfig,
-        engine: EngineClient,
-        metrics: ServerMetrics,
-        on_beat: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`on_beat` is called 50 times a second."""
-        self._heartbeat = metrics.heartbeat
-        self._on_beat = on_beat
-        self._stats = None if config.disable_log_stats else StatsLine(engine, metrics, config.log_stats_interval_s)
-        set_up_access_log(config.disable_access_log_for_endpoints)
-
-    def start(self) -> None:
-        """Starts the heartbeat; called once the loop runs."""
-        self._heartbeat.start(self._on_beat)
-
-    def start_stats(self) -> None:
-        """Starts the log line of figures, if it is wanted; called once the engine is ready."""
-        if self._stats is not None:
-            self._stats.start()
-
-    def close(self) -> None:
-        """Stops both; called before the loop ends."""
-        self._heartbeat.close()
-        if self._stats is not None:
-            self._stats.close()
 
 
 class StatsLine:
@@ -51,17 +17,19 @@ class StatsLine:
     `start` it on the event loop, `close` it before the loop ends.
     """
 
-    def __init__(self, engine: EngineClient, metrics: ServerMetrics, interval_s: float) -> None:
+    def __init__(self, config: LoggingConfig, engine: EngineClient, metrics: ServerMetrics) -> None:
+        self._config = config
         self._engine = engine
         self._metrics = metrics
-        self._interval_s = interval_s
         self._handle: asyncio.TimerHandle | None = None
         self._last_s = 0.0
         self._num_prompt_tokens = self._num_generation_tokens = 0
         self._was_idle = True
 
     def start(self) -> None:
-        """Logs the first line one interval from now; called once the engine is ready."""
+        """Logs the first line one interval from now, if lines are wanted; called once the engine is ready."""
+        if self._config.disable_log_stats:
+            return
         metrics = self._metrics.engine
         self._last_s = monotonic()
         self._num_prompt_tokens = metrics.num_computed_prompt_tokens
@@ -74,7 +42,7 @@ class StatsLine:
             self._handle.cancel()
 
     def _wait(self) -> None:
-        self._handle = asyncio.get_running_loop().call_later(self._interval_s, self._write)
+        self._handle = asyncio.get_running_loop().call_later(self._config.log_stats_interval_s, self._write)
 
     def _write(self) -> None:
         metrics, stats = self._metrics.engine, self._engine.stats

@@ -16,6 +16,7 @@ from base.errors import EngineStartError
 from base.machine.libc import trim_heap
 from base.server_settings import SAME_SIGNAL_S
 from server.http.transport.graceful_server import bound_unsent_bytes
+from server.operation.engine_monitor import make_ready
 from server.run.build import RunOptions, build_server
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
@@ -84,7 +85,7 @@ class ServerRun:
 
     async def _open(self) -> None:
         await self._server.parts.engine.start()
-        self._server.telemetry.start()
+        self._server.parts.metrics.heartbeat.start(self._server.monitor.poll)
         self._server.credentials.start()
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
 
@@ -97,7 +98,8 @@ class ServerRun:
         await self._server.http.serve(sockets=[self._options.listener])
 
     async def _close(self) -> None:
-        self._server.telemetry.close()
+        self._server.parts.metrics.heartbeat.close()
+        self._server.stats_line.close()
         self._server.credentials.close()
         await self._server.parts.engine.close()
 
@@ -107,13 +109,15 @@ class ServerRun:
         Raises:
             EngineStartError: the engine did not become ready.
         """
-        lifecycle, monitor = self._lifecycle, self._server.monitor
+        lifecycle, monitor, parts = self._lifecycle, self._server.monitor, self._server.parts
         try:
-            info = await self._server.readiness.wait(self._options.span)
+            info = await make_ready(
+                parts, parts.adapters, self._options.span, timeout_s=self._options.engine_ready_timeout_s
+            )
             if lifecycle.state == "dead":  # its process is ending, although it sent the token
                 raise EngineStartError(lifecycle.reason)
         except EngineStartError as err:
-            if self._server.parts.engine.dead.is_set():
+            if parts.engine.dead.is_set():
                 await monitor.run()  # finds the reason
                 raise EngineStartError(lifecycle.reason) from err
             if lifecycle.state != "dead":
@@ -133,7 +137,7 @@ class ServerRun:
             self._listen()
         gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
         self._options.on_ready(info)
-        self._server.telemetry.start_stats()
+        self._server.stats_line.start()
         trim_heap()  # imports have freed 25 MiB, which takes 2 ms
 
     def _listen(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from base.access_log import set_up_access_log
 from base.lifecycle import Lifecycle, StartView
 from base.program_version import program_version
 from base.security.api_keys import ApiKeys
@@ -19,11 +20,11 @@ from server.http.transport.connection import bounded_connections
 from server.http.transport.graceful_server import GracefulServer
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
-from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness, PingedEngine
+from server.operation.engine_monitor import EngineHandle, EngineMonitor, PingedEngine
 from server.operation.engine_watchdog import EngineProcesses, EngineWatchdog
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import LoraAdapters, ServedModels
-from server.operation.telemetry import Telemetry
+from server.operation.telemetry import StatsLine
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
@@ -61,17 +62,17 @@ class Server:
     parts: AppParts
     http: GracefulServer
     credentials: Credentials
-    readiness: EngineReadiness
     monitor: EngineMonitor
     drain: Drain
-    telemetry: Telemetry
+    stats_line: StatsLine
 
 
 def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
     """All objects of one server; nothing runs yet."""
+    set_up_access_log(config.logging.disable_access_log_for_endpoints)
     lifecycle = options.lifecycle
-    metrics = ServerMetrics(config.served_model_names[0], options.start, renderer)
-    metrics.read_up_from(lambda: lifecycle.has_engine)
+    admission = Admission(options.limits)
+    metrics = ServerMetrics(config.served_model_names[0], options.start, renderer, lifecycle, admission.num_rejected)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
     adapters = LoraAdapters(config, engine)
     parts = AppParts(
@@ -82,7 +83,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         metrics=metrics,
         lifecycle=lifecycle,
         start=options.start,
-        admission=Admission(options.limits),
+        admission=admission,
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, options.limits),
@@ -90,17 +91,15 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     )
     credentials = Credentials(config.network, config.tls, parts.api_keys)
     http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, credentials))
-    readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(parts, options))
     drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
     return Server(
         parts=parts,
         http=http,
         credentials=credentials,
-        readiness=readiness,
         monitor=monitor,
         drain=drain,
-        telemetry=Telemetry(config.logging, engine, metrics, monitor.poll),
+        stats_line=StatsLine(config.logging, engine, metrics),
     )
 
 

@@ -147,7 +147,6 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def num_bytes(self) -> int:
-        """Size of all tensors."""
         tensors = [*(() if self.embeds is None else (self.embeds,)), *(self.mm or {}).values()]
         return sum(len(tensor.data) for tensor in tensors)
 

@@ -260,7 +260,7 @@ class _EmbeddedStart:
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()
-        from server.text.renderers.registry import build_renderer
+        from server.text.renderers.base import build_renderer
 
         with self._span("load_tokenizer"):
             renderer = self._session.stack.enter_context(build_renderer(files, self._config.renderer))
@@ -271,7 +271,7 @@ class _EmbeddedStart:
     def _import_server(self, tokenizer_mode: str) -> None:
         with self._span("import_server"):
             import server.run.api_process  # noqa: F401 - used by the steps that follow
-            from server.text.renderers.registry import import_renderer
+            from server.text.renderers.base import import_renderer
 
             import_renderer(tokenizer_mode)
         end_stand_ins()

@@ -10,6 +10,7 @@ further connections are accepted all the same, as probes may be among them, and 
 
 import errno
 import json
+import os
 import resource
 import selectors
 import socket
@@ -19,10 +20,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol, Self
 
-from base.machine.realtime import RealtimePriority
 from startup.ground.hooks.hook import uses
 from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, parse_probe
 
+_SHARE_PERIOD_S: Final = 1.0
+_MAX_SHARE: Final = 0.2
+"""Largest share of one processor; a process that uses more would slow down those that do the work."""
 SERVE: Final = b"serve"
 """Message of the API process: from now on the responder accepts for vLLM. Its end of stream ends that."""
 BEAT: Final = b"beat "
@@ -260,3 +263,36 @@ def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class RealtimePriority:
+    """Lets this process run at once, if permitted (CAP_SYS_NICE), as long as it needs little CPU time:
+    busy processes do not delay its answers.
+
+    Processes that it forks have no such priority.
+    """
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._is_possible = is_wanted
+        self._is_on = False
+        self._began_s = time.monotonic()
+        self._used_s = time.process_time()
+        self._set(True)
+
+    def turn(self, now: float) -> None:
+        """Called at least once per second."""
+        if now - self._began_s < _SHARE_PERIOD_S:
+            return
+        used_s = time.process_time()
+        self._set(used_s - self._used_s <= _MAX_SHARE * (now - self._began_s))
+        self._began_s, self._used_s = now, used_s
+
+    def _set(self, is_on: bool) -> None:
+        if not self._is_possible or is_on == self._is_on:
+            return
+        policy, priority = (os.SCHED_FIFO, 1) if is_on else (os.SCHED_OTHER, 0)
+        try:  # to take SCHED_RESET_ON_FORK back would need a privilege
+            os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+        except OSError:  # not permitted
+            self._is_possible = False
+        self._is_on = is_on

@@ -251,7 +251,7 @@ _EMBEDDED: Final = (
     "startup.embedded.engine_process",
     "startup.session.preflight.all_checks",
     "server.run.api_process",
-    "server.text.renderers.registry",
+    "server.text.renderers.base",
     "server.text.renderers.hf",
     "server.text.renderers.images.vision",
     "server.engine.pooling.core",

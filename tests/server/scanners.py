@@ -338,7 +338,7 @@ def suppress_errors(read: Callable[[str], object], text: str) -> None:
 PARSER_MODULES: Final = (
     "server.text.parsers.text_parser",
     "server.text.parsers.json_calls",
-    "server.text.parsers.marked_calls",
+    "server.text.parsers.tools.json_formats",
     "server.text.parsers.reasoning_formats",
     "server.text.parsers.tools.markup_formats",
     "server.text.parsers.chain",

@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.text.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.text.renderers.chat_template": "templates of the model",
+    "server.text.renderers.hf": "templates of the model",
 }
 
 OTHER_TEXT: Final = {
@@ -28,14 +28,14 @@ OTHER_TEXT: Final = {
     "server.terms.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "base.machine": "files of the kernel",
+    "base.wording": "messages of errors",
     "server.text.model_files": "files of the model",
     "server.text.renderers.mistral": "special tokens of processed images; an error's message; pieces of the vocabulary",
-    "server.text.renderers.registry": "names of modules",
+    "server.text.renderers.base": "names of modules",
     "server.text.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
     "server.text.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
     "server.text.renderers.tokenizers.loading": "files of the model",
     "server.text.renderers.images.vision": "one split at the model's image token",
-    "server.http.routes.openapi": "paths of the server's own routes",
     "server.http.routes.info": "files of the kernel",
     "server.http.app": "settings of the operator",
     "server.apis.openai.chat": "look-ups",

@@ -82,7 +82,6 @@ def python() -> Path:
 
 @pytest.fixture
 def claude() -> Path:
-    """The command `claude`."""
     folder = BUILD / "claude-code"
     command = folder / "node_modules" / ".bin" / "claude"
     if not command.exists():
@@ -102,7 +101,6 @@ def _install(command: list[str | Path]) -> None:
 
 
 def _run_client(python: Path, client: str, url: str) -> Results:
-    """What a client has reported."""
     command = [python, CLIENTS / f"{client}.py", url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | OFFLINE)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -22,8 +22,18 @@ from startup.reports.timeline.history import installed_versions
 from startup.words.errors import InputError
 from startup.words.secret_flags import secrets_as_variables
 from vllm_cli.bake.mapped_pages import used_pages
-from vllm_cli.bake.start import ask, bake_imports, download_kernels, wait_ready, wait_saved, why_no_start
-from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
+from vllm_cli.bake.start import (
+    Subject,
+    ask,
+    bake_imports,
+    download_kernels,
+    has_own_bytecode,
+    subject_of,
+    wait_ready,
+    wait_saved,
+    why_no_start,
+    without_addresses,
+)
 from vllm_cli.private_server import start_private_server
 from vllm_cli.terminal import Reporter
 
@@ -38,15 +48,18 @@ READ_PAGES: Final = "pages to prefetch"
 KERNELS: Final = "vLLM's kernels"
 NO_START: Final = "a start with a request"
 
-_OWN_PARTS: Final = {
-    HISTORY: "history/*.json",
-    PROFILES: "preload/*.json",
-    SCANS: "imports/*.json",
-    IMPORTS: "imports/*.code",
+_PARTS: Final = {
+    HISTORY: f"{CACHE}/{OWN}/history/*.json",
+    PROFILES: f"{CACHE}/{OWN}/preload/*.json",
+    SCANS: f"{CACHE}/{OWN}/imports/*.json",
+    IMPORTS: f"{CACHE}/{OWN}/imports/*.code",
+    INSPECTED: f"{CACHE}/{INSPECTIONS}/**/*",
+    COMPILED_MODELS: f"{COMPILED}/**/*",
+    BYTECODES: f"{BYTECODE}/**/*",
+    READ_PAGES: PAGES,
 }
-"""Patterns of files."""
+"""Patterns of files in a baked folder."""
 _TEMPORARY: Final = ("standby", "imports/*.missed", COMPILED)
-_IMPORT_FILES: Final = "imports/*.code"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +80,10 @@ class Part(NamedTuple):
     """One part of a baked folder."""
 
     name: str
-    paths: tuple[Path, ...]
-
-    @property
-    def files(self) -> list[Path]:
-        """Its files; none if it is missing."""
-        found = (file for path in self.paths for file in ((path,) if path.is_file() else sorted(path.rglob("*"))))
-        return [file for file in found if file.is_file()]
+    files: tuple[Path, ...]
 
     @property
     def num_bytes(self) -> int:
-        """The files' sizes."""
         return sum(file.stat().st_size for file in self.files)
 
 
@@ -136,19 +142,11 @@ def run_bake(config: BakeConfig) -> BakeResult:
             left_out[COMPILED_MODELS] = "nothing was compiled"
         manifest = _describe(words, subject, left_out)
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    parts = tuple(part for part in _parts_of(config.output) if part.files)
-    return BakeResult(manifest, parts, time.monotonic() - begin_s)
-
-
-def _parts_of(folder: Path) -> Iterator[Part]:
-    """All parts, also those that are missing."""
-    cache = folder / CACHE
-    for name, pattern in _OWN_PARTS.items():
-        yield Part(name, tuple(sorted((cache / OWN).glob(pattern))))
-    yield Part(INSPECTED, (cache / INSPECTIONS,))
-    yield Part(COMPILED_MODELS, (folder / COMPILED,))
-    yield Part(BYTECODES, (folder / BYTECODE,))
-    yield Part(READ_PAGES, (folder / PAGES,))
+    parts = (
+        Part(name, tuple(path for path in sorted(config.output.glob(pattern)) if path.is_file()))
+        for name, pattern in _PARTS.items()
+    )
+    return BakeResult(manifest, tuple(part for part in parts if part.files), time.monotonic() - begin_s)
 
 
 def _start(
@@ -158,10 +156,9 @@ def _start(
     with start_private_server(words, environment) as server:
         wait_ready(server, config.timeout_s, reporter)
         reporter.note(f"{ask(server)} answers; saving")
-        cache = folder / CACHE / OWN
-        wait_saved(server, lambda: any(cache.glob(_OWN_PARTS[HISTORY])))
+        wait_saved(server, lambda: any(folder.glob(_PARTS[HISTORY])))
         if uses("import file"):
-            wait_saved(server, lambda: any(cache.glob(_IMPORT_FILES)))
+            wait_saved(server, lambda: any(folder.glob(_PARTS[IMPORTS])))
         wait_saved(server, lambda: _has_all_archives(folder))
         return used_pages(server.command.root_pid, but=(folder,))
 
@@ -178,7 +175,7 @@ def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None)
     """
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
-    import_files = list((folder / CACHE / OWN).glob(_IMPORT_FILES))
+    import_files = list(folder.glob(_PARTS[IMPORTS]))
     write_pages(str(folder / PAGES), (*(whole_file(str(path)) for path in import_files), *libraries))
 
 

@@ -29,9 +29,7 @@ class _Mapping(NamedTuple):
 def used_pages(root_pid: int, *, but: Iterable[Path] = ()) -> list[FileRanges]:
     """The used parts of all files that a process and its descendants have mapped, in the order of mapping.
 
-    Args:
-        root_pid: the process.
-        but: files, and folders whose files are left out.
+    `but` has files, and folders whose files are left out.
     """
     left_out = tuple(f"{path}/" for path in but)
     found: dict[str, set[int]] = {}

@@ -112,7 +112,6 @@ class InputFile:
         self.places = tuple(_read_places(file, name))
 
     def read(self, place: LinePlace) -> BatchRequest:
-        """The request at a place."""
         return BatchRequest.from_line(os.pread(self._fd, place.num_bytes, place.offset))
 
 

@@ -15,9 +15,8 @@ from typing import Any, Final, NamedTuple
 from envs.registry import env
 from startup.ground.serve_words import ServeWords
 from startup.words.errors import InputError
-from vllm_cli.batch.progress import Ending, Tally
 from vllm_cli.batch.requests import InputFile, LinePlace, open_input
-from vllm_cli.batch.results import OutputFile
+from vllm_cli.batch.results import Ending, OutputFile, Tally
 from vllm_cli.batch.sender import Sender
 from vllm_cli.client.server import Server, explain_failures
 from vllm_cli.client.waiting import Readiness

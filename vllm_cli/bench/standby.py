@@ -60,7 +60,6 @@ class BenchStandby:
         }
 
     def close(self) -> None:
-        """Stops it."""
         self._process.close()
         self._folder.cleanup()
 

@@ -140,7 +140,6 @@ class _StartedSide:
         )
 
     def close(self) -> None:
-        """Stops the standby."""
         if self._standby is not None:
             self._standby.close()
 

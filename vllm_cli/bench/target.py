@@ -61,12 +61,7 @@ class Target(SupervisedCommand):
     def __init__(
         self, spec: TargetSpec, *, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
     ) -> None:
-        """
-        Args:
-            spec: the address or the command.
-            prefix: words to put in front of the command's.
-            environment: variables to set in addition to those of this process.
-        """
+        """`prefix`: words before the command's; `environment`: variables beside those of this process."""
         super().__init__(environment)
         self.spec = spec
         self.base_url = (spec.url or "").rstrip("/").removesuffix("/v1")

@@ -16,7 +16,7 @@ from startup.standby.status import STATUS, NoStandbyError, ask
 from startup.words.errors import InputError
 from vllm_cli.client.server import Server
 from vllm_cli.client.server_address import ServerAddress, parse_url
-from vllm_cli.client.waiting import poll_readiness
+from vllm_cli.client.waiting import amount, poll_readiness
 
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
@@ -129,11 +129,7 @@ class RunningStandby:
 
 
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
-    """All servers, oldest first.
-
-    Args:
-        with_state: also determine state and memory, which takes some milliseconds per server.
-    """
+    """All servers, oldest first; `with_state` adds state and memory, some milliseconds per server."""
     every = read_run_records()
     records = [record for record in every if record.engine != STANDBY]
     standbys = {pid for record in every if record.engine == STANDBY for pid in _pids_of_standby(record)}
@@ -231,7 +227,7 @@ def _parse_model(data: Mapping[str, Any]) -> RouterModel:
         model=_text(data.get("id")) or "?",
         engine=_text(data.get("engine")) or "?",
         state=_text(data.get("status")) or "?",
-        since_s=_number(data.get("for_s")),
+        since_s=amount(data.get("for_s")),
         memory_bytes=_count(data.get("memory_bytes")),
         pid=_count(data.get("pid")),
         reason=_text(data.get("reason")),
@@ -242,13 +238,8 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < 1e12 else None
-
-
 def _count(value: Any) -> int | None:
-    number = _number(value)
+    number = amount(value)
     return None if number is None else int(number)
 
 

@@ -93,13 +93,13 @@ def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
         "failed" if status in _FAILED else "starting",
         message if isinstance(message, str) else otherwise,
         phase if isinstance(phase, str) else None,
-        _amount(body.get("progress"), most=1.0),
-        _amount(body.get("eta_s")),
+        amount(body.get("progress"), most=1.0),
+        amount(body.get("eta_s")),
         status if isinstance(status, str) else None,
     )
 
 
-def _amount(value: Any, most: float = math.inf) -> float | None:
+def amount(value: Any, most: float = math.inf) -> float | None:
     """The number; None if it is negative, infinite or not a number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return min(float(value), most) if is_number and value >= 0 else None

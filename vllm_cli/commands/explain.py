@@ -1,27 +1,22 @@
 """`vllm-cli explain`: tells from the log of a failed vLLM what failed first, and what to do."""
 
 import json
-import sys
-from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import click
 
 from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import KNOWN, Cause, find_cause
+from startup.reports.causes.first_cause import KNOWN, find_cause
 from startup.reports.causes.log_line import read_lines
-from startup.words.errors import InputError
 
-_LOG_FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
-_STDIN: Final = Path("-")
 _NOTHING_FAILED: Final = 1
 
 
 @click.command("explain")
-@click.argument("file", type=_LOG_FILE, default="-")
+@click.argument("file", type=click.File("rb"), default="-")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
-def explain(file: Path, is_json: bool, lists_causes: bool) -> int:
+def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
     """Find in the log of a failed vLLM what failed first, and say what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
@@ -39,7 +34,7 @@ def explain(file: Path, is_json: bool, lists_causes: bool) -> int:
     if lists_causes:
         click.echo("\n\n".join(f"{cause.name}: {cause.title}\nDo: {cause.advice}" for cause in KNOWN))
         return 0
-    cause = _find(file)
+    cause = find_cause(read_lines(file))
     if is_json:
         click.echo(json.dumps({"failed": cause is not None, **(digest_to_dict(cause) if cause else {})}))
     elif cause:
@@ -47,13 +42,3 @@ def explain(file: Path, is_json: bool, lists_causes: bool) -> int:
     else:
         click.echo("Nothing in this log failed. Is it the complete output, with standard error?", err=True)
     return 0 if cause else _NOTHING_FAILED
-
-
-def _find(file: Path) -> Cause | None:
-    try:
-        if file == _STDIN:
-            return find_cause(read_lines(sys.stdin.buffer))
-        with file.open("rb") as stream:
-            return find_cause(read_lines(stream))
-    except OSError as err:
-        raise InputError(f"{file} cannot be read: {err.strerror}.") from err

@@ -1,22 +1,19 @@
 """`vllm-cli timeline`: shows the report of a start as text or JSON."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO
 
 import click
 
 from startup.reports.timeline.report import ReportError, StartReport, read_report
 from startup.words.errors import InputError
 
-_STDIN: Final = Path("-")
-
 
 @click.command("timeline")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.argument("file", type=click.File("rb"))
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-def timeline(file: Path, is_json: bool) -> None:
+def timeline(file: BinaryIO, is_json: bool) -> None:
     """Show the phases of a start: FILE is the output of `serve --startup-report FILE`, - is standard input.
 
     At each moment the start waits for one phase, so the phases add up to the whole.
@@ -29,16 +26,14 @@ def timeline(file: Path, is_json: bool) -> None:
 
     Exit codes: 0 done, 2 the file is not a report.
     """
-    name = "standard input" if file == _STDIN else file.name
+    name = "standard input" if file.name == "<stdin>" else Path(file.name).name
     report = _read(file, name)
     click.echo(json.dumps(report.to_dict(), indent=2) if is_json else f"{name}: {_describe(report)}\n{report.table()}")
 
 
-def _read(path: Path, name: str) -> StartReport:
+def _read(file: BinaryIO, name: str) -> StartReport:
     try:
-        return read_report(sys.stdin.read() if path == _STDIN else path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise InputError(f"{path} cannot be read: {err.strerror}.") from err
+        return read_report(file.read().decode())
     except UnicodeDecodeError as err:
         raise InputError(f"{name} is not a start-up report: it is not text.") from err
     except ReportError as err:

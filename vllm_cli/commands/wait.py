@@ -50,7 +50,9 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
 
     Exit codes: 0 ready; 1 the server failed, exited or does not report readiness; 2 usage; 4 timed out.
     """
-    settings = _build_options(options)
+    if not options["path"].startswith("/"):
+        raise InputError(f"--path must begin with /, got {options['path']!r}.")
+    settings = WaitOptions(address=take_address(options), **options)
     with closing(Reporter(is_quiet=is_quiet, interval_s=_HEARTBEAT_S)) as reporter:
         result = wait_for_server(
             settings,
@@ -61,19 +63,6 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     if not is_quiet:
         click.echo(_describe_end(settings, result), err=True)
     return EXIT_CODES[result.ending]
-
-
-def _build_options(options: dict[str, Any]) -> WaitOptions:
-    path = options["path"]
-    if not path.startswith("/"):
-        raise InputError(f"--path must begin with /, got {path!r}.")
-    return WaitOptions(
-        address=take_address(options),
-        path=path,
-        timeout_s=options["timeout_s"],
-        interval_s=options["interval_s"],
-        pid=options["pid"],
-    )
 
 
 def _describe(polled: Readiness, waited_s: float, address: ServerAddress) -> str:

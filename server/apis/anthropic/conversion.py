@@ -41,7 +41,6 @@ def to_chat_request(
     """The chat request with the same meaning.
 
     Args:
-        request: the request.
         merges_system: moves system messages from within the conversation to its start.
         disabled_effort: the effort that stands for disabled thinking.
 

@@ -87,7 +87,6 @@ class AnthropicMessage(msgspec.Struct, kw_only=True):
 
     @property
     def blocks(self) -> list[ContentBlock]:
-        """The content as blocks."""
         return blocks_of(self.content)
 
 

@@ -109,7 +109,6 @@ class CompletionBodies:
         }
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The response as events."""
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)

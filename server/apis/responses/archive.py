@@ -10,7 +10,7 @@ from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.input_items import show_items
 from server.apis.responses.output import ResponseEvent
 from server.apis.responses.response_run import ResponseRun
-from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
+from server.terms.bounded_cache import BoundedCache
 from server.terms.http_body.response_body import encode_named_event
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
@@ -18,14 +18,38 @@ from server.text.renderers.base import BaseRenderer
 
 logger = logging.getLogger(__name__)
 
+
+class StoredResponse(msgspec.Struct, frozen=True):
+    """A response that has ended."""
+
+    body: bytes
+    """The response as JSON."""
+    history: bytes
+    """The conversation up to and including the response, as JSON; instructions are not part of it."""
+    items: bytes
+    """The items of the request's input as JSON."""
+    events: tuple[bytes, ...] | None = None
+    """The events of a response in the background that was streamed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all parts."""
+        return len(self.body) + len(self.history) + len(self.items) + sum(map(len, self.events or ()))
+
+
+ResponseStore = BoundedCache[str, StoredResponse]
+"""By id, as long as this process lives; used on the event loop only."""
+
 LARGE_BYTES: Final = 32 << 10
 """Encoding or decoding this much JSON takes about as long as handing it to a thread."""
 
 
 def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
-    """The configured store; None keeps nothing."""
-    bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
-    return ResponseStore(bounds) if config.enable_responses_store and all(bounds) else None
+    """The configured store, which drops the oldest responses; None keeps nothing."""
+    most, max_bytes = limits.max_stored_responses, limits.max_stored_bytes
+    if not (config.enable_responses_store and most and max_bytes):
+        return None
+    return BoundedCache(max_bytes, lambda response: response.num_bytes, max_entries=most)
 
 
 class ResponseArchive:
@@ -71,7 +95,7 @@ class ResponseArchive:
 
     def delete(self, response_id: str) -> None:
         """Drops a response; raises RequestError (404) if it is not kept."""
-        if self._store is None or not self._store.delete(response_id):
+        if self._store is None or self._store.pop(response_id) is None:
             raise _not_found(response_id)
 
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:

@@ -7,7 +7,6 @@ recent images is kept and found again by their content.
 
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from server.engine.features.prompt_features import PromptFeatures, PromptFeaturesError, to_tensor
+from server.terms.bounded_cache import BoundedCache
 from server.terms.types import TensorData
 from server.text.model_files.model_kind import VISION_MODEL_TYPES
 
@@ -47,10 +47,6 @@ class VisionEncoder:
 
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
         """The features of a prompt with images.
-
-        Args:
-            token_ids: the prompt, including the placeholder tokens of images.
-            mm: the processor's outputs for the images.
 
         Raises:
             PromptFeaturesError: the tensors do not fit the prompt or the model.
@@ -116,29 +112,17 @@ class _ImageCache:
 
     def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:
         self._compute = model.base_model.get_image_features
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._kept: OrderedDict[bytes, Any] = OrderedDict()
+        self._kept: BoundedCache[bytes, Any] = BoundedCache(max_bytes, _num_bytes)
         model.base_model.get_image_features = self._find_or_compute
 
     def _find_or_compute(self, *args: Any, **kwargs: Any) -> Any:
         key = _digest((*enumerate(args), *sorted(kwargs.items())))
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if (found := self._kept.use(key)) is not None:
+            return found
         output = self._compute(*args, **kwargs)
         # Without the hidden states of all layers, which the model's forward pass does not use.
-        self._keep(key, BaseModelOutputWithPooling(pooler_output=output.pooler_output))
+        self._kept.put(key, BaseModelOutputWithPooling(pooler_output=output.pooler_output))
         return output
-
-    def _keep(self, key: bytes, output: Any) -> None:
-        if _num_bytes(output) > self._max_bytes:
-            return
-        self._kept[key] = output
-        self._num_bytes += _num_bytes(output)
-        while self._num_bytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._num_bytes -= _num_bytes(oldest)
 
 
 def _digest(arguments: Iterable[tuple[int | str, Any]]) -> bytes:

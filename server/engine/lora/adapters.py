@@ -50,7 +50,6 @@ class Adapters:
         return adapter_id in self._registered and not self._registered[adapter_id].is_unloaded
 
     def names_of(self, adapter_ids: Iterable[int]) -> tuple[str, ...]:
-        """The adapters' names, sorted."""
         return tuple(sorted(self._registered[adapter_id].name for adapter_id in adapter_ids))
 
     def acquire(self, adapter_id: int) -> None:

@@ -107,7 +107,6 @@ class CacheManager:
         self._shrink_prefixes(self._num_free_tokens)
 
     def forget_prefixes(self) -> None:
-        """Empties the prefix cache."""
         self._shrink_prefixes(0)
 
     def max_prefix(self, sequence: Sequence) -> int:

@@ -93,7 +93,6 @@ class PrefixCache:
         return PrefixMatch(length, self._entries[best].kept)
 
     def count_lookup(self, sequence: Sequence, found: PrefixMatch | None) -> None:
-        """Counts a lookup in `num_queried_tokens` and `num_hit_tokens`."""
         self.num_queried_tokens += sequence.num_tokens
         self.num_hit_tokens += found.length if found is not None else 0
 

@@ -3,7 +3,7 @@
 Heads compute in float32 for any type of the transformer, as in vLLM.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Literal, Protocol
 
@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from server.engine.pooling.encoder import Encoder, HiddenStates, PoolingSequence
+from server.engine.pooling.projection import Activation, Projection
 from server.terms.config import PoolingTask, SeqPoolingType
-
-Activation = Callable[[Tensor], Tensor]
-Projector = Callable[[Tensor], Tensor]
 
 
 class PoolingHead(Protocol):
@@ -37,7 +35,7 @@ class EmbeddingHead:
         encoder: Encoder,
         *,
         sequence_type: SeqPoolingType | None,
-        projector: Projector | None = None,
+        projector: Projection | None = None,
     ) -> None:
         """Without a `sequence_type`, only embeddings of tokens are supported."""
         self._encoder = encoder

@@ -18,8 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from base.errors import EngineStartError
-from base.json_depth import read_json
-from server.engine.model.model_loading import (
+from server.engine.model_loading import (
     DEFAULT_MAX_MODEL_LEN,
     derive_max_model_len,
     load_config,
@@ -37,7 +36,7 @@ from server.engine.pooling.projection import Projection, classifier_activation, 
 from server.terms.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo
 from server.text.model_files.model_kind import ModelKind
-from server.text.model_files.sentence_files import SentenceFiles, read_sentence_files
+from server.text.model_files.sentence_files import SentenceFiles, read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 """Model types whose positions begin after the padding token's id; shortens their longest prompt."""
@@ -226,10 +225,7 @@ def _max_model_len(
 
 
 def _tokenizer_limit(path: Path) -> int | None:
-    try:
-        limit = read_json((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
-    except (OSError, ValueError, AttributeError):
-        return None
+    limit = read_object(path / "tokenizer_config.json").get("model_max_length")
     return int(limit) if isinstance(limit, int | float) and 0 < limit < 1 << 31 else None
 
 

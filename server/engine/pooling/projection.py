@@ -1,8 +1,9 @@
 """Linear layers after the pooling of some embedding models: sentence-transformers' Dense and ColBERT's."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -11,11 +12,23 @@ from torch.nn.functional import linear
 
 from base.errors import EngineStartError
 from base.json_depth import read_json
+from server.engine.model_loading import describe_error
 
+Activation = Callable[[Tensor], Tensor]
+"""Of logits whose last dimension is the classes."""
 _PREFIX = "torch.nn.modules."
 
 
-def classifier_activation(config: Any) -> "Activation":
+def _identity(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Of the classes, the last dimension; with a single class, the logit's sigmoid."""
+    return logits.sigmoid() if logits.shape[-1] < 2 else logits.softmax(-1)
+
+
+def classifier_activation(config: Any) -> Activation:
     """Chosen by `problem_type` or by sentence-transformers' entries; else probabilities.
 
     Raises:
@@ -23,17 +36,17 @@ def classifier_activation(config: Any) -> "Activation":
     """
     match getattr(config, "problem_type", None):
         case "regression":
-            return Activation("identity")
+            return _identity
         case "single_label_classification":
-            return Activation("softmax")
+            return _probabilities
         case "multi_label_classification":
-            return Activation("sigmoid")
+            return torch.sigmoid
     named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
     named = named or getattr(config, "sbert_ce_default_activation_function", None)
-    return Activation("softmax") if named is None else named_activation(str(named))
+    return _probabilities if named is None else _named_activation(str(named))
 
 
-def named_activation(path: str) -> "Activation":
+def _named_activation(path: str) -> Activation:
     """A class of torch by its full name, such as `torch.nn.modules.activation.Tanh`.
 
     Raises:
@@ -41,43 +54,28 @@ def named_activation(path: str) -> "Activation":
     """
     name = path.rpartition(".")[2]
     # As in vLLM, both Softmax and Sigmoid mean probabilities: a sigmoid for one class, a softmax for more.
-    known = {"Identity": "identity", "Softmax": "softmax", "Sigmoid": "softmax"}
+    known = {"Identity": _identity, "Softmax": _probabilities, "Sigmoid": _probabilities}
     if path.startswith(_PREFIX) and name in known:
-        return Activation(known[name])
+        return known[name]
     module = getattr(torch.nn.modules.activation, name, None) if path.startswith(_PREFIX) else None
     if not (isinstance(module, type) and issubclass(module, torch.nn.Module)):
         raise EngineStartError(
             f"the model's configuration names {path!r}, which is not an activation function of torch"
         )
-    return Activation(name, module())
+    activation: Activation = module()
+    return activation
 
 
-class Activation:
-    """A function of logits whose last dimension is the classes."""
-
-    def __init__(self, name: str, module: torch.nn.Module | None = None) -> None:
-        self.name = name
-        self._module = module
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """With a single class, the probability is the logit's sigmoid."""
-        if self._module is not None:
-            result: Tensor = self._module(logits)
-            return result
-        if self.name == "identity":
-            return logits
-        is_binary = self.name == "sigmoid" or logits.shape[-1] < 2
-        return logits.sigmoid() if is_binary else logits.softmax(-1)
-
-
-_MAX_MESSAGE = 400
-_IDENTITY = "torch.nn.modules.linear.Identity"
+class _Layer(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None
+    activation: Activation
 
 
 class Projection:
     """Linear layers with their activations, in float32."""
 
-    def __init__(self, layers: Seq["DenseLayer"]) -> None:
+    def __init__(self, layers: Seq[_Layer]) -> None:
         self._layers = layers
 
     @property
@@ -87,23 +85,9 @@ class Projection:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Takes one vector or rows of vectors."""
-        for layer in self._layers:
-            vectors = layer(vectors)
+        for weight, bias, activation in self._layers:
+            vectors = activation(linear(vectors, weight, bias))
         return vectors
-
-
-class DenseLayer:
-    """One linear layer with its activation."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None) -> None:
-        self.weight = weight.float()
-        self._bias = None if bias is None else bias.float()
-        self._activation = activation
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Takes one vector or rows of vectors."""
-        vectors = linear(vectors, self.weight, self._bias)
-        return vectors if self._activation is None else self._activation(vectors)
 
 
 def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
@@ -124,18 +108,18 @@ def load_colbert(folder: Path, device: torch.device) -> Projection:
     tensors = _read_tensors(folder, ("linear.weight",))
     if "linear.weight" not in tensors:
         raise EngineStartError(f"the weights in {folder} lack ColBERT's linear.weight")
-    return Projection([DenseLayer(tensors["linear.weight"].to(device))])
+    return Projection([_Layer(tensors["linear.weight"].to(device).float(), None, _identity)])
 
 
-def _load_layer(folder: Path, device: torch.device) -> DenseLayer:
+def _load_layer(folder: Path, device: torch.device) -> _Layer:
     try:
         config = read_json((folder / "config.json").read_text(encoding="utf-8"))
         tensors = _read_tensors(folder, ("linear.weight", "linear.bias"))
         weight, bias = tensors["linear.weight"], tensors.get("linear.bias")
-        activation = named_activation(config.get("activation_function") or _IDENTITY)
+        activation = _named_activation(config.get("activation_function") or _PREFIX + "linear.Identity")
     except (OSError, ValueError, KeyError) as err:
         raise EngineStartError(f"cannot read the linear layer in {folder}: {type(err).__name__}: {err}") from err
-    return DenseLayer(weight.to(device), None if bias is None else bias.to(device), activation)
+    return _Layer(weight.to(device).float(), None if bias is None else bias.to(device).float(), activation)
 
 
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
@@ -148,7 +132,6 @@ def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as err:  # the type depends on the file's content
-            reason = " ".join(str(err).split())[:_MAX_MESSAGE]
-            raise EngineStartError(f"cannot load the weights in {path}: {type(err).__name__}: {reason}") from err
+            raise EngineStartError(f"cannot load the weights in {path}: {describe_error(err)}") from err
         found = {name: tensors[name] for name in names if name in tensors}
     return found

@@ -113,7 +113,6 @@ class GuidedStates:
         return bool(matcher.is_stopped())
 
     def drop(self, sequence: Sequence) -> None:
-        """Drops the state of an ended sequence."""
         self._matchers.pop(sequence.request_id, None)
         grammar, sequence.grammar = sequence.grammar, None
         if grammar is None:

@@ -13,10 +13,10 @@ from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
-from server.apis.responses.store import ResponseStore
+from server.apis.responses.archive import ResponseStore
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference, LoraAdapters
-from server.terms.http_body.request_body import RequestBody
+from server.terms.http_body.request_body import RequestBody, RequestDecoder
 from server.terms.http_body.response_body import (
     OPENAI,
     BinaryResponse,
@@ -68,15 +68,16 @@ class JsonEndpoint(Generic[T]):
     def __init__(
         self,
         parts: AppParts,
-        decode: Callable[[bytes], T],
+        model: type[T],
         handle: Handler[T],
         *,
         takes_embeds: bool = False,
         failures: FailureFormat = OPENAI,
     ) -> None:
-        """`decode` raises RequestError; a body with embeddings may be larger than others."""
+        """`model` is the request's; a body with embeddings may be larger than others."""
+        self.model = model
         self._parts = parts
-        self._decode_body = decode
+        self._decoder = RequestDecoder(model, parts.admission.limits)
         self._handle = handle
         self._takes_embeds = takes_embeds
         self._failures = failures
@@ -155,7 +156,7 @@ class JsonEndpoint(Generic[T]):
     def _decode(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
         parts.clear()  # otherwise they stay in memory until the response is complete
-        return self._decode_body(body)
+        return self._decoder.decode(body)
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -46,14 +45,14 @@ class HealthEndpoint:
 
 
 class InfoEndpoints:
-    """Answer in every state of the lifecycle."""
+    """Answer in every state of the lifecycle; those of the model and its caches need the engine."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
         self._scraping = asyncio.Lock()
+        self._openapi: bytes | None = None
 
     async def version(self, request: Request) -> Response:
-        """GET /version."""
         return json_response({"version": self._parts.version})
 
     async def load(self, request: Request) -> Response:
@@ -75,36 +74,17 @@ class InfoEndpoints:
         return Response(self._parts.start.report(), media_type="application/json")
 
     async def openapi(self, request: Request) -> Response:
-        """GET /openapi.json."""
+        if self._openapi is None:
+            self._openapi = msgspec.json.encode(build_openapi(request.app.routes, self._parts.version))
         return Response(self._openapi, media_type="application/json")
 
-    @cached_property
-    def _openapi(self) -> bytes:
-        return msgspec.json.encode(build_openapi(self._parts.version))
-
-
-class ModelEndpoints:
-    """The model and its names, once the engine has loaded it."""
-
-    def __init__(self, parts: AppParts) -> None:
-        self._parts = parts
-
-    async def list(self, request: Request) -> Response:
-        """GET /v1/models."""
+    async def list_models(self, request: Request) -> Response:
         self._parts.availability.check()
         return json_response(self._parts.models.list())
 
-    async def get(self, request: Request) -> Response:
-        """GET /v1/models/{model}."""
+    async def get_model(self, request: Request) -> Response:
         self._parts.availability.check()
         return json_response(self._parts.models.get(request.path_params["model"]))
-
-
-class CacheEndpoints:
-    """Reset caches for all clients, so that only a server for development offers them."""
-
-    def __init__(self, parts: AppParts) -> None:
-        self._parts = parts
 
     async def reset_prefix_cache(self, request: Request) -> Response:
         """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
@@ -191,12 +171,10 @@ class StatusEndpoints:
         """The timeline, once the start has ended."""
 
     async def page(self, request: Request) -> Response:
-        """GET /."""
         page = read_page()
         return Response(page.body, headers=dict(page.headers), media_type="text/html; charset=utf-8")
 
     async def data(self, request: Request) -> Response:
-        """GET /status.json."""
         body = {
             "status": self._parts.lifecycle.state,
             "model": self._parts.metrics.model_name,

@@ -1,54 +1,16 @@
-"""The OpenAPI description, generated from the request models."""
+"""The OpenAPI description, generated from the routes and the models of their requests."""
 
-import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
+from starlette.routing import BaseRoute, Route
 
-from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest
-from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingRequest, PoolingRequest
-from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.apis.responses.request import ResponsesRequest
-from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
+from server.http.routes.endpoint import JsonEndpoint
 from server.terms.http_body.response_body import ErrorResponse, UnavailableResponse
 
 Schemas = dict[type, dict[str, Any]]
-
-_POSTS: dict[str, type] = {
-    "/v1/completions": CompletionRequest,
-    "/v1/chat/completions": ChatRequest,
-    "/v1/responses": ResponsesRequest,
-    "/v1/messages": AnthropicRequest,
-    "/v1/messages/count_tokens": CountTokensRequest,
-    "/v1/embeddings": EmbeddingRequest,
-    "/pooling": PoolingRequest,
-    "/classify": ClassificationRequest,
-    "/score": ScoreRequest,
-    "/v1/score": ScoreRequest,
-    "/rerank": RerankRequest,
-    "/v1/rerank": RerankRequest,
-    "/v2/rerank": RerankRequest,
-    "/tokenize": TokenizeRequest,
-    "/detokenize": DetokenizeRequest,
-}
-"""Path -> model of the request."""
-
-_PATH_PARAMETER = re.compile(r"{(\w+)}")
-
-_GETS = (
-    "/v1/models",
-    "/v1/models/{model}",
-    "/v1/responses/{response_id}",
-    "/v1/responses/{response_id}/input_items",
-    "/health",
-    "/ping",
-    "/version",
-    "/load",
-    "/metrics",
-)
 
 _QUERIES = {
     "/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"},
@@ -56,25 +18,27 @@ _QUERIES = {
 }
 """Path -> type of each query parameter of its GET."""
 
-_ACTIONS = {"/v1/responses/{response_id}/cancel": "post", "/v1/responses/{response_id}": "delete"}
-"""Path -> method; without a body."""
 
-
-def build_openapi(version: str) -> dict[str, Any]:
+def build_openapi(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
     """The whole document; responses other than errors have no schema, as in vLLM's."""
-    models = [ErrorResponse, UnavailableResponse, *_POSTS.values()]
+    shown = [route for route in routes if isinstance(route, Route)]
+    requests = [route.endpoint.model for route in shown if isinstance(route.endpoint, JsonEndpoint)]
+    models: list[type] = [ErrorResponse, UnavailableResponse, *requests]
     found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(models, found, strict=True))
-    paths = {path: {"post": _post(schemas, model)} for path, model in _POSTS.items()}
-    paths |= {path: {"get": _without_body(schemas, path, _QUERIES.get(path, {}))} for path in _GETS}
-    for path, method in _ACTIONS.items():
-        paths.setdefault(path, {})[method] = _without_body(schemas, path, {})
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
-        "paths": paths,
+        "paths": {route.path_format: _operations(schemas, route) for route in shown},
         "components": {"schemas": components},
     }
+
+
+def _operations(schemas: Schemas, route: Route) -> dict[str, Any]:
+    if isinstance(route.endpoint, JsonEndpoint):
+        return {"post": _post(schemas, route.endpoint.model)}
+    methods = (route.methods or set()) - {"HEAD"}
+    return {method.lower(): _without_body(schemas, route, method) for method in sorted(methods)}
 
 
 def _post(schemas: Schemas, request: type) -> dict[str, Any]:
@@ -96,14 +60,14 @@ def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) ->
     return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
 
 
-def _without_body(schemas: Schemas, path: str, queries: dict[str, str]) -> dict[str, Any]:
+def _without_body(schemas: Schemas, route: Route, method: str) -> dict[str, Any]:
     operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in _PATH_PARAMETER.findall(path)
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in route.param_convertors
     ]
     if parameters:
         operation["responses"]["400"] = _failure(schemas, "The request is invalid")
         operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
+    queries = _QUERIES.get(route.path_format, {}) if method == "GET" else {}
     parameters += [{"name": name, "in": "query", "schema": {"type": kind}} for name, kind in queries.items()]
     return operation | ({"parameters": parameters} if parameters else {})

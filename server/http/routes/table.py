@@ -29,26 +29,21 @@ from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
 from server.http.routes.info import (
-    CacheEndpoints,
     HealthEndpoint,
     InfoEndpoints,
-    ModelEndpoints,
     ResponseEndpoints,
     StatusEndpoints,
 )
 from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
-from server.terms.http_body.request_body import RequestDecoder
 from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """All routes."""
     return [
-        *(_cache_routes(parts) if parts.config.server_dev_mode else ()),
         *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
         *_text_routes(parts),
         *_pooling_routes(parts),
-        *_model_routes(parts),
         *_info_routes(parts),
     ]
 
@@ -63,17 +58,8 @@ def _post(  # noqa: PLR0913 - what differs between routes
     failures: FailureFormat = OPENAI,
 ) -> Route:
     """The route that passes requests of this kind, as JSON, to the handler."""
-    decoder = RequestDecoder(model, parts.admission.limits)
-    endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
+    endpoint = JsonEndpoint(parts, model, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
-
-
-def _cache_routes(parts: AppParts) -> list[Route]:
-    caches = CacheEndpoints(parts)
-    return [
-        Route("/reset_prefix_cache", caches.reset_prefix_cache, methods=["POST"]),
-        Route("/reset_mm_cache", caches.reset_mm_cache, methods=["POST"]),
-    ]
 
 
 def _adapter_routes(parts: AppParts) -> list[Route]:
@@ -122,17 +108,16 @@ def _pooling_routes(parts: AppParts) -> list[Route]:
     ]
 
 
-def _model_routes(parts: AppParts) -> list[Route]:
-    models = ModelEndpoints(parts)
-    return [
-        Route("/v1/models", models.list),
-        Route("/v1/models/{model:path}", models.get),
-    ]
-
-
 def _info_routes(parts: AppParts) -> list[Route]:
     health, info, status = HealthEndpoint(parts.availability), InfoEndpoints(parts), StatusEndpoints(parts)
+    caches = [  # of all clients: only a server for development offers to reset them
+        Route("/reset_prefix_cache", info.reset_prefix_cache, methods=["POST"]),
+        Route("/reset_mm_cache", info.reset_mm_cache, methods=["POST"]),
+    ]
     return [
+        *(caches if parts.config.server_dev_mode else ()),
+        Route("/v1/models", info.list_models),
+        Route("/v1/models/{model:path}", info.get_model),
         Route("/health", health, methods=["GET"]),
         Route("/ping", health, methods=["GET", "POST"]),
         Route("/readyz", health, methods=["GET"]),

@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from base.lifecycle import StartView
+from base.lifecycle import Lifecycle, StartView
 from server.operation.engine_watchdog import SILENCE_METRIC
 from server.operation.metrics.collectors import (
     ENGINE,
@@ -64,7 +64,15 @@ _HTTP_BUCKETS = (
 class ServerMetrics:
     """All metrics of one server. The engine's families appear once `register_engine` has been called."""
 
-    def __init__(self, model_name: str, start: StartView, renderer: BaseRenderer) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        start: StartView,
+        renderer: BaseRenderer,
+        lifecycle: Lifecycle,
+        num_rejected: Mapping[str, int],
+    ) -> None:
+        """`num_rejected` counts the requests that admission control has rejected, by the limit."""
         self.registry = registry = CollectorRegistry()
         self.model_name = model_name
         self._engine: EngineMetrics | None = None
@@ -88,12 +96,14 @@ class ServerMetrics:
             buckets=_SHORT_BUCKETS,
             registry=registry,
         )
-        self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
+        is_up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
+        is_up.set_function(lambda: lifecycle.has_engine)
         self._silence = Gauge(*SILENCE_METRIC, registry=registry)
         self.engine_silence_s: Callable[[], float] = lambda: 0.0
         """How long the engine has been silent."""
         Collector(registry, lambda: pool_families(renderer.pools.owned))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
+        Collector(registry, lambda: rejection_families(model_name, num_rejected))
         waits = Histogram(
             "vllm_cli:renderer_queue_time_seconds",
             "How long work waited for a thread of the renderer's pool.",
@@ -103,14 +113,6 @@ class ServerMetrics:
         )
         for name, pool in renderer.pools.owned.items():
             pool.subscribe_waits(waits.labels(name).observe)
-
-    def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
-        """Adds the rejected requests by the limit that was reached."""
-        Collector(self.registry, lambda: rejection_families(self.model_name, num_rejected))
-
-    def read_up_from(self, read: Callable[[], bool]) -> None:
-        """Sets what tells whether the engine is ready, read when /metrics is scraped."""
-        self._up.set_function(read)
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
         """Sets what tells how long the engine has been silent."""
@@ -257,7 +259,6 @@ class EngineMetrics:
         self.num_computed_prompt_tokens += num_tokens - num_cached
 
     def count_generated(self, num_tokens: int) -> None:
-        """Counts generated tokens."""
         self._generation_tokens.inc(num_tokens)
         self.num_generation_tokens += num_tokens
 

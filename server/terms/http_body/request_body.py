@@ -130,12 +130,7 @@ T = TypeVar("T", bound=RequestBody)
 
 
 class RequestDecoder(Generic[T]):
-    """Decodes one kind of request; one instance serves all requests of a route.
-
-    Args:
-        model: the request's struct.
-        limits: the operator's limits of one request.
-    """
+    """Decodes one kind of request within the operator's limits; one serves all requests of a route."""
 
     def __init__(self, model: type[T], limits: LimitsConfig | None = None) -> None:
         self._model = model

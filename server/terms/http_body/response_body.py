@@ -20,7 +20,6 @@ _encoder = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
 
-"""Formatting a token for the first time takes 30 us, and each has up to `max_logprobs` candidates."""
 AsgiMessage = MutableMapping[str, Any]
 Send = Callable[[AsgiMessage], Awaitable[None]]
 """As in starlette, which the router's environment need not have."""
@@ -182,14 +181,9 @@ def _to_anthropic_error(response: ErrorResponse) -> dict[str, Any]:
 ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named_event, end=b"")
 
 
-def is_anthropic(path: str) -> bool:
-    """Whether a path belongs to Anthropic's API, which has errors and a header for keys of its own."""
-    return path in ("/v1/messages", "/v1/messages/count_tokens")
-
-
 def failure_format(path: str) -> FailureFormat:
     """The format of errors of a path, for those that occur outside of its route."""
-    return ANTHROPIC if is_anthropic(path) else OPENAI
+    return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:

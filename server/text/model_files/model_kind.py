@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from server.terms.config import EngineConfig
-from server.text.model_files.sentence_files import read_json, read_sentence_files
+from server.text.model_files.sentence_files import read_object, read_sentence_files
 
 Runner = Literal["generate", "pooling"]
 Head = Literal["none", "embed", "classify", "token_classify", "colbert"]
@@ -75,10 +75,8 @@ def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
 
 def accepts_images(folder: Path) -> bool:
     """Whether the model in this folder accepts images; False if config.json is missing or broken."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or "vision_config" not in config:
-        return False
-    return str(config.get("model_type")) in VISION_MODEL_TYPES
+    config = read_object(folder / "config.json")
+    return "vision_config" in config and str(config.get("model_type")) in VISION_MODEL_TYPES
 
 
 def _own_runner(folder: Path, known: list[ModelKind], config: EngineConfig) -> Runner:
@@ -93,6 +91,5 @@ def _find_kind(architecture: str) -> ModelKind | None:
 
 
 def _architectures(folder: Path, overrides: dict[str, Any]) -> list[str]:
-    config = read_json(folder / "config.json")
-    names = (config | overrides).get("architectures") if isinstance(config, dict) else None
+    names = (read_object(folder / "config.json") | overrides).get("architectures")
     return [str(name) for name in names] if isinstance(names, list) else []

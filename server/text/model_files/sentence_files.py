@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from base import json_depth
+from base.json_depth import read_json
 
 _ENCODER_FILES: Final = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
@@ -35,13 +35,13 @@ class SentenceFiles(NamedTuple):
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
     """Reads modules.json and related files; missing files give the defaults."""
-    encoder = next((found for name in _ENCODER_FILES if isinstance(found := read_json(folder / name), dict)), {})
+    encoder = next(filter(None, (read_object(folder / name) for name in _ENCODER_FILES)), {})
     length = encoder.get("max_seq_length")
     files = SentenceFiles(
         max_seq_length=length if isinstance(length, int) and length > 0 else None,
         does_lower_case=encoder.get("do_lower_case") is True,
     )
-    modules = read_json(folder / "modules.json")
+    modules = _read(folder / "modules.json")
     named = [(_module_name(module), _module_folder(folder, module)) for module in modules or () if module]
     poolings = [path for name, path in named if name == "Pooling"]
     return files._replace(
@@ -68,9 +68,7 @@ def _module_folder(folder: Path, module: Any) -> Path:
 
 def _pooling_modes(folder: Path) -> tuple[str, ...]:
     """Reads `pooling_mode: "mean"`, or the older `pooling_mode_mean_tokens: true`."""
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        return ()
+    config = read_object(folder / "config.json")
     named = config.get("pooling_mode")
     if isinstance(named, str):
         return (_bare_mode(named),)
@@ -85,9 +83,14 @@ def _bare_mode(name: str) -> str:
     return name.removesuffix("_tokens").removesuffix("_token")
 
 
-def read_json(path: Path) -> Any:
-    """The file's content; None if the file is missing or not JSON."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file; an empty one if the file is missing or has none."""
+    content = _read(path)
+    return content if isinstance(content, dict) else {}
+
+
+def _read(path: Path) -> Any:
     try:
-        return json_depth.read_json(path.read_text(encoding="utf-8"))
+        return read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

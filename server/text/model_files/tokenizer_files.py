@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from base.errors import ServerError
 from base.json_depth import read_json
-from server.text.model_files.sentence_files import read_json as read_json_file
+from server.text.model_files.sentence_files import read_object
 
 _TEKKEN: Final = re.compile(r"tekken.*\.json")
 _SENTENCEPIECE: Final = re.compile(r".+\.model\.v(\d+)(?:m(\d+))?")
@@ -89,8 +89,7 @@ def foreign_problem(folder: Path, mode: str) -> str | None:
         return None
     if any(folder.glob("tokenizer*.tok.json")) and not (folder / "tokenizer.json").exists():
         return f"{folder} has Grok-2's tokenizer, which the embedded engine does not read: serve it with --engine vllm"
-    config = read_json_file(folder / "config.json")
-    if isinstance(config, dict) and config.get("model_type") == "deepseek_v32":
+    if read_object(folder / "config.json").get("model_type") == "deepseek_v32":
         return (
             f"{folder}: the embedded engine does not write DeepSeek-V3.2's conversations: serve it with --engine vllm, "
             "or with --tokenizer-mode hf for completions alone"

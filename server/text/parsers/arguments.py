@@ -53,18 +53,16 @@ class SchemaValues:
             return text_to_value(value, self.types(schema))
         if isinstance(value, dict):
             properties = schema.get("properties")
-            return self._fit_members(value, properties) if isinstance(properties, dict) else value
+            if not isinstance(properties, dict):
+                return value
+            return {
+                name: self.fit(member, own) if isinstance(own := properties.get(name), dict) else member
+                for name, member in value.items()
+            }
         if isinstance(value, list):
             items = schema.get("items")
             return [self.fit(item, items) for item in value] if isinstance(items, dict) else value
         return text_to_value(json.dumps(value), self.types(schema))
-
-    def _fit_members(self, members: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
-        schemas = {name: properties.get(name) for name in members}
-        return {
-            name: self.fit(value, schema) if isinstance(schema := schemas[name], dict) else value
-            for name, value in members.items()
-        }
 
 
 def schema_types(schema: Any) -> frozenset[str]:

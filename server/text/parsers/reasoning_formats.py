@@ -71,7 +71,6 @@ class TagParser(TextReader):
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """The reasoning, if there is one, and the answer."""
         if (yield from self._read_start()):
             yield from self._read_reasoning()
         if self._tags.answer_tags is not None:

@@ -177,7 +177,6 @@ class TextParser(TextReader):
         self.add_text(Content(text))
 
     def start_call(self, name: str) -> None:
-        """A call begins."""
         self.num_calls += 1
         self._blanks.clear()
         self.add_event(CallStart(name))

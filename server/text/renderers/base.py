@@ -1,6 +1,6 @@
 """What all renderers do: they turn text into token ids and back, with the blocking work in thread pools.
 
-Imports no tokenizer's library: the kinds of renderers (`registry.py`) do.
+Imports no tokenizer's library: the kinds of renderers do.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,6 +16,8 @@ from base.errors import RequestError
 from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineInfo
+from server.text.model_files.model_kind import accepts_images
+from server.text.model_files.tokenizer_files import RENDERERS, TokenizerLoadError, find_tokenizer_mode, foreign_problem
 from server.text.renderers.conversation import has_few_parts
 from server.text.renderers.detokenizer import (
     DecodeWindow,
@@ -32,6 +35,7 @@ from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from server.text.renderers.images.vision import VisionPart
+
 
 LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
 """`VisionPart`, for a model with images: a renderer gives it its tokenizer as transformers has it."""
@@ -215,3 +219,34 @@ class BaseRenderer(ABC):
 
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
         return self.prompts.tokenize(text, options, param="messages")
+
+
+def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> BaseRenderer:
+    """The renderer for these files; call it on the main thread, since it may import torch.
+
+    `executor` replaces its pools; the caller closes it.
+
+    Raises:
+        TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
+    """
+    if problem := foreign_problem(files.tokenizer_path, config.tokenizer_mode):
+        raise TokenizerLoadError(problem)
+    kind = import_renderer(find_tokenizer_mode(files.tokenizer_path, config.tokenizer_mode))
+    has_images = config.max_images and accepts_images(files.path)
+    load_vision = import_module("server.text.renderers.images.vision").VisionPart if has_images else None
+    return kind(files, config, executor=executor, load_vision=load_vision)
+
+
+def import_renderer(mode: str) -> type[BaseRenderer]:
+    """The class for a tokenizer mode.
+
+    Raises:
+        TokenizerLoadError: the library of its tokenizers is not installed.
+    """
+    module, _, name = RENDERERS[mode].path.partition(":")
+    try:
+        found: type[BaseRenderer] = getattr(import_module(module), name)
+    except ImportError as err:
+        reason = f"--tokenizer-mode {mode} needs the Python package {err.name}, which is not installed"
+        raise TokenizerLoadError(f"{reason}: install vllm-cli with its extra `embedded`") from err
+    return found

@@ -1,20 +1,31 @@
 """Renders with a Hugging Face tokenizer and a chat template, the operator's or else the model's."""
 
+import inspect
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
+import jinja2
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+from base.errors import RequestError
+from server.text.model_files.tokenizer_files import TokenizerLoadError
 from server.text.renderers.base import BaseRenderer, LoadVision
-from server.text.renderers.chat_template import (
-    check_chat_template,
-    detect_content_format,
-    resolve_chat_template,
-    safe_apply_chat_template,
-)
-from server.text.renderers.conversation import to_conversation
+from server.text.renderers.conversation import ContentFormat, Message, to_conversation, without_developer
 from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.text.renderers.tokenizers.loading import load_tokenizer
+
+_RESERVED = {
+    "messages",
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    *inspect.signature(render_jinja_template).parameters,
+}
+"""Names that `chat_template_kwargs` may not set."""
+_TEXT, _OTHER_FIELD = "zq-text", "zq-field"
+"""In the message that finds out how a template expects contents."""
 
 
 class HfRenderer(BaseRenderer):
@@ -68,3 +79,99 @@ class HfRenderer(BaseRenderer):
             has_bos = bos is not None and text.startswith(bos)
             options = replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
         return super()._tokenize_chat(text, options)
+
+
+def check_chat_template(template: str) -> None:
+    """Compiles the operator's template, so that a mistake in it fails the start and not every request.
+
+    Raises:
+        TokenizerLoadError: it is not a valid Jinja template.
+    """
+    try:
+        _compile_jinja_template(template)
+    except jinja2.TemplateSyntaxError as err:
+        raise TokenizerLoadError(f"--chat-template is not a Jinja template: line {err.lineno}: {err.message}") from err
+
+
+def resolve_chat_template(
+    tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
+) -> str:
+    """The template's text: `given`, or else the tokenizer's own for these tools.
+
+    `given` may be the name of one of the tokenizer's own templates.
+
+    Raises:
+        RequestError: there is no template.
+    """
+    try:
+        template: str = tokenizer.get_chat_template(given, tools)
+    except ValueError as err:
+        raise RequestError(
+            "this model has no chat template: use /v1/completions, or start the server with --chat-template",
+            param="messages",
+        ) from err
+    return template
+
+
+def safe_apply_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[Message],
+    *,
+    template: str,
+    options: ChatOptions,
+    template_kwargs: dict[str, Any],
+) -> str:
+    """Renders the prompt's text in Jinja's sandbox.
+
+    Raises:
+        RequestError: a template variable has a reserved name, or the template failed or rejected the
+            conversation.
+    """
+    _check_reserved(template_kwargs)
+    if not any(quoted in template for quoted in ("'developer'", '"developer"')):
+        conversation = without_developer(conversation)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            conversation,
+            tools=options.tools or None,
+            documents=options.documents,
+            chat_template=template,
+            add_generation_prompt=options.add_generation_prompt,
+            continue_final_message=options.continue_final_message,
+            tokenize=False,
+            **template_kwargs,
+        )
+    except Exception as err:  # a template may raise any kind of error
+        raise RequestError(f"the chat template failed: {_describe(err)}", param="messages") from err
+    return text
+
+
+def _check_reserved(template_kwargs: dict[str, Any]) -> None:
+    if reserved := sorted(_RESERVED & template_kwargs.keys()):
+        raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
+
+
+def _describe(err: Exception) -> str:
+    """The template's own message, as from `raise_exception(...)`; for other errors with the error's type."""
+    return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"
+
+
+@lru_cache(maxsize=32)
+def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> ContentFormat:
+    """`openai` for a template that writes the texts of a user's parts, otherwise `string`.
+
+    vLLM looks for a loop over a message's content; for the templates of models, the result is the same.
+    """
+    part = {"type": "text", "text": _TEXT, _OTHER_FIELD: ""}
+    user: Message = {"role": "user", "content": [part]}
+    others: list[Message] = [{"role": "assistant", "content": "a"}, user]
+    for conversation in ([user], [user, *others], [{"role": "system", "content": "a"}, user]):
+        try:
+            text = safe_apply_chat_template(
+                tokenizer, conversation, template=template, options=ChatOptions(), template_kwargs={}
+            )
+        except RequestError:
+            continue
+        if _TEXT in text and _OTHER_FIELD not in text:  # without a loop, the list itself may be written
+            return "openai"
+    return "string"

@@ -19,6 +19,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as LoadedT
 from pydantic import ValidationError
 
 from base.errors import RequestError
+from base.wording import one_line
 from server.terms.config import RendererConfig
 from server.text.model_files.mistral_tokens import piece_bytes
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_mistral_file
@@ -218,8 +219,7 @@ def _load(file: Path) -> MistralTokenizer:
     try:
         return MistralTokenizer(LoadedTokenizer.from_file(file))
     except Exception as err:  # the libraries raise any kind of error for a broken file
-        reason = " ".join(str(err).split()) or type(err).__name__
-        raise TokenizerLoadError(f"cannot load the tokenizer {file}: {reason}") from err
+        raise TokenizerLoadError(f"cannot load the tokenizer {file}: {one_line(err)}") from err
 
 
 def _check_config(config: RendererConfig) -> None:

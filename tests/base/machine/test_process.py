@@ -71,7 +71,7 @@ def test_freed_blocks_below_a_used_one_go_back_to_the_system():
 
 _PROGRAM = """
 import os, time
-from base.machine.realtime import RealtimePriority
+from startup.port.acceptor import RealtimePriority
 priority = RealtimePriority(is_wanted={is_wanted})
 policies = [os.sched_getscheduler(0)]
 while time.process_time() < 1:

@@ -16,7 +16,7 @@ from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
 from router.http.app import AppOptions, create_runner
-from router.http.patience import Patience
+from router.http.waiting import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelRefused, ModelStatus
 from router.scheduling.terms import NOTHING

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from base.access_log import ACCESS_LOGGER
-from base.security.open_paths import STATUS_PATHS
+from base.security.api_keys import STATUS_PATHS
 from router.http.model_choice import _SERVED, _SERVED_BELOW
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_pool import ModelRefused

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from router.http.patience import Patience
+from router.http.waiting import Patience
 from router.model_pool import ModelRefused
 from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallChild, SmallRouter, eventually, post

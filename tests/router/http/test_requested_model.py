@@ -12,8 +12,7 @@ from aiohttp import web
 
 from router.http import body_members, request_body
 from router.http.body_members import json_members
-from router.http.request_body import BodyRoom, ForwardedBody
-from router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel, boundary_of, find_in_form, find_in_json
 from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT
 from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns
@@ -100,7 +99,6 @@ def test_pieces_end_anywhere(piece_bytes, monkeypatch):
     members = json_members(body)
     values = [body[member.value : member.end] for member in members.all]
     assert values == [rb'[{"b":"]\\\"}"},[]]', b"-1.5e10", rb'"\"x\\"', b"{}", b'""', b"true"]
-    assert members.end == len(body) - 1
     assert find_in_json(body).name == '"x\\'
 
 

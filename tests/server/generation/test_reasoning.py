@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from server.generation.chat import ChoiceReader, OutputParsing
 from server.generation.generation import SequenceDelta
-from server.generation.reasoning import PromptReasoning, load_reasoning
+from server.generation.reasoning import PromptReasoning, ReasoningCounter, load_reasoning
 from server.generation.request import ChatRequest
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
@@ -90,7 +90,7 @@ def test_the_prompts_last_marker_tells_whether_reasoning_is_open(look, name, pro
 )
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_only_tokens_of_the_reasoning_are_counted(renderer, look, name, output, number, is_whole):
-    counter = look(name, "<|im_start|>").create_counter()
+    counter = ReasoningCounter(look(name, "<|im_start|>"))
     token_ids = encode(renderer, output)
     for piece in [token_ids] if is_whole else [[token_id] for token_id in token_ids]:
         counter.add(piece)

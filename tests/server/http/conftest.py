@@ -400,7 +400,8 @@ def run_app(
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Iterator[LiveServer]:
     """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
-    metrics = ServerMetrics(config.served_model_names[0], FinishedStart(), renderer)
+    lifecycle, admission = lifecycle or ready_lifecycle(), Admission(limits or LimitsConfig())
+    metrics = ServerMetrics(config.served_model_names[0], FinishedStart(), renderer, lifecycle, admission.num_rejected)
     metrics.register_engine(engine.info, lambda: engine.stats)
     adapters = LoraAdapters(config, engine)
     parts = AppParts(
@@ -409,9 +410,9 @@ def run_app(
         renderer=renderer,
         engine=engine,
         metrics=metrics,
-        lifecycle=lifecycle or ready_lifecycle(),
+        lifecycle=lifecycle,
         start=FinishedStart(),
-        admission=Admission(limits or LimitsConfig()),
+        admission=admission,
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, limits or LimitsConfig()),

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.base import BaseRenderer
-from server.text.renderers.registry import build_renderer
+from server.text.renderers.base import BaseRenderer, build_renderer
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url
 

@@ -8,8 +8,10 @@ from time import monotonic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from base.lifecycle import Lifecycle
+from base.server_settings import LoggingConfig
 from server.operation.metrics.server_metrics import ServerMetrics
-from server.operation.telemetry import StatsLine, Telemetry
+from server.operation.telemetry import StatsLine
 from server.terms.types import EngineStats
 from tests.server.http.conftest import FinishedStart
 
@@ -129,7 +131,7 @@ def test_http_requests_are_counted_by_route(own):
 
 
 def test_engine_families_appear_with_the_engine(engine, renderer):
-    metrics = ServerMetrics("smol", FinishedStart(), renderer)
+    metrics = ServerMetrics("smol", FinishedStart(), renderer, Lifecycle(), {})
     assert b"vllm:num_requests" not in metrics.render()
     metrics.register_engine(engine.info, lambda: engine.stats)
     assert metrics.render().count(b"# TYPE vllm:num_requests_running gauge") == 1
@@ -188,7 +190,8 @@ INTERVAL_S = 0.01
 
 
 async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
-    line = StatsLine(parts.engine, parts.metrics, INTERVAL_S)
+    config = LoggingConfig(log_stats_interval_s=INTERVAL_S)
+    line = StatsLine(config, parts.engine, parts.metrics)
     line.start()
     parts.metrics.engine.count_prompt(30, num_cached=10)
     parts.metrics.engine.count_generated(7)
@@ -218,7 +221,10 @@ async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
     assert first.getMessage().startswith("Engine 000: Avg prompt throughput: ")
 
 
-def test_disable_log_stats_turns_the_line_off(serve):
+async def test_disable_log_stats_turns_the_line_off(serve):
     for is_disabled in (True, False):
         parts = serve(disable_log_stats=is_disabled).parts
-        assert (Telemetry(parts.config.logging, parts.engine, parts.metrics)._stats is None) == is_disabled
+        line = StatsLine(parts.config.logging, parts.engine, parts.metrics)
+        line.start()
+        assert (line._handle is None) == is_disabled
+        line.close()

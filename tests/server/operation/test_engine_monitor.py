@@ -11,9 +11,9 @@ import pytest
 from base.errors import EngineStartError
 from base.lifecycle import Lifecycle
 from server.operation.admission import RunningRequests
-from server.operation.engine_monitor import EngineMonitor, EngineReadiness, PingedEngine
+from server.operation.engine_monitor import EngineMonitor, PingedEngine, make_ready
 from server.operation.engine_watchdog import EngineWatchdog
-from server.terms.types import EngineOutput, EngineStats
+from server.terms.types import EngineInfo, EngineOutput, EngineStats
 from tests.server.operation.fake_processes import FakeProcesses
 
 
@@ -184,13 +184,14 @@ class Recorded:
         self.calls.append(f"end {name}")
 
 
-def _readiness(recorded: Any) -> EngineReadiness:
-    return EngineReadiness(recorded, recorded, recorded, recorded, timeout_s=5)
+async def _make_ready(recorded: Any) -> EngineInfo:
+    parts: Any = SimpleNamespace(engine=recorded, renderer=recorded, metrics=recorded)
+    return await make_ready(parts, recorded, recorded.span, timeout_s=5)
 
 
 async def test_renderer_and_metrics_are_configured_before_the_first_token():
     recorded = Recorded()
-    assert await _readiness(recorded).wait(recorded.span) is recorded.info
+    assert await _make_ready(recorded) is recorded.info
     assert recorded.calls == [
         "begin wait_for_engine",
         "wait 5",
@@ -212,5 +213,4 @@ async def test_renderer_and_metrics_are_configured_before_the_first_token():
 )
 async def test_engine_without_a_first_token_is_not_ready(options, message):
     with pytest.raises(EngineStartError, match=message):
-        recorded = Recorded(**options)
-        await _readiness(recorded).wait(recorded.span)
+        await _make_ready(Recorded(**options))

@@ -15,7 +15,7 @@ from tests.startup.vllm.fake_start import FakeStart, environment, variant
 from tests.support.cli import run_cli
 from tests.support.llamas import save_tiny_llama
 from vllm_cli.bake.mapped_pages import used_pages
-from vllm_cli.bake.subject import has_own_bytecode, without_addresses
+from vllm_cli.bake.start import has_own_bytecode, without_addresses
 
 ROOT = Path(__file__).parents[3]
 

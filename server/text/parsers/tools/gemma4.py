@@ -39,7 +39,6 @@ class Gemma4Parser(TextParser):
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """Content and calls."""
         while call := (yield from self.text.find(_CALL, self.add_content)):
             yield from self._read_call(call["name"])
 

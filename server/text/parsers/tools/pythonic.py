@@ -42,7 +42,6 @@ class PythonicParser(TextParser):
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """The list, and content."""
         if start := (yield from self.text.expect(self.start)):
             yield from self.read_calls(_IN_LIST, start=start[0], ends=("]",))
         if self.end and self.num_calls:
@@ -112,7 +111,6 @@ class Lfm2Parser(PythonicParser):
     end: ClassVar = regex.compile(r"\s{0,64}<\|tool_call_end\|>")
 
     def read(self) -> Waiting[None]:
-        """Content, and the calls of each list."""
         while start := (yield from self.text.find(self.start, self.add_content)):
             num_calls = self.num_calls
             yield from self.read_calls(_IN_LIST, start=start[0], ends=("]",))
@@ -124,7 +122,6 @@ class Olmo3Parser(PythonicParser):
     """One call per line between `<function_calls>` and `</function_calls>`."""
 
     def read(self) -> Waiting[None]:
-        """Content, and the calls of each group."""
         while start := (yield from self.text.find(_LINES_START, self.add_content)):
             yield from self.read_calls(_IN_LINES, start=start[0], ends=("</function_calls>",))
 

@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
+from base.wording import one_line
 from server.terms.types import TensorData
 from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
 from server.text.renderers.images.fetcher import MediaError
@@ -148,7 +149,7 @@ class ImageProcessor:
 
     def _cached(self, files: Sequence[ImageFile]) -> ProcessedImages:
         key = tuple(sha256(file.data).digest() for file in files)
-        found = self.cache.find(key)
+        found = self.cache.use(key)
         if found is None:
             found = self._compute(self._decode(files))
             self.cache.put(key, found)
@@ -240,9 +241,8 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
         arguments = [parts.get(name) for name in kind.get_attributes()]
         return _images_only(kind).from_args_and_dict(arguments, settings)
     except Exception as err:  # transformers raises any kind of error for a broken folder
-        reason = " ".join(str(err).split()) or type(err).__name__
         raise ProcessorLoadError(
-            f"cannot load the image processor in {path}: {reason[:400]} "
+            f"cannot load the image processor in {path}: {one_line(err)[:400]} "
             """(--limit-mm-per-prompt '{"image": 0}' serves the model for text alone)"""
         ) from err
 

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable
 
-from server.apis.responses.store import ResponseStore, StoreBounds, StoredResponse
+from server.apis.responses.archive import ResponseStore, StoredResponse, build_response_store
+from server.terms.limits import LimitsConfig
+from server.terms.server_config import GenerationConfig
 
 RESPONSE = StoredResponse(b"12345", b"123", b"", (b"1", b"1"))
 
 
 def open_store(max_responses: int = 10, max_bytes: int = 1000) -> ResponseStore:
-    return ResponseStore(StoreBounds(max_responses, max_bytes))
+    limits = LimitsConfig(max_stored_responses=max_responses, max_stored_bytes=max_bytes)
+    store = build_response_store(GenerationConfig(enable_responses_store=True), limits)
+    assert store is not None
+    return store
 
 
 def kept(store: ResponseStore, ids: Iterable[str]) -> list[str]:
@@ -19,7 +24,7 @@ def test_a_deleted_response_leaves_its_room():
     store = open_store(max_bytes=25)
     for response_id in "ab":
         store.put(response_id, RESPONSE)
-    assert [store.delete(response_id) for response_id in "aax"] == [True, False, False]
+    assert [store.pop(response_id) for response_id in "aax"] == [RESPONSE, None, None]
     store.put("c", RESPONSE)
     assert kept(store, "abc") == ["b", "c"]
 

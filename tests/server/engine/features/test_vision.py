@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from server.engine.features.prompt_features import PromptFeaturesError
 from server.engine.features.vision import VisionEncoder, image_encoder, language_model
-from server.engine.model.model_loading import load_model
+from server.engine.model_loading import load_model
 from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import PromptInputs, TensorData
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
 from tests.server.engine.small_engine import SmallEngine
@@ -170,13 +169,13 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(qwen):
     encoder = VisionEncoder(model)
     cache = encoder._cache
     encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
-    cache._max_bytes = cache._num_bytes
+    cache._kept._max_bytes = cache._kept.num_bytes
     encoded: list[bool] = []
     _vision_tower(model).register_forward_hook(lambda *_: encoded.append(True))
     for prompt in prompts[1:]:
         encoder.encode(prompt.token_ids, _tensors(prompt))
     assert len(encoded) == 2
-    assert cache._num_bytes == cache._max_bytes
+    assert cache._kept.num_bytes == cache._kept._max_bytes
 
 
 def test_tensors_that_do_not_fit_fail_only_their_request(qwen):

@@ -12,9 +12,8 @@ from server.operation.admission import Admission, Lease
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.types import TensorData
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import as_url, image, load_reference
 from tests.server.inline_executor import InlineExecutor
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from base.errors import RequestError
 from server.text.model_files.tokenizer_files import TokenizerLoadError
-from server.text.renderers.chat_template import detect_content_format
+from server.text.renderers.hf import detect_content_format
 from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from tests.hostile.templates import ESCAPES

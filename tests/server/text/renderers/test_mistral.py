@@ -12,9 +12,9 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from base.errors import RequestError
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_mistral_file, find_tokenizer_mode
+from server.text.renderers.base import build_renderer, import_renderer
 from server.text.renderers.mistral import MistralRenderer
 from server.text.renderers.prompts import ChatOptions, TextOptions
-from server.text.renderers.registry import build_renderer, import_renderer
 from server.text.renderers.tokenizers.tokenizer import Cut
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images

@@ -15,11 +15,11 @@ from base.machine.processors import usable_count
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import TensorData
 from server.text.renderers import plain_prompts
+from server.text.renderers.base import build_renderer
 from server.text.renderers.detokenizer import PromptTail
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
-from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
 from tests.server.text.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
@@ -163,7 +163,7 @@ def test_the_pool_s_threads_import_no_modules(model_path):
     code = """
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.prompts import ChatOptions, TextOptions
-from server.text.renderers.registry import build_renderer
+from server.text.renderers.base import build_renderer
 path = Path(sys.argv[1])
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 async def main(renderer):
@@ -256,7 +256,7 @@ def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_f
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import EmbedsPrompt, TextOptions
-from server.text.renderers.registry import build_renderer
+from server.text.renderers.base import build_renderer
 path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
@@ -275,7 +275,7 @@ def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path)
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     code = """
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.registry import build_renderer
+from server.text.renderers.base import build_renderer
 from server.terms.limits import LimitsConfig
 from server.operation.admission import Admission, Lease
 from server.text.renderers.prompts import ChatOptions

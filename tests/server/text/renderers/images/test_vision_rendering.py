@@ -19,11 +19,10 @@ from server.operation.admission import Admission
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.types import TensorData
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.images.processor import ProcessorLoadError
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from server.text.renderers.registry import build_renderer
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
 from tests.server.inline_executor import InlineExecutor
@@ -264,8 +263,8 @@ def test_the_least_recently_used_image_is_evicted_first():
     cache = ProcessorCache(max_bytes=250)
     for name in "abc":
         cache.put(name, _images(100))
-        cache.find("a")
-    assert [bool(cache.find(name)) for name in "abc"] == [True, False, True]
+        cache.use("a")
+    assert [bool(cache.use(name)) for name in "abc"] == [True, False, True]
     assert cache.num_bytes == 200
     cache.put("large", _images(251))
     assert (len(cache), cache.num_bytes) == (2, 200)

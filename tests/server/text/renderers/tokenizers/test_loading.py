@@ -17,7 +17,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError
-from server.text.renderers.registry import build_renderer
+from server.text.renderers.base import build_renderer
 from server.text.renderers.tokenizers import loading as tokenizer_loading
 from server.text.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
 from tests.support.cli import python_output
@@ -190,7 +190,7 @@ _KEEP_AND_FORK = """
 import json, os, sys
 from pathlib import Path
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.registry import build_renderer
+from server.text.renderers.base import build_renderer
 from server.text.renderers.tokenizers.loading import keep_tokenizer
 from server.text.renderers.prompts import TextOptions
 
@@ -281,7 +281,7 @@ def test_a_renderer_does_not_import_torch(model_path):
         "from pathlib import Path\n"
         "from server.terms.config import ModelFiles, RendererConfig\n"
         "from server.text.renderers.prompts import ChatOptions\n"
-        "from server.text.renderers.registry import build_renderer\n"
+        "from server.text.renderers.base import build_renderer\n"
         "path = Path(sys.argv[1])\n"
         "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
         "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"

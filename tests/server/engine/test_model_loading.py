@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from base.errors import EngineStartError
-from server.engine.model import model_loading
-from server.engine.model.model_loading import (
+from server.engine import model_loading
+from server.engine.model_loading import (
     avoid_cudnn_attention,
     choose_device,
     derive_max_model_len,
@@ -307,7 +307,7 @@ def test_without_a_gpu_the_engine_uses_the_cpu(caplog):
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for GPUs")
 def test_a_gpu_that_this_torch_cannot_use_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(model_loading, "_GPU_DEVICE", tmp_path)
-    with caplog.at_level(logging.WARNING, logger="server.engine.model.model_loading"):
+    with caplog.at_level(logging.WARNING, logger="server.engine.model_loading"):
         assert choose_device() == torch.device("cpu")
     assert f"torch {torch.__version__} cannot use it: computing on the CPU" in caplog.text
 

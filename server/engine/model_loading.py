@@ -20,9 +20,9 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from base.errors import EngineMemoryError, EngineStartError
-from base.json_depth import read_json
 from server.terms.config import EngineConfig
 from server.text.model_files.model_kind import VISION_MODEL_TYPES
+from server.text.model_files.sentence_files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def load_weights(
                 **options,
             )
     except Exception as err:
-        raise EngineStartError(f"cannot load the weights in {path}: {_one_line(err)}") from err
+        raise EngineStartError(f"cannot load the weights in {path}: {describe_error(err)}") from err
     _check_complete(info, path)
     model = move_model(model, device)
     return model.eval() if model.training else model
@@ -118,7 +118,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
                 f"the model in {path} runs code of its own (auto_map in config.json): "
                 "start with --trust-remote-code if you trust it"
             ) from err
-        raise EngineStartError(f"cannot read the model's configuration in {path}: {_one_line(err)}") from err
+        raise EngineStartError(f"cannot read the model's configuration in {path}: {describe_error(err)}") from err
     _override(loaded, config.hf_overrides)
     return loaded
 
@@ -185,15 +185,15 @@ def _load_generation_config(path: Path) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(path, local_files_only=True)
     except Exception as err:
-        raise EngineStartError(f"cannot read generation_config.json: {_one_line(err)}") from err
+        raise EngineStartError(f"cannot read generation_config.json: {describe_error(err)}") from err
 
 
 def _tokenizer_eos(path: Path) -> int | None:
     try:
-        token = read_json((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
         added_tokens = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_TokenizerFile).added_tokens
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return None
+    token = read_object(path / "tokenizer_config.json").get("eos_token")
     content = token.get("content") if isinstance(token, dict) else token
     return next((t.id for t in added_tokens if t.content == content), None)
 
@@ -250,7 +250,8 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _one_line(err: BaseException) -> str:
+def describe_error(err: BaseException) -> str:
+    """Type and message in one line."""
     text = " ".join(str(err).split())
     return f"{type(err).__name__}: {text[:_MAX_MESSAGE] + '…' if len(text) > _MAX_MESSAGE else text}"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from base.errors import EngineStartError
-from server.engine.model.model_loading import load_config, load_model
+from server.engine.model_loading import load_config, load_model
 from server.engine.pooling import projection
 from server.terms.config import EngineConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError

@@ -1,1 +1,0 @@
-"""Loading a model: read `model_loading`."""

@@ -1,0 +1,56 @@
+"""Values by their keys within bounds: beyond them, those that were added or used longest ago are dropped."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from math import inf
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class BoundedCache(Generic[K, V]):
+    """Used by one thread."""
+
+    def __init__(self, max_bytes: int, size_of: Callable[[V], int], *, max_entries: float = inf) -> None:
+        """`size_of` a value, in bytes, does not change."""
+        self._max_bytes = max_bytes
+        self._size_of = size_of
+        self._max_entries = max_entries
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self.num_bytes = 0
+        """Of all values."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """The value; None if there is none, or none any more."""
+        return self._entries.get(key)
+
+    def use(self, key: K) -> V | None:
+        """As `get`; the value is then the last one to be dropped."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Adds a value, unless it is too large or its key is taken."""
+        num_bytes = self._size_of(value)
+        if num_bytes > self._max_bytes or key in self._entries:
+            return
+        self._entries[key] = value
+        self.num_bytes += num_bytes
+        while len(self._entries) > self._max_entries or self.num_bytes > self._max_bytes:
+            self.pop(next(iter(self._entries)))
+
+    def pop(self, key: K) -> V | None:
+        """Drops a value and returns it; None if there was none."""
+        found = self._entries.pop(key, None)
+        self.num_bytes -= 0 if found is None else self._size_of(found)
+        return found
+
+    def clear(self) -> None:
+        """Drops all values."""
+        self._entries.clear()
+        self.num_bytes = 0
