@@ -26,6 +26,7 @@ KV_CACHE: Final = Hook(
     "memory of the KV cache",
     does="populates a KV cache on CPU by threads; if memory is ample, while vLLM serves",
     without="one thread writes zeros over the cache before vLLM serves",
+    promise="the pages of a KV cache are populated by all processors",
     needs=(
         Text((_ALLOCATION,), r"= torch\.zeros\(buf_size, dtype=torch\.int8, device=device\)", "zeros for the cache"),
     ),
