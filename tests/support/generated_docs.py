@@ -151,12 +151,6 @@ _SHAPES: Final = (
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
-        "`patches/early_engine.py:_replace_init`",
-        "`AsyncLLM.__init__` makes renderer, input processor and client by names of its module",
-        "the hook does not fit, or vLLM gets a second client and the first one is stopped",
-        "`vllm_engine/test_same_as_plain.py`",
-    ),
-    (
         "`patches/late_imports.py`",
         "import statements outside of functions, whose names are used only in calls and annotations",
         "a statement that is not there has no effect; another use of a name imports its module",

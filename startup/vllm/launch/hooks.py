@@ -22,7 +22,6 @@ from startup.vllm.patches import (
     compiler,
     compiler_keys,
     cuda_graphs,
-    early_engine,
     engine_wait,
     json_logs,
     kv_cache,
@@ -42,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     preload_profile, forkserver, serving_events, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
-    scan_cache, early_engine, engine_wait, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache,
+    scan_cache, engine_wait, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache,
     cuda_graphs, json_logs, spans, forkserver_start, library_state, temp_files, process_titles, facts, lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""

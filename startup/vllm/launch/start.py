@@ -72,7 +72,6 @@ from startup.vllm.launch.plain_start import (
 )
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
-from startup.vllm.patches.early_engine import start_engine_early
 from startup.vllm.patches.engine_wait import EngineWait
 from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
@@ -375,7 +374,6 @@ class _VllmStart:
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()
-        start_engine_early(wait)
         reuse_tokenizer()
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:

@@ -25,8 +25,7 @@ _END_S: Final = 30.0
 class EngineWait:
     """Work for the time from the start of the engine's process until the engine is ready.
 
-    Used on the main thread. Work that is added after the wait, or if this vLLM has no such wait, runs in
-    `do_work`.
+    Used on the main thread; without the wait, the work is not done.
     """
 
     def __init__(self) -> None:
@@ -42,11 +41,6 @@ class EngineWait:
         """Whether the engine has failed while the work is being done, which is of no use then."""
         return self._waiting is not None and self._waiting.error is not None
 
-    def do_work(self) -> None:
-        """Does what is left."""
-        while self._work and not self.has_failed:
-            self._work.pop(0)()
-
     def hook(self) -> None:
         """From now on, the work is done during vLLM's wait."""
         if ENGINE_WAIT.applies:
@@ -60,13 +54,17 @@ class EngineWait:
                 return
             waiting = self._waiting = _Waiting(functools.partial(wait, *args, **kwargs))
             try:
-                self.do_work()
+                self._do_work()
                 waiting.join()
             except BaseException:
                 waiting.end((*args, *kwargs.values()))
                 raise
 
         return wait_and_work
+
+    def _do_work(self) -> None:
+        while self._work and not self.has_failed:
+            self._work.pop(0)()
 
 
 class _Waiting:

@@ -75,15 +75,6 @@ def test_an_error_of_the_work_stops_the_engine_and_the_wait(wait, error):
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm-engine-wait"]
 
 
-def test_work_without_a_wait_is_done_on_demand():
-    wait = EngineWait()
-    done: list[int] = []
-    wait.add(lambda: done.append(1))
-    wait.do_work()
-    wait.do_work()
-    assert done == [1]
-
-
 def test_another_vllm_is_left_as_it_is(toys, caplog):
     toys.write("vllm.v1.engine.utils", "")
     EngineWait().hook()

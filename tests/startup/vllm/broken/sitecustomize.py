@@ -100,10 +100,6 @@ def _without_phases(*known):
         _after_import("startup.vllm.patches.spans", change)
 
 
-def _without_early_start(early_engine):
-    del early_engine._EarlyStart.processor
-
-
 def _without_system_calls():
     """As in a sandbox with a kernel older than they are."""
     import fcntl
@@ -163,7 +159,9 @@ _OF_ALL = {
     ),
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
-    "patch in API server": lambda: _after_import("startup.vllm.patches.early_engine", _without_early_start),
+    "patch in API server": lambda: _after_import(
+        "startup.vllm.patches.engine_wait", lambda module: setattr(module.EngineWait, "_do_work", _fail)
+    ),
     "step of the launcher": lambda: _after_import(
         "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
     ),
