@@ -64,7 +64,7 @@ PROFILE: Final = Hook(
     does="imports in the forkserver, after a fixed list, what engines and workers of earlier starts have imported; "
     "distinguishes them from API servers by their names",
     without="engines and workers import it themselves",
-    promise="engines and workers are forks that have imported what they need",
+    promise="what a model, its code and plugins import is imported once, before the forks",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 

@@ -23,7 +23,7 @@ MODEL_INSPECTION: Final = Hook(
     "model's class",
     does="inspects it in a fork instead of a new program, and imports it in the forkserver",
     without="the first start of a model takes some seconds more, in which each worker imports it",
-    promise="the first start of a model imports vLLM once",
+    gain="0.42 (0.31–0.49) of the first start of a model",
     needs=(_RUN_IN_SUBPROCESS, _LOAD_PLUGINS),
 )
 
