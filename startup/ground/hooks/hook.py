@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
-Part: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
+StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
 """What else VCLI_LEAVE_OUT can name: importing from one file; all stand-ins and delays of imports; keeping
 vLLM from the hub if all is on disk; the priority of the process that answers probes."""
 
@@ -200,12 +200,12 @@ class Hook:
         return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
 
 
-def uses(part: Part) -> bool:
+def uses(part: StartPart) -> bool:
     """Whether VCLI_LEAVE_OUT does not name this part of the start."""
     return part not in env.VCLI_LEAVE_OUT.get()
 
 
-def names_without(part: Part) -> str:
+def names_without(part: StartPart) -> str:
     """The value of VCLI_LEAVE_OUT for a start that does not use the part, either."""
     return ",".join(sorted({*env.VCLI_LEAVE_OUT.get(), part}))
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from envs.registry import env
 from startup.compiled_models import vllm_hooks
-from startup.ground.hooks.hook import Hook, Part, Text, leave_out_misfits, place_only_for
+from startup.ground.hooks.hook import Hook, StartPart, Text, leave_out_misfits, place_only_for
 from startup.ground.processes import interpreter, library_state
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.vllm.api_server_imports import import_leniently
@@ -77,7 +77,7 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
     """The names of nothing, or of a hook without which vLLM starts without preloading."""
-    return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(Part)))
+    return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(StartPart)))
 
 
 def find_obstacle() -> str | None:
