@@ -160,7 +160,7 @@ _OF_ALL = {
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
     "patch in API server": lambda: _after_import(
-        "startup.vllm.patches.engine_wait", lambda module: setattr(module.EngineWait, "_do_work", _fail)
+        "startup.vllm.patches.engine_wait", lambda module: delattr(module.EngineWait, "_do_work")
     ),
     "step of the launcher": lambda: _after_import(
         "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
