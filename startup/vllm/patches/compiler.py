@@ -78,8 +78,8 @@ def compiler_imported(when: CompilerTime) -> Iterator[None]:
     stand_ins = StandIns(_DEFERRED_MODULES, become_real=True)
     stand_ins.install()
     try:
-        # torch searches Triton operators for kernels: it parses their source with the compiler. The hook is checked
-        # once more after torch's import, with the function that is here by then.
+        # torch searches Triton operators for kernels: it parses their source with the compiler.
+        # After torch's import, the hook is checked once more, with the function that is here by then.
         with replaced(_INNER_KERNELS, lambda find: lambda fn: []):
             yield
     finally:
