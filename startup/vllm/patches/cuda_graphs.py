@@ -35,7 +35,7 @@ GRAPH_MEMORY: Final = Hook(
     "garbage collection",
     without="each start captures most graphs twice, the first time to measure their memory; afterwards, each "
     "collection of a start visits all imported objects",
-    promise="a later start captures each graph once",
+    gain="0.77 (0.65–0.77) of a compiled start of the CUDA build, on a stand-in for the GPU",
     needs=(_MEASURE, _CAPTURE, _FINGERPRINT),
     since=(0, 33),
 )
