@@ -96,7 +96,7 @@ def _without_phases(*known, in_forks=True):
 
         spans.record_spans = record_spans
 
-    if _IS_FORKSERVER == in_forks:
+    if in_forks == _IS_FORKSERVER:
         _after_import("startup.vllm.patches.spans", change)
 
 
