@@ -46,6 +46,7 @@ COMPILED_MODELS: Final = Hook(
     does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled; in a folder of "
     "unlike machines, its names have the hardware; kernels of Triton are in its folder",
     without="a start does not tell why it compiles, and --compile-cache has no effect",
+    promise="`--compile-cache`, and why a start compiles",
     needs=(
         _GET_FACTORS,
         _HASH_TEXT,
@@ -54,7 +55,6 @@ COMPILED_MODELS: Final = Hook(
         _LOAD,
         _COMPILE,
         _INIT_DEVICE,
-        Name("vllm.config.vllm", "VllmConfig.compute_hash"),
         Text(("vllm.compilation.caching",), r"hash_factors\(envs\.compile_factors\(\)\)", "the environment's hash"),
         Text(("vllm.compilation.caching",), r"vllm_config\.compute_hash\(\)", "the configuration's hash"),
         Text((_DECORATORS,), r"self\._aot_compilation_path = aot_compilation_path", "the path of a compiled model"),

@@ -18,10 +18,10 @@ CHEAP_CALLS: Final = Hook(
     "cheap calls",
     does="notes source and module of torch's operators, and configures logs, in less time",
     without="both take a tenth of the imports",
+    gain="0.95 (0.90–0.96) of a cold start",
     needs=(
         _GET_SOURCE,
         _GET_MODULE,
-        Name("logging.config", "dictConfig", ("config",)),
         Name("logging", "Manager._clear_cache", ()),
     ),
 )

@@ -40,6 +40,7 @@ GPU_GUARD: Final = Hook(
     "GPU guard",
     does="answers for the GPU's architecture, and keeps its driver uninitialized, in processes that are forked",
     without="if an import initializes the driver, engines and workers are new programs",
+    promise="no process that will be forked has initialized a GPU's driver",
     needs=(_CAPABILITY, *(name for name in _INITIALIZE if name.module.startswith("torch."))),
 )
 

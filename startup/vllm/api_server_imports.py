@@ -11,35 +11,21 @@ from traceback import walk_tb
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Hook, Name, Text, place_of
+from startup.ground.hooks.hook import place_of
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.finder import replace, stop_replacing
 from startup.imports.gpu_guard import NeedsGpuError, driver_kept_uninitialized, has_failed, leave_to_forks
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
 from startup.vllm.patches.compiler import compiler_imported
-from startup.vllm.patches.late_imports import late_imports
+from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
-API_SERVER: Final = Hook(
-    "API server's modules",
-    does="imports them while the forkserver imports the engine's",
-    without="nothing is imported in advance",
-    needs=tuple(map(Name, API_MODULES)),
-    is_essential=True,
-)
 
 LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
 """The launcher imports these, too, while the engine loads its model; new in 0.31 and 0.32."""
-
-UNUSED_COMMANDS: Final = Hook(
-    "unused subcommands",
-    does="leaves out the modules of vLLM's other subcommands",
-    without="they are imported to list their names, and `vllm preload` imports torch's compiler",
-    needs=(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"),),
-)
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {

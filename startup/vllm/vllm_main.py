@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.exit_codes import INTERRUPTED, USAGE
-from startup.ground.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Name
 from startup.ground.temp_folder import own_folder
 from startup.vllm_words.command_line import CONFIG, CommandLine
 from startup.vllm_words.installed import find_vllm
 
 logger = logging.getLogger(__name__)
 
-_MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
-COMMAND_LINE: Final = Hook(
-    "command line",
-    does="runs `vllm serve` in the launcher's process",
-    without="vLLM runs as a new program",
-    needs=(_MAIN,),
-    is_essential=True,
-)
+MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 
 
 def run_serve(line: CommandLine) -> int:
@@ -96,7 +89,7 @@ def run_other_command() -> int:
 def _find_main() -> Callable[[], Any]:
     """The function that vLLM's script calls; a version without the known one may have another script."""
     try:
-        main: Callable[[], Any] = _MAIN.get(importlib.import_module(_MAIN.module))
+        main: Callable[[], Any] = MAIN.get(importlib.import_module(MAIN.module))
         return main
     except (ModuleNotFoundError, AttributeError):
         from importlib.metadata import entry_points

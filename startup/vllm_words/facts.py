@@ -36,6 +36,7 @@ FACTS: Final = Hook(
     "flags of vLLM",
     does="records vLLM's flags and registered names, with which the next start checks its words",
     without="vLLM itself reports a misspelt flag, after its imports",
+    promise="mistakes in words are told before the imports: 63 of 69 within 0.64 s",
     needs=(_MAKE_PARSER, _PARSER),
 )
 

@@ -39,7 +39,7 @@ class ToyPackages:
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackages]:
     """Removes the test's modules and finders at its end."""
     monkeypatch.setattr(finder, "_finder", finder._Finder())
-    for name in ("_left_out", "_unfit", "_met", "_executed"):
+    for name in ("_unfit", "_met", "_executed"):
         monkeypatch.setattr(hook, name, type(getattr(hook, name))())
     monkeypatch.setattr(hook, "_package", hook._package.__wrapped__)
     modules, finders, path = set(sys.modules), list(sys.meta_path), list(sys.path)

@@ -5,7 +5,7 @@ Tests check that the pages are up to date, and that docs/cli.md has every option
 shows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import wrap
@@ -17,7 +17,7 @@ from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.ground.hooks.hook import Hook
-from startup.vllm.launch.hooks import HOOKS
+from startup.vllm.launch.hooks import PARTS
 from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.flag import Flag, SupportedFlag
 from startup.words.help import spell, spell_default
@@ -118,11 +118,13 @@ def build_hooks_page() -> str:
         "does not fit is left out, with a warning. If a hook in **bold** does not fit, vLLM starts without\n"
         "preloading, as `vllm serve` does; where only an import shows it, this start begins again, and later ones\n"
         "are plain at once. `vllm-cli check-hooks` imports all modules and checks all hooks. VCLI_LEAVE_OUT\n"
-        "leaves out other hooks by name, to measure or isolate them."
+        "leaves out other hooks by name, to measure or isolate them. Of a hook with several changes, those that fit\n"
+        "stay. Gains are times with the hook, divided by times without it ([figures](../figures.md))."
     )
-    sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), ""]
+    head = ("Hook", "What it does", "vLLM", "Without it", "Why it is there")
+    sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## What each hook relies on", ""]
-    sections += [line for hook in HOOKS for line in _item(hook.name, (f"`{need}`" for need in hook.needs))]
+    sections += [line for name, parts in PARTS.items() for line in _item(name, _needs(parts))]
     sections += ["", "## Open changes of vLLM that will break a hook", ""]
     sections += [
         "Issues and pull requests of vLLM that were open in November 2026, and what the launcher does then.",
@@ -137,21 +139,15 @@ def build_hooks_page() -> str:
 
 _SHAPES: Final = (
     (
-        "`patches/compiled_models.py:_note_text`",
+        "`compiled_models/vllm_hooks.py:_note_text`",
         "the caller of `safe_hash` has `self`, and its source appends each hashed expression to a list",
         "`explain` shows the hashed text as a whole, without names",
         "`vllm_engine/test_compile_reasons.py`",
     ),
     (
-        "`patches/model_caches.py:PreparedPool`",
+        "`patches/tokenizers.py:PreparedPool`",
         "vLLM's renderer calls `copy.copy`: its module is two frames above `__copy__`",
         "the tokenizer is copied again: a slower warm start",
-        "`vllm_engine/test_same_as_plain.py`",
-    ),
-    (
-        "`patches/early_engine.py:_replace_init`",
-        "`AsyncLLM.__init__` makes renderer, input processor and client by names of its module",
-        "the hook does not fit, or vLLM gets a second client and the first one is stopped",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
@@ -167,7 +163,7 @@ _SHAPES: Final = (
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
-        "`vllm/api_server_imports.py:_get_source`",
+        "`imports/cheap_calls.py:_get_source`",
         "torch counts the frames up to the code that defines an operator, as `inspect.stack` does",
         "the hook does not fit; else an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",
@@ -184,19 +180,19 @@ _SHAPES: Final = (
 
 _OPEN_CHANGES: Final = (
     (
-        ("command line", "API server's modules", "unused subcommands", "port", "serving", "drain", "engine's death"),
+        ("preloading", "unused imports", "port", "drain", "engine's death"),
         {"54653": "packages by domain: `vllm.entrypoints` moves to `vllm.frontend`"},
         "A hook follows a shim at the old place to its module (`place_of` in `hook.py`), and nothing is lost. Without "
         "shims: a plain start.",
     ),
     (
-        ("serving", "probes while serving"),
+        ("port", "probes while serving"),
         {"50282": "uvicorn starts before the engine"},
         "READY=1, `ps` and the report of the start would come before the engine is ready: `uvicorn.Server.startup` "
         "is no sign of readiness then.",
     ),
     (
-        ("serving",),
+        ("port",),
         {"57637": "vLLM sends READY=1"},
         "vLLM does not see NOTIFY_SOCKET: the launcher sends it once. In a plain start, both do.",
     ),
@@ -206,17 +202,17 @@ _OPEN_CHANGES: Final = (
         "vLLM's `errored` decides alone: the server lives as long as vLLM does not count the engine as dead.",
     ),
     (
-        ("process start", "workers' modules"),
+        ("forks",),
         {"58183": "an executor that checkpoints workers"},
         "Workers that it starts with `get_mp_context` are forked; others are new programs, as in plain vLLM.",
     ),
     (
-        ("workers' modules",),
+        ("preload profile",),
         {"41286": "Model Runner V1 goes"},
         "The built-in list has V2 since 0.29; the hook does not need V1.",
     ),
     (
-        ("late imports", "unused subcommands"),
+        ("unused imports",),
         {"57310": "`torch._inductor` is imported late by vLLM itself", "40328": "imports of the API server"},
         "What is not imported any more cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
     ),
@@ -244,7 +240,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 
 
 def _hook_names(names: tuple[str, ...]) -> str:
-    unknown = {*names} - {hook.name for hook in HOOKS}
+    unknown = {*names} - PARTS.keys()
     assert not unknown, f"no hooks: {unknown}"
     return ", ".join(names)
 
@@ -339,9 +335,15 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
     return f"`{variable.name}`", kind, _default_cell(default), variable.description
 
 
-def _hook_row(hook: Hook) -> tuple[str, ...]:
+def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
+    hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
-    return name, hook.does, _releases(hook), hook.without
+    why = [text for text in (hook.gain and f"gain: {hook.gain}", hook.promise and f"promise: {hook.promise}") if text]
+    return name, hook.does, "; in part ".join(dict.fromkeys(map(_releases, parts))), hook.without, "; ".join(why)
+
+
+def _needs(parts: Sequence[Hook]) -> Iterator[str]:
+    return (f"`{need}`" for need in dict.fromkeys(need for hook in parts for need in hook.needs))
 
 
 def _releases(hook: Hook) -> str:

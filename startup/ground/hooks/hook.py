@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
-Part: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
+StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
 """What else VCLI_LEAVE_OUT can name: importing from one file; all stand-ins and delays of imports; keeping
 vLLM from the hub if all is on disk; the priority of the process that answers probes."""
 
@@ -139,12 +139,24 @@ class Hook:
     without: str
     """What is lost without the hook."""
     needs: tuple[Need, ...]
+    gain: str = ""
+    """Its measured gain, with a figure of docs/figures.md: times with it, divided by times without it."""
+    promise: str = ""
+    """The promise of the documentation that it keeps. A hook has a gain, a promise, or both."""
     is_essential: bool = False
     """Whether vLLM starts without preloading if this hook does not fit."""
     since: Release | None = None
     """The first vLLM release that needs the hook; None if all supported ones do."""
     until: Release | None = None
     """The last vLLM release that needs the hook; None if the newest does."""
+
+    def __post_init__(self) -> None:
+        if not (self.gain or self.promise):
+            raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
+
+    def part(self, *needs: Need, since: Release | None = None, until: Release | None = None) -> "Hook":
+        """Another change for the same purpose; it is left out alone where only its own needs are missing."""
+        return replace(self, needs=needs, since=since, until=until)
 
     def is_for(self, release: Release) -> bool:
         """Whether this release of vLLM needs the hook."""
@@ -159,15 +171,17 @@ class Hook:
         Raises:
             UnfitHookError: the hook does not fit and is essential.
         """
-        if self.name in _left_out or self.name in env.VCLI_LEAVE_OUT.get():
+        if self in _unfit or self.name in env.VCLI_LEAVE_OUT.get():
+            return False
+        if _State.release is not None and not self.is_for(_State.release):
             return False
         if (problem := next(self.problems(), None)) is None:
             return True
         if self.is_essential:
             raise UnfitHookError(f"the hook {self.name!r} does not fit this version ({problem})")
-        _left_out.add(self.name)
-        _unfit.append(self.name)
-        if not _State.is_silent:
+        is_known = self.name in unfit()
+        _unfit[self] = None
+        if not (is_known or _State.is_silent):
             log_unfit([self.name])
         return False
 
@@ -186,39 +200,41 @@ class Hook:
         return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
 
 
-def uses(part: Part) -> bool:
+def uses(part: StartPart) -> bool:
     """Whether VCLI_LEAVE_OUT does not name this part of the start."""
     return part not in env.VCLI_LEAVE_OUT.get()
 
 
-def names_without(part: Part) -> str:
+def names_without(part: StartPart) -> str:
     """The value of VCLI_LEAVE_OUT for a start that does not use the part, either."""
     return ",".join(sorted({*env.VCLI_LEAVE_OUT.get(), part}))
 
 
-_left_out: Final[set[str]] = set()
-_unfit: Final[list[str]] = []
-"""Those of them that do not fit."""
+_unfit: Final[dict["Hook", None]] = {}
+"""The hooks that were found not to fit, in this order."""
 _met: Final[set[Need]] = set()
 
 
 class _State:
+    release: Release | None = None
     is_silent = False
 
 
-def leave_out(names: Iterable[str]) -> None:
-    """From now on, the hooks with these names do not apply in this process and its forks."""
-    _left_out.update(names)
+def place_only_for(release: Release) -> None:
+    """From now on, this process and its forks place no hooks for other releases of vLLM."""
+    _State.release = release
 
 
-def left_out() -> tuple[str, ...]:
-    """The names of these hooks, in alphabetical order."""
-    return tuple(sorted(_left_out))
+def leave_out_misfits(hooks: Iterable[Hook]) -> None:
+    """Leaves out those that do not fit as far as it is known without an import; one line names them."""
+    _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
+    if _unfit:
+        log_unfit(unfit())
 
 
 def unfit() -> tuple[str, ...]:
-    """The names of those that were found not to fit."""
-    return tuple(_unfit)
+    """The names of the hooks that were found not to fit, in whole or in part."""
+    return tuple(sorted({hook.name for hook in _unfit}))
 
 
 def find_unfit_silently() -> None:

@@ -50,6 +50,22 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
         handler.setFormatter(TextFormatter(role))
 
 
+def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
+    """Logs the records of a launcher of vLLM to standard error; the root logger and vLLM's stay unchanged."""
+    handler = logging.StreamHandler(real_stderr())
+    if log_format == "json":
+        from startup.ground.logs.json_lines import JsonFormatter
+
+        handler.setFormatter(JsonFormatter(role, phase))
+    else:
+        handler.setFormatter(TextFormatter(role))
+    for package in ("startup", "server"):
+        ours = logging.getLogger(package)
+        ours.handlers[:] = [handler]
+        ours.propagate = False
+        ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+
+
 def log_options_of_environment() -> LogOptions:
     """The options of a process that has no flags for them."""
     return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=cast("LogFormat", env.VCLI_LOG_FORMAT.get()))

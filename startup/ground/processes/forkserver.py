@@ -26,7 +26,7 @@ from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.gpu_driver import initialized_driver
 from base.machine.processes import is_alive
 from envs import foreign
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.ground.hooks.hook import Name, Text
 from startup.ground.processes import interpreter
 from startup.ground.processes.child_watch import ChildWatch
 from startup.ground.processes.forkserver_watch import ended_if_it_hangs
@@ -46,20 +46,15 @@ from startup.ground.processes.new_program import (
 
 _UNPICKLES: Final = "--multiprocessing-fork"
 """The last word of a program that unpickles a process object."""
-FORKSERVER: Final = Hook(
-    "forkserver",
-    does="runs the programs of multiprocessing's `spawn` in forks, whose end the forkserver reports",
-    without="every process imports vLLM itself",
-    needs=(
-        START_PROGRAM,
-        EXIT_FUNCTION,
-        Text(("multiprocessing.spawn",), rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
-        Name("multiprocessing.popen_spawn_posix", "Popen"),
-        Name("multiprocessing.popen_forkserver", "Popen"),
-        Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
-    ),
-    is_essential=True,
+NEEDS: Final = (
+    START_PROGRAM,
+    EXIT_FUNCTION,
+    Text(("multiprocessing.spawn",), rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
+    Name("multiprocessing.popen_spawn_posix", "Popen"),
+    Name("multiprocessing.popen_forkserver", "Popen"),
+    Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
 )
+"""What runs programs of multiprocessing's `spawn` in forks, whose end the forkserver reports."""
 
 logger = logging.getLogger(__name__)
 

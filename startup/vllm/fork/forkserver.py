@@ -18,7 +18,7 @@ from typing import Any, Final
 from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.processes.death_pipe import arm
-from startup.ground.processes.forkserver import ForkedPopen, install
+from startup.ground.processes.forkserver import NEEDS, ForkedPopen, install
 from startup.ground.processes.new_program import Program, without_main_module
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.vllm.fork.child_state import ChildState
@@ -29,16 +29,17 @@ from startup.vllm.probes.rust_frontend import follows_rust_frontend
 from startup.vllm.probes.serving_events import report_serving
 from startup.vllm.probes.serving_parts import ChildLink
 
-PROCESS_START: Final = Hook(
-    "process start",
-    does="forks engines, workers and API servers from the forkserver where vLLM uses `spawn`",
+FORKS: Final = Hook(
+    "forks",
+    does="forks engines, workers and API servers from the forkserver where vLLM uses multiprocessing's `spawn`",
     without="every process imports vLLM itself",
+    gain="0.16 (0.15–0.18) of a start of `vllm serve`, with all other hooks",
     needs=(
+        *NEEDS,
         Text(("vllm.utils.system_utils",), r"def get_mp_context\(.*?multiprocessing\.get_context\(", "get_mp_context"),
         Text(("vllm.envs",), r'"VLLM_WORKER_MULTIPROC_METHOD"', "VLLM_WORKER_MULTIPROC_METHOD"),
         Text(("vllm.v1.engine.utils",), r"get_mp_context\(\)", "a start of engines with get_mp_context"),
         Name("multiprocessing.popen_fork", "Popen._send_signal", ("sig",)),
-        Name("multiprocessing.context", "SpawnProcess"),
     ),
     is_essential=True,
 )

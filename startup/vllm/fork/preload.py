@@ -21,7 +21,8 @@ from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
 from startup.compiled_models.exchange import Exchange  # noqa: E402
 from startup.compiled_models.vllm_hooks import report_compiled_models  # noqa: E402
-from startup.ground.hooks.hook import find_unfit_silently, leave_out, unfit, uses  # noqa: E402
+from startup.ground.hooks.hook import find_unfit_silently, place_only_for, unfit, uses  # noqa: E402
+from startup.ground.logs.setup import configure_own_loggers  # noqa: E402
 from startup.ground.processes import group_signals  # noqa: E402
 from startup.ground.processes.death_pipe import follow_parent  # noqa: E402
 from startup.ground.processes.forkserver import refuse_forks  # noqa: E402
@@ -34,23 +35,23 @@ from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
-from startup.vllm.patches.frozen_heap import keep_heap_frozen  # noqa: E402
-from startup.vllm.patches.graph_memory import remember_graph_memory  # noqa: E402
-from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
+from startup.vllm.patches.compiler_keys import keep_triton_key  # noqa: E402
+from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory  # noqa: E402
+from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
-from startup.vllm.patches.model_caches import keep_triton_key, load_tokenizer_late  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
+from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:
     if (launcher := env.VCLI_API_PROCESS.get()) is not None:
         follow_parent(launcher)
-    log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
-    leave_out(plan.left_out)
+    configure_own_loggers("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
+    place_only_for(plan.release)
     find_unfit_silently()
     find_title_memory()
     journal = Journal(Path(plan.folder))

@@ -4,7 +4,7 @@ import atexit
 import io
 import os
 import sys
-from multiprocessing import context, popen_fork, process
+from multiprocessing import get_context, popen_fork, process
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ def record_spawns(record: OutputRecord) -> None:
         return _restore, (str(record.folder), self.name, buffer.getvalue())
 
     popen_fork.Popen.poll = poll_and_record  # type: ignore[method-assign]
-    context.SpawnProcess.__reduce_ex__ = reduce  # type: ignore[method-assign,assignment]
+    get_context("spawn").Process.__reduce_ex__ = reduce  # type: ignore[method-assign,assignment]
 
 
 def begin_fork(record: OutputRecord, name: str, parent_pid: int) -> None:

@@ -31,7 +31,8 @@ from startup.ground import start_origin
 from startup.ground.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.ground.config import VllmOptions
 from startup.ground.errors import StartupError
-from startup.ground.hooks.hook import UnfitHookError, left_out, log_unfit, names_without, uses
+from startup.ground.hooks.hook import UnfitHookError, log_unfit, names_without, unfit, uses
+from startup.ground.logs.setup import configure_own_loggers
 from startup.ground.processes import group_signals
 from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
 from startup.ground.processes.quick_end import call_last, end_without_finalizing
@@ -71,12 +72,13 @@ from startup.vllm.launch.plain_start import (
 )
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
-from startup.vllm.patches.early_engine import EngineWait, notice_engine_death, start_engine_early
-from startup.vllm.patches.json_logs import log_as, log_as_json, omit_prefixes_in_json
-from startup.vllm.patches.model_caches import reuse_tokenizer
+from startup.vllm.patches.engine_wait import EngineWait
+from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
+from startup.vllm.patches.tokenizers import reuse_tokenizer
+from startup.vllm.probes.engine_death import notice_engine_death
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 from startup.vllm.probes.serving_parts import ServingParts
@@ -106,7 +108,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     environment = foreign.snapshot()
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
-    log_as("launcher", options.log_format)
+    configure_own_loggers("launcher", options.log_format)
     line = CommandLine.of(options.words)
     if not line.is_for_help:
         ensure_temp_folder()
@@ -197,7 +199,7 @@ class _VllmStart:
         self._listen()
         session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
         self._begin_download()
-        log_as("launcher", self._options.log_format, session.phase)
+        configure_own_loggers("launcher", self._options.log_format, session.phase)
         session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
         leave_out_unfit(self._vllm)
         self._begin_records()
@@ -366,7 +368,6 @@ class _VllmStart:
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()
-        start_engine_early(wait)
         reuse_tokenizer()
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:
@@ -419,7 +420,7 @@ class _VllmStart:
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
-        if names := recordings.unfit.difference(left_out()):
+        if names := recordings.unfit.difference(unfit()):
             log_unfit(sorted(names))
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()

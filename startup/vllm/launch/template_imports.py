@@ -18,6 +18,7 @@ from startup.compiled_models.vllm_hooks import prepare_compiled_models
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
+from startup.ground.hooks.hook import place_only_for
 from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
 from startup.ground.serve_words import ServeWords, is_eager
 from startup.imports.gpu_guard import driver_kept_uninitialized
@@ -32,18 +33,17 @@ from startup.vllm.fork.preload_profile import (
     plan_preload,
     platform_modules,
 )
-from startup.vllm.launch.hooks import leave_out_unneeded
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
-from startup.vllm.patches.frozen_heap import keep_heap_frozen
-from startup.vllm.patches.graph_memory import remember_graph_memory
+from startup.vllm.patches.compiler_keys import fill_compiler_keys, keep_triton_key
+from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
-from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys, keep_triton_key
 from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
+from startup.vllm.patches.tokenizers import KeptTokenizers
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
@@ -75,7 +75,7 @@ class TemplateImports:
         self._profiles = self._usable_profiles()
         known = [name for profile in self._profiles for name in profile.engine_modules]
         self._compiler: CompilerTime = compiler_time(known, is_eager=is_eager)
-        self._caches = ModelCaches()
+        self._tokenizers = KeptTokenizers()
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -98,7 +98,7 @@ class TemplateImports:
         """
         was_enabled = gc.isenabled()
         gc.disable()
-        leave_out_unneeded(self._vllm)
+        place_only_for(self._vllm.release)
         prepare_spans()
         prepare_compiled_models()
         prepare_temp_files()
@@ -121,7 +121,7 @@ class TemplateImports:
             models = self._folders(self._profiles)
             for model in models:
                 import_leniently(model_modules(model))
-        self._caches.fill(models)
+        self._tokenizers.fill(models)
         if self._compiler == "now":
             fill_compiler_keys()
         if was_enabled:
@@ -130,21 +130,24 @@ class TemplateImports:
     def why_cold(self, words: Sequence[str]) -> str | None:
         """Why a server with these words after `serve` needs imports of its own; None if it does not.
 
-        Called in each fork; caches of models whose files have changed are emptied.
+        Called in each fork.
         """
-        self._caches.drop_changed()
+        if (changed := self._tokenizers.changed()) is not None:
+            return f"the standby's imports are out of date: {changed} has changed"
         try:
             return self._why_cold(CommandLine.of(ServeWords(words).engine_words))
         except Exception as err:  # noqa: BLE001 - a cold start reports invalid words and variables
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """What starts have recorded since the imports: modules, or a model that fits in; None if nothing."""
+        """What is new since the imports: modules, a model that fits in, a model's files; None if nothing."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
             return f"starts have learned of {num_missing} more modules"
-        known = self._caches.models
+        if (changed := self._tokenizers.changed()) is not None:
+            return f"{changed} has changed"
+        known = self._tokenizers.models
         new = [model for model in self._folders(profiles) if model not in known]
         if new and len(known) < len(self._models) + _MAX_STARTED_MODELS:
             return f"{new[0]} was started"
@@ -152,7 +155,7 @@ class TemplateImports:
 
     def _why_cold(self, line: CommandLine) -> str | None:
         if line.has(*_CHANGING_TOKENIZERS):
-            self._caches.drop_pools()
+            self._tokenizers.drop_pools()
         if (plain := plain_start_reason(self._vllm, line)) is not None:
             return f"vLLM starts without preloading: {plain.text}"
         method = env.VLLM_WORKER_MULTIPROC_METHOD.get()

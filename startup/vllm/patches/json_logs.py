@@ -16,7 +16,6 @@ from base.access_log import ACCESS_LOGGER
 from envs import foreign
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.ground.logs.formatters import RoleFormatter, TextFormatter
 from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.ground.logs.setup import real_stderr
 from startup.imports.finder import wrap_after_import
@@ -24,27 +23,16 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
-STREAM_PREFIXES: Final = Hook(
-    "prefixes of streams",
-    does="leaves out the process's name that vLLM writes before each line, in JSON logs",
-    without="JSON logs are invalid",
-    needs=(_DECORATE_LOGS,),
-    until=(0, 30),
-)
-
 JSON_LOGS: Final = Hook(
     "JSON logs",
-    does="configures vLLM's log (`--log-format json`)",
-    without="`--log-format json` applies only to the launcher's own lines",
+    does="configures vLLM's log, with the processes' names in its records and not before its lines",
+    without="`--log-format json` applies only to the launcher's own lines, or processes have multiprocessing's names",
+    promise="`--log-format json`: each line of each process is JSON",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )
-
-PROCESS_NAMES: Final = Hook(
-    "names of processes in logs",
-    does="takes the process's name from log records, in JSON logs",
-    without="JSON logs have multiprocessing's names",
-    needs=(Text(("vllm.logger",), r"record\.vllm_process_name\b", "vllm_process_name"),),
-    since=(0, 31),
+STREAM_PREFIXES: Final = JSON_LOGS.part(_DECORATE_LOGS, until=(0, 30))
+PROCESS_NAMES: Final = JSON_LOGS.part(
+    Text(("vllm.logger",), r"record\.vllm_process_name\b", "vllm_process_name"), since=(0, 31)
 )
 
 _FILE: Final = "logging.json"
@@ -157,20 +145,3 @@ def _json_formatters() -> list[VllmJsonFormatter]:
     loggers = (logging.getLogger(name) for name in (None, "vllm", "uvicorn", "uvicorn.access"))
     formatters = {handler.formatter for logger in loggers for handler in logger.handlers}
     return [formatter for formatter in formatters if isinstance(formatter, VllmJsonFormatter)]
-
-
-def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Sends the records of our packages to standard error; the root logger and vLLM's stay unchanged."""
-    handler = logging.StreamHandler(real_stderr())
-    handler.setFormatter(_create_formatter(role, log_format, phase))
-    for package in ("startup", "server"):
-        ours = logging.getLogger(package)
-        ours.handlers[:] = [handler]
-        ours.propagate = False
-        ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
-
-
-def _create_formatter(role: str, log_format: str, phase: Callable[[], str]) -> RoleFormatter:
-    if log_format == "json":
-        return JsonFormatter(role, phase)
-    return TextFormatter(role)

@@ -20,23 +20,15 @@ from startup.imports.finder import wrap_after_import
 _RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))
 _LOAD_PLUGINS: Final = Name("vllm.plugins", "load_general_plugins", ())
 MODEL_INSPECTION: Final = Hook(
-    "model inspection",
-    does="inspects a model's class in a fork instead of a new program",
-    without="the first start of a model takes some seconds more",
-    needs=(_RUN_IN_SUBPROCESS, _LOAD_PLUGINS, Name("cloudpickle")),
+    "model's class",
+    does="inspects it in a fork instead of a new program, and imports it in the forkserver",
+    without="the first start of a model takes some seconds more, in which each worker imports it",
+    gain="0.42 (0.31–0.49) of the first start of a model",
+    needs=(_RUN_IN_SUBPROCESS, _LOAD_PLUGINS),
 )
 
-_MODEL_REGISTRY: Final = Name("vllm.model_executor.models.registry", "ModelRegistry")
-MODEL_MODULES: Final = Hook(
-    "model's modules",
-    does="imports the model's class in the forkserver",
-    without="each worker of a first start imports it",
-    needs=(
-        _MODEL_REGISTRY,
-        Name(_MODEL_REGISTRY.module, "_ModelRegistry.models"),
-        Name(_MODEL_REGISTRY.module, "_LazyRegisteredModel.module_name"),
-    ),
-)
+_MODELS: Final = Name(_RUN_IN_SUBPROCESS.module, "ModelRegistry.models")
+MODEL_MODULES: Final = MODEL_INSPECTION.part(_MODELS, Name(_MODELS.module, "_LazyRegisteredModel.module_name"))
 
 _TIMEOUT_S: Final = 120.0
 
@@ -95,14 +87,14 @@ def model_modules(model: Path) -> list[str]:
         return []
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
         config = read_json((model / "config.json").read_bytes())
-        known = _MODEL_REGISTRY.get(importlib.import_module(_MODEL_REGISTRY.module)).models
+        known = _MODELS.get(importlib.import_module(_MODELS.module))
         return [known[name].module_name for name in config["architectures"] if name in known]
     return []
 
 
 def inspect_models(modules: Sequence[str]) -> None:
     """Makes vLLM inspect the classes in these modules of models, and cache the results."""
-    for known in _MODEL_REGISTRY.get(importlib.import_module(_MODEL_REGISTRY.module)).models.values():
+    for known in _MODELS.get(importlib.import_module(_MODELS.module)).values():
         if getattr(known, "module_name", None) in modules:
             with suppress(Exception):  # the first start inspects it
                 known.inspect_model_cls()

@@ -1,25 +1,15 @@
 """Hands the launcher's listening socket to vLLM.
 
 vLLM binds its socket itself, in several places, and passes it to its API servers. So `socket.bind` is
-replaced: binding the listener's address in this process gives a duplicate of the listener.
+replaced: binding the listener's address in this process gives a duplicate of the listener. That vLLM binds in
+this way is checked by the hook `port` (`startup.vllm.probes.serving_events`).
 """
 
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
-
-from startup.ground.hooks.hook import Hook, Text
-from startup.vllm.probes.serving_events import LAUNCHER
-
-PORT: Final = Hook(
-    "port",
-    does="gives vLLM the listening socket when it binds its address",
-    without="probes cannot be answered before vLLM serves",
-    needs=(Text(LAUNCHER, r"^    sock\.bind\(", "sock.bind()"),),
-    is_essential=True,
-)
+from typing import Any
 
 
 @contextmanager

@@ -19,6 +19,7 @@ PROCESS_TITLES: Final = Hook(
     "process titles",
     does="shows the titles of vLLM's processes in forks of a standby",
     without="`ps` shows the command line of the standby",
+    promise="`ps` shows the titles that vLLM gives its processes, in warm starts, too",
     needs=(_SET_TITLE,),
 )
 

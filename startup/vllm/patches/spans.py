@@ -16,6 +16,7 @@ SPANS: Final = Hook(
     "spans",
     does="times the functions that vLLM marks with `@instrument`",
     without="the report of the start has no phases inside vLLM, and modules are recorded at readiness only",
+    promise="the report of a start, `/startupz` and `explain` name phases inside of vLLM",
     needs=(_INSTRUMENT,),
 )
 

@@ -21,6 +21,7 @@ TEMP_FILES: Final = Hook(
     "temporary files",
     does="puts the sockets and rendezvous files of vLLM's processes into a folder that is removed",
     without="they stay in TMPDIR",
+    promise="a server that ends or is stopped leaves no temporary files",
     needs=(_SOCKET, _RENDEZVOUS),
 )
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"

@@ -98,7 +98,7 @@ async def ask_app(server: Any, path: str) -> AppAnswer | None:
     path = f"{config.root_path}{path}"
     scope = {
         "type": "http",
-        "asgi": {"version": config.asgi_version, "spec_version": "2.3"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "GET",
         "scheme": "http",

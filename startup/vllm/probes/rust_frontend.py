@@ -33,10 +33,9 @@ RUST_FRONTEND: Final = Hook(
     does="lets engines register with vLLM's Rust frontend once the responder accepts no more, reports its readiness, "
     "and ends it with the launcher",
     without="vLLM starts without preloading if VLLM_USE_RUST_FRONTEND is set",
+    gain="0.16 (0.16–0.23) of a start of `vllm serve` with its Rust frontend, with all other hooks",
     needs=(
-        _INIT,
         Name(_INIT.module, "RustFrontendProcessManager.shutdown", ("timeout",)),
-        Name("subprocess", "Popen"),
         Text(
             (_INIT.module,), r"def __init__\(\s*self,\s*binary_path: str,\s*sock: Any,\s*args:", "its first arguments"
         ),

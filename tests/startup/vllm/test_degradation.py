@@ -113,7 +113,7 @@ def test_vllm_with_another_uvicorn_starts_plain(folder):
         assert start.responders() == start.forkservers() == []
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
-        assert "the hook 'serving' does not fit this version (uvicorn.server has no Server.startup)" in warning
+        assert "the hook 'port' does not fit this version (uvicorn.server has no Server.startup)" in warning
         assert "starts again without preloading" in warning
         assert start.lines_with("Traceback") == []
     with FakeStart(folder, env=environment(folder, fake)) as start:

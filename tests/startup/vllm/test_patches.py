@@ -22,8 +22,8 @@ from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
-from startup.vllm.patches.model_caches import MODEL_CACHES, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.patches.port import reuse_listener
+from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, KeptTokenizers, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.probes.drain import DrainedApp
 from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
@@ -210,9 +210,22 @@ def other_function(model_config):
 
 @pytest.mark.parametrize(("attribute", "fits"), [("hf_config", True), ("hf_config_path", False), ("loader", False)])
 def test_a_function_that_reads_an_unknown_attribute_gets_no_small_object(attribute, fits, toys):
-    (text,) = (need for need in MODEL_CACHES.needs if isinstance(need, Text))
+    (text,) = (need for need in KEPT_TOKENIZERS.needs if isinstance(need, Text))
     toys.write("toy_tokenizers.registry", _REGISTRY.format(attribute))
     assert replace(text, modules=("toy_tokenizers.registry",)).is_found() == fits
+
+
+def test_a_model_whose_files_have_changed_since_its_tokenizer_was_kept_is_named(toys, tmp_path):
+    toys.write("vllm.tokenizers.registry", "def cached_tokenizer_from_config(model_config): return model_config.model")
+    toys.fit(KEPT_TOKENIZERS)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_text("{}")
+    kept = KeptTokenizers()
+    kept.fill([model])
+    assert (kept.models, kept.changed()) == ([model], None)
+    (model / "tokenizer.json").write_text('{"changed": true}')
+    assert kept.changed() == model
 
 
 _PROCESSORS = """
@@ -328,7 +341,7 @@ async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_en
 
 _WITH_FROZEN_HEAP = """
 import gc, json
-from startup.vllm.patches.frozen_heap import keep_heap_frozen
+from startup.vllm.patches.cuda_graphs import keep_heap_frozen
 keep_heap_frozen()
 from vllm.utils.gc_utils import freeze_gc_for_cudagraph_capture
 imported = [[]]
@@ -351,7 +364,7 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
 _WITH_GRAPHS = """
 import json, sys
 from types import SimpleNamespace as Config
-from startup.vllm.patches.graph_memory import remember_graph_memory
+from startup.vllm.patches.cuda_graphs import remember_graph_memory
 remember_graph_memory()
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 import vllm.v1.worker.startup_plan
@@ -386,7 +399,7 @@ def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memo
 
 
 _WITH_TRITON = """
-from startup.vllm.patches.model_caches import keep_triton_key
+from startup.vllm.patches.compiler_keys import keep_triton_key
 keep_triton_key()
 import triton.runtime.cache as cache
 print(cache.triton_key(), cache.triton_key(), cache.num_computed)

@@ -4,8 +4,8 @@ import ast
 import importlib
 import itertools
 import logging
+import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,9 +16,8 @@ import pytest
 from startup.ground.hooks import hook as hook_module
 from startup.ground.hooks.hook import Hook, Name, Need, Text, UnfitHookError, unfit
 from startup.ground.processes import forkserver, new_program
-from startup.ground.processes.forkserver import FORKSERVER
 from startup.imports.finder import after_import, wrap_after_import
-from startup.vllm.launch.hooks import HOOKS, find_obstacle, names_that_cannot_be_left_out
+from startup.vllm.launch.hooks import HOOKS, PARTS, find_obstacle, names_that_cannot_be_left_out
 from tests.support.cli import python_output
 
 _MODULE = """
@@ -67,15 +66,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for module, source in _SOURCES.items():
         (tmp_path / name / f"{module}.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(hook_module, "_left_out", set())
-    monkeypatch.setattr(hook_module, "_unfit", [])
+    monkeypatch.setattr(hook_module, "_unfit", {})
+    monkeypatch.setattr(hook_module._State, "release", None)
     yield name
     for module in [each for each in sys.modules if each.partition(".")[0] == name]:
         del sys.modules[module]
 
 
 def _hook(*needs: Need, is_essential: bool = False) -> Hook:
-    return Hook("planted", does="something", without="nothing", needs=needs, is_essential=is_essential)
+    return Hook("planted", does="something", without="nothing", gain="much", needs=needs, is_essential=is_essential)
 
 
 def _in_module(path: str, *parameters: str, module: str = "module") -> Name:
@@ -170,7 +169,7 @@ def test_an_essential_hook_ends_the_import(package):
 def test_a_module_that_is_being_imported_is_not_checked(package, tmp_path):
     (tmp_path / package / "module.py").write_text(
         "from startup.ground.hooks.hook import Hook, Name\n"
-        f"hook = Hook('planted', does='', without='', needs=(Name('{package}.module', 'late'),))\n"
+        f"hook = Hook('planted', does='', without='', gain='much', needs=(Name('{package}.module', 'late'),))\n"
         "early = hook.applies\nlate = 1\n"
     )
     module = importlib.import_module(f"{package}.module")
@@ -178,19 +177,51 @@ def test_a_module_that_is_being_imported_is_not_checked(package, tmp_path):
 
 
 def test_this_python_has_what_essential_hooks_need():
-    for need in FORKSERVER.needs:
+    for need in forkserver.NEEDS:
         importlib.import_module(need.modules[0])
     assert find_obstacle() is None
 
 
+def test_a_part_is_left_out_alone(package, monkeypatch, caplog):
+    whole = _hook(_of(CALL, package))
+    broken, fine = whole.part(Name(f"{package}.absent")), whole.part(Name(f"{package}.module", "VALUE"))
+    assert [hook.applies for hook in (whole, broken, fine)] == [True, False, True]
+    assert unfit() == ("planted",)
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "planted")
+    assert [hook.applies for hook in (whole, broken, fine)] == [False, False, False]
+
+
+def test_a_part_for_other_releases_is_not_placed(package, caplog):
+    whole = _hook(_of(CALL, package))
+    old, new = (
+        whole.part(Name(f"{package}.absent"), until=(0, 30)),
+        whole.part(Name(f"{package}.module"), since=(0, 31)),
+    )
+    hook_module.place_only_for((0, 32))
+    assert [hook.applies for hook in (whole, old, new)] == [True, False, True]
+    assert unfit() == ()
+
+
 def test_names_are_unique_and_every_hook_is_described():
-    assert [name for name, number in Counter(hook.name for hook in HOOKS).items() if number > 1] == []
+    assert sum(map(len, PARTS.values())) == len(HOOKS)
     assert [hook.name for hook in HOOKS if not (hook.does and hook.without and hook.needs)] == []
 
 
-def test_a_variable_leaves_hooks_out(monkeypatch):
-    monkeypatch.setenv("VCLI_LEAVE_OUT", "spans, late imports")
-    assert [hook.name for hook in HOOKS if not hook.applies] == ["late imports", "spans"]
+def test_a_hook_has_a_gain_or_keeps_a_promise():
+    with pytest.raises(ValueError, match="'planted' has no measured gain and keeps no promise"):
+        Hook("planted", does="something", without="nothing", needs=())
+
+
+def test_the_gains_are_those_of_the_page_of_figures():
+    page = (ROOT / "docs" / "figures.md").read_text()
+    figures = {hook.name: re.findall(r"\d\.\d\d \([^)]*\)", hook.gain) for hook in HOOKS if hook.gain}
+    assert [name for name, found in figures.items() if not found] == []
+    assert [figure for found in figures.values() for figure in found if figure not in page] == []
+
+
+def test_a_variable_leaves_hooks_out_with_their_parts(monkeypatch):
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "spans, unused imports")
+    assert [hook.name for hook in HOOKS if not hook.applies] == ["unused imports", "unused imports", "spans"]
     assert names_that_cannot_be_left_out({"spans", "port", "early", "import file"}) == ["early", "port"]
 
 
@@ -198,7 +229,7 @@ def test_the_internals_of_multiprocessing_that_are_used_are_declared():
     """But for names that `__all__` of their module has."""
     modules = {name: import_module(f"multiprocessing.{name}") for name in ("popen_spawn_posix", "popen_forkserver")}
     modules |= {name: import_module(f"multiprocessing.{name}") for name in ("spawn", "util", "resource_tracker")}
-    declared = {part for need in FORKSERVER.needs if isinstance(need, Name) for part in need.path.split(".")}
+    declared = {part for need in forkserver.NEEDS if isinstance(need, Name) for part in need.path.split(".")}
     used = {
         node.attr
         for module in (forkserver, new_program)
@@ -211,7 +242,7 @@ def test_the_internals_of_multiprocessing_that_are_used_are_declared():
 
 def test_every_declared_hook_is_in_the_table():
     texts = [path.read_text() for path in (ROOT / "startup").rglob("*.py")]
-    assert sum(text.count(": Final = Hook(") for text in texts) == len(HOOKS)
+    assert sum(text.count(": Final = Hook(") for text in texts) == len(PARTS)
 
 
 def test_hooks_are_declared_without_importing_what_they_are_about():

@@ -24,7 +24,7 @@ _FRAMES = {
     "main": f"{_ROOT}/startup/ground/processes/forkserver.py",
     "wrapper": f"{_ROOT}/startup/vllm/patches/spans.py",
     "finder": f"{_ROOT}/startup/imports/finder.py",
-    "wheel": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/early_engine.py",
+    "wheel": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/engine_wait.py",
     "late": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/late_imports.py",
     "embedded": f"{_ROOT}/startup/embedded/engine_process.py",
     "other": f"{_SITE}/startup/main.py",

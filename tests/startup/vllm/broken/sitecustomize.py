@@ -83,8 +83,8 @@ def _cannot_be_executed():
     _posixsubprocess.fork_exec = execute_others
 
 
-def _without_phases(*known):
-    """Our wrapper of vLLM's functions raises KeyError in forks, but for functions of these names."""
+def _without_phases(*known, in_forks=True):
+    """Our wrapper of vLLM's functions raises KeyError in forks or in the API server, but for these names."""
     phases = dict.fromkeys(known, nullcontext())
     record = SimpleNamespace(phase=phases.__getitem__)
 
@@ -96,12 +96,8 @@ def _without_phases(*known):
 
         spans.record_spans = record_spans
 
-    if _IS_FORKSERVER:
+    if in_forks == _IS_FORKSERVER:
         _after_import("startup.vllm.patches.spans", change)
-
-
-def _without_early_start(early_engine):
-    del early_engine._EarlyStart.processor
 
 
 def _without_system_calls():
@@ -163,7 +159,7 @@ _OF_ALL = {
     ),
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
-    "patch in API server": lambda: _after_import("startup.vllm.patches.early_engine", _without_early_start),
+    "patch in API server": lambda: _without_phases(in_forks=False),
     "step of the launcher": lambda: _after_import(
         "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
     ),

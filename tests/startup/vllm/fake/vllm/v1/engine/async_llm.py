@@ -6,12 +6,7 @@ from typing import Any
 
 from vllm.config import EngineConfig
 from vllm.v1.engine.core_client import EngineCoreClient
-from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
-
-
-def renderer_from_config(config: EngineConfig | None) -> str:
-    return f"the renderer of {config.model if config else None}"
 
 
 class AsyncLLM:
@@ -26,8 +21,6 @@ class AsyncLLM:
     ) -> None:
         self.log_stats = log_stats
         self.vllm_config = vllm_config
-        renderer = renderer_from_config(self.vllm_config)
-        self.input_processor = InputProcessor(self.vllm_config, renderer)
         self.engine_core = EngineCoreClient.make_async_mp_client(
             vllm_config=vllm_config,
             executor_class=executor_class,

@@ -1,10 +1,14 @@
-"""Remembers how much GPU memory CUDA graphs need, instead of a capture of most of them in each start.
+"""What a start's capture of CUDA graphs costs: their memory is remembered, and the heap stays frozen.
 
 vLLM captures them once to measure that memory, subtracts it from the memory of the KV cache, and captures
 them again. The measurement takes about half as long as the capture. It depends on model, settings, GPU and
 driver: where they are the same, the KV cache gets the size that vLLM would measure. After the capture, the
 memory that the graphs have taken is compared with that in the start that measured. If it differs, the next
 start measures again.
+
+The forkserver has frozen its objects, so that a collection in a fork visits none of them. vLLM freezes the
+heap around each capture and unfreezes it afterwards. From then on, a collection visits a million objects: it
+takes a second, and copies the pages that forks share. At the end of its start vLLM freezes the heap for good.
 """
 
 import logging
@@ -14,9 +18,9 @@ from typing import Any, Final, NamedTuple
 from base.machine.nvml import read_gpus
 from envs import foreign
 from startup.ground.caches import Kept
-from startup.ground.hooks.hook import Hook, Name
+from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import after_import, place_variant, wrap_after_import
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +30,20 @@ _FINGERPRINT: Final = Name(
     "vllm.v1.worker.startup_plan", "compute_plan_fingerprint", ("vllm_config", "rank", "world_size")
 )
 GRAPH_MEMORY: Final = Hook(
-    "memory of CUDA graphs",
-    does="remembers how much memory CUDA graphs need",
-    without="each start captures most graphs twice, the first time to measure their memory",
+    "CUDA graphs",
+    does="remembers how much memory CUDA graphs need; keeps objects that exist when they are captured excluded from "
+    "garbage collection",
+    without="each start captures most graphs twice, the first time to measure their memory; afterwards, each "
+    "collection of a start visits all imported objects",
+    gain="0.77 (0.65–0.77) of a compiled start of the CUDA build, on a stand-in for the GPU",
     needs=(_MEASURE, _CAPTURE, _FINGERPRINT),
     since=(0, 33),
+)
+_FREEZE: Final = Name("vllm.utils.gc_utils", "freeze_gc_for_cudagraph_capture", ())
+FROZEN_HEAP: Final = GRAPH_MEMORY.part(
+    _FREEZE,
+    Text((_FREEZE.module,), r"gc\.unfreeze\(\)\n +gc\.collect\(\)", "gc.unfreeze() after a capture"),
+    since=(0, 32),
 )
 
 _FOLDER: Final = "graph-memory"
@@ -63,6 +76,12 @@ def remember_graph_memory() -> None:
     if GRAPH_MEMORY.applies:
         wrap_after_import(_MEASURE, _measured_once, GRAPH_MEMORY)
         wrap_after_import(_CAPTURE, _checked, GRAPH_MEMORY)
+
+
+def keep_heap_frozen() -> None:
+    """From now on, `gc.unfreeze()` of vLLM's captures has no effect, in this process and its forks."""
+    if FROZEN_HEAP.applies:
+        after_import(_FREEZE.module, lambda module: place_variant(module, "gc", unfreeze=lambda gc: None), FROZEN_HEAP)
 
 
 def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
