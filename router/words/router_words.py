@@ -119,8 +119,8 @@ def fault_of_model(flag: Flag) -> str | None:
         case "tls" | "port":
             return "it is of the port, which all models have together: give it on the command line"
         case "router":
-            is_ttl = flag.name == "--idle-stop"
-            return "ttl is its time without requests" if is_ttl else "it is a flag of the command line"
+            key = {"--idle-stop": "ttl", "--idle-sleep": "idle_sleep", "--on-swap": "on_swap"}.get(flag.name)
+            return f"the key {key} is for one model" if key else "it is a flag of the command line"
     return _ONE_SERVER if flag.name in flags_that_change("elsewhere") else None
 
 
