@@ -15,12 +15,17 @@ _DEVICES: Final[tuple[Device, ...]] = ("cuda", "rocm", "xpu")
 _RELOADED: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which `reload_weights` reads the files again."""
 _NOT_RELOADED: Final = (
-    "--quantization", "--speculative-config", "--enable-lora", "--cpu-offload-gb", "--offload-backend",
-    "--enable-eplb", "--hf-overrides", "--runner", "--convert", "--task", "--model-impl", "--trust-remote-code",
+    "--quantization", "--kv-cache-dtype", "--calculate-kv-scales", "--speculative-config", "--enable-lora",
+    "--cpu-offload-gb", "--offload-backend", "--hf-overrides", "--runner", "--convert", "--task", "--model-impl",
 )  # fmt: skip
 """Flags with which more than the checkpoint's own weights is on the GPU, or the same in another form."""
-_ONLY_ON_GPU: Final = ("quantization_config", "compression_config", "alibi", "kv_lora_rank", "attn_config", "auto_map")
-"""Keys of config.json of models that have tensors which neither a file nor a buffer holds."""
+_PLAIN: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
+"""Types of models that have only parameters on the GPU, which are reloaded, and buffers, which vLLM keeps.
+
+Others have further tensors, which are lost: slopes of ALiBi, products of MLA, maps and workspaces of experts.
+"""
+_OTHER: Final = ("quantization_config", "compression_config", "auto_map")
+"""Keys of config.json with which it is another model."""
 
 
 def can_sleep(variables: Mapping[str, str]) -> str:
@@ -54,8 +59,6 @@ def deepest_level(words: Sequence[str]) -> int:
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1:
-        return False
-    has_experts = any("expert" in name for name in config)
-    return str(architectures[0]).endswith("ForCausalLM") and not has_experts and not any(map(config.get, _ONLY_ON_GPU))
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    is_for_text = len(architectures) == 1 and architectures[0].endswith("ForCausalLM")
+    return is_for_text and config.get("model_type") in _PLAIN and not any(map(config.get, _OTHER))
