@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from base.json_depth import read_json
 from base.lifecycle import Lifecycle
 from base.server_settings import control_socket
 from envs.registry import env
@@ -98,7 +99,7 @@ class _Control:
         writer.close()
 
     async def _carry_out(self, line: bytes) -> dict[str, Any]:
-        request = json.loads(line)
+        request = read_json(line)
         async with self._turn:
             begin_s = time.perf_counter()
             _mark(self._path).touch()
