@@ -79,7 +79,7 @@ class ModelStatus(ModelView):
     """Of its weights on disk; None if they are not there."""
     retry_after_s: float | None
     pid: int | None
-    sleep: SleepFigures
+    sleep: SleepFigures = field(default_factory=SleepFigures)
 
 
 class _Life(NamedTuple):
