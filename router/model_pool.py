@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
 from router.child.child import Child, ChildPlace
-from router.child.server import CannotSleepError, ChildProgress, SleepError
+from router.child.server import ChildProgress, SleepError, SleepRefusedError
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
@@ -63,7 +63,7 @@ class SleepFigures:
     last_s: dict[str, float] = field(default_factory=dict)
     """How long the last one took."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By verb and reason: `error`, `timeout` or `unsupported`."""
+    """By verb and reason: `error`, `timeout` or `refused`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,11 +416,12 @@ class ModelPool:
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
         """It is stopped, or killed: a request starts it again."""
-        if isinstance(err, CannotSleepError) and verb == "sleep":
-            logger.warning("%s cannot sleep, and is stopped instead: %s", child.entry.name, err)
-            self._apply(self._scheduler.unload(child.entry.name, time.monotonic()))
-        else:
-            child.fail(f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}")
+        reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
+        if verb == "wake" or not isinstance(err, SleepRefusedError):
+            child.fail(reason)
+            return
+        logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
+        self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
         """Once: models of vLLM on a GPU change places faster asleep."""

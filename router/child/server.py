@@ -79,10 +79,10 @@ class SleepTimeoutError(SleepError):
     kind = "timeout"
 
 
-class CannotSleepError(SleepError):
-    """The server takes no such order."""
+class SleepRefusedError(SleepError):
+    """It takes no such order, or says that it cannot: it is as it was."""
 
-    kind = "unsupported"
+    kind = "refused"
 
 
 class OwnServer:
@@ -168,7 +168,7 @@ class OwnServer:
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
-            raise CannotSleepError(f"its server has no socket for it ({err.strerror})") from err
+            raise SleepRefusedError(f"its server has no socket for it ({err.strerror})") from err
         with closing(writer):
             try:
                 async with asyncio.timeout(limit_s):
@@ -182,7 +182,7 @@ class OwnServer:
             case {"ok": True}:
                 return
             case {"error": str(error)}:
-                raise SleepError(error)
+                raise SleepRefusedError(error)
         raise SleepError("its server ended the connection")
 
 
@@ -231,7 +231,7 @@ class ForeignServer:
     async def sleep(self, level: int) -> None:
         """The user's `sleep`."""
         if not self._command.sleep_calls:
-            raise CannotSleepError("`sleep` and `wake` are not given")
+            raise SleepRefusedError("`sleep` and `wake` are not given")
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
@@ -267,7 +267,7 @@ class ForeignServer:
                     call.method, url, data=call.body or None, headers=headers, timeout=timeout
                 ) as answer:
                     if not answer.ok:
-                        raise SleepError(f"{call.method} {call.path} answers {answer.status}")
+                        raise SleepRefusedError(f"{call.method} {call.path} answers {answer.status}")
             except TimeoutError:
                 raise SleepTimeoutError(
                     f"{call.method} {call.path} has no answer within {call.timeout_s:g} s"

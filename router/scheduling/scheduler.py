@@ -124,6 +124,15 @@ class ModelScheduler:
         self._begin_settling(now)
         return self._decide(now)
 
+    def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
+        """The generation cannot fall asleep: it is stopped instead."""
+        generation = self.generations.get(number)
+        if generation is None or generation.state != "falling asleep":
+            return []
+        generation.model.reason = reason
+        self._drain_generation(generation, now)
+        return self._decide(now)
+
     def woke(self, number: int, now: float) -> list[Action]:
         """The generation answers requests again; one that does not in time is ended instead."""
         generation = self.generations.get(number)

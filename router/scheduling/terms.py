@@ -115,7 +115,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Have the process, which has no lease, fall asleep; answered by `fell_asleep` or `ended`."""
+    """Have the process, which has no lease, fall asleep.
+
+    Answered by `fell_asleep`, `stayed_awake` or `ended`.
+    """
 
     generation: int
     level: int

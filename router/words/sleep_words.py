@@ -25,9 +25,9 @@ def with_sleep_words(entry: ModelEntry) -> SleepWords:
     if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
         return SleepWords(replace(entry, sleep_levels=()))
     deepest = deepest_level(entry.words)
-    if reason := can_sleep({**foreign.snapshot(), **entry.env}) or ("" if deepest else _NEEDS_OTHERS):
-        notice = f"cannot sleep, and is stopped instead: {reason}" if entry.should_sleep else ""
-        return SleepWords(replace(entry, sleep_levels=()), notice)
+    reason = can_sleep({**foreign.snapshot(), **entry.env}) or ("" if deepest else _NEEDS_OTHERS)
+    if reason and not has_flag:
+        return SleepWords(replace(entry, sleep_levels=()), f"cannot sleep, and is stopped instead: {reason}")
     levels = tuple(level for level in entry.sleep_levels if level <= deepest)
     notice = "" if levels else "sleeps at level 1: after level 2, not all of this model's weights would be as before"
     words = entry.words if has_flag else (*entry.words, _FLAG)

@@ -97,6 +97,9 @@ class Story:
     def asleep(self, process: str) -> list[Action]:
         return self._act(self.scheduler.fell_asleep(self.number(process), self.now))
 
+    def stays_awake(self, process: str) -> list[Action]:
+        return self._act(self.scheduler.stayed_awake(self.number(process), "no memory", self.now))
+
     def woke(self, process: str) -> list[Action]:
         return self._act(self.scheduler.woke(self.number(process), self.now))
 
@@ -518,6 +521,10 @@ arrive 3 a > start a
 a model that does not wake is started cold for those that wait, without a pause
 | a restart_limit=2 asleep=1:1
 run a 1; leave 1; sleep a; asleep a; arrive 2 a > wake a; ended a late > start a; ready a > admit 2
+
+a model that cannot fall asleep is stopped instead
+max_running=1 | a on_swap=sleep asleep=1:1 | b
+run a 1; leave 1; wait 5; arrive 2 b > sleep a at 1; stays_awake a > stop a; ended a > start b
 
 a model that dies asleep is started by the next request alone
 | a restart_limit=2 asleep=1:1

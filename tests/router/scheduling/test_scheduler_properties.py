@@ -332,6 +332,14 @@ class World:
             event = self.scheduler.fell_asleep if phase else self.scheduler.woke
             self._apply(event(process.number, self.now))
 
+        def stay_awake() -> None:
+            if process.number in self.processes and not process.is_asked_to_stop:
+                process.must_end = True
+                self._apply(self.scheduler.stayed_awake(process.number, "no answer", self.now))
+
+        if phase and self.has_faults and self.rng.random() < 0.1:
+            self._later(_LONGEST_START_S, stay_awake)
+            return
         fails = self.has_faults and self.rng.random() < 0.15
         self._later(_LONGEST_START_S / 2, allocate)
         self._later(_LONGEST_START_S, lambda: self._gone(process, "no answer") if fails else end())
