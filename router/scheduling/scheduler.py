@@ -490,7 +490,10 @@ class ModelScheduler:
                 for victim in placement.victims:
                     victim.process.claimed_by = model.name
             case "refuse":
-                model.is_given_up = True  # from now on only a request starts it
+                if model.sleeper is not None:
+                    model.sleeper.idle_since_s = now
+                else:
+                    model.is_given_up = True  # from now on only a request starts it
                 retry_after_s = max(1, round(self._limits.memory_wait_s))
                 self._refuse_waiting(model, "no_room", placement.text, retry_after_s)
 
