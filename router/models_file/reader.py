@@ -28,9 +28,9 @@ class Defaults(NamedTuple):
     """What a model has if the file says nothing."""
 
     ttl_s: float | None = None
+    start_timeout_s: float | None = None
     idle_sleep_s: float | None = None
     on_swap: Literal["stop", "sleep"] = "stop"
-    start_timeout_s: float | None = None
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
