@@ -385,7 +385,8 @@ class ModelPool:
         """Has a process fall asleep at a level, or wake (0)."""
         if self._only is not None and level == 1:
             level = self._level_of_only(self._scheduler.generations[number].levels)
-        task = asyncio.create_task(self._follow_order(number, level), name="sleep" if level else "wake")
+        child = self._lives[number].child
+        task = asyncio.create_task(self._follow_order(number, child, level), name="sleep" if level else "wake")
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
 
@@ -395,9 +396,8 @@ class ModelPool:
         has_room = free is None or 2 not in levels or levels[1].minus(levels[2]).fits_in(free)
         return 1 if has_room else 2
 
-    async def _follow_order(self, number: int, level: int) -> None:
-        child, begin_s = self._lives[number].child, time.monotonic()
-        name, verb = child.entry.name, "sleep" if level else "wake"
+    async def _follow_order(self, number: int, child: Child, level: int) -> None:
+        begin_s, name, verb = time.monotonic(), child.entry.name, "sleep" if level else "wake"
         figures, event = self._sleep[name], self._scheduler.fell_asleep if level else self._scheduler.woke
         try:
             await (child.sleep(level) if level else child.wake(self._meter.size_bytes(name) or 0))
