@@ -14,8 +14,8 @@ NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 class ServerCall(NamedTuple):
     """A request that the router sends to a command's server."""
 
+    method: str
     path: str
-    method: str = "POST"
     body: str = ""
     timeout_s: float = 60.0
 

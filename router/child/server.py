@@ -237,43 +237,30 @@ class ForeignServer:
 
     async def wake(self, size_bytes: int) -> None:
         """The user's `wake`; then it must be ready."""
-        try:
-            async with self._session() as session, asyncio.timeout(_WAKE_S + self._wake_calls_s):
-                await self._send(session, self._command.wake_calls)
-                while not await self._is_ready(session):
-                    await asyncio.sleep(_READY_POLL_S)
-        except TimeoutError:
-            raise SleepTimeoutError(f"it is not ready after `wake`, as {self._command.check_endpoint} says") from None
+        async with self._session() as session:
+            await self._send(session, self._command.wake_calls)
+            try:
+                async with asyncio.timeout(_WAKE_S):
+                    while not (await self.poll(session)).is_ready:
+                        await asyncio.sleep(_READY_POLL_S)
+            except (aiohttp.ClientError, OSError) as err:
+                raise SleepError(f"it is not ready after `wake`: {type(err).__name__} {err}") from err
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(connector=self.connector, connector_owner=False)
 
-    @property
-    def _wake_calls_s(self) -> float:
-        return sum(call.timeout_s for call in self._command.wake_calls)
-
-    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
-        with suppress(aiohttp.ClientError, OSError):
-            return (await self.poll(session)).is_ready
-        return False
-
     async def _send(self, session: aiohttp.ClientSession, calls: Sequence[ServerCall]) -> None:
-        for call in calls:
-            headers = {"Content-Type": "application/json"} if call.body else {}
-            timeout = aiohttp.ClientTimeout(total=call.timeout_s)
-            url = f"{self.base_url}{call.path}"
+        for method, path, body, timeout_s in calls:
+            content: dict[str, Any] = {"data": body, "headers": {"Content-Type": "application/json"}} if body else {}
+            limit = aiohttp.ClientTimeout(total=timeout_s)
             try:
-                async with session.request(
-                    call.method, url, data=call.body or None, headers=headers, timeout=timeout
-                ) as answer:
+                async with session.request(method, f"{self.base_url}{path}", timeout=limit, **content) as answer:
                     if not answer.ok:
-                        raise SleepRefusedError(f"{call.method} {call.path} answers {answer.status}")
+                        raise SleepRefusedError(f"{method} {path} answers {answer.status}")
             except TimeoutError:
-                raise SleepTimeoutError(
-                    f"{call.method} {call.path} has no answer within {call.timeout_s:g} s"
-                ) from None
+                raise SleepTimeoutError(f"{method} {path} has no answer within {timeout_s:g} s") from None
             except (aiohttp.ClientError, OSError) as err:
-                raise SleepError(f"{call.method} {call.path} failed: {err}") from err
+                raise SleepError(f"{method} {path} failed: {err}") from err
 
 
 def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:

@@ -144,8 +144,8 @@ def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> 
 def _call(given: Mapping[str, Any]) -> ServerCall:
     body, timeout = given.get("body") or "", given.get("timeout", ServerCall._field_defaults["timeout_s"])
     return ServerCall(
-        path=_endpoint(given.get("path") or given["endpoint"]),
         method=given.get("method", "POST"),
+        path=_endpoint(given.get("path") or given["endpoint"]),
         body=body if isinstance(body, str) else json.dumps(body),
         timeout_s=parse_duration(timeout) if isinstance(timeout, str) else float(timeout),
     )

@@ -62,8 +62,6 @@ class Generation:
         self._used: Need | None = None
         """When it was measured last."""
         self._has_been_ready = False
-        self._was_asleep = False
-        """Whether it was asleep when it was last not falling asleep or waking."""
 
     @property
     def name(self) -> str:
@@ -123,11 +121,6 @@ class Generation:
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
-    def waking_need(self) -> Need:
-        """Of a sleeping one, while it wakes: its need awake and asleep."""
-        return self._memory.expected.at_least(self.rest_need)
-
-    @property
     def held(self) -> Need:
         """What it has taken, as far as is known: at most its need.
 
@@ -136,9 +129,7 @@ class Generation:
         """
         if not self._has_been_ready:
             return NOTHING
-        if self._used is not None:
-            return self._used
-        return self._memory.asleep(self.level) if self._was_asleep else self._memory.expected
+        return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
         """What it uses now, if it was ready; what it uses while it falls asleep or wakes says nothing."""
@@ -153,19 +144,20 @@ class Generation:
     def become_ready(self, now: float) -> None:
         self._has_been_ready = True
         self.idle_since_s = now
-        self.level, self._used, self._was_asleep = 0, None, False
+        self.level, self._used = 0, None
         self._enter("ready", now)
 
-    def begin_rest(self, now: float) -> None:
-        """It admits nothing more, and falls asleep when its leases have ended."""
+    def begin_rest(self, now: float, level: int = 0) -> None:
+        """It admits nothing more, and falls asleep at this level; without one, when its leases have ended."""
+        self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
     def become_asleep(self, now: float) -> None:
-        self.is_asleep, self._used, self._was_asleep = True, None, True
+        self.is_asleep, self._used = True, None
         self._enter("asleep", now)
 
     def begin_wake(self, now: float) -> None:
-        self.is_asleep = False
+        self._used, self.is_asleep = self.held, False
         self._enter("waking", now)
 
     def begin_drain(self, now: float) -> None:
@@ -226,7 +218,8 @@ class Model:
     @property
     def need(self) -> Need:
         """Of its next process, or of the sleeping one while it wakes."""
-        return self.memory.expected if self.sleeper is None else self.sleeper.waking_need
+        expected = self.memory.expected
+        return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
 
     @property
     def sleeper(self) -> Generation | None:

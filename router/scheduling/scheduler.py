@@ -409,8 +409,7 @@ class ModelScheduler:
         if not level:
             self._drain_generation(process, now)
             return
-        process.begin_rest(now)
-        process.level = level
+        process.begin_rest(now, level)
         self._actions.append(Sleep(process.number, level))
 
     def _begin_settling(self, now: float) -> None:

@@ -1,6 +1,6 @@
 """The settings of a router with one model (`serve MODEL --idle-stop`, `--restart`), for both engines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
@@ -113,15 +113,7 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
         if is_of_models(flag):
             kept += given.words[1:] if given.words[0] == "--" else given.words
     kept, variables = secrets_as_variables(kept)
-    entry, notice = with_sleep_words(_named(options, kept, variables, engine, names))
-    show_notices([f"{entry.name} {notice}"] if notice else (), options.log_format)
-    return entry
-
-
-def _named(
-    options: StartOptions, kept: Sequence[str], variables: Mapping[str, str], engine: str, names: Sequence[str]
-) -> ModelEntry:
-    return ModelEntry(
+    entry = ModelEntry(
         name=names[0],
         aliases=tuple(names[1:]),
         words=(*kept, "--engine", engine, QUIET_FLAG),
@@ -132,6 +124,9 @@ def _named(
         restart_limit=options.restart_limit,
         preload=True,
     )
+    entry, notice = with_sleep_words(entry)
+    show_notices([f"{entry.name} {notice}"] if notice else (), options.log_format)
+    return entry
 
 
 def _flag(options: StartOptions) -> str:

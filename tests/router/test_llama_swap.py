@@ -472,10 +472,10 @@ models:
     own, other, without, off = content.entries.values()
     assert [each.on_swap for each in (own, other, without, off)] == ["sleep", "sleep", "sleep", "stop"]
     assert [each.sleep_levels for each in (own, other, without, off)] == [(1, 2), (1,), (), ()]
-    assert other.foreign.sleep_calls == (ServerCall("/sleep?level=1", timeout_s=10),)
+    assert other.foreign.sleep_calls == (ServerCall("POST", "/sleep?level=1", timeout_s=10),)
     assert other.foreign.wake_calls == (
-        ServerCall("/wake_up"),
-        ServerCall("/rpc", body='{"method": "reload_weights"}', timeout_s=60),
+        ServerCall("POST", "/wake_up"),
+        ServerCall("POST", "/rpc", body='{"method": "reload_weights"}', timeout_s=60),
     )
     told = [(notice.key, notice.text.partition(":")[0]) for notice in content.notices]
     assert ("models.own.sleepEndpoints", "has no effect") in told

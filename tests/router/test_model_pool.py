@@ -191,8 +191,8 @@ async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool
         assert is_gone(stays.pids[0])
 
 
-_SLEEP, _WAKE = ServerCall("/sleep?level=1"), ServerCall("/wake_up", body="{}")
-_FAILS = ServerCall("/wake_up", body="fails")
+_SLEEP, _WAKE = ServerCall("POST", "/sleep?level=1"), ServerCall("POST", "/wake_up", body="{}")
+_FAILS = ServerCall("POST", "/wake_up", body="fails")
 
 
 def _pair(**calls: ServerCall) -> dict[str, ModelEntry]:
@@ -236,7 +236,7 @@ async def test_a_model_that_does_not_wake_is_started_anew_for_those_that_wait(po
 
 
 async def test_a_model_that_does_not_fall_asleep_is_stopped_instead(pool, caplog):
-    pool.set_entries(_pair(sleep=ServerCall("/sleep", body="fails")))
+    pool.set_entries(_pair(sleep=ServerCall("POST", "/sleep", body="fails")))
     pid = await _use(pool, "a")
     await _use(pool, "b")
     assert is_gone(pid)
