@@ -62,11 +62,11 @@ class Sleeper(GpuServer):
         assert answer["ok"], (answer, self.log[-8000:])
         return float(answer["took_s"])
 
-    def weights(self) -> Any:
-        """Checksums of each rank's weights and buffers; the sampler's own state is none of them."""
+    def weights(self) -> dict[str, str]:
+        """Checksums of all parameters of each rank, of the first engine."""
         answer = self.ask("/collective_rpc", {"method": "compute_weight_checksums"})
         assert answer.status == 200, answer
-        return answer.json["results"]
+        return {name: digest for digests in answer.json["results"] for name, digest in digests.items()}
 
     def used(self) -> list[int]:
         """NVML's used memory of each device."""

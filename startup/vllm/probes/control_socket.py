@@ -9,7 +9,6 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -27,18 +26,17 @@ _SENT_S: Final = 10.0
 """How long a request may take to come."""
 
 
-def open_control(client: Any, lifecycle: Lifecycle, listeners: Sequence[socket.socket]) -> None:
-    """Opens the socket if a router has started this server, and vLLM's sleep mode is on.
+def open_control(client: Any, lifecycle: Lifecycle) -> None:
+    """Opens the socket if this server listens where a router expects it, and vLLM's sleep mode is on.
 
     Of several API servers, only the first one opens it: a call of its client reaches all engines.
 
     Args:
         client: vLLM's AsyncLLM.
         lifecycle: the socket is removed at the end of its state `ready`.
-        listeners: one of them is bound to the socket that the router has named.
     """
     path = env.VCLI_ROUTER.get()
-    if path is None or path not in [listener.getsockname() for listener in listeners]:
+    if path is None or not Path(path).is_socket():
         return
     try:
         if client.vllm_config.model_config.enable_sleep_mode and client.engine_core.client_index == 0:
