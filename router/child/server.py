@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from base.json_depth import read_json
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
 from envs.registry import env
@@ -173,7 +174,7 @@ class OwnServer:
             try:
                 async with asyncio.timeout(limit_s):
                     writer.write(json.dumps(order).encode() + b"\n")
-                    answer = json.loads(await reader.readline() or b"{}")
+                    answer = read_json(await reader.readline() or b"{}")
             except TimeoutError:
                 raise SleepTimeoutError(f"no answer within {limit_s:.0f} s") from None
             except (OSError, ValueError) as err:
