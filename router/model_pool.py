@@ -211,8 +211,10 @@ class ModelPool:
         return model is not None and model.is_admitting
 
     def child_of(self, name: str) -> Child | None:
-        """Its process if that answers requests, without a lease: it may be stopped at any time."""
-        return self.process_of(name) if self.is_ready(name) else None
+        """Its process if that answers requests, or sleeps; without a lease, it may be stopped at any time."""
+        model = self._scheduler.models.get(name)
+        answers = model is not None and (model.is_admitting or model.sleeper is not None)
+        return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
         """Its process in whatever state: one that starts may answer what it knows already."""
