@@ -284,3 +284,17 @@ async def test_the_end_of_the_pool_ends_a_sleeping_model(pool):
     await pool.sleep("a")
     await asyncio.wait_for(pool.drain(), 30)
     assert is_gone(pid)
+
+
+async def test_what_the_embedded_engine_leaves_in_a_standby_is_shown_as_asleep(pool):
+    kept = False
+    pool.keeps_imports = lambda _: kept
+    pool.set_entries(by_name(entry_of("a", engine="embedded", on_swap="sleep"), entry_of("b", engine="embedded")))
+    kept = True
+    assert _states(pool) == {"a": "stopped", "b": "stopped"}, "never started"
+    for name in "ab":
+        await _use(pool, name)
+        await pool.sleep(name)
+    assert _states(pool) == {"a": "asleep", "b": "stopped"}
+    kept = False
+    assert _states(pool) == {"a": "stopped", "b": "stopped"}
