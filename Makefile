@@ -13,6 +13,7 @@
 #   make gpu-env                           vLLM's CUDA build (9 GB) and a stand-in for a GPU, on which no kernel runs
 #   make test-gpu-stub [ARGS="-k sleep"]   tests with these two
 #   make gpu-stub-starts [ARGS="--rounds 5"]  times starts with these two beside `vllm serve`, in 40 minutes
+#   make gpu-stub-swaps [ARGS="--way sleep"]  times models that change places on a GPU with these two, as root
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
@@ -58,7 +59,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -103,6 +104,9 @@ test-gpu-stub: $(INSTALLED_DEV)
 
 gpu-stub-starts: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.gpu_stub.starts $(ARGS)
+
+gpu-stub-swaps: $(INSTALLED_DEV)
+	$(BIN)/python -m tools.gpu_stub.swaps $(ARGS)
 
 # What `.ci/run` has time for; the rest is in `make test-slow` and `make test-gpu-stub`.
 test-ci-vllm: $(INSTALLED_DEV)

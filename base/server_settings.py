@@ -26,6 +26,11 @@ def waiting_mark(socket_path: str) -> Path:
     return Path(f"{socket_path}.waiting")
 
 
+def control_socket(socket_path: str) -> str:
+    """Where a model's server takes the router's words to fall asleep and to wake up."""
+    return f"{socket_path}.control"
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Where the server listens, and whom it answers."""

@@ -63,6 +63,7 @@ class Environment:
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
+    VCLI_IDLE_SLEEP = optional_duration("After how long without a request the model sleeps; see --idle-sleep.")
     VCLI_RESTART = text("Whether `serve` starts a model again that has failed: `on-failure[:N]`; see --restart.")
     VCLI_LISTEN_WHEN_READY = boolean(
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."

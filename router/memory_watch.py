@@ -74,7 +74,7 @@ class MemoryWatch:
             self._measuring.cancel()
 
     def follow(self, generation: int, name: str, pids: Collection[int]) -> None:
-        """The model's generation is ready."""
+        """The model's generation is ready, or has fallen asleep: what was measured before does not count."""
         self._followed[name] = _Followed(generation, pids)
 
     def forget(self, generation: int, name: str) -> None:
@@ -106,7 +106,9 @@ class MemoryWatch:
             if not followed.is_due(now):
                 continue
             followed.measured_s, followed.is_used = now, False
-            need = await asyncio.to_thread(self._meter.measure, name, followed.pids)
+            generation = self._scheduler.generations.get(followed.generation)
+            level = generation.level if generation is not None else 0
+            need = await asyncio.to_thread(self._meter.measure, name, followed.pids, level)
             if self._followed.get(name) is followed:
                 followed.note(need)
                 now = time.monotonic()

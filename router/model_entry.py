@@ -3,12 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 from startup.ground.errors import StartupError
 from startup.session.preflight.report import USAGE
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
+
+
+class ServerCall(NamedTuple):
+    """A request that the router sends to a command's server."""
+
+    method: str
+    path: str
+    body: str = ""
+    timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,9 @@ class ForeignCommand:
     """The path that answers 200 when the server is ready; "none": it is ready as soon as it listens."""
     stop_words: tuple[str, ...] = ()
     """The command that stops it; `${PID}` is not yet replaced. Empty: SIGTERM."""
+    sleep_calls: tuple[ServerCall, ...] = ()
+    """What has it fall asleep, one after the other; with these it has `wake_calls`, too."""
+    wake_calls: tuple[ServerCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,12 @@ class ModelEntry:
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
     """How long the model stays without a request; None: until its memory is needed."""
+    on_swap: Literal["stop", "sleep"] = "stop"
+    """What happens to it when another model needs its memory."""
+    idle_sleep_s: float | None = None
+    """How long it stays awake without a request."""
+    sleep_levels: tuple[int, ...] = (1, 2)
+    """Those at which it may sleep, the best one first; of a complete entry, those at which it can."""
     restart_limit: int | None = None
     """It is started again by itself until so many failures in a row; None: requests start it again."""
     preload: bool = False
@@ -77,6 +95,10 @@ class ModelEntry:
     adapters: tuple[str, ...] = ()
     """Further names for requests, which the model's own server lists: its LoRA adapters."""
     line: int | None = field(default=None, compare=False)
+
+    @property
+    def should_sleep(self) -> bool:
+        return self.on_swap == "sleep" or self.idle_sleep_s is not None
 
     @property
     def request_names(self) -> tuple[str, ...]:

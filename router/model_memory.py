@@ -63,9 +63,14 @@ class MemoryMeter:
         self._now: dict[str, Need] = {}
         self._estimates: dict[str, Need] = {}
         self._reserved: dict[str, Need] = {}
+        self._asleep: dict[str, dict[int, Need]] = {}
         self._gpus = tuple(read_gpus_here())
         if self._gpus:
             keep_driver_open()
+
+    @property
+    def has_gpus(self) -> bool:
+        return bool(self._gpus)
 
     def free(self) -> Need | None:
         """Memory that is really free, of all GPUs together; None if the system does not tell."""
@@ -75,22 +80,29 @@ class MemoryMeter:
         gpus = read_gpus_here() if self._gpus else ()
         return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
 
-    def measure(self, name: str, pids: Collection[int]) -> Need:
+    def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
         """What the processes of a model need: what they use with all that they have started.
 
-        It is at least what the model's settings reserve. Where the driver does not tell who uses a GPU, as in
-        a container, the estimate stands for it.
+        It is at least what the model's settings reserve; asleep at level 1, at least its weights. Where the
+        driver does not tell who uses a GPU, as in a container, the estimate stands for it.
+
+        Args:
+            level: of the model's sleep; 0: it is awake.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
         used = (process.used_bytes or 0 for gpu in gpus for process in gpu.processes if process.pid in tree)
         memory = Need(sum(map(pss_bytes, tree)), sum(used))
         with self._lock:
-            if not memory.gpu_bytes:
-                memory = memory._replace(gpu_bytes=self._estimates.get(name, memory).gpu_bytes)
+            asleep = self._asleep.get(name, {})
+            estimate = asleep.get(level) if level else self._estimates.get(name)
+            if not memory.gpu_bytes and estimate is not None:
+                memory = memory._replace(gpu_bytes=estimate.gpu_bytes)
             self._now[name] = memory
             if not self._sizes.get(name, _NO_SIZE).on_disk:
                 self._sizes.pop(name, None)  # it was downloaded for its start
+            if level:
+                return memory.at_least(Need(self._sizes.get(name, _NO_SIZE).loaded if level == 1 else 0))
             return memory.at_least(self._reserved.get(name, memory))
 
     def measured_bytes(self, name: str) -> int | None:
@@ -119,6 +131,22 @@ class MemoryMeter:
             self._estimates[entry.name] = need
             self._reserved[entry.name] = reserved(entry, self._gpus)
         return need
+
+    def asleep_needs_of(self, entry: ModelEntry) -> dict[int, Need]:
+        """The estimates at the levels of its sleep, the best one first, after `need_of`.
+
+        At level 1 the weights are in the machine's memory. CUDA's context and the graphs stay on the GPUs.
+        """
+        awake, weights = self.need_of(entry), int(self._size_of(entry.name).loaded * _WEIGHTS_SHARE)
+        if entry.foreign is not None:
+            needs = {level: Need(awake.ram_bytes) for level in entry.sleep_levels if entry.foreign.sleep_calls}
+        else:
+            kept = _read_flags(entry, has_gpu=True).num_gpus * _GPU_BYTES if awake.gpu_bytes else 0
+            program = Need(_program_bytes(entry), min(kept, awake.gpu_bytes))
+            needs = {level: program.plus(Need(weights if level == 1 else 0)) for level in entry.sleep_levels}
+        with self._lock:
+            self._asleep[entry.name] = needs
+        return needs
 
     def _size_of(self, name: str) -> "_Size":
         with self._lock:

@@ -5,15 +5,15 @@ import difflib
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
 from router.child.child import Child, ChildPlace
-from router.child.server import ChildProgress
+from router.child.server import ChildProgress, SleepError, SleepRefusedError
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
@@ -25,10 +25,13 @@ from router.scheduling.terms import (
     GiveUp,
     ModelRules,
     ModelView,
+    Need,
     Refuse,
     SchedulerLimits,
+    Sleep,
     Start,
     Stop,
+    Wake,
 )
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,9 @@ logger = logging.getLogger(__name__)
 _NUM_STARTS: Final = 200
 _LONGEST_NAME: Final = 200
 _NUM_NEAR: Final = 3
+_CONFLICT: Final = 409
 _UNAVAILABLE: Final = 503
+_POLL_S: Final = 0.05
 _STATUSES: Final = {"overloaded": 429, "removed": 404}
 
 
@@ -48,6 +53,17 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
         self.status = status
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+@dataclass
+class SleepFigures:
+    """Of one model. The verbs are `sleep` and `wake`."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    last_s: dict[str, float] = field(default_factory=dict)
+    """How long the last one took."""
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By verb and reason: `error`, `timeout` or `refused`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +79,7 @@ class ModelStatus(ModelView):
     """Of its weights on disk; None if they are not there."""
     retry_after_s: float | None
     pid: int | None
+    sleep: SleepFigures = field(default_factory=SleepFigures)
 
 
 class _Life(NamedTuple):
@@ -98,6 +115,8 @@ class ModelPool:
         """Awaited before a process that answers requests, and has none, is asked to end."""
         self.on_give_up: Callable[[str], None] = lambda _: None
         """Called with a model that is not started again (`ModelEntry.restart_limit`)."""
+        self.keeps_imports: Callable[[ModelEntry], bool] = lambda _: False
+        """Whether a standby makes the next start of a model as fast as its waking."""
         self._only = only
         self._limits = limits
         self._meter = meter
@@ -107,6 +126,10 @@ class ModelPool:
         self._lives: dict[int, _Life] = {}
         """By generation."""
         self._exit_codes: dict[str, int] = {}
+        self._sleep = defaultdict[str, SleepFigures](SleepFigures)
+        self._orders: set[asyncio.Task[None]] = set()
+        """To fall asleep, and to wake."""
+        self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
         """Of each request between its arrival and its admission."""
         self._tickets = itertools.count(1)
@@ -188,8 +211,10 @@ class ModelPool:
         return model is not None and model.is_admitting
 
     def child_of(self, name: str) -> Child | None:
-        """Its process if that answers requests, without a lease: it may be stopped at any time."""
-        return self.process_of(name) if self.is_ready(name) else None
+        """Its process if that answers requests, or sleeps; without a lease, it may be stopped at any time."""
+        model = self._scheduler.models.get(name)
+        answers = model is not None and (model.is_admitting or model.sleeper is not None)
+        return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
         """Its process in whatever state: one that starts may answer what it knows already."""
@@ -211,6 +236,10 @@ class ModelPool:
             return "waiting for room"
         if model.state == "starting":
             return f"starting, {child.progress}"
+        if model.state in ("falling asleep", "waking"):
+            return model.state
+        if model.state == "asleep":
+            return "waiting for room"
         return "waiting for other requests" if model.state == "ready" else "waiting for the next start"
 
     # By hand
@@ -219,6 +248,23 @@ class ModelPool:
         """Returns when the model is ready; raises ModelRefused. One that has failed is started at once."""
         async with self._ticket(name, self._scheduler.load):
             pass
+
+    async def sleep(self, name: str) -> None:
+        """Returns when the model sleeps, after its running requests; raises ModelRefused if it cannot."""
+        model = self._scheduler.models[name]
+        if self.entries[name].engine == "embedded":
+            await self.unload(name)
+            return
+        if not model.rules.asleep:
+            text = f"{name} cannot sleep: vLLM's models can with `on_swap: sleep` or `idle_sleep`, on a GPU"
+            raise ModelRefused(_CONFLICT, f"{text}; commands with `sleep` and `wake`")
+        self._apply(self._scheduler.sleep(name, time.monotonic()))
+        if model.state not in ("falling asleep", "asleep"):
+            raise ModelRefused(_CONFLICT, f"{name} is {model.state}: only a ready model falls asleep.")
+        while model.state == "falling asleep":
+            await asyncio.sleep(_POLL_S)
+        if model.state in ("draining", "stopped", "failed"):
+            raise ModelRefused(_UNAVAILABLE, f"{name} did not fall asleep, and is stopped. {model.reason}".strip())
 
     async def unload(self, name: str) -> None:
         """Returns when the model has stopped, after its running requests; a start is broken off."""
@@ -236,7 +282,7 @@ class ModelPool:
         now, unix_s = time.monotonic(), time.time()
         statuses = []
         for name, entry in self.entries.items():
-            view, child = found[name], self.process_of(name)
+            view, child = self._shown(entry, found[name]), self.process_of(name)
             statuses.append(
                 ModelStatus(
                     **vars(view),
@@ -247,14 +293,20 @@ class ModelPool:
                     size_bytes=self._meter.size_bytes(name),
                     retry_after_s=None if view.retry_at_s is None else max(0.0, view.retry_at_s - now),
                     pid=child.process.pid if child is not None and child.process is not None else None,
+                    sleep=self._sleep[name],
                 )
             )
         return statuses
 
+    def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
+        """What the embedded engine's stop leaves in a standby is shown in the same words."""
+        is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
+        return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
+
     def router_status(self) -> dict[str, Any]:
         """The router itself."""
         views = self._scheduler.view().values()
-        running = [view for view in views if view.state in ("starting", "ready", "draining")]
+        running = [view for view in views if view.state not in ("stopped", "failed")]
         return {
             "uptime_s": round(time.monotonic() - self._begin_s, 1),
             "memory_bytes": self._memory.router_bytes,
@@ -305,7 +357,12 @@ class ModelPool:
                     self._start(number, model)
                 case Stop(number):
                     if (life := self._lives.get(number)) is not None:
+                        self._name_sleep(life.child.entry)
                         life.child.stop()
+                case Sleep(number, level):
+                    self._order(number, level)
+                case Wake(number):
+                    self._order(number, 0)
                 case GiveUp(model):
                     self.on_give_up(model)
                 case Admit(ticket, number):
@@ -325,6 +382,59 @@ class ModelPool:
         child.is_end_awaited = lambda: generation.is_end_awaited
         task = asyncio.create_task(self._run(number, child), name=f"model {name}")
         self._lives[number] = _Life(child, task)
+
+    def _order(self, number: int, level: int) -> None:
+        """Has a process fall asleep at a level, or wake (0)."""
+        if self._only is not None and level == 1:
+            level = self._level_of_only(self._scheduler.generations[number].levels)
+        child = self._lives[number].child
+        task = asyncio.create_task(self._follow_order(number, child, level), name="sleep" if level else "wake")
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    def _level_of_only(self, levels: Mapping[int, Need]) -> int:
+        """The scheduler does not count the memory of the only model."""
+        free = self._meter.free()
+        has_room = free is None or 2 not in levels or levels[1].minus(levels[2]).fits_in(free)
+        return 1 if has_room else 2
+
+    async def _follow_order(self, number: int, child: Child, level: int) -> None:
+        begin_s, name, verb = time.monotonic(), child.entry.name, "sleep" if level else "wake"
+        figures, event = self._sleep[name], self._scheduler.fell_asleep if level else self._scheduler.woke
+        try:
+            await (child.sleep(level) if level else child.wake(self._meter.size_bytes(name) or 0))
+        except SleepError as err:
+            if number in self._lives and self._scheduler.generations[number].state != "draining":
+                figures.failures[verb, err.kind] += 1
+                self._give_up_order(number, child, verb, err)
+            return
+        took_s = time.monotonic() - begin_s
+        figures.counts[verb] += 1
+        figures.last_s[verb] = took_s
+        logger.info("%s %s after %.2f s", name, f"sleeps at level {level}" if level else "is awake", took_s)
+        if number in self._lives:
+            self._memory.follow(number, name, child.pids)
+        self._apply(event(number, time.monotonic()))
+
+    def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
+        """It is stopped, or killed: a request starts it again."""
+        reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
+        if verb == "wake" or not isinstance(err, SleepRefusedError):
+            child.fail(reason)
+            return
+        logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
+        self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
+
+    def _name_sleep(self, stopped: ModelEntry) -> None:
+        """Once: models of vLLM on a GPU change places faster asleep."""
+        others = (entry for entry in self.entries.values() if entry.name != stopped.name and entry.engine == "vllm")
+        if self._has_named_sleep or stopped.should_sleep or stopped.engine != "vllm" or self.is_draining:
+            return
+        if any(self._scheduler.models[other.name].is_hungry for other in others) and self._meter.has_gpus:
+            self._has_named_sleep = True
+            logger.info(
+                "%s is stopped for another model: with --on-swap sleep, both would keep their processes", stopped.name
+            )
 
     def _answer(self, ticket: int, outcome: Child | ModelRefused) -> None:
         if (waiter := self._waiters.get(ticket)) is not None and not waiter.done():
@@ -404,6 +514,9 @@ class ModelPool:
             refuses_excess=entry.refuses_excess,
             excludes=entry.excludes,
             restart_limit=entry.restart_limit,
+            on_swap=entry.on_swap,
+            idle_sleep_s=entry.idle_sleep_s,
+            asleep=self._meter.asleep_needs_of(entry),
             may_overlap=entry.foreign is None,  # a command may have a port or a name of its own
             need=self._meter.need_of(entry) if self._only is None else NOTHING,
         )

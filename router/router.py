@@ -195,6 +195,7 @@ class _Router:
             model_has_keys=options.model_has_keys,
         )
         runner = create_runner(self._pool, app_options)
+        self._pool.keeps_imports = lambda entry: bool(self._standbys.variables_for(entry))
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=listener.BACKLOG).start()

@@ -80,6 +80,9 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
                 f"vllm {kind}: warm start", (*bench, *startup, "--cmd", launcher + flags, "--state", "standby"), 240
             )
         served = ("serve", "--concurrency", "1,32", "--rounds", "2", "--json", "{result}")
+        swaps = (sys.executable, "-m", "tools.gpu_stub.swaps", "--gpu", "--vllm", str(vllm), "--model", str(model))
+        short = ("--rounds", "3", "--json", "{result}", "--", "--max-model-len", "2048")
+        yield Step("vllm: swaps, asleep and by hand", (*swaps, "--way", "by hand", "--way", "sleep", *short), 420)
         yield Step("vllm: requests", (*bench, *served, "--cmd", launcher, "--vs", plain), 300)
     yield Step("embedded: start", (*bench, "startup", "--rounds", "3", "--cmd", ours, "--json", "{result}"), 120)
     yield Step("embedded: requests", (*bench, "serve", "--rounds", "2", "--cmd", ours, "--json", "{result}"), 180)

@@ -6,7 +6,7 @@
   const WIDTH = 980, LEFT = 92, RIGHT = 8, ROW = 21, TOP = 20, GAP = 5;
   const $ = (id) => document.getElementById(id);
   const colours = new Map();
-  const asked = new Map(); // models that a button loads or unloads, with what it does
+  const asked = new Map(); // models for which a button was pressed, with what it does
   const rows = new Map(); // of models, by id
   let earlier = null, timer = 0, drawn = "";
 
@@ -79,7 +79,7 @@
     earlier = live;
   }
 
-  const BUTTONS = { stopped: "load", failed: "load", starting: "unload", ready: "unload" };
+  const BUTTONS = { stopped: ["load"], failed: ["load"], starting: ["unload"], ready: ["unload", "sleep"], asleep: ["load", "unload"] };
 
   // A router: one row for each model. Of its only model, the page is that of the model's server while that runs.
   function showModels(status) {
@@ -105,15 +105,15 @@
   // A row stays the same element, so that a click on its button is not lost while the page is drawn again.
   function rowOf(id) {
     if (!rows.has(id)) {
-      const button = element("button", { type: "button" });
-      button.addEventListener("click", () => change(id, button.textContent));
-      rows.set(id, element("tr", {}, ...Array.from({ length: 8 }, () => element("td")), element("td", {}, button)));
+      const buttons = [element("button", { type: "button" }), element("button", { type: "button" })];
+      buttons.forEach((button) => button.addEventListener("click", () => change(id, button.textContent)));
+      rows.set(id, element("tr", {}, ...Array.from({ length: 8 }, () => element("td")), element("td", {}, ...buttons)));
     }
     return rows.get(id);
   }
 
   function fillRow(row, model, needsKey) {
-    const [name, state, ...cells] = row.children, button = row.querySelector("button");
+    const [name, state, ...cells] = row.children;
     const dot = element("i", { className: "key" });
     dot.style.background = colourOf(model.id);
     const more = [model.aliases.join(", "), model.pinned ? "pinned" : "", model.engine].filter((text) => text);
@@ -123,11 +123,14 @@
     state.replaceChildren(element("span", { className: `state ${model.status}` }, model.status), ...progress);
     const last = model.last_start_s === null ? "–" : ms(model.last_start_s);
     [age(model.for_s), bytes(model.memory_bytes), model.num_running, model.num_waiting, model.num_starts, last].forEach((text, at) => { cells[at].textContent = String(text); });
-    const verb = asked.get(model.id) ?? BUTTONS[model.status];
-    button.hidden = needsKey || !verb;
-    button.disabled = asked.has(model.id);
-    if (verb && button.textContent !== verb) button.textContent = verb;
-    button.setAttribute("aria-label", `${verb} ${model.id}`);
+    const verbs = asked.has(model.id) ? [asked.get(model.id)] : BUTTONS[model.status] ?? [];
+    row.querySelectorAll("button").forEach((button, at) => {
+      const verb = verbs[at];
+      button.hidden = needsKey || !verb || (verb === "sleep" && !model.can_sleep);
+      button.disabled = asked.has(model.id);
+      if (verb && button.textContent !== verb) button.textContent = verb;
+      button.setAttribute("aria-label", `${verb} ${model.id}`);
+    });
   }
 
   function modelProgress({ phase, fraction, remaining_s: left }) {
@@ -137,13 +140,15 @@
     return [element("div", { className: "track", hidden: fraction === null }, bar), element("small", {}, text.join(", "))];
   }
 
-  // The answer comes when the model has started or stopped.
+  const DONE = { load: "ready", sleep: "asleep", unload: "stopped" };
+
+  // The answer comes when the model has started, sleeps or has stopped.
   async function change(id, verb) {
     asked.set(id, verb);
     setTimeout(refresh, 100);
     try {
       const answer = await fetch(`v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`, { method: "POST" });
-      $("outcome").textContent = answer.ok ? `${id}: ${verb === "load" ? "ready" : "stopped"}` : `${id}: ${(await answer.json()).error?.message ?? answer.status}`;
+      $("outcome").textContent = answer.ok ? `${id}: ${DONE[verb]}` : `${id}: ${(await answer.json()).error?.message ?? answer.status}`;
     } catch {
       $("outcome").textContent = `${id}: no answer`;
     }

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import aiohttp
 
 from base.machine.processes import descendants
-from base.server_settings import GIVES_WAY_S, waiting_mark
+from base.server_settings import GIVES_WAY_S, control_socket, waiting_mark
 from router.child.log import ChildLog, LogRelay
 from router.child.place import find_marked
 from router.child.process import ChildProcess, describe_end
@@ -74,6 +74,8 @@ class Child:
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
         """Whether another model waits for its memory, or somebody for its end."""
+        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Set once its server does not do what it was told."""
         self._silent_s = 0.0
         """How long it has not answered, after it had served."""
         self._is_hung = False
@@ -135,6 +137,19 @@ class Child:
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
+    async def sleep(self, level: int) -> None:
+        """Returns when its server, which has no request, has fallen asleep; raises SleepError."""
+        await self._server.sleep(level)
+
+    async def wake(self, size_bytes: int) -> None:
+        """Returns when its server answers requests again; raises SleepError. `size_bytes`: of its weights."""
+        await self._server.wake(size_bytes)
+
+    def fail(self, reason: str) -> None:
+        """Ends it at once, as if it hung."""
+        if not self._failure.done():
+            self._failure.set_result(reason)
+
     def stop(self) -> None:
         """Asks it to end; a server of ours answers its running requests before."""
         self._wants_stop.set()
@@ -190,12 +205,13 @@ class Child:
             self.has_served = True
             on_ready()
             found = asyncio.create_task(self._find_hang(), name=f"hang of {self.entry.name}")
-            await asyncio.wait({ended, stopped, found}, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {ended, stopped, found, self._failure}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if ended.done() or self._is_killed:
                 return None
-            if hang := found.result() if found.done() else await self._ask_before_stop():
+            if fault := await self._find_fault(found):
                 self._is_hung = True
-                return f"The server hangs. {hang}"
+                return fault
             if before_stop is not None:
                 await before_stop(self)
             return None
@@ -231,6 +247,13 @@ class Child:
                     return f"{self.fault} (--engine-watchdog-timeout)"
                 if self._silent_s >= GIVES_WAY_S and is_awaited:
                     return f"{self.fault}, and others wait for its memory"
+
+    async def _find_fault(self, finding_hang: "asyncio.Task[str | None]") -> str:
+        """Why it must be killed; empty if it is asked to end."""
+        if self._failure.done():
+            return self._failure.result()
+        hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
+        return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
         """Why it hangs; empty if it does not. Its requests may have ended because it does."""
@@ -303,7 +326,8 @@ class Child:
                 await asyncio.to_thread(remove_left_behind)
         await self.connector.close()
         self._processes.close()
-        for path in (Path(self.place.socket_path), waiting_mark(self.place.socket_path)):
+        socket_path = self.place.socket_path
+        for path in (Path(socket_path), waiting_mark(socket_path), Path(control_socket(socket_path))):
             path.unlink(missing_ok=True)
         return code
 

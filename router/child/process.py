@@ -22,6 +22,7 @@ _OWN: Final = (
     env.LISTEN_FDNAMES,
     env.VLLM_API_KEY,
     env.VCLI_IDLE_STOP,
+    env.VCLI_IDLE_SLEEP,
     env.VCLI_RESTART,
     env.VCLI_MODELS,
 )

@@ -1,22 +1,24 @@
 """What a child runs: a server of ours on a UNIX socket, or a command of the user on a port."""
 
 import asyncio
+import json
 import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from base.json_depth import read_json
 from base.machine.server_ports import find_free_port, list_server_ports
-from base.server_settings import SHUTDOWN_TIMEOUT_S
+from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
 from envs.registry import env
 from router.child.process import execute_serve
-from router.model_entry import ForeignCommand
+from router.model_entry import ForeignCommand, ServerCall
 from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
@@ -30,7 +32,15 @@ _KEEP_ALIVE_S: Final = 2.0
 """uvicorn closes idle connections after 5 s."""
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+_SLEEP_S: Final = 60.0
+"""How long a server may take to fall asleep."""
+_WAKE_S: Final = 120.0
+_WAKE_GIB_S: Final = 10.0
+"""The same to wake, and what each GiB of its weights adds: level 2 reads them again."""
+_ANSWER_BYTES: Final = 4096
+_GIB: Final = 1 << 30
 _OK: Final = 200
+_READY_POLL_S: Final = 0.05
 _PORT: Final = "${PORT}"
 _PID: Final = "${PID}"
 
@@ -55,6 +65,25 @@ class ChildReadiness(NamedTuple):
     progress: ChildProgress | None = None
     hang: str = ""
     """What its watchdog says of an engine that hangs."""
+
+
+class SleepError(Exception):
+    """A server did not fall asleep, or did not wake; the message says why."""
+
+    kind = "error"
+    """For metrics."""
+
+
+class SleepTimeoutError(SleepError):
+    """It did not answer in time."""
+
+    kind = "timeout"
+
+
+class SleepRefusedError(SleepError):
+    """It takes no such order, or says that it cannot: it is as it was."""
+
+    kind = "refused"
 
 
 class OwnServer:
@@ -123,6 +152,40 @@ class OwnServer:
         """The command that stops it; empty for SIGTERM."""
         return []
 
+    async def sleep(self, level: int) -> None:
+        """Returns when it has fallen asleep; raises SleepError."""
+        await self._order({"do": "sleep", "level": level}, _SLEEP_S)
+
+    async def wake(self, size_bytes: int) -> None:
+        """Returns when it answers requests again; raises SleepError.
+
+        Args:
+            size_bytes: of its weights.
+        """
+        await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
+
+    async def _order(self, order: Mapping[str, Any], limit_s: float) -> None:
+        """Sends one line of JSON through the socket that no client can reach; the answer is one, too."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
+        except OSError as err:
+            raise SleepRefusedError(f"its server has no socket for it ({err.strerror})") from err
+        with closing(writer):
+            try:
+                async with asyncio.timeout(limit_s):
+                    writer.write(json.dumps(order).encode() + b"\n")
+                    answer = read_json(await reader.readline() or b"{}")
+            except TimeoutError:
+                raise SleepTimeoutError(f"no answer within {limit_s:.0f} s") from None
+            except (OSError, ValueError) as err:
+                raise SleepError(f"its server's answer cannot be read: {err}") from err
+        match answer:
+            case {"ok": True}:
+                return
+            case {"error": str(error)}:
+                raise SleepRefusedError(error)
+        raise SleepError("its server ended the connection")
+
 
 class ForeignServer:
     """A command of the user; the methods are those of `OwnServer`."""
@@ -165,6 +228,40 @@ class ForeignServer:
     def stop_words(self, pid: int) -> list[str]:
         """The user's cmdStop."""
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
+
+    async def sleep(self, level: int) -> None:
+        """The user's `sleep`."""
+        if not self._command.sleep_calls:
+            raise SleepRefusedError("`sleep` and `wake` are not given")
+        async with self._session() as session:
+            await self._send(session, self._command.sleep_calls)
+
+    async def wake(self, size_bytes: int) -> None:
+        """The user's `wake`; then it must be ready."""
+        async with self._session() as session:
+            await self._send(session, self._command.wake_calls)
+            try:
+                async with asyncio.timeout(_WAKE_S):
+                    while not (await self.poll(session)).is_ready:
+                        await asyncio.sleep(_READY_POLL_S)
+            except (aiohttp.ClientError, OSError) as err:
+                raise SleepError(f"it is not ready after `wake`: {type(err).__name__} {err}") from err
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=self.connector, connector_owner=False)
+
+    async def _send(self, session: aiohttp.ClientSession, calls: Sequence[ServerCall]) -> None:
+        for method, path, body, timeout_s in calls:
+            content: dict[str, Any] = {"data": body, "headers": {"Content-Type": "application/json"}} if body else {}
+            limit = aiohttp.ClientTimeout(total=timeout_s)
+            try:
+                async with session.request(method, f"{self.base_url}{path}", timeout=limit, **content) as answer:
+                    if not answer.ok:
+                        raise SleepRefusedError(f"{method} {path} answers {answer.status}")
+            except TimeoutError:
+                raise SleepTimeoutError(f"{method} {path} has no answer within {timeout_s:g} s") from None
+            except (aiohttp.ClientError, OSError) as err:
+                raise SleepError(f"{method} {path} failed: {err}") from err
 
 
 def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:

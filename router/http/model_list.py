@@ -4,7 +4,7 @@ import asyncio
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -16,12 +16,15 @@ from base.json_depth import check_depth
 from envs.redaction import hide_in_words
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelStatus
+from router.scheduling.terms import State
 from startup.ground.serve_words import is_flag_like
 
 if TYPE_CHECKING:
     from router.child.child import Child
 
-STATES: Final = ("stopped", "starting", "ready", "draining", "failed")
+STATES: Final = get_args(State)
+_SLEEPING: Final = ("falling asleep", "asleep", "waking")
+"""States in which a request is answered after a moment: the model counts as ready."""
 _OWNER: Final = "vllm-cli"
 
 
@@ -70,11 +73,11 @@ class PoolListing:
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
     def readiness(self, name: str) -> dict[str, Any] | None:
-        """Why the model is not ready, with how far its start is; None if it is."""
+        """Why the model is not ready, with how far its start is; None if it is, or sleeps."""
         status = self.status_of(name)
         child = self._pool.process_of(name)
         fault = child.fault if child is not None else ""
-        if status.state == "ready" and not fault:
+        if status.state in ("ready", *_SLEEPING) and not fault:
             return None
         message = fault or status.reason or f"The model is {status.state}"
         body: dict[str, Any] = {
@@ -151,7 +154,7 @@ class _Listed(msgspec.Struct):
     data: list[_ListedModel]
 
 
-_RUNNING: Final = ("starting", "ready", "draining")
+_RUNNING: Final = ("starting", "ready", *_SLEEPING, "draining")
 _LLAMA_SWAP_STATES: Final = {"draining": "stopping"}
 
 
@@ -183,6 +186,9 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
         "num_waiting": status.num_waiting,
         "num_starts": status.num_starts,
         "last_start_s": status.last_start_s,
+        "last_sleep_s": status.sleep.last_s.get("sleep"),
+        "last_wake_s": status.sleep.last_s.get("wake"),
+        "can_sleep": entry.engine == "embedded" or bool(entry.sleep_levels),
         "reason": status.reason or None,
         "pinned": entry.pinned,
         "pid": status.pid,
@@ -209,6 +215,14 @@ class _PoolCollector(Collector):  # type: ignore[misc]
         running = _gauge("model_requests_running", "Requests that the model is answering.", "model")
         waiting = _gauge("model_requests_waiting", "Requests that wait for the model.", "model")
         memory = _gauge("model_memory_bytes", "Memory of the model's processes.", "model")
+        labels = ["model", "verb"]
+        changes = CounterMetricFamily(
+            "vllm_cli:model_sleep_changes", "How often it fell asleep, and woke.", labels=labels
+        )
+        failures = CounterMetricFamily(
+            "vllm_cli:model_sleep_failures", "How often it did not.", labels=[*labels, "reason"]
+        )
+        seconds = _gauge("model_last_sleep_seconds", "How long it took last to fall asleep, and to wake.", *labels)
         for status in view:
             labels = [status.entry.name]
             starts.add_metric(labels, status.num_starts)
@@ -217,12 +231,18 @@ class _PoolCollector(Collector):  # type: ignore[misc]
             memory.add_metric(labels, status.memory_bytes or 0)
             if status.last_start_s is not None:
                 last_start.add_metric(labels, status.last_start_s)
+            for reason, num_failures in status.sleep.failures.items():
+                failures.add_metric([*labels, *reason], num_failures)
+            for verb in ("sleep", "wake"):
+                changes.add_metric([*labels, verb], status.sleep.counts[verb])
+                if (took_s := status.sleep.last_s.get(verb)) is not None:
+                    seconds.add_metric([*labels, verb], took_s)
         own = _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", "process")
         own.add_metric(["router"], router["memory_bytes"])
         own.add_metric(["standby"], router["standby_bytes"])
         budget = _gauge("memory_budget_bytes", "The memory that models may use together; 0 without a bound.")
         budget.add_metric([], router["memory_budget_bytes"] or 0)
-        yield from (state, starts, last_start, running, waiting, memory, own, budget)
+        yield from (state, starts, last_start, running, waiting, memory, changes, failures, seconds, own, budget)
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

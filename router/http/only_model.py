@@ -81,10 +81,9 @@ class OnlyModelAnswers(OwnAnswers):
         return await self.health(request) if answer is None else _as_response(answer)
 
     async def status(self, request: web.Request) -> web.StreamResponse:
-        answer = await self._fetch(DATA_PATH)
-        if answer is not None:
-            return _as_response(answer)
-        return json_answer({**self._list.status(), "status": self._list.status_of(self._name).state})
+        state = self._list.status_of(self._name).state
+        answer = None if state == "asleep" else await self._fetch(DATA_PATH)
+        return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
         """What the model's server answers, or has answered last."""

@@ -84,8 +84,9 @@ class OwnAnswers:
         rest = path.removeprefix(_MODELS)
         handlers: dict[str, Handler] = {"GET": partial(self._show_model, rest)}
         name, _, verb = rest.rpartition("/")
-        if name and verb in ("load", "unload"):
-            handlers["POST"] = partial(self._load if verb == "load" else self._unload, name)
+        verbs = {"load": self._load, "sleep": self._sleep, "unload": self._unload}
+        if name and verb in verbs:
+            handlers["POST"] = partial(verbs[verb], name)
         return handlers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
@@ -147,6 +148,11 @@ class OwnAnswers:
         return json_answer(
             {**_DONE, "id": entry.name, "status": "ready", "start_s": self._list.status_of(entry.name).last_start_s}
         )
+
+    async def _sleep(self, name: str, request: web.Request) -> web.StreamResponse:
+        entry = self._choice.by_name(name)
+        await self._pool.sleep(entry.name)
+        return json_answer({**_DONE, "id": entry.name, "status": "asleep"})
 
     async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
         entry = self._choice.by_name(name)

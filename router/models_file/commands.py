@@ -1,5 +1,6 @@
 """The key `cmd`: commands of our own engines, which are recognised, and those of other servers."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,12 +12,15 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from base.wording import list_some
-from router.model_entry import ForeignCommand, ModelEntry
+from envs.variable import parse_duration
+from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.models_file.document import Findings, KeyPath, show
 from startup.ground.config import flags_with_role
 from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
+SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
+"""What `cmd` is asked to fall asleep and to wake; the latter are llmsnap's."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
@@ -127,6 +131,32 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
         port=_port_of(address, path, findings),
         check_endpoint=_endpoint(keys.get("checkEndpoint") or "/health"),
         stop_words=tuple(read_command(keys.get("cmdStop") or "", (*path, "cmdStop"), findings) or ()),
+        **_sleep_calls(keys, path, findings),
+    )
+
+
+def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
+    """Both kinds, or none."""
+    sleep, wake = (
+        [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
+    )
+    if bool(sleep) != bool(wake):
+        given, missing = ("sleep", "wake") if sleep else ("wake", "sleep")
+        findings.fault((*path, given), f"must not be without `{missing}`: name what the server is asked for both")
+        return {}
+    for key, value in (("on_swap", "sleep"), ("sleepMode", "enable")):
+        if keys.get(key) == value and not sleep:
+            findings.notice((*path, key), "has no effect without `sleep` and `wake`: the model is stopped instead")
+    return {"sleep_calls": tuple(sleep), "wake_calls": tuple(wake)}
+
+
+def _call(given: Mapping[str, Any]) -> ServerCall:
+    body, timeout = given.get("body") or "", given.get("timeout", ServerCall._field_defaults["timeout_s"])
+    return ServerCall(
+        method=given.get("method", "POST"),
+        path=_endpoint(given.get("path") or given["endpoint"]),
+        body=body if isinstance(body, str) else json.dumps(body),
+        timeout_s=parse_duration(timeout) if isinstance(timeout, str) else float(timeout),
     )
 
 
@@ -163,5 +193,6 @@ def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -
             if others - entries[name].excludes:
                 text = f"has port {port}, as {list_some(sorted(others))}: these never run together"
                 findings.notice(("models", name, "proxy"), f"{text}; ${{PORT}} is a free port")
-            result[name] = replace(entries[name], excludes=entries[name].excludes | others)
+            excludes = entries[name].excludes | others
+            result[name] = replace(entries[name], excludes=excludes, sleep_levels=())  # asleep, it keeps the port
     return result

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from envs.variable import parse_duration
 from router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
@@ -28,6 +28,8 @@ class Defaults(NamedTuple):
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None
+    idle_sleep_s: float | None = None
+    on_swap: Literal["stop", "sleep"] = "stop"
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
@@ -125,8 +127,11 @@ class _Reader:
         path = ("models", name)
         pinned = bool(keys.get("pinned"))
         ttl_s = self._duration((*path, "ttl"), None if pinned else self.defaults.ttl_s, keys)
-        if pinned and ttl_s is not None:
-            self.findings.fault((*path, "ttl"), "must be left out, as `pinned: true` keeps the model")
+        idle_sleep_s = self._duration((*path, "idle_sleep"), None if pinned else self.defaults.idle_sleep_s, keys)
+        for key, value in (("ttl", ttl_s), ("idle_sleep", idle_sleep_s)):
+            if pinned and value is not None:
+                self.findings.fault((*path, key), "must be left out, as `pinned: true` keeps the model")
+        swap_of_llmsnap = {"enable": "sleep", "disable": "stop"}.get(keys.get("sleepMode", ""), self.defaults.on_swap)
         changes = _changes(keys)
         aliases = [each if isinstance(each, str) else each["id"] for each in keys.get("aliases") or ()]
         entry = ModelEntry(
@@ -134,6 +139,9 @@ class _Reader:
             aliases=tuple(alias for alias in dict.fromkeys((*aliases, *changes.set_by_name)) if alias != name),
             env=self._environment(path, keys.get("env")),
             ttl_s=ttl_s,
+            idle_sleep_s=idle_sleep_s,
+            on_swap=keys.get("on_swap", swap_of_llmsnap),
+            sleep_levels=(keys["sleep_level"],) if "sleep_level" in keys else (1, 2),
             preload=bool(keys.get("preload")),
             pinned=pinned,
             concurrency=keys.get("concurrency") or keys.get("concurrencyLimit") or None,
@@ -150,7 +158,7 @@ class _Reader:
             entry = self._with_command(entry, keys, path)
         elif "proxy" in keys:
             command = commands.foreign_command(keys, [], path, self.findings)
-            entry = replace(entry, foreign=command, engine="other")
+            entry = _foreign(entry, command)
         else:
             words = [keys.get("model") or name, *self._words(path, keys.get("args"))]
             entry = replace(entry, words=tuple(words), engine=keys.get("engine", "auto"))
@@ -169,8 +177,8 @@ class _Reader:
         served = commands.recognise(words)
         if served is None:
             command = commands.foreign_command(keys, words, path, self.findings)
-            return replace(entry, foreign=command, engine="other")
-        for key in ("cmdStop", "proxy", "checkEndpoint"):
+            return _foreign(entry, command)
+        for key in ("cmdStop", "proxy", "checkEndpoint", *commands.SLEEP_KEYS):
             if keys.get(key):
                 text = "has no effect: the model is started by this program, which knows how to reach and stop it"
                 self.findings.notice((*path, key), text)
@@ -221,6 +229,11 @@ class _Reader:
                     self.findings.fault(
                         path, f"{show(alias)} is already a name of models.{owner}: choose another alias"
                     )
+
+
+def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
+    """A command's sleep has one depth: that of its calls."""
+    return replace(entry, foreign=command, engine="other", sleep_levels=(1,) if command.sleep_calls else ())
 
 
 def _is_elsewhere(keys: Mapping[str, Any]) -> bool:

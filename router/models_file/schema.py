@@ -107,7 +107,7 @@ def _expectation(err: Any) -> str:
             return f"must be {' or '.join(_TYPES[each] for each in types)}"
         case "enum":
             hint = did_you_mean(err.instance, wanted) if isinstance(err.instance, str) else ""
-            return f"must be one of {', '.join(wanted)}{hint}"
+            return f"must be one of {', '.join(map(str, wanted))}{hint}"
         case "minimum":
             return f"must be {wanted} or more"
         case "maximum":

@@ -5,7 +5,7 @@ Standard library only; no decisions about other models. Times are in seconds of 
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from router.scheduling.terms import NOTHING, ModelRules, ModelView, Need, State
@@ -15,18 +15,23 @@ from startup.ground.processes.back_off import BackOff
 class EntryMemory:
     """What a process of one entry of a model needs; its generations share it."""
 
-    def __init__(self, estimate: Need) -> None:
-        self.estimate = estimate
-        self._peak: Need | None = None
-        """The most memory seen while one of them was ready, at most the budget."""
+    def __init__(self, rules: ModelRules) -> None:
+        self.rules = rules
+        """With the estimates."""
+        self._peaks: dict[int, Need] = {}
+        """The most memory seen while one of them was ready (0) or asleep at a level, at most the budget."""
 
     @property
     def expected(self) -> Need:
-        return self._peak or self.estimate
+        """Awake."""
+        return self._peaks.get(0) or self.rules.need
 
-    def note(self, memory: Need, budget: Need) -> None:
+    def asleep(self, level: int) -> Need:
+        return self._peaks.get(level) or self.rules.asleep.get(level, self.expected)
+
+    def note(self, memory: Need, budget: Need, level: int = 0) -> None:
         """A model that grew above the budget may start alone."""
-        self._peak = (memory if self._peak is None else self._peak.at_least(memory)).at_most(budget)
+        self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
 
 class Generation:
@@ -35,7 +40,7 @@ class Generation:
     def __init__(self, number: int, model: "Model", now: float) -> None:
         self.number = number
         self.model = model
-        self.state: Literal["starting", "ready", "draining"] = "starting"
+        self.state: _ProcessState = "starting"
         self.since_s = now
         """When the state began."""
         self.leases: set[int] = set()
@@ -47,8 +52,12 @@ class Generation:
         """Whether it has ended by itself, but not yet all that it has started."""
         self.claimed_by: str | None = None
         """The model that needs its memory; until then it admits no request."""
+        self.level = 0
+        """Of its sleep, from the order to fall asleep until it is awake again; 0: it is awake."""
+        self.is_asleep = False
+        """Whether it holds only what it needs asleep, also if it was asked to stop since."""
         self.idle_since_s = now
-        """When its last lease ended or it became ready."""
+        """When its last lease ended, or it became ready or awake."""
         self._memory = model.memory
         self._used: Need | None = None
         """When it was measured last."""
@@ -69,7 +78,22 @@ class Generation:
     @property
     def is_end_awaited(self) -> bool:
         """Whether only its requests keep another model waiting for its memory, or keep it from its stop."""
-        return self.num_requests > 0 and (self.claimed_by is not None or self.state == "draining")
+        return self.num_requests > 0 and (self.claimed_by is not None or self.state in ("draining", "falling asleep"))
+
+    @property
+    def will_rest(self) -> bool:
+        """Whether it sleeps, or does as soon as it has fallen asleep."""
+        return self.is_asleep or (self.state == "falling asleep" and self.level > 0)
+
+    @property
+    def levels(self) -> Mapping[int, Need]:
+        """At which it can sleep, the best one first, with its memory there.
+
+        None for the process of an earlier entry.
+        """
+        if self.model.current is not self or self._memory is not self.model.memory:
+            return {}
+        return {level: self._memory.asleep(level) for level in self.model.rules.asleep}
 
     def restart_cost(self, now: float) -> float:
         """What it costs to stop it: the seconds of the last start, less the longer it was not used."""
@@ -80,8 +104,21 @@ class Generation:
 
     @property
     def need(self) -> Need:
-        """The most memory that was seen; before, the estimate."""
-        return self._memory.expected.at_least(self._used or NOTHING)
+        """The most memory that was seen; before, the estimate.
+
+        While it falls asleep or wakes it may hold what it needs in both states.
+        """
+        if self.is_asleep:
+            return self.rest_need
+        awake = self._memory.expected.at_least(self._used or NOTHING)
+        return awake.at_least(self._memory.asleep(self.level)) if self.level else awake
+
+    @property
+    def rest_need(self) -> Need:
+        """What it needs when what it does now has ended: of one that falls asleep, its need asleep."""
+        if not self.will_rest:
+            return self.need
+        return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
     def held(self) -> Need:
@@ -95,28 +132,45 @@ class Generation:
         return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
-        """What it uses now, if it was ready."""
-        if not self._has_been_ready:
+        """What it uses now, if it was ready; what it uses while it falls asleep or wakes says nothing."""
+        if not self._has_been_ready or (self.level and not self.is_asleep):
             return
         self._used = memory
-        if is_settled and self.state == "ready":
-            self._memory.note(memory, budget)
+        if self.state == "asleep" or (is_settled and self.state == "ready"):
+            self._memory.note(memory, budget, self.level)
 
     # Changes
 
     def become_ready(self, now: float) -> None:
         self._has_been_ready = True
         self.idle_since_s = now
+        self.level, self._used = 0, None
         self._enter("ready", now)
+
+    def begin_rest(self, now: float, level: int = 0) -> None:
+        """It admits nothing more, and falls asleep at this level; without one, when its leases have ended."""
+        self._used, self.level = self.held, level
+        self._enter("falling asleep", now)
+
+    def become_asleep(self, now: float) -> None:
+        self.is_asleep, self._used = True, None
+        self._enter("asleep", now)
+
+    def begin_wake(self, now: float) -> None:
+        self._used, self.is_asleep = self.held, False
+        self._enter("waking", now)
 
     def begin_drain(self, now: float) -> None:
         if self.state != "draining":
             self._enter("draining", now)
 
-    def _enter(self, state: Literal["ready", "draining"], now: float) -> None:
+    def _enter(self, state: "_ProcessState", now: float) -> None:
         self.state = state
         self.since_s = now
         self.claimed_by = None
+
+
+_ProcessState = Literal["starting", "ready", "falling asleep", "asleep", "waking", "draining"]
 
 
 class Model:
@@ -125,7 +179,7 @@ class Model:
     def __init__(self, name: str, rules: ModelRules, now: float) -> None:
         self.name = name
         self.rules = rules
-        self.memory = EntryMemory(rules.need)
+        self.memory = EntryMemory(rules)
         self.current: Generation | None = None
         """The generation that gets the requests; one that drains stays until it has ended."""
         self.next: Generation | None = None
@@ -145,7 +199,7 @@ class Model:
         """Whether only a request starts it again after a failure."""
         self._has_failed = False
         self._ended_s = now
-        """Since when it has no current generation."""
+        """Since when it has no current generation, or that one sleeps."""
         self._back_off = BackOff()
 
     # Questions
@@ -163,8 +217,15 @@ class Model:
 
     @property
     def need(self) -> Need:
-        """Of its next process."""
-        return self.memory.expected
+        """Of its next process, or of the sleeping one while it wakes."""
+        expected = self.memory.expected
+        return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
+
+    @property
+    def sleeper(self) -> Generation | None:
+        """Its process, if that sleeps and can be woken."""
+        current = self.current
+        return current if current is not None and current.state == "asleep" and not current.has_crashed else None
 
     @property
     def num_waiting(self) -> int:
@@ -172,8 +233,9 @@ class Model:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether somebody waits for its start, or it starts again by itself."""
-        return self.current is None and bool(self.waiting or self.loads or self.will_restart)
+        """Whether somebody waits for its start or for its process to wake, or it starts again by itself."""
+        has_none = self.current is None or self.sleeper is not None
+        return has_none and bool(self.waiting or self.loads or self.will_restart)
 
     @property
     def will_restart(self) -> bool:
@@ -229,12 +291,19 @@ class Model:
 
     def ttl_end_s(self) -> float | None:
         """When it is stopped because nobody has used it; None while it is used or has no such limit."""
+        return self._idle_end_s(self.rules.ttl_s, "ready", "asleep")
+
+    def idle_sleep_end_s(self) -> float | None:
+        """The same, when it falls asleep."""
+        return self._idle_end_s(self.rules.idle_sleep_s, "ready")
+
+    def _idle_end_s(self, limit_s: float | None, *states: State) -> float | None:
         current = self.current
-        if self.rules.ttl_s is None or self.rules.pinned or current is None or self.next is not None:
+        if limit_s is None or self.rules.pinned or current is None or self.next is not None:
             return None
-        if current.state != "ready" or current.leases or self.num_waiting:
+        if current.state not in states or current.leases or self.num_waiting:
             return None
-        return current.idle_since_s + self.rules.ttl_s
+        return current.idle_since_s + limit_s
 
     # Changes
 
@@ -250,26 +319,30 @@ class Model:
         self.reason = ""
         self.retry_s = -math.inf
 
+    def note_sleep(self, now: float) -> None:
+        """Its generation has fallen asleep: who waits begins anew, as after an end."""
+        self._ended_s = now
+
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
         """Its current generation has ended without a next one; one that was not asked to end has failed."""
         self._ended_s = now
-        self._has_failed = last.state != "draining"
+        self._has_failed = last.state in ("starting", "ready")
+        if last.state != "draining":
+            self.reason = reason or "Its process has ended without being asked to."
         if not self._has_failed:
             return
-        self.reason = reason or "Its process has ended without being asked to."
         self.retry_s = now + self._back_off.take_s(now - last.since_s if last.state == "ready" else 0.0)
         limit = self.rules.restart_limit
         self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
 
     def update(self, rules: ModelRules) -> None:
         """Its processes go on."""
-        self.rules = rules
-        self.memory.estimate = rules.need
+        self.rules = self.memory.rules = rules
 
     def replace(self, rules: ModelRules, now: float) -> None:
         """Its entry has changed: failures and measurements of the old one do not count any more."""
         self.rules = rules
-        self.memory = EntryMemory(rules.need)
+        self.memory = EntryMemory(rules)
         self.reason = ""
         self.retry_s = -math.inf
         self._back_off.reset()

@@ -10,6 +10,8 @@ which a lease lasts, S the longest start and stop, W = max(max_wait_s, min_stay_
 - A model is stopped for another one at the earliest min_stay_s after it became ready, so in T seconds there
   are at most T / min_stay_s + 1 swaps; if its requests leave no gap, at most T / W + 1.
 - A model stops to admit requests at the latest W after another one begins to wait, or after its own start.
+- The same holds for models that sleep instead: S is also the longest time to fall asleep and to wake, and
+  min_stay_s begins when one is awake again. A sleeping model may be stopped at any time.
 - With n models in use, a request is admitted within n * (W + L + S), however many requests come, or refused:
   models start in the order in which they began to wait, and one that was stopped for another begins to wait
   anew. Waits for a limit of concurrency, and for the pause after a failure, come on top.
@@ -23,7 +25,7 @@ from functools import cache
 from typing import Final
 
 from router.scheduling.model import Generation, Model
-from router.scheduling.start_plan import Placement, StartPlan
+from router.scheduling.start_plan import Placement, StartPlan, Victim
 from router.scheduling.terms import (
     Action,
     Admit,
@@ -34,8 +36,10 @@ from router.scheduling.terms import (
     RefusalKind,
     Refuse,
     SchedulerLimits,
+    Sleep,
     Start,
     Stop,
+    Wake,
 )
 
 _SETTLE_S: Final = 2.0
@@ -110,13 +114,44 @@ class ModelScheduler:
         self._admit_waiting(model)
         return self._decide(now)
 
+    def fell_asleep(self, number: int, now: float) -> list[Action]:
+        """The generation sleeps; one that does not in time is ended instead."""
+        generation = self.generations.get(number)
+        if generation is None or generation.state != "falling asleep":
+            return []
+        generation.become_asleep(now)
+        generation.model.note_sleep(now)
+        self._begin_settling(now)
+        return self._decide(now)
+
+    def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
+        """The generation cannot fall asleep: it is stopped instead."""
+        generation = self.generations.get(number)
+        if generation is None or generation.state != "falling asleep":
+            return []
+        generation.model.reason = reason
+        self._drain_generation(generation, now)
+        return self._decide(now)
+
+    def woke(self, number: int, now: float) -> list[Action]:
+        """The generation answers requests again; one that does not in time is ended instead."""
+        generation = self.generations.get(number)
+        if generation is None or generation.state != "waking":
+            return []
+        generation.become_ready(now)
+        self._admit_waiting(generation.model)
+        return self._decide(now)
+
     def crashed(self, number: int) -> None:
         """The generation cannot answer any more, but is not gone yet: requests wait for the next one."""
         if (generation := self.generations.get(number)) is not None:
-            generation.has_crashed = generation.state == "ready"
+            generation.has_crashed = generation.state not in ("starting", "draining")
 
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
         """The generation is gone, with all that it started.
+
+        One that has failed to fall asleep or to wake, or has ended asleep, is no failure of a start: the next
+        request, also one that waits, starts the model at once.
 
         Args:
             reason: None if it was asked to stop.
@@ -134,7 +169,16 @@ class ModelScheduler:
             model.current, model.next = model.next, None
             if model.current is None:
                 self._note_end(generation, reason, now, is_lasting=is_lasting)
-        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
+        self._begin_settling(now)
+        return self._decide(now)
+
+    def sleep(self, model: str, now: float) -> list[Action]:
+        """Has a ready model fall asleep by hand, after its leases: requests that come or wait wake it."""
+        found = self.models.get(model)
+        if found is not None and found.current is not None and found.state == "ready" and found.next is None:
+            found.current.begin_rest(now)
+            if not found.current.leases:
+                self._fall_asleep(found.current, now)
         return self._decide(now)
 
     def unload(self, model: str, now: float) -> list[Action]:
@@ -213,13 +257,15 @@ class ModelScheduler:
             self._refuse_late(model, now)
             if (end_s := model.ttl_end_s()) is not None and end_s <= now:
                 self._drain(model, now)
+            elif model.current is not None and (end_s := model.idle_sleep_end_s()) is not None and end_s <= now:
+                self._fall_asleep(model.current, now)
         return self._decide(now)
 
     def next_tick_s(self, now: float) -> float | None:
         """Seconds until `tick` has something to do; None if only another event can change anything."""
         models, max_wait_s = self.models.values(), self._limits.max_wait_s
-        ends = (end_s for each in models for end_s in (each.ttl_end_s(), each.patience_end_s(max_wait_s)))
-        dues = [due_s for due_s in (self._due_s, *ends) if due_s is not None]
+        ends = ((m.ttl_end_s(), m.idle_sleep_end_s(), m.patience_end_s(max_wait_s)) for m in models)
+        dues = [due_s for due_s in (self._due_s, *itertools.chain(*ends)) if due_s is not None]
         return max(0.0, min(dues) - now) if dues else None
 
     def drain(self, now: float) -> list[Action]:
@@ -273,6 +319,8 @@ class ModelScheduler:
             return self._take_actions()
         if generation.state == "draining":
             self._drain_generation(generation, now)
+        elif generation.state == "falling asleep":
+            self._fall_asleep(generation, now)
         return self._decide(now)
 
     def _admit_waiting(self, model: Model) -> None:
@@ -352,6 +400,21 @@ class ModelScheduler:
             generation.is_stopping = True
             self._actions.append(Stop(generation.number))
 
+    def _fall_asleep(self, generation: Generation, now: float) -> None:
+        """Without leases, for no other model."""
+        self._make_room(Victim(generation, self._plan(self._read_free(), now).level_for(generation)), now)
+
+    def _make_room(self, victim: Victim, now: float) -> None:
+        process, level = victim
+        if not level:
+            self._drain_generation(process, now)
+            return
+        process.begin_rest(now, level)
+        self._actions.append(Sleep(process.number, level))
+
+    def _begin_settling(self, now: float) -> None:
+        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
+
     def _note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
         """The model has no process for its requests any more."""
         model = last.model
@@ -397,6 +460,8 @@ class ModelScheduler:
         """Returns whether a model was started, stopped or refused: others may be placed differently then."""
         plan, has_changed = self._plan(free, now), False
         for model in hungry:
+            if not model.is_hungry:  # its sleeping process was stopped for an earlier one
+                continue
             placement = plan.place(model)
             self._carry_out(model, placement, now)
             has_changed |= placement.kind in ("start", "stop", "refuse")
@@ -412,15 +477,22 @@ class ModelScheduler:
             model.short_since_s = now if is_short else None
         match placement.kind:
             case "start":
-                model.current = self._start(model, now)
+                if (sleeper := model.sleeper) is not None:
+                    sleeper.begin_wake(now)
+                    self._actions.append(Wake(sleeper.number))
+                else:
+                    model.current = self._start(model, now)
             case "stop":
                 for victim in placement.victims:
-                    self._drain_generation(victim, now)
+                    self._make_room(victim, now)
             case "wait":
                 for victim in placement.victims:
-                    victim.claimed_by = model.name
+                    victim.process.claimed_by = model.name
             case "refuse":
-                model.is_given_up = True  # from now on only a request starts it
+                if model.sleeper is not None:
+                    model.sleeper.idle_since_s = now
+                else:
+                    model.is_given_up = True  # from now on only a request starts it
                 retry_after_s = max(1, round(self._limits.memory_wait_s))
                 self._refuse_waiting(model, "no_room", placement.text, retry_after_s)
 

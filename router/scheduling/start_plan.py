@@ -6,12 +6,15 @@ that a later one does not count on them.
 
 All models together have what is free now and what their processes hold, but at most the budget. Each process
 takes its whole need of that, so that what a start has not taken yet is not given twice.
+
+A sleeping process is woken in the place of a start: it is set aside while its model is placed. It takes no
+slot, excludes nobody, and is the first to be stopped for others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, Self
 
 from base.wording import format_bytes
 from router.scheduling.model import Generation, Model
@@ -23,14 +26,29 @@ _SLOW_POLL_S: Final = 1.0
 """The same while models are to be stopped for it, too: other programs may give memory back before."""
 
 
+class Victim(NamedTuple):
+    """A process that makes room for another model."""
+
+    process: Generation
+    level: int = 0
+    """Of the sleep into which it falls; 0: it is stopped."""
+
+    @property
+    def part(self) -> "_Room":
+        """What becomes free."""
+        part = _Room.of_staying(self.process)
+        return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What becomes of one model that waits for its start."""
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
-    """`stop`: stop the victims now. `short`: only memory that is not really free delays it.
+    """`start`: or wake. `stop`: stop the victims now, or have them fall asleep.
+    `short`: only memory that is not really free delays it.
     `blocked`: it must not run when a model starts that waits for longer."""
-    victims: tuple[Generation, ...] = ()
+    victims: tuple[Victim, ...] = ()
     """Of `stop`; of `wait`, those that admit no requests from now on."""
     text: str = ""
 
@@ -70,35 +88,67 @@ class StartPlan:
         self._present = _Room(self._num_slots, self._memory)
         self._planned = _Room(self._num_slots, limits.budget if self._is_settling else self._memory)
         for each in self._processes:
-            self._present.take(each.need)
+            self._present.take(_Room.of_present(each))
         for each in self._staying:
-            self._planned.take(each.need)
+            self._planned.take(_Room.of_staying(each))
 
     def has_room(self, model: Model) -> bool:
         """Whether a process of it can start now, beside all that run."""
-        return self._fits(model, self._present, self._processes)
+        return not self._has_conflict(model) and self._present.holds(model.need)
+
+    def level_for(self, other: Generation, spare_bytes: int | None = None) -> int:
+        """The best level at which a process can sleep now; 0 without one, or without memory for its weights.
+
+        Args:
+            spare_bytes: the machine's memory that its sleep may take; all that is left if not given.
+        """
+        if other.state not in ("starting", "ready", "falling asleep", "waking"):
+            return 0
+        spare_bytes = max(0, self._present.memory.ram_bytes if spare_bytes is None else spare_bytes)
+        fitting = (level for level, need in other.levels.items() if _growth(other, need) <= spare_bytes)
+        return next(fitting, 0)
 
     def place(self, model: Model) -> Placement:
         """Decides about one model, and reserves what it needs."""
-        placement = self._place(model)
+        sleeper = model.sleeper
+        if sleeper is None:
+            return self._reserved(model, self._place(model))
+        if sleeper not in self._staying:  # it is to be stopped for an earlier model
+            return Placement("blocked")
+        self._processes.remove(sleeper)
+        self._staying.remove(sleeper)
+        self._present.give(_Room.of_present(sleeper))
+        self._planned.give(_Room.of_staying(sleeper))
+        placement = self._reserved(model, self._place(model))
+        if placement.kind != "start":
+            self._processes.append(sleeper)
+            self._present.take(_Room.of_present(sleeper))
+        if placement.kind in ("refuse", "blocked"):
+            self._staying.append(sleeper)
+            self._planned.take(_Room.of_staying(sleeper))
+        return placement
+
+    def _reserved(self, model: Model, placement: Placement) -> Placement:
         if placement.kind in ("refuse", "blocked"):
             return placement
         expected = Generation(0, model, model.hungry_since_s)
         if placement.kind == "start":
-            self._present.take(expected.need)
+            self._present.take(_Room(1, model.need))
             self._processes.append(expected)
         else:
             self._excluded |= model.excludes
-        self._planned.take(expected.need)
+        self._planned.take(_Room(1, model.need))
         self._staying.append(expected)
         return placement
 
     def _place(self, model: Model) -> Placement:
         if text := self._lasting_conflict(model):
+            if model.sleeper is not None:  # a start may need less
+                return Placement("stop", (Victim(model.sleeper),))
             return Placement("refuse", text=text)
         if model.name in self._excluded:
             return Placement("blocked")
-        if self._fits(model, self._planned, self._staying):
+        if not any(_excludes(model, other) for other in self._staying) and self._planned.holds(model.need):
             return self._start(model)
         if self._is_closed:
             return Placement("wait")
@@ -110,12 +160,12 @@ class StartPlan:
 
     def _start(self, model: Model) -> Placement:
         """Starts it unless processes that are ending must be gone first, or their memory must be back."""
-        if any(other.name in model.excludes for other in self._processes):
+        if self._has_conflict(model):
             return Placement("wait")
         if self._present.holds(model.need):
             return Placement("start")
         if self._is_settling:
-            self._present.take(model.need)
+            self._present.take(_Room(1, model.need))
             self._note_due(min(self._now + _POLL_S, self._settled_s))
         return Placement("wait")
 
@@ -149,11 +199,13 @@ class StartPlan:
         if (victims := self._choose(model, candidates)) is None:
             return self._wait()
         self._reserve(victims)
-        claimed = (other for other in victims if other.state == "ready" and self._claim_s(other, model) <= self._now)
-        return Placement("wait", tuple(claimed))
+        ready = (victim for victim in victims if victim.process.state == "ready")
+        return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
 
     def _is_idle(self, other: Generation) -> bool:
         """Whether it can be stopped now."""
+        if other.state == "asleep":
+            return True
         if other.state != "ready" or other.leases or self._now < other.since_s + self._limits.min_stay_s:
             return False
         return not other.model.num_waiting or other.claimed_by is not None
@@ -162,33 +214,51 @@ class StartPlan:
         """When the other one stops to admit requests: both have then had their time."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
-    def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Generation] | None:
+    def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
         """Of the candidates those that it excludes, and those that cost least and suffice.
 
-        None if all together do not.
+        Those that should sleep fall asleep if that suffices, else they are stopped.
+        None if all together do not suffice.
         """
 
         def order(other: Generation) -> tuple[bool, _Rank, float, float]:
-            is_free = other.name not in model.excludes
-            return is_free, self._rank(other, model), other.restart_cost(self._now), other.idle_since_s
+            is_free, rank = not _excludes(model, other), self._rank(other, model)
+            cost = 0.0 if rank is _Rank.ASLEEP else other.restart_cost(self._now)
+            return is_free, rank, cost, other.idle_since_s
 
-        if any(other.name in model.excludes and other not in candidates for other in self._staying):
+        if any(_excludes(model, other) and other not in candidates for other in self._staying):
             return None
+        ordered = sorted(candidates, key=order)
+        chosen = self._choose_first(model, self._with_levels(model, ordered))
+        return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
+
+    def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
+        """With the levels of their sleep: together, their weights fit into the machine's memory."""
+        spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, self._present.memory.ram_bytes)
+        for other in ordered:
+            level = self.level_for(other, spare_bytes) if other.model.rules.on_swap == "sleep" else 0
+            if level:
+                spare_bytes -= _growth(other, other.levels[level])
+            yield Victim(other, level)
+
+    def _choose_first(self, model: Model, ordered: Iterable[Victim]) -> list[Victim] | None:
         room = replace(self._planned)
-        chosen: list[Generation] = []
-        for other in sorted(candidates, key=order):
-            if other.name not in model.excludes and room.holds(model.need):
+        chosen: list[Victim] = []
+        for victim in ordered:
+            if not _excludes(model, victim.process) and room.holds(model.need):
                 break
-            chosen.append(other)
-            room.give(other.need)
-        for other in reversed(chosen[:-1]):  # a large one that was chosen late may have made earlier ones needless
-            if other.name not in model.excludes and room.without(other.need).holds(model.need):
-                chosen.remove(other)
-                room = room.without(other.need)
+            chosen.append(victim)
+            room.give(victim.part)
+        for victim in reversed(chosen[:-1]):  # a large one that was chosen late may have made earlier ones needless
+            if not _excludes(model, victim.process) and room.without(victim.part).holds(model.need):
+                chosen.remove(victim)
+                room = room.without(victim.part)
         return chosen if room.holds(model.need) else None
 
     def _rank(self, other: Generation, model: Model) -> "_Rank":
-        if other.state == "draining":
+        if other.state == "asleep":
+            return _Rank.ASLEEP
+        if other.state in ("draining", "falling asleep"):
             return _Rank.DRAINING
         if other.claimed_by is not None:
             return _Rank.CLAIMED
@@ -196,10 +266,10 @@ class StartPlan:
             return _Rank.NOT_READY
         return _Rank.CLAIMABLE if self._claim_s(other, model) <= self._now else _Rank.IN_ITS_TIME
 
-    def _reserve(self, victims: Iterable[Generation]) -> None:
-        for other in victims:
-            self._planned.give(other.need)
-            self._staying.remove(other)
+    def _reserve(self, victims: Iterable[Victim]) -> None:
+        for victim in victims:
+            self._planned.give(victim.part)
+            self._staying.remove(victim.process)
 
     def _wait(self) -> Placement:
         """Something must change first; what there is is reserved for this model."""
@@ -208,8 +278,9 @@ class StartPlan:
 
     # Sums
 
-    def _fits(self, model: Model, room: "_Room", running: Iterable[Generation]) -> bool:
-        return model.excludes.isdisjoint(other.name for other in running) and room.holds(model.need)
+    def _has_conflict(self, model: Model) -> bool:
+        """Whether one that it excludes runs, or has not ended yet."""
+        return any(other.name in model.excludes and other.state != "asleep" for other in self._processes)
 
     @property
     def _num_slots(self) -> float:
@@ -221,7 +292,8 @@ class StartPlan:
 
     def _can_suffice(self, model: Model) -> bool:
         """Whether the memory is enough beside pinned models; during starts and settling nobody can tell."""
-        is_clear = not self._is_settling and all(other.state in ("ready", "draining") for other in self._processes)
+        steady = ("ready", "asleep", "draining")
+        is_clear = not self._is_settling and all(other.state in steady for other in self._processes)
         return not is_clear or model.need.fits_in(self._beside_pinned(self._memory))
 
     def _beside_pinned(self, memory: Need) -> Need:
@@ -234,9 +306,9 @@ class StartPlan:
         """Why no wait can help: the budget, the number or the exclusions, with pinned models alone."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
         beside = f" beside {_list_needs(pinned)}, which stay" if pinned else ""
-        if excluded := [other.name for other in pinned if other.name in model.excludes]:
+        if excluded := [other.name for other in pinned if _excludes(model, other)]:
             return f"{model.name} cannot start while {', '.join(excluded)} runs, which is pinned."
-        if len(pinned) + 1 > self._num_slots:
+        if sum(not other.will_rest for other in pinned) + 1 > self._num_slots:
             return f"{model.name} cannot start{beside}: at most {self._limits.max_running} models run (--max-running)."
         if not model.need.fits_in(self._beside_pinned(self._limits.budget)):
             return (
@@ -260,35 +332,57 @@ class StartPlan:
 class _Rank(IntEnum):
     """Candidates of a lower rank are stopped first."""
 
-    CLAIMED = 0
+    ASLEEP = 0
+    CLAIMED = 1
     """It admits no requests, as its memory is promised to another model already."""
-    DRAINING = 1
-    CLAIMABLE = 2
+    DRAINING = 2
+    """Or falling asleep."""
+    CLAIMABLE = 3
     """It is ready and has had its time."""
-    IN_ITS_TIME = 3
-    NOT_READY = 4
+    IN_ITS_TIME = 4
+    NOT_READY = 5
 
 
 @dataclass
 class _Room:
-    """What is left."""
+    """What is left, or the part of it that one process has."""
 
     slots: float
     memory: Need
 
+    @classmethod
+    def of_present(cls, process: Generation) -> Self:
+        """What it takes now."""
+        return cls(not process.is_asleep, process.need)
+
+    @classmethod
+    def of_staying(cls, process: Generation) -> Self:
+        """What it takes when it has fallen asleep, if it does so."""
+        return cls(not process.will_rest, process.rest_need)
+
     def holds(self, need: Need) -> bool:
         return self.slots >= 1 and need.fits_in(self.memory)
 
-    def take(self, need: Need) -> None:
-        self.slots -= 1
-        self.memory = self.memory.minus(need)
+    def take(self, part: "_Room") -> None:
+        self.slots -= part.slots
+        self.memory = self.memory.minus(part.memory)
 
-    def give(self, need: Need) -> None:
-        self.slots += 1
-        self.memory = self.memory.plus(need)
+    def give(self, part: "_Room") -> None:
+        self.slots += part.slots
+        self.memory = self.memory.plus(part.memory)
 
-    def without(self, need: Need) -> "_Room":
-        return _Room(self.slots - 1, self.memory.minus(need))
+    def without(self, part: "_Room") -> "_Room":
+        return _Room(self.slots - part.slots, self.memory.minus(part.memory))
+
+
+def _excludes(model: Model, other: Generation) -> bool:
+    """Whether the other one must stop, or fall asleep, before the model starts."""
+    return other.name in model.excludes and not other.will_rest
+
+
+def _growth(other: Generation, asleep: Need) -> int:
+    """What its sleep takes of the machine's memory."""
+    return max(0, asleep.ram_bytes - other.need.ram_bytes)
 
 
 def _list_needs(processes: Iterable[Generation]) -> str:

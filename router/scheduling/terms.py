@@ -3,15 +3,16 @@
 Standard library only.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal, NamedTuple
 
 from startup.ground.config import SeveralModelsConfig
 
-State = Literal["stopped", "starting", "ready", "draining", "failed"]
+State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "waking", "draining", "failed"]
 """`draining`: its process admits no more requests; it is stopped when its last request has ended.
+`falling asleep`: the same, but the process stays and gives the GPU's memory back. A request wakes it.
 `failed`: it has no process, and the last one failed to start or ended by itself."""
 
 RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_down"]
@@ -82,6 +83,14 @@ class ModelRules:
     """Models that must have no process when this one starts."""
     restart_limit: int | None = None
     """It starts again by itself until so many failures in a row; requests wait `max_wait_s` for it."""
+    on_swap: Literal["stop", "sleep"] = "stop"
+    """What happens to it when another model needs its memory."""
+    idle_sleep_s: float | None = None
+    """How long it stays awake without a request."""
+    asleep: Mapping[int, Need] = field(default_factory=dict)
+    """The levels at which its process can sleep, the best one first, with its estimated memory there.
+
+    Without one it is stopped instead."""
     may_overlap: bool = False
     """Whether a process of it may start while an earlier one runs."""
     need: Need = NOTHING
@@ -100,6 +109,24 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Stop the process, which has no lease; answered by `ended`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Have the process, which has no lease, fall asleep.
+
+    Answered by `fell_asleep`, `stayed_awake` or `ended`.
+    """
+
+    generation: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Wake the process; answered by `woke` or `ended`."""
 
     generation: int
 
@@ -129,7 +156,7 @@ class Refuse:
     retry_after_s: int | None = None
 
 
-Action = Start | Stop | GiveUp | Admit | Refuse
+Action = Start | Stop | Sleep | Wake | GiveUp | Admit | Refuse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,10 @@ from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
 from router.child.process import inherited_environment
-from router.model_entry import Fault, ModelEntry
+from router.model_entry import Fault, ModelEntry, Notice
 from router.standbys import template_kind_of_entry
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
+from router.words.sleep_words import with_sleep_words
 from server.terms.config import LoraModule
 from startup.embedded.installed import require_embedded_engine
 from startup.files.model.file_plan import plan_files
@@ -67,6 +68,7 @@ class CheckedModel(NamedTuple):
     """Of its preflight; the errors among them are faults, too."""
     request: ModelRequest | None = None
     template_kind: str | None = None
+    notices: tuple[Notice, ...] = ()
 
 
 class ModelCheck:
@@ -82,7 +84,13 @@ class ModelCheck:
         """Never raises for a fault."""
         if entry.foreign is not None:
             return CheckedModel(entry, tuple(self._check_program(entry)))
-        return self._guarded(lambda: self._check_as_started(self._completed(entry)), entry)
+        return self._guarded(lambda: self._complete_and_check(entry), entry)
+
+    def _complete_and_check(self, entry: ModelEntry) -> CheckedModel:
+        entry, notice = with_sleep_words(self._completed(entry))
+        checked = self._check_as_started(entry)
+        notices = (Notice(notice, entry.line, key_of(entry, self._file), self._file),) if notice else ()
+        return checked._replace(notices=notices)
 
     def run_here(self, entry: ModelEntry) -> CheckedModel:
         """Checks a completed entry in its own environment, which is that of this process."""

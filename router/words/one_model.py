@@ -11,12 +11,14 @@ from router.scheduling.terms import SchedulerLimits
 from router.standbys import template_kind_of_entry
 from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
+from router.words.sleep_words import with_sleep_words
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments, GivenFlag, read_config_file
 from startup.words.errors import InputError
 from startup.words.flag import Shape
+from startup.words.screening import show_notices
 from startup.words.secret_flags import find_values, secrets_as_variables
 from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
@@ -111,21 +113,27 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
         if is_of_models(flag):
             kept += given.words[1:] if given.words[0] == "--" else given.words
     kept, variables = secrets_as_variables(kept)
-    return ModelEntry(
+    entry = ModelEntry(
         name=names[0],
         aliases=tuple(names[1:]),
         words=(*kept, "--engine", engine, QUIET_FLAG),
         engine=engine,
         env=variables,
         ttl_s=options.idle_stop_s,
+        idle_sleep_s=options.idle_sleep_s,
         restart_limit=options.restart_limit,
         preload=True,
     )
+    entry, notice = with_sleep_words(entry)
+    show_notices([f"{entry.name} {notice}"] if notice else (), options.log_format)
+    return entry
 
 
 def _flag(options: StartOptions) -> str:
     """The flag that makes this process a router."""
-    return "--idle-stop" if options.restart_limit is None else "--restart"
+    if options.restart_limit is not None:
+        return "--restart"
+    return "--idle-sleep" if options.idle_stop_s is None else "--idle-stop"
 
 
 def _router(

@@ -104,7 +104,12 @@ class ModelsReader:
     @property
     def _defaults(self) -> Defaults:
         config = self._config
-        return Defaults(ttl_s=config.idle_stop_s, start_timeout_s=config.startup_timeout_s)
+        return Defaults(
+            ttl_s=config.idle_stop_s,
+            idle_sleep_s=config.idle_sleep_s,
+            on_swap=config.several.on_swap,
+            start_timeout_s=config.startup_timeout_s,
+        )
 
     def _entries_of_words(self) -> dict[str, ModelEntry]:
         entries: dict[str, ModelEntry] = {}
@@ -118,6 +123,8 @@ class ModelsReader:
                 name=name,
                 words=(word,),
                 ttl_s=self._defaults.ttl_s,
+                idle_sleep_s=self._defaults.idle_sleep_s,
+                on_swap=self._defaults.on_swap,
                 start_timeout_s=self._defaults.start_timeout_s,
             )
         return entries
@@ -140,7 +147,8 @@ class ModelsReader:
         faults += [*_double_names(checked, file), *self._without_room(checked, file)]
         faults.sort(key=lambda fault: fault.line or 0)
         models = {model.entry.name: model for model in checked}
-        return CheckedModels(models, tuple(faults), content.notices, content.api_keys, content.log_level)
+        notices = (*content.notices, *(notice for model in checked for notice in model.notices))
+        return CheckedModels(models, tuple(faults), notices, content.api_keys, content.log_level)
 
     def _without_room(self, models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
         """Models that could never start."""

@@ -36,6 +36,12 @@ _OF_ONE_MODEL: Final = {
     "--startup-report": "write it into the args of a model",
 }
 """Flags that cannot be the same for all models, and what to do instead."""
+_KEYS: Final = {
+    "--idle-stop": "ttl is its time without requests",
+    "--idle-sleep": "idle_sleep is its time awake without requests",
+    "--on-swap": "on_swap is that of one model",
+}
+"""What stands for flags of the command line in the file of models."""
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"
 
 
@@ -119,8 +125,7 @@ def fault_of_model(flag: Flag) -> str | None:
         case "tls" | "port":
             return "it is of the port, which all models have together: give it on the command line"
         case "router":
-            is_ttl = flag.name == "--idle-stop"
-            return "ttl is its time without requests" if is_ttl else "it is a flag of the command line"
+            return _KEYS.get(flag.name, "it is a flag of the command line")
     return _ONE_SERVER if flag.name in flags_that_change("elsewhere") else None
 
 

@@ -92,6 +92,13 @@ class SeveralModelsConfig:
         metavar="N",
         minimum=1,
     )
+    on_swap: Literal["stop", "sleep"] = setting(
+        "stop",
+        "--on-swap",
+        "What happens to a model that must make room for another one: it is stopped, or, with vLLM on a GPU, it "
+        "sleeps: its process stays, and wakes in a second or a few.",
+        choices=("stop", "sleep"),
+    )
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
@@ -138,6 +145,16 @@ class StartOptions:
         "Stop the model when no request came for this long (90s, 10m, 1h); the next request starts it again.",
         role="router",
         variable=env.VCLI_IDLE_STOP,
+        syntax="duration",
+        metavar="DURATION",
+    )
+    idle_sleep_s: float | None = setting(
+        None,
+        "--idle-sleep",
+        "Have the model give the GPU's memory back when no request came for this long; the next one wakes it. vLLM on "
+        "a GPU; others are stopped.",
+        role="router",
+        variable=env.VCLI_IDLE_SLEEP,
         syntax="duration",
         metavar="DURATION",
     )
@@ -219,7 +236,7 @@ class StartOptions:
     @property
     def is_behind_router(self) -> bool:
         """Whether this process is a router (`router`), which starts the model's server."""
-        return self.idle_stop_s is not None or self.restart_limit is not None
+        return self.idle_stop_s is not None or self.idle_sleep_s is not None or self.restart_limit is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 LAUNCHER_FLAGS = {
     "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
     "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--compile-cache": 1,
-    "--idle-stop": 1, "--restart": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1, "--memory-budget": 1,
-    "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1, "--detach": 0,
-    "--engine-watchdog-timeout": 1,
+    "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1,
+    "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
+    "--detach": 0, "--engine-watchdog-timeout": 1,
 }  # fmt: skip
 """The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's.
 
@@ -36,7 +36,11 @@ OMNI = "--omni"
 
 STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end of a line"
 _HELP = ("-h", "--help")
-_OF_ROUTER = (("--idle-stop", "VCLI_IDLE_STOP"), ("--restart", "VCLI_RESTART"))
+_OF_ROUTER = (
+    ("--idle-stop", "VCLI_IDLE_STOP"),
+    ("--idle-sleep", "VCLI_IDLE_SLEEP"),
+    ("--restart", "VCLI_RESTART"),
+)
 _ENGINES = ("embedded", "vllm")
 _LEVEL = "-O"
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")

@@ -36,7 +36,7 @@ _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 """A server acts on these even if it was started with them ignored, as a script's `&` does with SIGINT."""
 _COLD = ("VCLI_STANDBY", "off")
-_OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_RESTART")
+_OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_IDLE_SLEEP", "VCLI_RESTART")
 _STATUS_S = 1.0
 """How long the template process may take to report how the server ended."""
 _KILLED = 128 + signal.SIGKILL

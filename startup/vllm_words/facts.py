@@ -168,6 +168,11 @@ class VllmFacts(NamedTuple):
         allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
         return tuple(plugin for plugin in self.installed_plugins if plugin.name in allowed)
 
+    @property
+    def has_other_platform(self) -> bool:
+        """Whether a plugin brings the platform that vLLM computes on."""
+        return any(plugin.group == "vllm.platform_plugins" for plugin in self.plugins)
+
 
 class KeptFacts:
     """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""

@@ -1,7 +1,7 @@
 """`python foreign_server.py PORT [WORD ...]`: a small HTTP server with the bad habits that its words name.
 
 It answers GET /health with 200, GET /env with its variables, and POST with its pid and words; `waits FILE`:
-once there is this file.
+once there is this file. `sleeps`: POST /sleep and /wake_up change what it says about its sleep.
 """
 
 import json
@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
+STATE: Final = {"asleep": False}
 _SLEEP: Final = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
@@ -24,10 +25,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"variables": dict(os.environ)} if self.path == "/env" else {}, 404 if "404" in self.path else 200)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "sleeps" in WORDS and self.path.partition("?")[0] in ("/sleep", "/wake_up"):
+            STATE["asleep"] = self.path != "/wake_up"
+            self._answer({}, 500 if b"fails" in body else 200)
+            return
         while "waits" in WORDS and not Path(WORDS[-1]).exists():
             time.sleep(0.01)
-        self._answer({"pid": os.getpid(), "words": WORDS})
+        self._answer({"pid": os.getpid(), "words": WORDS, **STATE})
 
     def _answer(self, content: object, status: int = 200) -> None:
         body = json.dumps(content).encode()

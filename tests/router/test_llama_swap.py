@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router.model_entry import BodyChanges, ForeignCommand, ModelsFile
+from router.model_entry import BodyChanges, ForeignCommand, ModelsFile, ServerCall
 from router.models_file.commands import recognise, split_command
 from router.models_file.macros import MacroError, Macros
 from router.models_file.reader import Defaults, read_models_file
@@ -452,6 +452,34 @@ def test_a_server_that_runs_already_needs_no_command(read):
     content, faults = read("models: {m: {proxy: 'http://127.0.0.1:8081'}, n: {proxy: 'http://127.0.0.1:8082'}}\n")
     assert (faults, _excludes(content), content.notices) == ([], {"m": "", "n": ""}, ())
     assert content.entries["m"].foreign == ForeignCommand(words=(), address="http://127.0.0.1:8081", port=8081)
+
+
+def test_the_sleep_of_llmsnap_is_read(read):
+    content, faults = read(
+        """
+models:
+  own: {cmd: "vllm serve m --port ${PORT}", sleepMode: enable, sleepEndpoints: [{endpoint: /sleep}]}
+  other:
+    cmd: server ${PORT}
+    sleepMode: enable
+    sleepEndpoints: [{endpoint: "/sleep?level=1", method: POST, timeout: 10}]
+    wakeEndpoints: [{endpoint: /wake_up}, {path: rpc, body: {method: reload_weights}, timeout: 1m}]
+  without: {cmd: "server ${PORT}", sleepMode: enable}
+  off: {cmd: "server ${PORT}", sleepMode: disable}
+"""
+    )
+    assert faults == []
+    own, other, without, off = content.entries.values()
+    assert [each.on_swap for each in (own, other, without, off)] == ["sleep", "sleep", "sleep", "stop"]
+    assert [each.sleep_levels for each in (own, other, without, off)] == [(1, 2), (1,), (), ()]
+    assert other.foreign.sleep_calls == (ServerCall("POST", "/sleep?level=1", timeout_s=10),)
+    assert other.foreign.wake_calls == (
+        ServerCall("POST", "/wake_up"),
+        ServerCall("POST", "/rpc", body='{"method": "reload_weights"}', timeout_s=60),
+    )
+    told = [(notice.key, notice.text.partition(":")[0]) for notice in content.notices]
+    assert ("models.own.sleepEndpoints", "has no effect") in told
+    assert ("models.without.sleepMode", "has no effect without `sleep` and `wake`") in told
 
 
 def test_each_new_key_of_llama_swap_is_named_with_its_remedy(read):

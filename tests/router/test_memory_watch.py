@@ -19,7 +19,7 @@ class _Meter:
     def __init__(self, *sizes_gib: float) -> None:
         self.sizes = list(sizes_gib)
 
-    def measure(self, name: str, pids: object) -> Need:
+    def measure(self, name: str, pids: object, level: int) -> Need:
         return Need(int(self.sizes.pop(0) * GIB))
 
     def forget(self, name: str) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -277,3 +278,17 @@ def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
 
     assert meter.measure("m", []).gpu_bytes == needed.gpu_bytes == 92 * GIB
     assert (meter.free() or Need()).gpu_bytes == 90 * GIB
+
+
+def test_asleep_a_model_needs_its_weights_at_level_1_and_a_part_of_each_gpu(monkeypatch, tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", {"w": ("BF16", [1 << 19], MIB)})
+    monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (gpu(0), gpu(1)))
+    meter = MemoryMeter(lambda _: str(tmp_path))
+    model = entry("--tensor-parallel-size", "2", engine="vllm")
+    needs = meter.asleep_needs_of(model)
+    assert list(needs) == [1, 2]
+    assert needs[2].gpu_bytes == needs[1].gpu_bytes == 2 * GIB
+    assert needs[1].ram_bytes - needs[2].ram_bytes >= MIB
+    here = meter.measure("m", [os.getpid()], 2)
+    assert here.gpu_bytes == 2 * GIB, "the driver does not tell: the estimate"
+    assert meter.asleep_needs_of(replace(model, sleep_levels=())) == {}

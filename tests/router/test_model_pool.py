@@ -14,7 +14,7 @@ from router.child import child as child_module
 from router.child.child import ChildPlace
 from router.child.log import LogRelay
 from router.child.place import ChildPlaces
-from router.model_entry import ForeignCommand, ModelEntry
+from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
@@ -23,9 +23,22 @@ from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
 
 
-def entry_of(name: str, *words: str, stop_words: tuple[str, ...] = (), **keys: object) -> ModelEntry:
-    command = (sys.executable, str(FOREIGN), "${PORT}", *words)
-    foreign = ForeignCommand(words=command, address="http://127.0.0.1:${PORT}", port=None, stop_words=stop_words)
+def entry_of(
+    name: str,
+    *words: str,
+    stop_words: tuple[str, ...] = (),
+    sleep: ServerCall | None = None,
+    wake: ServerCall | None = None,
+    **keys: object,
+) -> ModelEntry:
+    foreign = ForeignCommand(
+        words=(sys.executable, str(FOREIGN), "${PORT}", *words),
+        address="http://127.0.0.1:${PORT}",
+        port=None,
+        stop_words=stop_words,
+        sleep_calls=(sleep,) if sleep else (),
+        wake_calls=(wake,) if wake else (),
+    )
     return ModelEntry(**{"name": name, "foreign": foreign, **keys})  # type: ignore[arg-type]
 
 
@@ -176,3 +189,112 @@ async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool
         await asyncio.wait_for(pool.drain(), 30)
         assert is_gone(ends.pids[0])
         assert is_gone(stays.pids[0])
+
+
+_SLEEP, _WAKE = ServerCall("POST", "/sleep?level=1"), ServerCall("POST", "/wake_up", body="{}")
+_FAILS = ServerCall("POST", "/wake_up", body="fails")
+
+
+def _pair(**calls: ServerCall) -> dict[str, ModelEntry]:
+    """Models that change places; b is stopped for a."""
+    calls = {"sleep": _SLEEP, "wake": _WAKE, **calls}
+    a = entry_of("a", "sleeps", on_swap="sleep", excludes=frozenset("b"), **calls)
+    return by_name(a, entry_of("b", excludes=frozenset("a")))
+
+
+async def _use(pool: ModelPool, name: str) -> int:
+    async with asyncio.timeout(60), pool.lease(name) as child:
+        return child.pids[0]
+
+
+def _states(pool: ModelPool) -> dict[str, str]:
+    return {status.entry.name: status.state for status in pool.view()}
+
+
+async def test_a_model_sleeps_for_another_one_and_wakes_as_it_was(pool):
+    pool.set_entries(_pair())
+    pid = await _use(pool, "a")
+    for _ in range(2):
+        await _use(pool, "b")
+        assert _states(pool) == {"a": "asleep", "b": "ready"}
+        assert await _use(pool, "a") == pid
+        assert _states(pool) == {"a": "ready", "b": "stopped"}
+    (status, _) = pool.view()
+    assert (status.num_starts, status.sleep.counts) == (1, {"sleep": 2, "wake": 2})
+    assert set(status.sleep.last_s) == {"sleep", "wake"}
+
+
+async def test_a_model_that_does_not_wake_is_started_anew_for_those_that_wait(pool, caplog):
+    pool.set_entries(_pair(wake=_FAILS))
+    pid = await _use(pool, "a")
+    await _use(pool, "b")
+    assert await _use(pool, "a") != pid
+    assert is_gone(pid)
+    assert "a has failed: It did not wake: POST /wake_up answers 500" in caplog.text
+    (status, _) = pool.view()
+    assert (status.num_starts, status.sleep.failures) == (2, {("wake", "refused"): 1})
+
+
+async def test_a_model_that_does_not_fall_asleep_is_stopped_instead(pool, caplog):
+    pool.set_entries(_pair(sleep=ServerCall("POST", "/sleep", body="fails")))
+    pid = await _use(pool, "a")
+    await _use(pool, "b")
+    assert is_gone(pid)
+    (status, _) = pool.view()
+    assert (status.state, status.reason) == ("stopped", "It did not fall asleep: POST /sleep answers 500")
+    assert "a is stopped instead of sleeping. It did not fall asleep" in caplog.text
+
+
+async def test_a_model_that_dies_asleep_is_started_by_the_next_request(pool):
+    pool.set_entries(_pair())
+    pid = await _use(pool, "a")
+    await pool.sleep("a")
+    assert _states(pool)["a"] == "asleep"
+    os.kill(pid, 9)
+    async with asyncio.timeout(30):
+        while _states(pool)["a"] != "stopped":
+            await asyncio.sleep(0.01)
+    assert "The server was ended by SIGKILL" in pool.view()[0].reason
+    assert await _use(pool, "a") != pid
+
+
+async def test_a_model_sleeps_by_hand_after_its_lease_and_is_loaded_and_unloaded(pool):
+    pool.set_entries(_pair())
+    async with pool.lease("a") as child:
+        sleeping = asyncio.create_task(pool.sleep("a"))
+        await asyncio.sleep(0.1)
+        assert _states(pool)["a"] == "falling asleep"
+    await sleeping
+    await pool.sleep("a")
+    assert pool.progress("a") == "waiting for room"
+    await pool.load("a")
+    assert child.pids[0] == await _use(pool, "a")
+    await pool.sleep("a")
+    await pool.unload("a")
+    assert is_gone(child.pids[0])
+    for name, text in (("a", "a is stopped"), ("b", "b cannot sleep")):
+        with pytest.raises(ModelRefused, match=text) as refused:
+            await pool.sleep(name)
+        assert refused.value.status == 409
+
+
+async def test_the_end_of_the_pool_ends_a_sleeping_model(pool):
+    pool.set_entries(_pair())
+    pid = await _use(pool, "a")
+    await pool.sleep("a")
+    await asyncio.wait_for(pool.drain(), 30)
+    assert is_gone(pid)
+
+
+async def test_what_the_embedded_engine_leaves_in_a_standby_is_shown_as_asleep(pool):
+    kept = False
+    pool.keeps_imports = lambda _: kept
+    pool.set_entries(by_name(entry_of("a", engine="embedded", on_swap="sleep"), entry_of("b", engine="embedded")))
+    kept = True
+    assert _states(pool) == {"a": "stopped", "b": "stopped"}, "never started"
+    for name in "ab":
+        await _use(pool, name)
+        await pool.sleep(name)
+    assert _states(pool) == {"a": "asleep", "b": "stopped"}
+    kept = False
+    assert _states(pool) == {"a": "stopped", "b": "stopped"}

@@ -96,6 +96,37 @@ def test_the_time_without_requests_has_a_default(read, keys, ttl_s):
     assert entry_of(read, f"models: {{m: {{{keys}}}}}", Defaults(ttl_s=30)).ttl_s == ttl_s
 
 
+@pytest.mark.parametrize(
+    ("keys", "on_swap", "idle_sleep_s", "levels"),
+    [
+        ("", "sleep", 60, (1, 2)),
+        ("on_swap: stop, idle_sleep: 0, sleep_level: 2", "stop", None, (2,)),
+        ("idle_sleep: 5m, sleep_level: 1", "sleep", 300, (1,)),
+        ("pinned: true", "sleep", None, (1, 2)),
+    ],
+    ids=["defaults", "none", "own", "pinned"],
+)
+def test_sleep_has_defaults(read, keys, on_swap, idle_sleep_s, levels):
+    entry = entry_of(read, f"models: {{m: {{{keys}}}}}", Defaults(idle_sleep_s=60, on_swap="sleep"))
+    assert (entry.on_swap, entry.idle_sleep_s, entry.sleep_levels) == (on_swap, idle_sleep_s, levels)
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ("on_swap: nap", "m.on_swap: must be one of stop, sleep, got 'nap'"),
+        ("sleep_level: 3", "m.sleep_level: must be one of 1, 2, got 3"),
+        ("pinned: true, idle_sleep: 5m", "m.idle_sleep: must be left out, as `pinned: true` keeps the model"),
+        ("cmd: 's ${PORT}', sleep: [{path: /a}]", "m.sleep: must not be without `wake`: name what the server is asked"),
+        ("cmd: 's ${PORT}', wake: [{method: POST}], sleep: [{path: /a}]", "m.wake[0]: must have the key path"),
+    ],
+    ids=["word", "level", "pinned", "half", "no-path"],
+)
+def test_sleep_that_cannot_be_is_a_fault(read, keys, fault):
+    _, (found,) = read(f"models: {{m: {{{keys}}}}}")
+    assert fault in found
+
+
 def test_the_files_defaults_are_stronger_than_those_of_the_command_line(read):
     entry = entry_of(read, "globalTTL: 60\nhealthCheckTimeout: 20\nmodels: {m: }", Defaults(30, 10))
     assert (entry.ttl_s, entry.start_timeout_s, entry.words) == (60, 20, ("m",))

@@ -1,4 +1,4 @@
-"""`vllm-cli load` and `vllm-cli unload`: start and stop one model of a router (`serve --models`)."""
+"""`vllm-cli load`, `sleep` and `unload`: start one model of a router (`serve --models`), and make room."""
 
 import json
 import threading
@@ -18,14 +18,15 @@ from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.terminal import Reporter
 
 F = TypeVar("F", bound=Callable[..., Any])
-Verb = Literal["load", "unload"]
-Ending = Literal["ready", "stopped", "failed", "timed out"]
+Verb = Literal["load", "sleep", "unload"]
+Ending = Literal["ready", "asleep", "stopped", "failed", "timed out"]
 
-EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "stopped": 0, "failed": 1, "timed out": 4}
+EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "asleep": 0, "stopped": 0, "failed": 1, "timed out": 4}
 
 _POLL_S: Final = 1.0
 _HEARTBEAT_S: Final = 10.0
-_DONE: Final[dict[Verb, Ending]] = {"load": "ready", "unload": "stopped"}
+_DONE: Final[dict[Verb, Ending]] = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
+_TEXTS: Final = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stopped"}
 
 
 def _router_options(command: F) -> F:
@@ -64,6 +65,23 @@ def load(*, model: str, **options: Any) -> int:
     return _run("load", model, options)
 
 
+@click.command("sleep")
+@_router_options
+def sleep(*, model: str, **options: Any) -> int:
+    """Have MODEL on a running router fall asleep after its running requests: the GPU's memory is free then.
+
+    The next request for MODEL, or `vllm-cli load`, wakes it. Start it with --on-swap sleep or --idle-sleep.
+
+    \b
+    Examples:
+      vllm-cli sleep qwen
+      vllm-cli sleep qwen --port 8001 --json
+
+    Exit codes: 0 asleep; 1 no such model, it cannot sleep, or no router answers; 2 usage; 4 timed out.
+    """
+    return _run("sleep", model, options)
+
+
 @click.command("unload")
 @_router_options
 def unload(*, model: str, **options: Any) -> int:
@@ -93,8 +111,8 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
         outcome = {"model": model, "status": ending, "took_s": round(took_s, 3), "reason": reason or None}
         click.echo(json.dumps(outcome))
     if not options["is_quiet"]:
-        done = "is ready" if ending == "ready" else "has stopped"
-        click.echo(f"Error: {reason}" if reason else f"{escape_controls(model)} {done} after {took_s:.1f} s", err=True)
+        done = f"{escape_controls(model)} {_TEXTS.get(ending)} after {took_s:.1f} s"
+        click.echo(f"Error: {reason}" if reason else done, err=True)
     return EXIT_CODES[ending]
 
 

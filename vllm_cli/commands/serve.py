@@ -83,6 +83,8 @@ def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
     if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
         if config.idle_stop_s is not None:
             start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
+        if config.idle_sleep_s is not None:
+            start_origin.start_again(env.VCLI_IDLE_SLEEP.name, f"{config.idle_sleep_s:g}")
         start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{config.restart_limit}")
     from router.words.one_model import embedded_router
 

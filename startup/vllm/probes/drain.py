@@ -25,6 +25,7 @@ from server.operation.admission import RunningRequests, dead_response
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
+from startup.vllm.probes.control_socket import open_control
 from startup.vllm.probes.engine_watch import create_watchdog, watch
 from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.probes.serving_probes import ServingProbes
@@ -76,6 +77,8 @@ def drain_before_shutdown(
         if probes is not None:
             app.lifecycle.subscribe(lambda _: probes.forget_answer())
         _Shutdown(client, app, drain, close_port, parts)
+        if parts.can_sleep:
+            open_control(client, app.lifecycle)
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:

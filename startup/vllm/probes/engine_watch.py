@@ -7,6 +7,7 @@ from typing import Any, Final
 from base.lifecycle import Lifecycle
 from server.operation.engine_watchdog import SILENCE_METRIC, EngineWatchdog, WatchedServer
 from startup.reports.crash.engine_processes import RecordedProcesses
+from startup.vllm.probes.control_socket import is_changing
 from startup.vllm.probes.serving_parts import ServingParts
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class AskedCores:
     def has_answered(self) -> bool:
         engines, calls = self._client.core_engines, self._client.utility_results
         if any(not task.done() for engine, task in self._asked.items() if engine in engines):
-            return not self._earlier.isdisjoint(calls)
+            return not self._earlier.isdisjoint(calls) or is_changing()
         for task in self._asked.values():
             task.cancel()  # of an engine that was removed
         self._earlier = frozenset(calls)

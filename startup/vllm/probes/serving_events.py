@@ -100,6 +100,20 @@ WATCHDOG: Final = Hook(
     ),
 )
 
+_CLIENT: Final = "vllm.v1.engine.async_llm"
+SLEEP: Final = Hook(
+    "sleep",
+    does="lets the router put the engines to sleep and wake them up, without vLLM's endpoints for it",
+    without="the router stops a model instead",
+    promise="`--on-swap sleep`: models change places in a second, and no client can reach vLLM's endpoints",
+    needs=(
+        Name(_CLIENT, "AsyncLLM.sleep", ("level", "mode")),
+        Name(_CLIENT, "AsyncLLM.wake_up", ("tags",)),
+        Name(_CLIENT, "AsyncLLM.collective_rpc", ("method",)),
+        Name("vllm.config.model", "ModelConfig.enable_sleep_mode"),
+    ),
+)
+
 _SERVING: Final = b"s"
 _READY: Final = b"r"
 _EVENT_BYTES: Final = 2
@@ -195,7 +209,8 @@ def _hook_uvicorn(
             probes = _create_probes(self, sockets, parts.responder)
             if DRAIN.applies:
                 is_watched = parts.watchdog_timeout_s and WATCHDOG.applies
-                own = parts if is_watched else parts._replace(watchdog_timeout_s=0.0)
+                watchdog_timeout_s = parts.watchdog_timeout_s if is_watched else 0.0
+                own = parts._replace(watchdog_timeout_s=watchdog_timeout_s, can_sleep=SLEEP.applies)
                 drain_before_shutdown(self, sockets, probes, stopping, own)
             if probes is not None:
                 await probes.start(

@@ -31,3 +31,5 @@ class ServingParts(NamedTuple):
     """Answers vLLM's probes, too, where it can; `on_serving` is not called then."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
+    can_sleep: bool = False
+    """Whether vLLM has what puts its engines to sleep and wakes them up."""

@@ -26,7 +26,7 @@ _GIB: Final = 1 << 30
 
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
-    if any(plugin.group == "vllm.platform_plugins" for plugin in start.facts.plugins):
+    if start.facts.has_other_platform:
         return
     device = start.vllm.device
     if device == "cuda":

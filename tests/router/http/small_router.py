@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -19,13 +19,17 @@ from router.http.app import AppOptions, create_runner
 from router.http.waiting import Patience
 from router.model_entry import ModelEntry
 from router.model_pool import ModelRefused, ModelStatus
-from router.scheduling.terms import NOTHING
+from router.scheduling.terms import NOTHING, State
 from server.terms.limits import LimitsConfig
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _IDLE_S = 60.0
 """The router closes no idle connection to a model while a test runs."""
 PATIENCE = Patience()
+
+
+_STATES: Final[dict[str, State]] = {"starting": "starting", "asleep": "asleep", "waking": "waking"}
+"""Of models with these names that have no server."""
 
 
 class SmallChild:
@@ -125,6 +129,10 @@ class SmallPool:
         async with self.lease(name):
             pass
 
+    async def sleep(self, name: str) -> None:
+        if name not in _STATES:
+            raise ModelRefused(409, f"{name} cannot sleep")
+
     async def unload(self, name: str) -> None:
         self.children.pop(name, None)
 
@@ -132,7 +140,7 @@ class SmallPool:
         return [
             ModelStatus(
                 entry=entry,
-                state="ready" if name in self.children else "starting" if name == "starting" else "stopped",
+                state="ready" if name in self.children else _STATES.get(name, "stopped"),
                 since_unix_s=time.time() - 5,
                 progress=ChildProgress("load_weights", 0.42, 1.3) if name == "starting" else None,
                 memory_bytes=1 << 20 if name in self.children else None,

@@ -18,8 +18,10 @@ from router.scheduling.terms import (
     Need,
     Refuse,
     SchedulerLimits,
+    Sleep,
     Start,
     Stop,
+    Wake,
 )
 from tests.support.growth import growth
 
@@ -34,7 +36,7 @@ class Story:
 
     def __init__(self, free: int | None = None, **limits: float) -> None:
         self.now = 0.0
-        self.free = free
+        self.free, self.free_gpu = free, 0
         values = {"max_wait_s": 10.0, "min_stay_s": 2.0, **limits}
         self.scheduler = ModelScheduler(SchedulerLimits(**values), self._read_free)  # type: ignore[arg-type]
         self.rules: dict[str, ModelRules] = {}
@@ -44,16 +46,23 @@ class Story:
         self.running: set[int] = set()
         self.readings = 0
 
-    def model(self, name: str, gib: int = 0, excludes: str = "", **rules: object) -> None:
+    def model(self, name: str, gib: int = 0, excludes: str = "", asleep: str = "", **rules: object) -> None:
+        """`asleep=1:2+1`: at level 1, it needs 2 GiB of the machine's memory and 1 of the GPU's."""
         excluded = frozenset(excludes.split(",") if excludes else ())
-        self.rules[name] = ModelRules(need=Need(gib * GIB), excludes=excluded, **rules)  # type: ignore[arg-type]
+        levels = {}
+        for each in filter(None, asleep.split(",")):
+            level, _, needs = each.partition(":")
+            ram, _, gpu = needs.partition("+")
+            levels[int(level)] = Need(int(ram) * GIB, int(gpu or 0) * GIB)
+        need = Need(gib * GIB, int(rules.pop("gpu", 0)) * GIB)  # type: ignore[call-overload]
+        self.rules[name] = ModelRules(need=need, excludes=excluded, asleep=levels, **rules)  # type: ignore[arg-type]
         self.set_models()
 
     def forget(self, name: str) -> None:
         del self.rules[name]
 
-    def free_is(self, gib: int) -> None:
-        self.free = gib * GIB
+    def free_is(self, gib: int, gpu: int = 0) -> None:
+        self.free, self.free_gpu = gib * GIB, gpu * GIB
 
     def reload(self, *changed: str) -> list[Action]:
         return self.set_models(restart=changed)
@@ -85,11 +94,23 @@ class Story:
         self.running.discard(self.number(process))
         return self._act(self.scheduler.ended(self.number(process), reason, self.now, is_lasting=is_lasting))
 
+    def asleep(self, process: str) -> list[Action]:
+        return self._act(self.scheduler.fell_asleep(self.number(process), self.now))
+
+    def stays_awake(self, process: str) -> list[Action]:
+        return self._act(self.scheduler.stayed_awake(self.number(process), "no memory", self.now))
+
+    def woke(self, process: str) -> list[Action]:
+        return self._act(self.scheduler.woke(self.number(process), self.now))
+
+    def sleep(self, model: str) -> list[Action]:
+        return self._act(self.scheduler.sleep(model, self.now))
+
     def unload(self, model: str) -> list[Action]:
         return self._act(self.scheduler.unload(model, self.now))
 
-    def measured(self, process: str, gib: int) -> list[Action]:
-        return self._act(self.scheduler.measured(self.number(process), Need(gib * GIB), self.now))
+    def measured(self, process: str, gib: int, gpu: int = 0) -> list[Action]:
+        return self._act(self.scheduler.measured(self.number(process), Need(gib * GIB, gpu * GIB), self.now))
 
     def drain(self) -> list[Action]:
         return self._act(self.scheduler.drain(self.now))
@@ -123,8 +144,10 @@ class Story:
 
     def words_of(self, action: Action) -> str:
         match action:
-            case Start(number) | Stop(number):
+            case Start(number) | Stop(number) | Wake(number):
                 return f"{type(action).__name__.lower()} {self.names[number]}"
+            case Sleep(number, level):
+                return f"sleep {self.names[number]} at {level}"
             case GiveUp(model):
                 return f"give up {model}"
             case Admit(ticket):
@@ -146,7 +169,7 @@ class Story:
 
     def _read_free(self) -> Need | None:
         self.readings += 1
-        return None if self.free is None else Need(self.free)
+        return None if self.free is None else Need(self.free, self.free_gpu)
 
 
 STORIES = """
@@ -437,6 +460,89 @@ run a 1; reload a > nothing; leave 1 > stop a
 a changed model has no pause, as its file was repaired
 | a
 arrive 1 a; ended a broken; reload a; arrive 2 a > start a
+
+models that sleep change places with nothing lost, llama-swap #941
+max_running=1 | a on_swap=sleep asleep=1:1 | b on_swap=sleep asleep=1:1
+run a 1; wait 5; arrive 2 b; wait 1; leave 1 > sleep a at 1; arrive 3 a > nothing; asleep a > start b
+ready b > admit 2; wait 5; leave 2 > sleep b at 1; asleep b > wake a; woke a > admit 3
+arrive 4 b > nothing; wait 5; leave 3 > sleep a at 1; asleep a > wake b; woke b > admit 4
+
+a model that should sleep is stopped if it needs too much asleep
+budget=10 | a 6 on_swap=sleep asleep=1:5 | b 6
+run a 1; leave 1; wait 5; arrive 2 b > stop a; ended a > start b
+
+level 1 needs memory for the weights, else level 2 drops them
+budget=10 | a 2 on_swap=sleep asleep=1:7,2:2 | b 2 excludes=a | c 2 excludes=a
+run a 1; leave 1; wait 5; arrive 2 b > sleep a at 1; asleep a > start b; view a > asleep 0 leases 0 waiting 7 GiB
+ready b > admit 2; load 3 a > wake a; woke a > admit 3; leave 3; model d 3; run d 4; wait 5; arrive 5 c > sleep a at 2
+
+sleep_level 1 without memory for the weights stops the model
+budget=10 | a 2 on_swap=sleep asleep=1:7 | b 4 excludes=a
+run a 1; leave 1; wait 5; arrive 2 b > stop a
+
+the sleeping model that was used longest ago is stopped before any that is awake
+budget=10 | a 6 on_swap=sleep asleep=1:2 | b 6 on_swap=sleep asleep=1:2 | c 4 on_swap=sleep asleep=1:2 | d 4
+run a 1; leave 1; wait 5; arrive 2 b > sleep a at 1; asleep a > start b; ready b > admit 2; leave 2; wait 5
+arrive 3 c > stop a; ended a > start c; ready c > admit 3
+
+the budget holds while a model wakes: its memory awake and asleep count
+budget=10 | a 3 on_swap=sleep asleep=1:6 | b 4
+run a 1; leave 1; sleep a > sleep a at 1; asleep a > nothing; arrive 2 b > start b; ready b > admit 2
+arrive 3 a > wake a; view a > waking 0 leases 1 waiting 6 GiB; woke a > admit 3; view a > ready 1 leases 0 waiting 3 GiB
+
+a GPU is never given twice: the one that falls asleep has it until it sleeps
+free=100 max_wait_s=1 | a 2 gpu=6 on_swap=sleep asleep=1:4+1 | b 2 gpu=6 on_swap=sleep asleep=1:4+1
+free_is 100 gpu=8; run a 1; free_is 98 gpu=2; leave 1; wait 5; arrive 2 b > sleep a at 1; wait 1 > nothing
+free_is 96 gpu=7; asleep a > start b; ready b; free_is 94 gpu=1; wait 5; leave 2; arrive 3 a > sleep b at 1
+free_is 92 gpu=6; asleep b > wake a
+
+what was measured asleep replaces the estimate
+budget=10 | a 6 on_swap=sleep asleep=1:4 | b 7
+run a 1; leave 1; sleep a; asleep a; measured a 2; view a > asleep 0 leases 0 waiting 2 GiB; arrive 2 b > start b
+
+idle sleep gives the memory back first, ttl ends the process later, by one clock
+| a idle_sleep_s=5 ttl_s=60 asleep=1:1
+run a 1; wait 10; leave 1; wait 4.9 > nothing; wait 0.2 > sleep a at 1; asleep a; wait 54 > nothing; wait 1 > stop a
+
+idle sleep stops a model that cannot sleep, and never a pinned one
+| a idle_sleep_s=5 | b idle_sleep_s=5 pinned=1 asleep=1:1
+run a 1; run b 2; leave 1; leave 2; wait 60 > stop a
+
+a request that comes while a model falls asleep wakes it
+| a idle_sleep_s=5 asleep=1:1
+run a 1; leave 1; wait 5 > sleep a at 1; arrive 2 a > nothing; asleep a > wake a; woke a > admit 2
+
+sleep by hand waits for leases; load wakes, unload stops also a sleeping one
+| a asleep=1:1
+run a 1; sleep a > nothing; view a > falling asleep 1 leases 0 waiting 0 GiB; leave 1 > sleep a at 1; asleep a
+load 2 a > wake a; woke a > admit 2; leave 2; sleep a > sleep a at 1; asleep a; unload a > stop a; ended a > nothing
+arrive 3 a > start a
+
+a model that does not wake is started cold for those that wait, without a pause
+| a restart_limit=2 asleep=1:1
+run a 1; leave 1; sleep a; asleep a; arrive 2 a > wake a; ended a late > start a; ready a > admit 2
+
+a model that cannot fall asleep is stopped instead
+max_running=1 | a on_swap=sleep asleep=1:1 | b
+run a 1; leave 1; wait 5; arrive 2 b > sleep a at 1; stays_awake a > stop a; ended a > start b
+
+a model that dies asleep is started by the next request alone
+| a restart_limit=2 asleep=1:1
+run a 1; leave 1; sleep a; asleep a; ended a killed > nothing; view a > stopped 0 leases 0 waiting 0 GiB
+wait 60 > nothing; arrive 2 a > start a
+
+a sleeping model whose entry changed is stopped; one that stays sleeps on
+| a asleep=1:1 may_overlap=1 | b asleep=1:1
+run a 1; run b 2; leave 1; leave 2; sleep a; asleep a; sleep b; asleep b; reload a > stop a; ended a > nothing
+arrive 3 a > start a; forget b; reload > stop b
+
+a model with a process of the changed entry beside it does not fall asleep
+max_running=2 | a may_overlap=1 on_swap=sleep asleep=1:1 idle_sleep_s=5 | b
+run a 1; reload a > start a'; leave 1; wait 10 > nothing; sleep a > nothing; arrive 2 b > stop a
+
+the end of the router stops sleeping models
+| a asleep=1:1 | b asleep=1:1
+run a 1; run b 2; leave 1; leave 2; sleep a; asleep a; sleep b; drain > stop a, stop b; asleep b > nothing
 
 drain refuses what waits and stops all after their leases
 budget=10 | a 6 | b 6

@@ -1,17 +1,19 @@
 """Random worlds prove what the scheduler promises in every state; a world keeps its own books.
 
-After every event (a request comes or goes; a process is ready, fails, dies or ends; memory is measured or
-comes back late; a model is loaded or unloaded by hand; the file changes; time passes):
+After every event (a request comes or goes; a process is ready, falls asleep, wakes, fails, dies or ends;
+memory is measured or comes back late; a model is loaded, unloaded or put to sleep by hand; the file changes;
+time passes):
 
 - A request is admitted once, to a process that is ready and not asked to end, in the order of arrival, within
   the limit of concurrency; or refused once, with a reason, and never after its admission.
-- No process is asked to stop while it has a lease, nor twice. A model is stopped for others only if it is
-  ready, not pinned, and has had its minimum stay.
+- No process is asked to stop or to sleep while it has a lease, nor twice. A model is stopped for others, or
+  falls asleep, only if it is ready, not pinned, and has had its minimum stay. A sleeping one may be stopped.
+- A process that falls asleep or wakes has room for its memory in both states, of the machine and of the GPU.
 - A changed model that is ready may have a second process beside it, if there is room; that takes over when it
   is ready, and the old one ends after its leases.
 - Otherwise a model starts only without a process for its requests, and for a request that waits, or after a
-  failure if it has a restart limit. None starts beside one that it excludes. The number of processes, the sum
-  of their needs and the memory that is really free are kept.
+  failure if it has a restart limit. None starts or wakes beside one that it excludes. The number of processes
+  that are awake, the sum of the needs of all and the memory that is really free are kept.
 - States, leases, needs and waiting requests of `view` are those of the world.
 - After a tick there is a pause.
 - When nothing fails any more and no request comes, each waiting one is admitted or refused within the bound
@@ -28,6 +30,7 @@ import pytest
 
 from router.scheduling.scheduler import ModelScheduler
 from router.scheduling.terms import (
+    NOTHING,
     Action,
     Admit,
     GiveUp,
@@ -35,8 +38,10 @@ from router.scheduling.terms import (
     Need,
     Refuse,
     SchedulerLimits,
+    Sleep,
     Start,
     Stop,
+    Wake,
 )
 
 _EPSILON = 1e-6
@@ -48,12 +53,12 @@ _LONGEST_LEASE_S = 8.0
 class Entry:
     """What a model needs until its entry changes."""
 
-    estimate: int
-    peak: int = 0
+    rules: ModelRules
+    peaks: dict[int, Need] = field(default_factory=dict)
+    """By level of sleep, 0 for awake."""
 
-    @property
-    def need(self) -> int:
-        return self.peak or self.estimate
+    def need(self, level: int = 0) -> Need:
+        return self.peaks.get(level) or (self.rules.asleep[level] if level else self.rules.need)
 
 
 @dataclass(eq=False)
@@ -63,18 +68,34 @@ class Process:
     number: int
     model: str
     entry: Entry
-    size: int
+    sizes: dict[int, Need]
+    """What it really takes, by level of sleep."""
     ready_s: float | None = None
+    phase: str = ""
+    """Of its sleep."""
+    level: int = 0
+    by_hand: bool = False
+    """Whether it was put to sleep by hand."""
     is_asked_to_stop: bool = False
     must_end: bool = False
     """Its entry was changed or removed, it was unloaded, or the router ends."""
-    memory: int = 0
-    measured: int = 0
+    memory: Need = NOTHING
+    growth: Need = NOTHING
+    """What its sleep or waking may take, until it has."""
+    measured: Need = NOTHING
     leases: set[int] = field(default_factory=set)
 
     @property
-    def need(self) -> int:
-        return max(self.entry.need, self.measured)
+    def need(self) -> Need:
+        if self.phase == "asleep":
+            return self.entry.need(self.level).at_least(self.measured)
+        awake = self.entry.need().at_least(self.measured)
+        return awake.at_least(self.entry.need(self.level)) if self.level else awake
+
+    @property
+    def promised(self) -> Need:
+        """What it may still take."""
+        return self.growth if self.memory.ram_bytes else self.need
 
 
 @dataclass(eq=False)
@@ -102,6 +123,7 @@ class World:
         )
         self.total = choice((None, 8, 12, 40))
         """Memory of the machine; None: the system does not tell what is free."""
+        self.total_gpu = choice((6, 9, 30))
         self.longest_late_s = choice((0.0, 1.0, 30.0))
         """How long the memory of an ended process may stay away."""
         self.has_faults = choice((True, True, False))
@@ -118,7 +140,7 @@ class World:
         self.failed: set[str] = set()
         """Models that start again by themselves."""
         self.clients: dict[int, Client] = {}
-        self.late_memory = 0
+        self.late_memory = NOTHING
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = iter(range(1, 1 << 60))
         self.scheduler = ModelScheduler(self.limits, self._free)
@@ -135,6 +157,7 @@ class World:
             self._measure: 4,
             self._load: 1,
             self._unload: 1,
+            self._sleep: 1,
             self._crash: self.has_faults,
             self._reload: 2 * self.has_faults,
         }
@@ -146,7 +169,7 @@ class World:
         """Nothing new comes and nothing fails: every waiting request must have its end."""
         self.has_faults = False
         longest_turn_s = max(self.limits.max_wait_s, self.limits.min_stay_s) + _LONGEST_LEASE_S
-        longest_s = 2 * (longest_turn_s + 2 * _LONGEST_START_S) + self.limits.memory_wait_s + 2.0
+        longest_s = 2 * (longest_turn_s + 3 * _LONGEST_START_S) + self.limits.memory_wait_s + 2.0
         limit_s = self.now + len(self.names) * longest_s + self.longest_late_s + 64.0  # the longest pause
         while self._waiting():
             assert self.now < limit_s, f"waits for ever: {self.clients}, {self.scheduler.view()}"
@@ -190,6 +213,14 @@ class World:
             self._must_end(name)
         self._apply(self.scheduler.unload(name, self.now))
 
+    def _sleep(self) -> None:
+        name = self.rng.choice(self.names)
+        process = self.current.get(name)
+        is_ready = process is not None and process.ready_s is not None and not self._next_of(name)
+        if process is not None and is_ready and not (process.phase or process.must_end or process.is_asked_to_stop):
+            process.by_hand, process.phase = True, "falling asleep"
+        self._apply(self.scheduler.sleep(name, self.now))
+
     def _crash(self) -> None:
         if self.processes:
             self._gone(self.rng.choice([*self.processes.values()]), "killed")
@@ -204,7 +235,7 @@ class World:
         self.failed &= kept
         self.rules = {name: self.rules[name] if name in kept else self._random_rules(name) for name in sorted(names)}
         for name in self.rules.keys() - kept:
-            self.entries[name] = Entry(self.rules[name].need.ram_bytes)
+            self.entries[name] = Entry(self.rules[name])
         begins = {name: self.current.get(name) for name in changed}
         actions = self.scheduler.set_models(self.rules, self.now, restart=changed)
         beside = {action.model for action in actions if isinstance(action, Start) and begins.get(action.model)}
@@ -219,12 +250,18 @@ class World:
     def _random_rules(self, name: str) -> ModelRules:
         choice = self.rng.choice
         excluded = choice(self.names)
+        need = Need(choice((1, 2, 3, 5, 6, 9)), choice((0, 0, 1, 3, 5)))
+        asleep = {1: Need(need.ram_bytes + choice((0, need.gpu_bytes)), min(1, need.gpu_bytes)), 2: Need(1)}
+        levels = choice(((), (1,), (2,), (1, 2), (1, 2)))
         return ModelRules(
+            on_swap=choice(("stop", "sleep", "sleep")),
+            idle_sleep_s=choice((None, None, 0.3, 3.0)),
+            asleep={level: asleep[level] for level in levels},
             ttl_s=choice((None, None, 0.5, 5.0)),
             pinned=self.rng.random() < 0.2,
             concurrency=choice((None, None, 1, 2)),
             excludes=frozenset({excluded} - {name}) if self.rng.random() < 0.2 else frozenset(),
-            need=Need(choice((1, 2, 3, 5, 6, 9))),
+            need=need,
             restart_limit=choice((None, None, None, 1, 3)),
             may_overlap=choice((True, True, False)),
         )
@@ -255,7 +292,9 @@ class World:
 
     def _start(self, number: int, name: str) -> None:
         entry = self.entries[name]
-        process = Process(number, name, entry, max(1, entry.estimate + self.rng.choice((-1, 0, 1))))
+        estimates = {0: entry.rules.need, **entry.rules.asleep}
+        sizes = {n: each.plus(Need(self.rng.choice((-1, 0, 1)))).at_least(Need(1)) for n, each in estimates.items()}
+        process = Process(number, name, entry, sizes)
         self.processes[number] = process
         self.current.setdefault(name, process)
         self.failed.discard(name)
@@ -264,7 +303,46 @@ class World:
         self._later(_LONGEST_START_S, lambda: self._gone(process, "no weights") if fails else self._ready(process))
 
     def _allocate(self, process: Process) -> None:
-        process.memory = process.size
+        process.memory = process.sizes[process.level if process.phase == "asleep" else 0]
+
+    def _fall_asleep(self, process: Process, level: int) -> None:
+        process.level = level
+        self._change_phase(process, "falling asleep", "asleep")
+
+    def _wake(self, process: Process) -> None:
+        self._change_phase(process, "waking", "")
+
+    def _change_phase(self, process: Process, begun: str, phase: str) -> None:
+        """It takes the memory of both states, then it has fallen asleep or is awake, or has failed to."""
+        process.phase = begun
+
+        def allocate() -> None:
+            if process.phase == begun:
+                process.memory = process.memory.at_least(process.sizes[process.level if phase else 0])
+                process.growth = NOTHING
+
+        def end() -> None:
+            if process.number not in self.processes:
+                return
+            if not process.is_asked_to_stop and not process.must_end:
+                process.phase, process.measured, process.growth = phase, NOTHING, NOTHING
+                if not phase:
+                    process.level, process.by_hand, process.ready_s = 0, False, self.now
+                self._allocate(process)
+            event = self.scheduler.fell_asleep if phase else self.scheduler.woke
+            self._apply(event(process.number, self.now))
+
+        def stay_awake() -> None:
+            if process.number in self.processes and not process.is_asked_to_stop:
+                process.must_end = True
+                self._apply(self.scheduler.stayed_awake(process.number, "no answer", self.now))
+
+        if phase and self.has_faults and self.rng.random() < 0.1:
+            self._later(_LONGEST_START_S, stay_awake)
+            return
+        fails = self.has_faults and self.rng.random() < 0.15
+        self._later(_LONGEST_START_S / 2, allocate)
+        self._later(_LONGEST_START_S, lambda: self._gone(process, "no answer") if fails else end())
 
     def _ready(self, process: Process) -> None:
         if process.number not in self.processes:
@@ -279,40 +357,50 @@ class World:
     def _gone(self, process: Process, reason: str | None) -> None:
         if self.processes.pop(process.number, None) is None:
             return
-        name, rules = process.model, self.rules.get(process.model)
+        name = process.model
         if self.current.get(name) is process:
             del self.current[name]
             if (following := self._next_of(name)) is not None:
                 self.current[name] = following
-            elif reason is not None and not process.must_end and rules is not None and rules.restart_limit is not None:
+            elif self._restarts(process, reason):
                 self.failed.add(name)
-        self.late_memory += process.memory
+        self.late_memory = self.late_memory.plus(process.memory)
         self._later(self.longest_late_s, lambda: self._give_back(process.memory))
         self._apply(self.scheduler.ended(process.number, reason, self.now))
+
+    def _restarts(self, process: Process, reason: str | None) -> bool:
+        """Whether it starts again by itself: one that was asleep waits for a request."""
+        rules = self.rules.get(process.model)
+        has_failed = reason is not None and not process.must_end and not process.phase
+        return has_failed and rules is not None and rules.restart_limit is not None
 
     def _next_of(self, name: str) -> Process | None:
         """The one that is to take over."""
         others = (each for each in self.processes.values() if each.model == name and each is not self.current.get(name))
         return next((each for each in others if each.ready_s is None and not each.must_end), None)
 
-    def _give_back(self, memory: int) -> None:
-        self.late_memory -= memory
+    def _give_back(self, memory: Need) -> None:
+        self.late_memory = self.late_memory.minus(memory)
 
     def _free(self) -> Need | None:
-        used = self.late_memory + sum(process.memory for process in self.processes.values())
-        return None if self.total is None else Need(max(0, self.total - used))
+        used = self.late_memory.plus(Need.sum(process.memory for process in self.processes.values()))
+        return None if self.total is None else Need(self.total, self.total_gpu).minus(used).at_least(NOTHING)
 
     def _measure(self) -> None:
         for process in list(self.processes.values()):
             if process.ready_s is None and self.rng.random() < 0.5:
                 continue
+            if process.level and process.phase != "asleep":  # what it uses meanwhile says nothing
+                self._apply(self.scheduler.measured(process.number, process.memory, self.now))
+                continue
             self._allocate(process)
             if process.ready_s is not None:
                 process.measured = process.memory
-                if not process.must_end and not process.is_asked_to_stop:
-                    most = max(process.entry.peak, process.memory)
-                    process.entry.peak = min(most, self.limits.memory_budget_bytes or most)
-            self._apply(self.scheduler.measured(process.number, Need(process.memory), self.now))
+                if not process.must_end and not process.is_asked_to_stop and process.phase in ("", "asleep"):
+                    peaks, level = process.entry.peaks, process.level
+                    most = peaks.get(level, NOTHING).at_least(process.memory)
+                    peaks[level] = most.at_most(self.limits.budget)
+            self._apply(self.scheduler.measured(process.number, process.memory, self.now))
 
     # Actions, and what must hold for each
 
@@ -323,6 +411,18 @@ class World:
                 case Start(number, model):
                     self._check_start(model)
                     self._start(number, model)
+                case Sleep(number, level):
+                    process = self.processes[number]
+                    self._check_rest(process)
+                    self._check_room(process.need.at_least(process.entry.need(level)), process)
+                    self._fall_asleep(process, level)
+                case Wake(number):
+                    process = self.processes[number]
+                    assert process.phase == "asleep" and not process.must_end and not process.is_asked_to_stop
+                    assert self._waiting(process.model), "woken for nobody"
+                    self._check_number(process.model, process)
+                    self._check_room(process.entry.need().at_least(process.need), process)
+                    self._wake(process)
                 case GiveUp(model):
                     assert self.rules[model].restart_limit is not None, "requests start it again"
                     self.failed.discard(model)
@@ -336,7 +436,7 @@ class World:
                     self.counts[kind] += 1
 
     def _check_start(self, name: str) -> None:
-        rules, need = self.rules[name], self.entries[name].need
+        rules = self.rules[name]
         if (current := self.current.get(name)) is None:
             assert self._waiting(name) or name in self.failed, "started for nobody"
         else:
@@ -344,25 +444,51 @@ class World:
             assert self._next_of(name) is None, "two processes that are to take over"
             assert current.ready_s is not None and not current.must_end, "not beside a process that answers"
             self.counts["beside"] += 1
-        others = [*self.processes.values()]
-        assert rules.excludes.isdisjoint(other.model for other in others), "runs beside a model that it excludes"
-        assert len(others) < (self.limits.max_running or math.inf), "too many run"
-        if (budget := self.limits.memory_budget_bytes) is not None:
-            assert sum(min(each, budget) for each in (need, *(other.need for other in others))) <= budget
+        self._check_number(name)
+        self._check_room(self.entries[name].need())
+
+    def _check_number(self, name: str, sleeper: Process | None = None) -> None:
+        awake = [each for each in self.processes.values() if each is not sleeper and each.phase != "asleep"]
+        excluded = self.rules[name].excludes
+        assert excluded.isdisjoint(other.model for other in awake), "runs beside a model that it excludes"
+        assert len(awake) < (self.limits.max_running or math.inf), "too many run"
+
+    def _check_room(self, need: Need, process: Process | None = None) -> None:
+        """For a new process, or for one that falls asleep or wakes, and needs this meanwhile."""
+        others = [other for other in self.processes.values() if other is not process]
+        more = need if process is None else need.minus(process.need).at_least(NOTHING)
+        if (budget := self.limits.memory_budget_bytes) is not None and more.ram_bytes:
+            assert sum(min(each.ram_bytes, budget) for each in (need, *(other.need for other in others))) <= budget
         if (free := self._free()) is not None:
-            promised = sum(other.need for other in others if not other.memory)
-            assert need + promised <= free.ram_bytes, "started without free memory"
+            for grows, is_promised, is_free in zip(more, Need.sum(each.promised for each in others), free, strict=True):
+                assert not grows or grows + is_promised <= is_free, "without free memory"
+        if process is not None:
+            process.growth = more
+
+    def _check_rest(self, process: Process) -> None:
+        assert not process.leases, "sleeps with a lease"
+        assert not (process.is_asked_to_stop or process.must_end or process.level), "sleeps twice, or after its end"
+        assert process is self.current[process.model]
+        if not process.by_hand:
+            assert process.ready_s is not None and not process.phase
+            self._check_stay(process)
+
+    def _check_stay(self, process: Process) -> None:
+        rules, stay_s = self.rules[process.model], self.limits.min_stay_s
+        assert not rules.pinned, "a pinned model is no victim"
+        assert process.ready_s is not None, "a starting model is no victim"
+        stay_s = min(stay_s, rules.ttl_s or stay_s, rules.idle_sleep_s or stay_s)
+        assert self.now - process.ready_s >= stay_s - _EPSILON, "stopped before its minimum stay"
 
     def _stop(self, process: Process) -> None:
         assert not process.is_asked_to_stop, "stopped twice"
         assert not process.leases, "stopped with a lease"
         if not process.must_end:
-            rules = self.rules[process.model]
             assert self.current[process.model] is process or process.ready_s is None
-            assert process.ready_s is not None, "a starting model is no victim"
-            assert not rules.pinned, "a pinned model is no victim"
-            stay_s = min(self.limits.min_stay_s, rules.ttl_s or self.limits.min_stay_s)
-            assert self.now - process.ready_s >= stay_s - _EPSILON, "stopped before its minimum stay"
+            if process.phase:
+                assert process.by_hand or process.phase == "asleep", "stopped while it falls asleep or wakes"
+            else:
+                self._check_stay(process)
         self._ask_to_stop(process)
 
     def _ask_to_stop(self, process: Process) -> None:
@@ -376,6 +502,7 @@ class World:
         assert process.ready_s is not None, "admitted during the start"
         assert not process.is_asked_to_stop, "admitted to a process that ends"
         assert not process.must_end, "admitted to a process that must end"
+        assert not process.phase, "admitted to a process that sleeps"
         if not client.is_load:
             limit = self.rules[client.model].concurrency
             assert limit is None or len(process.leases) < limit, "above the limit of concurrency"
@@ -401,11 +528,14 @@ class World:
                 assert view.state in ("stopped", "failed"), (name, view.state)
             elif process.is_asked_to_stop or process.must_end:
                 assert view.state == "draining", name
+            elif process.phase:
+                assert view.state == process.phase, name
             else:
                 assert view.state == ("starting" if process.ready_s is None else "ready"), name
             own = [each for each in self.processes.values() if each.model == name]
             assert view.num_running == sum(len(each.leases) for each in own), name
-            assert view.need.ram_bytes == (sum(each.need for each in own) if own else self.entries[name].need), name
+            need = Need.sum(each.need for each in own) if own else self.entries[name].need()
+            assert view.need == need, (name, view.need, need)
             assert view.num_waiting == len(self._waiting(name)), name
 
     def _waiting(self, model: str | None = None) -> list[Client]:
@@ -427,5 +557,5 @@ def test_the_books_agree_in_random_worlds(seeds):
         except AssertionError as err:
             raise AssertionError(f"world {seed}: {err}") from err
         counts += world.counts
-    happened = {"Start", "beside", "Stop", "Admit", "overloaded", "failed", "no_room", "removed"}
+    happened = {"Start", "beside", "Stop", "Sleep", "Wake", "Admit", "overloaded", "failed", "no_room", "removed"}
     assert happened <= set(counts), "else all this would hold because nothing happens"

@@ -28,7 +28,7 @@ def start() -> Iterator[Callable[..., ScriptedServer]]:
         yield start_server
 
 
-@pytest.mark.parametrize(("verb", "ending"), [("load", "ready"), ("unload", "stopped")])
+@pytest.mark.parametrize(("verb", "ending"), [("load", "ready"), ("sleep", "asleep"), ("unload", "stopped")])
 def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb, ending, start, invoke):
     server = start(200, {"status": ending})
     done = invoke(verb, "org/model:tag", "--port", server.server_port, "--json", "--api-key", "secret")

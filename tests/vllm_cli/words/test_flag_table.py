@@ -26,7 +26,7 @@ OWN_PREFIXES = (
     "--compile-cache",
     "--download-timeout",
     "--idle-",
-    *("--models", "--memory-budget", "--max-running", "--max-wait"),
+    *("--models", "--memory-budget", "--max-running", "--max-wait", "--on-swap"),
     "--lora-adapter-root",
     "--listen-when-ready",
     "--restart",

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from vllm import platforms
+from vllm.config.model import ModelConfig
 from vllm.config.parallel import ParallelConfig
 from vllm.crash import crash_at
 from vllm.tracing import instrument
@@ -25,6 +26,7 @@ class EngineConfig:
     prints_error: bool
     imports: list[str]
     shutdown_timeout: int
+    model_config: ModelConfig = field(default_factory=ModelConfig)
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     frontend_address: str | None = None
     """Where an engine that is ready registers, if the server is a program."""
@@ -51,6 +53,7 @@ def create_engine_config(args: argparse.Namespace) -> EngineConfig:
         prints_error=args.worker_prints_error,
         imports=args.worker_imports,
         shutdown_timeout=args.shutdown_timeout,
+        model_config=ModelConfig(args.enable_sleep_mode),
     )
 
 

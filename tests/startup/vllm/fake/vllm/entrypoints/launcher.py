@@ -64,9 +64,9 @@ async def run_server(args: argparse.Namespace) -> None:
         sock.close()
 
 
-def run_api_server(sock: socket.socket, config: EngineConfig, engine_address: str) -> None:
+def run_api_server(sock: socket.socket, config: EngineConfig, engine_address: str, index: int) -> None:
     """Runs in a separate process."""
-    asyncio.run(serve_http(AsyncLLM(config, client_addresses={"engine": engine_address}), sock))
+    asyncio.run(serve_http(AsyncLLM(config, client_addresses={"engine": engine_address}, client_index=index), sock))
 
 
 async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None) -> None:

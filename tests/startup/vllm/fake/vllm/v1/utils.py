@@ -14,7 +14,9 @@ class APIServerProcessManager:
     def __init__(self, sock: socket.socket, num_servers: int, config: EngineConfig, engine_address: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.processes = [
-            context.Process(target=run_api_server, args=(sock, config, engine_address), name=f"ApiServer_{index}")
+            context.Process(
+                target=run_api_server, args=(sock, config, engine_address, index), name=f"ApiServer_{index}"
+            )
             for index in range(num_servers)
         ]
         for process in self.processes:

@@ -66,6 +66,7 @@ def make_arg_parser(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     parser.add_argument("--api-server-count", "-asc", type=int, default=1)
     parser.add_argument("--headless", action="store_true")
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--numa-bind", action="store_true")
     parser.add_argument("--served-model-name", nargs="+")
     parser.add_argument("--change-state", metavar="FILE")

@@ -33,6 +33,19 @@ class AsyncLLM:
     def shutdown(self, timeout: float | None = None) -> None:
         self.engine_core.shutdown(timeout)
 
+    async def sleep(self, level: int = 1, mode: str = "abort") -> None:
+        await self._call("sleep", level, mode)
+
+    async def wake_up(self, tags: list[str] | None = None) -> None:
+        await self._call("wake_up", tags)
+
+    async def collective_rpc(self, method: str) -> None:
+        await self._call("collective_rpc", method)
+
+    async def _call(self, method: str, *args: Any) -> None:
+        (engine,) = self.engine_core.core_engines
+        await self.engine_core._call_utility_async(method, *args, engine=engine)
+
     @property
     def errored(self) -> bool:
         if self.engine_core.resources.engine_dead:

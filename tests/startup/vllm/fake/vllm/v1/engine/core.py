@@ -31,6 +31,16 @@ class EngineCore:
     def is_sleeping(self) -> bool:
         return self._executor.is_idle()
 
+    def sleep(self, level: int, mode: str) -> None:
+        assert mode == "wait"
+        self._executor.call_all("sleep", level=level)
+
+    def wake_up(self, tags: list[str] | None) -> None:
+        self._executor.call_all("wake_up", tags=tags)
+
+    def collective_rpc(self, method: str) -> None:
+        self._executor.call_all(method)
+
     def shutdown(self) -> None:
         self._executor.shutdown()
 
@@ -88,7 +98,11 @@ def _answer(engine_core: EngineCore, connection: Connection, inspected: Inspecte
     with suppress(EOFError, OSError), connection:
         request = connection.recv()
         if request["what"] == "utility":
-            connection.send(getattr(engine_core, request["method"])())
+            try:
+                result = getattr(engine_core, request["method"])(*request["args"])
+            except Exception as err:  # noqa: BLE001 - the caller raises it
+                result = err
+            connection.send(result)
             return
         try:
             crash_at("request")

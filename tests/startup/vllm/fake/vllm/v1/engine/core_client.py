@@ -42,12 +42,16 @@ class AsyncMPClient:
 
         def ask() -> None:
             with Client(self.address) as connection:
-                connection.send({"what": "utility", "method": method})
+                connection.send({"what": "utility", "method": method, "args": args})
                 result = connection.recv()
             loop.call_soon_threadsafe(answer, result)
 
         def answer(result: Any) -> None:
-            self.utility_results.pop(call_id).set_result(result)
+            future = self.utility_results.pop(call_id)
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
 
         threading.Thread(target=ask, daemon=True).start()
         return await future

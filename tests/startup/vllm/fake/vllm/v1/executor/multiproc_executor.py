@@ -54,11 +54,17 @@ class MultiprocExecutor:
             if process.is_alive():
                 process.terminate()
 
-    def ask_all(self, request: dict[str, str]) -> list[object]:
+    def ask_all(self, request: dict[str, object]) -> list[object]:
         with self._lock:
             for connection in self.connections:
                 connection.send(request)
             return [connection.recv() for connection in self.connections]
+
+    def call_all(self, method: str, **arguments: object) -> None:
+        """Raises the first error of a worker."""
+        for answer in self.ask_all({"what": method, **arguments}):
+            if isinstance(answer, Exception):
+                raise answer
 
     def is_idle(self) -> bool:
         """Answers between two requests."""

@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants  # noqa: F401 - a library that reads variables on import
 from vllm import process_state
@@ -29,6 +31,9 @@ class WorkerProc:
     def __init__(self, config: EngineConfig, rank: int) -> None:
         self._rank = rank
         self.inspected: Inspected | None = None
+        self._missing: set[str] = set()
+        """What it does not have on its device."""
+        self._level = 0
         self.load_model(config)
 
     @instrument(span_name="Loading (CPU)")
@@ -73,7 +78,36 @@ class WorkerProc:
             while True:
                 connection.send(worker.answer(connection.recv()))
 
-    def answer(self, request: dict[str, str]) -> object:
-        if request["what"] == "state":
+    def answer(self, request: dict[str, Any]) -> object:
+        try:
+            return self._answer(**request)
+        except Exception as err:  # noqa: BLE001 - the engine raises it
+            return err
+
+    def sleep(self, level: int) -> None:
+        """Waits while FAKE_VLLM_SLEEP_GATE exists, and fails in its middle if FAKE_VLLM_SLEEP_FAILS does."""
+        gate, failure = (os.environ.get(f"FAKE_VLLM_SLEEP_{name}", "") for name in ("GATE", "FAILS"))
+        while Path(gate).is_file():
+            time.sleep(0.01)
+        self._level = level
+        self._missing = {"weights", "kv_cache"}
+        if Path(failure).is_file():
+            raise RuntimeError("CUDA error: out of memory")
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """After level 2, the weights are not those of the model."""
+        self._missing -= set(tags or ("weights", "kv_cache"))
+        if self._level == 2 and "weights" not in self._missing:
+            self._missing.add("content of the weights")
+        self._level = 0
+
+    def reload_weights(self) -> None:
+        self._missing.remove("content of the weights")
+
+    def _answer(self, what: str, **arguments: Any) -> object:
+        if what == "state":
             return {**process_state.describe(), "inspected": self.inspected}
-        return f"{request['prompt']} was read by worker {self._rank}"
+        if what != "completion":
+            return getattr(self, what)(**arguments)
+        without = f" without {sorted(self._missing)}" if self._missing else ""
+        return f"{arguments['prompt']} was read by worker {self._rank}{without}"

@@ -1,0 +1,34 @@
+"""Whether a model that is to sleep can, at which levels, and the flag that vLLM needs for it."""
+
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from envs import foreign
+from router.model_entry import ModelEntry
+from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
+from startup.words.secret_flags import find_values
+
+_FLAG: Final = "--enable-sleep-mode"
+_NEEDS_OTHERS: Final = "its engines are on several machines, or give their KV cache to others"
+
+
+class SleepWords(NamedTuple):
+    """An entry with the levels at which it can sleep, and what the user should know."""
+
+    entry: ModelEntry
+    notice: str = ""
+
+
+def with_sleep_words(entry: ModelEntry) -> SleepWords:
+    """Of an entry whose command line is complete; one without levels is stopped instead."""
+    has_flag = bool(find_values(entry.words, _FLAG))
+    if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
+        return SleepWords(replace(entry, sleep_levels=()))
+    deepest = deepest_level(entry.words)
+    reason = can_sleep({**foreign.snapshot(), **entry.env}) or ("" if deepest else _NEEDS_OTHERS)
+    if reason and not has_flag:
+        return SleepWords(replace(entry, sleep_levels=()), f"cannot sleep, and is stopped instead: {reason}")
+    levels = tuple(level for level in entry.sleep_levels if level <= deepest)
+    notice = "" if levels else "sleeps at level 1: after level 2, not all of this model's weights would be as before"
+    words = entry.words if has_flag else (*entry.words, _FLAG)
+    return SleepWords(replace(entry, words=words, sleep_levels=levels or (1,)), notice)

@@ -1,0 +1,135 @@
+"""Puts vLLM's engine to sleep and wakes it up on a word from the router that has started this server.
+
+The words come through a Unix socket beside the server's own, which no client can reach: vLLM's endpoints for
+this stay closed. A connection has one request and one answer, a line of JSON each.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from base.json_depth import read_json
+from base.lifecycle import Lifecycle
+from base.server_settings import control_socket
+from envs.registry import env
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES: Final = 4096
+_LONGEST_ERROR: Final = 1000
+_SENT_S: Final = 10.0
+"""How long a request may take to come."""
+
+
+def open_control(client: Any, lifecycle: Lifecycle) -> None:
+    """Opens the socket if this server listens where a router expects it, and vLLM's sleep mode is on.
+
+    Of several API servers, only the first one opens it: a call of its client reaches all engines.
+
+    Args:
+        client: vLLM's AsyncLLM.
+        lifecycle: the socket is removed at the end of its state `ready`.
+    """
+    path = env.VCLI_ROUTER.get()
+    if path is None or not Path(path).is_socket():
+        return
+    try:
+        if client.vllm_config.model_config.enable_sleep_mode and client.engine_core.client_index == 0:
+            control = _Control(client, Path(control_socket(path)))
+            lifecycle.subscribe(lambda _: control.close())
+    except (AttributeError, OSError) as err:
+        logger.debug("no control socket: the router stops this model instead of putting it to sleep: %s", err)
+
+
+def is_changing() -> bool:
+    """Whether the engines fall asleep or wake up; known to all API servers of these engines."""
+    path = env.VCLI_ROUTER.get()
+    return path is not None and _mark(Path(control_socket(path))).exists()
+
+
+def _mark(path: Path) -> Path:
+    """The file that exists while a request is carried out."""
+    return path.with_name(f"{path.name}.busy")
+
+
+class _Control:
+    """The open socket; used on the event loop."""
+
+    def __init__(self, client: Any, path: Path) -> None:
+        self._client = client
+        self._path = path
+        self._level = 0
+        """At which the engines sleep; 0 while they are awake."""
+        self._turn = asyncio.Lock()
+        """A request waits for the one before."""
+        path.unlink(missing_ok=True)  # of a killed server
+        _mark(path).unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        path.chmod(0o600)  # nobody can connect before it listens
+        self._listener.listen()
+        self._serving = asyncio.get_running_loop().create_task(self._serve(), name="control-socket")
+
+    def close(self) -> None:
+        """Removes the socket; a request that is being carried out gets its answer, if there is time."""
+        self._path.unlink(missing_ok=True)
+        self._serving.cancel()
+
+    async def _serve(self) -> None:
+        async with await asyncio.start_unix_server(self._answer, sock=self._listener, limit=_MOST_BYTES) as server:
+            await server.serve_forever()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            answer = await self._carry_out(await asyncio.wait_for(reader.readline(), _SENT_S))
+        except Exception as err:  # noqa: BLE001 - the router decides what follows
+            text = f"{type(err).__name__}: {err}".partition("\n")[0]
+            logger.warning("the router's request was not carried out: %s", text)
+            answer = {"ok": False, "error": text[:_LONGEST_ERROR]}
+        with suppress(OSError):
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    async def _carry_out(self, line: bytes) -> dict[str, Any]:
+        request = read_json(line)
+        async with self._turn:
+            begin_s = time.perf_counter()
+            _mark(self._path).touch()
+            try:
+                match request:
+                    case {"do": "sleep", "level": 1 | 2 as level}:
+                        await self._sleep(level)
+                    case {"do": "wake"}:
+                        await self._wake_up()
+                    case _:
+                        raise ValueError("the request is neither sleep at level 1 or 2 nor wake")
+            finally:
+                _mark(self._path).unlink(missing_ok=True)
+            return {"ok": True, "took_s": round(time.perf_counter() - begin_s, 3)}
+
+    async def _sleep(self, level: int) -> None:
+        """If vLLM cannot, its engines are as they were: a part of their memory may be gone already."""
+        if self._level:
+            return
+        self._level = level
+        try:
+            await self._client.sleep(level, mode="wait")
+        except Exception:
+            await self._client.collective_rpc("wake_up")  # the engine may think that its workers are awake
+            await self._wake_up()
+            raise
+
+    async def _wake_up(self) -> None:
+        if self._level == 2:
+            await self._client.wake_up(["weights"])
+            await self._client.collective_rpc("reload_weights")
+            await self._client.wake_up(["kv_cache"])
+        elif self._level:
+            await self._client.wake_up()
+        self._level = 0

@@ -1,0 +1,74 @@
+"""A model of vLLM's CUDA build that a router has started, so that it can be put to sleep."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from envs.registry import env
+from tests.gpu_stub.gpu_server import MODEL, GpuServer
+from tests.support.cli import python_output
+from tests.support.control_socket import tell
+from tests.support.http_client import Answer, RawClient
+from tests.support.peer_vllm import ROOT
+
+_ANSWER_S: Final = 600.0
+_USED: Final = """
+from base.machine.nvml import read_gpus
+print([gpu.total_bytes - gpu.free_bytes for gpu in read_gpus().gpus])
+"""
+
+
+class Sleeper(GpuServer):
+    """It listens at a Unix socket, with vLLM's own endpoints to look into the engine."""
+
+    def __init__(
+        self,
+        *words: str,
+        folder: Path,
+        socket_folder: Path,
+        model: Path = MODEL,
+        num_gpus: int = 1,
+        launcher: str = "ours",
+        **variables: str,
+    ) -> None:
+        self.path = str(socket_folder / "1.sock")
+        environment = {
+            env.VCLI_ROUTER.name: self.path,
+            "VLLM_SERVER_DEV_MODE": "1",
+            "STUB_GPUS": str(num_gpus),
+            **variables,
+        }
+        words = ("--enable-sleep-mode", "--uds", self.path, *words)
+        super().__init__(launcher, *words, folder=folder, environment=environment, model=model)
+
+    def ask(self, path: str, body: object = None, **_: Any) -> Answer:
+        try:
+            with RawClient(self.path, timeout_s=_ANSWER_S) as client:
+                return (client.get(path) if body is None else client.post(path, body)).read()
+        except OSError:
+            return Answer(0, b"", {})
+
+    def sleep(self, level: int) -> float:
+        """Seconds until it is asleep."""
+        return self._tell(do="sleep", level=level)
+
+    def wake(self) -> float:
+        """Seconds until it is awake."""
+        return self._tell(do="wake")
+
+    def _tell(self, **request: Any) -> float:
+        answer = tell(self.path, **request)
+        assert answer is not None, self.log[-8000:]
+        assert answer["ok"], (answer, self.log[-8000:])
+        return float(answer["took_s"])
+
+    def weights(self) -> dict[str, str]:
+        """Checksums of all parameters of each rank, of the first engine."""
+        answer = self.ask("/collective_rpc", {"method": "compute_weight_checksums"})
+        assert answer.status == 200, answer
+        return {name: digest for digests in answer.json["results"] for name, digest in digests.items()}
+
+    def used(self) -> list[int]:
+        """NVML's used memory of each device."""
+        found: list[int] = json.loads(python_output(_USED, env=self.variables, cwd=ROOT))
+        return found

@@ -1,0 +1,97 @@
+"""A router puts models to sleep and wakes them up: memory on the GPU, weights byte for byte, answers."""
+
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu_stub.gpu_server import EAGER
+from tests.gpu_stub.recipe_models import save_adapter
+from tests.gpu_stub.sleeper import Sleeper
+
+_AWAKE_BYTES = 60 << 30
+_ASLEEP_BYTES = 2 << 30
+_SMALL = "norm.weight"
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a path short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="gs", dir="/tmp") as name:
+        yield Path(name)
+
+
+def _text(server: Sleeper) -> Any:
+    return server.generate()
+
+
+def _adapted(server: Sleeper) -> Any:
+    wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
+    answer = server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True, model="own")
+    return server.generate(), answer["choices"][0]["text"]
+
+
+def _embedding(server: Sleeper) -> Any:
+    return server.post("/v1/embeddings", input=[server.PROMPT])["data"]
+
+
+def _usage(server: Sleeper) -> Any:
+    """Two ranks do not always read token 0 from the stand-in."""
+    wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS}
+    return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
+
+
+_LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
+
+
+@pytest.mark.parametrize(
+    ("words", "num_gpus", "ask", "levels"),
+    [
+        pytest.param(EAGER, 1, _text, (1, 2), id="eager"),
+        pytest.param(EAGER[1:], 1, _text, (1, 2), id="compiled"),
+        pytest.param((*EAGER, "--tensor-parallel-size", "3"), 3, _usage, (1, 2), id="TP 3"),
+        pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, _usage, (1, 2), id="PP 2"),
+        pytest.param((*EAGER, "--data-parallel-size", "2"), 2, _usage, (1, 2), id="DP 2"),
+        pytest.param((*EAGER, *_LORA), 1, _adapted, (1,), id="LoRA"),
+        pytest.param((*EAGER, "--runner", "pooling", "--convert", "embed"), 1, _embedding, (1,), id="pooling"),
+    ],
+)
+def test_a_model_is_after_its_sleep_as_before(tmp_path, sockets, words, num_gpus, ask, levels):
+    words = tuple(word.format(folder=tmp_path) if "{" in word else word for word in words)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter")
+    with Sleeper(*words, folder=tmp_path, socket_folder=sockets, num_gpus=num_gpus) as server:
+        _assert_unchanged(server.wait_ready(), ask, levels)
+        server.sleep(levels[0])
+        assert server.terminate(signal.SIGTERM) == 0
+    assert "hang" not in server.log
+    assert "ERROR" not in server.log
+
+
+def _assert_unchanged(server: Sleeper, ask: Callable[[Sleeper], Any], levels: tuple[int, ...]) -> None:
+    expected, weights = ask(server), server.weights()
+    for level in levels * 2:
+        awake = server.used()
+        server.sleep(level)
+        assert max(server.used()) < _ASLEEP_BYTES
+        assert server.health() == 200
+        server.wake()
+        assert min(server.used()) > min(min(awake), _AWAKE_BYTES) - _ASLEEP_BYTES
+        assert _changed(weights, server.weights()) == []
+        assert ask(server) == expected
+
+
+def _changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """The parameters with other bytes; the stand-in may forget pieces of up to 64 KiB at any time."""
+    assert before.keys() == after.keys()
+    return [name for name in before if before[name] != after[name] and not name.endswith(_SMALL)]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_sleeper_is_killed(tmp_path, sockets, level):
+    with Sleeper(*EAGER, folder=tmp_path, socket_folder=sockets) as server:
+        server.wait_ready().sleep(level)
+        assert server.terminate(signal.SIGKILL) == -signal.SIGKILL

@@ -1,0 +1,74 @@
+"""The router's orders to fall asleep and to wake, on a socket as a server of ours opens it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from base.server_settings import control_socket
+from router.child import server as server_module
+from router.child.server import OwnServer, SleepError, SleepRefusedError, SleepTimeoutError
+
+
+@asynccontextmanager
+async def _told(folder: Path, answer: bytes | None) -> AsyncIterator[tuple[OwnServer, list[Any]]]:
+    """A server that answers each order so, or never."""
+    orders: list[Any] = []
+    answering: list[Any] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.append(asyncio.current_task())
+        orders.append(json.loads(await reader.readline()))
+        if answer is None:
+            await reader.read()
+        writer.write(answer or b"")
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    own = OwnServer((), str(folder / "s"), {})
+    listening = await asyncio.start_unix_server(take, control_socket(str(folder / "s")))
+    try:
+        async with listening:
+            yield own, orders
+    finally:
+        await asyncio.gather(*answering)
+        await own.connector.close()
+
+
+async def test_an_order_is_one_line_each_way(tmp_path):
+    async with _told(tmp_path, b'{"ok": true, "took_s": 0.41}\n') as (server, orders):
+        await server.sleep(2)
+        await server.wake(1 << 30)
+    assert orders == [{"do": "sleep", "level": 2}, {"do": "wake"}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (b'{"ok": false, "error": "out of memory"}\n', SleepRefusedError, "out of memory"),
+        (b"", SleepError, "its server ended the connection"),
+        (b"[]\n", SleepError, "its server ended the connection"),
+        (b"no json\n", SleepError, "cannot be read"),
+        (b"x" * 5000, SleepError, "cannot be read"),
+        (None, SleepTimeoutError, "no answer within 0 s"),
+    ],
+    ids=["refused", "end", "list", "text", "long", "silent"],
+)
+async def test_what_else_is_an_error_with_its_reason(answer, error, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(server_module, "_SLEEP_S", 0.1 if answer is None else 60.0)
+    async with _told(tmp_path, answer) as (server, _):
+        with pytest.raises(SleepError, match=text) as raised:
+            await server.sleep(1)
+    assert type(raised.value) is error
+
+
+async def test_a_server_without_the_socket_takes_no_orders(tmp_path):
+    server = OwnServer((), str(tmp_path / "s"), {})
+    with pytest.raises(SleepRefusedError, match="no socket for it"):
+        await server.sleep(1)
+    await server.connector.close()

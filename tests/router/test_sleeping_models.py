@@ -1,0 +1,184 @@
+"""Models that sleep instead of being stopped: the fake vLLM through its control socket, and commands."""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.router.router_process import RouterProcess, foreign
+from tests.startup.vllm.fake_start import environment, short_folder
+from tests.support.cli import run_cli
+from tests.support.http_client import ask
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+_FLAGS = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
+_WORDS = ("--max-running", "1", "--max-wait", "1", "--idle-warm", "off", "--standby", "off")
+
+
+class _Router(RouterProcess):
+    """Of the models a and b, with room for one that is awake."""
+
+    def __init__(self, folder: Path, *words: str, models: Any = None, **variables: str) -> None:
+        self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
+        files = {"FAKE_VLLM_SLEEP_GATE": str(self.gate), "FAKE_VLLM_SLEEP_FAILS": str(self.failure)}
+        entry = {"model": "fake", "engine": "vllm", "args": _FLAGS}
+        models = models or dict.fromkeys("ab", entry)
+        changed = environment(folder, **files, **variables)
+        super().__init__(folder, models, *_WORDS, *words, environment=changed)
+
+    def says(self, model: str) -> str:
+        answer = self.post(model)
+        assert answer.status == 200, (answer, self.log)
+        text: str = answer.json["choices"][0]["text"]
+        return text
+
+    def wait_stay(self) -> None:
+        """Until the model that is ready may make room."""
+        wait_until(lambda: all(row["for_s"] > 2 for row in self.models().values() if row["status"] == "ready"))
+
+
+_AWAKE = "Once was read by worker 0"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+def test_models_change_places_asleep_with_the_same_processes(folder):
+    with _Router(folder, "--on-swap", "sleep") as router:
+        assert (router.says("a"), router.says("b")) == (_AWAKE, _AWAKE)
+        pids = {name: router.pid(name) for name in "ab"}
+        for name, other in ("ab", "ba") * 2:
+            assert router.says(name) == _AWAKE
+            assert (router.state(name), router.state(other)) == ("ready", "asleep")
+            assert ask(f"{router.url}/readyz?model={other}").status == 200
+        assert {name: router.pid(name) for name in "ab"} == pids
+        states = {row["model"]: row["state"] for row in router.ask("/running").json["running"]}
+        assert states == {"a": "asleep", "b": "ready"}
+        assert router.metric("vllm_cli:model_sleep_changes_total", model="a", verb="wake") == 2
+        assert router.metric("vllm_cli:model_state", model="a", state="asleep") == 1
+        assert all(row["num_starts"] == 1 for row in router.models().values())
+        assert router.terminate() == 0
+
+
+def test_requests_of_many_clients_in_turns_and_at_random_are_all_answered(folder):
+    with _Router(folder, "--on-swap", "sleep") as router, ThreadPoolExecutor(8) as clients:
+        texts = set(clients.map(router.says, "ab" * 20 + "aabbbabaab" * 2))
+        assert texts == {_AWAKE}
+        assert all(row["num_starts"] == 1 for row in router.models().values())
+
+
+def test_by_hand_a_model_sleeps_wakes_and_stops(folder):
+    with _Router(folder) as router:
+
+        def run(verb: str) -> dict[str, Any]:
+            done = run_cli(verb, "a", "--port", str(router.port), "--json")
+            return {"code": done.returncode, "status": json.loads(done.stdout)["status"]}
+
+        assert run("sleep") == {"code": 1, "status": "failed"}
+        assert run("load") == {"code": 0, "status": "ready"}
+        for _ in range(2):
+            assert run("sleep") == {"code": 0, "status": "asleep"}
+        assert router.state("a") == "asleep"
+        entry = next(each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == router.port)
+        assert {model["model"]: model["state"] for model in entry["models"]} == {"a": "asleep", "b": "stopped"}
+        assert run("load") == {"code": 0, "status": "ready"}
+        assert run("sleep") == {"code": 0, "status": "asleep"}
+        assert router.says("a") == _AWAKE
+        assert run("sleep") == {"code": 0, "status": "asleep"}
+        assert run("unload") == {"code": 0, "status": "stopped"}
+        assert router.models()["a"]["num_starts"] == 1
+        assert router.terminate() == 0
+
+
+def test_a_request_that_comes_while_a_model_falls_asleep_wakes_it(folder):
+    with _Router(folder, "--idle-sleep", "2s") as router:
+        assert router.says("a") == _AWAKE
+        router.gate.touch()
+        router.wait_state("a", "falling asleep")
+        texts: list[str] = []
+        waiting = threading.Thread(target=lambda: texts.append(router.says("a")))
+        waiting.start()
+        router.wait(lambda: router.models()["a"]["num_waiting"] == 1)
+        router.gate.unlink()
+        waiting.join()
+        assert texts == [_AWAKE]
+        assert router.models()["a"]["num_starts"] == 1
+
+
+def test_a_model_that_cannot_fall_asleep_is_stopped_instead(folder):
+    with _Router(folder, "--on-swap", "sleep") as router:
+        assert router.says("a") == _AWAKE
+        router.failure.touch()
+        assert router.says("b") == _AWAKE
+        assert router.state("a") == "stopped"
+        assert "CUDA error: out of memory" in router.models()["a"]["reason"]
+        router.wait_logged("a is stopped instead of sleeping. It did not fall asleep: RuntimeError: CUDA error")
+        assert router.metric("vllm_cli:model_sleep_failures_total", model="a", reason="refused") == 1
+        router.failure.unlink()
+        assert router.says("a") == _AWAKE
+
+
+@pytest.mark.parametrize("state", ["falling asleep", "asleep"])
+def test_a_model_that_is_killed_is_started_by_the_next_request(folder, state):
+    with _Router(folder, "--idle-sleep", "2s") as router:
+        assert router.says("a") == _AWAKE
+        if state == "falling asleep":
+            router.gate.touch()
+        router.wait_state("a", state)
+        router.tree("a")[0].send_signal(signal.SIGKILL)
+        router.wait_state("a", "stopped")
+        router.gate.unlink(missing_ok=True)
+        assert router.says("a") == _AWAKE
+        assert router.models()["a"]["num_starts"] == 2
+
+
+def test_a_changed_entry_stops_the_sleeping_process(folder):
+    with _Router(folder) as router:
+        assert router.says("a") == _AWAKE
+        assert router.ask("/v1/models/a/sleep", {}).status == 200
+        pid = router.pid("a")
+        router.write({"a": {"model": "fake", "engine": "vllm", "args": [*_FLAGS, "--max-model-len", "64"]}})
+        router.root.send_signal(signal.SIGHUP)
+        router.wait_state("a", "stopped")
+        assert router.says("a") == _AWAKE
+        assert router.pid("a") != pid
+
+
+def test_one_model_sleeps_behind_its_port(folder):
+    environ = environment(folder)
+    words = ["fake", "--engine", "vllm", *_FLAGS, "--idle-sleep", "1s", "--idle-warm", "off", "--standby", "off"]
+    from tests.e2e.server_process import ServerProcess
+
+    with ServerProcess(words, environment=environ) as server:
+        server.wait(lambda: server.ask("/status.json").json["status"] == "asleep")
+        health = server.ask("/health")
+        assert (health.status, server.ask("/readyz").status) == (200, 200)
+        answer = server.ask("/v1/completions", {"prompt": "Once"})
+        assert answer.json["choices"][0]["text"] == _AWAKE
+        assert server.terminate() == 0
+
+
+def test_a_command_sleeps_and_wakes_by_its_calls(folder):
+    """llmsnap's keys, and ours with a wake that fails."""
+    endpoints = {"sleepMode": "enable", "sleepEndpoints": [{"endpoint": "/sleep?level=1"}]}
+    usual = foreign("sleeps", **endpoints, wakeEndpoints=[{"endpoint": "/wake_up", "method": "POST", "timeout": 30}])
+    calls = {"sleep": [{"path": "/sleep"}], "wake": [{"path": "/wake_up", "body": {"fails": True}}]}
+    models = {"a": usual, "b": foreign("sleeps", on_swap="sleep", **calls)}
+    with _Router(folder, models=models) as router:
+        pids = {name: router.post(name).json["pid"] for name in "ab"}
+        assert router.state("a") == "asleep"
+        answer = router.post("a").json
+        assert (answer["pid"], answer["asleep"]) == (pids["a"], False)
+        assert router.state("b") == "asleep"
+        assert router.post("b").json["pid"] != pids["b"]
+        router.wait_logged("b has failed: It did not wake: POST /wake_up answers 500")

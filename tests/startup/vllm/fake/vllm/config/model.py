@@ -1,0 +1,8 @@
+"""What is set for the model."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ModelConfig:
+    enable_sleep_mode: bool = False

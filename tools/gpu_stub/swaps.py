@@ -1,0 +1,265 @@
+"""`python -m tools.gpu_stub.swaps`: two models of vLLM that change places on one GPU, in three ways.
+
+`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `stop`. `by hand` are two servers
+of `vllm serve --enable-sleep-mode`, whose developer's endpoints are called in turn. Each swap is timed from
+the request for the model that sleeps, or has stopped, to its first token. Then come requests in turns and at
+random, while NVML is read ten times a second.
+
+On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
+"""
+
+import http.client
+import json
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple, Self
+from urllib.parse import urlencode
+
+import click
+
+from tests.gpu_stub.gpu_server import gpu_variables
+from tests.gpu_stub.private_devices import PREFIX
+from tests.support.cli import python_output
+from tests.support.peer_vllm import ROOT
+from tests.support.ports import free_port
+from tests.support.program import Program, Server
+from tools.gpu_figures import describe_machine
+
+_NAMES: Final = ("a", "b")
+_START_S: Final = 1200.0
+_SEED: Final = 60
+_SAMPLES: Final = """
+import select, sys
+from base.machine.nvml import read_gpus
+count = peak = 0
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    used = [gpu.total_bytes - gpu.free_bytes for gpu in read_gpus().gpus]
+    count, peak = count + 1, max(peak, *used)
+print(count, peak)
+"""
+_HELD: Final = """
+import json
+from base.machine.nvml import read_gpus
+[gpu, *_] = read_gpus().gpus
+print(json.dumps([gpu.total_bytes, *(process.used_bytes for process in gpu.processes)]))
+"""
+
+
+class Machine(NamedTuple):
+    """Where the models run."""
+
+    python: Path
+    """That of vLLM."""
+    variables: dict[str, str]
+    prefix: tuple[str, ...]
+    """The words before those of a server."""
+    words: tuple[str, ...]
+    """Those of each model, behind `serve`; the first is its folder."""
+
+    @classmethod
+    def of(cls, home: Path, vllm: Path, model: str, words: tuple[str, ...], *, is_real: bool) -> Self:
+        """The stand-in, or the machine's own GPU."""
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} if is_real else gpu_variables(home)
+        words = (str(Path(model).absolute()), "--gpu-memory-utilization", "0.9", *words)
+        return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, words)
+
+    def held(self) -> list[int]:
+        """The GPU's memory, and what each process has of it."""
+        held: list[int] = json.loads(python_output(_HELD, env=self.variables, cwd=ROOT))
+        return held
+
+    @contextmanager
+    def sampled(self, result: dict[str, Any]) -> Iterator[None]:
+        """Adds the highest use of a GPU's memory."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [self.python, "-c", _SAMPLES]
+        with subprocess.Popen(command, env=self.variables, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+            try:
+                yield
+            finally:
+                output, _ = process.communicate("")
+        result["samples"], result["peak_bytes"] = map(int, output.split())
+
+
+class _Side(Server):
+    """One way to swap; the end of the `with` block ends its processes."""
+
+    poll_s = 0.1
+    name: ClassVar[str]
+
+    def ask_first_token(self, model: str) -> int:
+        """The status of a streamed answer, once its first token has come; the rest is read, too."""
+        return _ask(self.port, "/v1/completions", _body(model))
+
+    def swap(self, model: str, other: str) -> int:
+        """The same, while the other model has the GPU."""
+        del other
+        return self.ask_first_token(model)
+
+
+class _Router(_Side):
+    def __init__(self, machine: Machine, folder: Path, on_swap: str, level: int | None) -> None:
+        self.port = free_port()
+        entry = {"model": machine.words[0], "engine": "vllm", "args": [*machine.words[1:]], "on_swap": on_swap}
+        if level is not None:
+            entry["sleep_level"] = level
+        file = folder / "models.yaml"
+        file.write_text(json.dumps({"models": dict.fromkeys(_NAMES, entry)}))
+        words = ("serve", "--models", file, "--host", "127.0.0.1", "--port", self.port)
+        command = [*machine.prefix, machine.python, "-m", "vllm_cli", *words]
+        super().__init__(command, machine.variables, is_awaited=True, log_path=folder / "router.log")
+
+
+class _ByHand(_Side):
+    """Its own process is the server of a; that of b is another one."""
+
+    leaves_nothing = False
+
+    def __init__(self, machine: Machine, folder: Path, level: int) -> None:
+        self._level = level
+        self.ports = {name: free_port() for name in _NAMES}
+        self.port = self.ports["a"]
+        variables = {**machine.variables, "VLLM_SERVER_DEV_MODE": "1"}
+        first, self._second = (
+            [*machine.prefix, machine.python.with_name("vllm"), "serve", *machine.words, "--enable-sleep-mode"]
+            + ["--served-model-name", name, "--host", "127.0.0.1", "--port", port]
+            for name, port in self.ports.items()
+        )
+        super().__init__(first, variables, log_path=folder / "a.log")
+        self._other = _Other(self._second, variables, log_path=folder / "b.log")
+        self._other.port = self.ports["b"]
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        Program.wait(self, lambda: self.health() == 200, _START_S)
+        self._post("a", "/sleep", level=self._level)
+        self._other.__enter__()
+        Program.wait(self._other, lambda: self._other.health() == 200, _START_S)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._other.__exit__(*exc)
+        finally:
+            super().__exit__(*exc)
+
+    def swap(self, model: str, other: str) -> int:
+        self._post(other, "/sleep", level=self._level)
+        if self._level == 1:
+            self._post(model, "/wake_up")
+        else:
+            self._post(model, "/wake_up", tags="weights")
+            self._post(model, "/collective_rpc", {"method": "reload_weights"})
+            self._post(model, "/wake_up", tags="kv_cache")
+        return _ask(self.ports[model], "/v1/completions", _body(model))
+
+    def _post(self, name: str, path: str, body: object = None, **query: object) -> None:
+        status = _ask(self.ports[name], f"{path}?{urlencode(query)}", body or {})
+        assert status == 200, (name, path, status)
+
+
+class _Other(Server):
+    leaves_nothing = False
+
+
+def _body(model: str) -> dict[str, Any]:
+    return {"model": model, "prompt": "The capital of France is", "max_tokens": 1, "stream": True, "ignore_eos": True}
+
+
+def _ask(port: int, path: str, body: object) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_S)
+    try:
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "output", default="build/gpu-swaps.json", show_default=True, help="File for the result.")
+@click.option("--rounds", default=5, show_default=True, help="Timed swaps of each model.")
+@click.option("--requests", default=200, show_default=True, help="In turns, and then at random with 8 clients.")
+@click.option("--level", "levels", multiple=True, type=click.IntRange(1, 2), help="Only this level of sleep.")
+@click.option("--way", "ways", multiple=True, type=click.Choice(["by hand", "sleep", "stop"]), help="Only this way.")
+@click.option("--gpu", "is_real", is_flag=True, help="Use the machine's own GPU.")
+@click.option("--vllm", default=".peers/cuda/bin", show_default=True, help="Folder with vLLM's Python and `vllm`.")
+@click.option("--model", default=".peers/model", show_default=True, help="Folder of the model.")
+@click.argument("words", nargs=-1)
+def main(
+    output: str,
+    rounds: int,
+    requests: int,
+    levels: tuple[int, ...],
+    ways: tuple[str, ...],
+    is_real: bool,
+    vllm: str,
+    model: str,
+    words: tuple[str, ...],
+) -> None:
+    """Run all ways; WORDS are further ones of each model, such as `-- --enforce-eager`."""
+    result: dict[str, Any] = {"no kernel runs": not is_real, "words": words, "ways": {}}
+    result["machine"] = describe_machine(str(Path(vllm) / "python"))
+    for way in ways or ("by hand", "sleep", "stop"):
+        for level in (None,) if way == "stop" else levels or (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                machine = Machine.of(Path(folder), Path(vllm), model, words, is_real=is_real)
+                entry = measure(machine, Path(folder), way, level, rounds, 0 if way == "stop" else requests)
+            result["ways"][way if level is None else f"{way}, level {level}"] = entry
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+            Path(output).write_text(json.dumps(result, indent=1) + "\n")
+            swaps = ", ".join(f"{seconds:.2f}" for seconds in entry["swaps_s"])
+            click.echo(f"{way}, level {level}: median {statistics.median(entry['swaps_s']):.2f} s ({swaps})", err=True)
+
+
+def measure(
+    machine: Machine, folder: Path, way: str, level: int | None, rounds: int, num_requests: int
+) -> dict[str, Any]:
+    """One way: swaps one by one, then all requests."""
+    result: dict[str, Any] = {"swaps_s": []}
+    side = _ByHand(machine, folder, level or 1) if way == "by hand" else _Router(machine, folder, way, level)
+    with side, machine.sampled(result):
+        for name, other in (("a", "b"), ("b", "a")):  # each has started, and has been changed once
+            assert side.swap(name, other) == 200, side.log[-8000:]
+        for name, other in islice(cycle((("a", "b"), ("b", "a"))), 2 * rounds):
+            begin_s = time.perf_counter()
+            assert side.swap(name, other) == 200, side.log[-8000:]
+            result["swaps_s"].append(round(time.perf_counter() - begin_s, 3))
+        result["total_bytes"], *held = machine.held()
+        result["asleep_bytes"] = min(held, default=None) if len(held) > 1 else None
+        if way != "by hand":
+            result |= _load(side, num_requests)
+    return result
+
+
+def _load(side: _Side, num_requests: int) -> dict[str, Any]:
+    """How many requests in turns, and at random from 8 clients, were not answered, and how long they took."""
+    result: dict[str, Any] = {}
+    chooses = random.Random(_SEED)
+    at_random = [chooses.choice(_NAMES) for _ in range(num_requests)]
+    for kind, names, num_clients in (("turns", [*islice(cycle(_NAMES), num_requests)], 1), ("random", at_random, 8)):
+        begin_s = time.perf_counter()
+        with ThreadPoolExecutor(num_clients) as pool:
+            statuses = list(pool.map(side.ask_first_token, names))
+        result[kind] = {
+            "requests": len(names),
+            "lost": sum(status != 200 for status in statuses),
+            "seconds": round(time.perf_counter() - begin_s, 1),
+        }
+    return result
+
+
+if __name__ == "__main__":
+    main()
