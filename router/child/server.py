@@ -256,6 +256,7 @@ class ForeignServer:
             limit = aiohttp.ClientTimeout(total=timeout_s)
             try:
                 async with session.request(method, f"{self.base_url}{path}", timeout=limit, **content) as answer:
+                    await answer.read()  # else the connection is reset
                     if not answer.ok:
                         raise SleepRefusedError(f"{method} {path} answers {answer.status}")
             except TimeoutError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import RouterProcess, foreign
 from tests.startup.vllm.fake_start import environment, short_folder
 from tests.support.cli import run_cli
@@ -155,14 +156,11 @@ def test_a_changed_entry_stops_the_sleeping_process(folder):
 
 
 def test_one_model_sleeps_behind_its_port(folder):
-    environ = environment(folder)
     words = ["fake", "--engine", "vllm", *_FLAGS, "--idle-sleep", "1s", "--idle-warm", "off", "--standby", "off"]
-    from tests.e2e.server_process import ServerProcess
-
-    with ServerProcess(words, environment=environ) as server:
-        server.wait(lambda: server.ask("/status.json").json["status"] == "asleep")
-        health = server.ask("/health")
-        assert (health.status, server.ask("/readyz").status) == (200, 200)
+    with ServerProcess(words, environment=environment(folder)) as server:
+        server.wait(lambda: server.ask("/health").headers.get("model-state") == "asleep")
+        assert server.ask("/status.json").json["status"] == "asleep"
+        assert {server.ask(path).status for path in ("/health", "/readyz", "/readyz?model")} == {200}
         answer = server.ask("/v1/completions", {"prompt": "Once"})
         assert answer.json["choices"][0]["text"] == _AWAKE
         assert server.terminate() == 0
