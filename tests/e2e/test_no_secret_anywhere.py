@@ -62,6 +62,7 @@ RUNS: dict[str, list[str]] = {
     "wait": ["URL --json", "LOGIN --timeout 1"],
     "load": ["MODEL --url URL --api-key KEY --json", "MODEL --url LOGIN --api-key WRONG"],
     "unload": ["MODEL --url URL --api-key WRONG --json"],
+    "sleep": ["MODEL --url URL --api-key WRONG --json"],
     "ps": ["--json", ""],
     "stop": ["1"],
     "standby": ["--for nonsense"],
@@ -89,8 +90,8 @@ RUNS: dict[str, list[str]] = {
 }
 """The command lines of each command. URL is a server that wants a key, LOGIN its address with a login."""
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
-              "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1}, "timeline": {0, 2},
-              "check-hooks": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0},
+              "sleep": {1}, "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1},
+              "timeline": {0, 2}, "check-hooks": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0},
               "bench serve": {0, 1, 3}}  # fmt: skip
 
 
