@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from base.wording import format_bytes
 from router.scheduling.model import Generation, Model
-from router.scheduling.terms import UNLIMITED, Need, SchedulerLimits
+from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 
 _POLL_S: Final = 0.1
 """How often the plan is made anew while a start waits only for memory."""
@@ -234,7 +234,9 @@ class StartPlan:
 
     def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
         """With the levels of their sleep: together, their weights fit into the machine's memory."""
-        spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, self._present.memory.ram_bytes)
+        aside = NOTHING if model.sleeper is None else model.sleeper.need  # it has this until it wakes
+        present = self._present.memory.minus(aside)
+        spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, present.ram_bytes)
         for other in ordered:
             level = self.level_for(other, spare_bytes) if other.model.rules.on_swap == "sleep" else 0
             if level:
