@@ -142,10 +142,16 @@ class _ByHand(_Side):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        Program.wait(self, lambda: self.health() == 200, _START_S)
-        self._post("a", "/sleep", level=self._level)
-        self._other.__enter__()
-        Program.wait(self._other, lambda: self._other.health() == 200, _START_S)
+        try:
+            Program.wait(self, lambda: self.health() == 200, _START_S)
+            self._post("a", "/sleep", level=self._level)
+            self._other.__enter__()
+            Program.wait(self._other, lambda: self._other.health() == 200, _START_S)
+        except BaseException:
+            if hasattr(self._other, "process"):
+                self._other.stop()
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
