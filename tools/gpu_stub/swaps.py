@@ -37,6 +37,8 @@ from tools.gpu_figures import describe_machine
 _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
 _SEED: Final = 60
+_STAYS_S: Final = 4.0
+"""Before a timed swap: the router keeps a model for `min_stay_s` of its scheduler at least."""
 _SAMPLES: Final = """
 import select, sys
 from base.machine.nvml import read_gpus
@@ -140,10 +142,16 @@ class _ByHand(_Side):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        Program.wait(self, lambda: self.health() == 200, _START_S)
-        self._post("a", "/sleep", level=self._level)
-        self._other.__enter__()
-        Program.wait(self._other, lambda: self._other.health() == 200, _START_S)
+        try:
+            Program.wait(self, lambda: self.health() == 200, _START_S)
+            self._post("a", "/sleep", level=self._level)
+            self._other.__enter__()
+            Program.wait(self._other, lambda: self._other.health() == 200, _START_S)
+        except BaseException:
+            if hasattr(self._other, "process"):
+                self._other.stop()
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -234,6 +242,7 @@ def measure(
         for name, other in (("a", "b"), ("b", "a")):  # each has started, and has been changed once
             assert side.swap(name, other) == 200, side.log[-8000:]
         for name, other in islice(cycle((("a", "b"), ("b", "a"))), 2 * rounds):
+            time.sleep(_STAYS_S)
             begin_s = time.perf_counter()
             assert side.swap(name, other) == 200, side.log[-8000:]
             result["swaps_s"].append(round(time.perf_counter() - begin_s, 3))
