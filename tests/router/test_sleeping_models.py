@@ -20,6 +20,8 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.thorough
 
 _FLAGS = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
+_SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""A KV cache of 1 GiB: without a size, nearly all of the machine's memory would have to be free."""
 _WORDS = ("--max-running", "1", "--max-wait", "1", "--idle-warm", "off", "--standby", "off")
 
 
@@ -31,7 +33,7 @@ class _Router(RouterProcess):
         files = {"FAKE_VLLM_SLEEP_GATE": str(self.gate), "FAKE_VLLM_SLEEP_FAILS": str(self.failure)}
         entry = {"model": "fake", "engine": "vllm", "args": _FLAGS}
         models = models or dict.fromkeys("ab", entry)
-        changed = environment(folder, **files, **variables)
+        changed = environment(folder, **files, **_SMALL, **variables)
         super().__init__(folder, models, *_WORDS, *words, environment=changed)
 
     def says(self, model: str) -> str:
