@@ -82,7 +82,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TlsConfig:
-    """HTTPS; none without a certificate."""
+    """Settings of HTTPS, which needs a certificate."""
 
     help_group: ClassVar[Group] = "HTTP server"
     role: ClassVar[Role] = "tls"

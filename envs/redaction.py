@@ -21,7 +21,7 @@ SECRET_ENDINGS = (
 """How names of secret flags, variables and members end: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
-"""vLLM's secret flags after their shortest abbreviations; one that is shorter could be another flag."""
+"""vLLM's secret flags after their shortest abbreviations; a shorter word could be another flag."""
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"

@@ -35,7 +35,7 @@ START_METHODS: Final = ("spawn", "fork", "forkserver")
 """The start methods of the engine process."""
 
 ENGINES: Final = ("auto", "embedded", "vllm")
-"""The engines: this package's own, or an installed vLLM; `auto` prefers vLLM."""
+"""The engines: this package's own, or an installed vLLM (which `auto` prefers)."""
 
 PREFLIGHT_MODES: Final = ("auto", "warn", "off")
 """Whether faults that the preflight finds end a start, are only logged, or are not looked for."""
@@ -196,7 +196,7 @@ def unknown_variables() -> list[str]:
 
 
 def undeclared_names(prefix: str) -> list[str]:
-    """Variables with a prefix that are set and not declared here; of `VLLM_`, those that only vLLM reads."""
+    """Variables with a prefix that are set and not declared here; with `VLLM_`, these are vLLM's own."""
     declared = {variable.name for variable in variables()}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
 

@@ -1,4 +1,4 @@
-"""One environment variable: its types, its default and the only way to read it; a constructor per type."""
+"""One environment variable: its types (each has a constructor), its default and the only way to read it."""
 
 import math
 import os
@@ -121,7 +121,7 @@ def text(description: str) -> EnvVar[str | None]:
 
 
 def names(description: str) -> EnvVar[frozenset[str]]:
-    """Names separated by commas; none if unset."""
+    """Names separated by commas; an empty set if unset."""
     return EnvVar("names", lambda raw: frozenset(filter(None, map(str.strip, raw.split(",")))), frozenset, description)
 
 
