@@ -71,7 +71,7 @@ class StoredArchive(NamedTuple):
 class Location(ABC):
     """Archives by name. All methods raise LocationError, also for names that no archive can have.
 
-    OSErrors of a local file that is added or downloaded into are raised as they are.
+    An OSError that concerns the caller's own file (`path`, `scratch`) is raised unchanged.
     """
 
     def __init__(self, address: str) -> None:
@@ -79,7 +79,7 @@ class Location(ABC):
 
     @abstractmethod
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
-        """The archives, or those of one family: at most `most`, newest first; other files are left out."""
+        """The archives, or one family's: at most `most`, newest first. Other files are left out."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:

@@ -67,15 +67,15 @@ class CompiledModel:
     start_id: str
     """Stands for the flags of the start that compiled it."""
     digest: str
-    """Of all factors when vLLM looked for it."""
+    """The digest of all factors when vLLM looked for the compiled model."""
     early_digest: str
-    """Of all factors before the model was loaded: vLLM chooses some of them later."""
+    """The digest of all factors before the model was loaded: vLLM chooses some of them later."""
     factors: Mapping[str, Mapping[str, Any]]
-    """What vLLM hashed before the model was loaded: JSON values by group and name."""
+    """The values that vLLM hashed before it loaded the model, as JSON, by group and name."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the source files that were traced, by module."""
     versions: Mapping[str, str]
-    """Of Python and of the packages that compile."""
+    """The versions of Python and of the packages that compile."""
     hardware: Hardware
     ranks: tuple[str, ...]
     """The ranks whose code it has, as vLLM names their folders; those of one node."""
@@ -151,7 +151,7 @@ class CompiledModel:
 
 
 class ArchiveName(NamedTuple):
-    """The parts of an archive's name, some of them shortened; they tell whether it fits."""
+    """The parts of an archive's name, some of them shortened; they show whether it fits."""
 
     start_id: str
     early_digest: str

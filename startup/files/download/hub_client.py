@@ -91,7 +91,7 @@ def _asked_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 class Asked(NamedTuple):
-    """What a request was for."""
+    """The target of a request."""
 
     repo_id: str
     revision: str | None

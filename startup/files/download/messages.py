@@ -11,8 +11,8 @@ from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
-"""`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
-`wrong`: the files are not what the hub lists."""
+"""The hub will not deliver (`refused`), there is no room (`disk`), the cache's folder cannot be written to
+(`cache`), or the files differ from the hub's list (`wrong`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ class FilePlan:
 
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
-        """Those of `read_order` that are read through the page cache and do not lie in memory already."""
+        """Files of `read_order` that are read through the page cache and do not lie in memory already."""
         if format_of(self.request.load_format).is_cached:
             files = self.read_order
         else:
