@@ -168,7 +168,7 @@ class StartOptions:
         syntax="restart policy",
         metavar="on-failure[:N]",
     )
-    """How many failures in a row are the last; None: it is not started again by itself."""
+    """After this many failures in a row it is not started again; None starts it never again by itself."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",

@@ -1,6 +1,6 @@
-"""The file of `--config`: YAML that names flags, with `${VAR}` in values by rules of Docker Compose.
+"""The file of `--config` is YAML that names flags; Docker Compose's rules apply to `${VAR}` in values.
 
-`$VAR` stays as it is. A value may be a secret: messages name variables, never their values.
+`$VAR` is not replaced. A value may be a secret: messages name variables, never their values.
 """
 
 import json
@@ -70,7 +70,7 @@ class ConfigFile(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values by name; none if the file is empty or cannot be read."""
+        """The values by name; empty if the file is empty or cannot be read."""
         return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
 
     def place(self, name: str) -> str:

@@ -150,7 +150,7 @@ def serve(file: Any) -> None:
 
 
 def stop_serving() -> list[Any]:
-    """From now on, takes modules from no file; returns those that were used."""
+    """From now on, takes modules from no file; returns the files that were used."""
     files, _finder.files = _finder.files, []
     _finder.settle()
     return files
@@ -167,7 +167,7 @@ class _Finder:
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
-        """The one that decides first comes first."""
+        """In the order in which they decide."""
         self.before: dict[str, list[Action]] = {}
         """Until they are cancelled."""
         self.after: dict[str, list[Action]] = {}

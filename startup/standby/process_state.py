@@ -147,7 +147,7 @@ def _set_limits(pid: int) -> str | None:
 def _enter_cgroup(pid: int) -> str | None:
     """Moves this process into another one's cgroup, or leaves it in one with the same limits.
 
-    Of version 1, the cgroups of all controllers must be the same.
+    With version 1, the cgroups of all controllers must be the same.
     """
     theirs, own = _cgroups(pid), _cgroups(os.getpid())
     path, own_path = theirs.pop("", ""), own.pop("", "")

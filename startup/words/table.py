@@ -50,7 +50,7 @@ _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spelli
 
 
 def find_flag(name: str) -> Spelling:
-    """The flag of that name, or whose name begins so and no other's; else a usage error with a suggestion."""
+    """The flag with this name or unique abbreviation; without one, a usage error with a suggestion."""
     return _BY_NAME.get(normalise(name)) or _complete(name)
 
 

@@ -37,8 +37,8 @@ class ModelPlace(NamedTuple):
     name: str
     """The name as given by the user."""
     folder: Path | None = None
-    """The files' folder. Before a download it is the incomplete snapshot, if there is one. For an object store
-    it has the files that the last start has downloaded, if they are complete."""
+    """The files' folder. Before a download it is the incomplete snapshot, if there is one. For an object
+    store it has the files that the last start has downloaded, if they are complete."""
     revision: str | None = None
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""

@@ -32,7 +32,7 @@ _LONGEST_END_S: Final = 5.0
 
 
 class HelperEndedError(Exception):
-    """There are no more events. The text tells how the helper ended: by an error, a signal, an exit code."""
+    """There are no more events. The text says how the helper ended: by an error, a signal, an exit code."""
 
 
 class Helper:

@@ -106,7 +106,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """What the linear layers need less in int8; a head that shares the embedding's weight needs a copy."""
+    """The memory saved by linear layers in int8; a head that shares the embedding's weight needs a copy."""
     linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
     has_shared_head = text.get("tie_word_embeddings", False)
     head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
