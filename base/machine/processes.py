@@ -154,7 +154,7 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
         alive = list(filter(is_alive, known))
         if not alive or time.monotonic() >= end_s:
             return
-        for pid in sorted(alive):  # parents first, which would tell that their children have died
+        for pid in sorted(alive):  # parents first, which would report that their children have died
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_KILL_POLL_S)

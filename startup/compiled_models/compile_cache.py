@@ -204,7 +204,7 @@ class CompileCache:
         self._expected = self._why_none_usable(wanted, fitting) if not usable else _why_outdated(usable[0])
         reason = self._expected
         if not usable and local.unrecorded_keys():
-            self._exchange.answer("")  # compiled by a start without this program: only vLLM can tell
+            self._exchange.answer("")  # compiled by a start without this program: only vLLM knows
             return
         if reason is None:
             text = "loads the compiled model"

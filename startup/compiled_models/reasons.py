@@ -112,7 +112,7 @@ def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Re
     if damaged is not None:
         change = Change("files", damaged, "as it was written", "missing or damaged")
         return Reason(f"a file of the cache is damaged: {damaged}", (change,))
-    return Reason(f"vLLM could not load {_name(record)}: {error or 'it does not tell why'}")
+    return Reason(f"vLLM could not load {_name(record)}: {error or 'it does not say why'}")
 
 
 def _name(record: CompiledModel) -> str:

@@ -110,7 +110,7 @@ class CompiledModel:
     def name(self) -> "ArchiveName":
         """The archive's name in its family."""
         digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
-        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not tell them
+        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not include them
         return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
 
     @property

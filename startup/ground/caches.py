@@ -223,7 +223,7 @@ class Kept:
             if path.is_file() or not path.exists():  # others, such as pipes, are not ours
                 write_whole(path, json.dumps(content, separators=(",", ":")), mode=MODE)
                 if (reason := why_changeable(path.lstat(), path)) is not None:  # as on NFS with root_squash
-                    path.write_bytes(b"")  # says that the user was told
+                    path.write_bytes(b"")  # marks that the user has been informed
                     log = logger.debug if was_told else logger.warning
                     log("%s, so nothing is kept there: set %s", reason, env.VLLM_CACHE_ROOT.name)
             for old in _newest_first(path.parent)[_MOST_FILES:]:

@@ -26,7 +26,7 @@ def open_tls(config: TlsConfig) -> "Callable[[socket.socket], TlsChannel]":
 
 
 class TlsChannel:
-    """The first reads do the handshake. BlockingIOError means that TLS needs more data, OSError its failure."""
+    """The first reads do the handshake. BlockingIOError means that TLS needs more data, OSError a failure."""
 
     def __init__(self, client: socket.socket, context: ssl.SSLContext) -> None:
         client.setblocking(False)

@@ -225,7 +225,7 @@ class HubClient:
 
         Raises:
             RetryableError: it cannot be reached, or answers with an error that passes.
-            DownloadError: it refuses, or does not tell the hash.
+            DownloadError: it refuses, or does not report the hash.
         """
         try:
             answer = self._session.request(

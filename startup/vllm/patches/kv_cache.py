@@ -90,7 +90,7 @@ def _populate(memory: range, *, num_workers: int) -> None:
 
 def _populate_parts(parts: Iterator[range], processors: set[int], nice: int) -> None:
     thread = threading.get_native_id()
-    with suppress(OSError):  # vLLM's own writes get the pages, or tell what is wrong
+    with suppress(OSError):  # vLLM's own writes get the pages, or show what is wrong
         os.sched_setaffinity(thread, processors)
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
         for part in parts:
