@@ -240,7 +240,7 @@ class CauseFinder:
         self._num_texts = 0
         """With all states of progress bars."""
         self._is_next_new = True
-        """Whether the next text begins a line of the file; else it is a further state of a progress bar."""
+        """Whether the next text begins a line of the file, instead of continuing a progress bar."""
         self._run = Run()
         self._before: Cause | None = None
         """The cause in the run before this one."""

@@ -94,7 +94,7 @@ _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 
 @dataclass(frozen=True)
 class StartKind:
-    """What starts have in common that import the same modules, and take about as long."""
+    """The properties that decide which modules a start imports, and about how long it takes."""
 
     version: str
     architecture: str
@@ -116,13 +116,13 @@ class StartKind:
 
 @dataclass(frozen=True)
 class PreloadProfile:
-    """What the processes of one kind of start had loaded when the server was ready."""
+    """The modules that the processes of one kind of start had loaded when the server was ready."""
 
     kind: StartKind
     engine_modules: tuple[str, ...] = ()
     """Modules of engine and worker processes, in order of import."""
     api_modules: tuple[str, ...] = ()
-    """Modules of the API server, beyond those that vLLM's command line imports."""
+    """Modules of the API server that vLLM's command line does not import."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)

@@ -23,7 +23,7 @@ _NO_MESSAGE: Final = "the engine died, and left no message"
 
 
 class CrashDigest:
-    """Of one start; used on the main thread of the launcher, which is vLLM's API server."""
+    """Explains how one start failed; used on the main thread of the launcher, which is vLLM's API server."""
 
     def __init__(
         self,

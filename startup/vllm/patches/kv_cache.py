@@ -1,9 +1,9 @@
-"""Populates the memory of vLLM's KV cache on CPU by several threads, for which vLLM need not wait.
+"""Populates the memory of vLLM's KV cache on CPU by several threads, without letting vLLM wait for them.
 
 vLLM writes zeros over the whole cache in one thread before it serves: 0.7 s for each GiB. New pages of the
 kernel are zeros already, and every processor can populate them. If as much memory again is free, this
-happens while vLLM serves, and a request that comes earlier gets its pages as it writes. Else vLLM waits, so
-that a cache that does not fit ends the start and not a server.
+happens while vLLM serves, and a request that comes earlier gets its pages as it writes. Otherwise vLLM waits:
+a cache that does not fit then ends the start, instead of a server.
 """
 
 import mmap
@@ -36,7 +36,7 @@ _LEAST_BYTES: Final = 64 << 20
 _PART_BYTES: Final = 2 << 20
 """What a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
 _NICE: Final = 10
-"""Of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
+"""Nice value of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
 _MOST_THREADS: Final = 8
 
 

@@ -86,7 +86,7 @@ PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
 WATCHDOG: Final = Hook(
     "engine watchdog",
-    does="asks each EngineCore a question between two steps; tells where one hangs, and ends the server",
+    does="asks each EngineCore a question between two steps; logs where one hangs, and ends the server",
     without="an engine that hangs is not noticed",
     promise="`--engine-watchdog-timeout`: a server whose engine hangs answers 503, and ends with its stacks",
     needs=(
