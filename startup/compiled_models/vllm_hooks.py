@@ -43,9 +43,9 @@ _COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrap
 _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
-    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled; in a folder of "
-    "unlike machines, its names have the hardware; kernels of Triton are in its folder",
-    without="a start does not tell why it compiles, and --compile-cache has no effect",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled. In a folder of "
+    "unlike machines, adds the hardware to the name. Keeps Triton's kernels in the model's folder",
+    without="a start does not log why it compiles, and --compile-cache has no effect",
     promise="`--compile-cache`, and why a start compiles",
     needs=(
         _GET_FACTORS,

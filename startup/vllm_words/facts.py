@@ -307,7 +307,7 @@ def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _read_limits() -> dict[str, Limits]:
-    """The ranges of the numbers in vLLM's configuration, by parameter; empty if this vLLM has other classes."""
+    """The ranges of the numbers in vLLM's configuration, by parameter; empty if vLLM has other classes."""
     found: dict[str, Limits] = {}
     with suppress(Exception):
         for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
