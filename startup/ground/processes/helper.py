@@ -141,7 +141,7 @@ def main() -> None:
         Path("/proc/self/comm").write_text(f"vllm-{name}", encoding="ascii")
     fd, lock = os.dup(1), Lock()
     with suppress(OSError):  # it is closed
-        os.dup2(2, 1)  # what libraries print is no event
+        os.dup2(2, 1)  # output of libraries is no event
 
     def send(event: object) -> None:
         content = pickle.dumps(event)

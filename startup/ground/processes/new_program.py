@@ -214,7 +214,7 @@ def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> 
 
 
 def _receive_program(connection: socket.socket) -> Program:
-    atexit._clear()  # those of the process that this one was forked from
+    atexit._clear()  # exit functions of the parent process
     atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
     (words, variables, numbers, texts), fds = receive(connection)
     begin = words.index(b"-c")

@@ -44,7 +44,7 @@ def keep_log(record: OutputRecord) -> Path | None:
         text = record.file.read_bytes().decode("utf-8", "replace")
     if len(text) > 2 * _MOST_CHARS:
         text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
-    # Of a progress bar, its last state; line by line as `read_lines` counts them.
+    # Keeps only the last state of a progress bar, and the lines as `read_lines` counts them.
     lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
     folder = cache_folder() / _FOLDER
     path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
@@ -93,7 +93,7 @@ def was_stopped(cause: Cause) -> bool:
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
     """What ended the server, by its output; if that shows nothing, by this message about a process."""
     found = find_crash(record)
-    if record.is_cut_off:  # what it has may be the consequence
+    if record.is_cut_off:  # an error in it may be only the consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return replace(found, phase=found.phase or phase)

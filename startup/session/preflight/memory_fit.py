@@ -142,7 +142,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
             + ("" if most == own else ", for which there is room")
             + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
         )
-        config = replace(config, max_model_len=most)  # what else is wrong is reported as if this was given
+        config = replace(config, max_model_len=most)  # other faults are reported as if this was given
     yield from _check_cache_size(shape, config)
     if memory is not None:
         yield from _check_fit(shape, config, memory)

@@ -100,7 +100,7 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
         try:
             problem = range_problem(given.fact, parse_value(given.fact, text))
         except FlagValueError as err:
-            # What a plugin adds to the choices of a flag is not known.
+            # A plugin may add choices to a flag, which are not known.
             is_certain = given.fact.choices is None or not start.facts.plugins
             yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
             continue

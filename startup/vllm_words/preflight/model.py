@@ -55,7 +55,7 @@ class ModelOnDisk:
         faults = list(self._config_findings(self.folder))
         yield from faults
         if any(finding.severity == "error" for finding in faults):
-            return  # what else is missing has the same cause
+            return  # further missing files have the same cause
         yield from self._code_findings(self.folder)
         yield from self._architecture_findings(self.folder)
         yield from self._weight_findings(self.folder)
