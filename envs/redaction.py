@@ -1,4 +1,4 @@
-"""What counts as a secret, and how it is hidden in words and addresses before these are shown or stored.
+"""Finds secrets, and hides them in words and addresses before these are shown or stored.
 
 Every command runs this first (`base.machine.command_line`), so `re` is imported only for what needs it.
 """

@@ -58,7 +58,7 @@ def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
 
 
 def _field(path: Path, name: str) -> str | None:
-    """What follows the name in its line."""
+    """The text that follows the name in its line."""
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(name):

@@ -15,7 +15,7 @@ _POLLED_EVERY_S: Final = 0.02
 
 @dataclass
 class CompiledEvent:
-    """What became of one compiled model in one worker."""
+    """Whether one worker loaded, used or compiled one compiled model, and why not."""
 
     key: str
     rank: str

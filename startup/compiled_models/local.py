@@ -73,7 +73,7 @@ def records_folder() -> Path:
 
 
 def claim_keys(hardware: Hardware) -> str:
-    """What vLLM's keys need in order to stand for this hardware; empty for the first one in the folder.
+    """The text that makes vLLM's keys stand for this hardware; empty for the first hardware in the folder.
 
     Unlike machines may share a folder, and vLLM's key has no instruction sets and, in some releases, no GPUs.
     """

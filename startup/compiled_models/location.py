@@ -49,7 +49,7 @@ _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "gs": {"mode": "create", "chunksize": 8 << 20},
     "az": {"overwrite": False, "max_concurrency": 2},
 }
-"""What lets a store refuse an object that exists, and bounds the memory."""
+"""Options with which a store refuses an object that exists, and which bound the memory."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
 """Codes of S3, some without the condition that s3fs expects: it exists, or another writer is about to win."""
 
@@ -261,7 +261,7 @@ class _StoreLocation(Location):
         from startup.files.download.object_store import file_system, root_of
 
         self._sizes: dict[str, int] = {}
-        """As listed: archives do not change."""
+        """Sizes from the listing, which stay valid: archives do not change."""
         with self._explained("read"):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)

@@ -15,7 +15,7 @@ _LEAST_LIMIT_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """What to fetch, and where from."""
+    """The compiled model to fetch, and its location."""
 
     locations: tuple[str, ...]
     model: str

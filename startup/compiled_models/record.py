@@ -26,7 +26,7 @@ _LONGEST_COMPILATION_S: Final = 86_400.0
 
 
 class FileFacts(NamedTuple):
-    """What identifies the content of a file."""
+    """Identifies the content of a file."""
 
     size: int
     sha256: str
@@ -40,7 +40,7 @@ class FileFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Hardware:
-    """What compiled code depends on."""
+    """The properties of a machine on which compiled code depends."""
 
     machine: str
     instruction_sets: tuple[str, ...]
@@ -63,7 +63,7 @@ class CompiledModel:
     key: str
     """vLLM's name for it: the hash of its factors, in hexadecimal digits."""
     model: str
-    """As on the command line."""
+    """The model's name on the command line."""
     start_id: str
     """Stands for the flags of the start that compiled it."""
     digest: str

@@ -314,7 +314,7 @@ class _EmbeddedStart:
 
 
 def _subject_of(config: StartupConfig) -> StartSubject:
-    """What history and report of the start need."""
+    """The facts about the start that its history and its report need."""
     return StartSubject(
         model=config.server.served_model_names[0],
         start_method=config.start_method,

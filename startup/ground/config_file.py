@@ -25,7 +25,7 @@ class ConfigFile(NamedTuple):
 
     path: str
     content: Any = None
-    """What YAML says, with the values of variables."""
+    """The parsed YAML, with the values of variables."""
     is_changed: bool = False
     """Whether something has been replaced."""
     problem: str | None = None
@@ -111,7 +111,7 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
 
 
 def _with_type(text: str) -> Any:
-    """What JSON would write in another way, as the version 1.10, stays a text."""
+    """The JSON value of a text; a text that JSON would write in another way, as the version 1.10, is kept."""
     with suppress(ValueError, RecursionError):
         parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:

@@ -1,4 +1,4 @@
-"""What identifies the installed distributions, so that what is kept of them is used with these only."""
+"""Identifies the installed distributions, so that facts kept about them are used with these only."""
 
 import os
 import sys

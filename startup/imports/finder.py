@@ -26,7 +26,7 @@ Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 
 
 class Watch(Protocol):
-    """What is called with the name of each module; what it raises ends the import of that module."""
+    """Is called with the name of each module; an exception from it ends the import of that module."""
 
     def begin(self, name: str) -> None:
         """The module's code begins."""
@@ -200,7 +200,7 @@ class _Finder:
         return spec
 
     def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:
-        """What the files and the other finders find, in the order of `sys.meta_path`."""
+        """The specs that the files and the other finders find, in the order of `sys.meta_path`."""
         others: list[Any] = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         for other in others:
             for file in self.files if other is PathFinder else ():

@@ -208,7 +208,7 @@ def uninstall() -> list[str]:
 
 
 def _read_part(fd: int, part: Part) -> Any:
-    """What was marshalled; raises OSError, ValueError, EOFError or TypeError if it is damaged."""
+    """The unmarshalled part; raises OSError, ValueError, EOFError or TypeError if it is damaged."""
     offset, length, expected = part
     data = os.pread(fd, length, offset)
     if checksum(data) != expected:
@@ -217,7 +217,7 @@ def _read_part(fd: int, part: Part) -> Any:
 
 
 def this_interpreter() -> tuple[object, ...]:
-    """What bytecode and paths depend on."""
+    """The properties of the interpreter on which bytecode and paths depend."""
     return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)
 
 

@@ -54,7 +54,7 @@ _ALIVE: Final = Answer(200).encode()
 
 
 class AnsweredProbe(NamedTuple):
-    """What the access log says about a probe."""
+    """The access log's facts about a probe."""
 
     client: str
     """Address and port; empty for a UNIX socket."""

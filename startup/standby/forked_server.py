@@ -48,7 +48,7 @@ class TemplateFacts(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What the front process sends."""
+    """The request of the front process."""
 
     argv: list[str]
     orig_argv: list[str]

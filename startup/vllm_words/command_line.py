@@ -42,9 +42,9 @@ class CommandLine:
     flags: tuple[VllmFlag, ...]
     model: str | None
     config: ConfigFile | None
-    """The file of `--config FILE`; vLLM ignores that of `--config=FILE`."""
+    """The file of `--config FILE`; vLLM ignores the form `--config=FILE`."""
     facts: VllmFacts
-    """Those of the installed vLLM with which the words were read."""
+    """The facts about the installed vLLM with which the words were read."""
     problems: tuple[str, ...]
     """Faults with which vLLM ends while it reads the words."""
     unknown: tuple[tuple[str, str], ...]

@@ -223,7 +223,7 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    """As vLLM does, in some milliseconds."""
+    """Builds the parser with vLLM's own code, in some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
     built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built

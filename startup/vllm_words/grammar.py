@@ -17,7 +17,7 @@ from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.flags import Flags
 
 NO_VALUE: Final = ("", "None")
-"""What stands for no value, if the flag is optional."""
+"""Texts that stand for no value, if the flag is optional."""
 _MAX_MATCHES: Final = 5
 
 

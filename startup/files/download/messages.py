@@ -1,4 +1,4 @@
-"""What launcher and download helper send each other: the job, the hub's addresses, progress, report."""
+"""Messages between launcher and download helper: the job, the hub's addresses, progress, report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wro
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadJob:
-    """What to download."""
+    """The files to download."""
 
     downloads: tuple[Download, ...]
     endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)

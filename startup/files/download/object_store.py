@@ -161,7 +161,7 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
 
 
 def _version_of(info: Mapping[str, Any]) -> str:
-    """What changes with the content: the generation of Google's objects, the ETag of the others."""
+    """The version, which changes with the content: the generation of Google's objects, the others' ETag."""
     tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
     return f"{tag} {info['size']}"
 

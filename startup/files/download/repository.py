@@ -250,7 +250,7 @@ def no_room(repo_id: str, lack: str) -> DownloadError:
 
 
 def setting_of(repo_id: str) -> str:
-    """What names the cache of a repository."""
+    """The setting that names the cache of a repository."""
     return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
 
 

@@ -189,7 +189,7 @@ class _PartFile:
         os.close(self._fd)
 
     def read(self) -> Iterator[bytes]:
-        """What is there."""
+        """The bytes that are there."""
         while chunk := os.read(self._fd, _READ_BYTES):
             yield chunk
 

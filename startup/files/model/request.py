@@ -1,4 +1,4 @@
-"""What a start says about its model's files: all settings that decide which files it reads, of both engines.
+"""All settings of a start that decide which files of its model it reads, for both engines.
 
 Built once from the command line: `ModelRequest.of_start` for the embedded engine, `startup.vllm_words` for
 vLLM. `startup.files.model.file_plan` answers which files these are.

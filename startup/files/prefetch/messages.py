@@ -1,4 +1,4 @@
-"""What launcher and helper process send each other: the job, progress and the report."""
+"""Messages between launcher and helper process: the job, progress and the report."""
 
 from typing import Final, Literal, NamedTuple
 

@@ -100,7 +100,7 @@ class Survey(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """What is not known or left out."""
+        """Says which bytes may be resident, and which are not read; None if there are none."""
         notes = []
         if self.unknown_bytes:
             notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")

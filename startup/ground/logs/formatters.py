@@ -1,4 +1,4 @@
-"""What log lines say of their process, and lines of text."""
+"""Formats log lines as text, with the name of their process."""
 
 import logging
 import re

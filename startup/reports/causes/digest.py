@@ -36,7 +36,7 @@ _ROLES: Final = {
     "API process": "The API process",
     "": "The server",
 }
-"""Those of vLLM and of the embedded engine; llama.cpp's server has none."""
+"""Names of the roles of vLLM and of the embedded engine; llama.cpp's server has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:

@@ -13,7 +13,7 @@ class KnownCause:
     """A cause that is recognised by the texts that programs write."""
 
     name: str
-    """As `--json` and `--list` of `vllm-cli explain` show it."""
+    """The name that `--json` and `--list` of `vllm-cli explain` show."""
     title: str
     """What is wrong, without a period."""
     texts: tuple[str, ...]

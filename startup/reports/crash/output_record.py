@@ -55,7 +55,7 @@ class ProcessState(NamedTuple):
     phase: str
     """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
     stack: list[str]
-    """What Python wrote about the signal."""
+    """The stacks that Python wrote because of the signal."""
 
 
 class OutputRecord:

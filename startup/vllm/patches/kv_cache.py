@@ -34,7 +34,7 @@ KV_CACHE: Final = Hook(
 
 _LEAST_BYTES: Final = 64 << 20
 _PART_BYTES: Final = 2 << 20
-"""What a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
+"""Bytes that a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
 _NICE: Final = 10
 """Nice value of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
 _MOST_THREADS: Final = 8
