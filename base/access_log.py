@@ -1,4 +1,4 @@
-"""Filters of uvicorn's access log: excluded paths and masked secrets; standard library only."""
+"""Filters of uvicorn's access log: excluded paths and masked secrets. Standard library only."""
 
 import logging
 import re

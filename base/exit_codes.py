@@ -8,10 +8,10 @@ ENGINE_DIED: Final = 1
 USAGE: Final = 2
 START_FAILED: Final = 3
 ENGINE_FAILED: Final = 4
-"""Of the engine process: an error after its start."""
+"""The engine process: an error after its start."""
 NO_ACCESS: Final = 5
-"""Of `prefetch`: the hub denies access to the model, or has no such model or revision."""
+"""`prefetch`: the hub denies access to the model, or has no such model or revision."""
 NO_SPACE: Final = 6
-"""Of `prefetch`: the model does not fit on the disk."""
+"""`prefetch`: the model does not fit on the disk."""
 INTERRUPTED: Final = 130
 """By Ctrl-C: 128 and the number of the signal."""

@@ -1,4 +1,4 @@
-"""The lifecycle of a server: its start, states, legal transitions, subscribers; standard library only."""
+"""The lifecycle of a server: its start, states, legal transitions and subscribers. Standard library only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -41,7 +41,7 @@ class StartView(Protocol):
     """The progress and the timeline of the start; every method is cheap and may be called at any time."""
 
     def progress(self) -> dict[str, Any]:
-        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None if unknown.
+        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s` (None if unknown).
 
         There is no `detail`: only a download has one, and it ends before this server starts.
         """

@@ -46,7 +46,7 @@ class NetworkConfig:
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
-        "Keys of which a request must contain one. Other users cannot read the variable or --api-key-file.",
+        "A request must contain one of these keys. Other users cannot read the variable or --api-key-file.",
         role="keys",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
@@ -82,7 +82,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TlsConfig:
-    """HTTPS; none without a certificate."""
+    """Settings of HTTPS, which needs a certificate."""
 
     help_group: ClassVar[Group] = "HTTP server"
     role: ClassVar[Role] = "tls"

@@ -110,7 +110,7 @@ class ConfigField(NamedTuple):
 
 
 def walk_settings(config: Any, prefix: str = "") -> Iterator[ConfigField]:
-    """All fields of a dataclass, and of those that it holds."""
+    """All fields of a dataclass, and of the dataclasses in it."""
     for each in fields(config):
         if is_section(each):
             yield from walk_settings(each.type, f"{prefix}{each.name}.")

@@ -1,4 +1,4 @@
-"""What counts as a secret, and how it is hidden in words and addresses before these are shown or stored.
+"""Finds secrets, and hides them in words and addresses before these are shown or stored.
 
 Every command runs this first (`base.machine.command_line`), so `re` is imported only for what needs it.
 """
@@ -21,7 +21,7 @@ SECRET_ENDINGS = (
 """How names of secret flags, variables and members end: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
-"""vLLM's secret flags after their shortest abbreviations; one that is shorter could be another flag."""
+"""vLLM's secret flags after their shortest abbreviations; a shorter word could be another flag."""
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"

@@ -35,7 +35,7 @@ START_METHODS: Final = ("spawn", "fork", "forkserver")
 """The start methods of the engine process."""
 
 ENGINES: Final = ("auto", "embedded", "vllm")
-"""The engines: this package's own, or an installed vLLM; `auto` prefers vLLM."""
+"""The engines: this package's own, or an installed vLLM (which `auto` prefers)."""
 
 PREFLIGHT_MODES: Final = ("auto", "warn", "off")
 """Whether faults that the preflight finds end a start, are only logged, or are not looked for."""
@@ -64,7 +64,7 @@ class Environment:
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
     VCLI_IDLE_SLEEP = optional_duration("After how long without a request the model sleeps; see --idle-sleep.")
-    VCLI_RESTART = text("Whether `serve` starts a model again that has failed: `on-failure[:N]`; see --restart.")
+    VCLI_RESTART = text("When `serve` starts a failed model again, `on-failure[:N]`, if --restart is not given.")
     VCLI_LISTEN_WHEN_READY = boolean(
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."
     )
@@ -73,7 +73,7 @@ class Environment:
         "Socket of this process, which a router (`serve --idle-stop`, `--restart`, several models) started; set by it."
     )
     VCLI_STANDBY_FOLDER = text("Folder of the sockets of a router's own standby; set by that process.")
-    VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
+    VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "Mode of the preflight if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended if --engine-watchdog-timeout is not given; 0: never."
@@ -81,15 +81,13 @@ class Environment:
     VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
     VCLI_START_FOLDER = text(
-        "Folder of the start that a program of vLLM belongs to, with which it ends; set by the launcher."
+        "Folder of one start, set by the launcher; a program of vLLM with this variable ends with that start."
     )
     VCLI_API_PROCESS = optional_integer(
-        "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
+        "Process id of the API process, set by the launcher; the forkserver exits with it.", minimum=1
     )
-    VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
-    VCLI_HUB_ENDPOINTS = text(
-        "All addresses of HF_ENDPOINT, in which the launcher leaves the first one; set by the launcher."
-    )
+    VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; it sets this itself.")
+    VCLI_HUB_ENDPOINTS = text("All mirrors of HF_ENDPOINT, set by the launcher; HF_ENDPOINT keeps only the first one.")
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
@@ -196,7 +194,7 @@ def unknown_variables() -> list[str]:
 
 
 def undeclared_names(prefix: str) -> list[str]:
-    """Variables with a prefix that are set and not declared here; of `VLLM_`, those that only vLLM reads."""
+    """Variables with a prefix that are set and not declared here; with `VLLM_`, these are vLLM's own."""
     declared = {variable.name for variable in variables()}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
 

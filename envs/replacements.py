@@ -1,4 +1,4 @@
-"""What takes the place of flags, commands and variables that vLLM or this program has had before.
+"""The replacements of flags, commands and variables that vLLM or this program has had before.
 
 Errors and notices get it from `envs.suggestion`. A name is looked up only where it is unknown: an older vLLM
 still has some of the flags. `FLAG VALUE` is a former form of the values of a flag that still exists.

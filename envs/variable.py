@@ -1,4 +1,4 @@
-"""One environment variable: its types, its default and the only way to read it; a constructor per type."""
+"""One environment variable: its types (each has a constructor), its default and the only way to read it."""
 
 import math
 import os
@@ -121,7 +121,7 @@ def text(description: str) -> EnvVar[str | None]:
 
 
 def names(description: str) -> EnvVar[frozenset[str]]:
-    """Names separated by commas; none if unset."""
+    """Names separated by commas; an empty set if unset."""
     return EnvVar("names", lambda raw: frozenset(filter(None, map(str.strip, raw.split(",")))), frozenset, description)
 
 
@@ -131,7 +131,7 @@ def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
 
 
 def hub_path(default_factory: Callable[[], Path | str], description: str) -> EnvVar[Path]:
-    """As the Hugging Face hub's client reads it: `~` and `$VARIABLE` are expanded, also in the default."""
+    """Read like in the Hugging Face hub's client: `~` and `$VARIABLE` are expanded, also in the default."""
 
     def parse(raw: Path | str) -> Path:
         return Path(os.path.expandvars(expand_home(str(raw))))
@@ -140,7 +140,7 @@ def hub_path(default_factory: Callable[[], Path | str], description: str) -> Env
 
 
 def hub_seconds(default: int, description: str) -> EnvVar[int]:
-    """As the Hugging Face hub's client reads it: whole seconds; 0 is the default."""
+    """Read like in the Hugging Face hub's client, in whole seconds; 0 stands for the default."""
     return EnvVar("integer", lambda raw: _integer_parser(0)(raw) or default, lambda: default, description)
 
 
@@ -150,7 +150,7 @@ def boolean(default: bool, description: str) -> EnvVar[bool]:
 
 
 def hub_boolean(description: str) -> EnvVar[bool]:
-    """As the Hugging Face hub's client reads it: any value but `1/true/yes/on` is no."""
+    """Read like in the Hugging Face hub's client: any value but `1/true/yes/on` is no."""
     return EnvVar("boolean", lambda raw: raw.lower() in _TRUE, lambda: False, description)
 
 

@@ -1,1 +1,1 @@
-"""What this program asks the operating system: files, memory, processors, processes, sockets."""
+"""This program's questions to the operating system: files, memory, processors, processes, sockets."""

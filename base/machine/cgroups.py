@@ -49,7 +49,7 @@ def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines; none if it cannot be read."""
+    """A file's lines; an empty list if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -10,9 +10,9 @@ StoredStamp: TypeAlias = tuple[int, int]
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file is written or replaced.
+    """The properties of a file that change when it is written or replaced.
 
-    Not the ctime: a hard link elsewhere changes it too.
+    The ctime is left out, because a hard link elsewhere changes it too.
     """
 
     mtime_ns: int

@@ -32,7 +32,7 @@ def why_changeable(
 
 
 _MOST_BYTES = 16 << 20
-"""Of a file that is read as a whole: this program writes none that is larger."""
+"""The largest file that is read as a whole: this program writes none that is larger."""
 
 
 def read_own(path: str | os.PathLike[str]) -> bytes:

@@ -14,7 +14,7 @@ _OK: Final = 0
 _TEXT_BYTES: Final = 96
 _MAX_PROCESSES: Final = 64
 _UNKNOWN_BYTES: Final = (1 << 64) - 1
-"""The library's number for memory that it cannot tell, as within a container."""
+"""The library's number for memory that it does not know, as in a container."""
 
 
 class GpuProcess(NamedTuple):
@@ -22,7 +22,7 @@ class GpuProcess(NamedTuple):
 
     pid: int
     used_bytes: int | None
-    """None if the driver does not tell."""
+    """None if the driver does not report it."""
 
 
 class Gpu(NamedTuple):

@@ -1,11 +1,11 @@
 """Measures how much of a file is in the page cache, with the cheapest system call that sees its pages.
 
 cachestat(2) (Linux 6.5 and later) takes 0.3 ms for 3.2 GB in 4 files, mincore(2) 48 ms. Files of overlayfs
-have no pages of their own: cachestat finds none, mincore those of the file below. Of a file that this user
-neither owns nor may write, mincore reports every page as resident, and cachestat may be denied: page faults
-(Linux 5.14) test samples, in 14 microseconds or a disk access each.
+have no pages of their own: cachestat finds none, mincore those of the file below. If this user neither owns a
+file nor may write to it, mincore reports every page as resident, and cachestat may be denied. Page faults
+(Linux 5.14) then test samples, in 14 microseconds or a disk access each.
 
-A method is believed on a file system once it has seen a page there that was just read.
+A method is used on a file system only if it has seen a page there that was just read.
 
 The helper process imports this module, so it must stay light.
 """
@@ -36,7 +36,7 @@ Method = Callable[[int, int, int], int]
 
 
 class _Sight(NamedTuple):
-    """What a method has shown on a file system."""
+    """The result of testing a method on a file system."""
 
     sees_pages: bool
     keeps_pages: bool
@@ -99,7 +99,7 @@ class ResidencyProbe:
 def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
     """The cheapest method that sees pages of the file; whether they stay when it is opened again.
 
-    Which methods may be used depends on the file's owner, what they see only on the file system. With Linux
+    The file's owner decides which methods may be used; only the file system decides what they see. With Linux
     6.18, an overlay's files are all alike: in a lower layer, in the upper one, copied up, on any file system.
     """
     device = os.fstat(fd).st_dev
@@ -114,7 +114,7 @@ def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
 
 
 def _allowed_methods(fd: int) -> Iterator[Method]:
-    """Those that tell the truth about a file of this owner, the cheapest first."""
+    """The methods that report correctly for a file of this owner, the cheapest first."""
     if not _kernel_reports():
         return
     try:

@@ -30,7 +30,7 @@ def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended but was not reaped does not."""
+    """Whether the process runs; False for a zombie, which has ended but was not reaped."""
     try:
         return stat_fields(pid)[0] not in ENDED
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
         alive = list(filter(is_alive, known))
         if not alive or time.monotonic() >= end_s:
             return
-        for pid in sorted(alive):  # parents first, which would tell that their children have died
+        for pid in sorted(alive):  # parents first, which would report that their children have died
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_KILL_POLL_S)
@@ -174,7 +174,7 @@ def _marked(mark: str) -> set[int]:
 
 
 def child_pids(pid: int) -> list[int]:
-    """The children of a process; of all its threads, as each has those that it has forked (proc(5))."""
+    """The children of a process, collected from its threads: each lists the children it forked (proc(5))."""
     found: list[int] = []
     with suppress(OSError):
         for thread in os.scandir(f"/proc/{pid}/task"):

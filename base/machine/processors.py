@@ -54,7 +54,7 @@ class ProcessorTime(NamedTuple):
     """Time that processors of this virtual machine wanted, and others on its host used."""
 
     def since(self, earlier: "ProcessorTime") -> "ProcessorUse":
-        """What happened after `earlier`; a thread that began or ended meanwhile does not count."""
+        """The use of processors since `earlier`, without threads that began or ended meanwhile."""
         pairs = [(now, earlier.threads[i]) for i, now in self.threads.items() if i in earlier.threads]
         running_s = sum(now.running - before.running for now, before in pairs) / _NS_PER_S
         wanted_s = running_s + sum(now.waiting - before.waiting for now, before in pairs) / _NS_PER_S

@@ -21,7 +21,7 @@ def find_free_port(ports: Sequence[int]) -> int:
 
 
 def list_server_ports() -> Sequence[int]:
-    """Ports below those that the kernel assigns to clients and to servers on port 0; 0 if unknown.
+    """Ports below the kernel's range for clients and for servers on port 0; only port 0 if that is unknown.
 
     The kernel cannot assign such a port to another process before the server listens. A client that polls for
     the server cannot be connected to itself there either.

@@ -222,7 +222,7 @@ class EngineConfig:
         metadata=Setting(
             flag="--pooler-config",
             group="Model",
-            help="How hidden states are pooled, e.g. --pooler-config.pooling_type MEAN; else by the model's files.",
+            help="How hidden states are pooled, e.g. --pooler-config.pooling_type MEAN, if not by the model's files.",
         ),
     )
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
@@ -288,14 +288,14 @@ class RendererConfig:
     allowed_media_domains: tuple[str, ...] = setting(
         (),
         "--allowed-media-domains",
-        "Hosts that images are fetched from; none if not given. A private one must be an IP address or localhost.",
+        "Hosts that images may be fetched from; there is no default. A private one must be an IP address or localhost.",
         group="Images",
         metavar="HOST...",
     )
     allowed_local_media_path: str | None = setting(
         None,
         "--allowed-local-media-path",
-        "Folder below which file:// URLs of images may point; none if not given.",
+        "Folder below which file:// URLs of images may point; there is no default.",
         group="Images",
         metavar="FOLDER",
     )

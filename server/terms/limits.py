@@ -31,14 +31,14 @@ class LimitsConfig:
     max_head_bytes: int = setting(
         65_536,
         "--h11-max-incomplete-event-size",
-        "Largest request line and headers together; else 431.",
+        "Largest request line and headers together; larger requests get 431.",
         syntax="size",
         minimum=1,
         role="both",
     )
     """Also the most that trailers and the framing of a chunked body may add."""
     max_headers: int = setting(
-        256, "--h11-max-header-count", "Most headers of a request; else 431.", syntax="count", minimum=1, role="both"
+        256, "--h11-max-header-count", "Most headers of a request, then 431.", syntax="count", minimum=1, role="both"
     )
     max_connections: int = setting(
         16_384,
@@ -51,7 +51,7 @@ class LimitsConfig:
     max_body_bytes: int = setting(
         32 << 20,
         "--http-max-body-size",
-        "Largest body without prompt_embeds; else 413.",
+        "Largest body without prompt_embeds; larger bodies get 413.",
         syntax="size",
         minimum=1,
         role="both",
@@ -68,7 +68,7 @@ class LimitsConfig:
     header_timeout_s: float = setting(
         20.0,
         "--http-header-timeout",
-        "Time for a request's headers, then 408; also for a TLS handshake.",
+        "Time for a request's headers, then 408. A TLS handshake may take as long.",
         above=0,
         role="port",
     )
@@ -108,7 +108,7 @@ class LimitsConfig:
     max_json_values: int = setting(
         1_000_000,
         "--http-max-json-values",
-        "Most objects, lists, texts and numbers in a body; else 400.",
+        "Most objects, lists, texts and numbers in a body; larger bodies get 400.",
         syntax="count",
         minimum=1,
     )
@@ -117,14 +117,14 @@ class LimitsConfig:
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",
-        "Most prompts, inputs or documents of a request; else 400.",
+        "Most prompts, inputs or documents; a request with more gets 400.",
         syntax="count",
         minimum=1,
     )
     max_stop_strings: int = from_variable(
         env.VLLM_MAX_STOP_STRINGS,
         "--http-max-stop-strings",
-        "Most stop strings of a request; else 400.",
+        "Most stop strings; a request with more gets 400.",
         syntax="count",
         minimum=1,
     )

@@ -61,8 +61,8 @@ class GenerationConfig:
     reasoning_config: dict[str, Any] = setting(
         {},
         "--reasoning-config",
-        "For `thinking_token_budget`: `reasoning_end_str`, the text that ends the reasoning after the budget, and "
-        "`reasoning_start_str`, where it begins to count; else the tags of --reasoning-parser.",
+        "For `thinking_token_budget`, instead of the tags of --reasoning-parser: tokens count from the text "
+        "`reasoning_start_str`, and `reasoning_end_str` ends the reasoning after the budget.",
     )
     exclude_tools_when_tool_choice_none: bool = setting(
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'

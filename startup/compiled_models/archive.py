@@ -35,7 +35,7 @@ _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
 """The date of the record, and of files that earlier releases have packed."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
 _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
-"""What `zipfile` raises for a file that is not, or no longer, as it was written."""
+"""Exceptions of `zipfile` for a file that is no archive, or has changed since it was written."""
 
 
 class ArchiveError(ValueError):
@@ -43,7 +43,7 @@ class ArchiveError(ValueError):
 
 
 class DamagedError(ArchiveError):
-    """A file in the archive is not the one that was packed."""
+    """A file in the archive has changed since it was packed."""
 
 
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:

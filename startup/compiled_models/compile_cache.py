@@ -1,7 +1,7 @@
 """The compiled model of one start: fetched beside the imports, foretold, explained at readiness, shared.
 
-A worker tells its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From then on
-it is known whether vLLM will compile the model, long before it does.
+A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From then on
+the launcher knows whether vLLM will compile the model, long before it does.
 """
 
 import json
@@ -42,12 +42,12 @@ _POLLED_EVERY_S: Final = 0.05
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
-    """Of Python and of the packages that compile, by name; with another one, compiled models do not fit."""
+    """The versions of Python and of the packages that compile, by name; a compiled model fits only these."""
     return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
 
 
 class CompileCache:
-    """Of one start; made before its forkserver, in the launcher's process."""
+    """The compiled model of one start; made before its forkserver, in the launcher's process."""
 
     def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
         """The processes of the start exchange files in the folder."""
@@ -62,10 +62,10 @@ class CompileCache:
         """Why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
         self._job: AddJob | None = None
-        """What is to be added once the start is over."""
+        """The models to add once the start is over."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
-        """Of locations, which are reported once."""
+        """Problems with locations; each is reported once."""
         self._is_late = False
         """Whether fetching took too long."""
         self._is_over = threading.Event()
@@ -74,7 +74,7 @@ class CompileCache:
             forbid_compiling()
 
     def begin(self, state: StartState) -> None:
-        """Looks for the compiled model, fetches it, and tells what to expect, on a thread."""
+        """Looks for the compiled model, fetches it and logs what to expect, on a thread."""
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
         group_signals.start_thread(self._thread)
@@ -204,7 +204,7 @@ class CompileCache:
         self._expected = self._why_none_usable(wanted, fitting) if not usable else _why_outdated(usable[0])
         reason = self._expected
         if not usable and local.unrecorded_keys():
-            self._exchange.answer("")  # compiled by a start without this program: only vLLM can tell
+            self._exchange.answer("")  # compiled by a start without this program: only vLLM knows
             return
         if reason is None:
             text = "loads the compiled model"
@@ -225,7 +225,7 @@ class CompileCache:
         return next(filter(None, map(self._why_not_used, fitting)), gone)
 
     def _why_not_used(self, record: CompiledModel) -> Reason | None:
-        """Of one that fits: why it was removed, or not fetched."""
+        """Why a compiled model that fits was removed, or not fetched."""
         excluded = _FAILED if local.is_excluded(record) else None
         return self._removed.get(record.key) or excluded or _why_outdated(record)
 

@@ -1,4 +1,4 @@
-"""How the processes of one start tell each other about the compiled model: files in the start's folder."""
+"""The processes of one start exchange facts about the compiled model, by files in the start's folder."""
 
 import fcntl
 import json
@@ -15,13 +15,13 @@ _POLLED_EVERY_S: Final = 0.02
 
 @dataclass
 class CompiledEvent:
-    """What became of one compiled model in one worker."""
+    """Whether one worker loaded, used or compiled one compiled model, and why not."""
 
     key: str
     rank: str
     """The name of the rank's folder."""
     digest: str = ""
-    """Of what vLLM hashed when it looked for it."""
+    """The digest of all that vLLM hashed when it looked for the model."""
     loaded_s: float | None = None
     is_used: bool = False
     """Whether it has computed something: what fails from then on is not its fault."""
@@ -70,7 +70,7 @@ class Exchange:
         return self._lock.read_text() if self._lock.exists() else ""
 
     def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
-        """A worker: what it has before it loads the model; the first one counts.
+        """Each worker reports this before it loads the model; only the first worker's report is kept.
 
         Returns:
             Why the start must end here; None if it goes on.
@@ -84,18 +84,18 @@ class Exchange:
         return self._answer.read_text() or None if self._answer.exists() else None
 
     def has_early(self) -> bool:
-        """Whether a worker has told its configuration."""
+        """Whether a worker has reported its configuration."""
         return self._early.exists()
 
     def read_early(self) -> dict[str, Any] | None:
-        """What the worker has told."""
+        """The worker's report; None if there is none yet."""
         with suppress(OSError, ValueError):
             content: dict[str, Any] = json.loads(self._early.read_bytes())
             return content
         return None
 
     def answer(self, refusal: str) -> None:
-        """The launcher: why the start must end; empty if it goes on."""
+        """The launcher answers why the start must end; an empty text lets it go on."""
         beside = self._answer.with_suffix(".new")
         beside.write_text(refusal)
         beside.replace(self._answer)
@@ -107,7 +107,7 @@ class Exchange:
             file.write(f"{line}\n")
 
     def events(self) -> list[CompiledEvent]:
-        """What the workers have noted, one event for each compiled model and worker."""
+        """The workers' notes, as one event for each compiled model and worker."""
         found: dict[str, CompiledEvent] = {}
         for file in sorted(self._folder.glob("compiled.*.events")):
             for line in file.read_text().splitlines():

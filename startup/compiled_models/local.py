@@ -33,7 +33,7 @@ _LEAST_PARTS: Final = {
     **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
-"""Of the path of an archive's file in these folders: a shorter one is that of a folder."""
+"""Parts of the path of an archive's file in these folders; a shorter path belongs to a folder."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files count."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
@@ -73,7 +73,7 @@ def records_folder() -> Path:
 
 
 def claim_keys(hardware: Hardware) -> str:
-    """What vLLM's keys need in order to stand for this hardware; empty for the first one in the folder.
+    """The text that makes vLLM's keys stand for this hardware; empty for the first hardware in the folder.
 
     Unlike machines may share a folder, and vLLM's key has no instruction sets and, in some releases, no GPUs.
     """
@@ -238,7 +238,7 @@ def note_use(record: CompiledModel) -> None:
 
 
 def exclude(record: CompiledModel) -> None:
-    """What was compiled then must not come back from a location."""
+    """Keeps this compiled model from coming back from a location."""
     with suppress(OSError), record_path(record).with_suffix(_EXCLUDED).open("a") as file:
         file.write(f"{record.created_at}\n")
 

@@ -49,7 +49,7 @@ _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "gs": {"mode": "create", "chunksize": 8 << 20},
     "az": {"overwrite": False, "max_concurrency": 2},
 }
-"""What lets a store refuse an object that exists, and bounds the memory."""
+"""Options with which a store refuses an object that exists, and which bound the memory."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
 """Codes of S3, some without the condition that s3fs expects: it exists, or another writer is about to win."""
 
@@ -71,7 +71,7 @@ class StoredArchive(NamedTuple):
 class Location(ABC):
     """Archives by name. All methods raise LocationError, also for names that no archive can have.
 
-    OSErrors of a local file that is added or downloaded into are raised as they are.
+    An OSError that concerns the caller's own file (`path`, `scratch`) is raised unchanged.
     """
 
     def __init__(self, address: str) -> None:
@@ -79,7 +79,7 @@ class Location(ABC):
 
     @abstractmethod
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
-        """The archives, or those of one family: at most `most`, newest first; other files are left out."""
+        """The archives, or one family's: at most `most`, newest first. Other files are left out."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
@@ -261,7 +261,7 @@ class _StoreLocation(Location):
         from startup.files.download.object_store import file_system, root_of
 
         self._sizes: dict[str, int] = {}
-        """As listed: archives do not change."""
+        """Sizes from the listing, which stay valid: archives do not change."""
         with self._explained("read"):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)

@@ -15,7 +15,7 @@ _LEAST_LIMIT_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """What to fetch, and where from."""
+    """The compiled model to fetch, and its location."""
 
     locations: tuple[str, ...]
     model: str
@@ -29,7 +29,7 @@ class FetchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class AddJob:
-    """What this start has loaded or compiled."""
+    """The compiled models that this start has loaded or compiled."""
 
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class AddJob:
 
 @dataclass
 class SharingReport:
-    """What a helper has done."""
+    """The result of a helper's work."""
 
     num_models: int = 0
     num_bytes: int = 0

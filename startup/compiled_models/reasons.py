@@ -17,7 +17,7 @@ FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sou
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
 _TEXT: Final = "hf_text_config"
-"""Of a model without images, the same again."""
+"""For a model without images, vLLM hashes the same configuration again under this name."""
 _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
 """Variables that switch vLLM's cache off with these values; the first also decides the second's default."""
@@ -35,7 +35,7 @@ class Change(NamedTuple):
     kind: FactorKind
     name: str
     before: str
-    """Of the earlier compiled model; empty if it had none."""
+    """The factor's value for the earlier compiled model; empty if it had none."""
     now: str
 
     def __str__(self) -> str:
@@ -61,17 +61,17 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a start needs a compiled model for."""
+    """The facts that a compiled model must fit to be loaded in this start."""
 
     digest: str
-    """Of all factors (`startup.compiled_models.vllm_hooks.HashedFactors`)."""
+    """The digest of all factors (`startup.compiled_models.vllm_hooks.HashedFactors`)."""
     factors: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
     hardware: Hardware
 
 
 def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
-    """Why the compiled model of this record cannot be loaded; None if only its files can tell.
+    """Why the compiled model of this record cannot be loaded; None if the record shows no reason.
 
     Its files are not looked at.
     """
@@ -93,7 +93,7 @@ def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Rea
 
 
 def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
-    """The traced sources that differ from those that were compiled; modules that are gone are not named."""
+    """The traced sources that have changed since the compilation; modules that are gone are not named."""
     changes = []
     for module, digest in record.sources.items():
         path = _source_of(module)
@@ -112,7 +112,7 @@ def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Re
     if damaged is not None:
         change = Change("files", damaged, "as it was written", "missing or damaged")
         return Reason(f"a file of the cache is damaged: {damaged}", (change,))
-    return Reason(f"vLLM could not load {_name(record)}: {error or 'it does not tell why'}")
+    return Reason(f"vLLM could not load {_name(record)}: {error or 'it does not say why'}")
 
 
 def _name(record: CompiledModel) -> str:
@@ -153,7 +153,7 @@ def _switched_off(wanted: Wanted) -> Reason | None:
 
 
 def other_place(record: CompiledModel, versions: Mapping[str, str], hardware: Hardware) -> Iterator[Change]:
-    """The versions and the hardware that differ from those that it was compiled with."""
+    """The versions and the hardware that have changed since the compilation."""
     yield from _compare("versions", record.versions, versions)
     before, now = asdict(record.hardware), asdict(hardware)
     sets = set(before.pop("instruction_sets")), set(now.pop("instruction_sets"))

@@ -26,7 +26,7 @@ _LONGEST_COMPILATION_S: Final = 86_400.0
 
 
 class FileFacts(NamedTuple):
-    """What identifies the content of a file."""
+    """Identifies the content of a file."""
 
     size: int
     sha256: str
@@ -40,7 +40,7 @@ class FileFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Hardware:
-    """What compiled code depends on."""
+    """The properties of a machine on which compiled code depends."""
 
     machine: str
     instruction_sets: tuple[str, ...]
@@ -63,19 +63,19 @@ class CompiledModel:
     key: str
     """vLLM's name for it: the hash of its factors, in hexadecimal digits."""
     model: str
-    """As on the command line."""
+    """The model's name on the command line."""
     start_id: str
     """Stands for the flags of the start that compiled it."""
     digest: str
-    """Of all factors when vLLM looked for it."""
+    """The digest of all factors when vLLM looked for the compiled model."""
     early_digest: str
-    """Of all factors before the model was loaded: vLLM chooses some of them later."""
+    """The digest of all factors before the model was loaded: vLLM chooses some of them later."""
     factors: Mapping[str, Mapping[str, Any]]
-    """What vLLM hashed before the model was loaded: JSON values by group and name."""
+    """The values that vLLM hashed before it loaded the model, as JSON, by group and name."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the source files that were traced, by module."""
     versions: Mapping[str, str]
-    """Of Python and of the packages that compile."""
+    """The versions of Python and of the packages that compile."""
     hardware: Hardware
     ranks: tuple[str, ...]
     """The ranks whose code it has, as vLLM names their folders; those of one node."""
@@ -110,7 +110,7 @@ class CompiledModel:
     def name(self) -> "ArchiveName":
         """The archive's name in its family."""
         digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
-        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not tell them
+        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not include them
         return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
 
     @property
@@ -151,7 +151,7 @@ class CompiledModel:
 
 
 class ArchiveName(NamedTuple):
-    """The parts of an archive's name, some of them shortened; they tell whether it fits."""
+    """The parts of an archive's name, some of them shortened; they show whether it fits."""
 
     start_id: str
     early_digest: str

@@ -15,9 +15,9 @@ from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, Compiled
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
-"""Of an archive, and of all its files."""
+"""The largest archive, packed and unpacked."""
 _MOST_READ: Final = 10
-"""Archives that do not fit, whose records are read to tell why: the newest."""
+"""If no archive fits, this many of the newest records are read to find out why."""
 _LONGEST_READ_S: Final = 5.0
 
 
@@ -82,7 +82,7 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """With the digest; else of starts with the same flags, or of the newest start."""
+    """The archives with the digest. Without one, those with the same flags, or those of the newest start."""
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
         return [item for item in named if item[1].has_digest(job.digest)]
@@ -104,7 +104,7 @@ def _read(location: Location, archive: StoredArchive, job: FetchJob) -> Compiled
 
 
 def _read_others(location: Location, listed: Sequence[StoredArchive], job: FetchJob) -> None:
-    """They tell why nothing fits."""
+    """Saves the records of archives that do not fit: the launcher finds the reason in them."""
     begin_s = time.monotonic()
     for archive in listed[:_MOST_READ]:
         if time.monotonic() - begin_s < _LONGEST_READ_S:
@@ -173,7 +173,7 @@ def _add(
 
 @contextmanager
 def _noted(report: SharingReport, what: str) -> Iterator[None]:
-    """What fails is a problem of the report: whatever a location has, others may have what fits."""
+    """Adds a failure to the report's problems and goes on: another location may have the model."""
     try:
         yield
     except Exception as err:  # noqa: BLE001 - content of others must not end this process

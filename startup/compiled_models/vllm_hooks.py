@@ -1,4 +1,4 @@
-"""What vLLM hashes to name a compiled model, and what becomes of it: told where vLLM computes and uses it.
+"""Records what vLLM hashes to name a compiled model, and whether it then loads or compiles one.
 
 vLLM looks for a compiled model below a folder whose name is a hash of its environment and configuration.
 Each part of the configuration hashes the values that matter, by name (`get_hash_factors`) or, in older code,
@@ -43,9 +43,9 @@ _COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrap
 _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
-    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled; in a folder of "
-    "unlike machines, its names have the hardware; kernels of Triton are in its folder",
-    without="a start does not tell why it compiles, and --compile-cache has no effect",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled. In a folder of "
+    "unlike machines, adds the hardware to the name. Keeps Triton's kernels in the model's folder",
+    without="a start does not log why it compiles, and --compile-cache has no effect",
     promise="`--compile-cache`, and why a start compiles",
     needs=(
         _GET_FACTORS,
@@ -75,25 +75,25 @@ class HashedFactors(NamedTuple):
     """What vLLM hashes of its environment and configuration."""
 
     digest: str
-    """Of both hashes: equal if vLLM would look for the same compiled model."""
+    """A digest of both hashes; it is equal if vLLM would look for the same compiled model."""
     groups: dict[str, dict[str, Any]]
     """JSON values by group (`environment`, or the class of a configuration) and name."""
 
 
 class _Watch:
-    """What the watched functions were called with; None while nobody is interested."""
+    """The arguments of calls of the watched functions; None while no hash is computed."""
 
     noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
 
 
 class _State:
     exchange: "Exchange | None" = None
-    """Of this process and of those forked from it later; there is none in a template process."""
+    """Used by this process and by its later forks; None in a template process."""
     is_prepared = False
 
 
 def report_compiled_models(exchange: "Exchange") -> None:
-    """Makes this process and its forks, if they become workers, tell what vLLM loads or compiles."""
+    """Makes this process and its forks, if they become workers, report what vLLM loads or compiles."""
     _State.exchange = exchange
     prepare_compiled_models()
 
@@ -299,7 +299,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
 
 
 def _damaged(path: str) -> str | None:
-    """A file of this compiled model that is not as it was recorded; told before it is written anew."""
+    """A file of this compiled model that has changed since its record; call it before vLLM compiles anew."""
     from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
 
     same = (record for record in local.read_records() if f"/{record.key}/" in path)
@@ -321,7 +321,7 @@ def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sources(compiled: Any) -> dict[str, str]:
-    """SHA-256 of the modules' sources that were traced, by module; empty if this torch does not tell them."""
+    """SHA-256 of the modules' sources that were traced, by module; empty if this torch does not list them."""
     with contextlib.suppress(AttributeError, TypeError):
         inlined = compiled.source_info().inlined_sources
         return {source.module: hashlib.sha256(source.content.encode()).hexdigest() for source in inlined}

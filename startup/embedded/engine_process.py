@@ -79,7 +79,7 @@ class EngineProcess:
 def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     """Starts the imports before the engine: in the forkserver with `forkserver`, in this process with `fork`.
 
-    A forkserver imports the model's class, too, if its files are on disk.
+    A forkserver also imports the model's class, if its files are on disk.
     """
     set_torch_variables()
     method = context.get_start_method()

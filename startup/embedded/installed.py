@@ -21,7 +21,7 @@ MODULES: Final = (
     "jinja2",
     "regex",
 )
-"""Top-level modules of the extra `embedded` (pyproject.toml), but for those that few models need."""
+"""Top-level modules of the extra `embedded` (pyproject.toml) that most models need."""
 
 INSTALL_COMMAND: Final = "pip install '.[embedded]' in a clone of vllm-cli"
 

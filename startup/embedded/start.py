@@ -1,8 +1,8 @@
 """The order of a start of the embedded engine.
 
 The port listens first; the responder answers it from then on. The forkserver comes next: it imports torch and
-transformers on its main thread while this process runs the preflight, finds the model, requests the engine,
-imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
+transformers on its main thread. Meanwhile this process runs the preflight, finds the model, requests the
+engine, imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
 
 A process that was forked from a standby has imported all of it. Its forkserver forks at once, so the engine
 loads the weights during all further steps.
@@ -99,7 +99,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Prepared(NamedTuple):
-    """What the HTTP server needs."""
+    """The parts that the HTTP server needs."""
 
     renderer: "BaseRenderer"
     engine: EngineStarter
@@ -314,7 +314,7 @@ class _EmbeddedStart:
 
 
 def _subject_of(config: StartupConfig) -> StartSubject:
-    """What history and report of the start need."""
+    """The facts about the start that its history and its report need."""
     return StartSubject(
         model=config.server.served_model_names[0],
         start_method=config.start_method,

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 _KILL_AGAIN_S: Final = 0.1
 _SWITCH_S: Final = 0.0002
-"""How long the main thread may keep the interpreter lock from the new thread, which needs it again after each
-system call: with Python's 5 ms, the request to the forkserver takes up to 20 ms."""
+"""How long the main thread may keep the interpreter lock from the new thread. That thread needs it again
+after each system call: with Python's 5 ms, the request to the forkserver takes up to 20 ms."""
 
 
 class EngineStarter:
@@ -88,7 +88,7 @@ class EngineStarter:
                 ProcessEnds(self._record).add(self._started.pid, code)
 
     def close(self) -> None:
-        """Stops the process, even one that has not been started yet."""
+        """Stops the process, even if it has not been started yet."""
         if self._starting is not None:
             self._started = self._starting.abandon()
             self._starting = None

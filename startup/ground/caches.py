@@ -1,8 +1,8 @@
-"""What is kept between starts: the cache folder and, below it, one that `vllm-cli bake` has written.
+"""The folders kept between starts: the cache folder and, below it, the baked folder of `vllm-cli bake`.
 
 A file is looked up in the cache folder first, and written there only. The baked folder holds bytecode and
-pickles: it is used only if nobody else can change it, who could run code as the user of a start.
-docs/operations.md lists all that is kept, and when it is invalid.
+pickles, with which others could run code as the user of a start: it is used only if nobody else can change
+it. The page docs/operations.md lists all that is kept, and when it is invalid.
 """
 
 import functools
@@ -41,7 +41,7 @@ COMPILED: Final = "compiled"
 BYTECODE: Final = "bytecode"
 """A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
 PAGES: Final = "pages.json"
-"""Which parts of which files the start has read."""
+"""The files that the start has read, and the parts of each."""
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
@@ -71,8 +71,8 @@ def use_baked_bytecode() -> bool:
     """Sets the bytecode cache of this process and of programs started after this call, unless one is set.
 
     The folder has bytecode if the image's packages came without any.
-    Python compares each file with its source. What the folder lacks is compiled in memory, since nothing may
-    be written to it.
+    Python compares each file with its source. If the folder lacks a module, Python compiles it in memory,
+    since nothing may be written to the folder.
     """
     baked = find_baked().folder
     if baked is None or sys.pycache_prefix is not None or not (baked / BYTECODE).is_dir():
@@ -115,7 +115,7 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
     """Why others could change what is in the folder; None if only root and this user can.
 
     Checks the folder, these parts of it, its parents, and the links on the way, which lead where their owners
-    want. What does not exist is left out.
+    want. A part that does not exist is skipped.
 
     Args:
         folder: absolute.
@@ -223,7 +223,7 @@ class Kept:
             if path.is_file() or not path.exists():  # others, such as pipes, are not ours
                 write_whole(path, json.dumps(content, separators=(",", ":")), mode=MODE)
                 if (reason := why_changeable(path.lstat(), path)) is not None:  # as on NFS with root_squash
-                    path.write_bytes(b"")  # says that the user was told
+                    path.write_bytes(b"")  # marks that the user has been informed
                     log = logger.debug if was_told else logger.warning
                     log("%s, so nothing is kept there: set %s", reason, env.VLLM_CACHE_ROOT.name)
             for old in _newest_first(path.parent)[_MOST_FILES:]:

@@ -59,7 +59,7 @@ class ModelConfig:
     hf_token: str | None = from_variable(
         env.HF_TOKEN,
         "--hf-token",
-        "Token for gated and private models; without a value, the one that `hf auth login` stored.",
+        "Token for gated and private models; without a value, the token that `hf auth login` stored.",
         syntax="optional text",
     )
 
@@ -95,15 +95,15 @@ class SeveralModelsConfig:
     on_swap: Literal["stop", "sleep"] = setting(
         "stop",
         "--on-swap",
-        "What happens to a model that must make room for another one: it is stopped, or, with vLLM on a GPU, it "
-        "sleeps: its process stays, and wakes in a second or a few.",
+        "How a model makes room for another one: it is stopped or, with vLLM on a GPU, sleeps. A sleeping model's "
+        "process stays, and wakes in a second or a few.",
         choices=("stop", "sleep"),
     )
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request for a model without room waits for the others to become idle, before they get no new "
-        "ones; with --restart, how long it waits for its model.",
+        "A request for a model without room waits this long for the others to become idle. Then they get no new "
+        "requests. With --restart, how long a request waits for its model.",
         above=0,
     )
     max_waiting: int = setting(
@@ -151,8 +151,8 @@ class StartOptions:
     idle_sleep_s: float | None = setting(
         None,
         "--idle-sleep",
-        "Have the model give the GPU's memory back when no request came for this long; the next one wakes it. vLLM on "
-        "a GPU; others are stopped.",
+        "Have vLLM on a GPU give the GPU's memory back when no request came for this long; the next request wakes it. "
+        "Other models are stopped.",
         role="router",
         variable=env.VCLI_IDLE_SLEEP,
         syntax="duration",
@@ -168,11 +168,11 @@ class StartOptions:
         syntax="restart policy",
         metavar="on-failure[:N]",
     )
-    """How many failures in a row are the last; None: it is not started again by itself."""
+    """After this many failures in a row it is not started again; None starts it never again by itself."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",
-        "With --idle-stop, --restart or several models: keep a standby for this server alone: its starts are warm.",
+        "With --idle-stop, --restart or several models, keep a standby for this server alone: its starts are warm.",
         role="router",
     )
     preflight: PreflightMode = setting(
@@ -212,8 +212,8 @@ class StartOptions:
     compile_cache: CompileCacheOption | None = setting(
         None,
         "--compile-cache",
-        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://); `require`: fail instead of "
-        "compiling; both with a comma.",
+        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://). `require` fails instead of "
+        "compiling. A comma separates the two.",
         role="run",
         variable=env.VCLI_COMPILE_CACHE,
         syntax="compile cache",

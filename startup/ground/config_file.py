@@ -1,6 +1,6 @@
-"""The file of `--config`: YAML that names flags, with `${VAR}` in values by rules of Docker Compose.
+"""The file of `--config` is YAML that names flags; Docker Compose's rules apply to `${VAR}` in values.
 
-`$VAR` stays as it is. A value may be a secret: messages name variables, never their values.
+`$VAR` is not replaced. A value may be a secret: messages name variables, never their values.
 """
 
 import json
@@ -25,7 +25,7 @@ class ConfigFile(NamedTuple):
 
     path: str
     content: Any = None
-    """What YAML says, with the values of variables."""
+    """The parsed YAML, with the values of variables."""
     is_changed: bool = False
     """Whether something has been replaced."""
     problem: str | None = None
@@ -70,7 +70,7 @@ class ConfigFile(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values by name; none if the file is empty or cannot be read."""
+        """The values by name; empty if the file is empty or cannot be read."""
         return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
 
     def place(self, name: str) -> str:
@@ -111,7 +111,7 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
 
 
 def _with_type(text: str) -> Any:
-    """What JSON would write in another way, as the version 1.10, stays a text."""
+    """The JSON value of a text; a text that JSON would write in another way, as the version 1.10, is kept."""
     with suppress(ValueError, RecursionError):
         parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:

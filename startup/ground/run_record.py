@@ -45,7 +45,7 @@ class RunRecord:
     engine: str
     model: str | None = None
     address: str | None = None
-    """As `listener.describe` writes it; None if it listens nowhere."""
+    """The address from `listener.describe`; None if the server listens nowhere."""
     front_pid: int | None = None
     """In a warm start, the process that the user started."""
     owner_pid: int | None = None

@@ -1,7 +1,7 @@
 """The words after `vllm-cli serve`: flags with their values, the launcher's and the engine's, and the engine.
 
-A link named `vllm` to the console script behaves as vLLM's command, so that images and scripts need no edit:
-`vllm serve` starts through the launcher; every other subcommand is the installed vLLM's own
+A link named `vllm` to the console script behaves as vLLM's command, so that images and scripts need no edit.
+`vllm serve` starts through the launcher. The installed vLLM runs every other subcommand
 (`startup.vllm.vllm_main.run_other_command`).
 
 The front process imports this, and the start waits for it: no imports beyond those of the interpreter's
@@ -47,7 +47,7 @@ _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 
 
 class Given:
-    """A flag with its values; or one other word; or `--` with all words that follow it."""
+    """A flag with its values, or one other word, or `--` with all words that follow it."""
 
     __slots__ = ("flag", "keys", "words")
 
@@ -65,7 +65,7 @@ class Given:
 
     @property
     def values(self) -> "Sequence[str]":
-        """The flag's values; `--flag=` has one that is empty."""
+        """The flag's values; `--flag=` has the empty text as its value."""
         value = _attached_value(self.words[0])
         return self.words[1:] if value is None else (value,)
 

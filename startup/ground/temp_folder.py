@@ -50,9 +50,9 @@ def ensure_temp_folder() -> None:
 
 @contextmanager
 def own_folder(parent: str | None = None) -> Iterator[Path]:
-    """A new folder, removed after the block; those that killed processes have left are removed before.
+    """A new folder, removed after the block. First removes the folders that killed processes have left.
 
-    This process and those that it forks hold a lock on it, which the kernel releases with the last of them.
+    This process and its forks hold a lock on it, which the kernel releases with the last of them.
     """
     import shutil  # noqa: PLC0415 - at the top, they would delay each command
     import tempfile  # noqa: PLC0415

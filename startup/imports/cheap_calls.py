@@ -46,7 +46,7 @@ def _get_source(stacklevel: int) -> str:
 
 
 def _get_module(inspect: Any, object: Any) -> ModuleType | None:
-    """torch asks for the module of a frame, for which `inspect` resolves the paths of all modules."""
+    """torch asks for a frame's module: to find it, `inspect` resolves the paths of all modules."""
     if not isinstance(object, FrameType):
         module: ModuleType | None = inspect.getmodule(object)
         return module

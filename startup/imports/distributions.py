@@ -1,4 +1,4 @@
-"""What identifies the installed distributions, so that what is kept of them is used with these only."""
+"""Identifies the installed distributions, so that facts kept about them are used with these only."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
 
 
 def distribution_files(folders: Iterable[str]) -> Iterator[str]:
-    """What installers write anew with each version; a list of files is missing if they write none."""
+    """The files that installers write anew with each version. Not all of them write a list of files."""
     for folder, names in _site_folders(folders):
         for name in names:
             if name.endswith(_METADATA):
@@ -41,7 +41,7 @@ def installed_folders() -> tuple[str, ...]:
 
 
 def _site_folders(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Those that have distributions, with their entries; elsewhere `.pth` are weights."""
+    """The folders that have distributions, with their entries; in other folders, `.pth` files are weights."""
     for folder in filter(None, dict.fromkeys(folders)):
         try:
             names = os.listdir(folder)  # noqa: PTH208

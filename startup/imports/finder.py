@@ -26,7 +26,7 @@ Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 
 
 class Watch(Protocol):
-    """What is called with the name of each module; what it raises ends the import of that module."""
+    """Is called with the name of each module; an exception from it ends the import of that module."""
 
     def begin(self, name: str) -> None:
         """The module's code begins."""
@@ -150,7 +150,7 @@ def serve(file: Any) -> None:
 
 
 def stop_serving() -> list[Any]:
-    """From now on, takes modules from no file; returns those that were used."""
+    """From now on, takes modules from no file; returns the files that were used."""
     files, _finder.files = _finder.files, []
     _finder.settle()
     return files
@@ -167,7 +167,7 @@ class _Finder:
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
-        """The one that decides first comes first."""
+        """In the order in which they decide."""
         self.before: dict[str, list[Action]] = {}
         """Until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
@@ -200,7 +200,7 @@ class _Finder:
         return spec
 
     def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:
-        """What the files and the other finders find, in the order of `sys.meta_path`."""
+        """The specs that the files and the other finders find, in the order of `sys.meta_path`."""
         others: list[Any] = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         for other in others:
             for file in self.files if other is PathFinder else ():

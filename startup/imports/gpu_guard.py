@@ -4,10 +4,10 @@ A fork of a process that has initialized CUDA, HIP or Level Zero cannot use the 
 Guide, "Initialization"; torch raises "Cannot re-initialize CUDA in forked subprocess"). Some packages
 initialize the driver while they are imported, to learn the GPU's architecture. Here
 
-1. NVML answers that question, which initializes nothing;
-2. the functions that would initialize a driver raise `NeedsGpuError`: the module is left to the forks;
-3. after each module the driver is asked whether it is initialized all the same: then no fork of this process
-   can be an engine, and the module is named.
+1. NVML answers that question and initializes nothing.
+2. The functions that would initialize a driver raise `NeedsGpuError`: the module is left to the forks.
+3. After each module the driver is asked whether it is initialized all the same. If it is, no fork of this
+   process can be an engine, and the module is named.
 
 Modules of 2 and 3 are kept on disk, so that later starts leave them to the forks at once.
 """

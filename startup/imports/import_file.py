@@ -1,12 +1,12 @@
 """Imports modules from an import file: the bytecode of many modules, without a search of folders for each.
 
-    head    fixed size: format, place and checksum of the index, size of the file
-    code    the marshalled code of the modules, in order of import, then that of the dataclasses' methods
-    index   marshalled: interpreter, distributions, and each module's stamp and place
+    head    format, place and checksum of the index, size of the file (always of the same length)
+    code    the modules' marshalled code in order of import, then the code of the dataclasses' methods
+    index   interpreter, distributions, and each module's stamp and place (marshalled)
 
-A file is used while the installed distributions are those that it was written with. A module is served if its
-source has the same time and size, and no folder that is searched earlier offers another one. Everything else
-is left to Python's own finders. Modules get Python's own loader.
+A file is used until the installed distributions change. A module is served if its source has the same time
+and size, and no folder that is searched earlier offers another one. Everything else is left to Python's own
+finders. Modules get Python's own loader.
 
 Standard library only, and little of it: a start reads the file before its other imports.
 """
@@ -53,7 +53,7 @@ class ModuleEntry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What the file contains and what it was made from."""
+    """The file's contents and its sources."""
 
     interpreter: tuple[object, ...]
     distributions: tuple[tuple[str, int, int], ...]
@@ -160,7 +160,7 @@ class ImportFile:
         return False
 
     def _names_in(self, folder: str) -> frozenset[str] | None:
-        """What a folder on the import path may offer; None for anything but a folder, such as an archive."""
+        """Names that a folder on the import path may offer; None if it is no folder, such as an archive."""
         if folder not in self._names:
             try:
                 entries = os.listdir(folder or os.curdir)  # noqa: PTH208
@@ -208,7 +208,7 @@ def uninstall() -> list[str]:
 
 
 def _read_part(fd: int, part: Part) -> Any:
-    """What was marshalled; raises OSError, ValueError, EOFError or TypeError if it is damaged."""
+    """The unmarshalled part; raises OSError, ValueError, EOFError or TypeError if it is damaged."""
     offset, length, expected = part
     data = os.pread(fd, length, offset)
     if checksum(data) != expected:
@@ -217,7 +217,7 @@ def _read_part(fd: int, part: Part) -> Any:
 
 
 def this_interpreter() -> tuple[object, ...]:
-    """What bytecode and paths depend on."""
+    """The properties of the interpreter on which bytecode and paths depend."""
     return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)
 
 
@@ -233,7 +233,7 @@ def pack_head(index_offset: int, index: bytes) -> bytes:
 
 
 def pack_index(index: Index) -> bytes:
-    """The index as it is stored."""
+    """The index in its stored form."""
     return marshal.dumps(tuple[Any, ...](index))
 
 

@@ -1,9 +1,9 @@
 """Imports transformers with stand-ins for modules that serving never uses: a third of its import time.
 
-transformers imports `torch.distributed.tensor` for tensor parallelism, which imports `torch._dynamo` and
-sympy, and its GGUF reader, which reads the sources of all models. torch uses symbolic shapes whenever a model
-is created on the meta device. An engine on one device needs only names for annotations, false `isinstance`
-checks, decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins provide these.
+For tensor parallelism, transformers imports `torch.distributed.tensor`, which imports `torch._dynamo` and
+sympy. Its GGUF reader reads the sources of all models. torch uses symbolic shapes whenever a model is created
+on the meta device. An engine on one device needs only names for annotations, false `isinstance` checks,
+decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins provide these.
 """
 
 import importlib

@@ -64,7 +64,7 @@ def import_file_paths() -> tuple[Path, ...]:
 
 @contextmanager
 def learned_imports() -> Iterator[None]:
-    """While open, imports use the import files. What they lack is noted for `learn`.
+    """While open, imports use the import files. Modules that these lack are noted for `learn`.
 
     Forks inherit the open files, so none should happen meanwhile.
     """
@@ -171,7 +171,7 @@ def _compile_text(text: str) -> CodeType:
 
 
 def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[str, CodeType]:
-    """The known code and that of further texts; without those that are not Python."""
+    """The known code, and the code of further texts; a text that is not Python is skipped."""
     codes = dict(known)
     for text in texts:
         if text not in codes:
@@ -203,8 +203,8 @@ def write(
 ) -> None:
     """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
 
-    Modules are left out that Python's own path finder does not find as sources of a distribution or of the
-    standard library: others may change in a way that is not noticed. None is imported.
+    Only modules whose sources Python's own path finder finds in a distribution or in the standard library are
+    written: others may change in a way that is not noticed. No module is imported.
 
     Nothing is done while another process writes the file. Raises OSError if it could not be written; an old
     one is unchanged.
@@ -229,7 +229,7 @@ def write(
 
 
 def _lock(path: str) -> int | None:
-    """Opens the file to write, also one that a killed process left; None while another process writes it."""
+    """Opens the file to write, even if a killed process left it; None while another process writes it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

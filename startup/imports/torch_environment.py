@@ -1,4 +1,4 @@
-"""What is set in the environment before torch is loaded, and whether torch will use a GPU.
+"""Sets variables that torch reads when it is loaded, and finds out whether torch will use a GPU.
 
 Standard library only.
 """
@@ -15,11 +15,11 @@ from envs.registry import env
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _SPIN_COUNT: Final = "10000"
 """How long torch's threads spin at the end of a parallel region before they sleep: 0.1 ms where the
-processor's pause takes 10 ns, longer than the gap between two kernels, far shorter than a time slice.
+processor's pause takes 10 ns. This is longer than the gap between two kernels, and shorter than a time slice.
 
-With libgomp's default a thread spins so long that it occupies the core for which its descheduled partner
-waits: 12 tokens/s instead of 150 with one other busy process on 2 cores. No spinning at all
-(OMP_WAIT_POLICY=passive) costs a third of the speed of an idle machine.
+With libgomp's default a thread spins so long that its descheduled partner has no core: 12 tokens/s instead of
+150 with one other busy process on 2 cores. No spinning at all (OMP_WAIT_POLICY=passive) costs a third of the
+speed of an idle machine.
 """
 
 _KERNELS: Final = "128"

@@ -4,8 +4,8 @@ vLLM's event loop may be held for a second by one request. Its answer to `/healt
 the loop runs, and the connection is closed. `/readyz` gets the same answer; `/livez` gets 200.
 
 The bytes of a connection are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM
-reads all others itself. If its loop is held so long that the kernel keeps no more messages for it, about 550,
-further connections are accepted all the same, as probes may be among them, and are passed on later.
+reads all others itself. The kernel keeps about 550 messages while vLLM's loop is held. Further connections
+are accepted all the same, as probes may be among them, and are passed on later.
 """
 
 import errno
@@ -25,7 +25,7 @@ from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, pa
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Largest share of one processor; a process that uses more would slow down those that do the work."""
+"""Largest share of one processor; with more, this process would slow down the processes that do the work."""
 SERVE: Final = b"serve"
 """Message of the API process: from now on the responder accepts for vLLM. Its end of stream ends that."""
 BEAT: Final = b"beat "
@@ -54,7 +54,7 @@ _ALIVE: Final = Answer(200).encode()
 
 
 class AnsweredProbe(NamedTuple):
-    """What the access log says about a probe."""
+    """The access log's facts about a probe."""
 
     client: str
     """Address and port; empty for a UNIX socket."""
@@ -152,7 +152,7 @@ class Acceptor:
             self._inspect(connection)
 
     def _inspect(self, connection: socket.socket) -> None:
-        """Answers a probe; keeps a connection without bytes; passes any other one on."""
+        """Answers a probe, keeps a connection without bytes, and passes any other connection on."""
         try:
             received = connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -3,8 +3,8 @@
 It may stay longer and accept for vLLM (`keep`).
 
 The responder is a process of little code, the standard library and msgspec, forked before anything else is
-imported: imports and tokenizers hold the interpreter lock of the API process for 60 ms and more at a time,
-and would delay the answers of a thread as long.
+imported. A thread of the API process would answer 60 ms later and more: imports and tokenizers hold the
+interpreter lock for so long at a time.
 """
 
 import logging
@@ -63,7 +63,7 @@ class StartupResponder:
         self.close()
 
     def start(self) -> None:
-        """Forks the process; to be called while this process has one thread: a fork copies no other."""
+        """Forks the process. Call it while this process has one thread: a fork copies no other thread."""
         self._listener.setblocking(False)
         read_fd, self._life_fd = os.pipe()
         with group_signals.blocked():
@@ -130,7 +130,7 @@ class StartupResponder:
         self._wait(_END_S)
 
     def _end(self) -> None:
-        """Waits for the process to exit; kills one that does not, as it would take the server's clients."""
+        """Waits for the process to exit. If it does not, kills it: it would take the server's clients."""
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)

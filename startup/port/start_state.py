@@ -1,4 +1,4 @@
-"""State of one start: timeline, facts and progress; and what the responder answers of it to each path."""
+"""State of one start (timeline, facts and progress), and the responder's answer from it to each path."""
 
 import json
 import time

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Timer:
-    """Begins the time limit; `cancel` ends it: the start has finished in time.
+    """Begins the time limit. Call `cancel` once the start has finished in time.
 
     The main thread may be in an import or a system call, where no exception reaches it: the timer's thread
     kills the engine process and then exits this process.

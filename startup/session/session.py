@@ -74,7 +74,7 @@ class StartSession:
         self.stack = ExitStack()
         """Closed when the session ends, in reverse order."""
         self.phase_of_others: Callable[[], str] = str
-        """What the processes do that the current phase waits for; empty if that is not known."""
+        """Says what the process does that the current phase waits for; empty if unknown."""
         self._is_private = is_private
         self._address = ""
         self._log_note = ""

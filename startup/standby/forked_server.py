@@ -48,7 +48,7 @@ class TemplateFacts(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What the front process sends."""
+    """The request of the front process."""
 
     argv: list[str]
     orig_argv: list[str]
@@ -58,7 +58,7 @@ class Request(NamedTuple):
     """Properties of its interpreter, which must be equal."""
     locale: str
     streams: list[str]
-    """Of each standard stream: error handler and whether it writes each line; empty if it is closed."""
+    """For each standard stream, its error handler and whether it writes each line; empty if it is closed."""
     begin_ns: int
     life_fd: int
     """The read end of the front process's death pipe."""
@@ -97,10 +97,10 @@ class FrontLink:
 def take_over(
     connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
 ) -> FrontLink:
-    """Returns once this process is the server; otherwise it exits.
+    """Returns once this process is the server. If it cannot become the server, it exits.
 
-    From the connection to the front process, nothing has been read. `on_stale` is called with a reason if the
-    template process must be replaced.
+    Nothing may have been read from the connection to the front process. `on_stale` is called with a reason if
+    the template process must be replaced.
     """
     connection = move_socket_up(connection)
     connection.settimeout(_REQUEST_S)

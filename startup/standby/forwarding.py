@@ -1,7 +1,7 @@
-"""The front process once its server is forked: forwards signals to the server and ends as it does.
+"""The front process once its server is forked: forwards signals to the server and ends in the same way.
 
-The server has a session of its own, because a process cannot join another one's. What the terminal or a
-service manager does to this process is done to the server.
+The server has a session of its own, because a process cannot join another one's. Signals that the terminal
+or a service manager sends to the front process reach the server through it.
 """
 
 import os

@@ -107,7 +107,7 @@ def _notify_relay() -> "NotifyRelay | None":
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
     """Sends what the server needs; returns its pid, its pidfd and the pipe whose closing ends it.
 
-    The variables are those that have other values than here. Raises ColdStartError with the forked process's
+    `variables` replace this process's values in the server. Raises ColdStartError with the forked process's
     reason.
     """
     begin_ns = time.monotonic_ns()
@@ -152,7 +152,7 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
 
 
 def interpreter_state() -> dict[str, str]:
-    """What Python has read at its start and keeps; a forked server's interpreter must have the same.
+    """The settings that Python reads once, at its start; a forked server's interpreter must have the same.
 
     Python's UTF-8 mode, which is on without LANG, changes nothing if the locale's encoding is UTF-8.
     """

@@ -1,4 +1,4 @@
-"""What a template process's imports depend on, and what must be equal for a warm start: variables, files.
+"""The variables and files that a template's imports depend on, and that must be equal for a warm start.
 
 A forked server has the environment of the process that the user started. But a module that reads a variable
 on import keeps what it read, and so do C libraries and the interpreter when they are loaded. A start whose

@@ -1,4 +1,4 @@
-"""What `exec` keeps of a process: a forked server must have it in common with the front process.
+"""The properties of a process that `exec` keeps: a forked server must share them with the front process.
 
 A few properties are taken over; all others must be equal, or else the start is cold. Everything here runs in
 the fork, while it has one thread, and reads the other process from /proc, so that one in a sandbox cannot
@@ -147,7 +147,7 @@ def _set_limits(pid: int) -> str | None:
 def _enter_cgroup(pid: int) -> str | None:
     """Moves this process into another one's cgroup, or leaves it in one with the same limits.
 
-    Of version 1, the cgroups of all controllers must be the same.
+    With version 1, the cgroups of all controllers must be the same.
     """
     theirs, own = _cgroups(pid), _cgroups(os.getpid())
     path, own_path = theirs.pop("", ""), own.pop("", "")

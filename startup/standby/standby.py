@@ -147,7 +147,7 @@ class _Standby:
         return read_fd
 
     def _handle_signals(self, numbers: bytes) -> None:
-        """SIGCHLD: a template process may have ended; every other signal stops the standby."""
+        """Looks after SIGCHLD whether a template process has ended; any other signal stops the standby."""
         self._is_stopping = self._is_stopping or any(number != signal.SIGCHLD for number in numbers)
         for template in self._templates:
             if template.has_exited:

@@ -1,4 +1,4 @@
-"""What a standby reports about itself, and how another process requests it."""
+"""A standby's report about itself, and the request for it by another process."""
 
 import json
 import socket

@@ -42,7 +42,7 @@ STALE: Final = b"stale"
 INCOMPLETE: Final = b"incomplete"
 STARTED: Final = b"started"
 ENDED: Final = b"ended"
-"""Messages to the standby: the imports are done, out of date, incomplete; a server was forked, has ended."""
+"""Messages to the standby. The imports are done, out of date or incomplete; a server was forked or ended."""
 
 _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -151,7 +151,7 @@ class TemplateProcess:
         logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
-        """It ends once its servers have ended, of which it reports how."""
+        """The predecessor reports how its servers end, and ends after the last of them."""
         if self._predecessor is not None:
             process, channel = self._predecessor
             channel.close()

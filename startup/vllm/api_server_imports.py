@@ -1,4 +1,4 @@
-"""Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
+"""Imports modules of vLLM one after the other on the main thread; skips modules that serving does not use."""
 
 import functools
 import importlib
@@ -76,7 +76,7 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
 
 
 def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Imports the modules; returns those that fail, with the error.
+    """Imports the modules; returns the modules that fail, with their errors.
 
     Code that needs a failed module imports it again and raises the error there. A module that needs the GPU
     is no failure: it is left to forks. Nothing more is imported once no fork of this process can use the GPU.

@@ -15,7 +15,7 @@ from envs.redaction import is_secret_name
 from startup.reports.timeline.spans import API, PhaseSpan
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
-"""Prefixes of variables that libraries read when they are loaded; none of them holds a secret."""
+"""Prefixes of variables without secrets that libraries read when they are loaded."""
 
 
 class Journal:
@@ -59,7 +59,7 @@ class Journal:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
     def record_environment(self, changed: Mapping[str, str]) -> None:
-        """Records changed variables that libraries read when they are loaded; none of them holds a secret."""
+        """Records changed variables without secrets that libraries read when they are loaded."""
         names = (name for name in changed if name.startswith(_LOAD_VARIABLES) and not is_secret_name(name))
         self.write(environment={name: changed[name] for name in names})
 

@@ -74,7 +74,7 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
 def run_other_command() -> int:
     """Runs the words of this process by the installed vLLM; returns the exit code.
 
-    vLLM's function is imported, and not looked up as a program, which may be a link to this program.
+    vLLM's function is imported: a program named vllm may be a link to this program.
     """
     if find_vllm() is None:
         remedy = "install it there (pip install vllm), or call vllm-cli by its own name"

@@ -42,9 +42,9 @@ class CommandLine:
     flags: tuple[VllmFlag, ...]
     model: str | None
     config: ConfigFile | None
-    """The file of `--config FILE`; vLLM ignores that of `--config=FILE`."""
+    """The file of `--config FILE`; vLLM ignores the form `--config=FILE`."""
     facts: VllmFacts
-    """Those of the installed vLLM with which the words were read."""
+    """The facts about the installed vLLM with which the words were read."""
     problems: tuple[str, ...]
     """Faults with which vLLM ends while it reads the words."""
     unknown: tuple[tuple[str, str], ...]
@@ -53,7 +53,7 @@ class CommandLine:
     """Words without a flag, beyond MODEL."""
     _model_word: str | None
     _parts: tuple[Given, ...]
-    """The other words as they are given."""
+    """The other words, unchanged."""
 
     @classmethod
     def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
@@ -94,7 +94,7 @@ class CommandLine:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Those for vLLM: MODEL first, where also vLLM looks for it, and the others as they are given."""
+        """The words for vLLM: MODEL first, where vLLM looks for it too, then the others, unchanged."""
         model = () if self._model_word is None else (self._model_word,)
         return (*model, *(word for part in self._parts for word in part.words))
 
@@ -221,7 +221,7 @@ def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
 
 
 def _with_present_name(word: str) -> str:
-    """The setting that has replaced `--log-config-file`, for a vLLM that has no other; else the word."""
+    """The word; for a vLLM without `--log-config-file`, the setting that has replaced this flag."""
     name, is_attached, value = word.partition("=")
     if normalise(name) != _LOG_FILE or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
         return word

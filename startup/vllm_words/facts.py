@@ -1,8 +1,8 @@
-"""What the installed vLLM accepts: its flags, the names that it has registered, and the plugins beside it.
+"""Facts about the installed vLLM: its flags, the names that it has registered, and the plugins beside it.
 
 The API process of each start has vLLM's own parser and registries. It records them once for an installation
 (`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do, and the next start checks its words with them
-before anything heavy is imported. What is not recorded is not checked.
+before anything heavy is imported. Without a record, nothing is checked.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FACTS: Final = Hook(
     "flags of vLLM",
     does="records vLLM's flags and registered names, with which the next start checks its words",
     without="vLLM itself reports a misspelt flag, after its imports",
-    promise="mistakes in words are told before the imports: 63 of 69 within 0.64 s",
+    promise="mistakes in words are reported before the imports: 63 of 69 within 0.64 s",
     needs=(_MAKE_PARSER, _PARSER),
 )
 
@@ -60,7 +60,7 @@ _REGISTRIES: Final = {
 """Where vLLM has the names that a flag takes, and those of models; read if vLLM has imported the module."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
-"""Classes of `vllm.config` of which each start makes an object, from the flags of the same names."""
+"""Classes of `vllm.config`: each start makes an object of each, from the flags of the same names."""
 _PASSES_NONE: Final = "_skip_none_validation"
 """A function of theirs that checks no missing value, and leaves others to the declared range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
@@ -87,8 +87,8 @@ _METADATA: Final = (".dist-info", ".egg-info")
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
 ]
-"""How vLLM reads a value: `size` is an integer with a suffix such as 8k, `object` JSON with known fields,
-`folded` a choice in any case and with dashes; a value of the kind `unknown` is not checked.
+"""How vLLM reads a value. `size` is an integer with a suffix such as 8k, `object` is JSON with known fields,
+and `folded` is a choice in any case and with dashes. A value of the kind `unknown` is not checked.
 """
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
@@ -100,7 +100,7 @@ _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
 """Functions of vLLM that convert a value."""
 _OPTIONAL: Final = "_optional_type"
 _WRAPPERS: Final = (_OPTIONAL, "_parse_type")
-"""Functions of vLLM that call the one that they name `return_type`."""
+"""Functions of vLLM that call another one, which they name `return_type`."""
 Limits: TypeAlias = tuple[tuple[str, float], ...]
 """The range of a number: names of functions of `operator`, each with a number."""
 
@@ -120,9 +120,9 @@ class FlagFact(NamedTuple):
     choices: tuple[Any, ...] | None = None
     limits: Limits = ()
     fields: dict[str, tuple[Any, ...] | None] | None = None
-    """Those that an object may have, with their choices; None if it may have others."""
+    """The fields that an object may have, with their choices; None if it may have others."""
     default: float | None = None
-    """What stands for no value, if that is a fraction."""
+    """The fraction that stands for no value; None if it is no fraction."""
 
     @property
     def name(self) -> str:
@@ -157,7 +157,7 @@ class VllmFacts(NamedTuple):
     names: dict[str, tuple[str, ...]] = {}
     """The registered names by flag, and those of architectures, types of models and connectors."""
     variables: tuple[FlagFact, ...] = ()
-    """Those that are numbers, as if they were flags."""
+    """Variables that are numbers, described like flags."""
     installed_plugins: tuple[Plugin, ...] = ()
 
     @property
@@ -218,12 +218,12 @@ class KeptFacts:
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
-    """The facts about an installed vLLM, as far as they are recorded."""
+    """The recorded facts about an installed vLLM; empty without a record."""
     return KeptFacts(vllm).read()
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    """As vLLM does, in some milliseconds."""
+    """Builds the parser with vLLM's own code, in some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
     built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built
@@ -307,7 +307,7 @@ def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _read_limits() -> dict[str, Limits]:
-    """The ranges of the numbers in vLLM's configuration, by parameter; none in another version of vLLM."""
+    """The ranges of the numbers in vLLM's configuration, by parameter; empty if vLLM has other classes."""
     found: dict[str, Limits] = {}
     with suppress(Exception):
         for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
@@ -319,7 +319,7 @@ def _read_limits() -> dict[str, Limits]:
 
 
 def _read_variables() -> Iterator[FlagFact]:
-    """The variables that vLLM converts to numbers; those that it sets itself may have any value."""
+    """The variables that vLLM converts to numbers, unless vLLM itself sets them."""
     with suppress(Exception):  # another version of vLLM
         setters = [sys.modules[name].__file__ for name in _SETTERS if name in sys.modules]
         own = {name for path in setters for name in _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))}

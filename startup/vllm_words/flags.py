@@ -1,6 +1,6 @@
-"""The flags of a vLLM: those that it has recorded, or before its first start the few that the launcher reads.
+"""The flags of a vLLM, from its record; before its first start, the few flags that the launcher reads.
 
-The table also says what flags change that is decided before vLLM's parser reads them.
+The table also lists the decisions that flags change before vLLM's parser reads them.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """Reads words as vLLM's `FlexibleArgumentParser` does: completes names, counts values, joins keys to JSON.
 
-Nothing is converted: `preflight.flag_values` does that. What differs is an error of vLLM, too.
+Nothing is converted: `preflight.flag_values` does that. A word that does not fit is an error of vLLM, too.
 """
 
 import json
@@ -17,7 +17,7 @@ from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.flags import Flags
 
 NO_VALUE: Final = ("", "None")
-"""What stands for no value, if the flag is optional."""
+"""Texts that stand for no value, if the flag is optional."""
 _MAX_MATCHES: Final = 5
 
 
@@ -47,7 +47,7 @@ class VllmFlag(NamedTuple):
 
 @dataclass
 class Reading:
-    """What argparse makes of words, and its complaints."""
+    """argparse's result for words, and its complaints."""
 
     known: Flags
     flags: list[VllmFlag] = field(default_factory=list)

@@ -69,7 +69,7 @@ class InstalledVllm(NamedTuple):
 
     @property
     def device(self) -> Device:
-        """What it was built for; another one if a plugin brings a platform, which is not known here."""
+        """The device that it was built for. A plugin may bring another platform, which is not known here."""
         if self.is_for_cpu or foreign.text_of("VLLM_TARGET_DEVICE").lower() == "cpu":
             return "cpu"
         build = read_torch_build()
@@ -79,7 +79,7 @@ class InstalledVllm(NamedTuple):
 
 
 class TorchBuild(NamedTuple):
-    """What the installed torch was built for, by its `version.py`."""
+    """The devices that the installed torch was built for, by its `version.py`."""
 
     cuda: tuple[int, int] | None
     hip: str | None = None

@@ -1,4 +1,4 @@
-"""What decides which files vLLM reads, from the flags of its start."""
+"""Reads from the flags of a start of vLLM which files vLLM reads."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress

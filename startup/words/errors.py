@@ -1,4 +1,4 @@
-"""What the command line shows of words that are not valid: a line with `Error:`, without a traceback."""
+"""Errors of the command line: words that are not valid get a line with `Error:` and no traceback."""
 
 import click
 

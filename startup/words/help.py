@@ -1,4 +1,4 @@
-"""The help of `serve`: supported flags by group; on request also ignored and rejected ones."""
+"""The help of `serve`: supported flags by group, and ignored and rejected flags on request."""
 
 import json
 from collections.abc import Iterable

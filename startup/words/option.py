@@ -45,7 +45,7 @@ class FlagOption(click.Option):
         return super().shell_complete(ctx, incomplete)
 
     def find_value(self, given: Arguments, in_file: Arguments) -> Any:
-        """Precedence: option, variable, file; None if none of them has a value."""
+        """The value of the option, else of the variable, else of the file; None if none has one."""
         name, variable = self.flag.name, self.flag.variable
         if name in given.flags:
             return given.flags[name].value

@@ -140,7 +140,7 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
 
 
 def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
-    """The values of flags, variables and file, converted; those that are not given are left out."""
+    """The converted values of the flags that the command line, a variable or the file gives."""
     if (stray := next(filter(is_stray, given.positionals), None)) is not None:
         raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
     if len(given.positionals) > 1:

@@ -121,7 +121,7 @@ ENGINE: Final = SupportedFlag(
     type=click.Choice(ENGINES),
     variable=env.VCLI_ENGINE,
     default=env.VCLI_ENGINE.default,
-    help="vllm: the installed vLLM, with all its flags; embedded: this package's engine; auto: vLLM if installed.",
+    help="The installed vLLM with its flags (vllm), this package's engine (embedded), or vLLM if installed (auto).",
     role="program",
 )
 CONFIG: Final = SupportedFlag(
@@ -142,7 +142,7 @@ _WITHOUT_FIELD: Final = (
     SupportedFlag(
         "--detach",
         shape=Shape.SWITCH,
-        help="Run in the background: return when the server is ready, or with the exit code of a start that fails; "
+        help="Run in the background. Returns when the server is ready, or with the exit code of a start that fails. "
         "`vllm-cli ps` names its log.",
         role="router",
     ),

@@ -15,7 +15,7 @@ from startup.words.unsupported import IGNORED, REJECTED
 
 
 class Spelling(NamedTuple):
-    """What a word of the command line stands for."""
+    """The flag that a word of the command line stands for, and whether the word negates it."""
 
     flag: Flag
     is_negated: bool = False
@@ -40,7 +40,7 @@ IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for f
 """Why an ignored flag changes nothing."""
 
 REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items() for flag in flags}
-"""Which feature a rejected flag requests."""
+"""The feature that a rejected flag requests."""
 
 FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
 
@@ -50,7 +50,7 @@ _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spelli
 
 
 def find_flag(name: str) -> Spelling:
-    """The flag of that name, or whose name begins so and no other's; else a usage error with a suggestion."""
+    """The flag with this name or unique abbreviation; without one, a usage error with a suggestion."""
     return _BY_NAME.get(normalise(name)) or _complete(name)
 
 

@@ -6,7 +6,7 @@ from startup.words.flag import Flag, Shape
 
 
 def _flags(table: str) -> tuple[Flag, ...]:
-    """The flags of a table, as they are written on a command line: `--name,-alias=neutral`.
+    """The flags of a table, whose lines look like words of a command line: `--name,-alias=neutral`.
 
     Behind `=` are values that change nothing, such as vLLM's default, with `|` between them; `+=` takes
     several values. Without `=`, it is a switch that is off by default; with `=on`, it is on.

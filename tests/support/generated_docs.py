@@ -114,12 +114,12 @@ def build_hooks_page() -> str:
     """Every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run; no\n"
-        "file is changed. A hook is checked where it is placed: texts in files, names in the imported module. What\n"
-        "does not fit is left out, with a warning. If a hook in **bold** does not fit, vLLM starts without\n"
-        "preloading, as `vllm serve` does; where only an import shows it, this start begins again, and later ones\n"
-        "are plain at once. `vllm-cli check-hooks` imports all modules and checks all hooks. VCLI_LEAVE_OUT\n"
-        "leaves out other hooks by name, to measure or isolate them. Of a hook with several changes, those that fit\n"
-        "stay. Gains are times with the hook, divided by times without it ([figures](../figures.md))."
+        "file is changed. A hook is checked where it is placed: texts in files, names in the imported module. A\n"
+        "hook that does not fit is left out, with a warning. If only some of its changes fit, these stay. If a hook\n"
+        "in **bold** does not fit, vLLM starts without preloading, as `vllm serve` does. If only an import shows\n"
+        "it, this start begins again, and later starts are plain at once. `vllm-cli check-hooks` imports all modules\n"
+        "and checks all hooks. VCLI_LEAVE_OUT leaves out other hooks by name, to measure or isolate them. Gains are\n"
+        "times with the hook, divided by times without it ([figures](../figures.md))."
     )
     head = ("Hook", "What it does", "vLLM", "Without it", "Why it is there")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
@@ -133,7 +133,7 @@ def build_hooks_page() -> str:
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
     sections += _table(("Hook", "Change", "What happens then"), rows)
     sections += ["", "## Code that lives by the shape of other code", ""]
-    sections += _table(("Code", "What it takes for granted", "Otherwise", "Test"), _SHAPES)
+    sections += _table(("Code", "Assumption", "Otherwise", "Test"), _SHAPES)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
 
 
@@ -165,7 +165,7 @@ _SHAPES: Final = (
     (
         "`imports/cheap_calls.py:_get_source`",
         "torch counts the frames up to the code that defines an operator, as `inspect.stack` does",
-        "the hook does not fit; else an operator's error names another line",
+        "the hook does not fit, or an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
@@ -181,7 +181,7 @@ _SHAPES: Final = (
 _OPEN_CHANGES: Final = (
     (
         ("preloading", "unused imports", "port", "drain", "engine's death"),
-        {"54653": "packages by domain: `vllm.entrypoints` moves to `vllm.frontend`"},
+        {"54653": "`vllm.entrypoints` moves to `vllm.frontend`, like other packages by domain"},
         "A hook follows a shim at the old place to its module (`place_of` in `hook.py`), and nothing is lost. Without "
         "shims: a plain start.",
     ),
@@ -198,7 +198,7 @@ _OPEN_CHANGES: Final = (
     ),
     (
         ("engine's death",),
-        {"52125": "sleep level 3: the engine's process ends", "56373": "CUDA state is moved out in sleep"},
+        {"52125": "sleep level 3 ends the engine's process", "56373": "CUDA state is moved out in sleep"},
         "vLLM's `errored` decides alone: the server lives as long as vLLM does not count the engine as dead.",
     ),
     (
@@ -213,13 +213,13 @@ _OPEN_CHANGES: Final = (
     ),
     (
         ("unused imports",),
-        {"57310": "`torch._inductor` is imported late by vLLM itself", "40328": "imports of the API server"},
-        "What is not imported any more cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
+        {"57310": "vLLM itself imports `torch._inductor` late", "40328": "imports of the API server"},
+        "An import that is gone cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
     ),
     (
         ("records of compiled models",),
         {"39479": "`compute_hash` becomes `compile_factors`"},
-        "The hook does not fit: a start does not tell why it compiles, and `--compile-cache` has no effect.",
+        "The hook does not fit: a start does not log why it compiles, and `--compile-cache` has no effect.",
     ),
     (
         ("Rust frontend",),
@@ -246,7 +246,7 @@ def _hook_names(names: tuple[str, ...]) -> str:
 
 
 def _links(changes: Mapping[str, str]) -> str:
-    return "; ".join(f"[{n}](https://github.com/vllm-project/vllm/issues/{n}): {text}" for n, text in changes.items())
+    return ", ".join(f"[{n}](https://github.com/vllm-project/vllm/issues/{n}) ({text})" for n, text in changes.items())
 
 
 def _page(title: str, introduction: str, lines: Iterable[str]) -> str:
@@ -339,7 +339,7 @@ def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
     hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
     why = [text for text in (hook.gain and f"gain: {hook.gain}", hook.promise and f"promise: {hook.promise}") if text]
-    return name, hook.does, "; in part ".join(dict.fromkeys(map(_releases, parts))), hook.without, "; ".join(why)
+    return name, hook.does, ", in part ".join(dict.fromkeys(map(_releases, parts))), hook.without, "; ".join(why)
 
 
 def _needs(parts: Sequence[Hook]) -> Iterator[str]:

@@ -34,11 +34,11 @@ class Fetch:
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes received, including those that had to be fetched again."""
+        """Bytes received, including repeated ones."""
         return self._finished_bytes + sum(transfer.fetched_bytes for transfer in self._transfers)
 
     def run(self, files: Sequence[HubFile]) -> list[HubFile]:
-        """Fetches the contents that are not on disk; returns the files with what the hub tells about them.
+        """Fetches the contents that are not on disk; returns the files as the hub describes them.
 
         Raises:
             DownloadError: a content cannot be had, or does not fit on the disk.

@@ -91,7 +91,7 @@ def _asked_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 class Asked(NamedTuple):
-    """What a request was for."""
+    """The target of a request."""
 
     repo_id: str
     revision: str | None
@@ -225,7 +225,7 @@ class HubClient:
 
         Raises:
             RetryableError: it cannot be reached, or answers with an error that passes.
-            DownloadError: it refuses, or does not tell the hash.
+            DownloadError: it refuses, or does not report the hash.
         """
         try:
             answer = self._session.request(

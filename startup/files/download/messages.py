@@ -1,4 +1,4 @@
-"""What launcher and download helper send each other: the job, the hub's addresses, progress, report."""
+"""Messages between launcher and download helper: the job, the hub's addresses, progress, report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,13 @@ from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
-"""`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
-`wrong`: the files are not what the hub lists."""
+"""The hub will not deliver (`refused`), there is no room (`disk`), the cache's folder cannot be written to
+(`cache`), or the files differ from the hub's list (`wrong`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadJob:
-    """What to download."""
+    """The files to download."""
 
     downloads: tuple[Download, ...]
     endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)

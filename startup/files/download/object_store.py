@@ -1,8 +1,8 @@
 """Reads models from S3, Google Cloud Storage and Azure Blob Storage, with the file systems of fsspec.
 
-`ObjectStoreClient` has the methods of `HubClient`, so that the download helper resumes, verifies, locks and
-reports these downloads as it does those from the hub. Credentials, endpoints and proxies are those of the
-stores' own clients: their variables and files, and fsspec's (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
+`ObjectStoreClient` has the methods of `HubClient`, so the download helper resumes, verifies, locks and
+reports these downloads like the hub's. The stores' own clients read credentials, endpoints and proxies from
+their variables and files, and from fsspec's (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _NUM_AHEAD: Final = 3
 """Ranges of one file that are requested at once: a single connection to a store is slow."""
 _CONNECT_S: Final = 4.0
 _NUM_ATTEMPTS: Final = 2
-"""Of the store's client; `Transfer` repeats them, and tells why."""
+"""Attempts of the store's client; `Transfer` repeats failed requests, and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
 """The time limit of a range, while bytes arrive; the stores' clients watch the pauses between them."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
@@ -41,7 +41,7 @@ class ObjectStoreClient:
     def __init__(self, *, stall_s: float) -> None:
         self.stall_s = stall_s
         self._listed: dict[tuple[str, str], Mapping[str, Any]] = {}
-        """What the stores tell about each file, by address and name."""
+        """The stores' facts about each file, by address and name."""
 
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
@@ -66,7 +66,7 @@ class ObjectStoreClient:
         return Listing(_commit_of(files), files, endpoints=(repo_id.partition(":")[0],))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file as it is: the listing has told everything."""
+        """The file unchanged: the listing has all facts about it."""
         return file
 
     @contextmanager
@@ -153,7 +153,7 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """The object as a file whose content is known by its MD5, if the store tells it, else by its version."""
+    """The object as a file; its content is named by its MD5 if the store has it, else by its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
     oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
@@ -161,7 +161,7 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
 
 
 def _version_of(info: Mapping[str, Any]) -> str:
-    """What changes with the content: the generation of Google's objects, the ETag of the others."""
+    """The version, which changes with the content: the generation of Google's objects, the others' ETag."""
     tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
     return f"{tag} {info['size']}"
 

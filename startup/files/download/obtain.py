@@ -49,7 +49,7 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
     """Waits for the download; returns the folders of the model and its tokenizer.
 
     Args:
-        plan: the plan for which the download was begun.
+        plan: the plan that the download was begun for.
         handle: the result of `begin_download`.
         show: for what is still to be downloaded if the default model comes from elsewhere.
 

@@ -22,12 +22,12 @@ from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
-"""Of a content that is not complete yet; the hub's own tools remove files that end in `.incomplete`."""
+"""Ends the name of an incomplete content; the hub's own tools remove files that end in `.incomplete`."""
 
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """The name of a content by a mirror that does not use hashes; such a content is verified by its size only."""
 VERSION_PREFIX: Final = "version-"
-"""Of the name of a content that is known by the version of an object; size and version are then verified."""
+"""Begins the name of a content that is known by an object's version; size and version are then verified."""
 MD5_PREFIX: Final = "md5-"
 _SHA256_LENGTH: Final = 64
 _SHA1_LENGTH: Final = 40
@@ -40,9 +40,9 @@ class HubFile:
 
     name: str
     size: int | None
-    """None if the hub does not tell."""
+    """None if the hub does not report it."""
     oid: str
-    """The name of its content: SHA-256 of a large file, git's SHA-1 of a small one; empty if unknown."""
+    """The name of its content: SHA-256 of a large file, git's SHA-1 of a small one. Empty if unknown."""
 
     @classmethod
     def from_sibling(cls, fields: Mapping[str, Any]) -> "HubFile":
@@ -53,7 +53,7 @@ class HubFile:
         return cls(str(fields["rfilename"]), size if isinstance(size, int) else None, _checked_oid(str(oid)))
 
     def described(self, etag: str, size: int | None) -> "HubFile":
-        """With what the headers of its own address tell."""
+        """The file with the facts from the headers of its own address."""
         oid = _checked_oid(etag) or (etag if _ETAG.fullmatch(etag) else "")
         return replace(self, oid=oid, size=self.size if self.size is not None else size)
 
@@ -86,7 +86,7 @@ class Listing(NamedTuple):
     files: Mapping[str, HubFile]
     """By name."""
     endpoints: tuple[str, ...]
-    """The addresses to fetch them from; the first is the one that has told them."""
+    """The addresses to fetch them from; the first one has listed them."""
 
 
 class CachedRepository:
@@ -222,7 +222,7 @@ class CachedRepository:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether the name stays in its folder, and is one that a file can have."""
+    """Whether a file can have this name, and the name stays in its folder."""
     parts = name.split("/")
     has_control = any(ord(character) < 32 for character in name)
     return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
@@ -231,7 +231,7 @@ def is_safe_name(name: str) -> bool:
 def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
     """Raises a DownloadError if the disk has less room than a repository's folder still needs.
 
-    File systems that do not tell are not judged.
+    Nothing is raised if the file system does not report its room.
     """
     try:
         state = os.statvfs(folder)
@@ -250,7 +250,7 @@ def no_room(repo_id: str, lack: str) -> DownloadError:
 
 
 def setting_of(repo_id: str) -> str:
-    """What names the cache of a repository."""
+    """The setting that names the cache of a repository."""
     return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
 
 

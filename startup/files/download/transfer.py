@@ -57,9 +57,9 @@ class Transfer:
         self._num_failures = 0
         self._num_wrong = 0
         self.done_bytes = 0
-        """Bytes on disk, including those that were kept."""
+        """Bytes on disk, including the ones of an earlier download."""
         self.fetched_bytes = 0
-        """Bytes received, including those that had to be fetched again."""
+        """Bytes received, including repeated ones."""
         self.note = ""
         """What this transfer waits for; empty while bytes arrive."""
 
@@ -189,7 +189,7 @@ class _PartFile:
         os.close(self._fd)
 
     def read(self) -> Iterator[bytes]:
-        """What is there."""
+        """The bytes that are there."""
         while chunk := os.read(self._fd, _READ_BYTES):
             yield chunk
 

@@ -208,7 +208,7 @@ class DownloadRun:
         return wanted.choose(files, plan.repository.read_index(plan.listing.commit, files[index]))
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
-        """What a failed write means for the user."""
+        """The error for the user after a failed write."""
         repo_id, folder = plan.download.repo_id, plan.download.cache_dir
         if err.errno in NO_ROOM:
             needed = total_size(plan.listing.files[name] for name in self._choose_or_nothing(plan))

@@ -53,7 +53,7 @@ class WeightFiles(NamedTuple):
     index_path: Path | None
     """The file that maps tensors to shards."""
     shard_of: Mapping[str, str]
-    """The index's content: names of tensors and their files; empty without a readable index."""
+    """The index's content, the file of each tensor by name; empty without a readable index."""
     present: tuple[Path, ...]
     """Existing files in load order, which is that of transformers; a dangling link does not count."""
     missing: tuple[str, ...]
@@ -158,7 +158,7 @@ def gguf_advice(name: str, *words: str) -> str:
 
 
 def _first_gguf(folder: Path) -> Path | None:
-    """The file from which llama-server finds the others of its model; not that of an image encoder."""
+    """The file from which llama-server finds the model's other files. An image encoder's file is skipped."""
     files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
     return files[0] if files else None
 

@@ -30,7 +30,7 @@ _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
 """Needed by transformers to read GGUF; not installed permanently, since accelerate slows down every start."""
 
 _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-"""What the model's authors recommend; at temperature 1, the default, half of its answers are nonsense."""
+"""The authors' recommendation; at temperature 1, the default, half of the model's answers are nonsense."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"

@@ -1,4 +1,4 @@
-"""Which files a start reads, for both engines: those on disk in their order, and what is to be downloaded.
+"""Plans which files a start reads, for both engines: files on disk in their order, and files to download.
 
 Looks on the disk only, at names, links and small JSON files; takes below 10 ms.
 """
@@ -103,7 +103,7 @@ class FilePlan:
 
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
-        """Those of `read_order` that are read through the page cache and do not lie in memory already."""
+        """Files of `read_order` that are read through the page cache and do not lie in memory already."""
         if format_of(self.request.load_format).is_cached:
             files = self.read_order
         else:
@@ -113,7 +113,7 @@ class FilePlan:
 
     @property
     def downloads(self) -> tuple[Download, ...]:
-        """What is not on disk, or may have changed since."""
+        """The downloads of files that are not on disk, or may have changed since."""
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:

@@ -37,8 +37,8 @@ class ModelPlace(NamedTuple):
     name: str
     """The name as given by the user."""
     folder: Path | None = None
-    """The files' folder; before a download the incomplete snapshot, if there is one; of an object store what
-    the last start has downloaded, if that is complete."""
+    """The files' folder. Before a download it is the incomplete snapshot, if there is one. For an object
+    store it has the files that the last start has downloaded, if they are complete."""
     revision: str | None = None
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""
@@ -49,7 +49,7 @@ class ModelPlace(NamedTuple):
 
     @property
     def role(self) -> Role:
-        """What it is read for."""
+        """The purpose of reading it."""
         return self.wanted.role
 
     @property
@@ -159,7 +159,7 @@ def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
-    """Missing files: those that the index names, or the numbers of the others."""
+    """Why the weights are incomplete, by the index or by the files' numbers; None if they are complete."""
     required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
     if not required:
         return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
@@ -228,7 +228,7 @@ def is_object_address(name: str) -> bool:
 
 
 def without_file_scheme(name: str) -> str:
-    """The path of `file:///path`; any other name as it is."""
+    """The path of `file:///path`; any other name unchanged."""
     if not name.lower().startswith("file://"):
         return name
     return unquote(urlsplit(name).path)

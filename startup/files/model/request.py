@@ -1,4 +1,4 @@
-"""What a start says about its model's files: all settings that decide which files it reads, of both engines.
+"""All settings of a start that decide which files of its model it reads, for both engines.
 
 Built once from the command line: `ModelRequest.of_start` for the embedded engine, `startup.vllm_words` for
 vLLM. `startup.files.model.file_plan` answers which files these are.
@@ -37,7 +37,7 @@ class DraftModel:
     """A folder, or a name on the hub."""
     revision: str | None = None
     load_format: str | None = None
-    """Of its `draft_load_config`; that of the model if None."""
+    """From its `draft_load_config`; None stands for the model's format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class ModelRequest:
     """None takes the model's."""
     tokenizer_revision: str | None = None
     has_tokenizer: bool = True
-    """Whether the start reads a tokenizer; not with --skip-tokenizer-init."""
+    """Whether the start reads a tokenizer; False with --skip-tokenizer-init."""
     hf_config_path: str | None = None
     """Where config.json is, if not with the model."""
     generation_config: str = "auto"

@@ -20,7 +20,7 @@ from startup.files.model.checkpoint_folder import (
 from startup.files.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
 Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
-"""What a repository or folder is read for."""
+"""The purpose of reading a repository or folder."""
 
 MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
 
@@ -48,7 +48,7 @@ class LoadFormat(NamedTuple):
     """What vLLM reads with one value of --load-format."""
 
     patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "*.pt")
-    """It reads the files of the first one that matches any."""
+    """vLLM takes the first pattern that matches any file, and reads all files that match it."""
     index_name: str = ""
     """If there is this file, vLLM reads only the files that it names."""
     is_cached: bool = True
@@ -83,7 +83,7 @@ _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt
 
 
 def format_of(load_format: str) -> LoadFormat:
-    """Of a format that is not known, such as a plugin's, all kinds of weights."""
+    """The format's files; all kinds of weights if it is not known, such as a plugin's."""
     return _FORMATS.get(load_format, LoadFormat())
 
 
@@ -125,7 +125,7 @@ class WantedFiles:
 
     @property
     def without_ignored(self) -> "WantedFiles":
-        """The same for a folder, of which vLLM ignores no file."""
+        """The same for a folder: there vLLM ignores no file."""
         return replace(self, ignore_patterns=())
 
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
@@ -154,7 +154,7 @@ class WantedFiles:
         return [*sorted(found, key=natural_order), *self._module_weights(names)]
 
     def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
-        """The model's weight files: those that are there, and those that the index or the numbers require."""
+        """The model's weight files: the present ones, and all that the index or the numbers require."""
         names = list(names)
         top = [name for name in names if "/" not in name and not name.startswith(".")]
         if self.engine == "embedded":
@@ -224,7 +224,7 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def _numbered(names: set[str]) -> set[str]:
-    """The numbered shards, if there are any: those that the index names, as long as it is not known."""
+    """The numbered shards, or all names if none is numbered; used while the index's content is not known."""
     return set(filter(is_numbered, names)) or names
 
 

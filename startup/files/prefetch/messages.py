@@ -1,4 +1,4 @@
-"""What launcher and helper process send each other: the job, progress and the report."""
+"""Messages between launcher and helper process: the job, progress and the report."""
 
 from typing import Final, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ class PrefetchJob(NamedTuple):
     """Whether to read even if that helps little."""
     num_threads: int = NUM_THREADS
     block_bytes: int = 16 << 20
-    """What a thread reads at once; then it searches for the next block that is not resident."""
+    """The bytes that a thread reads at once; then it searches for the next block that is not resident."""
     memory_bytes: int | None = None
     """Memory taken to be available; None reads it from the kernel and the cgroup."""
     progress_interval_s: float | None = None
@@ -60,7 +60,7 @@ class PrefetchReport(NamedTuple):
     """The result of a prefetch, in bytes and seconds."""
 
     state: PrefetchState
-    """`off`: nothing to do, or no benefit; `stopped`: ended early; `failed`: could not run."""
+    """`off` without work or benefit, `stopped` if it ended early, `failed` if it could not run."""
     reason: str | None = None
     """Why it is not `done`, or why only a part was read."""
     num_files: int = 0
@@ -73,7 +73,7 @@ class PrefetchReport(NamedTuple):
     problems: tuple[str, ...] = ()
     """The first files that could not be read."""
     unknown_bytes: int = 0
-    """Bytes of which it is not known here how much was resident; they count as not resident."""
+    """Bytes that may have been resident, which is not known here; they count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 

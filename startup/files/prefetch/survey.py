@@ -46,7 +46,7 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 
 
 def read_pages(path: str) -> list[FileRanges]:
-    """The files of a record, without those that are gone or have another size; empty for a damaged record."""
+    """The files of a record that are still there with the same size; empty for a damaged record."""
     folder = os.path.dirname(path)  # noqa: PTH120
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
@@ -90,9 +90,9 @@ class Survey(NamedTuple):
     """The blocks to read, in the order of the files."""
     problems: tuple[str, ...] = ()
     unknown_bytes: int = 0
-    """Bytes of which it is not known what is resident; all of them are read."""
+    """Bytes that may be resident, which is not known; all of them are read."""
     dropped_bytes: int = 0
-    """Bytes that would not stay resident until they are needed; none of them are read."""
+    """Bytes that are not read, because they would not stay resident until they are needed."""
 
     @property
     def due_bytes(self) -> int:
@@ -100,7 +100,7 @@ class Survey(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """What is not known or left out."""
+        """Says which bytes may be resident, and which are not read; None if there are none."""
         notes = []
         if self.unknown_bytes:
             notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")

@@ -1,8 +1,8 @@
-"""What a hook is: a change that the launcher makes in other programs' modules, and what it relies on there.
+"""Hooks: changes that the launcher makes in other programs' modules, with all that they rely on there.
 
-A module that places a hook declares it and takes the names from the declaration, so that what the hook really
-uses is checked: texts in the files of their modules, names once their modules are imported. All hooks are
-listed in `startup.vllm.launch.hooks`.
+A module that places a hook declares it and takes the names from the declaration: what is checked is also
+what is used. Texts are checked in the modules' files, names once the modules are imported.
+`startup.vllm.launch.hooks` lists all hooks.
 """
 
 import inspect
@@ -25,8 +25,8 @@ Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""What else VCLI_LEAVE_OUT can name: importing from one file; all stand-ins and delays of imports; keeping
-vLLM from the hub if all is on disk; the priority of the process that answers probes."""
+"""Parts besides hooks that VCLI_LEAVE_OUT can name. They import from one file, use stand-ins and delays of
+imports, keep vLLM from the hub if all is on disk, and give the process that answers probes its priority."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Name:
     path: str = ""
     """The name, with the names of its classes: `Server.startup`. Empty for the module itself."""
     parameters: tuple[str, ...] | None = None
-    """What the hook passes; further parameters have defaults. None if the signature does not matter."""
+    """The arguments that the hook passes; other parameters have defaults. None: any signature fits."""
 
     def __str__(self) -> str:
         called = "" if self.parameters is None else f"({', '.join(self.parameters)})"
@@ -116,7 +116,7 @@ class Text:
         return f"{self.modules[0]}: {self.meaning}"
 
     def is_found(self) -> bool:
-        """Whether a file of one of the modules has it; none is imported."""
+        """Whether a file of one of the modules has the text; no module is imported."""
         texts = (path.read_text(encoding="utf-8", errors="replace") for path in map(_source, self.modules) if path)
         return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
 
@@ -186,7 +186,7 @@ class Hook:
         return False
 
     def problems(self) -> Iterator[str]:
-        """Why the hook does not fit: in files, and in modules that are loaded; each need is checked once."""
+        """Why the hook does not fit files and loaded modules; each need is checked once."""
         for need in self.needs:
             if need not in _met and _is_package(need.modules[0]):
                 found = list(_problems(need))
@@ -226,7 +226,7 @@ def place_only_for(release: Release) -> None:
 
 
 def leave_out_misfits(hooks: Iterable[Hook]) -> None:
-    """Leaves out those that do not fit as far as it is known without an import; one line names them."""
+    """Leaves out the hooks that do not fit, as far as that shows without an import; logs their names."""
     _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
     if _unfit:
         log_unfit(unfit())

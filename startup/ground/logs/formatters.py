@@ -1,11 +1,11 @@
-"""What log lines say of their process, and lines of text."""
+"""Formats log lines as text, with the name of their process."""
 
 import logging
 import re
 from typing import Final
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a cursor, change colours or reverse the text direction; not tab and newline."""
+"""Characters that move a cursor, change colours or reverse the text direction, except tab and newline."""
 
 _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "

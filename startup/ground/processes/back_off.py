@@ -5,11 +5,11 @@ from typing import Final
 _FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
 _STABLE_S: Final = 10.0
-"""What has worked for so long has recovered: its next failure counts as the first one."""
+"""A program that has worked for so long has recovered: its next failure counts as the first one."""
 
 
 class BackOff:
-    """1, 2, 4 … 60 s; none after what has worked."""
+    """Pauses of 1, 2, 4 … 60 s; there is none after a failure of a program that had recovered."""
 
     def __init__(self) -> None:
         self.num_failures = 0

@@ -23,7 +23,7 @@ class ChildWatch:
         return self._fds[0]
 
     def reap(self, pids: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """The pids and exit codes of those that have ended."""
+        """The pids and exit codes of the processes that have ended."""
         with suppress(BlockingIOError):
             os.read(self._fds[0], 4096)
         for pid in list(pids):

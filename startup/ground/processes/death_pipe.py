@@ -32,7 +32,7 @@ def arm(fd: int) -> None:
 
 
 def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
-    """Makes the kernel kill this process when the one that forked it ends, or at once if that has ended.
+    """Makes the kernel kill this process when its parent ends, or at once if the parent has ended.
 
     A program that this process executes stays bound in this way.
 

@@ -54,7 +54,7 @@ NEEDS: Final = (
     Name("multiprocessing.popen_forkserver", "Popen"),
     Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
 )
-"""What runs programs of multiprocessing's `spawn` in forks, whose end the forkserver reports."""
+"""multiprocessing's names that run programs of `spawn` in forks; the forkserver reports the end of a fork."""
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ _LONGEST_END_S: Final = 5.0
 
 
 class HelperEndedError(Exception):
-    """There are no more events. The text tells how the helper ended: by an error, a signal, an exit code."""
+    """There are no more events. The text says how the helper ended: by an error, a signal, an exit code."""
 
 
 class Helper:
@@ -141,7 +141,7 @@ def main() -> None:
         Path("/proc/self/comm").write_text(f"vllm-{name}", encoding="ascii")
     fd, lock = os.dup(1), Lock()
     with suppress(OSError):  # it is closed
-        os.dup2(2, 1)  # what libraries print is no event
+        os.dup2(2, 1)  # output of libraries is no event
 
     def send(event: object) -> None:
         content = pickle.dumps(event)

@@ -1,7 +1,7 @@
 """Process 1 of a container: reaps children, forwards signals, and exits with the program's code.
 
-The kernel drops signals for which process 1 has no handler, and makes it the parent of all orphans. The
-program therefore runs in a child, where signals have their usual effect. Imports as little as possible.
+The kernel drops a signal to process 1 if there is no handler for it, and makes process 1 the parent of all
+orphans. So the program runs in a child, where signals have their usual effect. Imports as little as possible.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What is known of the Python that runs this: which releases are tested, and which build."""
+"""The Python that runs this program: its name, and whether its release and its build are tested."""
 
 import sys
 from typing import Final
@@ -7,7 +7,7 @@ NEWEST_TESTED: Final = (3, 14)
 
 
 def name() -> str:
-    """As people call it."""
+    """The name that people use for it."""
     return f"Python {sys.version.split()[0]}{' (free-threaded)' if is_free_threaded() else ''}"
 
 

@@ -155,15 +155,15 @@ def start_program(words: list[bytes], fds: list[int]) -> int:
 
 
 class Program(NamedTuple):
-    """What a fork gets to run."""
+    """The program that a fork runs."""
 
     words: list[bytes]
     """Its command line, with Python code after `-c`."""
     changed: dict[str, str]
-    """The variables that differ from those that the fork had; removed ones are empty."""
+    """The variables whose values differ from the fork's; a removed one is empty."""
     texts: list[str]
     fds: list[int]
-    """What the caller of `send_program` has added."""
+    """Descriptors that the caller of `send_program` has added."""
 
 
 def send_program(
@@ -214,7 +214,7 @@ def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> 
 
 
 def _receive_program(connection: socket.socket) -> Program:
-    atexit._clear()  # those of the process that this one was forked from
+    atexit._clear()  # exit functions of the parent process
     atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
     (words, variables, numbers, texts), fds = receive(connection)
     begin = words.index(b"-c")
@@ -225,7 +225,7 @@ def _receive_program(connection: socket.socket) -> Program:
 
 
 def _take_files(fds: list[int], numbers: list[int]) -> list[int]:
-    """Gives descriptors the numbers that the program expects; returns those that may have any number."""
+    """Gives the first descriptors the numbers that the program expects; returns the others."""
     moved = [move_up(fd) for fd in fds]
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

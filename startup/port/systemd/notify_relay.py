@@ -72,7 +72,7 @@ class NotifyRelay:
 
 
 def socket_address(manager: str) -> str:
-    """The address in NOTIFY_SOCKET as the kernel takes it; one that begins with `@` is abstract."""
+    """The address in NOTIFY_SOCKET in the kernel's form; it is abstract if it begins with `@`."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 

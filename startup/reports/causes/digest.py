@@ -17,7 +17,7 @@ _ROCM_NAMES: Final = (
     ("CUDA_LAUNCH_BLOCKING=1", "AMD_SERIALIZE_KERNEL=3"),
     ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
 )
-"""What AMD's tools and variables are called."""
+"""Names of AMD's tools and variables, beside NVIDIA's."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
 """In whose issues an unknown error is searched, by its origin; others are packages that vLLM calls."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
@@ -36,16 +36,16 @@ _ROLES: Final = {
     "API process": "The API process",
     "": "The server",
 }
-"""Those of vLLM and of the embedded engine; llama.cpp's server has none."""
+"""Names of the roles of vLLM and of the embedded engine; llama.cpp's server has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:
-    """Which process failed in which phase; the cause; what to do, if a message of ours does not tell it."""
+    """Which process failed in which phase, the cause, and what to do unless a message of ours says it."""
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
-        first = f"Line {cause.line} {kind}; nothing else in this log tells what failed"
+        first = f"Line {cause.line} {kind}; nothing else in this log shows what failed"
     if cause.known is None:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
         around = f"read the log around it (line {cause.line})"

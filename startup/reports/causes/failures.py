@@ -54,7 +54,7 @@ REPEATS: Final = (
     "initialization failed due to an exception in a background process",
     "EngineDeadError",
 )
-"""Exceptions that only tell that another process has failed."""
+"""Exceptions that only report the failure of another process."""
 _REFERENCES: Final = (
     *REPEATS,
     "EngineCore encountered an issue",
@@ -73,7 +73,7 @@ _REFERENCES: Final = (
     "Worker failed with error ''",
     "Error: ', please check the stack trace",
 )
-"""Exceptions that only tell of a failure elsewhere, or that follow from it."""
+"""Exceptions that only report a failure elsewhere, or follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """What multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
@@ -120,7 +120,7 @@ class Raised(NamedTuple):
     text: str
     """`Type: message`; a message can have several lines."""
     is_direct: bool
-    """Whether the one before caused it; else it happened while that one was handled."""
+    """Whether the exception before caused it; if False, it happened while that exception was handled."""
     function: str
     """The function that raised it, the file of that and its line of code; empty if unknown."""
     file: str
@@ -132,7 +132,7 @@ _UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="")
 
 @dataclass
 class Failure:
-    """An exception with those that led to it."""
+    """An exception with its causes."""
 
     process: str
     """The process's label in the log; empty if it has none."""
@@ -154,7 +154,7 @@ class Failure:
     phase: str = ""
 
     def informative_texts(self) -> list[str]:
-        """The exceptions that are more than a reference to another failure, the one that explains most first.
+        """The exceptions that are more than a reference to another failure, the most explicit first.
 
         A direct cause explains what it caused. An exception that was raised while another one was handled
         usually says more than that one.
@@ -190,7 +190,7 @@ class Failure:
 
     @property
     def role(self) -> Role:
-        """Which kind of process it was."""
+        """The kind of process that failed."""
         for start, role in _ROLE_LABELS:
             if self.process.startswith(start):
                 return role
@@ -206,18 +206,18 @@ class _Reading:
 
     failure: Failure
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
-    """Of the traceback that is being read."""
+    """The origin of the traceback that is being read."""
     state: Literal["frames", "message", "linked"] = "message"
-    """Inside a traceback; behind the exception's first line; between two exceptions of a chain."""
+    """Inside a traceback, behind the exception's first line, or between two exceptions of a chain."""
     is_direct: bool = False
-    """Of a link: whether it says that the exception before it is the cause."""
+    """Whether the link says that the exception before it is the cause."""
     lines: int = 0
     """Lines in this state that were not expected, or that belong to the message."""
     indent: int = 0
     """Columns by which the whole traceback is moved, as in messages of several lines."""
     function: str = ""
     file: str = ""
-    """Of the innermost frame, as `function`."""
+    """File of the innermost frame; `function` is also that frame's."""
     source: str = ""
     """The first line of code of the innermost frame."""
     is_source_next: bool = False
@@ -236,7 +236,7 @@ class FailureReader:
         self.cut: Failure | None = None
         """The first traceback of the start whose exception is missing."""
         self._wrapped: _Key | None = None
-        """Of the line before, if it is an exception whose message can go on in lines without the label."""
+        """The last line's key, if it is an exception whose message can go on in lines without the label."""
 
     def failures(self) -> list[Failure]:
         """The exceptions that are not only references, in the order of the log; call it at the log's end."""
@@ -381,7 +381,7 @@ class FailureReader:
 
 
 def _is_quoted(reading: _Reading) -> bool:
-    """Whether the exception's message quotes another one, which later lines tell."""
+    """Whether the exception's message quotes another one, which stands in later lines."""
     return reading.failure.raised[-1].text.endswith(_QUOTES)
 
 

@@ -55,7 +55,7 @@ _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
 """It imports the model's code in a process of its own, and quotes the exception there."""
 _OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
-"""What scripts around vLLM raise when it has ended."""
+"""Exceptions that scripts around vLLM raise when it has ended."""
 _LONGEST_QUOTE: Final = 400
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
@@ -98,7 +98,7 @@ _NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
 @dataclass(frozen=True)
 class Sign:
-    """A line outside of exceptions that tells something of the cause."""
+    """A line outside of exceptions that shows something of the cause."""
 
     line: LogLine
     number: int
@@ -108,11 +108,11 @@ class Sign:
 
 @dataclass
 class Run:
-    """What one start of the server has written; of each kind of line the first that says something."""
+    """The output of one start of the server: its exceptions, and the first useful line of each kind."""
 
     exceptions: FailureReader = field(default_factory=FailureReader)
     end: Sign | None = None
-    """A line that tells the end of a process without an exception."""
+    """A line that reports the end of a process without an exception."""
     hint: Sign | None = None
     """A line that explains an exception."""
     error: Sign | None = None
@@ -183,7 +183,7 @@ class Run:
             self.own_error = Sign(line._replace(text=text), number, phase, known)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
-        """One that quotes an exception tells more than others."""
+        """Keeps the first message of an error; a message that quotes an exception replaces it."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
             found = _QUOTED_ERROR.search(line.text)
             if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
@@ -191,7 +191,7 @@ class Run:
                 self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
 
     def _may_end_better(self) -> bool:
-        """Whether a later line can tell more of the end: none was found, or one that fits to many causes."""
+        """Whether a later line can say more about the end: the line so far is missing, unknown or general."""
         return self.end is None or self.end.known is None or self.end.known.is_general
 
 
@@ -206,14 +206,14 @@ class Cause:
     process: str
     """Its label in the log, such as `EngineCore_DP0 pid=123`, or its role; empty if unknown."""
     phase: str
-    """What it was doing, such as `while it loaded the model`; empty if unknown."""
+    """The activity that failed, such as `while it loaded the model`; empty if unknown."""
     text: str
-    """The exception or the line that tells it, as in the log, but shortened."""
+    """The exception, or the line that reports the end, shortened."""
     known: KnownCause | None
     line: int
     """Number of that line, from 1."""
     is_mention: bool = False
-    """Whether only this line names the cause, and the log does not tell that it ended something."""
+    """Whether only this line names the cause, and no line shows that it ended a process."""
     is_of_library_import: bool = False
     """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
@@ -240,13 +240,13 @@ class CauseFinder:
         self._num_texts = 0
         """With all states of progress bars."""
         self._is_next_new = True
-        """Whether the next text begins a line of the file, and not another state of a progress bar."""
+        """Whether the next text begins a line of the file, instead of continuing a progress bar."""
         self._run = Run()
         self._before: Cause | None = None
         """The cause in the run before this one."""
 
     def read(self, raw: str) -> None:
-        """Takes the next line; one that ends with a carriage return is continued by the next."""
+        """Takes the next line; a line that ends with a carriage return goes on in the next one."""
         self._number += self._is_next_new
         self._num_texts += 1
         self._is_next_new = not raw.endswith("\r")
@@ -298,7 +298,7 @@ def _cause_of(run: Run) -> Cause | None:
 
 
 def _best_sign(run: Run) -> Sign | None:
-    """The line that tells an end without an exception, or one that names its cause."""
+    """The line that reports an end without an exception, or a line that names the cause of the end."""
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
         return sign
@@ -315,7 +315,7 @@ def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
 
 
 def _counts(failure: Failure, run: Run) -> bool:
-    """Whether an exception can have ended the server: one that was ready survives exceptions of its API."""
+    """Whether an exception can have ended the server: once ready, a server survives exceptions of its API."""
     if failure.is_of_request:
         return False
     is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.informative_texts()[0])
@@ -333,7 +333,7 @@ def _first(failures: list[Failure]) -> Failure | None:
 
 
 def _is_before(cause: Cause, end: Sign) -> bool:
-    """Whether an exception came first; a line that says little of an end gives way to one that says more."""
+    """Whether the exception is the cause and not the line: it came first, or the line is only general."""
     is_general = end.known is not None and end.known.is_general
     return cause.line <= end.number or (is_general and cause.known is not STOPPED)
 
@@ -366,7 +366,7 @@ def _is_beside(process: str, engine: str) -> bool:
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
-    """What an exception without a known text means; no request and no computation may end an engine."""
+    """The meaning of an exception without a known text; no request and no computation may end an engine."""
     if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
@@ -406,7 +406,7 @@ def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> Kno
 
 
 def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
-    """What is known of a text; a line that ends a process can only be its first."""
+    """The known cause of a text; a line that ends a process can only be its first."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
     joined = text.replace("\n", "")  # of a line that a terminal has wrapped
     for known in _OF_EXCEPTIONS:

@@ -1,4 +1,4 @@
-"""What is known of a cause: the texts that tell it, and what to do."""
+"""A known cause: the texts that show it, and what to do."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,18 +13,18 @@ class KnownCause:
     """A cause that is recognised by the texts that programs write."""
 
     name: str
-    """As `--json` and `--list` of `vllm-cli explain` show it."""
+    """The name that `--json` and `--list` of `vllm-cli explain` show."""
     title: str
     """What is wrong, without a period."""
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """Where the texts stand: in exceptions only; also in other lines, which explain an exception; or in
-    lines that tell the end of a process without an exception."""
+    """The texts stand in exceptions only, also in other lines that explain an exception (`hint`), or in lines
+    that report the end of a process without an exception (`end`)."""
     is_general: bool = False
     """Whether a hint or another exception of the chain says more."""
     phase: str = ""
-    """What vLLM does when this happens; empty if that can be several things, so that the log tells it."""
+    """vLLM's activity when this happens; empty if there are several, so that the log must show it."""
 
     def matches(self, text: str) -> bool:
         """Whether one of the texts is in `text`, in time linear in its length."""

@@ -1,7 +1,7 @@
 """Reads a line of a log of vLLM: which process wrote it, at which level, and the text behind all prefixes.
 
 Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes before vLLM's. Behind the last
-one the indentation is kept, because it tells the frames of a traceback from its exception.
+one the indentation is kept, because it separates the frames of a traceback from its exception.
 """
 
 import codecs
@@ -58,8 +58,8 @@ _PREFIXES: Final = (
     re.compile(r"\((?:Process|raylet)\) "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
-"""ISO time; containerd; journald and syslog; time; notebooks; Docker compose; brackets such as `[rank0]:` and
-`[pod/name/container]`; log formats with bars; frames of terminals; supervisors."""
+"""ISO time, containerd, journald and syslog, time, notebooks, Docker compose, brackets such as `[rank0]:` and
+`[pod/name/container]`, log formats with bars, frames of terminals, Ray, supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
@@ -171,8 +171,8 @@ def _process_of(record: dict[str, Any]) -> str:
 def read_lines(stream: BinaryIO) -> Iterator[str]:
     r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
 
-    The states of a progress bar, which end with \r, are lines of their own and keep it; so `CauseFinder` can
-    tell the number of a line.
+    The states of a progress bar, which end with \r, are lines of their own and keep the \r: `CauseFinder`
+    counts the log's lines by it.
     """
     rest = b""
     for chunk in _utf8_chunks(stream):

@@ -47,7 +47,7 @@ _DRIVEN: Final = (
     "multiprocessing/resource_tracker.py",
     "multiprocessing/spawn.py",
 )
-"""Modules of the standard library that do what we tell them where plain vLLM would not use them so."""
+"""Modules of the standard library that we use in another way than plain vLLM does."""
 _ADDED: Final = (
     "startup/imports/stand_ins.py",
     "startup/ground/processes/",

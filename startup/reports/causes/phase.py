@@ -27,7 +27,7 @@ BANNER: Final = "█  version "
 """In the first lines of a start; `OLD_BANNER` until vLLM 0.13."""
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
-"""Of a process that a signal has ended; the names are those of vLLM's spans."""
+"""In the message about a process that a signal has ended; the names of vLLM's spans follow."""
 KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
 """An engine that had started has failed."""
@@ -105,7 +105,7 @@ def phase_of_message(text: str) -> str:
 def phase_of_functions(functions: Iterable[str]) -> str:
     """The phase of a traceback with these functions, outermost first; empty if unknown.
 
-    The empty name stands between the tracebacks of a chain; the first one that tells counts.
+    The empty name stands between the tracebacks of a chain; the first traceback with a phase counts.
     """
     phase = ""
     for function in functions:

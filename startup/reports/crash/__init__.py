@@ -1,1 +1,1 @@
-"""What a server keeps for the case of a crash, and the digest of a crash; begin with `crash_report`."""
+"""The records that a server keeps in case it crashes, and the digest of a crash. Begin at crash_report.py."""

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10
 _MOST_CHARS: Final = 1 << 20
-"""Of a log's beginning, and of its end."""
+"""Characters that are kept of a log's beginning, and as many of its end."""
 _MOST_TERMINATION_BYTES: Final = 4096
 """Kubernetes shows no more of the file (terminationMessagePath)."""
 
@@ -44,7 +44,7 @@ def keep_log(record: OutputRecord) -> Path | None:
         text = record.file.read_bytes().decode("utf-8", "replace")
     if len(text) > 2 * _MOST_CHARS:
         text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
-    # Of a progress bar, its last state; line by line as `read_lines` counts them.
+    # Keeps only the last state of a progress bar, and the lines as `read_lines` counts them.
     lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
     folder = cache_folder() / _FOLDER
     path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
@@ -78,7 +78,7 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """What ended the server, as its output and `more` tell; `STOPPED` if it was stopped, None if nothing."""
+    """What ended the server, by its output and `more`; `STOPPED` if it was stopped, None if unknown."""
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause
@@ -91,9 +91,9 @@ def was_stopped(cause: Cause) -> bool:
 
 
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
-    """What ended the server, or else what this message tells of a process, perhaps with what to do."""
+    """What ended the server, by its output; if that shows nothing, by this message about a process."""
     found = find_crash(record)
-    if record.is_cut_off:  # what it has may be the consequence
+    if record.is_cut_off:  # an error in it may be only the consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return replace(found, phase=found.phase or phase)

@@ -154,7 +154,7 @@ def _catches(pid: int) -> bool:
 
 
 def _frames(stack: Sequence[str]) -> list[str]:
-    """Those of the main thread, outermost first."""
+    """The frames of the main thread, outermost first."""
     return frames_of(stack, *ANY_STACK)
 
 

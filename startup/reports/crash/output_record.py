@@ -1,7 +1,7 @@
 """Keeps what the processes of a server write to standard output and error, and how they end.
 
 All processes append to one file, so that it has their lines in order. The cause of a crash is found in it.
-What compiled code writes does not pass through Python, and is not in it.
+Output of compiled code does not pass through Python, and is not in it.
 """
 
 import faulthandler
@@ -48,14 +48,14 @@ _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the ke
 
 
 class ProcessState(NamedTuple):
-    """What the record knows of a process that a signal has ended."""
+    """The record's facts about a process that a signal has ended."""
 
     name: str
     parent_pid: int
     phase: str
     """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
     stack: list[str]
-    """What Python wrote about the signal."""
+    """The stacks that Python wrote because of the signal."""
 
 
 class OutputRecord:
@@ -67,7 +67,7 @@ class OutputRecord:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process_name = ""
-        """Of this process, once it has begun to write."""
+        """The name of this process, once it has begun to write."""
         self.keeps_only_errors = False
         """Set once the server is ready, so that a log line per request costs nothing."""
         self._fd: int | None = None
@@ -174,11 +174,11 @@ class OutputRecord:
 
     @property
     def file(self) -> Path:
-        """What all processes have written so far."""
+        """The file with the output of all processes."""
         return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
-        """What a process has left behind; its name is empty if it has begun no record."""
+        """The facts that a process has left behind; its name is empty if it has begun no record."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -193,7 +193,7 @@ class OutputRecord:
         return 0
 
     def read_stacks(self, pid: int, begin: int) -> list[str]:
-        """What a process has written behind this byte."""
+        """The lines that a process has written behind this byte of its facts."""
         with suppress(OSError):
             return self._state_file(pid).read_bytes()[begin:].decode("utf-8", "replace").splitlines()
         return []
@@ -220,7 +220,7 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
 
 
 def _without_frames(text: str) -> str:
-    """The text with the last exception of a chain, of which the first lines, in place of the chain."""
+    """The text, in which the first lines of a chain's last exception replace the chain."""
     shown: list[str] = []
     begin, prefix, num_message_lines = 0, "", -1
     for line in text.splitlines(keepends=True):
@@ -289,7 +289,7 @@ def _is_ending(pid: int) -> bool:
 
 
 def _num_threads() -> int:
-    """Of this process, with those of compiled code."""
+    """The number of threads of this process, with the threads of compiled code."""
     with suppress(OSError):
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208
     return 1
@@ -298,7 +298,7 @@ def _num_threads() -> int:
 def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
     """The last stack of the thread that got a signal, in the order of a traceback.
 
-    With `begins`, the last one that a line with one of these beginnings introduces.
+    With `begins`, the last stack whose first line begins with one of these texts.
     """
     heads = [position for position, line in enumerate(stack) if line.startswith(begins or _STACK)]
     begin = heads[-1] if heads else len(stack)

@@ -70,7 +70,7 @@ def read_history(key: str) -> EarlierStarts | None:
 
 
 def record_start(key: str, record: StartRecord) -> None:
-    """Adds a start to those with this key, of which the newest are kept; takes about a millisecond."""
+    """Adds a start to the starts with this key and keeps the newest; takes about a millisecond."""
     earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 

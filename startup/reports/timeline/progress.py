@@ -74,7 +74,7 @@ class ProgressMeter:
         self.detail = ""
         """Progress of the current phase as text; the code that sets it also clears it."""
         self.added_s = 0.0
-        """What this start takes longer than earlier ones, which did not compile."""
+        """Seconds that this start takes longer than earlier ones, because these did not compile."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:

@@ -123,7 +123,7 @@ class _Lane:
         return self.segments[index - 1] if index else None
 
     def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
-        """The last segment that ended by a time, except those that waited for the given process."""
+        """The last segment that ended by a time, without segments that waited for the given process."""
         over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
         return next(over, None)
 

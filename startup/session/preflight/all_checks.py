@@ -53,7 +53,7 @@ class PreflightOptions:
     """None reads it from the kernel."""
     shm: Path = SHM
     asks_hub: bool = False
-    """Whether the hub is asked about a download; otherwise the download itself reports what it answers."""
+    """Whether the hub is asked about a download; if False, the download itself reports the hub's answer."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:

@@ -74,7 +74,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks the folder; never raises: faults are findings."""
+    """Reads and checks the folder. Never raises, because faults are findings."""
     try:
         weights = find_weight_files(folder)
     except OSError as err:
@@ -141,8 +141,8 @@ def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Ite
 def _torch_file_problem(path: Path) -> str | None:
     """The fault of a `.bin` file, which is not unpickled.
 
-    Since PyTorch 1.6 it is a zip archive with its directory at the end. An older file is a bare pickle, of
-    which only the beginning can be checked.
+    Since PyTorch 1.6 it is a zip archive with its directory at the end. An older file is a bare pickle: only
+    its beginning can be checked.
     """
     import zipfile  # noqa: PLC0415 - only for these files
 
@@ -187,7 +187,7 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
 def read_safetensors(path: Path) -> SafetensorsFile:
     """Reads the header and reports all faults of the file; never raises.
 
-    Layout: 8 bytes, the header's length (little-endian); the header, a JSON object; the tensors' data.
+    Layout: the header's length (8 bytes, little-endian), the header (a JSON object), the tensors' data.
     """
     try:
         with path.open("rb") as file:

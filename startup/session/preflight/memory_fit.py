@@ -106,7 +106,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """What the linear layers need less in int8; a head that shares the embedding's weight needs a copy."""
+    """The memory saved by linear layers in int8; a head that shares the embedding's weight needs a copy."""
     linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
     has_shared_head = text.get("tie_word_embeddings", False)
     head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
@@ -142,7 +142,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
             + ("" if most == own else ", for which there is room")
             + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
         )
-        config = replace(config, max_model_len=most)  # what else is wrong is reported as if this was given
+        config = replace(config, max_model_len=most)  # other faults are reported as if this was given
     yield from _check_cache_size(shape, config)
     if memory is not None:
         yield from _check_fit(shape, config, memory)

@@ -17,9 +17,9 @@ from startup.session.preflight.report import Finding, error, info, warning
 _MAX_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""
 _MAX_CHARACTERS: Final = 120
-"""Of a command line in a message."""
+"""The longest command line in a message."""
 _HOLDING: Final = ("LISTEN", "NONE")
-"""psutil's states of sockets that listen: of TCP, and of UNIX sockets, whose state it does not tell."""
+"""psutil's states of sockets that listen: TCP's, and `NONE` for UNIX sockets, whose state is unknown."""
 
 
 def check_address(config: NetworkConfig) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """`error`: the start would fail; `warning`: it may fail or be slow; `info`: no fault."""
+    """The start would fail (`error`), it may fail or be slow (`warning`), or there is no fault (`info`)."""
     message: str
 
 
@@ -81,7 +81,7 @@ class PreflightReport:
         return any(finding.check == USAGE for finding in self.errors)
 
     def as_error(self) -> StartupError | None:
-        """All errors in one exception, of which the first few are shown; None if there are none."""
+        """All errors in one exception, which shows the first few; None if there are none."""
         messages = [finding.message for finding in self.errors]
         if not messages:
             return None

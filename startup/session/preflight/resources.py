@@ -59,7 +59,7 @@ def check_libraries() -> Iterator[Finding]:
         yield error(
             "executable_memory",
             f"no memory may be writable and executable ({err.strerror}), as torch's kernels need: leave "
-            "MemoryDenyWriteExecute= out of the unit (PR_GET_MDWE tells it), or allow execmem in SELinux",
+            "MemoryDenyWriteExecute= out of the unit (PR_GET_MDWE shows it), or allow execmem in SELinux",
         )
 
 

@@ -1,9 +1,9 @@
 """Gives the forkserver's children the process state that they would inherit from their parent by `exec`.
 
 A forkserver's children have the environment, standard streams and limits that the forkserver started with.
-vLLM changes them between its own start and that of its children: it sets OpenMP variables around each
+Between its own start and its children's, vLLM changes them: it sets OpenMP variables around each
 worker's start, raises the limit of open files, and so on. The forkserver passes on variables and streams
-(`startup.ground.processes.new_program.run_program`), and here is the rest.
+(`startup.ground.processes.new_program.run_program`). This module sets the rest.
 """
 
 import os
@@ -91,7 +91,7 @@ def _umask() -> int | None:
 
 
 class _State(NamedTuple):
-    """What OpenMP and MKL read when they are loaded."""
+    """The state that OpenMP and MKL read when they are loaded."""
 
     variables: dict[str, str]
     cpus: set[int]
@@ -157,7 +157,7 @@ def _num_cores(cpus: Collection[int]) -> int:
 
 
 def _first_number(text: str) -> int | None:
-    """Of a list with one number per level of nesting; None if it is none."""
+    """The first number of a list with one number per level of nesting; None if the text is no such list."""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdigit() else None
 
@@ -171,7 +171,7 @@ def _siblings(cpu: int) -> str:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """The CPUs in an OpenMP variable: `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; empty if there are none."""
+    """The CPUs in an OpenMP variable, such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; may be empty."""
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()

@@ -70,11 +70,11 @@ def redirect_spawn(
 
 
 class _Start:
-    """This start's state, of which each process has a copy."""
+    """This start's state; each process has a copy."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None
-    """What this process and its children write; the forkserver's has not begun, as it writes nothing."""
+    """Records the output of this process and its children; the forkserver itself writes nothing."""
     environment: Mapping[str, str] = {}
     pipes: ChildLink | None = None
     """Connect a process that serves the port to the launcher; None if vLLM opens the port itself."""
@@ -134,7 +134,7 @@ def _why_not_forked() -> str | None:
 
 
 def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
-    """Whether a fork of a program with one value is as one that was started with the other."""
+    """Whether a fork of a program started with `at_exec` behaves as if that had been the wanted value."""
     if name == "LD_PRELOAD":  # further libraries do no harm
         return set(wanted.split(":")) <= {"", *at_exec.split(":")}
     return wanted in ("", at_exec)

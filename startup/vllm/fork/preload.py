@@ -1,7 +1,7 @@
 """The module that vLLM's forkserver imports before it forks engine and workers; it exists for nothing else.
 
-Importing it does the work, on the forkserver's main thread and with the garbage collector paused: a
-forkserver accepts only names of modules to import, and its children inherit only what was imported.
+Importing it does the work, on the forkserver's main thread and with the garbage collector paused. The reason:
+a forkserver accepts only names of modules to import, and its children inherit only what was imported.
 """
 
 import gc

@@ -45,7 +45,7 @@ _REFUSALS: Final = (
     errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
 _OF_MACHINE: Final = ("MemoryError", "can't start new thread", *map(os.strerror, _REFUSALS))
-"""What the machine says when it refuses an address, space, files, memory, threads or a permission."""
+"""The machine's errors when it refuses an address, space, files, memory, threads or a permission."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
@@ -83,7 +83,7 @@ _IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.model_executor.kernels.linear.cute_dsl.ll_bf16",
     "vllm.v1.core.sched.async_scheduler",
 )
-"""What each engine imports later, whatever its model; recorded with vLLM 0.33, others may lack some."""
+"""Modules that each engine imports later, whatever its model; of vLLM 0.33, others may lack some."""
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
 """Model Runner V1, the default until 0.32 and for what V2 does not support; to be removed from vLLM."""
@@ -94,7 +94,7 @@ _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 
 @dataclass(frozen=True)
 class StartKind:
-    """What starts have in common that import the same modules, and take about as long."""
+    """The properties that decide which modules a start imports, and about how long it takes."""
 
     version: str
     architecture: str
@@ -116,13 +116,13 @@ class StartKind:
 
 @dataclass(frozen=True)
 class PreloadProfile:
-    """What the processes of one kind of start had loaded when the server was ready."""
+    """The modules that the processes of one kind of start had loaded when the server was ready."""
 
     kind: StartKind
     engine_modules: tuple[str, ...] = ()
     """Modules of engine and worker processes, in order of import."""
     api_modules: tuple[str, ...] = ()
-    """Modules of the API server, beyond those that vLLM's command line imports."""
+    """Modules of the API server that vLLM's command line does not import."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -210,7 +210,7 @@ def plain_state(kind: StartKind) -> PlainState | None:
 
 
 def plain_states() -> list[PlainState]:
-    """Those of all hosts that share the cache folder."""
+    """The states of all hosts that share the cache folder."""
     return [state for state in read_all(PLAIN, of_type(PlainState)) if state.holds]
 
 

@@ -1,4 +1,4 @@
-"""Records how vLLM's processes end: exceptions in these processes, signals in the one that reaps them."""
+"""Records how vLLM's processes end: exceptions in these processes, signals in the process that reaps them."""
 
 import atexit
 import io

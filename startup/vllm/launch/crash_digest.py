@@ -23,7 +23,7 @@ _NO_MESSAGE: Final = "the engine died, and left no message"
 
 
 class CrashDigest:
-    """Of one start; used on the main thread of the launcher, which is vLLM's API server."""
+    """Explains how one start failed; used on the main thread of the launcher, which is vLLM's API server."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class CrashDigest:
 
         Args:
             code: the exit code of a server that was ready.
-            message: what this process tells itself, as `phase` is.
+            message: this process's own message, like `phase`.
             phase: of this process.
             shown: what it has yet to show of its failure.
             is_ready: whether vLLM was ready in any case.

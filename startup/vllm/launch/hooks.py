@@ -1,7 +1,7 @@
 """All hooks, and which of them fit the installed vLLM.
 
-To add a hook: declare it in the module that places it, and place it only if it `applies`; run `make docs`.
-A new module with hooks is added to `_PLACED_IN`.
+To add a hook, declare it in the module that places it, and place it only if it `applies`. A new module with
+hooks is added to `_PLACED_IN`. Then run `make docs`.
 """
 
 import logging
@@ -81,7 +81,7 @@ def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
 
 
 def find_obstacle() -> str | None:
-    """Why vLLM must start without preloading, as far as it is known; None if all essential hooks fit."""
+    """Why vLLM must start without preloading; None if no essential hook is known not to fit."""
     for hook in HOOKS:
         if hook.is_essential and (problem := next(hook.problems(), None)) is not None:
             return f"the hook {hook.name!r} does not fit this version ({problem}); {_COMMAND}"

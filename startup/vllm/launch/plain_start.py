@@ -76,7 +76,7 @@ def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
 
 
 def report_plain_start(log_format: str) -> None:
-    """Warns that vLLM does not log JSON; reports readiness at once: a service manager would wait for it."""
+    """Warns that vLLM does not log JSON. Reports readiness at once, because a service manager would wait."""
     if log_format == "json":
         logger.warning("--log-format json applies only to vllm-cli's own lines: vLLM starts without preloading")
     with closing(ServiceManager.from_environment()) as manager:
@@ -84,7 +84,7 @@ def report_plain_start(log_format: str) -> None:
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:
-    """Runs vLLM without preloading; if that fails as well, the next start preloads."""
+    """Runs vLLM without preloading. If this fails, preloading was not the cause: the next start preloads."""
     try:
         code = without_click(lambda: run_serve(line))
     except SystemExit as err:
@@ -117,7 +117,7 @@ def end_children(pids: Iterable[int]) -> None:
 
 
 def _has_children() -> bool:
-    """Whether this process has any; reaps those that have ended."""
+    """Whether this process has children; reaps the ended ones."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

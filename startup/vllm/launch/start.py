@@ -1,9 +1,9 @@
 """The order of a start of an installed vLLM, whose files stay unchanged.
 
-This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver, which
-imports the modules of engine and workers on another core while this process imports those of the API server.
-No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM starts
-without preloading.
+This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver. The
+forkserver imports the modules of engine and workers on another core, while this process imports the API
+server's. No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM
+starts without preloading.
 """
 
 import functools
@@ -142,7 +142,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
 
 
 def _address_of(line: CommandLine) -> str | None:
-    """Where vLLM will listen, as far as its words tell."""
+    """Where vLLM will listen, by its words; None if they do not say it."""
     if line.has("--headless") or not line.port:
         return None
     if line.uds is not None:
@@ -290,7 +290,7 @@ class _VllmStart:
         self._is_offline = self._is_offline or forbid_requests(self._line, plan_files(self._line.request))
 
     def _end_if_refused(self) -> None:
-        """Raises the download's failure as soon as it is known, unless vLLM may find the model."""
+        """Raises the download's failure if there is one, unless vLLM may find the model."""
         if self._download is None or (failure := self._download.failure) is None:
             return
         if not _may_vllm_find_it(self._download, failure):
@@ -328,7 +328,7 @@ class _VllmStart:
         keep_temp_files(folder)
 
     def _phase_of_others(self) -> str:
-        """What the last of vLLM's processes does, as each has noted for the case of its end."""
+        """The phase of vLLM's last process; each process notes its phase, in case it ends."""
         states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
@@ -371,7 +371,7 @@ class _VllmStart:
         reuse_tokenizer()
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:
-        """What the engine's start does not need is imported while the engine loads its model."""
+        """While the engine loads its model, imports the modules that its start does not need."""
         modules = (*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules)
         with self._journal.span("import_api_server"):
             import_rest(takewhile(lambda _: not wait.has_failed, modules), is_lean=is_lean)
@@ -438,8 +438,8 @@ class _VllmStart:
     def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
         """Failures are vLLM's own unless our code raised them.
 
-        Without an explanation, a failure may be ours in a vLLM that is not tested with this package on this
-        device, or if a library cannot be imported: it may have got stand-ins. Plain vLLM forks no process
+        An unexplained failure may be ours if this vLLM is not tested with this package on this device. It may
+        also be ours if a library cannot be imported: it may have got stand-ins. Plain vLLM forks no process
         that uses a GPU, unless the user has chosen `fork`.
         """
         is_explained = cause.known is not None and not cause.known.is_general

@@ -1,7 +1,7 @@
 """Imports, in a standby's template process, what vLLM's API server, engine and workers import.
 
 All starts of the installed vLLM share them, whatever their flags: the modules of all preload profiles are
-imported. Only the time of the compiler's import separates starts that compile from those that do not.
+imported. Only starts that compile and eager starts differ, in the time of the compiler's import.
 """
 
 import gc
@@ -81,7 +81,7 @@ class TemplateImports:
     def variables(self) -> Mapping[str, str]:
         """The variables of a forkserver, which libraries read when they are loaded.
 
-        Those that vLLM sets itself when it is imported are set only then, as in a program that is executed.
+        Variables that vLLM sets itself when it is imported are left to it, as in a program that is executed.
         """
         variables: dict[str, str] = {}
         for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
@@ -140,7 +140,7 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """What is new since the imports: modules, a model that fits in, a model's files; None if nothing."""
+        """Why the imports must be renewed: more modules, another model, a model's changed files. Or None."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
@@ -166,7 +166,7 @@ class TemplateImports:
         return None
 
     def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
-        """The folders of the given models and of those that were started last."""
+        """The folders of the given models and of the latest starts."""
         located = (plan_files(ModelRequest(model=model, engine="vllm")).files for model in self._models)
         given = [files.path for files in located if files is not None]
         latest = (Path(profile.model) for profile in profiles if profile.model is not None)

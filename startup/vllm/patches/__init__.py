@@ -1,1 +1,1 @@
-"""What is changed in vLLM and its libraries while they run, each change in a file of its own."""
+"""Changes in vLLM and its libraries while they run, each in a file of its own."""

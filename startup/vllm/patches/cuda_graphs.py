@@ -121,7 +121,7 @@ def _to_memory(content: Any) -> _Memory:
 
 
 def _key(config: Any) -> object:
-    """What the memory depends on: vLLM's own fingerprint, and what that leaves out."""
+    """Everything that the memory depends on: vLLM's own fingerprint, and the factors that it leaves out."""
     state = read_gpus()
     graphs, scheduler = config.compilation_config, config.scheduler_config
     return (

@@ -33,7 +33,7 @@ class EngineWait:
         self._waiting: _Waiting | None = None
 
     def add(self, work: Callable[[], None]) -> None:
-        """Work in order of addition; an error ends the start, as it does outside the wait."""
+        """Adds work, which is done in this order; an error ends the start, like an error outside the wait."""
         self._work.append(work)
 
     @property

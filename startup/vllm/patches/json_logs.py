@@ -27,7 +27,7 @@ JSON_LOGS: Final = Hook(
     "JSON logs",
     does="configures vLLM's log, with the processes' names in its records and not before its lines",
     without="`--log-format json` applies only to the launcher's own lines, or processes have multiprocessing's names",
-    promise="`--log-format json`: each line of each process is JSON",
+    promise="with `--log-format json`, each line of each process is JSON",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )
 STREAM_PREFIXES: Final = JSON_LOGS.part(_DECORATE_LOGS, until=(0, 30))

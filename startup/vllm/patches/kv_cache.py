@@ -1,9 +1,9 @@
-"""Populates the memory of vLLM's KV cache on CPU by several threads, for which vLLM need not wait.
+"""Populates the memory of vLLM's KV cache on CPU by several threads, without letting vLLM wait for them.
 
 vLLM writes zeros over the whole cache in one thread before it serves: 0.7 s for each GiB. New pages of the
 kernel are zeros already, and every processor can populate them. If as much memory again is free, this
-happens while vLLM serves, and a request that comes earlier gets its pages as it writes. Else vLLM waits, so
-that a cache that does not fit ends the start and not a server.
+happens while vLLM serves, and a request that comes earlier gets its pages as it writes. Otherwise vLLM waits:
+a cache that does not fit then ends the start, instead of a server.
 """
 
 import mmap
@@ -34,9 +34,9 @@ KV_CACHE: Final = Hook(
 
 _LEAST_BYTES: Final = 64 << 20
 _PART_BYTES: Final = 2 << 20
-"""What a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
+"""Bytes that a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
 _NICE: Final = 10
-"""Of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
+"""Nice value of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
 _MOST_THREADS: Final = 8
 
 
@@ -90,7 +90,7 @@ def _populate(memory: range, *, num_workers: int) -> None:
 
 def _populate_parts(parts: Iterator[range], processors: set[int], nice: int) -> None:
     thread = threading.get_native_id()
-    with suppress(OSError):  # vLLM's own writes get the pages, or tell what is wrong
+    with suppress(OSError):  # vLLM's own writes get the pages, or show what is wrong
         os.sched_setaffinity(thread, processors)
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
         for part in parts:

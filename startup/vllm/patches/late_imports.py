@@ -62,7 +62,7 @@ _EVERYWHERE: Final = (
     LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),
     LateImport(_OTEL, "opentelemetry.sdk.trace.export", requires="opentelemetry.sdk"),
 )
-"""As in vLLM 0.29 to 0.33; a statement that a version does not have has no effect."""
+"""Statements of vLLM 0.29 to 0.33; a statement that a version does not have has no effect."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
 """Not in the API server, which needs the module, and whose schemas depend on the order of imports."""

@@ -26,11 +26,11 @@ TEMP_FILES: Final = Hook(
 )
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _MOST_ADDRESS_BYTES: Final = 107
-"""Of a UNIX socket (unix(7), `sun_path`)."""
+"""Longest path of a UNIX socket (unix(7), `sun_path`)."""
 
 
 class _Place:
-    """The folder of this start, in its processes; none in a template process."""
+    """The folder of this start, in its processes; None in a template process."""
 
     folder: Path | None = None
     is_prepared = False

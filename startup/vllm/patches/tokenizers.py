@@ -89,7 +89,7 @@ class KeptTokenizers:
         self._pools: list[PreparedPool] = []
 
     def fill(self, models: Sequence[Path]) -> None:
-        """Loads the tokenizers of models in absolute folders; one that cannot be loaded is left out."""
+        """Loads the tokenizers of models in absolute folders; skips a tokenizer that cannot be loaded."""
         with _offline():
             for model in models if KEPT_TOKENIZERS.applies else ():
                 stamps = read_folder(model)

@@ -1,8 +1,8 @@
 """The drain of vLLM's API server: SIGTERM finishes running requests before vLLM stops its engine.
 
 vLLM stops its engine first, and then waits for connections whose streams get no further token. Here, the
-application that uvicorn runs is wrapped, so that running requests are known, and `shutdown` of the engine's
-client, vLLM's next step after a signal, waits for the same drain that ends the embedded engine.
+application that uvicorn runs is wrapped, so that running requests are known. The next step after a signal is
+`shutdown` of the engine's client: it waits for the same drain that ends the embedded engine.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ class DrainedApp:
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
         self.watchdog: EngineWatchdog | None = None
-        """Of its engine, if there is one."""
+        """Watches its engine; None if no engine is watched."""
         self._app = app
         self._failure: str | None = None
 
@@ -171,7 +171,7 @@ class _Request:
         self._send = send
         self._lifecycle = lifecycle
         self._media_type: bytes | None = None
-        """Of the response that has begun."""
+        """The media type of the response that has begun."""
         self._has_ended = False
 
     @property

@@ -1,4 +1,4 @@
-"""Ends vLLM's API server soon after its engine has died, with an exit code that tells it."""
+"""Ends vLLM's API server soon after its engine has died, with the exit code for that."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,7 +11,7 @@ _TERMINATE: Final = Name(_LAUNCHER, "terminate_if_errored", ("server", "engine")
 _WATCH: Final = Name(_LAUNCHER, "watchdog_loop", ("server", "engine"))
 ENGINE_DEATH: Final = Hook(
     "engine's death",
-    does="ends the API server half a second after its engine has died, with an exit code that tells it",
+    does="ends the API server half a second after its engine has died, with the exit code for that",
     without="the server ends up to five seconds later, with exit code 0",
     promise="a server whose engine has died ends with exit code 1, so that it is started again",
     needs=(_TERMINATE, _WATCH),

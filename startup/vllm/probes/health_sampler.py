@@ -79,7 +79,7 @@ class HealthSampler:
         return None
 
     async def _request(self) -> AppAnswer | None:
-        """None for an answer without a fixed length, one that ends the connection, or with another status."""
+        """The answer; None if it has no fixed length, ends the connection, or has another status."""
         answer = await ask_app(self._server, PATH)
         if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None

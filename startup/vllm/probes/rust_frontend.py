@@ -78,7 +78,7 @@ def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | N
 
 
 def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why the hook does not fit, as far as it is known; None if it does, or is not used."""
+    """Why the hook does not fit; None if no reason is known, or the hook is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend():
         return None
     problem = next(RUST_FRONTEND.problems(), None)
@@ -88,7 +88,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
 def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
-    `take_port` gets the number of engines on this node, all of which will call it.
+    `take_port` gets the number of engines on this node: all of them will call it.
     """
 
     def wrap_registration(register: Callable[..., None]) -> Callable[..., None]:

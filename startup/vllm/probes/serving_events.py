@@ -55,7 +55,7 @@ SERVING_PROBES: Final = Hook(
     "probes while serving",
     does="lets the responder's process answer `/health` while vLLM serves",
     without="`/health` waits while vLLM's event loop is blocked",
-    promise="`/health` is answered while vLLM is busy: p99 2.5 instead of 89 ms beside 300 requests",
+    promise="while vLLM serves 300 requests, the p99 of `/health` is 2.5 instead of 89 ms",
     needs=(
         Name("uvicorn.server", "Server.main_loop", ()),
         Name("uvicorn.server", "Server.lifespan"),
@@ -86,9 +86,9 @@ PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
 WATCHDOG: Final = Hook(
     "engine watchdog",
-    does="asks each EngineCore a question between two steps; tells where one hangs, and ends the server",
+    does="asks each EngineCore a question between two steps; logs where one hangs, and ends the server",
     without="an engine that hangs is not noticed",
-    promise="`--engine-watchdog-timeout`: a server whose engine hangs answers 503, and ends with its stacks",
+    promise="with `--engine-watchdog-timeout`, a server whose engine hangs answers 503, and ends with its stacks",
     needs=(
         Name(_CORE_CLIENT, "AsyncMPClient._call_utility_async", ("method", "engine")),
         Name(_CORE_CLIENT, "AsyncMPClient.core_engines"),
@@ -105,7 +105,7 @@ SLEEP: Final = Hook(
     "sleep",
     does="lets the router put the engines to sleep and wake them up, without vLLM's endpoints for it",
     without="the router stops a model instead",
-    promise="`--on-swap sleep`: models change places in a second, and no client can reach vLLM's endpoints",
+    promise="with `--on-swap sleep`, models change places in a second, and no client can reach vLLM's endpoints",
     needs=(
         Name(_CLIENT, "AsyncLLM.sleep", ("level", "mode")),
         Name(_CLIENT, "AsyncLLM.wake_up", ("tags",)),

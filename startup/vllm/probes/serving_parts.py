@@ -1,4 +1,4 @@
-"""What a process that serves, or has a child serve, has for that: passed on by the launcher."""
+"""The parts that the launcher passes on to a process that serves, or has a child serve."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from startup.reports.crash.output_record import OutputRecord
 
 
 class ChildLink(NamedTuple):
-    """What a child gets to reach the launcher: its ends of two pipes."""
+    """A child's way to reach the launcher: its ends of two pipes."""
 
     event_fd: Any
     """The child writes its events here."""
@@ -19,16 +19,16 @@ class ChildLink(NamedTuple):
 
 
 class ServingParts(NamedTuple):
-    """What the launcher has for the server; an API server that it has started has only the record."""
+    """The launcher's parts for the server; an API server that it has started has only the record."""
 
     record: OutputRecord | None
-    """Of the engine's processes."""
+    """The record of the engine's processes."""
     watchdog_timeout_s: float
     """0 for engines that are not watched."""
     signals: StopSignals | None = None
     """Handle the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
-    """Answers vLLM's probes, too, where it can; `on_serving` is not called then."""
+    """Also answers probes while vLLM serves, where it can; `on_serving` is not called then."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False

@@ -2,8 +2,8 @@
 
 The responder accepts on the port and passes every connection but probes to this process
 (`startup.port.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own
-socket had accepted them. A heartbeat tells the responder the answer of `/health`, and that the loop runs. If
-the responder ends or hangs, uvicorn accepts itself.
+socket had accepted them. A heartbeat sends the answer of `/health` to the responder; it also shows that the
+loop runs. If the responder ends or hangs, uvicorn accepts itself.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ Startup = Callable[[], Awaitable[None]]
 
 _BEAT_S: Final = 0.1
 _MAX_REFUSED: Final = 24
-"""The responder is killed if the kernel refuses so many heartbeats in a row, as it has not read those before.
+"""If the kernel refuses so many heartbeats in a row, the responder, which does not read them, is killed.
 
-On a busy machine, one that runs has not read eight.
+On a busy machine, a responder that runs has left eight unread.
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64
@@ -63,7 +63,7 @@ class ServingProbes:
     def can_serve(self, server: Any, sockets: Sequence[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
-        Not with TLS or several API servers, and not if vLLM must see each probe.
+        It may not with TLS or several API servers, or if vLLM must see each probe.
         """
         return (
             sockets is not None

@@ -29,4 +29,4 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
         for phase, seconds in phase_seconds.items():
             phases.labels(phase).set(seconds)
     except Exception as err:  # noqa: BLE001 - vLLM serves all the same
-        logger.warning("/metrics does not tell how vLLM was started: %s: %s", type(err).__name__, err)
+        logger.warning("/metrics does not show how vLLM was started: %s: %s", type(err).__name__, err)

@@ -1,7 +1,7 @@
 """Runs all checks of a start of vLLM, so that all its faults are reported at once, before heavy imports.
 
 A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
-may change is a warning. Flags and names are those that earlier starts of the installed vLLM have recorded
+may change is a warning. Earlier starts of the installed vLLM have recorded its flags and names
 (`startup.vllm_words.facts`). Rules of vLLM that are written again here are certain for the releases with
 which they were compared; for a newer one they are warnings. `startup.reports.causes` explains the faults that
 vLLM itself reports later.

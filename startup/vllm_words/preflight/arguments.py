@@ -33,12 +33,12 @@ _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that are no names."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
-"""Numbers, each with the one that it must not be below."""
+"""Numbers, each with a flag whose number is its minimum."""
 
 
 @dataclass(frozen=True)
 class GivenStart:
-    """One start; its values are those that vLLM would use, as far as they can be known."""
+    """One start, with the values that vLLM would use, as far as they can be known."""
 
     vllm: InstalledVllm
     line: CommandLine
@@ -100,7 +100,7 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
         try:
             problem = range_problem(given.fact, parse_value(given.fact, text))
         except FlagValueError as err:
-            # What a plugin adds to the choices of a flag is not known.
+            # A plugin may add choices to a flag, which are not known.
             is_certain = given.fact.choices is None or not start.facts.plugins
             yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
             continue
@@ -129,7 +129,7 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
 
 
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
-    """What is wrong with a name of this flag; None if it is registered, or nothing is known."""
+    """The fault of a name given for this flag; None if it is registered, or nothing is known."""
     names = facts.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None

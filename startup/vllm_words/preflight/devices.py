@@ -1,4 +1,4 @@
-"""Checks the GPUs that vLLM will use: their number, their memory, the driver; and memory on a CPU."""
+"""Checks the GPUs that vLLM will use (their number, their memory, the driver), and memory on a CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path

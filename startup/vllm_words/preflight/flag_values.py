@@ -25,7 +25,7 @@ class FlagValueError(ValueError):
 
 
 def parse_value(fact: FlagFact, text: str) -> Any:
-    """The value as vLLM converts it; None for an optional one that is missing; raises FlagValueError."""
+    """The value as vLLM converts it; None if the flag may lack a value and does. Raises FlagValueError."""
     value = None if fact.is_optional and text in NO_VALUE else _convert(fact, text)
     if fact.choices is not None and value not in fact.choices:
         choices = [str(choice) for choice in fact.choices if choice is not None]

@@ -1,6 +1,6 @@
 """Checks the files of model and tokenizer; vLLM reads more formats than the embedded engine.
 
-Errors are only about folders and snapshots whose reading by vLLM is known: other formats of weights or of the
+Errors are only about folders and snapshots whose reading by vLLM is known. Other formats of weights or of the
 configuration, object stores and overrides of the configuration are left to vLLM.
 """
 
@@ -55,14 +55,14 @@ class ModelOnDisk:
         faults = list(self._config_findings(self.folder))
         yield from faults
         if any(finding.severity == "error" for finding in faults):
-            return  # what else is missing has the same cause
+            return  # further missing files have the same cause
         yield from self._code_findings(self.folder)
         yield from self._architecture_findings(self.folder)
         yield from self._weight_findings(self.folder)
         yield from self._tokenizer_findings()
 
     def downloads(self) -> list[ModelPlace]:
-        """The places of which nothing is on disk, and which the hub may have."""
+        """The places that the hub may have and that have nothing on disk."""
         plan = self._start.line.file_plan
         if plan is None or is_offline():
             return []
@@ -119,7 +119,7 @@ class ModelOnDisk:
             yield warning("config", f"{path} names neither model_type nor architectures")
 
     def _code_findings(self, folder: Path) -> Iterator[Finding]:
-        """A type of model for which only the model's own code has a configuration, or nothing."""
+        """Finds a type of model whose configuration only the model's own code has, or nobody."""
         model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
         known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
         if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):

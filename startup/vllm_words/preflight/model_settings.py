@@ -32,17 +32,17 @@ _METHOD: Final = "--quantization"
 _FAMILIES: Final = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
 """Methods that read the same checkpoints as another one."""
 _REPLACED: Final = ("", "auto-round", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "modelopt")
-"""Methods of checkpoints for which vLLM chooses one of its own, whatever the flag says."""
+"""Methods of checkpoints that vLLM replaces by a method of its own, whatever the flag says."""
 _FOR_ANY: Final = ("", "humming", "moe_wna16", "inc", "marlin")
 """Values of the flag that fit to several kinds of checkpoints."""
 _SETTINGS: Final = {"awq": ("*quantize_config.json", "*quant_config.json"), "gptq": ("*quantize_config.json",)}
 """Families that need one of these files where config.json says nothing of quantization."""
 _OTHER_SETTINGS: Final = "hf_quant_config.json"
-"""What vLLM may read instead of config.json."""
+"""A file that vLLM may read instead of config.json."""
 
 
 def setting_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Nothing about length and heads without a configuration that vLLM reads as it is."""
+    """Findings about settings; about length and heads only if vLLM reads the configuration unchanged."""
     if model.config and not start.has(*_OTHER_CONFIGS) and not start.facts.plugins:
         yield from _check_length(start, model)
         yield from _check_heads(start, model.config)
@@ -110,7 +110,7 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Only a name is an error: vLLM may take another method for the checkpoint than the one that it names."""
+    """Only an unknown name is an error: vLLM may replace the method that the checkpoint names."""
     given, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
     family = _family(given)
     if given and not method and (problem := name_problem(start.facts, _METHOD, given, given)):
@@ -132,7 +132,7 @@ def _has_file(model: ModelOnDisk, *patterns: str) -> bool:
 
 
 def _method_of(config: dict[str, Any]) -> str:
-    """The method that the checkpoint names, as vLLM reads it; empty for one that is not quantized."""
+    """The method that the checkpoint names, as vLLM reads it; empty if it is not quantized."""
     for owner in (config, _text_config(config)):
         found = owner.get("quantization_config") or owner.get("compression_config")
         if isinstance(found, dict):

@@ -11,7 +11,7 @@ from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.model import ModelOnDisk
 
 _DEVICES: Final[tuple[Device, ...]] = ("cuda", "rocm", "xpu")
-"""Those of vLLM's `is_sleep_mode_available`, from 0.29 to 0.33."""
+"""The devices of vLLM's `is_sleep_mode_available`, from 0.29 to 0.33."""
 _RELOADED: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which `reload_weights` reads the files again."""
 _NOT_RELOADED: Final = (

@@ -460,7 +460,7 @@ MEMORY: Final = (
             "exitcode=-9",
             "is killed by signal: Killed",
         ),
-        "`kubectl describe pod`, `docker inspect` or `dmesg` tell whether it was the OOM killer: then raise the "
+        "`kubectl describe pod`, `docker inspect` or `dmesg` show whether it was the OOM killer: then raise the "
         "memory limit (loading needs about the size of the largest file of weights besides the server itself).",
         where="end",
     ),

@@ -86,7 +86,7 @@ INSTALLATION: Final = (
         "library-missing",
         "a shared library is missing",
         ("cannot open shared object file", "error while loading shared libraries"),
-        "Its name tells what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
+        "Its name says what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
         "install the vLLM that fits your CUDA into an environment of its own.",
     ),
     KnownCause(

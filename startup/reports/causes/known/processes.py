@@ -234,7 +234,7 @@ PROCESSES: Final = (
         "process-vanished",
         "a process ended without a message",
         ("died unexpectedly", "Engine process … died"),
-        "It was killed or crashed in compiled code: `kubectl describe pod`, `docker inspect` or `dmesg` tell whether "
+        "It was killed or crashed in compiled code: `kubectl describe pod`, `docker inspect` or `dmesg` show whether "
         "the OOM killer did it; PYTHONFAULTHANDLER=1 shows crashes.",
         where="end",
         is_general=True,
