@@ -1,4 +1,4 @@
-"""Measures the memory of models, router and standbys while they run, and tells the scheduler."""
+"""Measures the memory of models, router and standbys while they run, and reports it to the scheduler."""
 
 import asyncio
 import logging

@@ -38,7 +38,7 @@ _QUANTIZED_SHARE: Final = 0.25
 
 
 def default_budget() -> int | None:
-    """The memory that the machine has, or the container; None if the system does not tell."""
+    """The memory that the machine or the container has; None if it is unknown."""
     state = read_memory()
     return state.total_bytes if state else None
 
@@ -73,7 +73,7 @@ class MemoryMeter:
         return bool(self._gpus)
 
     def free(self) -> Need | None:
-        """Memory that is really free, of all GPUs together; None if the system does not tell."""
+        """The memory that is free now, with all GPUs added up; None if it is unknown."""
         state = read_memory()
         if state is None:
             return None
@@ -81,10 +81,10 @@ class MemoryMeter:
         return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
 
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
-        """What the processes of a model need: what they use with all that they have started.
+        """The memory that the processes of a model use, together with all processes that they have started.
 
-        It is at least what the model's settings reserve; asleep at level 1, at least its weights. Where the
-        driver does not tell who uses a GPU, as in a container, the estimate stands for it.
+        It is at least what the model's settings reserve; asleep at level 1, at least its weights. If the
+        driver does not name the processes on a GPU, as in a container, the estimate stands for them.
 
         Args:
             level: of the model's sleep; 0: it is awake.
@@ -175,7 +175,7 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
-    """The GPUs that models will use: none if they are hidden."""
+    """The GPUs that models will use. Hidden GPUs do not count."""
     state = read_gpus() if expects_gpu() else None
     return state.gpus if state else ()
 

@@ -1,4 +1,4 @@
-"""The models of a router at run time: does what the scheduler decides, and tells it what happens."""
+"""The models of a router at run time: carries out the scheduler's decisions, and reports events to it."""
 
 import asyncio
 import difflib
@@ -76,7 +76,7 @@ class ModelStatus(ModelView):
     """Only while it starts."""
     memory_bytes: int | None
     size_bytes: int | None
-    """Of its weights on disk; None if they are not there."""
+    """The size of its weights on disk; None if they are not there."""
     retry_after_s: float | None
     pid: int | None
     sleep: SleepFigures = field(default_factory=SleepFigures)
@@ -131,7 +131,7 @@ class ModelPool:
         """To fall asleep, and to wake."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
-        """Of each request between its arrival and its admission."""
+        """Ticket -> future, for each request between its arrival and its admission."""
         self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
@@ -217,7 +217,7 @@ class ModelPool:
         return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
-        """Its process in whatever state: one that starts may answer what it knows already."""
+        """Its process in any state. Even while it starts, it may answer some questions."""
         life = self._lives.get(self._current_of(name))
         return None if life is None else life.child
 
@@ -299,7 +299,7 @@ class ModelPool:
         return statuses
 
     def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
-        """What the embedded engine's stop leaves in a standby is shown in the same words."""
+        """A stopped embedded engine whose imports stay in a standby is shown as asleep, too."""
         is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
         return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
 
@@ -494,7 +494,7 @@ class ModelPool:
         self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 
     def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
-        """Whether the router ends with the only model, whose own lines tell why."""
+        """Whether the router ends with the only model. The model's own log lines say why it ended."""
         return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:

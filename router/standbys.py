@@ -43,10 +43,10 @@ class Standbys:
         self._standbys: dict[str, OwnStandby] = {}
 
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
-        """Has those that are missing started; returns those that are not needed any more, to be closed.
+        """Adds the missing standbys, which `tend` starts; returns the unneeded ones, which the caller closes.
 
         Args:
-            entries: of each kind, the first model's class and tokenizer are kept, too.
+            entries: a standby also keeps the class and the tokenizer of the first model of its kind.
         """
         names: dict[str, str] = {}
         for entry in entries:
@@ -59,7 +59,7 @@ class Standbys:
         return unneeded
 
     async def tend(self) -> None:
-        """Starts those that are due; called regularly."""
+        """Starts the standbys that are due; called regularly."""
         for standby in [*self._standbys.values()]:
             await standby.tend()
 

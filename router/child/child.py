@@ -44,10 +44,10 @@ _REASON_S: Final = 2.0
 
 
 class ChildPlace(NamedTuple):
-    """What a child gets from the router."""
+    """The things that a child gets from the router."""
 
     socket_path: str
-    """Where a server of ours listens; also the mark of all its processes (`router.child.place`)."""
+    """Where a server of ours listens. It also marks all processes of that server (`router.child.place`)."""
     environment: Mapping[str, str]
     """The whole environment, without the variables of the entry."""
     relay: LogRelay
@@ -75,7 +75,7 @@ class Child:
         self.is_end_awaited: Callable[[], bool] = lambda: False
         """Whether another model waits for its memory, or somebody for its end."""
         self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Set once its server does not do what it was told."""
+        """Set once its server has failed to carry out an order."""
         self._silent_s = 0.0
         """How long it has not answered, after it had served."""
         self._is_hung = False
@@ -91,7 +91,7 @@ class Child:
 
     @property
     def fault(self) -> str:
-        """What is wrong with a server that was ready; empty if nothing is known."""
+        """The fault of a server that was ready; empty if none is known."""
         return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
 
     @property
@@ -101,7 +101,7 @@ class Child:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Its first process, and the one that listens, if that is another one: a standby has forked it."""
+        """Its first process, and the listening process, if a standby has forked another one for that."""
         first = 0 if self.process is None else self.process.pid
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
@@ -133,7 +133,7 @@ class Child:
         return None if self._wants_stop.is_set() and not self._is_hung else self._reason.result()
 
     async def end_reason(self) -> str:
-        """Why a connection to it failed: waits a moment for its end; empty if it still runs."""
+        """Waits a moment for its end, and returns why it ended; empty if it still runs."""
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
@@ -221,10 +221,10 @@ class Child:
             await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
     async def _find_hang(self) -> str:
-        """Returns why the server counts as hung: its watchdog says so of the engine, or it does not answer.
+        """Returns why the server counts as hung: it reports a hung engine (its watchdog), or does not answer.
 
-        The watchdog runs on the server's event loop, so it cannot tell that this one hangs. A command is not
-        asked: it may have no such answer.
+        The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A command is
+        not asked, because it may have no such answer.
         """
         if self._server.is_foreign:
             await asyncio.Event().wait()
@@ -310,7 +310,7 @@ class Child:
     # Its end
 
     async def _finish(self) -> int | None:
-        """Returns when all of its processes have ended: how the first one has; None if there was none."""
+        """Waits until all of its processes have ended. Returns how the first one did; None without one."""
         code = None
         if self.process is not None:
             has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
@@ -332,7 +332,7 @@ class Child:
         return code
 
     def _find_stop_s(self) -> float:
-        """How long it may take to end; one that does not answer ends no requests."""
+        """How long it may take to end. It gets less time if it does not answer: it cannot finish requests."""
         if not self._is_silent:
             return self._server.stop_s
         logger.warning("%s does not answer: it is killed after %g s", self.entry.name, ERRORS_S)

@@ -62,7 +62,7 @@ class LogRelay:
 
     def _run(self) -> None:
         while (block := self._next()) is not None:
-            with suppress(OSError):  # nobody can be told
+            with suppress(OSError):  # nobody reads it any more
                 _write_all(self._fd, block)
 
     def _next(self) -> bytes | None:
@@ -119,7 +119,7 @@ class ChildLog:
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
     ) -> str:
-        """What has failed, as `vllm-cli explain` tells it; else its exception, or its last lines.
+        """The failure in the words of `vllm-cli explain`. If unknown: the exception, or the last lines.
 
         Args:
             words: the process's command line, whose secrets may be quoted.

@@ -1,8 +1,8 @@
-"""Where the models' processes live: their sockets and their environment; what ends them after the router.
+"""Where the models' processes live (sockets, environment), and how they are ended after the router.
 
-The kernel ends the servers and commands that the router has started when the router ends. What a user's
-command has started itself is found by a variable that it has inherited: VCLI_ROUTER. A guard does so after a
-router that was killed.
+When the router ends, the kernel ends the servers and commands that it has started. A user's command may
+have started further processes: the router finds them by the variable VCLI_ROUTER, which they inherit. If the
+router was killed, a guard finds them.
 """
 
 import os

@@ -46,7 +46,7 @@ _PID: Final = "${PID}"
 
 
 class ChildProgress(NamedTuple):
-    """How far a start is, as its server tells it."""
+    """How far a start is, as the server reports it."""
 
     phase: str
     fraction: float | None = None
@@ -115,7 +115,7 @@ class OwnServer:
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
     def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The first number of the flag's last value and the others; the server itself tells a wrong value."""
+        """The first number among the flag's last value and the others. The server rejects a wrong value."""
         given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
         for value in (*given[-1:], *otherwise):
             with suppress(ValueError):
@@ -213,7 +213,7 @@ class ForeignServer:
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """Any answer but 200 means: not yet."""
+        """The server is ready once it answers 200."""
         if self._command.check_endpoint == _NO_ENDPOINT:
             return ChildReadiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
@@ -222,7 +222,7 @@ class ForeignServer:
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
-        """It listens on no UNIX socket, which would tell."""
+        """Unknown: it is found by its UNIX socket, and a command has none."""
         return 0
 
     def stop_words(self, pid: int) -> list[str]:

@@ -16,7 +16,7 @@ from router.http.own_answers import OwnAnswer
 
 _PORTS: Final = {"http": 80, "https": 443}
 _ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
-"""What a browser's question has, beside the method OPTIONS."""
+"""Headers of a browser's CORS preflight request."""
 
 
 class CorsPolicy:
@@ -105,10 +105,10 @@ class Access:
             raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
 
     def _check_site(self, request: web.Request) -> None:
-        """A page of another site may send some requests without asking before.
+        """Rejects requests of other sites' pages: browsers send some of them without a preflight.
 
-        Browsers tell in Sec-Fetch-Site whose page it is, but send that only to https and to this machine.
-        Elsewhere Origin tells it, which a GET may lack. Programs send neither.
+        Browsers name the page's site in Sec-Fetch-Site, but send that only to https and to this machine.
+        Elsewhere they name it in Origin, which a GET may lack. Programs send neither.
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
         if site == "same-origin" or self._cors.allows(origin):  # the first even if a proxy has changed Host

@@ -33,7 +33,7 @@ _TYPES: Final = {
 }
 _MOST_SHOWN: Final = 200
 SERVER: Final = "vllm-cli"
-"""The header `Server`, as aiohttp's own would tell its version."""
+"""The header `Server`; aiohttp's own would show its version."""
 
 
 class FailedRequestError(Exception):
@@ -48,7 +48,7 @@ class FailedRequestError(Exception):
         headers: Mapping[str, str] | None = None,
         closes: bool = False,
     ) -> None:
-        """`closes` tells that the connection ends with the answer."""
+        """`closes`: the connection ends with the answer."""
         super().__init__(message)
         kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
         self.status = status

@@ -187,7 +187,7 @@ class _Handler:
         return self.cors.answer_preflight(request)
 
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
-        """Passes the request on to this model, or to the one that it names."""
+        """Passes the request on to this model; without one, to the model that the request names."""
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             if entry is None:
                 entry = self._choice.by_query(request, path)

@@ -30,7 +30,7 @@ class FollowedResponse:
 
 
 class FollowedResponses:
-    """Those that their clients may still ask for; on the event loop."""
+    """Background responses that their clients may still ask for; lives on the event loop."""
 
     def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]], patience: Patience) -> None:
         """`goes_on` asks a server whether the response with this path is not complete."""

@@ -145,13 +145,13 @@ class Connection(web.RequestHandler):
         """Whether the limit of connections allows it."""
         self._client: asyncio.Transport
         self._payload: StreamReader = EMPTY_PAYLOAD
-        """Of the last request."""
+        """The body of the last request."""
         self._is_refused = False
         self._is_upgraded = False
         """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
-        """Of heads: bodies have a time limit where they are read."""
+        """Time limit of heads. The reader of a body has its own."""
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -208,7 +208,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is not HTTP is answered as all else is: JSON, and nothing of what was sent."""
+        """Answers input that is not HTTP with JSON, like all errors, and quotes nothing of it."""
         super().handle_error(request, status, exc, message)
         limits = self.server.limits
         if isinstance(exc, LineTooLong):
@@ -250,7 +250,7 @@ class Connection(web.RequestHandler):
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> None:
-        """Ends a connection on which a part of a head has arrived; not before the running request."""
+        """Ends a connection on which a part of a head has arrived, once no request runs on it."""
         self._watch.disarm()
         self._is_refused = True
         if self.transport is None or self._messages or self._request_in_progress:

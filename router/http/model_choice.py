@@ -1,4 +1,4 @@
-"""Which model a request is for: by its name, by the path, or the only one there is."""
+"""Finds a request's model: by its name, by the path, or because there is only one."""
 
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -35,7 +35,7 @@ _SERVED_BELOW: Final = (
 _MOST_OFFERED: Final = 20
 """Names of models in a message."""
 _MOST_SEGMENTS: Final = 8
-"""Of a path that may be the name of a model."""
+"""The most leading segments of a path that may be the name of a model."""
 
 
 class Upstream(NamedTuple):

@@ -25,7 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """None but that of `load` starts the model, and none counts as its use."""
+    """The answers of a router with one model. Only `load` starts the model; no answer counts as its use."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)

@@ -121,7 +121,7 @@ class Call:
 
 
 class Fetched(NamedTuple):
-    """What a model's server has answered to the router itself."""
+    """An answer of a model's server to the router's own request."""
 
     status: int
     content_type: str
@@ -292,7 +292,7 @@ class Proxy:
             await child.end_reason()
             raise _NotSentError(str(err)) from err
         except (aiohttp.ClientError, ConnectionError) as err:
-            # An idle connection may be closed: a reset tells that not all of the request was read; an end
+            # An idle connection may be closed: a reset shows that not all of the request was read; an end
             # over TCP looks like that of a server that has died of it.
             is_end = isinstance(err, aiohttp.ServerDisconnectedError)
             if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
@@ -403,7 +403,7 @@ class _WithStatus(msgspec.Struct):
 
 
 def _status_of(body: bytes) -> str:
-    """Of a stored response or a server; empty if there is none."""
+    """The member `status` of a stored response or of a server's answer; empty if there is none."""
     with suppress(ValueError):
         check_depth(body)
         return msgspec.json.decode(body, type=_WithStatus).status
@@ -422,9 +422,9 @@ class _Copy:
         is_room_wanted: Callable[[], bool],
         stall_s: float,
     ) -> None:
-        """`is_room_wanted` tells whether others wait for the model to be stopped."""
+        """`is_room_wanted` returns whether other models wait for this one to be stopped."""
         self.begin = b""
-        """Of the body."""
+        """The first bytes of the body."""
         self._upstream = upstream
         self._child = child
         self._request = call.request
@@ -438,7 +438,7 @@ class _Copy:
 
     @property
     def response_id(self) -> str | None:
-        """Of a stored response, which begins with it."""
+        """The id of a stored response, which begins with it."""
         found = _RESPONSE_ID.search(self.begin)
         return None if found is None else found[1].decode()
 
@@ -522,7 +522,7 @@ async def relay_messages(
 ) -> bool:
     """Passes messages on until one side closes the WebSocket, which then closes the other one.
 
-    A silent one is closed once `is_room_wanted` tells that others wait for the model to be stopped.
+    A silent one is closed once other models wait for this one to be stopped (`is_room_wanted`).
     Returns whether both sides have closed it in time.
     """
     time = asyncio.get_running_loop().time

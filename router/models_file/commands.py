@@ -20,7 +20,7 @@ from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
-"""What `cmd` is asked to fall asleep and to wake; the latter are llmsnap's."""
+"""Keys with the calls that put a `cmd` to sleep and wake it. The last two are llmsnap's names."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
@@ -96,7 +96,7 @@ def _is_of_this_environment(program: str) -> bool:
 
 
 def _is_only_elsewhere(program: str) -> bool:
-    """Whether a vLLM is on PATH, and none in this environment."""
+    """Whether PATH has a vLLM, but this environment has none."""
     return not is_vllm_installed() and shutil.which(program) is not None
 
 

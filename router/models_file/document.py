@@ -42,7 +42,7 @@ class Node:
     key_lines: dict[str, int] = field(default_factory=dict)
     """Of a mapping."""
     text: str | None = None
-    """Of a scalar: as it is written."""
+    """A scalar's text in the file."""
     is_quoted: bool = False
 
     def plain(self) -> Any:
@@ -198,7 +198,7 @@ def _loader() -> Any:
 
 
 def value_of(text: str) -> Any:
-    """What YAML reads in a text without quotes; the text itself if that is no value."""
+    """The value that YAML reads in a text without quotes; the text itself if YAML finds none."""
     import yaml
 
     loader: Any = yaml.SafeLoader("")
@@ -210,7 +210,7 @@ def value_of(text: str) -> Any:
 
 
 class _Reader:
-    """Makes values of YAML's nodes; an alias counts as often as it is used."""
+    """Makes values of YAML's nodes. Each use of an alias counts as further values."""
 
     def __init__(self, findings: Findings) -> None:
         import yaml
@@ -220,7 +220,7 @@ class _Reader:
         self._findings = findings
         self._num_values = 0
         self._top_keys: dict[int, str] = {}
-        """Of each node of YAML, by its identity: the key below which it is first."""
+        """Identity of a YAML node -> the top-level key below which it is first."""
 
     def read(self, node: Any, path: KeyPath) -> Node:
         line = node.start_mark.line + 1

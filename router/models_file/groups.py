@@ -1,4 +1,4 @@
-"""Which models must not run together, by `groups` or llama-swap's `matrix`, and which run from the start."""
+"""Reads `groups` and llama-swap's `matrix`: which models exclude each other, which run from the start."""
 
 import ast
 import re
@@ -133,7 +133,7 @@ def apply_matrix(
 ) -> dict[str, ModelEntry]:
     """The models with what they exclude: all that are in no set with them.
 
-    Only pairs count. Of three models that are together in pairs, but not in one set, memory decides.
+    Only pairs count. If three models share sets only in pairs, memory decides about them.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
     together: _Family = frozenset()

@@ -1,4 +1,4 @@
-"""The file as it is meant: macros and variables replaced, keys without a value left out, texts as written."""
+"""Replaces macros and variables of the file, leaves out keys without a value, and keeps texts as written."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -120,7 +120,7 @@ class _Completion:
     """Replaces the macros of a part of the document."""
 
     def __init__(self, findings: Findings, macros_at: Callable[[KeyPath], Macros]) -> None:
-        """`macros_at` returns those that are known at a place."""
+        """`macros_at` returns the macros that are known at a place."""
         self._findings = findings
         self._macros_at = macros_at
 

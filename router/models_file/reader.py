@@ -1,6 +1,6 @@
 """Reads and checks the file of `vllm-cli serve --models`: all its faults at once, each with its line and key.
 
-`models.schema.json` decides which keys there are and of which type; this module, what they mean together.
+`models.schema.json` defines the keys and their types. This module checks what they mean together.
 The flags in the file are checked by `router.words`, with the parsers of both engines.
 """
 
@@ -24,7 +24,7 @@ _OUR_KEYS: Final = "VLLM_API_KEY"
 
 
 class Defaults(NamedTuple):
-    """What a model has if the file says nothing."""
+    """A model's values that the file does not give."""
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None

@@ -36,7 +36,7 @@ _LIKELY: Final = {
     "unload": "`ttl` of a model, `globalTTL` of all",
     "unloadAfter": "`ttl` of a model, `globalTTL` of all",
 }
-"""What stands here for keys that are spelled differently."""
+"""Our names for keys that users may know by other names."""
 
 
 @cache
@@ -118,14 +118,14 @@ def _expectation(err: Any) -> str:
 
 
 def _shown(value: Any, path: KeyPath) -> str:
-    """Of a collection only its kind: it may contain secrets."""
+    """The value for a message. A collection shows only its kind: it may contain secrets."""
     if isinstance(value, dict | list):
         return _TYPES["object" if isinstance(value, dict) else "array"]
     return show(value, path)
 
 
 def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, findings: Findings) -> None:
-    """Keys of llama-swap that have no effect here: those that are deprecated in the schema."""
+    """Reports keys of llama-swap that have no effect here. The schema marks them as deprecated."""
     while "$ref" in schema:
         schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
     if schema.get("deprecated"):

@@ -13,7 +13,7 @@ from startup.ground.processes.back_off import BackOff
 
 
 class EntryMemory:
-    """What a process of one entry of a model needs; its generations share it."""
+    """The memory that a process of one entry of a model needs; its generations share it."""
 
     def __init__(self, rules: ModelRules) -> None:
         self.rules = rules
@@ -53,7 +53,7 @@ class Generation:
         self.claimed_by: str | None = None
         """The model that needs its memory; until then it admits no request."""
         self.level = 0
-        """Of its sleep, from the order to fall asleep until it is awake again; 0: it is awake."""
+        """The level of its sleep, from the order to fall asleep until it is awake again; 0: it is awake."""
         self.is_asleep = False
         """Whether it holds only what it needs asleep, also if it was asked to stop since."""
         self.idle_since_s = now
@@ -115,17 +115,17 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """What it needs when what it does now has ended: of one that falls asleep, its need asleep."""
+        """Its need once its present change has ended: if it falls asleep now, its need asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
     def held(self) -> Need:
-        """What it has taken, as far as is known: at most its need.
+        """The memory that it has taken, as far as is known: at most its need.
 
-        During a start that is nothing: the process may still take all of its need, even after it was asked to
-        stop.
+        During a start this counts as nothing: the process may still take all of its need, even after it was
+        asked to stop.
         """
         if not self._has_been_ready:
             return NOTHING
@@ -181,9 +181,9 @@ class Model:
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.current: Generation | None = None
-        """The generation that gets the requests; one that drains stays until it has ended."""
+        """The generation that gets the requests. It stays here while it drains, until it has ended."""
         self.next: Generation | None = None
-        """One of the changed entry, which starts beside the current one and takes over when it is ready."""
+        """Runs the changed entry: it starts beside the current one, and takes over when it is ready."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
         """Tickets of requests in the order of their arrival, with its time."""
         self.loads: OrderedDict[int, float] = OrderedDict()
@@ -217,7 +217,7 @@ class Model:
 
     @property
     def need(self) -> Need:
-        """Of its next process, or of the sleeping one while it wakes."""
+        """The need of its next process, or of the sleeping process while it wakes."""
         expected = self.memory.expected
         return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
 
@@ -246,8 +246,8 @@ class Model:
     def hungry_since_s(self) -> float:
         """Since when its oldest waiter waits for this start.
 
-        Who waited while an earlier process of the model was stopped for another model begins anew: else the
-        model would be started again before the one for which it was stopped.
+        When the model is stopped for another one, its waiters count as new. Otherwise it would start again
+        before the other one.
         """
         oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
         return max(oldest, self._ended_s, self.retry_s)
@@ -324,7 +324,7 @@ class Model:
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Its current generation has ended without a next one; one that was not asked to end has failed."""
+        """Its current generation has ended without a next one. If nobody asked it to end, it has failed."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":

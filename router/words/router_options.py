@@ -85,7 +85,7 @@ class ModelsReader:
         return read_models_file(self.path, self._defaults)
 
     def reload(self) -> Mapping[str, ModelEntry]:
-        """The models of the file as it is now; raises ModelsFileError for its faults."""
+        """Reads the models of the file again; raises ModelsFileError for its faults."""
         former = self.last
         read = self.read()
         if read.faults:
@@ -130,7 +130,7 @@ class ModelsReader:
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
-        """Completes and checks all models but those that have not changed since they were right."""
+        """Completes and checks the models; skips models that were right and have not changed since."""
         file = "" if self.path is None else str(self.path)
         check = ModelCheck(self._config, self._words, file)
         entries = list(content.entries.values())
@@ -205,7 +205,7 @@ def _template_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tu
 
 
 def _name_of(word: str) -> str:
-    """The last part of a folder's path, also if that is a link, or of an address; a hub id as it is."""
+    """The last part of a folder's path (of a link, not its target) or of an address. A hub id stays whole."""
     if "://" in word:
         return urlsplit(word).path.strip("/").rpartition("/")[2] or word
     path = Path(word).expanduser()

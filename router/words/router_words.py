@@ -59,7 +59,7 @@ class SeveralModels(NamedTuple):
     """A command line with several models."""
 
     config: StartupConfig
-    """Of its own flags; those of models have their defaults."""
+    """The values of its own flags; flags of models have their defaults."""
     words: RouterWords
     has_log_level: bool
 
