@@ -9,7 +9,7 @@ from base.machine.libc import HeapTrimmer
 from server.engine.base_core import BaseCore
 
 _DELAY_S = 0.5
-"""From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a
+"""From the first request (the API process's own) to the first idle work. A part of that takes 0.4 s, and a
 client that has waited for readiness comes first."""
 _STEP_SHARE = 0.5
 """Idle work takes this share of a step's time; an idle engine does one piece at a time. Packing the weights

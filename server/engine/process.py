@@ -112,7 +112,7 @@ def _is_memory_failure(err: Exception) -> bool:
 def _is_plain(message: ToEngine) -> bool:
     """Whether it needs no more of torch than the API process's own request has needed.
 
-    What else is imported then would be imported in an order that torch does not support.
+    Other messages would import more of torch now, in an order that torch does not support.
     """
     match message:
         case Generate(prompts=prompts, params=params):

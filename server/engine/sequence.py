@@ -1,4 +1,4 @@
-"""One sequence in the engine: its tokens, how many are computed, and the memory it holds; chunks of it."""
+"""A sequence in the engine (its tokens, how many are computed, the memory it holds), and chunks of it."""
 
 from enum import Enum
 from functools import cache

@@ -1,7 +1,7 @@
-"""Which requests are accepted, by lifecycle and limits, which are running, and what is recorded of each.
+"""Accepts requests, by lifecycle and limits; keeps the running ones, and records facts of each.
 
-Admission control rejects those above the limits of sequences, prompt tokens and held bytes. It is checked
-when a request's headers have arrived, before its body is read, and again once its body is decoded.
+Admission control rejects requests above the limits of sequences, prompt tokens and held bytes. It checks a
+request when its headers have arrived, before its body is read, and again once its body is decoded.
 """
 
 import asyncio
@@ -211,7 +211,7 @@ class RequestContext:
     is_small: bool = True
     """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
     held: list[Any] = field(default_factory=list)
-    """What a large request has created; freed in the pool, because a million objects take 30 ms."""
+    """Objects that a large request has created; the pool frees them, because a million take 30 ms."""
 
     def hold(self, *created: Any) -> None:
         """Keeps what may be large until the response has ended."""
@@ -264,7 +264,7 @@ def dead_response(lifecycle: Lifecycle) -> UnavailableResponse:
 
 
 class RunningRequests:
-    """Those that are being answered: counted for /load, waited for and cancelled by the drain.
+    """Requests that are being answered. /load shows their number; the drain waits for them or cancels them.
 
     One per server; used on the event loop only.
     """
@@ -307,7 +307,7 @@ class RunningRequests:
         self._last_activity_s = time.monotonic()
 
     def cancel(self) -> None:
-        """Cancels all running requests, such as those that wait for the rest of their body."""
+        """Cancels all running requests, even while they wait for the rest of their body."""
         self.is_cancelled = True
         self.interrupt()
 

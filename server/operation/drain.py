@@ -66,7 +66,7 @@ class Drain:
         await self._reject_until_quiet(begin_s + self._grace_s)
 
     async def run_dead(self) -> None:
-        """The same after the engine's end: a router tells its clients itself, and starts the next server."""
+        """Waits after the engine's end; below a router, which answers clients, only for running requests."""
         if env.VCLI_ROUTER.get():
             await self._running.wait_idle(_DEATH_GRACE_S)
         else:

@@ -1,4 +1,4 @@
-"""Values by their keys within bounds: beyond them, those that were added or used longest ago are dropped."""
+"""A cache with bounds: beyond them, it drops the values that were added or used longest ago."""
 
 from collections import OrderedDict
 from collections.abc import Callable

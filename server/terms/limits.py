@@ -56,7 +56,7 @@ class LimitsConfig:
         minimum=1,
         role="both",
     )
-    """What `prompt_embeds` may take in addition follows from the model."""
+    """The model determines how much `prompt_embeds` may take in addition."""
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",

@@ -120,7 +120,7 @@ def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
-    """Why a task is not the one that the model was started for."""
+    """The refusal of a task; the model was started for another one."""
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
     return (

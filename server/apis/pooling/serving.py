@@ -65,7 +65,7 @@ class PoolingServingBase(ABC, Generic[T]):
     api_name: ClassVar[str]
     request_id_prefix: ClassVar[str]
     convert: ClassVar[str] = "embed"
-    """What `--convert` makes of a model that generates text, for this endpoint."""
+    """The value of `--convert` with which a text-generating model serves this endpoint."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config

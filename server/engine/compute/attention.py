@@ -70,7 +70,7 @@ class PackedAttention:
         self.cache: KVCache | None = None
         self.shapes: dict[int, LayerShape] = {}
         self._options: dict[int, AttentionOptions] = {}
-        """Of layers that were traced."""
+        """Layer -> its options, for traced layers."""
         self._is_detached = False
         self._number = next(_numbers)
         _attentions[self._number] = self

@@ -53,11 +53,11 @@ class _Delay:
 class ThreadCount:
     """Times steps, and changes the number of threads between two of them; one thread calls it.
 
-    A thread goes if all of them together wait as long as half a thread computes, and comes back if others
+    A thread goes if all of them together wait as long as half a thread computes. It comes back if others
     leave half a processor. Two threads wait 0.02 to 0.08 threads alone, 0.26 under a quota of 1.5 processors,
-    and 0.8 beside a busy process, which leaves one processor; 1.9 are left after its end. A server and its
-    clients on the same processors make threads wait, too, but not for long enough to do without one: if steps
-    of as many tokens are not shorter after a change, it is taken back.
+    and 0.8 beside a busy process. That leaves one processor; after its end, 1.9 are left. Clients on the same
+    processors make threads wait, too, but too briefly to do without a thread. So a change is taken back if
+    steps of as many tokens do not get shorter.
     """
 
     def __init__(

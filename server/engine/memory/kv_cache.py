@@ -1,6 +1,6 @@
 """The KV cache: one contiguous slot per running sequence, so that attention reads it without a gather.
 
-On a CPU the memory is reserved, not committed: the kernel commits a page when a token is written to it and
+On a CPU the memory is reserved, not committed. The kernel commits a page when a token is written to it, and
 frees it when nothing holds its tokens any more. The cache manager's budget in tokens limits the committed
 memory.
 """
@@ -78,7 +78,7 @@ class LayerShape:
 class KVCache:
     """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
 
-    `slots` gives their memory to sequences. Used in the engine process; not thread-safe.
+    `slots` gives their memory to sequences. Used in the engine process by one thread.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class CopiedSlots:
     def __init__(
         self, *, num_slots: int, slot_len: int, part_sizes: list[int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Allocates the memory; on a CPU, the system commits it as it is written.
+        """Allocates the memory. On a CPU, the system commits a page when it is first written.
 
         Args:
             part_sizes: elements per token of each part: one layer's keys or values.

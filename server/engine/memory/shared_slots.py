@@ -65,7 +65,7 @@ class SharedSlots:
         self._held: dict[int, list[Reference]] = {}
         """What each open slot holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
-        """What each closed slot has held. It stays mapped: mapping 2000 tokens again costs 10 ms."""
+        """The former content of each closed slot. It stays mapped: mapping 2000 tokens again costs 10 ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
         self._num_segments = num_slots

@@ -115,7 +115,7 @@ class ServerMetrics:
             pool.subscribe_waits(waits.labels(name).observe)
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
-        """Sets what tells how long the engine has been silent."""
+        """Sets the function that returns how long the engine has been silent."""
         self.engine_silence_s = read
         self._silence.set_function(read)
 

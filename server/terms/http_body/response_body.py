@@ -107,7 +107,7 @@ class UnavailableResponse(msgspec.Struct):
 
     @property
     def may_retry(self) -> bool:
-        """Whether the client is told to send the request again."""
+        """Whether the answer invites the client to send the request again."""
         return self.status not in ("dead", "hung")
 
 
@@ -182,7 +182,7 @@ ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named
 
 
 def failure_format(path: str) -> FailureFormat:
-    """The format of errors of a path, for those that occur outside of its route."""
+    """The format of a path's errors that occur outside of its route."""
     return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 

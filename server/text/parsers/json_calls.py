@@ -42,7 +42,7 @@ class CallReader:
 
     @property
     def raw_text(self) -> str:
-        """The text that has been read; none once a call has started."""
+        """The text that has been read; empty once a call has started."""
         return "" if self.has_started else "".join(self._raw)
 
     def read(self) -> Waiting[None]:

@@ -24,7 +24,7 @@ def any_of(*texts: str) -> regex.Pattern[str]:
 
 
 class IncomingText:
-    """Consumed from the front. What may begin a match is held back: patterns must be of bounded length."""
+    """Text read from its front. It holds back a possible match: patterns must have a bounded length."""
 
     def __init__(self) -> None:
         self.is_complete = False

@@ -61,7 +61,7 @@ class MarkedCalls(TextReader):
             self._gap = ""
 
     def _read_longer(self, start: str) -> Waiting[str]:
-        """The longest marker that begins with the one that was found."""
+        """The longest marker that begins with the found one."""
         for longer in self.markers:
             is_longer = bool(start) and longer != start and longer.startswith(start)
             if is_longer and (yield from self.text.expect(any_of(longer[len(start) :]))):
@@ -222,7 +222,7 @@ _MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
 
 
 class MistralParser(MarkedCalls):
-    """The text behind the marker tells which of the formats it is.
+    """Reads Mistral's formats of calls. The text behind the marker shows which of them it is.
 
     Each call gets an id with which mistral-common and Mistral's templates accept it in a later request.
     """

@@ -32,7 +32,7 @@ class _Element(NamedTuple):
 
 
 class PythonicParser(TextParser):
-    """A text that begins with a list of calls, each of which is reported when it is complete."""
+    """A text that begins with a list of calls. Each call is reported when it is complete."""
 
     start: ClassVar = regex.compile(r"\[(?=\s{0,64}[A-Za-z_])")
     end: ClassVar[regex.Pattern[str] | None] = None
