@@ -38,7 +38,7 @@ _STOP_S: Final = 60.0
 def start_detached(words: Sequence[str]) -> int | None:
     """Returns 0 when the server is ready, else the exit code of its start.
 
-    In the fork: the exit code of a server that a standby has forked, else None: it goes on as the server.
+    In the fork, returns the exit code of a server that a standby has forked. If None, the fork is the server.
     """
     path, log = _create_log()
     return detach(partial(_begin_again, words), path, log, _wait)
@@ -87,7 +87,7 @@ def _enter_session(log: IO[bytes]) -> None:
 
 
 def _begin_again(words: Sequence[str]) -> int | None:
-    """What the process has done before the command was parsed, as if it had been started with these words."""
+    """Repeats the steps before the command's parsing, as if the process had begun with these words."""
     words = ["serve", *words]
     sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] = words
     sys.argv[1:] = words

@@ -20,7 +20,7 @@ class ConnectionFailedError(click.ClickException):
 
 
 class CommandGroup(click.Group):
-    """A group for which an unknown command is a usage error with a suggestion."""
+    """A group that answers an unknown command with a usage error and a suggestion."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

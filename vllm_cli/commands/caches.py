@@ -1,4 +1,4 @@
-"""`vllm-cli caches`: what is kept between starts: compiled models, preload profiles, the import file."""
+"""`vllm-cli caches` lists what is kept between starts: compiled models, preload profiles, the import file."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ class _Kept(NamedTuple):
     problem: str = ""
     """Why it cannot be loaded here."""
     files: tuple[Path, ...] = ()
-    """Of what is no compiled model."""
+    """Its files, if it is no compiled model."""
 
     @property
     def title(self) -> str:
@@ -92,8 +92,8 @@ class _Kept(NamedTuple):
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
     """List what is kept between starts of vLLM: compiled models, preload profiles and the import file.
 
-    HERE compares versions and hardware with those that a compiled model is for; the log of a start says
-    whether it has compiled, and why. LAST USE of an object in a store is when it was added. The next start
+    HERE shows whether a compiled model fits the versions and hardware here. The log of a start says whether
+    it has compiled, and why. LAST USE of an object in a store is when it was added. The next start
     imports the modules of its preload profile once for all processes; the import file has their bytecode.
 
     \b
@@ -171,7 +171,7 @@ def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_pla
 
 
 def _local_models() -> Iterator[_Kept]:
-    """Those of this machine that have a record."""
+    """The compiled models of this machine that have a record."""
     for record in local.read_records():
         with suppress(FileNotFoundError):  # removed meanwhile
             used_s = local.record_path(record).stat().st_mtime

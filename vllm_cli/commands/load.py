@@ -133,7 +133,7 @@ def _await(
 
 
 def _describe_state(server: Server, model: str) -> str:
-    """What the model does, and how many requests it answers; empty if the router does not tell."""
+    """The model's state, phase and number of requests; empty if the router does not answer."""
     with suppress(ConnectionFailedError):
         for row in server.ask("GET", DATA_PATH, timeout_s=_POLL_S).get("models", ()):
             if model in (row["id"], *row["aliases"]):
@@ -161,7 +161,7 @@ def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
 
 
 def _is_router(address: ServerAddress) -> bool:
-    """Whether it has several models; a server that does not tell counts as one."""
+    """Whether the server is a router. If it does not answer, it counts as one."""
     with suppress(ConnectionFailedError):
         return "models" in Server(address).ask("GET", DATA_PATH)
     return True

@@ -1,4 +1,4 @@
-"""`vllm-cli standby`: keeps imports in memory for later starts; shows and stops the process that does."""
+"""`vllm-cli standby` runs a process that keeps imports in memory for later starts; shows it and stops it."""
 
 import os
 import time
