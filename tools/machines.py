@@ -7,9 +7,9 @@
     python3 -m tools.machines remove NAME
 
 A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
-process ids of their own. Of the host they see /dev, /sys and the network, and the variables of pip and uv.
-debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy. Needs root and 12
-GiB, but nothing that `make` installs.
+process ids of their own. They see the host's /dev, /sys and network, and its variables of pip and uv. Once a
+week, debootstrap(8) fills an image from the host's mirror. Each machine is a copy of the image. Needs root
+and 12 GiB, but nothing that `make` installs.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _DEBIAN_PACKAGES: Final = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1 >/dev/null
 """
-"""What vLLM needs; the mirror may be a snapshot."""
+"""Installs packages that vLLM needs. The mirror may be a snapshot."""
 _SERVE_VLLM: Final = """
 model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's/^on disk: //p')
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1

@@ -1,4 +1,4 @@
-"""`make size`: lines, lines of code and files of each room against `size.txt`; exit code 1 above it.
+"""`make size` compares lines, lines of code and files of each room with `size.txt`; exit code 1 above it.
 
 A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 

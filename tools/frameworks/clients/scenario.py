@@ -1,4 +1,4 @@
-"""What every client does with the server: prompts, the model's answers, a tool, and the report of results.
+"""The parts of every client's scenario: prompts, the model's answers, a tool, and the report of results.
 
 Clients run in an environment of their own; all of them bring pydantic.
 """
