@@ -34,7 +34,7 @@ _NOTHING: Final = ("", "auto", "None")
 """Values of flags that are as if the flag was not given."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes of a weight that is quantized while it is loaded, for each of half precision: those of 4 bits."""
+"""Bytes per byte in half precision, for weights that are quantized (to 4 bits) while they are loaded."""
 
 
 def default_budget() -> int | None:
@@ -48,7 +48,7 @@ class MemoryMeter:
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
     vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
-    sizes, and of weights that are converted while they are loaded the headers, once for each model.
+    sizes, once for each model; if weights are converted while they are loaded, also their headers.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
@@ -181,7 +181,7 @@ def read_gpus_here() -> tuple[Gpu, ...]:
 
 
 def weight_bytes(place: Path) -> int:
-    """The size of a model's weights: of those in the folder that are loaded, or of the one file."""
+    """The size of a model's weights: of the files in its folder that are loaded, or of its one file."""
     files: Iterable[Path] = [place]
     if place.is_dir():
         files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
@@ -227,10 +227,10 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 
 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
-    """What the model's own settings take, whatever a measurement says: it may take a part of it later.
+    """The memory that a model's settings reserve: it may take a part of it later than a measurement.
 
-    That is a KV cache whose size is given. Without one, vLLM refuses to start unless its share of each GPU's
-    memory is free, or without GPUs of the machine's. It does not know the limit of a container.
+    This is a KV cache of a given size. Without one, it is vLLM's share of each GPU's memory, or without GPUs
+    of the machine's: vLLM starts only if its share is free. It does not know the limit of a container.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -246,7 +246,7 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
 
 
 class _Given(NamedTuple):
-    """What decides the memory, in the words and variables of a model; None where nothing is given."""
+    """Values in a model's words and variables that decide its memory; None where none is given."""
 
     utilization: float | None
     kv_cache_bytes: int | None

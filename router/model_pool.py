@@ -57,7 +57,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 @dataclass
 class SleepFigures:
-    """Of one model. The verbs are `sleep` and `wake`."""
+    """Figures about one model's sleep. The verbs are `sleep` and `wake`."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last_s: dict[str, float] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class _Life(NamedTuple):
 
     child: Child
     task: asyncio.Task[None]
-    """Until all of its processes have ended."""
+    """Runs until all of its processes have ended."""
 
 
 class ModelPool:
@@ -128,7 +128,7 @@ class ModelPool:
         self._exit_codes: dict[str, int] = {}
         self._sleep = defaultdict[str, SleepFigures](SleepFigures)
         self._orders: set[asyncio.Task[None]] = set()
-        """To fall asleep, and to wake."""
+        """Running orders to fall asleep or to wake."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
         """Ticket -> future, for each request between its arrival and its admission."""
@@ -384,7 +384,7 @@ class ModelPool:
         self._lives[number] = _Life(child, task)
 
     def _order(self, number: int, level: int) -> None:
-        """Has a process fall asleep at a level, or wake (0)."""
+        """Puts a process to sleep at a level, or wakes it (0)."""
         if self._only is not None and level == 1:
             level = self._level_of_only(self._scheduler.generations[number].levels)
         child = self._lives[number].child
@@ -417,7 +417,7 @@ class ModelPool:
         self._apply(event(number, time.monotonic()))
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """It is stopped, or killed: a request starts it again."""
+        """Stops or kills a process that did not obey. The next request starts the model again."""
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
         if verb == "wake" or not isinstance(err, SleepRefusedError):
             child.fail(reason)
@@ -426,7 +426,7 @@ class ModelPool:
         self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
-        """Once: models of vLLM on a GPU change places faster asleep."""
+        """Logs once that models of vLLM on a GPU change places faster with sleep."""
         others = (entry for entry in self.entries.values() if entry.name != stopped.name and entry.engine == "vllm")
         if self._has_named_sleep or stopped.should_sleep or stopped.engine != "vllm" or self.is_draining:
             return
@@ -523,5 +523,5 @@ class ModelPool:
 
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
-    """Whether its process cannot go on: what only the router uses may change."""
+    """Whether its process must be replaced. Values that only the router uses may change without that."""
     return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)

@@ -115,7 +115,7 @@ def run_router(options: RouterOptions) -> int:
 
 
 class _Secrets(NamedTuple):
-    """What the router's files of keys and TLS hold."""
+    """The contents of the router's files of keys and TLS."""
 
     api_keys: ApiKeys
     tls: RenewableTls | None

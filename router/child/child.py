@@ -38,7 +38,7 @@ _POLL_SHARE: Final = 0.01
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""What counts of one check: a pause of the router is no silence of the server."""
+"""The most silence that one check adds: a pause of the router is no silence of the server."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
@@ -86,7 +86,7 @@ class Child:
 
     @property
     def base_url(self) -> str:
-        """Of its server."""
+        """The address of its server."""
         return self._server.base_url
 
     @property
@@ -96,7 +96,7 @@ class Child:
 
     @property
     def connector(self) -> aiohttp.BaseConnector:
-        """Its connections, any number; closed when its processes have ended."""
+        """Connections to its server, without a limit; closed when its processes have ended."""
         return self._server.connector
 
     @property
@@ -155,9 +155,9 @@ class Child:
         self._wants_stop.set()
 
     def drain(self) -> None:
-        """The router ends: ours answer their running requests by themselves, a command waits for `stop`.
+        """The router ends: our server finishes its running requests by itself, a command runs until `stop`.
 
-        Without a `stop`, it is stopped and killed when a server of ours would be.
+        Without that call, a command is stopped and killed after the time that a server of ours has.
         """
         if not self._server.is_foreign:
             self.stop()
@@ -183,7 +183,7 @@ class Child:
     async def _until_it_ends(
         self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
     ) -> str | None:
-        """Returns when it has ended, or is to end; why, if it is not its own end or a request."""
+        """Waits until it has ended or must end. Returns why, unless it ended by itself or by request."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
                 return obstacle
@@ -256,7 +256,7 @@ class Child:
         return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
-        """Why it hangs; empty if it does not. Its requests may have ended because it does."""
+        """Why it hangs; empty if it does not. A hang may be why it has no requests any more."""
         if self._server.is_foreign:
             return ""
         async with self._session() as session:
@@ -339,10 +339,10 @@ class Child:
         return ERRORS_S
 
     def _note_processes(self) -> None:
-        """Takes note of what belongs to it now, at its readiness and before its stop.
+        """Notes the processes that belong to it, at its readiness and before its stop.
 
-        After an end, orphans cannot be found in this way. Those of a start that crashes end with their
-        process group, by their own death pipes, or as marked ones (`router.child.place`).
+        After its end, orphans cannot be found in this way. Orphans of a crashed start end with their
+        process group, by their own death pipes, or by their mark (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._processes.add(self.pids)
@@ -388,7 +388,7 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Why it has ended; after a signal without lines that explain nothing."""
+        """Why it has ended. After a signal, log lines count only if they explain it."""
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
@@ -405,7 +405,7 @@ def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, st
 def _become(
     execute: Callable[[Mapping[str, str]], NoReturn], environment: Mapping[str, str], output_fd: int
 ) -> NoReturn:
-    """In the new process."""
+    """Runs in the new process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(output_fd, 1)

@@ -41,7 +41,7 @@ class ChildPlaces:
 
     @property
     def folder(self) -> str:
-        """Of the sockets."""
+        """The folder of the sockets."""
         return str(self._folder)
 
     def socket_path(self, number: int) -> str:
@@ -49,7 +49,7 @@ class ChildPlaces:
         return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a process: the router's, without what is only for the router."""
+        """The environment of a process: the router's environment without its own variables."""
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class ChildProcess:
 
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""As this process was started with it, before it raises its own."""
+"""The limit with which this process was started; it raises its own later."""
 
 
 def inherited_environment() -> dict[str, str]:

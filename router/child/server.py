@@ -23,7 +23,7 @@ from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
-"""How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
+"""How long a command, or our server without --shutdown-timeout, may take to end after SIGTERM."""
 ERRORS_S: Final = 5.0
 """How long a server may take to end after its requests' time to finish."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
@@ -36,7 +36,7 @@ _SLEEP_S: Final = 60.0
 """How long a server may take to fall asleep."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""The same to wake, and what each GiB of its weights adds: level 2 reads them again."""
+"""How long it may take to wake, and the time that each GiB adds: level 2 reads the weights again."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
@@ -64,7 +64,7 @@ class ChildReadiness(NamedTuple):
     is_ready: bool
     progress: ChildProgress | None = None
     hang: str = ""
-    """What its watchdog says of an engine that hangs."""
+    """The report of its watchdog about a hanging engine."""
 
 
 class SleepError(Exception):
@@ -81,7 +81,7 @@ class SleepTimeoutError(SleepError):
 
 
 class SleepRefusedError(SleepError):
-    """It takes no such order, or says that it cannot: it is as it was."""
+    """It takes no such order, or refuses it. Nothing has changed."""
 
     kind = "refused"
 
@@ -202,7 +202,7 @@ class ForeignServer:
         self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
 
     async def find_obstacle(self) -> str | None:
-        """Another process on its port would answer in its name."""
+        """Names another process on its port, which would answer in its place."""
         is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None

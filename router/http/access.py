@@ -82,10 +82,10 @@ class Access:
         return bool(len(self._keys))
 
     def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
-        """Raises FailedRequestError for a request that may not have its answer.
+        """Raises FailedRequestError for a request that is not allowed.
 
-        Only what the router answers itself may be open. What reaches, starts or stops a model needs a key, if
-        there are keys, and is refused to pages of other sites, whatever its method.
+        Only the router's own answers may be open. A request that reaches, starts or stops a model needs a
+        key, if there are keys. Pages of other sites may not send it, whatever its method.
 
         Args:
             own: the router's answer; None if a model has to answer.

@@ -55,7 +55,7 @@ class AppOptions:
     has_only_model: bool = False
     """Whether there will never be another model: it gets all requests, whatever they name."""
     model_has_keys: bool = False
-    """Whether the models' servers check the same keys: then they get them."""
+    """Whether the models' servers check the same keys. Then keys are passed on to them."""
     patience: Patience = Patience()
 
 

@@ -70,6 +70,6 @@ class FollowedResponses:
                         await asyncio.sleep(self._patience.follow_s)
 
     def _forget(self, response_id: str, made: FollowedResponse) -> None:
-        """Unless a later response has the same id: vLLM takes it from its client."""
+        """Forgets the response, unless a later one has its id: with vLLM, clients choose ids."""
         if self._kept.get(response_id) is made:
             del self._kept[response_id]

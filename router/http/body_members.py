@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_MEMBERS: Final = 1000
 """The most members of an object, or parts of a form: as many as in Starlette."""
 _LONGEST_KEY: Final = 4096
-"""Bytes; a longer key is none that is looked for."""
+"""Bytes of a key; nobody looks for a longer one."""
 _LONGEST_HEAD: Final = 16 << 10
 """Bytes of the headers of a form's part, and of a field's value that is read."""
 _LONGEST_OPTIONS: Final = 1024

@@ -20,7 +20,7 @@ _LINGER_S: Final = 1.0
 """How long a refused client may go on sending, so that it can read why."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
-"""aiohttp's text, which is all that this error has."""
+"""aiohttp's text of this error, which has no other mark."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
 _SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)
@@ -88,7 +88,7 @@ class ClientRequest(web.Request):
 
     @property
     def version(self) -> HttpVersion:
-        """That of the answer."""
+        """The HTTP version of the answer."""
         return HttpVersion10 if self._version == HttpVersion10 else HttpVersion11
 
     def check_head(self) -> None:
@@ -115,7 +115,7 @@ class ClientRequest(web.Request):
 
     @property
     def _has_body_before_upgrade(self) -> bool:
-        """aiohttp 3.13 takes this body for what follows the upgrade."""
+        """Whether there is such a body: aiohttp 3.13 mistakes it for data after the upgrade."""
         has_body = self._message.chunked or self.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0")
         is_websocket = self.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         return bool(has_body and is_websocket and self._message.upgrade)

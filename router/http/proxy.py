@@ -49,17 +49,17 @@ _HANDSHAKE: Final = "sec-websocket-"
 _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
-"""What aiohttp's client would add to a request without them."""
+"""Headers that aiohttp's client would add to a request that lacks them."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
 """A shorter body of announced length is written together with its head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
-"""Of a WebSocket."""
+"""The longest message of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """How long a server may take to answer the router itself."""
 _MOST_TRIES: Final = 3
-"""To send a request: over a connection that was just closed, to a process that has ended, to the next one."""
+"""Tries of a request: over a connection just closed, to a process that has ended, to the next process."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -226,7 +226,7 @@ class Proxy:
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """The lease ends with the response; that of a background response when the model has made it."""
+        """The lease ends with the response; for a background response, when the model has made it."""
         made = self.background.find(call.path)
         async with AsyncExitStack() as lease:
             if made is not None and made.entry.name == call.entry.name:  # also while it admits no other request
@@ -309,7 +309,7 @@ class Proxy:
         return answer is None or _status_of(answer.body) in ("queued", "in_progress")
 
     async def _find_end(self, child: Child) -> str:
-        """Why a server that refuses a request ends; empty if it goes on, or hangs, maybe by this request."""
+        """Why a server that refuses a request ends. Empty if it goes on, or hangs (maybe by this request)."""
         health = await self.fetch(child, "/health")
         if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
             return ""
@@ -443,7 +443,7 @@ class _Copy:
         return None if found is None else found[1].decode()
 
     async def run(self, response: web.StreamResponse) -> None:
-        """If the model's server breaks it off, streams end with an error event, else the connection ends."""
+        """If the model's server breaks off, a stream gets an error event; any other response is cut."""
         is_stream = self._is_between_events
         read, write, time = self._upstream.content.readany, response.write, self._loop.time
         while True:

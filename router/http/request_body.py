@@ -23,7 +23,7 @@ LONGEST_NAME: Final = 4096
 
 
 class RequestedModel(NamedTuple):
-    """What a body says."""
+    """The model that a body names, and its faults."""
 
     name: str | None = None
     is_other_type: bool = False
@@ -96,7 +96,7 @@ _LOOSE_BYTES: Final = 256 << 10
 
 
 class BodyRoom:
-    """What all bodies take together."""
+    """The room of all bodies together."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits

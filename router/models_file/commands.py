@@ -116,7 +116,7 @@ def without_address(words: Iterable[str]) -> list[str]:
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
-    """The command of another server; what is wrong with its address is reported."""
+    """The command of another server; faults of its address are reported."""
     address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
     names_port = any(PORT in word for word in words)
     if PORT in address and not names_port:
@@ -136,7 +136,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
-    """Both kinds, or none."""
+    """The calls of both kinds, or none."""
     sleep, wake = (
         [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
     )
@@ -180,7 +180,7 @@ def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
 
 
 def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
-    """The models; of two commands with one fixed port, each one excludes the other."""
+    """The models. Two commands with the same fixed port exclude each other."""
     result = dict(entries)
     by_address: dict[tuple[str, int], list[str]] = {}
     for name, entry in entries.items():

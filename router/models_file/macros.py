@@ -134,7 +134,7 @@ class _Completion:
         return replace(node, value=self._scalar(path, node))
 
     def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
-        """A mapping, also its keys; a key without a value is no key, but the name of a model is one."""
+        """A mapping and its keys. A key without a value is left out, unless it names a model."""
         result = Node({}, node.line)
         keeps_empty = path == ("models",) or not _FREE.isdisjoint(path[2:])
         for key, child in node.value.items():

@@ -66,7 +66,7 @@ def _is_of_llama_swap(document: Any) -> bool:
 
 @dataclass
 class _Reader:
-    """Makes entries of a document; what has structural faults is left out."""
+    """Makes entries of a document; leaves out values with structural faults."""
 
     document: dict[str, Any]
     defaults: Defaults
@@ -232,7 +232,7 @@ class _Reader:
 
 
 def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
-    """A command's sleep has one depth: that of its calls."""
+    """A command's server has one level of sleep, that of its calls."""
     return replace(entry, foreign=command, engine="other", sleep_levels=(1,) if command.sleep_calls else ())
 
 
@@ -242,7 +242,7 @@ def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
 
 
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
-    """What is changed in requests; `model` decides where they go, and only `useModelName` changes it."""
+    """The changes of requests. `model` decides where they go, so only `useModelName` may change it."""
     filters = keys.get("filters") or {}
     names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
     by_name = filters.get("setParamsByID") or {}
@@ -259,7 +259,7 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What /v1/models shows of the file, as llama-swap does."""
+    """Members of the file that /v1/models shows, as in llama-swap."""
     card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
     return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 

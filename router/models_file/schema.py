@@ -47,7 +47,7 @@ def load_schema() -> dict[str, Any]:
 
 
 def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
-    """Reports what does not fit the schema, and keys that have no effect; returns where it does not fit."""
+    """Reports values that do not fit the schema, and keys without effect; returns the former's places."""
     wrong: set[KeyPath] = set()
     faulty = tuple(findings.fault_paths)  # of macros: what stands for them need not fit
     for err in Draft202012Validator(load_schema()).iter_errors(document):
@@ -65,7 +65,7 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
 
 
 def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
-    """In a file of llama-swap they have no effect; what an anchor is for has one."""
+    """Reports unknown keys; in a file of llama-swap, as without effect. Keys of used anchors are allowed."""
     known = err.schema.get("properties", {})
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):

@@ -173,7 +173,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def sleep(self, model: str, now: float) -> list[Action]:
-        """Has a ready model fall asleep by hand, after its leases: requests that come or wait wake it."""
+        """Puts a ready model to sleep by hand, after its leases. Requests that come or wait wake it."""
         found = self.models.get(model)
         if found is not None and found.current is not None and found.state == "ready" and found.next is None:
             found.current.begin_rest(now)
@@ -190,7 +190,7 @@ class ModelScheduler:
     # Events: requests
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A request begins: it is admitted, refused, or waits until one of both or until it leaves."""
+        """A request begins: it is admitted or refused now, or waits for that until it leaves."""
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()

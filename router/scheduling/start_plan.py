@@ -23,7 +23,7 @@ from router.scheduling.terms import UNLIMITED, Need, SchedulerLimits
 _POLL_S: Final = 0.1
 """How often the plan is made anew while a start waits only for memory."""
 _SLOW_POLL_S: Final = 1.0
-"""The same while models are to be stopped for it, too: other programs may give memory back before."""
+"""How often while models must be stopped for it, too: other programs may give memory back first."""
 
 
 class Victim(NamedTuple):
@@ -35,7 +35,7 @@ class Victim(NamedTuple):
 
     @property
     def part(self) -> "_Room":
-        """What becomes free."""
+        """The room that becomes free."""
         part = _Room.of_staying(self.process)
         return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
 
@@ -233,7 +233,7 @@ class StartPlan:
         return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
 
     def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
-        """With the levels of their sleep: together, their weights fit into the machine's memory."""
+        """Gives each a level of sleep, so that their weights together fit into the machine's memory."""
         spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, self._present.memory.ram_bytes)
         for other in ordered:
             level = self.level_for(other, spare_bytes) if other.model.rules.on_swap == "sleep" else 0
@@ -272,7 +272,7 @@ class StartPlan:
             self._staying.remove(victim.process)
 
     def _wait(self) -> Placement:
-        """Something must change first; what there is is reserved for this model."""
+        """Waits for a change, and reserves for this model the room that there is."""
         self._is_closed = True
         return Placement("wait")
 
@@ -345,7 +345,7 @@ class _Rank(IntEnum):
 
 @dataclass
 class _Room:
-    """What is left, or the part of it that one process has."""
+    """Slots and memory: all that is left, or the part of one process."""
 
     slots: float
     memory: Need

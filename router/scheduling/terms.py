@@ -55,7 +55,7 @@ UNLIMITED = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits(SeveralModelsConfig):
-    """What all models of a router share: its settings, and what has no flag."""
+    """Limits that all models of a router share, with and without a flag."""
 
     min_stay_s: float = 2.0
     """How long a model that became ready is not stopped for another one."""

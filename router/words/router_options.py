@@ -66,7 +66,7 @@ class ModelsReader:
         self.path = Path(file) if file is not None and not several.words.models else None
         """The file; None for models that the command line names."""
         self.last = CheckedModels({})
-        """Without faults."""
+        """The models when they were last without faults."""
         self._given: Mapping[str, ModelEntry] = {}
         """Its entries as the file has them, without defaults."""
 
