@@ -28,7 +28,7 @@ class Imports(Protocol):
         """From now on imports are not replaced by stand-ins."""
 
     def restore(self) -> bool:
-        """Imports the modules that stand-ins replaced in torch; whether there were any."""
+        """Imports the modules that stand-ins replaced in torch; returns whether there were any."""
 
 
 class IdleWork:

@@ -321,7 +321,7 @@ class BlockingChannel:
         return self.receive_bytes(num_bytes)
 
     def receive_bytes(self, num_bytes: int) -> memoryview:
-        """What follows a message, in memory of its own: aligned for tensors, and writable, or torch warns."""
+        """The bytes behind a message, in own memory: aligned for tensors, and writable, or torch warns."""
         data = memoryview(bytearray(num_bytes))
         try:
             is_complete = self._reader.readinto(data) == num_bytes

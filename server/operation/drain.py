@@ -28,7 +28,7 @@ _POLL_S = 0.02
 
 
 class RunningWork(Protocol):
-    """What computes the running requests: the embedded engine's client, or vLLM's application."""
+    """The part that computes the running requests: the embedded engine's client, or vLLM's application."""
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""

@@ -35,7 +35,7 @@ class AskedEngine(Protocol):
         """Whether it computes on the processor. On a GPU, its processes use the processor to wait, too."""
 
     def has_answered(self) -> bool:
-        """Whether no answer is due. It is asked again then; called once per check."""
+        """Whether the engine owes no answer. If so, it is asked again; called once per check."""
 
 
 class EngineProcesses(Protocol):
@@ -62,7 +62,7 @@ class WatchedServer(Protocol):
         """How many requests it answers."""
 
     def engine_hangs(self, reason: str) -> None:
-        """Fails them, and answers all others with a 503 from now on."""
+        """Fails the running requests, and answers all others with a 503 from now on."""
 
 
 class EngineWatchdog:
@@ -167,7 +167,7 @@ class EngineWatchdog:
         return self._processes.computed_s(is_on_processor=self._engine.is_on_processor)
 
     def _known(self) -> str:
-        """The number of waiting requests, and the stopped processes, if any."""
+        """The number of running requests, and the stopped processes, if any."""
         stopped = self._processes.stopped()
         running = f"since {self._since}, {self._server.num_running} requests run"
         return f"{running}; stopped by a signal: {list_some(stopped)}" if stopped else running

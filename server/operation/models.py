@@ -44,7 +44,7 @@ class ServedAdapter(NamedTuple):
     """An adapter that requests may name as their model."""
 
     adapter_id: int
-    """In the engine; another one each time weights are loaded, so that cached prefixes are not mixed up."""
+    """Its id in the engine. Each load of weights gets a new one, so that cached prefixes are not mixed up."""
     name: str
     path: str
     """As the user wrote it."""

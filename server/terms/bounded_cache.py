@@ -19,7 +19,7 @@ class BoundedCache(Generic[K, V]):
         self._max_entries = max_entries
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.num_bytes = 0
-        """Of all values."""
+        """The size of all values."""
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -134,7 +134,7 @@ def _texts(blocks: list[ContentBlock]) -> list[str]:
 
 
 def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
-    """One message of a user or an assistant: first the results of tools, then what remains."""
+    """One message of a user or an assistant: first the results of tools, then the rest."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     blocks = message.content

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /pooling and /classify: their requests, and what they make of the model's output."""
+"""/v1/embeddings, /pooling and /classify: their requests, and their answers from the model's output."""
 
 import base64
 from typing import Any, TypeVar

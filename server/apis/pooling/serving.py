@@ -36,7 +36,7 @@ class PoolingServeContext(Generic[T]):
     model_name: str
     info: PoolingInfo
     pooling_params: PoolingParams
-    """Those of all prompts."""
+    """The parameters of all prompts."""
     prompts: list[Encoded] = field(default_factory=list)
     """Set by `_preprocess_cmpl_online`."""
     outputs: list[EngineOutput] = field(default_factory=list)
@@ -44,7 +44,7 @@ class PoolingServeContext(Generic[T]):
 
     @property
     def num_tokens(self) -> int:
-        """Those of all prompts."""
+        """The tokens of all prompts."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def list_of(self, data: list[dict[str, Any]]) -> dict[str, Any]:

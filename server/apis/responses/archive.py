@@ -101,7 +101,7 @@ class ResponseArchive:
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
         """A response's input items, after the input and output of the responses that it continues.
 
-        These are left out from the first on that is not kept any more.
+        If one of these responses is not kept any more, it and all before it are left out.
         """
         items: list[msgspec.Raw] = []
         found: StoredResponse | None = stored

@@ -88,7 +88,7 @@ class PackedAttention:
     def attend_in(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
     ) -> torch.Tensor:
-        """What a traced layer calls, with the number of the object; the trace has recorded the options."""
+        """Called by a traced layer with the number of the object; the trace has recorded the options."""
         self = _attentions[attention]
         return self._attend(layer, query, key, value, self._options[layer])
 
@@ -226,7 +226,7 @@ def _attend_to_shared(  # noqa: PLR0913
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
-    """Into how many parts a single sequence's keys are divided, so that all threads have as many to read."""
+    """The number of parts of a single sequence's keys, so that all threads read equally many."""
     slots, kv_heads, length, _ = keys.shape
     num_parts = length // _MIN_PART_TOKENS
     if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):

@@ -1,4 +1,4 @@
-"""Chooses how many threads compute a step, by what other processes leave of the processors.
+"""Chooses how many threads compute a step, by the processor time that other processes leave.
 
 All threads of a matrix product wait for the slowest one, so that a thread without a processor of its own
 costs more than it adds. The kernel accounts for how long threads wait, and for what others use; whether a

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Slots(Protocol):
-    """The memory of slots; one implementation shares that of common beginnings, the other copies them."""
+    """The memory of slots. One implementation shares common beginnings' memory, the other copies them."""
 
     slot_len: int
     """Tokens that a slot has room for."""
@@ -41,7 +41,7 @@ class Slots(Protocol):
         """Takes the memory of a slot of `length` tokens back; what `keep` or other slots hold stays."""
 
     def hide_closed(self, slots: range) -> None:
-        """Before a step reads slots, some of them closed: reading those must not commit memory."""
+        """A step reads a range of slots. Call this first: reading a closed slot must not commit memory."""
 
     def keep(self, slot: int, length: int) -> Any:
         """Holds the first `length` tokens of an open slot until `drop` of the result."""

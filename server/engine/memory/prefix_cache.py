@@ -34,7 +34,7 @@ class PrefixMatch:
 
     length: int
     source: Any
-    """Where it is: a running sequence's slot, or what an entry keeps."""
+    """Where it is: a running sequence's slot, or an entry's kept tokens."""
 
 
 class PrefixCache:

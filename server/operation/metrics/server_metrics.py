@@ -37,7 +37,7 @@ from server.terms.types import EngineInfo, EngineStats, FinishReason
 from server.text.renderers.base import BaseRenderer
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-"""That of Prometheus's text format."""
+"""The media type of Prometheus's text format."""
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
 _SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -83,7 +83,7 @@ class RequestBody(msgspec.Struct):
         return 1
 
     def counted(self) -> Iterable[Counted]:
-        """What the operator's limits of one request apply to."""
+        """The numbers to which the operator's limits of one request apply."""
         return ()
 
 
@@ -222,7 +222,7 @@ def field_names(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
-    """msgspec's sentence, and the field that it is about; of a number out of range, the whole range."""
+    """msgspec's sentence, and its field. For a number out of range, the sentence has the whole range."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")

@@ -1,4 +1,4 @@
-"""What the answers of all APIs share: errors as bodies, events of streams, and sending them."""
+"""The common part of all APIs' answers: errors as bodies, events of streams, and sending them."""
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
@@ -62,7 +62,7 @@ def encode_event(payload: Any) -> bytes:
 
 
 class ErrorDetails(msgspec.Struct):
-    """What a client's library reads, instead of the message."""
+    """Details that a client's library reads instead of the message."""
 
     error_code: str
 

@@ -72,7 +72,7 @@ class IncomingText:
             yield
 
     def give_back(self, text: str) -> None:
-        """The end of what was taken is read again."""
+        """The end of the taken text is read again."""
         self._position -= len(text)
 
     def pass_rest(self, passed: Callable[[str], None]) -> Waiting[None]:
@@ -137,7 +137,7 @@ class TextReader:
         self._events.append(event)
 
     def add_text(self, event: Reasoning | Content | CallArguments) -> None:
-        """Joins what is adjacent and of one kind."""
+        """Adds text, joined to adjacent text of its kind."""
         last = self._events[-1] if self._events else None
         if type(last) is type(event):
             self._events[-1] = type(event)(last.text + event.text)

@@ -24,7 +24,7 @@ _MAX_CONTEXT_TOKENS = 256
 
 
 _PIECE_TOKENS = 2048
-"""Decoded at once: other threads wait meanwhile, up to 2 ms."""
+"""Tokens that are decoded at once: other threads wait for it, up to 2 ms."""
 
 
 MAX_STOP_CHARS = 1024
