@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
-"""Further ones are removed at the next start, oldest first, but none of a server that runs."""
+"""The next start removes older logs, oldest first, but none of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
 """How long a server may close connections: with TLS 1.2, some do so to clients without a certificate."""
@@ -115,7 +115,7 @@ def _remove_old(folder: str) -> None:
 
 
 def _wait(pid: int, reporter: Reporter) -> str | None:
-    """What runs, and where; None if the start has failed."""
+    """Which server runs, and where; None if the start has failed."""
     begin_s = time.monotonic()
 
     def show(polled: Readiness, _: float) -> None:

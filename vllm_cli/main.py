@@ -181,7 +181,7 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _discard_unwritten() -> None:
-    """What is left of output that cannot be written: the interpreter would try again, and exit with 120."""
+    """Drops output that cannot be written: the interpreter would try again, and exit with 120."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()

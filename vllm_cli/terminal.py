@@ -1,4 +1,4 @@
-"""What commands show on a terminal: tables, and on standard error a line about what they wait for."""
+"""Output of commands on a terminal: tables, and on standard error a line about what they wait for."""
 
 import math
 import sys

@@ -128,7 +128,7 @@ def _encode_spreads(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float]
 
 
 def _describe_machine() -> dict[str, Any]:
-    """What influences figures; those of different machines cannot be compared."""
+    """The machine's properties that influence figures: figures of different machines cannot be compared."""
     return {
         "system": platform.platform(terse=True),
         "processor": cpu_model(),

@@ -100,7 +100,7 @@ class _StartedSide:
         self._config = config
         self._standby: BenchStandby | None = None
         self._server: ReadyServer
-        """As it was found by the first start."""
+        """The server's properties, which the first start has found."""
 
     async def prepare(self) -> None:
         """One start that is not measured: checks the command, warms caches, finds the request format.

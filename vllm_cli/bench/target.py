@@ -1,4 +1,4 @@
-"""What is measured, and how: servers that run already, or that the benchmark starts, freezes and stops."""
+"""Measured servers: they run already, or the benchmark starts, freezes and stops them."""
 
 import re
 import shlex

@@ -48,7 +48,7 @@ class _Kept(NamedTuple):
     """A compiled model of this machine or of a location, or something else that is kept."""
 
     name: str
-    """That of its archive in a location."""
+    """The name of its archive in a location."""
     num_bytes: int
     used_s: float | None = None
     """When a start has used it last, in seconds since 1970."""
@@ -179,7 +179,7 @@ def _local_models() -> Iterator[_Kept]:
 
 
 def _archives(address: str) -> Iterator[_Kept]:
-    """Those of a location, with their records; raises LocationError."""
+    """The archives of a location, with their records; raises LocationError."""
     location = open_location(address)
     for stored in location.list():
         record, problem = None, ""
@@ -192,7 +192,7 @@ def _archives(address: str) -> Iterator[_Kept]:
 
 
 def _examine(models: Iterator[_Kept]) -> list[_Kept]:
-    """With what does not fit here."""
+    """The compiled models, each with the reason why it cannot be loaded here."""
     from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
     from startup.vllm_words.installed import find_vllm
 
@@ -216,7 +216,7 @@ def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, har
 
 
 def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
-    """What the limits remove, the one used longest ago first."""
+    """The compiled models that the limits remove, the longest unused one first."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
     for model in ordered:

@@ -119,7 +119,7 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
 def _await(
     send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
 ) -> tuple[Ending, str]:
-    """The outcome of a request that is sent by a thread; meanwhile, the reporter gets what it waits for."""
+    """The outcome of a request that is sent by a thread; meanwhile, the reporter gets the model's state."""
     outcomes: list[tuple[Ending, str]] = []
     sending = threading.Thread(target=lambda: outcomes.append(send()), daemon=True, name="request")
     begin_s = time.monotonic()
