@@ -71,7 +71,7 @@ def find_uv() -> str | None:
 
 
 def read_pip_settings() -> dict[str, str]:
-    """What its files and variables set for `pip install`."""
+    """The settings of pip's files and variables for `pip install`."""
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     places: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.splitlines():

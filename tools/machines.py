@@ -69,7 +69,7 @@ vllm/bin/pip install --quiet --editable repository
 
 
 class MachineError(Exception):
-    """What a machine lacks, or what failed in it."""
+    """A machine lacks something, or something failed in it."""
 
 
 def make(name: str) -> None:
@@ -101,7 +101,7 @@ def _fill(image: Path, suite: str) -> None:
 
 
 def _mirror() -> str:
-    """That of the host, if it is a Debian."""
+    """The host's mirror, if the host is a Debian."""
     sources = [path for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
     text = "\n".join(path.read_text() for path in [*sources, Path("/etc/apt/sources.list")] if path.exists())
     found = re.search(r"https?://\S+/debian/?(?=\s)", text)
