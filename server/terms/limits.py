@@ -24,26 +24,26 @@ class LimitsConfig:
     max_queued_tokens: int | None = setting(
         None,
         "--max-num-queued-tokens",
-        "Most prompt tokens that wait for their first token; then 503 and Retry-After. Unbounded if not given.",
+        "Most prompt tokens that wait for their first token; more get 503 and Retry-After. Unbounded if not given.",
         syntax="count",
         minimum=0,
     )
     max_head_bytes: int = setting(
         65_536,
         "--h11-max-incomplete-event-size",
-        "Largest request line and headers together; else 431.",
+        "Largest request line and headers together; a larger one gets 431.",
         syntax="size",
         minimum=1,
         role="both",
     )
     """Also the most that trailers and the framing of a chunked body may add."""
     max_headers: int = setting(
-        256, "--h11-max-header-count", "Most headers of a request; else 431.", syntax="count", minimum=1, role="both"
+        256, "--h11-max-header-count", "Most headers; more get 431.", syntax="count", minimum=1, role="both"
     )
     max_connections: int = setting(
         16_384,
         "--http-max-connections",
-        "Most connections, within the limit of open files. Then an idle one is closed, or a new one gets 503.",
+        "Most connections, within the limit of open files. Beyond, an idle one is closed, or a new one gets 503.",
         syntax="count",
         minimum=1,
         role="port",
@@ -51,7 +51,7 @@ class LimitsConfig:
     max_body_bytes: int = setting(
         32 << 20,
         "--http-max-body-size",
-        "Largest body without prompt_embeds; else 413.",
+        "Largest body without prompt_embeds; a larger one gets 413.",
         syntax="size",
         minimum=1,
         role="both",
@@ -60,7 +60,7 @@ class LimitsConfig:
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",
-        "Most bytes of bodies and tensors in all requests; then 503. An eighth of free memory if not given.",
+        "Most bytes of bodies and tensors in all requests; more get 503. An eighth of free memory if not given.",
         syntax="size",
         minimum=1,
         role="both",
@@ -68,7 +68,7 @@ class LimitsConfig:
     header_timeout_s: float = setting(
         20.0,
         "--http-header-timeout",
-        "Time for a request's headers, then 408; also for a TLS handshake.",
+        "Time for a request's headers, and for a TLS handshake; later headers get 408.",
         above=0,
         role="port",
     )
@@ -76,7 +76,7 @@ class LimitsConfig:
     body_timeout_s: float = setting(
         30.0,
         "--http-body-timeout",
-        "Time for a body, extended by --http-min-body-rate; then 408.",
+        "Time for a body, extended by --http-min-body-rate; a later body gets 408.",
         above=0,
         role="port",
     )
@@ -92,7 +92,7 @@ class LimitsConfig:
     send_timeout_s: float = setting(
         60.0,
         "--http-send-timeout",
-        "Time for a client to read buffered data; then the connection is closed.",
+        "Time for a client to read buffered data; after it, the connection is closed.",
         above=0,
         role="both",
     )
@@ -100,7 +100,7 @@ class LimitsConfig:
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
-        "Bytes buffered for a slow client; then its response waits until the client reads.",
+        "Most bytes buffered for a slow client; beyond, its response waits until the client reads.",
         syntax="size",
         minimum=1,
         role="both",
@@ -108,7 +108,7 @@ class LimitsConfig:
     max_json_values: int = setting(
         1_000_000,
         "--http-max-json-values",
-        "Most objects, lists, texts and numbers in a body; else 400.",
+        "Most objects, lists, texts and numbers in a body; more get 400.",
         syntax="count",
         minimum=1,
     )
@@ -117,14 +117,14 @@ class LimitsConfig:
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",
-        "Most prompts, inputs or documents of a request; else 400.",
+        "Most prompts, inputs or documents of a request; more get 400.",
         syntax="count",
         minimum=1,
     )
     max_stop_strings: int = from_variable(
         env.VLLM_MAX_STOP_STRINGS,
         "--http-max-stop-strings",
-        "Most stop strings of a request; else 400.",
+        "Most stop strings of a request; more get 400.",
         syntax="count",
         minimum=1,
     )
@@ -132,14 +132,14 @@ class LimitsConfig:
     max_stored_responses: int = setting(
         1024,
         "--http-max-stored-responses",
-        "Most responses of /v1/responses that are kept; then the oldest is dropped. 0 keeps none.",
+        "Most responses of /v1/responses that are kept; beyond, the oldest is dropped. 0 keeps none.",
         syntax="count",
         minimum=0,
     )
     max_stored_bytes: int = setting(
         64 << 20,
         "--http-max-stored-size",
-        "Most bytes of kept responses and their conversations; then the oldest is dropped. 0 keeps none.",
+        "Most bytes of kept responses and their conversations; beyond, the oldest is dropped. 0 keeps none.",
         syntax="size",
         minimum=0,
     )

@@ -122,10 +122,10 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 
 
 @caches.command("prune")
-@click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove what was not used for so long: 30d.")
+@click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove models unused for so long: 30d.")
 @click.option(
     "--keep", "keep_bytes", type=ByteSize(), metavar="SIZE",
-    help="Remove what was used longest ago until the rest has at most this size: 5GiB.",
+    help="Remove the models used longest ago until the rest has at most this size: 5GiB.",
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
@@ -133,7 +133,7 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,
-    help="Remove only why starts of vLLM do not preload: the next ones preload again.",
+    help="Remove only the notes that keep starts of vLLM from preloading: the next ones preload again.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:

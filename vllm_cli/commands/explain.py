@@ -17,7 +17,7 @@ _NOTHING_FAILED: Final = 1
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
 def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
-    """Find in the log of a failed vLLM what failed first, and say what to do.
+    """Find in the log of a failed vLLM what failed first, and show what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
     input. Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. If the log has several

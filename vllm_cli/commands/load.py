@@ -68,7 +68,7 @@ def load(*, model: str, **options: Any) -> int:
 @click.command("sleep")
 @_router_options
 def sleep(*, model: str, **options: Any) -> int:
-    """Have MODEL on a running router fall asleep after its running requests: the GPU's memory is free then.
+    """Put MODEL on a running router to sleep after its running requests: the GPU's memory is free then.
 
     The next request for MODEL, or `vllm-cli load`, wakes it. Start it with --on-swap sleep or --idle-sleep.
 

@@ -32,7 +32,7 @@ _POLL_S: Final = 0.1
     "wanted",
     metavar="ENGINES",
     show_default="vllm if it is installed, else embedded",
-    help=f"What to keep imported, separated by commas: {', '.join(_GROUPS)}.",
+    help=f"Engines to keep imported, separated by commas: {', '.join(_GROUPS)}.",
 )
 @click.option(
     "--model",
