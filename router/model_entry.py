@@ -53,7 +53,7 @@ class BodyChanges:
     set: Mapping[str, Any] = field(default_factory=dict)
     """Keys that get these values, afterwards."""
     set_by_name: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The same for requests with this name of the model, last."""
+    """Keys that get these values last, only in requests with this name of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 _VLLM_BYTES: Final = 1700 << 20
 """Memory of vLLM's processes beside weights and KV cache: measured 1.7 GiB without GPUs."""
 _FOREIGN_BYTES: Final = 256 << 20
-"""The same of other servers."""
+"""Memory of other servers' programs, beside their weights."""
 _WEIGHTS_SHARE: Final = 1.1
 """Weights in memory for each byte on disk: buffers of the computation are about a tenth."""
 _GPU_BYTES: Final = 1 << 30
@@ -87,7 +87,7 @@ class MemoryMeter:
         driver does not name the processes on a GPU, as in a container, the estimate stands for them.
 
         Args:
-            level: of the model's sleep; 0: it is awake.
+            level: the level of the model's sleep; 0: it is awake.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -213,7 +213,7 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     share of the memory if no size is given: then this share is the need. See also `reserved`.
 
     Args:
-        size_bytes: of its weights, as they are loaded.
+        size_bytes: the size of its weights, as they are loaded.
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:

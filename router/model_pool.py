@@ -103,7 +103,7 @@ class ModelPool:
     ) -> None:
         """
         Args:
-            place: what a child gets; called with its entry and the number of its generation.
+            place: returns a child's place; called with its entry and the number of its generation.
             only: the model of a router that never has another one, so that memory decides nothing.
         """
         self.entries: Mapping[str, ModelEntry] = {}

@@ -36,7 +36,7 @@ class Standbys:
         """
         Args:
             find_model: the folder of a model that is on disk, by its entry's name.
-            folder: of the router.
+            folder: the router's folder.
         """
         self._find_model = find_model
         self._folder = Path(folder)
@@ -84,9 +84,9 @@ class OwnStandby:
     def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
         """
         Args:
-            kind: of the template process (`startup.standby.sockets`).
+            kind: the kind of template process (`startup.standby.sockets`).
             find_model: the folder of the model whose class and tokenizer it keeps, too.
-            folder: of its sockets, which it creates.
+            folder: the folder of its sockets, which it creates.
         """
         self._kind = kind
         self._find_model = find_model

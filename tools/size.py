@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, root: Path, room: str) -> Self:
-        """That of the files in git: Markdown in `docs`, Python elsewhere."""
+        """The size of a room's files in git: Markdown in `docs`, Python elsewhere."""
         pattern = f"{room}/*.md" if room == "docs" else f"{room}/*.py"
         paths = [root / name for name in _git(root, "ls-files", "-z", pattern).split("\0") if name]
         texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]

@@ -52,7 +52,7 @@ def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int
 
     Args:
         run: its result is that of this function in the fork.
-        path: of the log.
+        path: the path of the log.
         log: for the fork's output; it is closed here.
         wait: gets the fork's process id; returns a text as soon as it is ready, and None if it has ended.
     """

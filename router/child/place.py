@@ -99,7 +99,7 @@ class Guard:
 
 
 def _guard(read_fd: int, folder: str) -> NoReturn:
-    """In the new process, until the kernel closes the other end of the pipe."""
+    """Runs in the new process, until the kernel closes the other end of the pipe."""
     os.setsid()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

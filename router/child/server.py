@@ -127,7 +127,7 @@ class OwnServer:
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """In the new process."""
+        """Runs in the new process."""
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
@@ -160,7 +160,7 @@ class OwnServer:
         """Returns when it answers requests again; raises SleepError.
 
         Args:
-            size_bytes: of its weights.
+            size_bytes: the size of its weights.
         """
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
@@ -208,7 +208,7 @@ class ForeignServer:
         return text if is_local and await _accepts(self.base_url) else None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """In the new process."""
+        """Runs in the new process."""
         port = str(self._command.port)
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 

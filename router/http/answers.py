@@ -80,7 +80,7 @@ def error_answer(failed: FailedRequestError, path: str) -> web.Response:
 
 
 def error_events(body: ErrorResponse, path: str) -> bytes:
-    """The same as the last events of a stream that has begun."""
+    """The error as the last events of a stream that has begun."""
     failures = failure_format(path)
     return failures.encode_event(failures.to_body(body)) + failures.end
 

@@ -110,7 +110,7 @@ class Call:
     request: web.Request
     entry: ModelEntry
     path: str
-    """As the client has written it, without the prefixes that are the router's."""
+    """The path as the client has written it, without the router's own prefixes."""
     body: ForwardedBody
     may_wait_visibly: bool
     """Whether comments may be sent while it waits: the response will be a stream of events."""

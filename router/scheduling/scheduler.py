@@ -80,8 +80,8 @@ class ModelScheduler:
         """Replaces the models.
 
         Args:
-            restart: those whose process cannot go on. If there is room beside it, the next one starts now and
-                takes over; else it admits nothing more, and the next one starts when it has ended.
+            restart: models whose process cannot go on. With room beside it, the next process starts now and
+                takes over. Without room, it admits nothing more, and the next one starts after its end.
         """
         before, known = self.models, self._known()
         self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}

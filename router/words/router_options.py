@@ -47,7 +47,7 @@ class CheckedModels:
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
-        """As of one model; the check of a fault of the file is `usage`."""
+        """The report, in the form of one model's. Faults of the file have the check `usage`."""
         found = [Finding(fault.check, "error", str(fault)) for fault in self.faults]
         found += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
         for model in self.models.values():

@@ -18,7 +18,7 @@ fast."""
 _TRIM_DELAY_S = 5.0
 """From the last step to trimming the heap, which takes 15 ms."""
 _TRIM_INTERVAL_S = 60.0
-"""The same under lasting load: tensors of many sizes leave gaps that would grow by 20 MiB in ten minutes."""
+"""Trims so often under lasting load: tensors of many sizes leave gaps that grow by 20 MiB in ten minutes."""
 
 
 class Imports(Protocol):

@@ -39,7 +39,7 @@ class PendingSequences:
         self._features = features
         self._adapters = adapters
         self._waiting: dict[str, _Pending] = {}
-        """In order of arrival."""
+        """The waiting sequences in order of arrival."""
 
     @property
     def num_sequences(self) -> int:

@@ -163,7 +163,7 @@ def _find_build(
 
 
 class _WorkIsReady:
-    """In the inbox: the core has work that did not come with a message."""
+    """An item of the inbox: the core has work that did not come with a message."""
 
 
 class _EngineLoop:

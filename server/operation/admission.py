@@ -159,7 +159,7 @@ class RequestTimes:
     render_s: float | None = None
     """From the decoded body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
-    """In the engine's queue."""
+    """Time in the engine's queue."""
     prefill_s: float | None = None
     """From the end of the queue to the first token, or to the pooled result."""
     decode_s: float | None = None

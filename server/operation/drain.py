@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 ERROR_DELIVERY_S = 2
 """How long requests that are ended early have to receive their error."""
 _SHORT_DELIVERY_S = 0.25
-"""The same after a second signal, and for requests that have to be cancelled."""
+"""The time for it after a second signal, and for requests that have to be cancelled."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
 A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""

@@ -47,7 +47,7 @@ class ServedAdapter(NamedTuple):
     """Its id in the engine. Each load of weights gets a new one, so that cached prefixes are not mixed up."""
     name: str
     path: str
-    """As the user wrote it."""
+    """The path as the user wrote it."""
     folder: Path
     parent: str
     """The name of the base model."""
@@ -65,7 +65,7 @@ class LoraAdapters:
 
     @property
     def served(self) -> Iterable[ServedAdapter]:
-        """In the order in which they were loaded."""
+        """The adapters in the order in which they were loaded."""
         return self._adapters.values()
 
     def find(self, name: str | None) -> ServedAdapter | None:
@@ -227,7 +227,7 @@ class ServedModels:
             self._find(name)
 
     def check_generative(self, api_name: str, name: str | None) -> None:
-        """As `check`; raises RequestError (404), too, if the engine has loaded a model that pools."""
+        """Like `check`; raises RequestError (404), too, if the engine has loaded a model that pools."""
         if self._engine.info.pooling is not None:
             raise UnsupportedApiError(api_name)
         self.check(name)

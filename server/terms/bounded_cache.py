@@ -29,7 +29,7 @@ class BoundedCache(Generic[K, V]):
         return self._entries.get(key)
 
     def use(self, key: K) -> V | None:
-        """As `get`; the value is then the last one to be dropped."""
+        """Like `get`; the value is then the last one to be dropped."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)

@@ -104,7 +104,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Prompts share the prefix cache only with prompts of the same salt."""
 
     def of_choice(self, position: int) -> "SamplingParams":
-        """Those of one of a prompt's choices, which differ in the seed only."""
+        """The parameters of one choice of a prompt; choices differ in the seed only."""
         if self.seed is None or not position:
             return self
         seed = (self.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS

@@ -72,11 +72,11 @@ class _Kept(NamedTuple):
 
     @property
     def last_use(self) -> str:
-        """In words."""
+        """The last use in words."""
         return "-" if self.age_s is None else _in_words(self.age_s)
 
     def to_fields(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         facts = {field: getattr(self.record, field, None) for field in ("model", "key", "versions", "compile_s")}
         own = {"num_bytes": self.num_bytes, "age_s": self.age_s, "problem": self.problem}
         return {"name": self.name, "location": self.location, **facts, **own}

@@ -1,1 +1,1 @@
-"""In an installed wheel, the packages base, envs, server and startup; see vllm_cli/own_packages.py."""
+"""Packages of an installed wheel: base, envs, router, server and startup; see vllm_cli/own_packages.py."""

@@ -212,7 +212,7 @@ def _attend_to_shared(  # noqa: PLR0913
     *,
     scale: float | None,
 ) -> torch.Tensor:
-    """As `attend`, but reads the first `num_shared` keys, which are the same in all slots, only once."""
+    """Like `attend`, but reads the first `num_shared` keys, which are the same in all slots, only once."""
     slots, kv_heads, rows, dim = query.shape
     folded = query.transpose(0, 1).reshape(1, kv_heads, slots * rows, dim)
     shared = attend_to_part(folded, keys[:1, :, :num_shared], values[:1, :, :num_shared], scale=scale)

@@ -49,7 +49,7 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
-"""As in vLLM, whose caches use it in paths."""
+"""Limited as in vLLM, whose caches use it in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
 """Without control characters and line breaks: the id is logged and must not imitate another log line."""
 

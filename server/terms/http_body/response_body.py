@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 AsgiMessage = MutableMapping[str, Any]
 Send = Callable[[AsgiMessage], Awaitable[None]]
-"""As in starlette, which the router's environment need not have."""
+"""The type of starlette's `send`: the router's environment need not have starlette."""
 Headers = tuple[tuple[bytes, bytes], ...]
 _RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
 _HEADERS_OF_STATUS: dict[int, Headers] = {

@@ -127,7 +127,7 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "array": read_json,
     "string": str,
 }
-"""In the order in which types are tried."""
+"""Readers of types, in the order in which they are tried."""
 
 
 ONLY_TEXT: Final = frozenset(("string",))

@@ -56,7 +56,7 @@ def base_url() -> str:
 
 
 def report_all(features: Any, **more: Callable[[], Any]) -> None:
-    """As `report`, of an object whose methods are the features that all clients have."""
+    """Like `report`, for an object whose methods are the features that all clients have."""
     report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
 
 

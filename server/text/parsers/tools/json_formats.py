@@ -108,7 +108,7 @@ class HermesParser(MarkedCalls):
 
 
 class Granite4Parser(MarkedCalls):
-    """The same, with arguments that may be a JSON text of JSON."""
+    """Like Hermes, but the arguments may be a JSON text of JSON."""
 
     markers = HermesParser.markers
     call_format = HermesParser.call_format

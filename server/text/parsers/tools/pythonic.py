@@ -131,7 +131,7 @@ class PythonCall(NamedTuple):
 
     name: str
     arguments: str
-    """As JSON."""
+    """The arguments as JSON."""
 
 
 def parse_call(text: str) -> PythonCall | None:
