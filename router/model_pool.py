@@ -76,7 +76,7 @@ class ModelStatus(ModelView):
     """Only while it starts."""
     memory_bytes: int | None
     size_bytes: int | None
-    """The size of its weights on disk; None if they are not there."""
+    """The size of its weights on disk; None if there are none."""
     retry_after_s: float | None
     pid: int | None
     sleep: SleepFigures = field(default_factory=SleepFigures)

@@ -249,7 +249,7 @@ class Child:
                     return f"{self.fault}, and others wait for its memory"
 
     async def _find_fault(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why it must be killed; empty if it is asked to end."""
+        """Why it must be killed; empty if it can be asked to end."""
         if self._failure.done():
             return self._failure.result()
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
@@ -350,7 +350,7 @@ class Child:
             self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
-        """Sends SIGTERM: to a server of ours, which ends its processes itself, or to all of a foreign one."""
+        """Sends SIGTERM to our server, which ends its processes itself; to all processes of a foreign one."""
         is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:

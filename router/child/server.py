@@ -230,14 +230,14 @@ class ForeignServer:
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
-        """The user's `sleep`."""
+        """Sends the user's calls `sleep`."""
         if not self._command.sleep_calls:
             raise SleepRefusedError("`sleep` and `wake` are not given")
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
     async def wake(self, size_bytes: int) -> None:
-        """The user's `wake`; then it must be ready."""
+        """Sends the user's calls `wake`, after which the server must be ready."""
         async with self._session() as session:
             await self._send(session, self._command.wake_calls)
             try:

@@ -56,7 +56,7 @@ class CorsPolicy:
         return self.is_on and origin is not None and self._rules.is_allowed_origin(origin)
 
     def add_headers(self, origin: str | None, headers: MutableMapping[str, str]) -> None:
-        """Adds what a browser needs to show the response to a page of this origin."""
+        """Adds the headers with which a browser shows the response to a page of this origin."""
         if origin is not None:
             headers.update(self._rules.simple_headers)
             if self._rules.preflight_explicit_allow_origin and self.allows(origin):

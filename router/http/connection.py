@@ -148,7 +148,7 @@ class Connection(web.RequestHandler):
         """The body of the last request."""
         self._is_refused = False
         self._is_upgraded = False
-        """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
+        """Whether messages of WebSocket, or of another protocol of an upgrade, follow."""
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
         """Time limit of heads. The reader of a body has its own."""
@@ -187,7 +187,7 @@ class Connection(web.RequestHandler):
                 self._refuse(rejection)
 
     def drop_rest(self) -> None:
-        """Nothing more is read; called before the response, which closes the connection."""
+        """Stops reading; called before the response, which closes the connection."""
         self._is_refused = True
         self._message_tail = b""
 

@@ -73,7 +73,7 @@ class PoolListing:
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
     def readiness(self, name: str) -> dict[str, Any] | None:
-        """Why the model is not ready, with how far its start is; None if it is, or sleeps."""
+        """Why the model is not ready, with the progress of its start; None if it is ready or sleeps."""
         status = self.status_of(name)
         child = self._pool.process_of(name)
         fault = child.fault if child is not None else ""

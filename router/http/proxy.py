@@ -75,7 +75,7 @@ def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers of a response; which pages may read it, only the router says (`access.py`)."""
+    """The headers of a response without CORS: the router decides which pages may read it (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
@@ -197,7 +197,7 @@ class Proxy:
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
-        """The body of a server's short answer to a question of the router; None if it is no success."""
+        """The body of a server's short answer to a question of the router; None after an error."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 

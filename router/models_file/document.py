@@ -73,7 +73,7 @@ class Node:
 
 
 class Findings:
-    """Collects what is wrong with a document."""
+    """Collects the faults and notices of a document."""
 
     def __init__(self, file: str, root: Node | None = None) -> None:
         self.file = file
@@ -247,7 +247,7 @@ class _Reader:
             raise DocumentError(f"{show(node.value)} is no value: {err}; put a text in quotes", line) from err
 
     def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
-        """A key is what is written: `no: ...` names a model `no`."""
+        """Keeps keys as written: `no: ...` names a model `no`."""
         read = Node({}, line)
         merged: list[Node] = []
         for key, value in node.value:

@@ -22,7 +22,7 @@ class _Group:
 
 
 class Exclusions(NamedTuple):
-    """Where the file says which models must not run together."""
+    """The part of the file that excludes models from running together."""
 
     kind: str
     """`groups` or `matrix`."""
@@ -52,7 +52,7 @@ _SETTINGS: Final = ("routing", "router", "settings")
 def apply_groups(
     groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models with what they exclude.
+    """The models, each with the models that it excludes.
 
     As in llama-swap, other servers that are in no group run one at a time. Models of our own that are in no
     group are only bound by memory.
@@ -131,7 +131,7 @@ _TERM: Final = re.compile(r"\+?[\w.-]+")
 def apply_matrix(
     matrix: Mapping[str, Any], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models with what they exclude: all that are in no set with them.
+    """The models, each with the models that it excludes: all that are in no set with it.
 
     Only pairs count. If three models share sets only in pairs, memory decides about them.
     """

@@ -40,7 +40,7 @@ class Macros:
         self._kept = kept
 
     def expand(self, text: str) -> Any:
-        """The text, or the value of another type if it is nothing but the name of one; raises MacroError."""
+        """The text; if it is only a macro, the macro's value, of any type. Raises MacroError."""
         return self._expand(text, ())
 
     def _expand(self, text: str, within: tuple[str, ...]) -> Any:

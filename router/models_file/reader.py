@@ -33,7 +33,7 @@ class Defaults(NamedTuple):
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
-    """The models that have no faults, and all faults of the others.
+    """The models without faults, and all faults of the other models.
 
     Args:
         path: the file.
@@ -94,7 +94,7 @@ class _Reader:
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
     def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
-        """The models with what they exclude."""
+        """The models, each with the models that it excludes."""
         if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
             return entries
         kind, path, content = find_exclusions(self.document, self.findings)

@@ -1,4 +1,4 @@
-"""Checks the keys and types of the file of models by `models.schema.json`, and names those without effect."""
+"""Checks keys and types of the file of models by `models.schema.json`, and names keys without effect."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -49,7 +49,7 @@ def load_schema() -> dict[str, Any]:
 def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
     """Reports values that do not fit the schema, and keys without effect; returns the former's places."""
     wrong: set[KeyPath] = set()
-    faulty = tuple(findings.fault_paths)  # of macros: what stands for them need not fit
+    faulty = tuple(findings.fault_paths)  # of macros: a text with macros need not fit
     for err in Draft202012Validator(load_schema()).iter_errors(document):
         path = tuple(err.absolute_path)
         if err.validator == "additionalProperties":  # the other keys can be checked

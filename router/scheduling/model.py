@@ -104,9 +104,9 @@ class Generation:
 
     @property
     def need(self) -> Need:
-        """The most memory that was seen; before, the estimate.
+        """The most memory that was measured; before the first measurement, the estimate.
 
-        While it falls asleep or wakes it may hold what it needs in both states.
+        While it falls asleep or wakes, the larger one of its needs awake and asleep counts.
         """
         if self.is_asleep:
             return self.rest_need

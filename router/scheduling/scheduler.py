@@ -100,7 +100,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def became_ready(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests; that of a changed entry gets all further ones."""
+        """The generation answers requests. If its entry has changed, it gets all further requests."""
         generation = self.generations.get(number)
         if generation is None or generation.state != "starting":
             return []
@@ -243,7 +243,7 @@ class ModelScheduler:
         """Notes the memory of a generation's processes. The most while it is ready becomes its model's need.
 
         Args:
-            is_settled: False while they may take more: until then it needs at least its estimate.
+            is_settled: False while the processes may take more: then its need is at least the estimate.
         """
         generation = self.generations.get(number)
         if generation is None:

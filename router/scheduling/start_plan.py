@@ -67,7 +67,7 @@ class StartPlan:
         """
         Args:
             free: the memory that is free now; None if it is unknown.
-            settled_s: until then memory of ended processes may come back: the plan counts with the budget.
+            settled_s: until then, memory of ended processes may come back, and only the budget limits.
         """
         self.due_s: float | None = None
         """When time alone can change the plan."""
@@ -81,7 +81,7 @@ class StartPlan:
         self._excluded: set[str] = set()
         """Models that must not start before the models that were placed earlier."""
         self._is_closed = False
-        """Whether an earlier model needs more than there is: no later one may have others stopped."""
+        """Whether an earlier model needs more than there is: then no model is stopped for a later one."""
         held = Need.sum(each.held for each in self._processes)
         self._memory = limits.budget if free is None else limits.budget.at_most(free.plus(held))
         """All memory that models can have now."""

@@ -97,7 +97,7 @@ class ModelCheck:
         return self._guarded(lambda: self._check(entry), entry)
 
     def _guarded(self, check: Callable[[], CheckedModel], entry: ModelEntry) -> CheckedModel:
-        """Runs a check; what it raises is a fault of the entry."""
+        """Runs a check; an error that it raises becomes a fault of the entry."""
         try:
             return check()
         except click.ClickException as err:

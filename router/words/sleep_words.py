@@ -1,4 +1,4 @@
-"""Whether a model that is to sleep can, at which levels, and the flag that vLLM needs for it."""
+"""Whether a model can sleep, at which levels, and the flag that vLLM needs for it."""
 
 from dataclasses import replace
 from typing import Final, NamedTuple

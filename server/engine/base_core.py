@@ -9,7 +9,7 @@ from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingP
 
 
 class BaseCore(ABC):
-    """Used on the engine's thread. Rejects by default what only the other kind of model supports."""
+    """Used on the engine's thread. By default, rejects requests for the other kind of model."""
 
     @property
     @abstractmethod

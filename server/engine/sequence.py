@@ -180,7 +180,7 @@ class Chunk(NamedTuple):
 
 
 def _hash_salt(salt: str) -> int:
-    """With a secret key, so that no client can construct a salt whose prompts match those of others."""
+    """Hashes with a secret key, so that no client can construct a salt with which prompts of others match."""
     digest = blake2b(salt.encode(errors="surrogatepass"), digest_size=8, key=_salt_key()).digest()
     return int.from_bytes(digest, "little", signed=True)
 

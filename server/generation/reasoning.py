@@ -236,7 +236,7 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts the tokens before the last one of a marker of ordinary tokens, which were counted."""
+        """Subtracts the counted tokens of a marker of ordinary tokens: all but its last one."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 

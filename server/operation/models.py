@@ -69,7 +69,7 @@ class LoraAdapters:
         return self._adapters.values()
 
     def find(self, name: str | None) -> ServedAdapter | None:
-        """The adapter of that name; None if there is none, and for no name."""
+        """The adapter of that name; None for an unknown name, and without a name."""
         return self._adapters.get(name) if name else None
 
     async def load_static(self) -> None:

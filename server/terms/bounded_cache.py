@@ -25,7 +25,7 @@ class BoundedCache(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value; None if there is none, or none any more."""
+        """The value; None if it was never added, or was dropped."""
         return self._entries.get(key)
 
     def use(self, key: K) -> V | None:

@@ -244,7 +244,7 @@ class Residency(NamedTuple):
     unknown_bytes: int = 0
     """Bytes whose residency cannot be measured."""
     fuse_bytes: int = 0
-    """Bytes on FUSE: its process reads from files of its own, which are not evicted."""
+    """Bytes on FUSE: the process behind it reads from its own files, which are not evicted."""
 
     @property
     def figures(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class RunningStandby:
 
     pid: int
     state: str
-    """`importing`, `ready` or `failed`, as it reports; `running` for those of other environments."""
+    """`importing`, `ready` or `failed`, as it reports; `running` for standbys of other environments."""
     uptime_s: float
     memory_bytes: int
     """PSS: pages that it shares with servers count in part."""

@@ -1,1 +1,1 @@
-"""Packages of an installed wheel: base, envs, router, server and startup; see vllm_cli/own_packages.py."""
+"""An installed wheel has base, envs, router, server and startup here; see vllm_cli/own_packages.py."""

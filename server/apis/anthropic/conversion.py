@@ -155,7 +155,7 @@ def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
 
 
 def _to_part(block: ContentBlock, *, is_user: bool) -> ChatMessage | None:
-    """The block as a part of the message's content; None if it is none."""
+    """The block as a part of the message's content; None for a block of another kind."""
     if block.type == "text" and block.text:
         return _text_part(block.text)
     if block.type == "image" and block.source is not None:

@@ -125,7 +125,7 @@ class ThreadCount:
         self._change_to(num_threads, lost_share)
 
     def _end(self, trial: _Trial, steps: dict[int, list[float]]) -> bool:
-        """Whether the change was right; without steps of the same size it was."""
+        """Whether the change was right. Without steps of the same size, it counts as right."""
         is_more = self._num_threads > trial.num_before
         ratios = [median(steps[n]) / median(trial.steps_before[n]) for n in steps.keys() & trial.steps_before.keys()]
         was_right = not ratios or median(ratios) < (1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN)

@@ -218,7 +218,7 @@ class LayerTracer:
 
 
 class _Call(NamedTuple):
-    """The arguments of a layer's call: tensors, and what must be the same in each call."""
+    """The arguments of a layer's call: tensors, and values that must be the same in each call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -246,7 +246,7 @@ class _Call(NamedTuple):
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
 
     def run(self, forward: Callable[..., Any], tensors: Seq[torch.Tensor] | None = None) -> Any:
-        """Calls a function with these arguments, or with other tensors in place of theirs."""
+        """Calls a function with these arguments, or with other tensors in place of these tensors."""
         rest = iter(self.tensors if tensors is None else tensors)
 
         def fill(value: Any) -> Any:

@@ -110,7 +110,7 @@ class CacheManager:
         self._shrink_prefixes(0)
 
     def max_prefix(self, sequence: Sequence) -> int:
-        """Most tokens of the sequence's prompt that could come from others."""
+        """Most tokens of the sequence's prompt that could come from other prompts."""
         return 0 if self._prefixes is None else self._prefixes.max_match(sequence)
 
     @property

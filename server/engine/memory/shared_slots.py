@@ -135,7 +135,7 @@ class SharedSlots:
         return self._held[source] if isinstance(source, int) else source or []
 
     def _take_segment(self, slot: int) -> int:
-        """A free segment: what the slot has already, what it had at first, or any other."""
+        """A free segment: the slot's present one, its first one, or any other."""
         present = [mapped.segment for mapped in self.memory.ranges(slot)[-1:]]
         number = next((n for n in (*present, slot) if n in self._free_segments), None)
         if number is None:

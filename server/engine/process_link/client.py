@@ -242,7 +242,7 @@ class EngineClient:
                 self._send(Abort(list(stream.running)))
 
     async def _send_request(self, message: Generate | Pool) -> None:
-        """Waits until most of it is written: what the socket takes, in each turn of the loop.
+        """Waits until most of it is written; each turn of the loop writes as much as the socket takes.
 
         A closed connection is reported by the reader.
         """

@@ -46,7 +46,7 @@ class CallReader:
         return "" if self.has_started else "".join(self._raw)
 
     def read(self) -> Waiting[None]:
-        """Reads up to the end, or up to what cannot be a call."""
+        """Reads up to the end, or up to text that cannot be a call."""
         raise NotImplementedError
 
     def _keep(self, text: str) -> None:
@@ -112,7 +112,7 @@ class CallObject(CallReader):
             self._start(self._name, "{}")
 
     def _read_arguments(self) -> Waiting[str | None]:
-        """Passes them on as they arrive if the name is known; None if the text ends in them."""
+        """Passes arguments on as they arrive, if the name is known; None if the text ends in them."""
         if self._name:
             self._start(self._name)
         self._keep((yield from self._text.expect_all(BLANKS)))

@@ -41,7 +41,7 @@ class IncomingText:
     def find(
         self, pattern: regex.Pattern[str], passed: Callable[[str], None], *, keeps_incomplete: bool = True
     ) -> Waiting[Found | None]:
-        """Consumes up to the first match, and the match; None at the end of the text.
+        """Consumes the text up to and including the first match; None at the end of the text.
 
         `passed` receives the text before the match as it arrives, and, if `keeps_incomplete`, the beginning
         of a match at the end.

@@ -70,7 +70,7 @@ class StopScanner:
         self._stops = [stop for stop in stops if stop]
         self._include = include_in_output
         self._begun = ""
-        """The end of the text as far as it may begin a stop string; held back unless those are included."""
+        """The end of the text that may begin a stop string; held back unless the output has stop strings."""
 
     def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
         """Scans the next piece; with `can_stop` false, stop strings that end in it are ignored."""

@@ -43,7 +43,7 @@ class MarkedCalls(TextReader):
                 yield from self._read_gap(self.markers.get(start, ""))
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        """Reads what follows the marker `start`; returns whether a call has started."""
+        """Reads the text behind the marker `start`; returns whether a call has started."""
         return (yield from self.read_body(CallObject, self.style, start))
 
     def read_body(self, reader: type[CallReader], style: CallStyle, start: str) -> Waiting[bool]:

@@ -17,7 +17,7 @@ _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\
 _LINES_START: Final = regex.compile("<function_calls>")
 
 _STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+(?:'|\\?\Z)|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)""")
-"""An unclosed one goes on to the end: it is not searched again from each quote in it."""
+"""A string literal. An unclosed one goes on to the end: it is not searched again from each quote in it."""
 _ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
 
 _JSON_NAMES: Final = {"null": None, "true": True, "false": False}

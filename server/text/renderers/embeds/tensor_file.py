@@ -130,7 +130,7 @@ _INSTRUCTIONS: Final = b"".join(
 
 @dataclass(frozen=True)
 class _Storage:
-    """All numbers of an entry, which tensors are views of."""
+    """All numbers of an entry; tensors are views of them."""
 
     dtype: str
     numbers: Array
