@@ -1,4 +1,4 @@
-"""Measures the memory of models, router and standbys while they run, and tells the scheduler."""
+"""Measures the memory of models, router and standbys while they run, and reports it to the scheduler."""
 
 import asyncio
 import logging
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
 _NEW_S: Final = 10.0
-"""A new model may still take its memory, such as vLLM its KV cache: it is measured until it takes no more."""
+"""How often a new model is measured, until it takes no more memory, such as vLLM's KV cache."""
 _MODEL_S: Final = 60.0
-"""A measurement costs processor time: then a model is measured as often if it is used."""
+"""How often a used model is measured after that: a measurement costs processor time."""
 _GROWTH: Final = Need(16 << 20, 16 << 20)
 _ROUTER_S: Final = 10.0
 

@@ -29,13 +29,13 @@ class ForeignCommand:
     address: str
     """Where it answers, "http://127.0.0.1:${PORT}"; the key `proxy`."""
     port: int | None
-    """The port that the file names; None: a free one is chosen at each start and replaces `${PORT}`."""
+    """The port that the file names. None: each start chooses a free one, which replaces `${PORT}`."""
     check_endpoint: str = "/health"
-    """The path that answers 200 when the server is ready; "none": it is ready as soon as it listens."""
+    """The path that answers 200 when the server is ready. "none": it is ready as soon as it listens."""
     stop_words: tuple[str, ...] = ()
     """The command that stops it; `${PID}` is not yet replaced. Empty: SIGTERM."""
     sleep_calls: tuple[ServerCall, ...] = ()
-    """What has it fall asleep, one after the other; with these it has `wake_calls`, too."""
+    """The calls that put it to sleep, in their order. If there are any, there are `wake_calls`, too."""
     wake_calls: tuple[ServerCall, ...] = ()
 
 
@@ -53,7 +53,7 @@ class BodyChanges:
     set: Mapping[str, Any] = field(default_factory=dict)
     """Keys that get these values, afterwards."""
     set_by_name: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The same for requests with this name of the model, last."""
+    """Keys that get these values last, only in requests with this name of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,28 +63,28 @@ class ModelEntry:
     name: str
     aliases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    """Of our `serve`: MODEL first, then all flags but those of the address. Empty with `foreign`."""
+    """Words for our `serve`: MODEL first, then all flags but those of the address. Empty with `foreign`."""
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`; `other` with `foreign`."""
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
-    """How long the model stays without a request; None: until its memory is needed."""
+    """How long the model stays without a request. None: it stays until its memory is needed."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """What happens to it when another model needs its memory."""
+    """How it gives way when another model needs its memory."""
     idle_sleep_s: float | None = None
     """How long it stays awake without a request."""
     sleep_levels: tuple[int, ...] = (1, 2)
-    """Those at which it may sleep, the best one first; of a complete entry, those at which it can."""
+    """The levels at which it may sleep, the best one first. A complete entry has only the possible ones."""
     restart_limit: int | None = None
-    """It is started again by itself until so many failures in a row; None: requests start it again."""
+    """The router restarts it until it has failed so often in a row. None: only requests start it again."""
     preload: bool = False
     pinned: bool = False
-    """Never stopped for another model, and not because it is idle."""
+    """It is stopped neither for another model nor because it is idle."""
     concurrency: int | None = None
     """The most requests that are passed to it at once."""
     refuses_excess: bool = False
-    """Whether further requests are refused; else they wait."""
+    """Whether further requests are refused. If not, they wait."""
     unlisted: bool = False
     changes: BodyChanges | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -115,9 +115,9 @@ class Fault:
     key: str = ""
     """The path of the key: `models.qwen.ttl`."""
     file: str = "models.yaml"
-    """The file as the user named it; empty: the command line."""
+    """The file as the user named it. Empty: the fault is in the command line."""
     check: str = USAGE
-    """The check of the preflight that has found it; `usage` for what is not accepted at all."""
+    """The check of the preflight that has found it; `usage` for a key or value that is never accepted."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"

@@ -22,7 +22,7 @@ from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 _VLLM_BYTES: Final = 1700 << 20
 """Memory of vLLM's processes beside weights and KV cache: measured 1.7 GiB without GPUs."""
 _FOREIGN_BYTES: Final = 256 << 20
-"""The same of other servers."""
+"""Memory of other servers' programs, beside their weights."""
 _WEIGHTS_SHARE: Final = 1.1
 """Weights in memory for each byte on disk: buffers of the computation are about a tenth."""
 _GPU_BYTES: Final = 1 << 30
@@ -34,11 +34,11 @@ _NOTHING: Final = ("", "auto", "None")
 """Values of flags that are as if the flag was not given."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes of a weight that is quantized while it is loaded, for each of half precision: those of 4 bits."""
+"""Bytes per byte in half precision, for weights that are quantized (to 4 bits) while they are loaded."""
 
 
 def default_budget() -> int | None:
-    """The memory that the machine has, or the container; None if the system does not tell."""
+    """The memory that the machine or the container has; None if it is unknown."""
     state = read_memory()
     return state.total_bytes if state else None
 
@@ -48,7 +48,7 @@ class MemoryMeter:
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
     vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
-    sizes, and of weights that are converted while they are loaded the headers, once for each model.
+    sizes, once for each model; if weights are converted while they are loaded, also their headers.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
@@ -73,7 +73,7 @@ class MemoryMeter:
         return bool(self._gpus)
 
     def free(self) -> Need | None:
-        """Memory that is really free, of all GPUs together; None if the system does not tell."""
+        """The memory that is free now, with all GPUs added up; None if it is unknown."""
         state = read_memory()
         if state is None:
             return None
@@ -81,13 +81,13 @@ class MemoryMeter:
         return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
 
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
-        """What the processes of a model need: what they use with all that they have started.
+        """The memory that the processes of a model use, together with all processes that they have started.
 
-        It is at least what the model's settings reserve; asleep at level 1, at least its weights. Where the
-        driver does not tell who uses a GPU, as in a container, the estimate stands for it.
+        It is at least what the model's settings reserve; asleep at level 1, at least its weights. If the
+        driver does not name the processes on a GPU, as in a container, the estimate stands for them.
 
         Args:
-            level: of the model's sleep; 0: it is awake.
+            level: the level of the model's sleep; 0: it is awake.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -175,13 +175,13 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
-    """The GPUs that models will use: none if they are hidden."""
+    """The GPUs that models will use. Hidden GPUs do not count."""
     state = read_gpus() if expects_gpu() else None
     return state.gpus if state else ()
 
 
 def weight_bytes(place: Path) -> int:
-    """The size of a model's weights: of those in the folder that are loaded, or of the one file."""
+    """The size of a model's weights: of the files in its folder that are loaded, or of its one file."""
     files: Iterable[Path] = [place]
     if place.is_dir():
         files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
@@ -213,7 +213,7 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     share of the memory if no size is given: then this share is the need. See also `reserved`.
 
     Args:
-        size_bytes: of its weights, as they are loaded.
+        size_bytes: the size of its weights, as they are loaded.
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:
@@ -227,10 +227,10 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 
 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
-    """What the model's own settings take, whatever a measurement says: it may take a part of it later.
+    """The memory that a model's settings reserve: it may take a part of it later than a measurement.
 
-    That is a KV cache whose size is given. Without one, vLLM refuses to start unless its share of each GPU's
-    memory is free, or without GPUs of the machine's. It does not know the limit of a container.
+    This is a KV cache of a given size. Without one, it is vLLM's share of each GPU's memory, or without GPUs
+    of the machine's: vLLM starts only if its share is free. It does not know the limit of a container.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -246,7 +246,7 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
 
 
 class _Given(NamedTuple):
-    """What decides the memory, in the words and variables of a model; None where nothing is given."""
+    """Values in a model's words and variables that decide its memory; None where none is given."""
 
     utilization: float | None
     kv_cache_bytes: int | None

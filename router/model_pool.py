@@ -1,4 +1,4 @@
-"""The models of a router at run time: does what the scheduler decides, and tells it what happens."""
+"""The models of a router at run time: carries out the scheduler's decisions, and reports events to it."""
 
 import asyncio
 import difflib
@@ -57,7 +57,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 @dataclass
 class SleepFigures:
-    """Of one model. The verbs are `sleep` and `wake`."""
+    """Figures about one model's sleep. The verbs are `sleep` and `wake`."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last_s: dict[str, float] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class ModelStatus(ModelView):
     """Only while it starts."""
     memory_bytes: int | None
     size_bytes: int | None
-    """Of its weights on disk; None if they are not there."""
+    """The size of its weights on disk; None if there are none."""
     retry_after_s: float | None
     pid: int | None
     sleep: SleepFigures = field(default_factory=SleepFigures)
@@ -87,7 +87,7 @@ class _Life(NamedTuple):
 
     child: Child
     task: asyncio.Task[None]
-    """Until all of its processes have ended."""
+    """Runs until all of its processes have ended."""
 
 
 class ModelPool:
@@ -103,7 +103,7 @@ class ModelPool:
     ) -> None:
         """
         Args:
-            place: what a child gets; called with its entry and the number of its generation.
+            place: returns a child's place; called with its entry and the number of its generation.
             only: the model of a router that never has another one, so that memory decides nothing.
         """
         self.entries: Mapping[str, ModelEntry] = {}
@@ -128,10 +128,10 @@ class ModelPool:
         self._exit_codes: dict[str, int] = {}
         self._sleep = defaultdict[str, SleepFigures](SleepFigures)
         self._orders: set[asyncio.Task[None]] = set()
-        """To fall asleep, and to wake."""
+        """Running orders to fall asleep or to wake."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
-        """Of each request between its arrival and its admission."""
+        """Ticket -> future, for each request between its arrival and its admission."""
         self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
@@ -217,7 +217,7 @@ class ModelPool:
         return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
-        """Its process in whatever state: one that starts may answer what it knows already."""
+        """Its process in any state. Even while it starts, it may answer some questions."""
         life = self._lives.get(self._current_of(name))
         return None if life is None else life.child
 
@@ -299,7 +299,7 @@ class ModelPool:
         return statuses
 
     def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
-        """What the embedded engine's stop leaves in a standby is shown in the same words."""
+        """A stopped embedded engine whose imports stay in a standby is shown as asleep, too."""
         is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
         return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
 
@@ -384,7 +384,7 @@ class ModelPool:
         self._lives[number] = _Life(child, task)
 
     def _order(self, number: int, level: int) -> None:
-        """Has a process fall asleep at a level, or wake (0)."""
+        """Puts a process to sleep at a level, or wakes it (0)."""
         if self._only is not None and level == 1:
             level = self._level_of_only(self._scheduler.generations[number].levels)
         child = self._lives[number].child
@@ -417,7 +417,7 @@ class ModelPool:
         self._apply(event(number, time.monotonic()))
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """It is stopped, or killed: a request starts it again."""
+        """Stops or kills a process that did not obey. The next request starts the model again."""
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
         if verb == "wake" or not isinstance(err, SleepRefusedError):
             child.fail(reason)
@@ -426,7 +426,7 @@ class ModelPool:
         self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
-        """Once: models of vLLM on a GPU change places faster asleep."""
+        """Logs once that models of vLLM on a GPU change places faster with sleep."""
         others = (entry for entry in self.entries.values() if entry.name != stopped.name and entry.engine == "vllm")
         if self._has_named_sleep or stopped.should_sleep or stopped.engine != "vllm" or self.is_draining:
             return
@@ -494,7 +494,7 @@ class ModelPool:
         self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 
     def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
-        """Whether the router ends with the only model, whose own lines tell why."""
+        """Whether the router ends with the only model. The model's own log lines say why it ended."""
         return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
@@ -523,5 +523,5 @@ class ModelPool:
 
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
-    """Whether its process cannot go on: what only the router uses may change."""
+    """Whether its process must be replaced. Values that only the router uses may change without that."""
     return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)

@@ -66,7 +66,7 @@ class RouterOptions:
     """The settings of a router."""
 
     config: StartupConfig
-    """Of the router's own flags; the keys of the file of models are among its keys."""
+    """The values of the router's own flags. Its API keys include the keys of the file of models."""
     entries: Mapping[str, ModelEntry]
     """By name, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
@@ -75,11 +75,11 @@ class RouterOptions:
     """The file, which is watched."""
     limits: SchedulerLimits
     find_template_kinds: Callable[[], tuple[str, ...]]
-    """Of the standbys that the router keeps for its present models; none if their starts are to be cold."""
+    """The kinds of standbys to keep for the present models; empty if the models shall start cold."""
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
     only: str | None = None
-    """The one model of `serve MODEL --idle-stop`, for all requests; if its first start fails, all ends."""
+    """The model of `serve MODEL --idle-stop`, for all requests. If its first start fails, the router ends."""
     model_has_keys: bool = False
     """Whether its own server checks the router's keys: they are in its file."""
 
@@ -115,7 +115,7 @@ def run_router(options: RouterOptions) -> int:
 
 
 class _Secrets(NamedTuple):
-    """What the router's files of keys and TLS hold."""
+    """The contents of the router's files of keys and TLS."""
 
     api_keys: ApiKeys
     tls: RenewableTls | None
@@ -279,7 +279,7 @@ class _Router:
     # Signals
 
     def _handle_signals(self) -> None:
-        """SIGHUP reads the file of models again; without one it ends the router, as it does a server."""
+        """SIGHUP reads the file of models again. Without such a file it ends the router, like a server."""
         loop = asyncio.get_running_loop()
         has_file = self._options.reload is not None
         for number in _ENDING if has_file else (*_ENDING, signal.SIGHUP):
@@ -294,7 +294,7 @@ class _Router:
                 loop.add_signal_handler(number, self._suspend, number)
 
     def _suspend(self, number: int) -> None:
-        """Job control: stops the models' process groups and this process; returns once it is continued."""
+        """Stops the models' process groups and this process (job control); returns once it is continued."""
         loop = asyncio.get_running_loop()
         self._pool.signal_groups(number)
         loop.remove_signal_handler(number)
@@ -318,7 +318,7 @@ class _Router:
     # The file of models
 
     def _request_reload(self) -> None:
-        """The file has changed, or SIGHUP: reads it; once more if it changes meanwhile."""
+        """Reads the file after a change or SIGHUP; reads it once more if it changes meanwhile."""
         assert self._options.reload is not None
         self._wants_reload = True
         if self._reloading is None or self._reloading.done():

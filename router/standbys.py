@@ -36,17 +36,17 @@ class Standbys:
         """
         Args:
             find_model: the folder of a model that is on disk, by its entry's name.
-            folder: of the router.
+            folder: the router's folder.
         """
         self._find_model = find_model
         self._folder = Path(folder)
         self._standbys: dict[str, OwnStandby] = {}
 
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
-        """Has those that are missing started; returns those that are not needed any more, to be closed.
+        """Adds the missing standbys, which `tend` starts; returns the unneeded ones, which the caller closes.
 
         Args:
-            entries: of each kind, the first model's class and tokenizer are kept, too.
+            entries: a standby also keeps the class and the tokenizer of the first model of its kind.
         """
         names: dict[str, str] = {}
         for entry in entries:
@@ -59,7 +59,7 @@ class Standbys:
         return unneeded
 
     async def tend(self) -> None:
-        """Starts those that are due; called regularly."""
+        """Starts the standbys that are due; called regularly."""
         for standby in [*self._standbys.values()]:
             await standby.tend()
 
@@ -84,9 +84,9 @@ class OwnStandby:
     def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
         """
         Args:
-            kind: of the template process (`startup.standby.sockets`).
+            kind: the kind of template process (`startup.standby.sockets`).
             find_model: the folder of the model whose class and tokenizer it keeps, too.
-            folder: of its sockets, which it creates.
+            folder: the folder of its sockets, which it creates.
         """
         self._kind = kind
         self._find_model = find_model

@@ -5,7 +5,7 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class InterfaceContract(Contract):
-    """Of the modules of `room`, others import exactly those that `public` names."""
+    """Other rooms import all modules in `public` of `room`, and no other module of it."""
 
     type_name = "interface"
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tools.install [--compile-bytecode] -c constraints.txt -e '.[embedded]'
 
-uv is the one on PATH; without it, the one that constraints.txt names is installed. The user's settings of pip
+uv comes from PATH. If there is none, the version in constraints.txt is installed. The user's settings of pip
 apply to uv, too. With a setting that uv lacks, or if uv fails, pip installs the same, and compiles always.
 Standard library only: nothing else is installed yet.
 """
@@ -71,7 +71,7 @@ def find_uv() -> str | None:
 
 
 def read_pip_settings() -> dict[str, str]:
-    """What its files and variables set for `pip install`."""
+    """The settings of pip's files and variables for `pip install`."""
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     places: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.splitlines():
@@ -86,7 +86,7 @@ def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Variables and words for uv.
 
     Raises:
-        UnknownSettingError: uv cannot install as pip is told to.
+        UnknownSettingError: uv cannot install with these settings of pip.
     """
     variables: dict[str, str] = {}
     constraints: list[str] = []

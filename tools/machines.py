@@ -7,9 +7,9 @@
     python3 -m tools.machines remove NAME
 
 A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
-process ids of their own. Of the host they see /dev, /sys and the network, and the variables of pip and uv.
-debootstrap(8) fills an image from the host's mirror, once a week; each machine is a copy. Needs root and 12
-GiB, but nothing that `make` installs.
+process ids of their own. They see the host's /dev, /sys and network, and its variables of pip and uv. Once a
+week, debootstrap(8) fills an image from the host's mirror. Each machine is a copy of the image. Needs root
+and 12 GiB, but nothing that `make` installs.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _DEBIAN_PACKAGES: Final = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1 >/dev/null
 """
-"""What vLLM needs; the mirror may be a snapshot."""
+"""Installs packages that vLLM needs. The mirror may be a snapshot."""
 _SERVE_VLLM: Final = """
 model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's/^on disk: //p')
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
@@ -69,7 +69,7 @@ vllm/bin/pip install --quiet --editable repository
 
 
 class MachineError(Exception):
-    """What a machine lacks, or what failed in it."""
+    """A machine lacks something, or something failed in it."""
 
 
 def make(name: str) -> None:
@@ -101,7 +101,7 @@ def _fill(image: Path, suite: str) -> None:
 
 
 def _mirror() -> str:
-    """That of the host, if it is a Debian."""
+    """The host's mirror, if the host is a Debian."""
     sources = [path for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
     text = "\n".join(path.read_text() for path in [*sources, Path("/etc/apt/sources.list")] if path.exists())
     found = re.search(r"https?://\S+/debian/?(?=\s)", text)

@@ -3,7 +3,7 @@
     python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [ray]
         [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
 
-`make peers` and `make gpu-env` run it. What is there is kept, so it can be run again.
+`make peers` and `make gpu-env` run it. It keeps finished environments, so it can be run again.
 
 vllm          vLLM for CPU, without torchvision, torchaudio and torchcodec
 vllm@VERSION  another version of it; shares its files with `vllm`

@@ -1,4 +1,4 @@
-"""`make size`: lines, lines of code and files of each room against `size.txt`; exit code 1 above it.
+"""`make size` compares lines, lines of code and files of each room with `size.txt`; exit code 1 above it.
 
 A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 
@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, root: Path, room: str) -> Self:
-        """That of the files in git: Markdown in `docs`, Python elsewhere."""
+        """The size of a room's files in git: Markdown in `docs`, Python elsewhere."""
         pattern = f"{room}/*.md" if room == "docs" else f"{room}/*.py"
         paths = [root / name for name in _git(root, "ls-files", "-z", pattern).split("\0") if name]
         texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]

@@ -28,7 +28,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, i
 
 
 def _noted(log: Path) -> tuple[list[str], dict[str, str]]:
-    """Of the last run."""
+    """The words and variables of the last run."""
     text = log.read_text()
     words, variables = json.loads(text[text.rindex("[[") :])
     return words, variables

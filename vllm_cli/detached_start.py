@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
-"""Further ones are removed at the next start, oldest first, but none of a server that runs."""
+"""The next start removes older logs, oldest first, but none of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
 """How long a server may close connections: with TLS 1.2, some do so to clients without a certificate."""
@@ -38,7 +38,7 @@ _STOP_S: Final = 60.0
 def start_detached(words: Sequence[str]) -> int | None:
     """Returns 0 when the server is ready, else the exit code of its start.
 
-    In the fork: the exit code of a server that a standby has forked, else None: it goes on as the server.
+    In the fork, returns the exit code of a server that a standby has forked. If None, the fork is the server.
     """
     path, log = _create_log()
     return detach(partial(_begin_again, words), path, log, _wait)
@@ -52,7 +52,7 @@ def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int
 
     Args:
         run: its result is that of this function in the fork.
-        path: of the log.
+        path: the path of the log.
         log: for the fork's output; it is closed here.
         wait: gets the fork's process id; returns a text as soon as it is ready, and None if it has ended.
     """
@@ -87,7 +87,7 @@ def _enter_session(log: IO[bytes]) -> None:
 
 
 def _begin_again(words: Sequence[str]) -> int | None:
-    """What the process has done before the command was parsed, as if it had been started with these words."""
+    """Repeats the steps before the command's parsing, as if the process had begun with these words."""
     words = ["serve", *words]
     sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] = words
     sys.argv[1:] = words
@@ -115,7 +115,7 @@ def _remove_old(folder: str) -> None:
 
 
 def _wait(pid: int, reporter: Reporter) -> str | None:
-    """What runs, and where; None if the start has failed."""
+    """Which server runs, and where; None if the start has failed."""
     begin_s = time.monotonic()
 
     def show(polled: Readiness, _: float) -> None:

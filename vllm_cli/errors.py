@@ -20,12 +20,12 @@ class ConnectionFailedError(click.ClickException):
 
 
 class CommandGroup(click.Group):
-    """A group for which an unknown command is a usage error with a suggestion."""
+    """A group that answers an unknown command with a usage error and a suggestion."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Ends with the error before click words its own."""
+        """Raises the error before click writes its own."""
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
             whole = f"{self.name} {args[0]}"

@@ -46,7 +46,7 @@ COMMANDS: Final = (
     CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
     CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, and show its phase."),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),
-    CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Have one model give the GPU's memory back."),
+    CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put one model to sleep, to free the GPU's memory."),
     CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of a server that has several."),
     CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
@@ -181,7 +181,7 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _discard_unwritten() -> None:
-    """What is left of output that cannot be written: the interpreter would try again, and exit with 120."""
+    """Drops output that cannot be written: the interpreter would try again, and exit with 120."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()

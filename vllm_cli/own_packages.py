@@ -6,8 +6,8 @@ installed wheel has these packages in `vllm_cli/packages`, a checkout beside `vl
 package of this program; forks inherit it. The helper processes run isolated (`python -I`), without the user's
 folders.
 
-Of a name that both have, the package is ours. What it lacks is the user's, as with `--middleware
-server.auth.check`: a submodule is searched in the user's folders, and an attribute in the user's module.
+If both have a package of a name, ours is imported. A submodule that it lacks is searched in the user's
+folders, and an attribute in the user's module, as for `--middleware server.auth.check`.
 
 This finder is not the one of `startup.imports`: it is what makes `startup` importable.
 """
@@ -67,7 +67,7 @@ class _UsersModule:
         self._module: ModuleType | None = None
 
     def attribute(self, name: str) -> "Any":
-        """Of the user's module; raises AttributeError if there is none, or a submodule of ours."""
+        """An attribute of the user's module; raises AttributeError without one, and for our submodules."""
         package = self._own.__name__
         if not name.startswith("__") and PathFinder.find_spec(f"{package}.{name}", self._own.__path__) is None:
             if self._module is None:

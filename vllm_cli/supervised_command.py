@@ -1,4 +1,4 @@
-"""A command of which nothing is left when this process ends, also by SIGKILL."""
+"""A command whose processes all end when this process ends, even by SIGKILL."""
 
 import contextlib
 import shlex

@@ -26,7 +26,7 @@ _POLL_S = 0.2
 EXIT_DELAY_S = 3 * _POLL_S
 """Time from the server's exit to the supervisor's, unless the machine is very busy."""
 CANNOT_RUN = 127
-"""Exit status when the command cannot be executed; the same as a shell's."""
+"""Exit status when the command cannot be executed, as in a shell."""
 
 
 def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""What commands show on a terminal: tables, and on standard error a line about what they wait for."""
+"""Output of commands on a terminal: tables, and on standard error a line about what they wait for."""
 
 import math
 import sys
@@ -52,7 +52,7 @@ class Reporter:
 
 
 def printable(row: Sequence[str]) -> tuple[str, ...]:
-    """Escapes control characters, for what is not trusted: names of models, responses of servers."""
+    """Escapes control characters of untrusted text: names of models, responses of servers."""
     return tuple(escape_controls(cell).replace("\n", "\\n") for cell in row)
 
 

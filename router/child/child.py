@@ -38,16 +38,16 @@ _POLL_SHARE: Final = 0.01
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""What counts of one check: a pause of the router is no silence of the server."""
+"""The most silence that one check adds: a pause of the router is no silence of the server."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
 
 class ChildPlace(NamedTuple):
-    """What a child gets from the router."""
+    """The things that a child gets from the router."""
 
     socket_path: str
-    """Where a server of ours listens; also the mark of all its processes (`router.child.place`)."""
+    """Where a server of ours listens. It also marks all processes of that server (`router.child.place`)."""
     environment: Mapping[str, str]
     """The whole environment, without the variables of the entry."""
     relay: LogRelay
@@ -75,7 +75,7 @@ class Child:
         self.is_end_awaited: Callable[[], bool] = lambda: False
         """Whether another model waits for its memory, or somebody for its end."""
         self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Set once its server does not do what it was told."""
+        """Set once its server has failed to carry out an order."""
         self._silent_s = 0.0
         """How long it has not answered, after it had served."""
         self._is_hung = False
@@ -86,22 +86,22 @@ class Child:
 
     @property
     def base_url(self) -> str:
-        """Of its server."""
+        """The address of its server."""
         return self._server.base_url
 
     @property
     def fault(self) -> str:
-        """What is wrong with a server that was ready; empty if nothing is known."""
+        """The fault of a server that was ready; empty if none is known."""
         return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
 
     @property
     def connector(self) -> aiohttp.BaseConnector:
-        """Its connections, any number; closed when its processes have ended."""
+        """Connections to its server, without a limit; closed when its processes have ended."""
         return self._server.connector
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Its first process, and the one that listens, if that is another one: a standby has forked it."""
+        """Its first process, and the listening process, if a standby has forked another one for that."""
         first = 0 if self.process is None else self.process.pid
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
@@ -133,7 +133,7 @@ class Child:
         return None if self._wants_stop.is_set() and not self._is_hung else self._reason.result()
 
     async def end_reason(self) -> str:
-        """Why a connection to it failed: waits a moment for its end; empty if it still runs."""
+        """Waits a moment for its end, and returns why it ended; empty if it still runs."""
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
@@ -155,9 +155,9 @@ class Child:
         self._wants_stop.set()
 
     def drain(self) -> None:
-        """The router ends: ours answer their running requests by themselves, a command waits for `stop`.
+        """The router ends: our server finishes its running requests by itself, a command runs until `stop`.
 
-        Without a `stop`, it is stopped and killed when a server of ours would be.
+        Without that call, a command is stopped and killed after the time that a server of ours has.
         """
         if not self._server.is_foreign:
             self.stop()
@@ -183,7 +183,7 @@ class Child:
     async def _until_it_ends(
         self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
     ) -> str | None:
-        """Returns when it has ended, or is to end; why, if it is not its own end or a request."""
+        """Waits until it has ended or must end. Returns why, unless it ended by itself or by request."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
                 return obstacle
@@ -221,10 +221,10 @@ class Child:
             await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
     async def _find_hang(self) -> str:
-        """Returns why the server counts as hung: its watchdog says so of the engine, or it does not answer.
+        """Returns why the server counts as hung: it reports a hung engine (its watchdog), or does not answer.
 
-        The watchdog runs on the server's event loop, so it cannot tell that this one hangs. A command is not
-        asked: it may have no such answer.
+        The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A command is
+        not asked, because it may have no such answer.
         """
         if self._server.is_foreign:
             await asyncio.Event().wait()
@@ -249,14 +249,14 @@ class Child:
                     return f"{self.fault}, and others wait for its memory"
 
     async def _find_fault(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why it must be killed; empty if it is asked to end."""
+        """Why it must be killed; empty if it can be asked to end."""
         if self._failure.done():
             return self._failure.result()
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
         return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
-        """Why it hangs; empty if it does not. Its requests may have ended because it does."""
+        """Why it hangs; empty if it does not. A hang may be why it has no requests any more."""
         if self._server.is_foreign:
             return ""
         async with self._session() as session:
@@ -310,7 +310,7 @@ class Child:
     # Its end
 
     async def _finish(self) -> int | None:
-        """Returns when all of its processes have ended: how the first one has; None if there was none."""
+        """Waits until all of its processes have ended. Returns how the first one did; None without one."""
         code = None
         if self.process is not None:
             has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
@@ -332,17 +332,17 @@ class Child:
         return code
 
     def _find_stop_s(self) -> float:
-        """How long it may take to end; one that does not answer ends no requests."""
+        """How long it may take to end. It gets less time if it does not answer: it cannot finish requests."""
         if not self._is_silent:
             return self._server.stop_s
         logger.warning("%s does not answer: it is killed after %g s", self.entry.name, ERRORS_S)
         return ERRORS_S
 
     def _note_processes(self) -> None:
-        """Takes note of what belongs to it now, at its readiness and before its stop.
+        """Notes the processes that belong to it, at its readiness and before its stop.
 
-        After an end, orphans cannot be found in this way. Those of a start that crashes end with their
-        process group, by their own death pipes, or as marked ones (`router.child.place`).
+        After its end, orphans cannot be found in this way. Orphans of a crashed start end with their
+        process group, by their own death pipes, or by their mark (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._processes.add(self.pids)
@@ -350,7 +350,7 @@ class Child:
             self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
-        """Sends SIGTERM: to a server of ours, which ends its processes itself, or to all of a foreign one."""
+        """Sends SIGTERM to our server, which ends its processes itself; to all processes of a foreign one."""
         is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:
@@ -388,7 +388,7 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Why it has ended; after a signal without lines that explain nothing."""
+        """Why it has ended. After a signal, log lines count only if they explain it."""
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
@@ -405,7 +405,7 @@ def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, st
 def _become(
     execute: Callable[[Mapping[str, str]], NoReturn], environment: Mapping[str, str], output_fd: int
 ) -> NoReturn:
-    """In the new process."""
+    """Runs in the new process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(output_fd, 1)

@@ -21,7 +21,7 @@ _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14
 _MOST_KEPT: Final = 1 << 16
 _MOST_WAITING: Final = 1 << 22
-"""Bytes that wait for a standard error that nobody reads; what comes then is left out."""
+"""The most bytes that wait while nobody reads standard error; further ones are dropped."""
 _NUM_LAST_LINES: Final = 3
 _LAST_LINES_CHARACTERS: Final = 600
 
@@ -62,7 +62,7 @@ class LogRelay:
 
     def _run(self) -> None:
         while (block := self._next()) is not None:
-            with suppress(OSError):  # nobody can be told
+            with suppress(OSError):  # nobody reads it any more
                 _write_all(self._fd, block)
 
     def _next(self) -> bytes | None:
@@ -119,7 +119,7 @@ class ChildLog:
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
     ) -> str:
-        """What has failed, as `vllm-cli explain` tells it; else its exception, or its last lines.
+        """The failure in the words of `vllm-cli explain`. If unknown: the exception, or the last lines.
 
         Args:
             words: the process's command line, whose secrets may be quoted.
@@ -152,7 +152,7 @@ class ChildLog:
         self._take(lines)
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        """Keeps lines and relays them; of a progress bar, whose states end with \\r, the last state."""
+        """Keeps lines and relays them. The states of a progress bar end with \\r: only the last one stays."""
         relayed = []
         for line in lines:
             shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]

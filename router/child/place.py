@@ -1,8 +1,8 @@
-"""Where the models' processes live: their sockets and their environment; what ends them after the router.
+"""Where the models' processes live (sockets, environment), and how they are ended after the router.
 
-The kernel ends the servers and commands that the router has started when the router ends. What a user's
-command has started itself is found by a variable that it has inherited: VCLI_ROUTER. A guard does so after a
-router that was killed.
+When the router ends, the kernel ends the servers and commands that it has started. A user's command may
+have started further processes: the router finds them by the variable VCLI_ROUTER, which they inherit. If the
+router was killed, a guard finds them.
 """
 
 import os
@@ -41,7 +41,7 @@ class ChildPlaces:
 
     @property
     def folder(self) -> str:
-        """Of the sockets."""
+        """The folder of the sockets."""
         return str(self._folder)
 
     def socket_path(self, number: int) -> str:
@@ -49,7 +49,7 @@ class ChildPlaces:
         return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a process: the router's, without what is only for the router."""
+        """The environment of a process: the router's environment without its own variables."""
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Guard:
 
 
 def _guard(read_fd: int, folder: str) -> NoReturn:
-    """In the new process, until the kernel closes the other end of the pipe."""
+    """Runs in the new process, until the kernel closes the other end of the pipe."""
     os.setsid()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

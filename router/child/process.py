@@ -1,4 +1,4 @@
-"""A process that ends with the one that starts it, however that ends: a server, or another program."""
+"""A child process, a server or another program, that ends with its parent, however the parent ends."""
 
 import os
 import resource
@@ -84,26 +84,26 @@ class ChildProcess:
         os.waitpid(self.pid, 0)
 
     def poll(self) -> int | None:
-        """How the process has ended: its exit code, or -N after signal N; None while it runs."""
+        """The exit code of the process, or -N after signal N; None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""As this process was started with it, before it raises its own."""
+"""The limit with which this process was started; it raises its own later."""
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's variables without those that are only for the router."""
+    """This process's environment without the router's own variables."""
     own = {variable.name for variable in _OWN}
     return {name: value for name, value in foreign.snapshot().items() if name not in own}
 
 
 def _restore_signals(mask: set[int]) -> None:
-    """Gives a new process the signals as a program that is executed has them.
+    """Gives a new process the signal handling of a program that was just executed.
 
-    Until then its signals are blocked: a handler here would tell the event loop of the parent, whose
-    descriptors this process has, that the parent was signalled.
+    Until then its signals are blocked. This process shares the descriptors of its parent's event loop: a
+    handler that runs here would make the parent believe that it was signalled itself.
     """
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():

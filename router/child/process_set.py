@@ -13,13 +13,13 @@ class ProcessSet:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._fds: dict[int, int] = {}
-        """Of each process that was added: its pidfd, until it has ended."""
+        """Process id -> pidfd, for each added process until it has ended."""
         self._known: set[int] = set()
-        """All that were added, also those that have ended."""
+        """All processes that were ever added."""
         self._change = asyncio.Event()
 
     def add(self, pids: Iterable[int]) -> None:
-        """Adds processes; those that have ended already are ignored."""
+        """Adds processes; ignores processes that have ended already."""
         for pid in pids:
             if pid not in self._known:
                 with suppress(OSError):
@@ -29,7 +29,7 @@ class ProcessSet:
 
     @property
     def pids(self) -> list[int]:
-        """Those that were added and have not ended."""
+        """The added processes that have not ended."""
         return list(self._fds)
 
     def is_running(self, pid: int) -> bool:

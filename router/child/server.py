@@ -23,7 +23,7 @@ from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
-"""How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
+"""How long a command, or our server without --shutdown-timeout, may take to end after SIGTERM."""
 ERRORS_S: Final = 5.0
 """How long a server may take to end after its requests' time to finish."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
@@ -36,7 +36,7 @@ _SLEEP_S: Final = 60.0
 """How long a server may take to fall asleep."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""The same to wake, and what each GiB of its weights adds: level 2 reads them again."""
+"""How long it may take to wake, and the time that each GiB adds: level 2 reads the weights again."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
@@ -46,7 +46,7 @@ _PID: Final = "${PID}"
 
 
 class ChildProgress(NamedTuple):
-    """How far a start is, as its server tells it."""
+    """How far a start is, as the server reports it."""
 
     phase: str
     fraction: float | None = None
@@ -64,7 +64,7 @@ class ChildReadiness(NamedTuple):
     is_ready: bool
     progress: ChildProgress | None = None
     hang: str = ""
-    """What its watchdog says of an engine that hangs."""
+    """The report of its watchdog about a hanging engine."""
 
 
 class SleepError(Exception):
@@ -81,7 +81,7 @@ class SleepTimeoutError(SleepError):
 
 
 class SleepRefusedError(SleepError):
-    """It takes no such order, or says that it cannot: it is as it was."""
+    """It takes no such order, or refuses it. Nothing has changed."""
 
     kind = "refused"
 
@@ -115,7 +115,7 @@ class OwnServer:
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
     def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The first number of the flag's last value and the others; the server itself tells a wrong value."""
+        """The first number among the flag's last value and the others. The server rejects a wrong value."""
         given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
         for value in (*given[-1:], *otherwise):
             with suppress(ValueError):
@@ -127,7 +127,7 @@ class OwnServer:
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """In the new process."""
+        """Runs in the new process."""
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
@@ -160,7 +160,7 @@ class OwnServer:
         """Returns when it answers requests again; raises SleepError.
 
         Args:
-            size_bytes: of its weights.
+            size_bytes: the size of its weights.
         """
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
@@ -202,18 +202,18 @@ class ForeignServer:
         self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
 
     async def find_obstacle(self) -> str | None:
-        """Another process on its port would answer in its name."""
+        """Names another process on its port, which would answer in its place."""
         is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """In the new process."""
+        """Runs in the new process."""
         port = str(self._command.port)
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """Any answer but 200 means: not yet."""
+        """The server is ready once it answers 200."""
         if self._command.check_endpoint == _NO_ENDPOINT:
             return ChildReadiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
@@ -222,7 +222,7 @@ class ForeignServer:
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
-        """It listens on no UNIX socket, which would tell."""
+        """Unknown: it is found by its UNIX socket, and a command has none."""
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
@@ -230,14 +230,14 @@ class ForeignServer:
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
-        """The user's `sleep`."""
+        """Sends the user's calls `sleep`."""
         if not self._command.sleep_calls:
             raise SleepRefusedError("`sleep` and `wake` are not given")
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
     async def wake(self, size_bytes: int) -> None:
-        """The user's `wake`; then it must be ready."""
+        """Sends the user's calls `wake`, after which the server must be ready."""
         async with self._session() as session:
             await self._send(session, self._command.wake_calls)
             try:

@@ -16,7 +16,7 @@ from router.http.own_answers import OwnAnswer
 
 _PORTS: Final = {"http": 80, "https": 443}
 _ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
-"""What a browser's question has, beside the method OPTIONS."""
+"""Headers of a browser's CORS preflight request."""
 
 
 class CorsPolicy:
@@ -56,7 +56,7 @@ class CorsPolicy:
         return self.is_on and origin is not None and self._rules.is_allowed_origin(origin)
 
     def add_headers(self, origin: str | None, headers: MutableMapping[str, str]) -> None:
-        """Adds what a browser needs to show the response to a page of this origin."""
+        """Adds the headers with which a browser shows the response to a page of this origin."""
         if origin is not None:
             headers.update(self._rules.simple_headers)
             if self._rules.preflight_explicit_allow_origin and self.allows(origin):
@@ -82,10 +82,10 @@ class Access:
         return bool(len(self._keys))
 
     def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
-        """Raises FailedRequestError for a request that may not have its answer.
+        """Raises FailedRequestError for a request that is not allowed.
 
-        Only what the router answers itself may be open. What reaches, starts or stops a model needs a key, if
-        there are keys, and is refused to pages of other sites, whatever its method.
+        Only the router's own answers may be open. A request that reaches, starts or stops a model needs a
+        key, if there are keys. Pages of other sites may not send it, whatever its method.
 
         Args:
             own: the router's answer; None if a model has to answer.
@@ -105,10 +105,10 @@ class Access:
             raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
 
     def _check_site(self, request: web.Request) -> None:
-        """A page of another site may send some requests without asking before.
+        """Rejects requests of other sites' pages: browsers send some of them without a preflight.
 
-        Browsers tell in Sec-Fetch-Site whose page it is, but send that only to https and to this machine.
-        Elsewhere Origin tells it, which a GET may lack. Programs send neither.
+        Browsers name the page's site in Sec-Fetch-Site, but send that only to https and to this machine.
+        Elsewhere they name it in Origin, which a GET may lack. Programs send neither.
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
         if site == "same-origin" or self._cors.allows(origin):  # the first even if a proxy has changed Host

@@ -33,7 +33,7 @@ _TYPES: Final = {
 }
 _MOST_SHOWN: Final = 200
 SERVER: Final = "vllm-cli"
-"""The header `Server`, as aiohttp's own would tell its version."""
+"""The header `Server`; aiohttp's own would show its version."""
 
 
 class FailedRequestError(Exception):
@@ -48,7 +48,7 @@ class FailedRequestError(Exception):
         headers: Mapping[str, str] | None = None,
         closes: bool = False,
     ) -> None:
-        """`closes` tells that the connection ends with the answer."""
+        """`closes`: the connection ends with the answer."""
         super().__init__(message)
         kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
         self.status = status
@@ -80,7 +80,7 @@ def error_answer(failed: FailedRequestError, path: str) -> web.Response:
 
 
 def error_events(body: ErrorResponse, path: str) -> bytes:
-    """The same as the last events of a stream that has begun."""
+    """The error as the last events of a stream that has begun."""
     failures = failure_format(path)
     return failures.encode_event(failures.to_body(body)) + failures.end
 

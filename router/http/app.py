@@ -1,4 +1,4 @@
-"""The router's HTTP server: which requests it answers itself, and to which model all others go."""
+"""The router's HTTP server: answers some requests itself, and passes all others to a model."""
 
 import logging
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class AppOptions:
     has_only_model: bool = False
     """Whether there will never be another model: it gets all requests, whatever they name."""
     model_has_keys: bool = False
-    """Whether the models' servers check the same keys: then they get them."""
+    """Whether the models' servers check the same keys. Then keys are passed on to them."""
     patience: Patience = Patience()
 
 
@@ -77,7 +77,7 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
 
 
 def _quiet_logger() -> logging.Logger:
-    """For what aiohttp logs about connections: a traceback for each request that is not HTTP."""
+    """Drops aiohttp's log of connections: it has a traceback for each request that is not HTTP."""
     quiet = logging.getLogger(f"{__name__}.connections")
     quiet.setLevel(logging.CRITICAL)
     return quiet
@@ -149,7 +149,7 @@ class _Handler:
 
     def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Called before the head of a response is sent."""
-        if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's nor that of a model's server
+        if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's own nor the one of a model's server
             response.headers[hdrs.SERVER] = SERVER
         if self.cors.is_on and not self.cors.is_preflight(request):
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
@@ -187,7 +187,7 @@ class _Handler:
         return self.cors.answer_preflight(request)
 
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
-        """Passes the request on to this model, or to the one that it names."""
+        """Passes the request on to this model; without one, to the model that the request names."""
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             if entry is None:
                 entry = self._choice.by_query(request, path)

@@ -30,7 +30,7 @@ class FollowedResponse:
 
 
 class FollowedResponses:
-    """Those that their clients may still ask for; on the event loop."""
+    """Background responses that their clients may still ask for; lives on the event loop."""
 
     def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]], patience: Patience) -> None:
         """`goes_on` asks a server whether the response with this path is not complete."""
@@ -70,6 +70,6 @@ class FollowedResponses:
                         await asyncio.sleep(self._patience.follow_s)
 
     def _forget(self, response_id: str, made: FollowedResponse) -> None:
-        """Unless a later response has the same id: vLLM takes it from its client."""
+        """Forgets the response, unless a later one has its id: with vLLM, clients choose ids."""
         if self._kept.get(response_id) is made:
             del self._kept[response_id]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 _MOST_NESTED_BYTES: Final = 1 << 20
-"""Of a member of which a member changes."""
+"""The longest member in which an inner member can be changed."""
 _REMOVED: Final = object()
 
 
@@ -28,11 +28,11 @@ class _Step(NamedTuple):
 
 
 Part: TypeAlias = bytes | slice
-"""New text, or a part of the body that stays as it is written."""
+"""New text, or an unchanged part of the body."""
 
 
 def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:
-    """What the changed JSON object consists of; `requested` is the name of the model in the request.
+    """The parts of the changed JSON object; `requested` is the name of the model in the request.
 
     Raises:
         BodyFaultError: a member in which a key is to be changed is too large.
@@ -100,7 +100,7 @@ def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]
 
 
 def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
-    """Of what is no object, nothing is removed, and setting a key replaces it."""
+    """The changed text. If it is no object, nothing is removed, and setting a key replaces it."""
     before = text or b""
     try:
         members = json_members(before)

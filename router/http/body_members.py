@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_MEMBERS: Final = 1000
-"""Of an object, and parts of a form: as many as in Starlette."""
+"""The most members of an object, or parts of a form: as many as in Starlette."""
 _LONGEST_KEY: Final = 4096
-"""Bytes; a longer key is none that is looked for."""
+"""Bytes of a key; nobody looks for a longer one."""
 _LONGEST_HEAD: Final = 16 << 10
 """Bytes of the headers of a form's part, and of a field's value that is read."""
 _LONGEST_OPTIONS: Final = 1024
@@ -52,7 +52,7 @@ class Member(NamedTuple):
 
     key: str
     begin: int
-    """Of the key, or of the part's headers."""
+    """Where the key, or the part's headers, begin."""
     value: int
     end: int
 
@@ -63,7 +63,7 @@ class Members(NamedTuple):
     all: tuple[Member, ...] = ()
 
     def last(self, key: str) -> Member | None:
-        """Of equal keys, the last one counts."""
+        """The last member with this key: the earlier ones do not count."""
         return next((member for member in reversed(self.all) if member.key == key), None)
 
 
@@ -112,7 +112,7 @@ def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
 
 
 def parse_options(header: str | bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """The value and the parameters of a header; nothing of one that is too long, or not ASCII."""
+    """The value and the parameters of a header. Both are empty if it is too long or not ASCII."""
     if len(header) > _LONGEST_OPTIONS or not header.isascii():
         return b"", {}
     return parse_options_header(header)

@@ -20,7 +20,7 @@ _LINGER_S: Final = 1.0
 """How long a refused client may go on sending, so that it can read why."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
-"""aiohttp's text, which is all that this error has."""
+"""aiohttp's text of this error, which has no other mark."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
 _SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)
@@ -88,7 +88,7 @@ class ClientRequest(web.Request):
 
     @property
     def version(self) -> HttpVersion:
-        """That of the answer."""
+        """The HTTP version of the answer."""
         return HttpVersion10 if self._version == HttpVersion10 else HttpVersion11
 
     def check_head(self) -> None:
@@ -115,7 +115,7 @@ class ClientRequest(web.Request):
 
     @property
     def _has_body_before_upgrade(self) -> bool:
-        """aiohttp 3.13 takes this body for what follows the upgrade."""
+        """Whether there is such a body: aiohttp 3.13 mistakes it for data after the upgrade."""
         has_body = self._message.chunked or self.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0")
         is_websocket = self.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         return bool(has_body and is_websocket and self._message.upgrade)
@@ -145,13 +145,13 @@ class Connection(web.RequestHandler):
         """Whether the limit of connections allows it."""
         self._client: asyncio.Transport
         self._payload: StreamReader = EMPTY_PAYLOAD
-        """Of the last request."""
+        """The body of the last request."""
         self._is_refused = False
         self._is_upgraded = False
-        """Whether WebSocket's messages follow, or what else a client calls an upgrade."""
+        """Whether messages of WebSocket, or of another protocol of an upgrade, follow."""
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
-        """Of heads: bodies have a time limit where they are read."""
+        """Time limit of heads. The reader of a body has its own."""
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -187,7 +187,7 @@ class Connection(web.RequestHandler):
                 self._refuse(rejection)
 
     def drop_rest(self) -> None:
-        """Nothing more is read; called before the response, which closes the connection."""
+        """Stops reading; called before the response, which closes the connection."""
         self._is_refused = True
         self._message_tail = b""
 
@@ -208,7 +208,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is not HTTP is answered as all else is: JSON, and nothing of what was sent."""
+        """Answers input that is not HTTP with JSON, like all errors, and quotes nothing of it."""
         super().handle_error(request, status, exc, message)
         limits = self.server.limits
         if isinstance(exc, LineTooLong):
@@ -250,7 +250,7 @@ class Connection(web.RequestHandler):
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> None:
-        """Ends a connection on which a part of a head has arrived; not before the running request."""
+        """Ends a connection on which a part of a head has arrived, once no request runs on it."""
         self._watch.disarm()
         self._is_refused = True
         if self.transport is None or self._messages or self._request_in_progress:

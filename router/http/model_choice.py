@@ -1,4 +1,4 @@
-"""Which model a request is for: by its name, by the path, or the only one there is."""
+"""Finds a request's model: by its name, by the path, or because there is only one."""
 
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ _POSTED: Final = STREAM_PATHS | frozenset((
     "/v1/messages/count_tokens", "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank",
     "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
 ))  # fmt: skip
-"""Where bodies name a model. Other paths of a model's server are known to it alone."""
+"""Paths whose bodies name a model. Other paths of a model's server are known to it alone."""
 _SERVED: Final = _POSTED | frozenset((
     "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
     "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
@@ -31,11 +31,11 @@ _SERVED_BELOW: Final = (
     "/v1/chat/completions/", "/v1/completions/", "/v1/messages/", "/v1/responses/", "/v1/audio/", "/v1/images/",
     "/v1/videos", "/inference/v1/", "/cohere/v2/", "/sdapi/v1/", "/audioapi/v1/",
 )  # fmt: skip
-"""What starts a model: the paths of vLLM, the embedded engine and the servers that llama-swap knows."""
+"""Paths that start a model: paths of vLLM, the embedded engine and the servers that llama-swap knows."""
 _MOST_OFFERED: Final = 20
 """Names of models in a message."""
 _MOST_SEGMENTS: Final = 8
-"""Of a path that may be the name of a model."""
+"""The most leading segments of a path that may be the name of a model."""
 
 
 class Upstream(NamedTuple):

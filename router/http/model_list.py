@@ -1,4 +1,4 @@
-"""What the router tells about its models: lists, states, metrics, and the data of the status page."""
+"""Reports of the router about its models: lists, states, metrics, and the data of the status page."""
 
 import asyncio
 import shlex
@@ -44,7 +44,7 @@ class PoolListing:
         self._needs_key = needs_key
         self._created = int(time.time())
         self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
-        """`max_model_len` of models that have run, with the entry for which it holds."""
+        """Name -> the entry with which the model has run, and its `max_model_len`."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PoolCollector(pool))
 
@@ -73,7 +73,7 @@ class PoolListing:
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
     def readiness(self, name: str) -> dict[str, Any] | None:
-        """Why the model is not ready, with how far its start is; None if it is, or sleeps."""
+        """Why the model is not ready, with the progress of its start; None if it is ready or sleeps."""
         status = self.status_of(name)
         child = self._pool.process_of(name)
         fault = child.fault if child is not None else ""

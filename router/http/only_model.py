@@ -1,4 +1,4 @@
-"""What the router of one model (`serve MODEL --idle-stop`) answers: what its server does, also without it."""
+"""Answers of a router with one model (`serve MODEL --idle-stop`): its server's, even while that is off."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from router.model_pool import ModelPool, ModelStatus
 from startup.port.probe_http import MODEL_STATE_HEADER
 
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
-"""The last answers of these are repeated while the model does not run."""
+"""Paths whose last answer is repeated while the model does not run."""
 
 _SILENT: Final = {
     "error": {"code": 503, "message": "The model's server does not answer /health.", "type": "unavailable_error"},
@@ -25,7 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """None but that of `load` starts the model, and none counts as its use."""
+    """The answers of a router with one model. Only `load` starts the model; no answer counts as its use."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
@@ -86,7 +86,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """What the model's server answers, or has answered last."""
+        """The answer of the model's server, or its last one."""
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer

@@ -1,4 +1,4 @@
-"""What the router answers itself: probes, lists, metrics, the status page, and models loaded by hand."""
+"""The router's own answers: probes, lists, metrics, the status page, and models loaded by hand."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +19,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
-"""llama-swap's, the one GET that changes something."""
+"""llama-swap's path, the only GET that changes something."""
 _DONE: Final = {"success": True}
 """The answer of the router of llama-server."""
 
@@ -33,10 +33,10 @@ class OwnAnswer(NamedTuple):
 
 
 class OwnAnswers:
-    """No answer starts a model but that of `load`; on the event loop."""
+    """The router's own answers, on the event loop. Only `load` starts a model."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
-        """`proxy` asks models' servers what only they know."""
+        """`proxy` asks models' servers for facts that only they know."""
         self._pool = pool
         self._proxy = proxy
         self._choice = choice
@@ -63,7 +63,7 @@ class OwnAnswers:
             "/models/load": self._load,
             "/models/unload": self._unload,
         }
-        """Those of the router of llama-server: the body of the POST names the model."""
+        """Paths of llama-server's router: the body of the POST names the model."""
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
         """The answer; None if a model has to answer. Raises FailedRequestError for another method."""

@@ -49,17 +49,17 @@ _HANDSHAKE: Final = "sec-websocket-"
 _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
-"""What aiohttp's client would add to a request without them."""
+"""Headers that aiohttp's client would add to a request that lacks them."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
 """A shorter body of announced length is written together with its head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
-"""Of a WebSocket."""
+"""The longest message of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """How long a server may take to answer the router itself."""
 _MOST_TRIES: Final = 3
-"""To send a request: over a connection that was just closed, to a process that has ended, to the next one."""
+"""Tries of a request: over a connection just closed, to a process that has ended, to the next process."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -75,7 +75,7 @@ def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers of a response; which pages may read it, only the router says (`access.py`)."""
+    """The headers of a response without CORS: the router decides which pages may read it (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
@@ -110,7 +110,7 @@ class Call:
     request: web.Request
     entry: ModelEntry
     path: str
-    """As the client has written it, without the prefixes that are the router's."""
+    """The path as the client has written it, without the router's own prefixes."""
     body: ForwardedBody
     may_wait_visibly: bool
     """Whether comments may be sent while it waits: the response will be a stream of events."""
@@ -121,7 +121,7 @@ class Call:
 
 
 class Fetched(NamedTuple):
-    """What a model's server has answered to the router itself."""
+    """An answer of a model's server to the router's own request."""
 
     status: int
     content_type: str
@@ -197,7 +197,7 @@ class Proxy:
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
-        """The body of a server's short answer to a question of the router; None if it is no success."""
+        """The body of a server's short answer to a question of the router; None after an error."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
@@ -226,7 +226,7 @@ class Proxy:
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """The lease ends with the response; that of a background response when the model has made it."""
+        """The lease ends with the response; for a background response, when the model has made it."""
         made = self.background.find(call.path)
         async with AsyncExitStack() as lease:
             if made is not None and made.entry.name == call.entry.name:  # also while it admits no other request
@@ -292,7 +292,7 @@ class Proxy:
             await child.end_reason()
             raise _NotSentError(str(err)) from err
         except (aiohttp.ClientError, ConnectionError) as err:
-            # An idle connection may be closed: a reset tells that not all of the request was read; an end
+            # An idle connection may be closed: a reset shows that not all of the request was read; an end
             # over TCP looks like that of a server that has died of it.
             is_end = isinstance(err, aiohttp.ServerDisconnectedError)
             if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
@@ -309,7 +309,7 @@ class Proxy:
         return answer is None or _status_of(answer.body) in ("queued", "in_progress")
 
     async def _find_end(self, child: Child) -> str:
-        """Why a server that refuses a request ends; empty if it goes on, or hangs, maybe by this request."""
+        """Why a server that refuses a request ends. Empty if it goes on, or hangs (maybe by this request)."""
         health = await self.fetch(child, "/health")
         if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
             return ""
@@ -403,7 +403,7 @@ class _WithStatus(msgspec.Struct):
 
 
 def _status_of(body: bytes) -> str:
-    """Of a stored response or a server; empty if there is none."""
+    """The member `status` of a stored response or of a server's answer; empty if there is none."""
     with suppress(ValueError):
         check_depth(body)
         return msgspec.json.decode(body, type=_WithStatus).status
@@ -422,9 +422,9 @@ class _Copy:
         is_room_wanted: Callable[[], bool],
         stall_s: float,
     ) -> None:
-        """`is_room_wanted` tells whether others wait for the model to be stopped."""
+        """`is_room_wanted` returns whether other models wait for this one to be stopped."""
         self.begin = b""
-        """Of the body."""
+        """The first bytes of the body."""
         self._upstream = upstream
         self._child = child
         self._request = call.request
@@ -438,12 +438,12 @@ class _Copy:
 
     @property
     def response_id(self) -> str | None:
-        """Of a stored response, which begins with it."""
+        """The id of a stored response, which begins with it."""
         found = _RESPONSE_ID.search(self.begin)
         return None if found is None else found[1].decode()
 
     async def run(self, response: web.StreamResponse) -> None:
-        """If the model's server breaks it off, streams end with an error event, else the connection ends."""
+        """If the model's server breaks off, a stream gets an error event; any other response is cut."""
         is_stream = self._is_between_events
         read, write, time = self._upstream.content.readany, response.write, self._loop.time
         while True:
@@ -522,7 +522,7 @@ async def relay_messages(
 ) -> bool:
     """Passes messages on until one side closes the WebSocket, which then closes the other one.
 
-    A silent one is closed once `is_room_wanted` tells that others wait for the model to be stopped.
+    A silent one is closed once other models wait for this one to be stopped (`is_room_wanted`).
     Returns whether both sides have closed it in time.
     """
     time = asyncio.get_running_loop().time

@@ -23,7 +23,7 @@ LONGEST_NAME: Final = 4096
 
 
 class RequestedModel(NamedTuple):
-    """What a body says."""
+    """The model that a body names, and its faults."""
 
     name: str | None = None
     is_other_type: bool = False
@@ -92,11 +92,11 @@ _READ_BACK_BYTES: Final = 256 << 10
 _MOST_ON_LOOP: Final = 4 << 10
 """A longer body is searched by a thread: this much takes up to 2 ms."""
 _LOOSE_BYTES: Final = 256 << 10
-"""Of a body that is not UTF-8: vLLM takes all encodings of JSON."""
+"""The longest body that may have another encoding than UTF-8: vLLM takes all encodings of JSON."""
 
 
 class BodyRoom:
-    """What all bodies take together."""
+    """The room of all bodies together."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
@@ -197,7 +197,7 @@ class ForwardedBody:
         self._file.close()
 
     def data(self) -> "bytes | AsyncIterator[bytes] | None":
-        """What the session sends, as often as it is called; None if there is nothing."""
+        """The body for the session to send, None if it is empty. It can be called again for another try."""
         if not self.num_bytes:
             return None
         return self._bytes() if self._is_in_memory else self._stream()

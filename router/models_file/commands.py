@@ -20,7 +20,7 @@ from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
-"""What `cmd` is asked to fall asleep and to wake; the latter are llmsnap's."""
+"""Keys with the calls that put a `cmd` to sleep and wake it. The last two are llmsnap's names."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
@@ -96,7 +96,7 @@ def _is_of_this_environment(program: str) -> bool:
 
 
 def _is_only_elsewhere(program: str) -> bool:
-    """Whether a vLLM is on PATH, and none in this environment."""
+    """Whether PATH has a vLLM, but this environment has none."""
     return not is_vllm_installed() and shutil.which(program) is not None
 
 
@@ -116,7 +116,7 @@ def without_address(words: Iterable[str]) -> list[str]:
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
-    """The command of another server; what is wrong with its address is reported."""
+    """The command of another server; faults of its address are reported."""
     address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
     names_port = any(PORT in word for word in words)
     if PORT in address and not names_port:
@@ -136,7 +136,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
-    """Both kinds, or none."""
+    """The calls of both kinds, or none."""
     sleep, wake = (
         [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
     )
@@ -180,7 +180,7 @@ def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
 
 
 def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
-    """The models; of two commands with one fixed port, each one excludes the other."""
+    """The models. Two commands with the same fixed port exclude each other."""
     result = dict(entries)
     by_address: dict[tuple[str, int], list[str]] = {}
     for name, entry in entries.items():

@@ -15,7 +15,7 @@ KeyPath: TypeAlias = tuple[Key, ...]
 
 MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 100_000
-"""Values of a document, those of aliases counted each time."""
+"""The most values of a document; each use of an alias counts."""
 _MAX_DEPTH: Final = 40
 _MAX_SHOWN: Final = 60
 """Characters of a value in a message."""
@@ -40,9 +40,9 @@ class Node:
     """A scalar, a list of nodes, or a dictionary of nodes."""
     line: int
     key_lines: dict[str, int] = field(default_factory=dict)
-    """Of a mapping."""
+    """Key -> line, for a mapping."""
     text: str | None = None
-    """Of a scalar: as it is written."""
+    """A scalar's text in the file."""
     is_quoted: bool = False
 
     def plain(self) -> Any:
@@ -73,7 +73,7 @@ class Node:
 
 
 class Findings:
-    """Collects what is wrong with a document."""
+    """Collects the faults and notices of a document."""
 
     def __init__(self, file: str, root: Node | None = None) -> None:
         self.file = file
@@ -88,12 +88,12 @@ class Findings:
         """Keys at the top level whose values are used elsewhere, too."""
 
     def fault(self, path: KeyPath, text: str) -> None:
-        """Something that must be changed."""
+        """Reports a value that must be changed."""
         self.fault_paths.add(path)
         self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
 
     def notice(self, path: KeyPath, text: str) -> None:
-        """Something that has no effect here, or another one than elsewhere: shown once, where it is first."""
+        """Reports a key without effect here, or with another effect than elsewhere. It is shown once."""
         self._noticed.setdefault((path[-1], text), []).append(path)
 
     @property
@@ -107,7 +107,7 @@ class Findings:
         return tuple(sorted(found, key=lambda notice: notice.line or 0))
 
     def oddity(self, path: KeyPath, text: str) -> None:
-        """A fault, but in a file of llama-swap something without effect."""
+        """Reports a fault; in a file of llama-swap, only a key without effect."""
         (self.notice if self.is_lenient else self.fault)(path, text)
 
     def line_of(self, path: KeyPath) -> int | None:
@@ -198,7 +198,7 @@ def _loader() -> Any:
 
 
 def value_of(text: str) -> Any:
-    """What YAML reads in a text without quotes; the text itself if that is no value."""
+    """The value that YAML reads in a text without quotes; the text itself if YAML finds none."""
     import yaml
 
     loader: Any = yaml.SafeLoader("")
@@ -210,7 +210,7 @@ def value_of(text: str) -> Any:
 
 
 class _Reader:
-    """Makes values of YAML's nodes; an alias counts as often as it is used."""
+    """Makes values of YAML's nodes. Each use of an alias counts as further values."""
 
     def __init__(self, findings: Findings) -> None:
         import yaml
@@ -220,7 +220,7 @@ class _Reader:
         self._findings = findings
         self._num_values = 0
         self._top_keys: dict[int, str] = {}
-        """Of each node of YAML, by its identity: the key below which it is first."""
+        """Identity of a YAML node -> the top-level key below which it is first."""
 
     def read(self, node: Any, path: KeyPath) -> Node:
         line = node.start_mark.line + 1
@@ -247,7 +247,7 @@ class _Reader:
             raise DocumentError(f"{show(node.value)} is no value: {err}; put a text in quotes", line) from err
 
     def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
-        """A key is what is written: `no: ...` names a model `no`."""
+        """Keeps keys as written: `no: ...` names a model `no`."""
         read = Node({}, line)
         merged: list[Node] = []
         for key, value in node.value:
@@ -273,7 +273,7 @@ class _Reader:
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:
-    """What `<<` merges."""
+    """The mappings that `<<` merges."""
     nodes = node.value if isinstance(node.value, list) else [node]
     if not all(isinstance(each.value, dict) for each in nodes):
         raise DocumentError("<< must be followed by mappings such as *defaults", line)

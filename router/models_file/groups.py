@@ -1,4 +1,4 @@
-"""Which models must not run together, by `groups` or llama-swap's `matrix`, and which run from the start."""
+"""Reads `groups` and llama-swap's `matrix`: which models exclude each other, which run from the start."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ class _Group:
 
 
 class Exclusions(NamedTuple):
-    """Where the file says which models must not run together."""
+    """The part of the file that excludes models from running together."""
 
     kind: str
     """`groups` or `matrix`."""
@@ -52,7 +52,7 @@ _SETTINGS: Final = ("routing", "router", "settings")
 def apply_groups(
     groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models with what they exclude.
+    """The models, each with the models that it excludes.
 
     As in llama-swap, other servers that are in no group run one at a time. Models of our own that are in no
     group are only bound by memory.
@@ -131,9 +131,9 @@ _TERM: Final = re.compile(r"\+?[\w.-]+")
 def apply_matrix(
     matrix: Mapping[str, Any], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models with what they exclude: all that are in no set with them.
+    """The models, each with the models that it excludes: all that are in no set with it.
 
-    Only pairs count. Of three models that are together in pairs, but not in one set, memory decides.
+    Only pairs count. If three models share sets only in pairs, memory decides about them.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
     together: _Family = frozenset()

@@ -1,4 +1,4 @@
-"""The file as it is meant: macros and variables replaced, keys without a value left out, texts as written."""
+"""Replaces macros and variables of the file, leaves out keys without a value, and keeps texts as written."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -40,7 +40,7 @@ class Macros:
         self._kept = kept
 
     def expand(self, text: str) -> Any:
-        """The text, or the value of another type if it is nothing but the name of one; raises MacroError."""
+        """The text; if it is only a macro, the macro's value, of any type. Raises MacroError."""
         return self._expand(text, ())
 
     def _expand(self, text: str, within: tuple[str, ...]) -> Any:
@@ -120,7 +120,7 @@ class _Completion:
     """Replaces the macros of a part of the document."""
 
     def __init__(self, findings: Findings, macros_at: Callable[[KeyPath], Macros]) -> None:
-        """`macros_at` returns those that are known at a place."""
+        """`macros_at` returns the macros that are known at a place."""
         self._findings = findings
         self._macros_at = macros_at
 
@@ -134,7 +134,7 @@ class _Completion:
         return replace(node, value=self._scalar(path, node))
 
     def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
-        """A mapping, also its keys; a key without a value is no key, but the name of a model is one."""
+        """A mapping and its keys. A key without a value is left out, unless it names a model."""
         result = Node({}, node.line)
         keeps_empty = path == ("models",) or not _FREE.isdisjoint(path[2:])
         for key, child in node.value.items():

@@ -1,6 +1,6 @@
 """Reads and checks the file of `vllm-cli serve --models`: all its faults at once, each with its line and key.
 
-`models.schema.json` decides which keys there are and of which type; this module, what they mean together.
+`models.schema.json` defines the keys and their types. This module checks what they mean together.
 The flags in the file are checked by `router.words`, with the parsers of both engines.
 """
 
@@ -24,7 +24,7 @@ _OUR_KEYS: Final = "VLLM_API_KEY"
 
 
 class Defaults(NamedTuple):
-    """What a model has if the file says nothing."""
+    """A model's values that the file does not give."""
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None
@@ -33,7 +33,7 @@ class Defaults(NamedTuple):
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
-    """The models that have no faults, and all faults of the others.
+    """The models without faults, and all faults of the other models.
 
     Args:
         path: the file.
@@ -66,7 +66,7 @@ def _is_of_llama_swap(document: Any) -> bool:
 
 @dataclass
 class _Reader:
-    """Makes entries of a document; what has structural faults is left out."""
+    """Makes entries of a document; leaves out values with structural faults."""
 
     document: dict[str, Any]
     defaults: Defaults
@@ -94,7 +94,7 @@ class _Reader:
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
     def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
-        """The models with what they exclude."""
+        """The models, each with the models that it excludes."""
         if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
             return entries
         kind, path, content = find_exclusions(self.document, self.findings)
@@ -232,7 +232,7 @@ class _Reader:
 
 
 def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
-    """A command's sleep has one depth: that of its calls."""
+    """A command's server has one level of sleep, that of its calls."""
     return replace(entry, foreign=command, engine="other", sleep_levels=(1,) if command.sleep_calls else ())
 
 
@@ -242,7 +242,7 @@ def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
 
 
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
-    """What is changed in requests; `model` decides where they go, and only `useModelName` changes it."""
+    """The changes of requests. `model` decides where they go, so only `useModelName` may change it."""
     filters = keys.get("filters") or {}
     names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
     by_name = filters.get("setParamsByID") or {}
@@ -259,7 +259,7 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What /v1/models shows of the file, as llama-swap does."""
+    """Members of the file that /v1/models shows, as in llama-swap."""
     card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
     return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 

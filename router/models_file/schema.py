@@ -1,4 +1,4 @@
-"""Checks the keys and types of the file of models by `models.schema.json`, and names those without effect."""
+"""Checks keys and types of the file of models by `models.schema.json`, and names keys without effect."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ _LIKELY: Final = {
     "unload": "`ttl` of a model, `globalTTL` of all",
     "unloadAfter": "`ttl` of a model, `globalTTL` of all",
 }
-"""What stands here for keys that are spelled differently."""
+"""Our names for keys that users may know by other names."""
 
 
 @cache
@@ -47,9 +47,9 @@ def load_schema() -> dict[str, Any]:
 
 
 def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
-    """Reports what does not fit the schema, and keys that have no effect; returns where it does not fit."""
+    """Reports values that do not fit the schema, and keys without effect; returns the former's places."""
     wrong: set[KeyPath] = set()
-    faulty = tuple(findings.fault_paths)  # of macros: what stands for them need not fit
+    faulty = tuple(findings.fault_paths)  # of macros: a text with macros need not fit
     for err in Draft202012Validator(load_schema()).iter_errors(document):
         path = tuple(err.absolute_path)
         if err.validator == "additionalProperties":  # the other keys can be checked
@@ -65,7 +65,7 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
 
 
 def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
-    """In a file of llama-swap they have no effect; what an anchor is for has one."""
+    """Reports unknown keys; in a file of llama-swap, as without effect. Keys of used anchors are allowed."""
     known = err.schema.get("properties", {})
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):
@@ -118,14 +118,14 @@ def _expectation(err: Any) -> str:
 
 
 def _shown(value: Any, path: KeyPath) -> str:
-    """Of a collection only its kind: it may contain secrets."""
+    """The value for a message. A collection shows only its kind: it may contain secrets."""
     if isinstance(value, dict | list):
         return _TYPES["object" if isinstance(value, dict) else "array"]
     return show(value, path)
 
 
 def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, findings: Findings) -> None:
-    """Keys of llama-swap that have no effect here: those that are deprecated in the schema."""
+    """Reports keys of llama-swap that have no effect here. The schema marks them as deprecated."""
     while "$ref" in schema:
         schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
     if schema.get("deprecated"):

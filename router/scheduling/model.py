@@ -1,4 +1,4 @@
-"""What the scheduler remembers: a model is a name that points to generations, each one life of one process.
+"""The scheduler's state. A model is a name that points to generations, each one life of one process.
 
 Standard library only; no decisions about other models. Times are in seconds of the caller's clock.
 """
@@ -13,17 +13,17 @@ from startup.ground.processes.back_off import BackOff
 
 
 class EntryMemory:
-    """What a process of one entry of a model needs; its generations share it."""
+    """The memory that a process of one entry of a model needs; its generations share it."""
 
     def __init__(self, rules: ModelRules) -> None:
         self.rules = rules
-        """With the estimates."""
+        """The rules of the entry, with the estimates."""
         self._peaks: dict[int, Need] = {}
         """The most memory seen while one of them was ready (0) or asleep at a level, at most the budget."""
 
     @property
     def expected(self) -> Need:
-        """Awake."""
+        """The need of a process that is awake."""
         return self._peaks.get(0) or self.rules.need
 
     def asleep(self, level: int) -> Need:
@@ -45,22 +45,22 @@ class Generation:
         """When the state began."""
         self.leases: set[int] = set()
         self.holds: set[int] = set()
-        """Those of the leases that belong to no request."""
+        """The leases that belong to no request."""
         self.is_stopping = False
-        """Whether it was asked to stop; a draining one with leases was not yet."""
+        """Whether it was asked to stop. While it drains with leases, it was not asked yet."""
         self.has_crashed = False
         """Whether it has ended by itself, but not yet all that it has started."""
         self.claimed_by: str | None = None
         """The model that needs its memory; until then it admits no request."""
         self.level = 0
-        """Of its sleep, from the order to fall asleep until it is awake again; 0: it is awake."""
+        """The level of its sleep, from the order to fall asleep until it is awake again; 0: it is awake."""
         self.is_asleep = False
-        """Whether it holds only what it needs asleep, also if it was asked to stop since."""
+        """Whether it holds only what it needs asleep, even if it was asked to stop since."""
         self.idle_since_s = now
         """When its last lease ended, or it became ready or awake."""
         self._memory = model.memory
         self._used: Need | None = None
-        """When it was measured last."""
+        """The result of the last measurement."""
         self._has_been_ready = False
 
     @property
@@ -82,14 +82,14 @@ class Generation:
 
     @property
     def will_rest(self) -> bool:
-        """Whether it sleeps, or does as soon as it has fallen asleep."""
+        """Whether it sleeps, or is falling asleep."""
         return self.is_asleep or (self.state == "falling asleep" and self.level > 0)
 
     @property
     def levels(self) -> Mapping[int, Need]:
-        """At which it can sleep, the best one first, with its memory there.
+        """The levels at which it can sleep, the best one first, with its memory there.
 
-        None for the process of an earlier entry.
+        Empty for the process of an earlier entry.
         """
         if self.model.current is not self or self._memory is not self.model.memory:
             return {}
@@ -104,9 +104,9 @@ class Generation:
 
     @property
     def need(self) -> Need:
-        """The most memory that was seen; before, the estimate.
+        """The most memory that was measured; before the first measurement, the estimate.
 
-        While it falls asleep or wakes it may hold what it needs in both states.
+        While it falls asleep or wakes, the larger one of its needs awake and asleep counts.
         """
         if self.is_asleep:
             return self.rest_need
@@ -115,24 +115,24 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """What it needs when what it does now has ended: of one that falls asleep, its need asleep."""
+        """Its need once its present change has ended: if it falls asleep now, its need asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
     def held(self) -> Need:
-        """What it has taken, as far as is known: at most its need.
+        """The memory that it has taken, as far as is known: at most its need.
 
-        During a start that is nothing: the process may still take all of its need, even after it was asked to
-        stop.
+        During a start this counts as nothing: the process may still take all of its need, even after it was
+        asked to stop.
         """
         if not self._has_been_ready:
             return NOTHING
         return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
-        """What it uses now, if it was ready; what it uses while it falls asleep or wakes says nothing."""
+        """Notes what it uses, once it was ready. Measurements while it falls asleep or wakes do not count."""
         if not self._has_been_ready or (self.level and not self.is_asleep):
             return
         self._used = memory
@@ -148,7 +148,7 @@ class Generation:
         self._enter("ready", now)
 
     def begin_rest(self, now: float, level: int = 0) -> None:
-        """It admits nothing more, and falls asleep at this level; without one, when its leases have ended."""
+        """It admits nothing more, and falls asleep: at this level now, or without one after its leases."""
         self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
@@ -181,9 +181,9 @@ class Model:
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.current: Generation | None = None
-        """The generation that gets the requests; one that drains stays until it has ended."""
+        """The generation that gets the requests. It stays here while it drains, until it has ended."""
         self.next: Generation | None = None
-        """One of the changed entry, which starts beside the current one and takes over when it is ready."""
+        """Runs the changed entry: it starts beside the current one, and takes over when it is ready."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
         """Tickets of requests in the order of their arrival, with its time."""
         self.loads: OrderedDict[int, float] = OrderedDict()
@@ -199,7 +199,7 @@ class Model:
         """Whether only a request starts it again after a failure."""
         self._has_failed = False
         self._ended_s = now
-        """Since when it has no current generation, or that one sleeps."""
+        """Since when it has no current generation, or only a sleeping one."""
         self._back_off = BackOff()
 
     # Questions
@@ -217,7 +217,7 @@ class Model:
 
     @property
     def need(self) -> Need:
-        """Of its next process, or of the sleeping one while it wakes."""
+        """The need of its next process, or of the sleeping process while it wakes."""
         expected = self.memory.expected
         return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
 
@@ -246,8 +246,8 @@ class Model:
     def hungry_since_s(self) -> float:
         """Since when its oldest waiter waits for this start.
 
-        Who waited while an earlier process of the model was stopped for another model begins anew: else the
-        model would be started again before the one for which it was stopped.
+        When the model is stopped for another one, its waiters count as new. Otherwise it would start again
+        before the other one.
         """
         oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
         return max(oldest, self._ended_s, self.retry_s)
@@ -294,7 +294,7 @@ class Model:
         return self._idle_end_s(self.rules.ttl_s, "ready", "asleep")
 
     def idle_sleep_end_s(self) -> float | None:
-        """The same, when it falls asleep."""
+        """When it falls asleep because nobody has used it; None as for `ttl_end_s`."""
         return self._idle_end_s(self.rules.idle_sleep_s, "ready")
 
     def _idle_end_s(self, limit_s: float | None, *states: State) -> float | None:
@@ -320,11 +320,11 @@ class Model:
         self.retry_s = -math.inf
 
     def note_sleep(self, now: float) -> None:
-        """Its generation has fallen asleep: who waits begins anew, as after an end."""
+        """Its generation has fallen asleep: its waiters count as new, as after an end."""
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Its current generation has ended without a next one; one that was not asked to end has failed."""
+        """Its current generation has ended without a next one. If nobody asked it to end, it has failed."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":
@@ -336,7 +336,7 @@ class Model:
         self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
 
     def update(self, rules: ModelRules) -> None:
-        """Its processes go on."""
+        """Takes new rules; its processes go on."""
         self.rules = self.memory.rules = rules
 
     def replace(self, rules: ModelRules, now: float) -> None:

@@ -4,17 +4,17 @@ Knows no clock, no processes and no event loop: each event is a method that gets
 The memory that is free now is read only while a model waits for its start.
 Standard library only. `start_plan.py` decides which models are stopped for others.
 
-A request holds a lease on its model from its admission until it leaves. Bounds, with L the longest time for
-which a lease lasts, S the longest start and stop, W = max(max_wait_s, min_stay_s), and room for one model:
+A request holds a lease on its model from its admission until it leaves. L is the time that the longest lease
+lasts, S the longest start and stop, W = max(max_wait_s, min_stay_s). The bounds, with room for one model:
 
-- A model is stopped for another one at the earliest min_stay_s after it became ready, so in T seconds there
-  are at most T / min_stay_s + 1 swaps; if its requests leave no gap, at most T / W + 1.
-- A model stops to admit requests at the latest W after another one begins to wait, or after its own start.
-- The same holds for models that sleep instead: S is also the longest time to fall asleep and to wake, and
-  min_stay_s begins when one is awake again. A sleeping model may be stopped at any time.
-- With n models in use, a request is admitted within n * (W + L + S), however many requests come, or refused:
-  models start in the order in which they began to wait, and one that was stopped for another begins to wait
-  anew. Waits for a limit of concurrency, and for the pause after a failure, come on top.
+- A model is stopped for another one at the earliest min_stay_s after it became ready. So T seconds have at
+  most T / min_stay_s + 1 swaps (T / W + 1 if the models' requests leave no gap).
+- A model stops admitting requests at the latest W after another one begins to wait, or after its own start.
+- The same holds for models that sleep instead. S is also the longest time to fall asleep and to wake.
+  min_stay_s begins when a model is awake again. A sleeping model may be stopped at any time.
+- With n models in use, a request is admitted or refused within n * (W + L + S), however many requests come.
+  Models start in the order in which they began to wait. A model that was stopped for another one begins to
+  wait anew. Waits for a limit of concurrency, and for the pause after a failure, come on top.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class ModelScheduler:
     def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
         """
         Args:
-            read_free: returns what is free now; None if the system does not tell: only the budget decides.
+            read_free: returns the memory that is free now. None if unknown: only the budget decides.
         """
         self._limits = limits
         self.models: Mapping[str, Model] = {}
@@ -80,8 +80,8 @@ class ModelScheduler:
         """Replaces the models.
 
         Args:
-            restart: those whose process cannot go on. If there is room beside it, the next one starts now and
-                takes over; else it admits nothing more, and the next one starts when it has ended.
+            restart: models whose process cannot go on. With room beside it, the next process starts now and
+                takes over. Without room, it admits nothing more, and the next one starts after its end.
         """
         before, known = self.models, self._known()
         self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
@@ -100,7 +100,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def became_ready(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests; that of a changed entry gets all further ones."""
+        """The generation answers requests. If its entry has changed, it gets all further requests."""
         generation = self.generations.get(number)
         if generation is None or generation.state != "starting":
             return []
@@ -115,7 +115,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def fell_asleep(self, number: int, now: float) -> list[Action]:
-        """The generation sleeps; one that does not in time is ended instead."""
+        """The generation sleeps. The pool ends a generation that does not fall asleep in time."""
         generation = self.generations.get(number)
         if generation is None or generation.state != "falling asleep":
             return []
@@ -134,7 +134,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def woke(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests again; one that does not in time is ended instead."""
+        """The generation answers requests again. The pool ends a generation that does not wake in time."""
         generation = self.generations.get(number)
         if generation is None or generation.state != "waking":
             return []
@@ -150,8 +150,8 @@ class ModelScheduler:
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
         """The generation is gone, with all that it started.
 
-        One that has failed to fall asleep or to wake, or has ended asleep, is no failure of a start: the next
-        request, also one that waits, starts the model at once.
+        If it has failed to fall asleep or to wake, or has ended asleep, this is no failed start. A request
+        that waits, or the next one, starts the model at once.
 
         Args:
             reason: None if it was asked to stop.
@@ -173,7 +173,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def sleep(self, model: str, now: float) -> list[Action]:
-        """Has a ready model fall asleep by hand, after its leases: requests that come or wait wake it."""
+        """Puts a ready model to sleep by hand, after its leases. Requests that come or wait wake it."""
         found = self.models.get(model)
         if found is not None and found.current is not None and found.state == "ready" and found.next is None:
             found.current.begin_rest(now)
@@ -190,7 +190,7 @@ class ModelScheduler:
     # Events: requests
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A request begins: it is admitted, refused, or waits until one of both or until it leaves."""
+        """A request begins: it is admitted or refused now, or waits for that until it leaves."""
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
@@ -219,7 +219,7 @@ class ModelScheduler:
         return self._enqueue(ticket, model, model.loads, now)
 
     def hold(self, ticket: int, number: int) -> None:
-        """A lease without a request, which counts for no limit of requests; none on what has ended."""
+        """A lease without a request: it counts for no limit of requests. An ended generation gets none."""
         if (generation := self.generations.get(number)) is not None:
             generation.leases.add(ticket)
             generation.holds.add(ticket)
@@ -243,7 +243,7 @@ class ModelScheduler:
         """Notes the memory of a generation's processes. The most while it is ready becomes its model's need.
 
         Args:
-            is_settled: False while they may take more: until then it needs at least its estimate.
+            is_settled: False while the processes may take more: then its need is at least the estimate.
         """
         generation = self.generations.get(number)
         if generation is None:
@@ -279,7 +279,7 @@ class ModelScheduler:
     # View
 
     def view(self) -> dict[str, ModelView]:
-        """All models, also those that were removed and still have a process."""
+        """All models, and the removed models that still have a process."""
         generations = self.generations.values()
         return {
             name: model.view([each for each in generations if each.model is model])
@@ -292,7 +292,7 @@ class ModelScheduler:
     # Requests
 
     def _model_for(self, ticket: int, name: str) -> Model | None:
-        """The model of a new ticket; else the ticket is refused."""
+        """The model of a new ticket. Without one, the ticket is refused."""
         if ticket in self._leases or ticket in self._waiting:
             raise ValueError(f"ticket {ticket} is in use")
         model = self.models.get(name)
@@ -373,7 +373,7 @@ class ModelScheduler:
             self._drain_generation(model.current, now)
 
     def _can_start_beside(self, model: Model, now: float) -> bool:
-        """Whether a process of the changed model has room beside the current one, for which nobody waits."""
+        """Whether the changed model has room for a process beside the current one, and no model waits."""
         if self._is_ending or model.current is None or model.current.state != "ready" or model.current.has_crashed:
             return False
         if any(other.is_hungry for other in self.models.values()):
@@ -427,7 +427,7 @@ class ModelScheduler:
     # Decision
 
     def _decide(self, now: float) -> list[Action]:
-        """Starts and stops models for those that wait; the last step of every event that can change this."""
+        """Starts waiting models and stops others for them. Every event that can change this ends with it."""
         read_free = cache(self._read_free)
         has_changed = True
         while has_changed:

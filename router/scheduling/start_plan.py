@@ -1,11 +1,11 @@
-"""Which models may start now, and which are stopped for them: one decision for all that wait for a start.
+"""Decides which models start now, and which are stopped for them: one plan for all models that wait.
 
-Standard library only; models are read, and what is planned is kept in the plan. The models are placed one
-after the other, in the order in which they began to wait. Each one reserves its memory and its victims, so
-that a later one does not count on them.
+Standard library only. The plan reads models and changes only itself. The models are placed one after the
+other, in the order in which they began to wait. Each one reserves its memory and its victims, so that a later
+one does not count on them.
 
-All models together have what is free now and what their processes hold, but at most the budget. Each process
-takes its whole need of that, so that what a start has not taken yet is not given twice.
+All models together may use the free memory and the memory of their processes, but at most the budget. Each
+process counts with its whole need, so that memory that a start has not taken yet is not given twice.
 
 A sleeping process is woken in the place of a start: it is set aside while its model is placed. It takes no
 slot, excludes nobody, and is the first to be stopped for others.
@@ -23,7 +23,7 @@ from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 _POLL_S: Final = 0.1
 """How often the plan is made anew while a start waits only for memory."""
 _SLOW_POLL_S: Final = 1.0
-"""The same while models are to be stopped for it, too: other programs may give memory back before."""
+"""How often while models must be stopped for it, too: other programs may give memory back first."""
 
 
 class Victim(NamedTuple):
@@ -31,11 +31,11 @@ class Victim(NamedTuple):
 
     process: Generation
     level: int = 0
-    """Of the sleep into which it falls; 0: it is stopped."""
+    """The level of sleep into which it falls; 0: it is stopped."""
 
     @property
     def part(self) -> "_Room":
-        """What becomes free."""
+        """The room that becomes free."""
         part = _Room.of_staying(self.process)
         return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
 
@@ -49,12 +49,12 @@ class Placement:
     `short`: only memory that is not really free delays it.
     `blocked`: it must not run when a model starts that waits for longer."""
     victims: tuple[Victim, ...] = ()
-    """Of `stop`; of `wait`, those that admit no requests from now on."""
+    """`stop`: the processes to stop. `wait`: the processes that admit no requests from now on."""
     text: str = ""
 
 
 class StartPlan:
-    """Created for one moment; `place` is called for each waiting model, the one that waits longest first."""
+    """A plan for one moment. `place` is called for each waiting model, the longest waiting one first."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class StartPlan:
     ) -> None:
         """
         Args:
-            free: the memory that is free now; None if the system does not tell.
-            settled_s: until then memory of ended processes may come back: the plan counts with the budget.
+            free: the memory that is free now; None if it is unknown.
+            settled_s: until then, memory of ended processes may come back, and only the budget limits.
         """
         self.due_s: float | None = None
         """When time alone can change the plan."""
@@ -77,11 +77,11 @@ class StartPlan:
         self._settled_s = settled_s
         self._processes = list(generations)
         self._staying = [each for each in self._processes if not each.is_stopping]
-        """What will run when all that is planned so far is done."""
+        """The processes that will run when the plan so far is carried out."""
         self._excluded: set[str] = set()
-        """Models that must not start before those that were placed earlier."""
+        """Models that must not start before the models that were placed earlier."""
         self._is_closed = False
-        """Whether an earlier model needs more than there is: no later one may have others stopped."""
+        """Whether an earlier model needs more than there is: then no model is stopped for a later one."""
         held = Need.sum(each.held for each in self._processes)
         self._memory = limits.budget if free is None else limits.budget.at_most(free.plus(held))
         """All memory that models can have now."""
@@ -182,9 +182,9 @@ class StartPlan:
     # Without room
 
     def _replace(self, model: Model) -> Placement:
-        """Chooses what is stopped for this one: idle processes if they suffice.
+        """Chooses the processes to stop for this model: idle ones if they suffice.
 
-        Those that start or wait for a start are counted on last, and stopped only when they have been ready.
+        Processes that start, or whose models wait, come last, and are stopped only when they have been ready.
         """
         candidates = [other for other in self._staying if not self._stays_for_good(other)]
         if self._free is not None:
@@ -211,13 +211,13 @@ class StartPlan:
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: Generation, model: Model) -> float:
-        """When the other one stops to admit requests: both have then had their time."""
+        """When the other one stops admitting requests: both have then had their time."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
-        """Of the candidates those that it excludes, and those that cost least and suffice.
+        """The candidates that the model excludes, and the cheapest others, until there is room.
 
-        Those that should sleep fall asleep if that suffices, else they are stopped.
+        If it suffices, models that should sleep fall asleep. If it does not, they are stopped.
         None if all together do not suffice.
         """
 
@@ -233,7 +233,7 @@ class StartPlan:
         return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
 
     def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
-        """With the levels of their sleep: together, their weights fit into the machine's memory."""
+        """Gives each a level of sleep, so that their weights together fit into the machine's memory."""
         aside = NOTHING if model.sleeper is None else model.sleeper.need  # it has this until it wakes
         present = self._present.memory.minus(aside)
         spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, present.ram_bytes)
@@ -274,14 +274,14 @@ class StartPlan:
             self._staying.remove(victim.process)
 
     def _wait(self) -> Placement:
-        """Something must change first; what there is is reserved for this model."""
+        """Waits for a change, and reserves for this model the room that there is."""
         self._is_closed = True
         return Placement("wait")
 
     # Sums
 
     def _has_conflict(self, model: Model) -> bool:
-        """Whether one that it excludes runs, or has not ended yet."""
+        """Whether a model that it excludes still has a process that is not asleep."""
         return any(other.name in model.excludes and other.state != "asleep" for other in self._processes)
 
     @property
@@ -293,7 +293,7 @@ class StartPlan:
         return self._now < self._settled_s
 
     def _can_suffice(self, model: Model) -> bool:
-        """Whether the memory is enough beside pinned models; during starts and settling nobody can tell."""
+        """Whether the memory is enough beside pinned models. During starts and settling: maybe, so true."""
         steady = ("ready", "asleep", "draining")
         is_clear = not self._is_settling and all(other.state in steady for other in self._processes)
         return not is_clear or model.need.fits_in(self._beside_pinned(self._memory))
@@ -347,19 +347,19 @@ class _Rank(IntEnum):
 
 @dataclass
 class _Room:
-    """What is left, or the part of it that one process has."""
+    """Slots and memory: all that is left, or the part of one process."""
 
     slots: float
     memory: Need
 
     @classmethod
     def of_present(cls, process: Generation) -> Self:
-        """What it takes now."""
+        """The room that it takes now."""
         return cls(not process.is_asleep, process.need)
 
     @classmethod
     def of_staying(cls, process: Generation) -> Self:
-        """What it takes when it has fallen asleep, if it does so."""
+        """The room that it takes in the end, which is less if it falls asleep now."""
         return cls(not process.will_rest, process.rest_need)
 
     def holds(self, need: Need) -> bool:
@@ -383,7 +383,7 @@ def _excludes(model: Model, other: Generation) -> bool:
 
 
 def _growth(other: Generation, asleep: Need) -> int:
-    """What its sleep takes of the machine's memory."""
+    """Memory of the machine that its sleep takes in addition."""
     return max(0, asleep.ram_bytes - other.need.ram_bytes)
 
 

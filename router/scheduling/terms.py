@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from startup.ground.config import SeveralModelsConfig
 
 State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "waking", "draining", "failed"]
-"""`draining`: its process admits no more requests; it is stopped when its last request has ended.
-`falling asleep`: the same, but the process stays and gives the GPU's memory back. A request wakes it.
+"""`draining`: its process admits no more requests, and is stopped when its last request has ended.
+`falling asleep`: its process admits none either, but stays and frees the GPU's memory. A request wakes it.
 `failed`: it has no process, and the last one failed to start or ended by itself."""
 
 RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_down"]
@@ -23,7 +23,7 @@ class Need(NamedTuple):
 
     ram_bytes: int = 0
     gpu_bytes: int = 0
-    """Of all GPUs together."""
+    """The sum over all GPUs."""
 
     @staticmethod
     def sum(needs: Iterable["Need"]) -> "Need":
@@ -37,7 +37,7 @@ class Need(NamedTuple):
         return Need(self.ram_bytes - other.ram_bytes, self.gpu_bytes - other.gpu_bytes)
 
     def fits_in(self, room: "Need") -> bool:
-        """A need of nothing fits into any room, even into one that is overdrawn."""
+        """A need of nothing fits into any room, even into an overdrawn one."""
         return (self.ram_bytes <= 0 or self.ram_bytes <= room.ram_bytes) and (
             self.gpu_bytes <= 0 or self.gpu_bytes <= room.gpu_bytes
         )
@@ -55,7 +55,7 @@ UNLIMITED = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits(SeveralModelsConfig):
-    """What all models of a router share: its settings, and what has no flag."""
+    """Limits that all models of a router share, with and without a flag."""
 
     min_stay_s: float = 2.0
     """How long a model that became ready is not stopped for another one."""
@@ -82,9 +82,9 @@ class ModelRules:
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this one starts."""
     restart_limit: int | None = None
-    """It starts again by itself until so many failures in a row; requests wait `max_wait_s` for it."""
+    """It restarts by itself until it has failed so often in a row. Requests wait `max_wait_s` for it."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """What happens to it when another model needs its memory."""
+    """How it gives way when another model needs its memory."""
     idle_sleep_s: float | None = None
     """How long it stays awake without a request."""
     asleep: Mapping[int, Need] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class ModelView:
     """Requests that hold a lease, on all of its processes."""
     num_waiting: int
     need: Need
-    """Of all of its processes; of the next one, if there is none."""
+    """The need of all of its processes; if it has none, the need of the next one."""
     reason: str
     """Why the last start failed, or the last process ended by itself; empty after a start that did not."""
     retry_at_s: float | None

@@ -65,7 +65,7 @@ class CheckedModel(NamedTuple):
     entry: ModelEntry
     faults: tuple[Fault, ...] = ()
     findings: tuple[Finding, ...] = ()
-    """Of its preflight; the errors among them are faults, too."""
+    """The findings of its preflight; the errors among them are faults, too."""
     request: ModelRequest | None = None
     template_kind: str | None = None
     notices: tuple[Notice, ...] = ()
@@ -97,7 +97,7 @@ class ModelCheck:
         return self._guarded(lambda: self._check(entry), entry)
 
     def _guarded(self, check: Callable[[], CheckedModel], entry: ModelEntry) -> CheckedModel:
-        """Runs a check; what it raises is a fault of the entry."""
+        """Runs a check; an error that it raises becomes a fault of the entry."""
         try:
             return check()
         except click.ClickException as err:
@@ -213,7 +213,7 @@ def _reject_flags(words: Sequence[str]) -> None:
 
 
 def _reject_keys(flags: Iterable[str]) -> None:
-    """Of its --config: its words have none."""
+    """Rejects API keys in its --config; its words have none."""
     for flag in sorted(flags_with_role("keys").intersection(flags)):
         text = f"its --config must not have {flag.removeprefix('--')}"
         raise InputError(f"{text}: give keys on the command line, for all models")
@@ -225,7 +225,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
 
 
 def _served_names(words: Sequence[str]) -> list[str]:
-    """Those of the last --served-model-name, which is the one that counts with vLLM."""
+    """The names of the last --served-model-name: vLLM, too, uses only the last one."""
     given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []
 

@@ -146,7 +146,7 @@ def _router(
 ) -> RouterOptions:
     """
     Args:
-        config: what the router's own flags say.
+        config: the values of the router's own flags.
         options: how the model is started.
     """
     is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"

@@ -47,7 +47,7 @@ class CheckedModels:
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
-        """As of one model; the check of a fault of the file is `usage`."""
+        """The report, in the form of one model's. Faults of the file have the check `usage`."""
         found = [Finding(fault.check, "error", str(fault)) for fault in self.faults]
         found += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
         for model in self.models.values():
@@ -66,7 +66,7 @@ class ModelsReader:
         self.path = Path(file) if file is not None and not several.words.models else None
         """The file; None for models that the command line names."""
         self.last = CheckedModels({})
-        """Without faults."""
+        """The models when they were last without faults."""
         self._given: Mapping[str, ModelEntry] = {}
         """Its entries as the file has them, without defaults."""
 
@@ -85,7 +85,7 @@ class ModelsReader:
         return read_models_file(self.path, self._defaults)
 
     def reload(self) -> Mapping[str, ModelEntry]:
-        """The models of the file as it is now; raises ModelsFileError for its faults."""
+        """Reads the models of the file again; raises ModelsFileError for its faults."""
         former = self.last
         read = self.read()
         if read.faults:
@@ -130,7 +130,7 @@ class ModelsReader:
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
-        """Completes and checks all models but those that have not changed since they were right."""
+        """Completes and checks the models; skips models that were right and have not changed since."""
         file = "" if self.path is None else str(self.path)
         check = ModelCheck(self._config, self._words, file)
         entries = list(content.entries.values())
@@ -205,7 +205,7 @@ def _template_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tu
 
 
 def _name_of(word: str) -> str:
-    """The last part of a folder's path, also if that is a link, or of an address; a hub id as it is."""
+    """The last part of a folder's path (of a link, not its target) or of an address. A hub id stays whole."""
     if "://" in word:
         return urlsplit(word).path.strip("/").rpartition("/")[2] or word
     path = Path(word).expanduser()

@@ -21,9 +21,9 @@ from startup.words.table import split_flags
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
 """Roles of flags that a model behind the router cannot have."""
 PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
-"""The router keeps long bodies on disk, and does not know what a model takes."""
+"""Defaults at the router's port: it keeps long bodies on disk, and does not know what a model takes."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
-"""For each model: the router logs the requests, and knows the client."""
+"""A flag for each model: the router, which knows the client, logs the requests."""
 
 _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
@@ -41,7 +41,7 @@ _KEYS: Final = {
     "--idle-sleep": "idle_sleep is its time awake without requests",
     "--on-swap": "on_swap is that of one model",
 }
-"""What stands for flags of the command line in the file of models."""
+"""Keys of the file of models that stand for flags of the command line."""
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"
 
 
@@ -49,7 +49,7 @@ class RouterWords(NamedTuple):
     """The words after `serve`."""
 
     models: tuple[str, ...]
-    """Those before the first flag."""
+    """The words before the first flag."""
     own: list[str]
     defaults: list[str]
     """Flags in front of those of each model."""
@@ -59,7 +59,7 @@ class SeveralModels(NamedTuple):
     """A command line with several models."""
 
     config: StartupConfig
-    """Of its own flags; those of models have their defaults."""
+    """The values of its own flags; flags of models have their defaults."""
     words: RouterWords
     has_log_level: bool
 

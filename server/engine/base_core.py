@@ -1,4 +1,4 @@
-"""What the engine's loop needs of a core; there is one for models that generate text and one that pools."""
+"""The interface of a core for the engine's loop. One core generates text, another one pools."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingP
 
 
 class BaseCore(ABC):
-    """Used on the engine's thread. Rejects by default what only the other kind of model supports."""
+    """Used on the engine's thread. By default, rejects requests for the other kind of model."""
 
     @property
     @abstractmethod
@@ -22,7 +22,7 @@ class BaseCore(ABC):
         """The state after the last step."""
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Queues a prompt's sequences; returns outputs only of those that it rejects."""
+        """Queues a prompt's sequences; returns outputs only for rejected ones."""
         return [failed(request_id, "this model does not generate text") for request_id in request_ids]
 
     def pool(

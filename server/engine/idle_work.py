@@ -9,7 +9,7 @@ from base.machine.libc import HeapTrimmer
 from server.engine.base_core import BaseCore
 
 _DELAY_S = 0.5
-"""From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a
+"""From the first request (the API process's own) to the first idle work. A part of that takes 0.4 s, and a
 client that has waited for readiness comes first."""
 _STEP_SHARE = 0.5
 """Idle work takes this share of a step's time; an idle engine does one piece at a time. Packing the weights
@@ -18,7 +18,7 @@ fast."""
 _TRIM_DELAY_S = 5.0
 """From the last step to trimming the heap, which takes 15 ms."""
 _TRIM_INTERVAL_S = 60.0
-"""The same under lasting load: tensors of many sizes leave gaps that would grow by 20 MiB in ten minutes."""
+"""Trims so often under lasting load: tensors of many sizes leave gaps that grow by 20 MiB in ten minutes."""
 
 
 class Imports(Protocol):
@@ -28,7 +28,7 @@ class Imports(Protocol):
         """From now on imports are not replaced by stand-ins."""
 
     def restore(self) -> bool:
-        """Imports the modules that stand-ins replaced in torch; whether there were any."""
+        """Imports the modules that stand-ins replaced in torch; returns whether there were any."""
 
 
 class IdleWork:

@@ -124,7 +124,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
 
 
 def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
-    """Replaces entries; those of an inner configuration or of a dictionary one by one."""
+    """Replaces entries; in an inner configuration or a dictionary, each entry by itself."""
     for key, value in entries.items():
         current = getattr(model_config, key, None)
         if isinstance(value, dict) and isinstance(current, PreTrainedConfig):

@@ -39,7 +39,7 @@ class PendingSequences:
         self._features = features
         self._adapters = adapters
         self._waiting: dict[str, _Pending] = {}
-        """In order of arrival."""
+        """The waiting sequences in order of arrival."""
 
     @property
     def num_sequences(self) -> int:
@@ -51,7 +51,7 @@ class PendingSequences:
         return any(self._guided.is_ready(pending.sequence) for pending in self._waiting.values())
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Takes in a prompt's sequences; returns outputs only of those that it rejects."""
+        """Takes in a prompt's sequences; returns outputs only for rejected ones."""
         fault, features = self._find_fault(prompt), None
         if fault is None and prompt.inputs is not None and prompt.inputs.mm is None:
             try:
@@ -70,7 +70,7 @@ class PendingSequences:
         """Queues sequences whose grammar is ready, and encodes the images of one prompt; returns rejections.
 
         One prompt per step, so that other requests are not delayed. A prompt's choices share its features.
-        Small grammars do not overtake a large one that waits for memory.
+        Small grammars do not overtake a large grammar in its wait for memory.
         """
         rejected: list[EngineOutput] = []
         has_room = True
@@ -96,7 +96,7 @@ class PendingSequences:
         return rejected
 
     def withdraw(self, request_ids: Iterable[str]) -> None:
-        """Ends those of the sequences that are not in the scheduler's queue yet."""
+        """Ends the sequences that are not in the scheduler's queue yet."""
         for request_id in request_ids:
             if (pending := self._waiting.pop(request_id, None)) is not None:
                 self.release(pending.sequence)

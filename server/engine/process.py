@@ -112,7 +112,7 @@ def _is_memory_failure(err: Exception) -> bool:
 def _is_plain(message: ToEngine) -> bool:
     """Whether it needs no more of torch than the API process's own request has needed.
 
-    What else is imported then would be imported in an order that torch does not support.
+    Other messages would import more of torch now, in an order that torch does not support.
     """
     match message:
         case Generate(prompts=prompts, params=params):
@@ -163,7 +163,7 @@ def _find_build(
 
 
 class _WorkIsReady:
-    """In the inbox: the core has work that did not come with a message."""
+    """An item of the inbox: the core has work that did not come with a message."""
 
 
 class _EngineLoop:
@@ -321,7 +321,7 @@ class BlockingChannel:
         return self.receive_bytes(num_bytes)
 
     def receive_bytes(self, num_bytes: int) -> memoryview:
-        """What follows a message, in memory of its own: aligned for tensors, and writable, or torch warns."""
+        """The bytes behind a message, in own memory: aligned for tensors, and writable, or torch warns."""
         data = memoryview(bytearray(num_bytes))
         try:
             is_complete = self._reader.readinto(data) == num_bytes

@@ -167,7 +167,7 @@ class _Step:
         return min(self._num_left, self._num_prompt_tokens_left) <= 0
 
     def limit_prompts(self, max_tokens: int) -> None:
-        """Limits the step's prompt tokens; a prompt of which half fits is still computed as a whole."""
+        """Limits the step's prompt tokens. A prompt is still computed whole if at least half of it fits."""
         self._num_prompt_tokens_left = max_tokens
 
     def add(self, sequence: Sequence) -> bool:

@@ -1,4 +1,4 @@
-"""One sequence in the engine: its tokens, how many are computed, and the memory it holds; chunks of it."""
+"""A sequence in the engine (its tokens, how many are computed, the memory it holds), and chunks of it."""
 
 from enum import Enum
 from functools import cache
@@ -180,7 +180,7 @@ class Chunk(NamedTuple):
 
 
 def _hash_salt(salt: str) -> int:
-    """With a secret key, so that no client can construct a salt whose prompts match those of others."""
+    """Hashes with a secret key, so that no client can construct a salt with which prompts of others match."""
     digest = blake2b(salt.encode(errors="surrogatepass"), digest_size=8, key=_salt_key()).digest()
     return int.from_bytes(digest, "little", signed=True)
 

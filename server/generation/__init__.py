@@ -1,4 +1,4 @@
-"""What all APIs that generate share: a request becomes a `Generation`, and its output becomes deltas.
+"""The common part of all APIs that generate: a request becomes a `Generation`, its output becomes deltas.
 
 Begin with `chat.py`.
 """

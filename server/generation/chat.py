@@ -139,7 +139,7 @@ class ChatRun:
         self._inference = inference
         self._parsing = parsing
         self._readers: dict[int, ChoiceReader] = {}
-        """Those of the choices that have begun: a request may have thousands of choices."""
+        """Readers of the choices that have begun: a request may have thousands of choices."""
 
     async def stream(self) -> AsyncGenerator[ChoiceDelta, None]:
         """Yields the deltas of all choices as they arrive; closing the generator aborts the request.

@@ -21,7 +21,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     max_tokens: Annotated[TokenCount, Meta(extra={"range": "at least 1, or 0 with `echo`"})] | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
     logprobs: NumLogprobs | bool | None = None
-    """False and true, which chat requests have here, are 0 and 1, as in vLLM."""
+    """False and true, the values of this field in chat requests, are 0 and 1, as in vLLM."""
     add_special_tokens: bool = True
     suffix: Unsupported = None
 

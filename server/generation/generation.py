@@ -109,7 +109,7 @@ class SamplingDefaults:
         ]
 
     def _shared_params(self, request: AnyRequest, vocab_size: int, guided: GuidedDecoding | None) -> SamplingParams:
-        """The parameters but for those that differ between prompts: `max_tokens` and `reasoning`."""
+        """The parameters that all prompts share: all but `max_tokens` and `reasoning`."""
         return SamplingParams(
             max_tokens=1,
             min_tokens=request.min_tokens or 0,

@@ -100,7 +100,7 @@ class ModelReasoning:
 
     @cached_property
     def _ends_of_prompt(self) -> dict[int, PromptEnd]:
-        """What the last of these tokens in a prompt says; without boundaries, which say nothing."""
+        """The state that the last of these tokens sets in a prompt; without boundaries, which set none."""
         found = {m.token_id: PromptEnd.ENDED for m in self._markers.ends}
         found |= {m.token_id: PromptEnd.OPEN for m in self._markers.starts}
         return {token_id: end for token_id, end in found.items() if token_id is not None}
@@ -111,7 +111,7 @@ class ModelReasoning:
         return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
 
     def _read_end(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
-        """What the prompt's end says, and how many tokens of open reasoning it has, if they are counted."""
+        """The state at the prompt's end, and its number of tokens of open reasoning, if they are counted."""
         if self._markers.have_text:
             end, text = self._read_end_of_text(prompt)
             return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
@@ -124,7 +124,7 @@ class ModelReasoning:
         return PromptEnd.SILENT, 0
 
     def _read_end_of_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
-        """What the prompt's last marker says, and the text after it."""
+        """The state that the prompt's last marker sets, and the text after it."""
         if prompt.text is not None:
             text = prompt.text[-_TAIL_CHARS:]
         else:
@@ -236,7 +236,7 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts the tokens before the last one of a marker of ordinary tokens, which were counted."""
+        """Subtracts the counted tokens of a marker of ordinary tokens: all but its last one."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 

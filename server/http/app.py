@@ -160,7 +160,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _answer_server_error(request: Request, error: Exception) -> Response:
-    """Answers for the routes that are functions; those that accept JSON write their errors themselves."""
+    """Answers for the routes that are functions. Routes that accept JSON write their errors themselves."""
     if isinstance(error, UnavailableError):
         headers = {"retry-after": "1"} if error.body.may_retry else None
         return json_response(error.body, status=503, headers=headers)

@@ -1,1 +1,1 @@
-"""What every request and the server as a whole need: admission, served models, readiness, drain."""
+"""The operation of the server, for all requests: admission, served models, readiness, drain."""

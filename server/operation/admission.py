@@ -1,7 +1,7 @@
-"""Which requests are accepted, by lifecycle and limits, which are running, and what is recorded of each.
+"""Accepts requests, by lifecycle and limits; keeps the running ones, and records facts of each.
 
-Admission control rejects those above the limits of sequences, prompt tokens and held bytes. It is checked
-when a request's headers have arrived, before its body is read, and again once its body is decoded.
+Admission control rejects requests above the limits of sequences, prompt tokens and held bytes. It checks a
+request when its headers have arrived, before its body is read, and again once its body is decoded.
 """
 
 import asyncio
@@ -159,7 +159,7 @@ class RequestTimes:
     render_s: float | None = None
     """From the decoded body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
-    """In the engine's queue."""
+    """Time in the engine's queue."""
     prefill_s: float | None = None
     """From the end of the queue to the first token, or to the pooled result."""
     decode_s: float | None = None
@@ -211,7 +211,7 @@ class RequestContext:
     is_small: bool = True
     """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
     held: list[Any] = field(default_factory=list)
-    """What a large request has created; freed in the pool, because a million objects take 30 ms."""
+    """Objects that a large request has created; the pool frees them, because a million take 30 ms."""
 
     def hold(self, *created: Any) -> None:
         """Keeps what may be large until the response has ended."""
@@ -264,7 +264,7 @@ def dead_response(lifecycle: Lifecycle) -> UnavailableResponse:
 
 
 class RunningRequests:
-    """Those that are being answered: counted for /load, waited for and cancelled by the drain.
+    """Requests that are being answered. /load shows their number; the drain waits for them or cancels them.
 
     One per server; used on the event loop only.
     """
@@ -307,7 +307,7 @@ class RunningRequests:
         self._last_activity_s = time.monotonic()
 
     def cancel(self) -> None:
-        """Cancels all running requests, such as those that wait for the rest of their body."""
+        """Cancels all running requests, even while they wait for the rest of their body."""
         self.is_cancelled = True
         self.interrupt()
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 ERROR_DELIVERY_S = 2
 """How long requests that are ended early have to receive their error."""
 _SHORT_DELIVERY_S = 0.25
-"""The same after a second signal, and for requests that have to be cancelled."""
+"""The time for it after a second signal, and for requests that have to be cancelled."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
 A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""
@@ -28,7 +28,7 @@ _POLL_S = 0.02
 
 
 class RunningWork(Protocol):
-    """What computes the running requests: the embedded engine's client, or vLLM's application."""
+    """The part that computes the running requests: the embedded engine's client, or vLLM's application."""
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""
@@ -66,7 +66,7 @@ class Drain:
         await self._reject_until_quiet(begin_s + self._grace_s)
 
     async def run_dead(self) -> None:
-        """The same after the engine's end: a router tells its clients itself, and starts the next server."""
+        """Waits after the engine's end; below a router, which answers clients, only for running requests."""
         if env.VCLI_ROUTER.get():
             await self._running.wait_idle(_DEATH_GRACE_S)
         else:

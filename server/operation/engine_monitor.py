@@ -156,7 +156,7 @@ class EngineMonitor:
             watching.cancel()
 
     async def _find_reason(self) -> str:
-        """The engine's own error report, or else what the kernel reports, possibly a little later."""
+        """The engine's own error report. If there is none, the kernel's, which may come a little later."""
         reason = self._engine.error or "it is gone"
         if not self._engine.ended_silently:
             return reason

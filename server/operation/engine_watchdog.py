@@ -1,4 +1,4 @@
-"""Notices an engine that hangs, tells where once, and ends it after a time; the same for both engines.
+"""Notices a hanging engine of either kind, logs once where it hangs, and ends it after a time.
 
 The time is shorter while a router wants the memory for another model.
 """
@@ -22,9 +22,9 @@ _TELL_AFTER_S: Final = 30.0
 _LONGEST_CHECK_S: Final = 0.5
 _CHECKS_PER_TIMEOUT: Final = 10
 _ANSWERS_S: Final = 0.5
-"""How long clients and probes get an answer that tells the reason before the engine is ended."""
+"""How long clients and probes get an answer with the reason before the engine is ended."""
 _BUSY_SHARE: Final = 0.5
-"""Of one processor: an engine that has used more since its last answer computes a long step."""
+"""Share of one processor. An engine that has used more since its last answer computes a long step."""
 
 
 class AskedEngine(Protocol):
@@ -35,20 +35,20 @@ class AskedEngine(Protocol):
         """Whether it computes on the processor. On a GPU, its processes use the processor to wait, too."""
 
     def has_answered(self) -> bool:
-        """Whether no answer is due. It is asked again then; called once per check."""
+        """Whether the engine owes no answer. If so, it is asked again; called once per check."""
 
 
 class EngineProcesses(Protocol):
     """The processes of an engine, as the launcher knows them."""
 
     def stopped(self) -> list[str]:
-        """The names of those that a signal has stopped."""
+        """The names of the processes that a signal has stopped."""
 
     def computed_s(self, *, is_on_processor: bool) -> float:
-        """The processor time of those that compute, or else only of the compilers that they have started."""
+        """Processor time of the computing processes; if not `is_on_processor`, only of their compilers."""
 
     async def read_stacks(self) -> str:
-        """What each main thread does, for people."""
+        """The stack of each main thread, as text for people."""
 
     async def end(self, reason: str) -> None:
         """Keeps the reason and all stacks for the digest of the crash, and kills the processes."""
@@ -62,7 +62,7 @@ class WatchedServer(Protocol):
         """How many requests it answers."""
 
     def engine_hangs(self, reason: str) -> None:
-        """Fails them, and answers all others with a 503 from now on."""
+        """Fails the running requests, and answers all others with a 503 from now on."""
 
 
 class EngineWatchdog:
@@ -84,7 +84,7 @@ class EngineWatchdog:
         """
         Args:
             timeout_s: after this silence the engine is ended; 0 for an engine that is not watched.
-            is_first: whether this process tells and ends it; others with the same engine only fail requests.
+            is_first: whether this process logs and ends it; others with the same engine only fail requests.
         """
         self._engine = engine
         self._processes = processes
@@ -98,7 +98,7 @@ class EngineWatchdog:
         self._computed_s = 0.0
         """The processor time until then."""
         self._level: int | None = None
-        """Of the line that told the silence."""
+        """The level of the log line about this silence; None before it."""
 
     async def run(self) -> None:
         """Returns once the engine has been ended; at once if it is not watched."""
@@ -167,7 +167,7 @@ class EngineWatchdog:
         return self._processes.computed_s(is_on_processor=self._engine.is_on_processor)
 
     def _known(self) -> str:
-        """Requests, and what keeps them waiting as far as it is known without stacks."""
+        """The number of running requests, and the stopped processes, if any."""
         stopped = self._processes.stopped()
         running = f"since {self._since}, {self._server.num_running} requests run"
         return f"{running}; stopped by a signal: {list_some(stopped)}" if stopped else running

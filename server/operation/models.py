@@ -44,10 +44,10 @@ class ServedAdapter(NamedTuple):
     """An adapter that requests may name as their model."""
 
     adapter_id: int
-    """In the engine; another one each time weights are loaded, so that cached prefixes are not mixed up."""
+    """Its id in the engine. Each load of weights gets a new one, so that cached prefixes are not mixed up."""
     name: str
     path: str
-    """As the user wrote it."""
+    """The path as the user wrote it."""
     folder: Path
     parent: str
     """The name of the base model."""
@@ -65,11 +65,11 @@ class LoraAdapters:
 
     @property
     def served(self) -> Iterable[ServedAdapter]:
-        """In the order in which they were loaded."""
+        """The adapters in the order in which they were loaded."""
         return self._adapters.values()
 
     def find(self, name: str | None) -> ServedAdapter | None:
-        """The adapter of that name; None if there is none, and for no name."""
+        """The adapter of that name; None for an unknown name, and without a name."""
         return self._adapters.get(name) if name else None
 
     async def load_static(self) -> None:
@@ -227,7 +227,7 @@ class ServedModels:
             self._find(name)
 
     def check_generative(self, api_name: str, name: str | None) -> None:
-        """As `check`; raises RequestError (404), too, if the engine has loaded a model that pools."""
+        """Like `check`; raises RequestError (404), too, if the engine has loaded a model that pools."""
         if self._engine.info.pooling is not None:
             raise UnsupportedApiError(api_name)
         self.check(name)

@@ -1,4 +1,4 @@
-"""Values by their keys within bounds: beyond them, those that were added or used longest ago are dropped."""
+"""A cache with bounds: beyond them, it drops the values that were added or used longest ago."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,17 +19,17 @@ class BoundedCache(Generic[K, V]):
         self._max_entries = max_entries
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.num_bytes = 0
-        """Of all values."""
+        """The size of all values."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value; None if there is none, or none any more."""
+        """The value; None if it was never added, or was dropped."""
         return self._entries.get(key)
 
     def use(self, key: K) -> V | None:
-        """As `get`; the value is then the last one to be dropped."""
+        """Like `get`; the value is then the last one to be dropped."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)

@@ -32,7 +32,7 @@ _MAX_ITEMS = 999
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """How many adapters the engine holds, and of which size."""
+    """The number and size of adapters that the engine holds."""
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
@@ -142,7 +142,7 @@ class ModelFiles:
     path: Path
     """Folder with config.json and weights."""
     tokenizer_path: Path
-    """Folder with the tokenizer's files; the same one unless `--tokenizer` names another."""
+    """Folder with the tokenizer's files. It is `path` unless `--tokenizer` names another."""
 
 
 @dataclass(frozen=True, kw_only=True)

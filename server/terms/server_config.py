@@ -16,7 +16,7 @@ DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What requests may ask for, and how their answers are made."""
+    """The limits of requests, and how their answers are made."""
 
     help_group: ClassVar[Group] = "Requests and answers"
 

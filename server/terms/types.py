@@ -104,7 +104,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Prompts share the prefix cache only with prompts of the same salt."""
 
     def of_choice(self, position: int) -> "SamplingParams":
-        """Those of one of a prompt's choices, which differ in the seed only."""
+        """The parameters of one choice of a prompt; choices differ in the seed only."""
         if self.seed is None or not position:
             return self
         seed = (self.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS
@@ -204,8 +204,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     error: str | None = None
     """With `finish_reason == "error"`: the message for the client."""
     data: TensorData | None = None
-    """The result for a pooled prompt: its embedding, its classes' logits or probabilities, or its score; one
-    row per token if the task's name begins with `token_`."""
+    """The result for a pooled prompt: its embedding, its classes' logits or probabilities, or its score. If
+    the task's name begins with `token_`, it has one row per token."""
     num_preemptions: int = 0
     """How often the sequence has been preempted so far."""
     is_request_fault: bool = False
@@ -250,7 +250,7 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     matryoshka_dimensions: tuple[int, ...] = ()
     """Lengths to which embeddings may be truncated; empty allows any."""
     uses_sep_token: bool = True
-    """Whether a cross-encoder's pairs are tokenized as pairs; otherwise the two texts are concatenated."""
+    """Whether a cross-encoder's pairs are tokenized as pairs. If not, the two texts are concatenated."""
     does_lower_case: bool = False
     """Whether texts are lower-cased before tokenization."""
 

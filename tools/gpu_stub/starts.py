@@ -21,7 +21,7 @@ from tools.gpu_figures import describe_machine
 
 _START_S: Final = 1200.0
 _SETTLED_S: Final = 6.0
-"""Time of a start that is not measured, for what it writes after its first answer."""
+"""How long an unmeasured start goes on after its first answer, to write its files."""
 
 
 class Case(NamedTuple):

@@ -60,12 +60,12 @@ class Machine(NamedTuple):
     """Where the models run."""
 
     python: Path
-    """That of vLLM."""
+    """The Python of vLLM."""
     variables: dict[str, str]
     prefix: tuple[str, ...]
-    """The words before those of a server."""
+    """The words in front of a server's command."""
     words: tuple[str, ...]
-    """Those of each model, behind `serve`; the first is its folder."""
+    """The words of each model, behind `serve`; the first one is its folder."""
 
     @classmethod
     def of(cls, home: Path, vllm: Path, model: str, words: tuple[str, ...], *, is_real: bool) -> Self:
@@ -103,7 +103,7 @@ class _Side(Server):
         return _ask(self.port, "/v1/completions", _body(model))
 
     def swap(self, model: str, other: str) -> int:
-        """The same, while the other model has the GPU."""
+        """Asks for the first token while the other model has the GPU."""
         del other
         return self.ask_first_token(model)
 
@@ -122,7 +122,7 @@ class _Router(_Side):
 
 
 class _ByHand(_Side):
-    """Its own process is the server of a; that of b is another one."""
+    """Its own process is the server of a; the server of b is a second one."""
 
     leaves_nothing = False
 

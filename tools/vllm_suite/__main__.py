@@ -1,8 +1,8 @@
 """Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`.
 
-What they run in is made once, in build/vllm-suite: a copy of the source's tests without the package `vllm`, a
-virtual environment that adds the tests' requirements to the packages of .peers/vllm, the local models, and a
-command `vllm` that runs this program.
+The first run fills build/vllm-suite: with a copy of the source's tests without the package `vllm`, the local
+models, and a command `vllm` that runs this program. A virtual environment there adds the tests' requirements
+to the packages of .peers/vllm.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _TEST_TIMEOUT_S: Final = 300
 @click.argument("vllm_source", type=click.Path(path_type=Path, exists=True))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
-    """Run the tests below tests/entrypoints of VLLM_SOURCE, or those that WORDS name (`pooling/embed`).
+    """Run the tests in tests/entrypoints of VLLM_SOURCE, or only the ones named by WORDS (`pooling/embed`).
 
     Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
     kept in the repository: this program is tested with what plain vLLM passes.

@@ -203,7 +203,7 @@ def _lora(base: str, rank: int = 8, **shape: int) -> Build:
 
 
 def _save(folder: Path, auto: Any, model_type: str, options: dict[str, Any]) -> None:
-    """In bfloat16, since vocabularies as large as the original's are most of the size."""
+    """Saves the model in bfloat16: vocabularies as large as the original's are most of the size."""
     import torch
     from transformers import CONFIG_MAPPING
 

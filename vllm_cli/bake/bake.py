@@ -244,7 +244,7 @@ def _make_readable(folder: Path) -> None:
 
 
 def _clean(cache: Path) -> None:
-    """Removes what only a running server needs, and compiled models, of which there are archives."""
+    """Removes files that only a running server needs, and compiled models, which are also in archives."""
     others = [path for path in cache.glob("*") if path.name not in (OWN, INSPECTIONS)]
     for path in (*others, *(path for pattern in _TEMPORARY for path in (cache / OWN).glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

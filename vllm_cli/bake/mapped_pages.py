@@ -1,4 +1,4 @@
-"""Records which pages of libraries the processes of a server have used: those that are in their memory."""
+"""Records which pages of libraries a server's processes have used: the pages in their memory."""
 
 import os
 from array import array

@@ -1,6 +1,6 @@
-"""What is baked, and one start of the server while an image is built: it answers a request and is stopped.
+"""Chooses what is baked, and starts the server once while an image is built: it answers one request.
 
-Where the GPU that vLLM is built for is not there, vLLM is only imported.
+Where vLLM is built for a GPU that the machine lacks, vLLM is only imported.
 """
 
 import subprocess

@@ -229,7 +229,7 @@ class _Run:
 
 
 def default_flags(serve_words: Sequence[str]) -> tuple[str, ...]:
-    """Flags of the embedded engine, with fewer log lines; none if the user chose another engine."""
+    """Flags for the embedded engine and fewer log lines. Empty if the user chose another engine."""
     engine = ServeWords(serve_words).own.get("--engine") or env.VCLI_ENGINE.raw
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
 

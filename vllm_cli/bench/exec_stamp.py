@@ -1,8 +1,8 @@
 """The moment at which a command was executed.
 
-Runs as a script, too (`python -I -S exec_stamp.py STAMP_FILE WORD...`), which writes the time to a file and
-executes the command: the time before the command's exec, in which the supervisor and this interpreter start,
-must not count as the command's. The stamp is in monotonic nanoseconds, a clock that all processes share.
+As a script (`python -I -S exec_stamp.py STAMP_FILE WORD...`) it writes the time to a file and executes the
+command. So the start of the supervisor and of this interpreter does not count as the command's time. The
+stamp is in monotonic nanoseconds, a clock that all processes share.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _CANNOT_RUN = 127
-"""Exit status when the command cannot be executed; the same as a shell's."""
+"""Exit status when the command cannot be executed, as in a shell."""
 _POLL_S = 0.001
 
 

@@ -26,7 +26,7 @@ TIMEOUT_S = 10.0
 class ProbeSamples:
     """The probes of one round or start.
 
-    The latency of a probe that was due while an earlier one still waited counts from its due time: a server
+    The latency of a probe counts from its due time, even if an earlier probe still waited then. So a server
     that blocks for a second delays all probes that were due in that second, not one.
     """
 

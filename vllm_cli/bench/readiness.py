@@ -34,7 +34,7 @@ class ReadyServer:
 
     form: CompletionFormat
     counts_tokens: bool
-    """Whether it sends its own counts; otherwise pieces of text are counted."""
+    """Whether the server sends its own counts. If not, pieces of text are counted."""
     version: str | None
     """From the server's `/version`; None if it has no such route."""
 
@@ -76,7 +76,7 @@ async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path
 
 
 async def _find_model(session: aiohttp.ClientSession, target: Target, config: BenchConfig) -> CompletionFormat:
-    """The model that the target names, else the first one that the server lists."""
+    """The target's model. If it has none, the first model in the server's list."""
     headers = {"Content-Type": "application/json"}
     headers |= {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
     form = CompletionFormat(base_url=target.base_url, path=config.path, model=target.spec.model or "", headers=headers)

@@ -128,7 +128,7 @@ def _encode_spreads(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float]
 
 
 def _describe_machine() -> dict[str, Any]:
-    """What influences figures; those of different machines cannot be compared."""
+    """The machine's properties that influence figures: figures of different machines cannot be compared."""
     return {
         "system": platform.platform(terse=True),
         "processor": cpu_model(),
@@ -188,7 +188,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def percentiles_ms(name: str, values_ns: Sequence[float], *percents: int) -> dict[str, float | None]:
-    """Figures such as `ttft_p50_ms`; the one of 100 percent is the maximum."""
+    """Figures such as `ttft_p50_ms`; the figure of 100 percent is the maximum."""
     names = (f"{name}_max_ms" if percent == 100 else f"{name}_p{percent}_ms" for percent in percents)
     values = (percentile(values_ns, percent) for percent in percents)
     return {name: None if value is None else value / 1e6 for name, value in zip(names, values, strict=True)}

@@ -37,19 +37,19 @@ class ServeConfig(BenchConfig):
     levels: tuple[int, ...]
     """Numbers of requests in flight."""
     num_requests: int | None = None
-    """Requests per level and round; None: four for each one in flight, at least 8."""
+    """Requests per level and round. None: four for each request in flight, at least 8."""
     max_tokens: int = 64
     prompt_tokens: int = 64
     """Approximate length of the part of a prompt that differs from all others."""
     shared_prefix_tokens: int = 0
     """Approximate length of the beginning that all prompts share."""
     idle: str = "pause"
-    """What happens to a started server while another one is measured: `pause` freezes it, `run` does not."""
+    """Whether a started server is frozen while another one is measured (`pause`) or not (`run`)."""
     seed: int = 0
 
 
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "inter-token"), ("e2e", "e2e"))
-"""To the first text; from it to the last one, per token; between pieces of text; of the whole answer."""
+"""Times to the first text, per token after it, between pieces of text, and of the whole answer."""
 SERVE_METRICS = (
     Metric("output_tokens_per_s", "output tok/s", is_higher_better=True),
     Metric("requests_per_s", "requests/s", is_higher_better=True),

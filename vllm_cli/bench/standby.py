@@ -64,7 +64,7 @@ class BenchStandby:
         self._folder.cleanup()
 
     async def _ask(self) -> dict[str, Any]:
-        """What `standby status` shows; empty while it does not answer."""
+        """The data of `standby status`; empty while the standby does not answer."""
         words = [*self._prefix, "standby", "status", "--json"]
         environment = {**foreign.snapshot(), **self._place}
         done = await asyncio.to_thread(subprocess.run, words, capture_output=True, env=environment)
@@ -72,9 +72,9 @@ class BenchStandby:
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
-    """The words before `serve`, which run other commands of that installation, and those after it.
+    """The words before `serve`, which run other commands of that installation, and the words after it.
 
-    Of a command of another program, no words and all.
+    The command of another program has no words before, and all of them after.
     """
     words = shlex.split(command)
     words = ["env", *words] if "=" in words[0] else words

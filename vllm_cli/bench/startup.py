@@ -51,7 +51,7 @@ class StartupBenchConfig(BenchConfig):
     """The states of the caches before the starts of commands."""
 
     states: tuple[str, ...]
-    """`warm`: caches of earlier starts; `cold-pages`: files are evicted; `standby`: warm, with one."""
+    """`warm` (caches of earlier starts), `cold-pages` (evicted files), `standby` (warm, from a standby)."""
     evict_paths: tuple[Path, ...] = ()
     """Files and folders whose pages are evicted for a cold page cache."""
     standby_model: str | None = None
@@ -100,7 +100,7 @@ class _StartedSide:
         self._config = config
         self._standby: BenchStandby | None = None
         self._server: ReadyServer
-        """As it was found by the first start."""
+        """The server's properties, which the first start has found."""
 
     async def prepare(self) -> None:
         """One start that is not measured: checks the command, warms caches, finds the request format.
@@ -229,7 +229,7 @@ def _find_problems(side: Side) -> Iterator[str]:
         for name, why in _UNSURE.items():
             if num_bytes := max(figures.get(name, 0) for figures in rounds):
                 yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"
-        known = [figures["phases"] for figures in rounds if figures["phases"]]  # vLLM's server does not tell them
+        known = [figures["phases"] for figures in rounds if figures["phases"]]  # vLLM's server does not show them
         num_warm = sum(any(name.endswith(_FORK_PHASE) for name in phases) for phases in known)
         wanted = len(known) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
@@ -242,9 +242,9 @@ class Residency(NamedTuple):
     total_bytes: int
     resident_bytes: int
     unknown_bytes: int = 0
-    """Bytes of which it is not known here whether they are in memory."""
+    """Bytes whose residency cannot be measured."""
     fuse_bytes: int = 0
-    """Bytes on FUSE: its process reads from files of its own, which are not evicted."""
+    """Bytes on FUSE: the process behind it reads from its own files, which are not evicted."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def list_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def evict_files(files: Sequence[Path]) -> Residency:
-    """Drops the files' pages, and writes back those that are changed; returns what stayed in memory.
+    """Writes back the files' changed pages and drops all pages; returns what stayed in memory.
 
     Pages that another process has mapped stay, and so do files on tmpfs. Raises InputError if a file cannot
     be opened.
@@ -279,7 +279,7 @@ def evict_files(files: Sequence[Path]) -> Residency:
 
 
 def measure_residency(files: Iterable[Path]) -> Residency:
-    """How much of the files is in memory; leaves it as it is."""
+    """Measures how much of the files is in memory, without reading them."""
     total_bytes = resident_bytes = unknown_bytes = fuse_bytes = 0
     devices = fuse_devices()
     for file in files:

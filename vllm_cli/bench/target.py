@@ -1,4 +1,4 @@
-"""What is measured, and how: servers that run already, or that the benchmark starts, freezes and stops."""
+"""Measured servers: they run already, or the benchmark starts, freezes and stops them."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ class TargetSpec:
     command: str | None = None
     """Shell words; `{port}` is replaced by a free port, without it `--port N` is appended."""
     model: str | None = None
-    """The model name to request; None takes the first one that the server lists."""
+    """The model name to request; None takes the first model in the server's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ class TargetStartError(click.ClickException):
 
 
 class Target(SupervisedCommand):
-    """A server; one that is given by its address is never started, frozen or stopped."""
+    """A server. If it is given by its address, it is never started, frozen or stopped."""
 
     def __init__(
         self, spec: TargetSpec, *, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
     ) -> None:
-        """`prefix`: words before the command's; `environment`: variables beside those of this process."""
+        """`prefix` are words before the command's words, `environment` additional variables."""
         super().__init__(environment)
         self.spec = spec
         self.base_url = (spec.url or "").rstrip("/").removesuffix("/v1")
@@ -84,7 +84,7 @@ class Target(SupervisedCommand):
         self.send(b"resume\n")
 
     def poll(self) -> None:
-        """Checks now whether an own server has exited; otherwise that takes `EXIT_DELAY_S` or more."""
+        """Checks now whether an own server has exited. Without this, a check comes after `EXIT_DELAY_S`."""
         self.send(b"poll\n")
 
 

@@ -81,7 +81,7 @@ class RunningServer:
     start: Mapping[str, Any] | None = None
     """The fields of `base.lifecycle.StartInfo`; `ready_s` and `phases` once it was ready."""
     models: tuple[RouterModel, ...] | None = None
-    """Those of a router; None for other servers, and if the router does not tell them."""
+    """The models of a router; None for other servers, and if the router does not list them."""
 
     @property
     def entry_pids(self) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class RunningStandby:
 
     pid: int
     state: str
-    """`importing`, `ready` or `failed`, as it reports; `running` for those of other environments."""
+    """`importing`, `ready` or `failed`, as it reports; `running` for standbys of other environments."""
     uptime_s: float
     memory_bytes: int
     """PSS: pages that it shares with servers count in part."""
@@ -199,7 +199,7 @@ def address_of(record: RunRecord) -> ServerAddress | None:
 
 
 def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
-    """The models of a router, in the order of its file; None if it does not tell them, as without its key."""
+    """The models of a router, in the order of its file; None if it does not list them, as without its key."""
     try:
         answer = Server(address).request("GET", DATA_PATH, timeout_s=_ANSWER_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
         data = read_json(answer.content) if answer.status == 200 else None

@@ -42,7 +42,7 @@ def take_server(options: dict[str, Any]) -> "Server":
 
 
 def choose_key(given: str | None) -> str | None:
-    """The key to send: as given, else that of a variable."""
+    """The key to send: the given one, or the value of a variable."""
     return given or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
 
 
@@ -84,7 +84,7 @@ class Server:
             return ReceivedAnswer(response.status, response.reason, response.headers, response.read(max_bytes))
 
     def ask(self, method: str, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """The JSON of a successful answer, which may take any time if there is no timeout."""
+        """The JSON of a successful answer. Without a timeout, it may take any time."""
         with explain_failures(self.address):
             answer = self.request(method, path, timeout_s=timeout_s)
         _raise_for_status(answer.status, answer.reason, answer.content)

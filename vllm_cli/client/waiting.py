@@ -31,7 +31,7 @@ class Readiness:
     """The result of one poll."""
 
     state: State
-    """`absent`: no response; `failed`: the server will never be ready."""
+    """`absent` means no response, `failed` that the server will never be ready."""
     reason: str = ""
     """Why the server is not ready, as text."""
     phase: str | None = None

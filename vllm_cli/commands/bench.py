@@ -138,8 +138,8 @@ def serve(**options: Any) -> int:
     """Measure a server with the OpenAI API, alone or against others.
 
     A fixed number of requests is kept in flight, level by level. The report has throughput, time to first
-    token (TTFT), time per output token (TPOT), inter-token and end-to-end latency, and the latency of /health
-    under that load, probed from a separate process.
+    token (TTFT), time per output token (TPOT), inter-token and end-to-end latency. A separate process
+    measures the latency of /health under that load.
 
     Servers given as commands are started on a free port ({port} in the command, else --port is appended) and
     always stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still
@@ -204,18 +204,17 @@ def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
     The report has the times until the server listens (a connection is accepted), is healthy (/health answers
-    200) and has sent the first token of a streamed completion, and the latency and refusals of probes that a
-    separate process sends 20 times a second; the JSON also has the phases from /startupz.
+    200) and has sent the first token of a streamed completion. It also has the latency and refusals of probes
+    that a separate process sends 20 times a second. The JSON also has the phases from /startupz.
 
     Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
     with all its processes. The first start of each server is not measured. Then rounds alternate, every other
     round in the opposite order.
 
-    States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows
-    what stayed; standby, with warm caches and a `vllm-cli standby` that the benchmark starts after the first
-    start, with the command's variables and Python environment, and stops at its end. A start that cannot be
-    forked from it ends the run with exit code 3. Commands of other programs start as from warm. The
-    other states use no standby.
+    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache;
+    the report shows what stayed. With standby, caches stay, and a `vllm-cli standby` runs from the first
+    start to the end, with the command's variables and Python environment. A start that cannot be forked from
+    it ends the run with exit code 3. Commands of other programs start as with warm.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`vllm-cli caches`: what is kept between starts: compiled models, preload profiles, the import file."""
+"""`vllm-cli caches` lists what is kept between starts: compiled models, preload profiles, the import file."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class _Kept(NamedTuple):
     """A compiled model of this machine or of a location, or something else that is kept."""
 
     name: str
-    """That of its archive in a location."""
+    """The name of its archive in a location."""
     num_bytes: int
     used_s: float | None = None
     """When a start has used it last, in seconds since 1970."""
@@ -58,7 +58,7 @@ class _Kept(NamedTuple):
     problem: str = ""
     """Why it cannot be loaded here."""
     files: tuple[Path, ...] = ()
-    """Of what is no compiled model."""
+    """Its files, if it is no compiled model."""
 
     @property
     def title(self) -> str:
@@ -72,11 +72,11 @@ class _Kept(NamedTuple):
 
     @property
     def last_use(self) -> str:
-        """In words."""
+        """The last use in words."""
         return "-" if self.age_s is None else _in_words(self.age_s)
 
     def to_fields(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The fields as JSON values."""
         facts = {field: getattr(self.record, field, None) for field in ("model", "key", "versions", "compile_s")}
         own = {"num_bytes": self.num_bytes, "age_s": self.age_s, "problem": self.problem}
         return {"name": self.name, "location": self.location, **facts, **own}
@@ -92,8 +92,8 @@ class _Kept(NamedTuple):
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
     """List what is kept between starts of vLLM: compiled models, preload profiles and the import file.
 
-    HERE compares versions and hardware with those that a compiled model is for; the log of a start says
-    whether it has compiled, and why. LAST USE of an object in a store is when it was added. The next start
+    HERE shows whether a compiled model fits the versions and hardware here. The log of a start says whether
+    it has compiled, and why. LAST USE of an object in a store is when it was added. The next start
     imports the modules of its preload profile once for all processes; the import file has their bytecode.
 
     \b
@@ -122,10 +122,10 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 
 
 @caches.command("prune")
-@click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove what was not used for so long: 30d.")
+@click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove models unused for so long: 30d.")
 @click.option(
     "--keep", "keep_bytes", type=ByteSize(), metavar="SIZE",
-    help="Remove what was used longest ago until the rest has at most this size: 5GiB.",
+    help="Remove the models used longest ago until the rest has at most this size: 5GiB.",
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
@@ -133,7 +133,7 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,
-    help="Remove only why starts of vLLM do not preload: the next ones preload again.",
+    help="Remove only the notes that keep starts of vLLM from preloading: the next ones preload again.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:
@@ -171,7 +171,7 @@ def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_pla
 
 
 def _local_models() -> Iterator[_Kept]:
-    """Those of this machine that have a record."""
+    """The compiled models of this machine that have a record."""
     for record in local.read_records():
         with suppress(FileNotFoundError):  # removed meanwhile
             used_s = local.record_path(record).stat().st_mtime
@@ -179,7 +179,7 @@ def _local_models() -> Iterator[_Kept]:
 
 
 def _archives(address: str) -> Iterator[_Kept]:
-    """Those of a location, with their records; raises LocationError."""
+    """The archives of a location, with their records; raises LocationError."""
     location = open_location(address)
     for stored in location.list():
         record, problem = None, ""
@@ -192,7 +192,7 @@ def _archives(address: str) -> Iterator[_Kept]:
 
 
 def _examine(models: Iterator[_Kept]) -> list[_Kept]:
-    """With what does not fit here."""
+    """The compiled models, each with the reason why it cannot be loaded here."""
     from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
     from startup.vllm_words.installed import find_vllm
 
@@ -216,7 +216,7 @@ def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, har
 
 
 def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
-    """What the limits remove, the one used longest ago first."""
+    """The compiled models that the limits remove, the longest unused one first."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
     for model in ordered:

@@ -53,7 +53,7 @@ def check_hooks(*, as_json: bool, path: "Path | None") -> None:
 
 
 def _describe_check(report: "HookReport") -> "Iterator[str]":
-    """What is wrong with each hook, and what follows from it."""
+    """The fault of each hook, and its consequence."""
     from startup.vllm.launch.hooks import hook_of
 
     tested = "" if interpreter.is_tested() else ", which is not tested: a start tries a fork first"

@@ -1,4 +1,4 @@
-"""`vllm-cli explain`: tells from the log of a failed vLLM what failed first, and what to do."""
+"""`vllm-cli explain`: finds in the log of a failed vLLM what failed first, and shows what to do."""
 
 import json
 from typing import BinaryIO, Final
@@ -17,11 +17,11 @@ _NOTHING_FAILED: Final = 1
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
 def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
-    """Find in the log of a failed vLLM what failed first, and say what to do.
+    """Find in the log of a failed vLLM what failed first, and show what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
-    input. Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. Of several runs in one log,
-    the last one counts.
+    input. Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. If the log has several
+    runs, the last one counts.
 
     \b
     Examples:

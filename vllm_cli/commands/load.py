@@ -68,7 +68,7 @@ def load(*, model: str, **options: Any) -> int:
 @click.command("sleep")
 @_router_options
 def sleep(*, model: str, **options: Any) -> int:
-    """Have MODEL on a running router fall asleep after its running requests: the GPU's memory is free then.
+    """Put MODEL on a running router to sleep after its running requests: the GPU's memory is free then.
 
     The next request for MODEL, or `vllm-cli load`, wakes it. Start it with --on-swap sleep or --idle-sleep.
 
@@ -119,7 +119,7 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
 def _await(
     send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
 ) -> tuple[Ending, str]:
-    """The outcome of a request that is sent by a thread; meanwhile, the reporter gets what it waits for."""
+    """The outcome of a request that is sent by a thread; meanwhile, the reporter gets the model's state."""
     outcomes: list[tuple[Ending, str]] = []
     sending = threading.Thread(target=lambda: outcomes.append(send()), daemon=True, name="request")
     begin_s = time.monotonic()
@@ -133,7 +133,7 @@ def _await(
 
 
 def _describe_state(server: Server, model: str) -> str:
-    """What the model does, and how many requests it answers; empty if the router does not tell."""
+    """The model's state, phase and number of requests; empty if the router does not answer."""
     with suppress(ConnectionFailedError):
         for row in server.ask("GET", DATA_PATH, timeout_s=_POLL_S).get("models", ()):
             if model in (row["id"], *row["aliases"]):
@@ -161,7 +161,7 @@ def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
 
 
 def _is_router(address: ServerAddress) -> bool:
-    """Whether it has several models; a server that does not tell counts as one."""
+    """Whether the server is a router. If it does not answer, it counts as one."""
     with suppress(ConnectionFailedError):
         return "models" in Server(address).ask("GET", DATA_PATH)
     return True

@@ -1,4 +1,4 @@
-"""`vllm-cli run-batch`: answers a file of requests; imports the work itself only when it runs."""
+"""`vllm-cli run-batch` answers a file of requests. It imports the work itself only when it runs."""
 
 import json
 from pathlib import Path

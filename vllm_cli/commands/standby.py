@@ -1,4 +1,4 @@
-"""`vllm-cli standby`: keeps imports in memory for later starts; shows and stops the process that does."""
+"""`vllm-cli standby` runs a process that keeps imports in memory for later starts; shows it and stops it."""
 
 import os
 import time
@@ -32,7 +32,7 @@ _POLL_S: Final = 0.1
     "wanted",
     metavar="ENGINES",
     show_default="vllm if it is installed, else embedded",
-    help=f"What to keep imported, separated by commas: {', '.join(_GROUPS)}.",
+    help=f"Engines to keep imported, separated by commas: {', '.join(_GROUPS)}.",
 )
 @click.option(
     "--model",

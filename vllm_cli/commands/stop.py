@@ -40,10 +40,10 @@ _AFTER_KILL_S: Final = 10.0
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
-    """Stop the server that listens on PORT or whose process is PID; without either, the only one that runs.
+    """Stop the server that listens on PORT or whose process is PID, or the only one if neither is given.
 
-    ADDRESS is the server's, as `vllm-cli ps` shows it, for a number that stands for two: servers on different
-    hosts may have the same port, or a process the number of another server's port.
+    A number can stand for two servers: on different hosts they may have the same port, or a process id may
+    equal another server's port. Then give ADDRESS as `vllm-cli ps` shows it.
 
     The server gets SIGTERM: it rejects new requests and finishes running ones within its --shutdown-timeout.
 

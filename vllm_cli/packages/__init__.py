@@ -1,1 +1,1 @@
-"""In an installed wheel, the packages base, envs, server and startup; see vllm_cli/own_packages.py."""
+"""An installed wheel has base, envs, router, server and startup here; see vllm_cli/own_packages.py."""

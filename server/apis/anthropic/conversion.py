@@ -134,7 +134,7 @@ def _texts(blocks: list[ContentBlock]) -> list[str]:
 
 
 def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
-    """One message of a user or an assistant: first the results of tools, then what remains."""
+    """One message of a user or an assistant: first the results of tools, then the rest."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     blocks = message.content
@@ -155,7 +155,7 @@ def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
 
 
 def _to_part(block: ContentBlock, *, is_user: bool) -> ChatMessage | None:
-    """The block as a part of the message's content; None if it is none."""
+    """The block as a part of the message's content; None for a block of another kind."""
     if block.type == "text" and block.text:
         return _text_part(block.text)
     if block.type == "image" and block.source is not None:

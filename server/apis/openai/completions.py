@@ -120,7 +120,7 @@ class CompletionBodies:
             yield encode_event(self._body([]) | {"usage": self._meter.total()})
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the response and the chunks of a stream have."""
+        """The body of the response, or of a chunk of a stream."""
         return {
             "id": self.generation.request_id,
             "object": "text_completion",

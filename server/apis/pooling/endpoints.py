@@ -1,4 +1,4 @@
-"""/v1/embeddings, /pooling and /classify: their requests, and what they make of the model's output."""
+"""/v1/embeddings, /pooling and /classify: their requests, and their answers from the model's output."""
 
 import base64
 from typing import Any, TypeVar
@@ -120,7 +120,7 @@ def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
-    """Why a task is not the one that the model was started for."""
+    """The refusal of a task; the model was started for another one."""
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
     return (

@@ -1,4 +1,4 @@
-"""What the bodies of all pooling endpoints share, with vLLM's names and defaults."""
+"""Fields of all pooling endpoints' bodies, with vLLM's names and defaults."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal

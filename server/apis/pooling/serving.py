@@ -36,7 +36,7 @@ class PoolingServeContext(Generic[T]):
     model_name: str
     info: PoolingInfo
     pooling_params: PoolingParams
-    """Those of all prompts."""
+    """The parameters of all prompts."""
     prompts: list[Encoded] = field(default_factory=list)
     """Set by `_preprocess_cmpl_online`."""
     outputs: list[EngineOutput] = field(default_factory=list)
@@ -44,7 +44,7 @@ class PoolingServeContext(Generic[T]):
 
     @property
     def num_tokens(self) -> int:
-        """Those of all prompts."""
+        """The tokens of all prompts."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def list_of(self, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class PoolingServingBase(ABC, Generic[T]):
     api_name: ClassVar[str]
     request_id_prefix: ClassVar[str]
     convert: ClassVar[str] = "embed"
-    """What `--convert` makes of a model that generates text, for this endpoint."""
+    """The value of `--convert` with which a text-generating model serves this endpoint."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config

@@ -82,12 +82,12 @@ class ResponseArchive:
         return await self._renderer.pools.run_unless(run.is_small, _encode, run, events)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
-        """An event as bytes; those with the whole response repeat large parts of the request."""
+        """An event as bytes; events with the whole response repeat large parts of the request."""
         is_small = run.is_small or "response" not in event
         return await self._renderer.pools.run_unless(is_small, encode_named_event, event)
 
     def find(self, response_id: str) -> StoredResponse:
-        """A response; raises RequestError (404) if it is not kept, or not any more."""
+        """A response; raises RequestError (404) if it was never kept, or was dropped."""
         stored = None if self._store is None else self._store.get(response_id)
         if stored is None:
             raise _not_found(response_id)
@@ -101,7 +101,7 @@ class ResponseArchive:
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
         """A response's input items, after the input and output of the responses that it continues.
 
-        These are left out from the first on that is not kept any more.
+        If one of these responses is not kept any more, it and all before it are left out.
         """
         items: list[msgspec.Raw] = []
         found: StoredResponse | None = stored

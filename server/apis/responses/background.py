@@ -118,7 +118,7 @@ class BackgroundResponses:
             response.publish(last)
 
     async def _encode_last(self, run: ResponseRun) -> bytes:
-        """The last event; that of a response which cannot be encoded says only that it failed."""
+        """The last event. If its response cannot be encoded, it says only that the response failed."""
         event = run.last_event()
         try:
             return await self._archive.encode_event(run, event)

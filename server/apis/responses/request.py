@@ -123,7 +123,7 @@ class TextFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ResponseTextConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`text`: the form of the answer; `verbosity` has no effect."""
+    """The member `text`, the form of the answer. `verbosity` has no effect."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None

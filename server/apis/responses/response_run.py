@@ -67,7 +67,7 @@ class ResponseRun:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response; as in vLLM `completed`, too, if its status is `incomplete`."""
+        """The event with the final response. As in vLLM, it is `completed` for `incomplete` responses."""
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
 

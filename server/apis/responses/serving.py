@@ -71,7 +71,7 @@ class ResponsesServing:
         return self._archive.find(response_id).body
 
     async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
-        """The events of a response in the background after one of them, as they come.
+        """The events of a background response that follow a given event, as they come.
 
         Raises:
             RequestError: there is no such response, or it was created without `stream`.

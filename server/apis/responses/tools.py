@@ -202,7 +202,7 @@ def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tool
 
 
 class CustomInputReader:
-    """Decodes `{"input": "…"}` as it arrives; arguments of any other form are the text as they are."""
+    """Decodes `{"input": "…"}` as it arrives. Arguments of any other form are the text themselves."""
 
     def __init__(self) -> None:
         self._arguments: list[str] = []

@@ -70,7 +70,7 @@ class PackedAttention:
         self.cache: KVCache | None = None
         self.shapes: dict[int, LayerShape] = {}
         self._options: dict[int, AttentionOptions] = {}
-        """Of layers that were traced."""
+        """Layer -> its options, for traced layers."""
         self._is_detached = False
         self._number = next(_numbers)
         _attentions[self._number] = self
@@ -88,7 +88,7 @@ class PackedAttention:
     def attend_in(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
     ) -> torch.Tensor:
-        """What a traced layer calls, with the number of the object; the trace has recorded the options."""
+        """Called by a traced layer with the number of the object; the trace has recorded the options."""
         self = _attentions[attention]
         return self._attend(layer, query, key, value, self._options[layer])
 
@@ -212,7 +212,7 @@ def _attend_to_shared(  # noqa: PLR0913
     *,
     scale: float | None,
 ) -> torch.Tensor:
-    """As `attend`, but reads the first `num_shared` keys, which are the same in all slots, only once."""
+    """Like `attend`, but reads the first `num_shared` keys, which are the same in all slots, only once."""
     slots, kv_heads, rows, dim = query.shape
     folded = query.transpose(0, 1).reshape(1, kv_heads, slots * rows, dim)
     shared = attend_to_part(folded, keys[:1, :, :num_shared], values[:1, :, :num_shared], scale=scale)
@@ -226,7 +226,7 @@ def _attend_to_shared(  # noqa: PLR0913
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
-    """Into how many parts a single sequence's keys are divided, so that all threads have as many to read."""
+    """The number of parts of a single sequence's keys, so that all threads read equally many."""
     slots, kv_heads, length, _ = keys.shape
     num_parts = length // _MIN_PART_TOKENS
     if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):

@@ -71,9 +71,9 @@ def attend_to_part(  # noqa: PLR0913
 def attend_in_parts(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float | None, num_parts: int
 ) -> torch.Tensor:
-    """As `attend` for one sequence, each query row of which sees all keys; threads share the keys of a head.
+    """Like `attend`, for one sequence whose query rows see all keys. Threads share the keys of a head.
 
-    The kernel gives each thread whole heads, so that two threads take turns of two for three heads.
+    The kernel gives each thread whole heads: for three heads, two threads would need the time of four.
     """
     _, kv_heads, length, dim = keys.shape
     part_len = length // num_parts

@@ -122,7 +122,7 @@ def pack(
 
 
 def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
-    """The tokens' positions if all axes are equal, as they are after the prompt."""
+    """The tokens' positions if all axes are equal, which is so after the prompt."""
     if sequence.features is None or not sequence.features.position_delta:
         return range(begin, end)
     first, delta = sequence.num_prompt_tokens, sequence.features.position_delta

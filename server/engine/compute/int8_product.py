@@ -1,6 +1,6 @@
 """Linear layers in int8: weights quantized per output channel, activations per row, by oneDNN's products.
 
-A row's result does not depend on the other rows of its batch: its own largest value is its scale, sums are
+A row's result does not depend on the other rows of its batch. Its own largest value is its scale, sums are
 exact in int32, and each further operation rounds every element by itself.
 """
 
@@ -25,7 +25,7 @@ _PART_ELEMENTS: Final = 1 << 20
 _SMALLEST: Final = 1e-30
 """For rows and channels of zeros."""
 _TEMPORARY_BYTES: Final = 4
-"""For each weight of a group while it is quantized: a copy of siblings together; later, one in int8."""
+"""Bytes per weight of a group during quantization, for a joined copy of siblings, later for one in int8."""
 _MATRIX: Final = 2
 """Dimensions of a linear layer's weight; those of all experts of a layer together have three."""
 

@@ -15,7 +15,7 @@ from base.machine.libc import huge_page_parts, use_huge_pages
 from base.machine.memory import available_bytes
 
 _PART_ELEMENTS = 1 << 21
-"""Weights that are packed in one piece: 20 ms for float16, for which a new request may have to wait."""
+"""Weights that are packed in one piece. With float16 this takes 20 ms, which may delay a new request."""
 _PART_ALIGNMENT = 64
 _PART_BYTES = 1 << 23
 """Packed weights that are moved into huge pages in one piece: 2 ms, on a busy machine 30."""
@@ -248,7 +248,7 @@ def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 
 
 def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
-    """Plain layers that are large enough, without those that a model keeps in another type (routers).
+    """Whether it is a plain and large enough layer in the model's own type (routers have another one).
 
     A quantized layer has no weight any more.
     """

@@ -1,4 +1,4 @@
-"""Chooses how many threads compute a step, by what other processes leave of the processors.
+"""Chooses how many threads compute a step, by the processor time that other processes leave.
 
 All threads of a matrix product wait for the slowest one, so that a thread without a processor of its own
 costs more than it adds. The kernel accounts for how long threads wait, and for what others use; whether a
@@ -53,11 +53,11 @@ class _Delay:
 class ThreadCount:
     """Times steps, and changes the number of threads between two of them; one thread calls it.
 
-    A thread goes if all of them together wait as long as half a thread computes, and comes back if others
+    A thread goes if all of them together wait as long as half a thread computes. It comes back if others
     leave half a processor. Two threads wait 0.02 to 0.08 threads alone, 0.26 under a quota of 1.5 processors,
-    and 0.8 beside a busy process, which leaves one processor; 1.9 are left after its end. A server and its
-    clients on the same processors make threads wait, too, but not for long enough to do without one: if steps
-    of as many tokens are not shorter after a change, it is taken back.
+    and 0.8 beside a busy process. That leaves one processor; after its end, 1.9 are left. Clients on the same
+    processors make threads wait, too, but too briefly to do without a thread. So a change is taken back if
+    steps of as many tokens do not get shorter.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ThreadCount:
         self._change_to(num_threads, lost_share)
 
     def _end(self, trial: _Trial, steps: dict[int, list[float]]) -> bool:
-        """Whether the change was right; without steps of the same size it was."""
+        """Whether the change was right. Without steps of the same size, it counts as right."""
         is_more = self._num_threads > trial.num_before
         ratios = [median(steps[n]) / median(trial.steps_before[n]) for n in steps.keys() & trial.steps_before.keys()]
         was_right = not ratios or median(ratios) < (1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN)

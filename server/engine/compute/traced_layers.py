@@ -1,7 +1,7 @@
 """Records the layers of a model as graphs of torch's operators, which run without Python, while requests run.
 
-A graph has exactly the operators that the layer calls, so that its outputs have the same bits; each one is
-compared with its layer before it is used. docs/dev/decisions.md has what Python's part of a token was.
+A graph has exactly the operators that the layer calls, so that its outputs have the same bits. Each graph is
+compared with its layer before it is used. docs/dev/decisions.md has Python's former share of a token's time.
 """
 
 import logging
@@ -29,7 +29,7 @@ _EXAMPLE_TOKENS = (11, 1, 6)
 """Tokens of the passes whose inputs are recorded: the first is traced, the others are compared. A trace takes
 sizes of 11 for the number of tokens."""
 _MAX_JOINED_BYTES = 1 << 30
-"""Of a larger model's token, Python between layers is less than 1 %, and a pass to check takes long."""
+"""Larger models are not joined: it would save less than 1 % of a token, and a pass to check takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -89,7 +89,7 @@ class _OpaqueProduct:
 
 @cache
 def _opaque_products() -> list[_OpaqueProduct]:
-    """Those that this torch has; a layer with another one is not traced."""
+    """The opaque products that this torch has. A layer with another one is not traced."""
     products = []
     for operator, weight, features in (("mkldnn::_linear_pointwise", 1, 1), ("onednn::qlinear_pointwise", 3, 4)):
         with suppress(AttributeError, ValueError):
@@ -98,7 +98,7 @@ def _opaque_products() -> list[_OpaqueProduct]:
 
 
 def _num_bytes(model: PreTrainedModel) -> int:
-    """Of the model's weights; layers in int8 have none of their own any more."""
+    """The size of the model's weights. Layers in int8 have no weight of their own any more."""
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.weight is None]
     num_bytes: int = sum(weight.nbytes for weight in model.parameters())
     num_bytes += sum(linear.in_features * linear.out_features for linear in linears)
@@ -109,17 +109,17 @@ class LayerTracer:
     """Replaces the forwards of a model's layers, one at a time; used on the engine's thread.
 
     A layer keeps its forward if its graph would depend on more than the shapes of its inputs (routers of
-    experts in a loop), and for calls whose other arguments differ from the recorded ones.
+    experts in a loop). Calls whose other arguments differ from the recorded ones run the forward, too.
     """
 
     def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
-        """`is_adapted` tells whether hooks of adapters are in place, which a graph would not call."""
+        """`is_adapted` returns whether hooks of adapters are in place, which a graph would not call."""
         self._model = model
         self._attention = attention
         self._is_adapted = is_adapted
         self._calls: dict[torch.nn.Module, list[_Call]] = {}
         self._outputs: dict[torch.nn.Module, Any] = {}
-        """Of the last recorded calls."""
+        """The outputs of the last recorded calls."""
         self._num_traced = 0
 
     def trace(self) -> Iterator[None]:
@@ -218,7 +218,7 @@ class LayerTracer:
 
 
 class _Call(NamedTuple):
-    """The arguments of a layer's call: tensors, and what must be the same in each call."""
+    """The arguments of a layer's call: tensors, and values that must be the same in each call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -246,7 +246,7 @@ class _Call(NamedTuple):
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
 
     def run(self, forward: Callable[..., Any], tensors: Seq[torch.Tensor] | None = None) -> Any:
-        """Calls a function with these arguments, or with other tensors in place of theirs."""
+        """Calls a function with these arguments, or with other tensors in place of these tensors."""
         rest = iter(self.tensors if tensors is None else tensors)
 
         def fill(value: Any) -> Any:
@@ -275,7 +275,7 @@ class _TracedForward:
         self._forward = forward
         self._is_adapted = is_adapted
         self.chain: _Chain | None = None
-        """Once all layers are traced: those that run with this one."""
+        """The layers that run together with this one; None until all layers are traced."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.chain is not None and args and self.chain.has_computed(self, args[0]):
@@ -386,7 +386,7 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
 
 @cache
 def define_operators() -> torch.library.Library:
-    """Defines the operators that a trace contains in place of those that it cannot."""
+    """Defines our operators: a trace contains them in place of operators that cannot be traced."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
     attend = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
     functions = {each.schema: each.compute for each in _opaque_products()} | {attend: PackedAttention.attend_in}

@@ -84,7 +84,7 @@ class FeatureBuilder:
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
-        """The prompt's features; the same object for the same inputs.
+        """The prompt's features. Equal inputs get one object.
 
         Raises:
             PromptFeaturesError: the model cannot compute them.

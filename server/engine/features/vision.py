@@ -1,8 +1,8 @@
 """Converts a prompt with images to embeddings, which the rest of the engine computes like any prompt.
 
 Runs the model's own forward pass up to its language model and stops there. The arguments of that call are the
-prompt's embeddings, which include the images' features, and the positions. What the model has computed of
-recent images is kept and found again by their content.
+prompt's embeddings, which include the images' features, and the positions. The features of recent images are
+kept, and found again by the images' content.
 """
 
 import hashlib

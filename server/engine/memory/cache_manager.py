@@ -51,7 +51,7 @@ class CacheManager:
 
     @property
     def num_held_tokens(self) -> int:
-        """Tokens of the admitted sequences; those that several sequences share count once."""
+        """Tokens of the admitted sequences; shared tokens count once."""
         num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
         return sum(s.num_tokens for s in self._holders) - num_shared
 
@@ -110,7 +110,7 @@ class CacheManager:
         self._shrink_prefixes(0)
 
     def max_prefix(self, sequence: Sequence) -> int:
-        """Most tokens of the sequence's prompt that could come from others."""
+        """Most tokens of the sequence's prompt that could come from other prompts."""
         return 0 if self._prefixes is None else self._prefixes.max_match(sequence)
 
     @property

@@ -1,6 +1,6 @@
 """The KV cache: one contiguous slot per running sequence, so that attention reads it without a gather.
 
-On a CPU the memory is reserved, not committed: the kernel commits a page when a token is written to it and
+On a CPU the memory is reserved, not committed. The kernel commits a page when a token is written to it, and
 frees it when nothing holds its tokens any more. The cache manager's budget in tokens limits the committed
 memory.
 """
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Slots(Protocol):
-    """The memory of slots; one implementation shares that of common beginnings, the other copies them."""
+    """The memory of slots. One implementation shares common beginnings' memory, the other copies them."""
 
     slot_len: int
     """Tokens that a slot has room for."""
@@ -41,7 +41,7 @@ class Slots(Protocol):
         """Takes the memory of a slot of `length` tokens back; what `keep` or other slots hold stays."""
 
     def hide_closed(self, slots: range) -> None:
-        """Before a step reads slots, some of them closed: reading those must not commit memory."""
+        """A step reads a range of slots. Call this first: reading a closed slot must not commit memory."""
 
     def keep(self, slot: int, length: int) -> Any:
         """Holds the first `length` tokens of an open slot until `drop` of the result."""
@@ -78,7 +78,7 @@ class LayerShape:
 class KVCache:
     """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
 
-    `slots` gives their memory to sequences. Used in the engine process; not thread-safe.
+    `slots` gives their memory to sequences. Used in the engine process by one thread.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class CopiedSlots:
     def __init__(
         self, *, num_slots: int, slot_len: int, part_sizes: list[int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Allocates the memory; on a CPU, the system commits it as it is written.
+        """Allocates the memory. On a CPU, the system commits a page when it is first written.
 
         Args:
             part_sizes: elements per token of each part: one layer's keys or values.

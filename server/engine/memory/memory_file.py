@@ -142,7 +142,7 @@ class MemoryFile:
 
 
 def reserve_pages(num_bytes: int) -> mmap.mmap:
-    """Address space of which the system commits pages when they are written.
+    """Address space; the system commits a page when it is first written.
 
     Raises:
         EngineStartError: there is not enough.

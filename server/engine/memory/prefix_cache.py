@@ -34,11 +34,11 @@ class PrefixMatch:
 
     length: int
     source: Any
-    """Where it is: a running sequence's slot, or what an entry keeps."""
+    """Where it is: a running sequence's slot, or an entry's kept tokens."""
 
 
 class PrefixCache:
-    """Evicts the least recently used entry first, of those that running sequences do not hold.
+    """Evicts the entry that was used longest ago, among the entries that no running sequence holds.
 
     Used on the engine's thread.
     """
@@ -97,7 +97,7 @@ class PrefixCache:
         self.num_hit_tokens += found.length if found is not None else 0
 
     def wants(self, token_ids: TokenArray) -> bool:
-        """Whether to `put` these tokens: neither too short nor too long, and not in the cache yet."""
+        """Whether to `put` these tokens: they are neither too short nor too long nor in the cache."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
         return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
@@ -116,7 +116,7 @@ class PrefixCache:
             self._drop(self._choose_evicted())
 
     def _choose_evicted(self) -> int:
-        """The least recently used entry; if possible one that frees most of its tokens now."""
+        """The least recently used entry, if possible among the entries that free most of their tokens now."""
         return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
 
     def _is_in_use(self, entry: CachedPrefix) -> bool:

@@ -65,7 +65,7 @@ class SharedSlots:
         self._held: dict[int, list[Reference]] = {}
         """What each open slot holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
-        """What each closed slot has held. It stays mapped: mapping 2000 tokens again costs 10 ms."""
+        """The former content of each closed slot. It stays mapped: mapping 2000 tokens again costs 10 ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
         self._num_segments = num_slots
@@ -135,7 +135,7 @@ class SharedSlots:
         return self._held[source] if isinstance(source, int) else source or []
 
     def _take_segment(self, slot: int) -> int:
-        """A free segment: what the slot has already, what it had at first, or any other."""
+        """A free segment: the slot's present one, its first one, or any other."""
         present = [mapped.segment for mapped in self.memory.ranges(slot)[-1:]]
         number = next((n for n in (*present, slot) if n in self._free_segments), None)
         if number is None:

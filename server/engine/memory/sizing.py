@@ -38,7 +38,7 @@ class CacheSize:
 
 
 class WorkingMemory(NamedTuple):
-    """Bytes of the largest step: a fixed part, and one that grows with the longest sequence."""
+    """Bytes of the largest step: a fixed part, and a part that grows with the longest sequence."""
 
     num_bytes: int
     bytes_per_position: int

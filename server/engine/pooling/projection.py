@@ -15,7 +15,7 @@ from base.json_depth import read_json
 from server.engine.model_loading import describe_error
 
 Activation = Callable[[Tensor], Tensor]
-"""Of logits whose last dimension is the classes."""
+"""A function of logits; their last dimension is the classes."""
 _PREFIX = "torch.nn.modules."
 
 
@@ -24,12 +24,12 @@ def _identity(logits: Tensor) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Of the classes, the last dimension; with a single class, the logit's sigmoid."""
+    """The classes' probabilities, over the last dimension. A single class gets the logit's sigmoid."""
     return logits.sigmoid() if logits.shape[-1] < 2 else logits.softmax(-1)
 
 
 def classifier_activation(config: Any) -> Activation:
-    """Chosen by `problem_type` or by sentence-transformers' entries; else probabilities.
+    """The function that `problem_type` or sentence-transformers' entries name; by default, probabilities.
 
     Raises:
         EngineStartError: the configuration names a function that torch lacks.

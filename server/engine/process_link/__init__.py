@@ -1,1 +1,1 @@
-"""What connects the API process and the engine: read `client`, then `messages`."""
+"""The connection of the API process and the engine. Read `client`, then `messages`."""

@@ -36,7 +36,7 @@ from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineSta
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_TURN = 1 << 15
-"""Of prompts in one turn of the event loop: as bytes, they take half a millisecond."""
+"""Tokens of prompts in one turn of the event loop: their conversion to bytes takes half a millisecond."""
 _OUTPUTS_PER_TURN = 16
 """Outputs of one request in one turn of the event loop; each is detokenized, recorded and sent in 0.1 ms."""
 
@@ -63,7 +63,7 @@ class EngineClient:
         self._streams: dict[str, _Stream] = {}
         """The stream of each sequence, by its name."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
-        """Those whose result is awaited."""
+        """The commands whose result is awaited."""
         self._command_ids = count(1)
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
@@ -126,7 +126,7 @@ class EngineClient:
         """Streams the outputs of a request's sequences, the last of each with a `finish_reason`.
 
         The sequences are named `{request_id}-0` and so on, `num_choices` per prompt, in the prompts' order.
-        Closing the stream aborts those that still run; `abort` ends one of them.
+        Closing the stream aborts the sequences that still run; `abort` ends a single one.
 
         Raises:
             EngineDeadError: the engine was dead or died while the request ran.
@@ -242,7 +242,7 @@ class EngineClient:
                 self._send(Abort(list(stream.running)))
 
     async def _send_request(self, message: Generate | Pool) -> None:
-        """Waits until most of it is written: what the socket takes, in each turn of the loop.
+        """Waits until most of it is written; each turn of the loop writes as much as the socket takes.
 
         A closed connection is reported by the reader.
         """
@@ -325,7 +325,7 @@ class EngineClient:
 
 
 def detach(prompt: Prompt) -> tuple[Prompt, list[memoryview]]:
-    """What is sent in the message, and what follows it: as it stands in memory, and not copied."""
+    """The prompt without its arrays, for the message, and the arrays, which follow it without a copy."""
     parts = [memoryview(array("q", prompt.token_ids)).cast("B")]
 
     def take(tensor: TensorData) -> TensorData:

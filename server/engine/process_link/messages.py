@@ -39,7 +39,7 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
     num_choices: int = 1
     """Sequences per prompt."""
     part_sizes: list[int] = []
-    """Sizes in bytes of what follows the message."""
+    """Sizes in bytes of the parts that follow the message."""
 
 
 class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):

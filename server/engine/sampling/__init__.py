@@ -1,1 +1,1 @@
-"""From logits to the next token: read `sampler`, then `drawing`; `guided` applies grammars."""
+"""Chooses the next token from logits. Read `sampler`, then `drawing`; `guided` applies grammars."""

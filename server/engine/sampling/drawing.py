@@ -102,8 +102,8 @@ def _draw_from_all(draws: _Draws) -> torch.Tensor:
 def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
     """Draws from the tokens that top-k and top-p keep, if they are among the `num_best` most likely ones.
 
-    Top-k keeps every token that is at least as likely as the k-th. Of these, top-p keeps the smallest set of
-    the most likely tokens whose share reaches it (arXiv 1904.09751).
+    Top-k keeps every token that is at least as likely as the k-th. Among these, top-p keeps the smallest set
+    of the most likely tokens whose share reaches it (arXiv 1904.09751).
     """
     values, indices = torch.topk(draws.weights, num_best)
     last = values[:, -1]

@@ -134,7 +134,7 @@ class GuidedStates:
     def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
         """Consumes the beginning of the answer that came with the end of the reasoning.
 
-        What the grammar does not allow, such as line breaks, precedes the grammar's text.
+        If the grammar does not allow it, as with line breaks, it only precedes the grammar's text.
         """
         if end.marker.begins_answer and end.marker.token_id is not None:
             token_ids = [end.marker.token_id]

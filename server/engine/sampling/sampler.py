@@ -241,7 +241,7 @@ def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
     """Adds to its sequence those of the prompt tokens after a chunk's; the first token of a prompt has none.
 
     Args:
-        logits: those of all tokens of the chunk.
+        logits: the logits of all tokens of the chunk.
     """
     sequence, wanted = chunk.sequence, chunk.sequence.params.prompt_logprobs or 0
     following = sequence.token_ids[chunk.begin + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]

@@ -1,4 +1,4 @@
-"""The POST routes: JSON in, JSON or events out; a request is cancelled when its client disconnects."""
+"""The POST routes: JSON in, JSON or events out. A request is cancelled when its client disconnects."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 connection with limits on what a client sends, how fast it sends, and how fast it reads.
+"""uvicorn's HTTP/1.1 connection with limits: how much and how fast a client sends, and how fast it reads.
 
 Probes have the same limits, except that the limit of connections does not reject them.
 """

@@ -9,7 +9,7 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 256
-"""File descriptors reserved for other uses: about 20 when idle; media, templates and logs under load."""
+"""File descriptors reserved for other uses (about 20 when idle, more under load: media, templates, logs)."""
 _LEAST_OTHER_FILES = 64
 """If the limit of files is low, a quarter of it is reserved for other uses, but at least this many."""
 _MAX_ASKED = 64

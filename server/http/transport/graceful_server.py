@@ -58,7 +58,7 @@ class GracefulServer(uvicorn.Server):
         await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
-        """Waits for connections that have not sent a request yet; otherwise it would get no response."""
+        """Waits for the first requests of new connections: after the end they would get no response."""
         deadline_s = time.monotonic() + _FIRST_REQUEST_S
         while not self.force_exit and time.monotonic() < deadline_s:
             if all(getattr(c, "cycle", None) is not None for c in self.server_state.connections):

@@ -1,4 +1,4 @@
-"""Tracks how far a client has sent its request, and rejects one that exceeds a limit of time or size."""
+"""Tracks how far a client has sent its request, and rejects requests above a limit of time or size."""
 
 import asyncio
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class RejectedError(Exception):
 
 
 class Stage(Enum):
-    """What the client has to send next."""
+    """The part that the client has to send next."""
 
     IDLE = "nothing, or a request"
     HEAD = "the rest of the headers"

@@ -37,7 +37,7 @@ from server.terms.types import EngineInfo, EngineStats, FinishReason
 from server.text.renderers.base import BaseRenderer
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-"""That of Prometheus's text format."""
+"""The media type of Prometheus's text format."""
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
 _SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -115,7 +115,7 @@ class ServerMetrics:
             pool.subscribe_waits(waits.labels(name).observe)
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
-        """Sets what tells how long the engine has been silent."""
+        """Sets the function that returns how long the engine has been silent."""
         self.engine_silence_s = read
         self._silence.set_function(read)
 

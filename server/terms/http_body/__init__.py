@@ -1,1 +1,1 @@
-"""What the JSON bodies of all APIs share: decoding, fields, limits of one request, errors."""
+"""The common part of all APIs' JSON bodies: decoding, fields, limits of one request, errors."""

@@ -49,7 +49,7 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
-"""As in vLLM, whose caches use it in paths."""
+"""Limited as in vLLM, whose caches use it in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
 """Without control characters and line breaks: the id is logged and must not imitate another log line."""
 
@@ -83,7 +83,7 @@ class RequestBody(msgspec.Struct):
         return 1
 
     def counted(self) -> Iterable[Counted]:
-        """What the operator's limits of one request apply to."""
+        """The numbers to which the operator's limits of one request apply."""
         return ()
 
 
@@ -222,7 +222,7 @@ def field_names(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
-    """msgspec's sentence, and the field that it is about; of a number out of range, the whole range."""
+    """msgspec's sentence, and its field. For a number out of range, the sentence has the whole range."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")

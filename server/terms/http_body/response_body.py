@@ -1,4 +1,4 @@
-"""What the answers of all APIs share: errors as bodies, events of streams, and sending them."""
+"""The common part of all APIs' answers: errors as bodies, events of streams, and sending them."""
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 AsgiMessage = MutableMapping[str, Any]
 Send = Callable[[AsgiMessage], Awaitable[None]]
-"""As in starlette, which the router's environment need not have."""
+"""The type of starlette's `send`: the router's environment need not have starlette."""
 Headers = tuple[tuple[bytes, bytes], ...]
 _RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
 _HEADERS_OF_STATUS: dict[int, Headers] = {
@@ -62,7 +62,7 @@ def encode_event(payload: Any) -> bytes:
 
 
 class ErrorDetails(msgspec.Struct):
-    """What a client's library reads, instead of the message."""
+    """Details that a client's library reads instead of the message."""
 
     error_code: str
 
@@ -107,7 +107,7 @@ class UnavailableResponse(msgspec.Struct):
 
     @property
     def may_retry(self) -> bool:
-        """Whether the client is told to send the request again."""
+        """Whether the answer invites the client to send the request again."""
         return self.status not in ("dead", "hung")
 
 
@@ -182,7 +182,7 @@ ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named
 
 
 def failure_format(path: str) -> FailureFormat:
-    """The format of errors of a path, for those that occur outside of its route."""
+    """The format of a path's errors that occur outside of its route."""
     return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 

@@ -22,7 +22,7 @@ def piece_bytes(raw: Any, token_id: int) -> bytes:
 
 
 class GrammarVocabulary:
-    """What llguidance's TokenizerWrapper reads; a text is tokenized without special tokens."""
+    """The vocabulary as llguidance's TokenizerWrapper reads it; tokenizes without special tokens."""
 
     def __init__(self, file: Path) -> None:
         self._raw: Any = MistralTokenizer.from_file(file).instruct_tokenizer.tokenizer

@@ -41,7 +41,7 @@ class SchemaValues:
         """By the identity of a schema, which is a part of the request and lives as long."""
 
     def types(self, schema: dict[str, Any]) -> frozenset[str]:
-        """The names of the types that a schema allows; `string` if it tells nothing."""
+        """The names of the types that a schema allows; `string` if it names none."""
         found = self._types.get(id(schema))
         if found is None:
             found = self._types[id(schema)] = schema_types(schema)
@@ -66,7 +66,7 @@ class SchemaValues:
 
 
 def schema_types(schema: Any) -> frozenset[str]:
-    """The names of the types that a schema allows; `string` if it tells nothing."""
+    """The names of the types that a schema allows; `string` if it names none."""
     return frozenset(_named_types(schema)) or frozenset(("string",))
 
 
@@ -127,7 +127,7 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "array": read_json,
     "string": str,
 }
-"""In the order in which types are tried."""
+"""Readers of types, in the order in which they are tried."""
 
 
 ONLY_TEXT: Final = frozenset(("string",))
@@ -151,7 +151,7 @@ class ArgumentsWriter:
         self._schema: Any = None
         self._is_text = True
         self._parts: list[str] = []
-        """Of a value that is written when it is complete."""
+        """The parts of a value that is written when it is complete."""
 
     def open_text(self, name: str) -> None:
         """Begins a value that arrives as text."""

@@ -1,8 +1,8 @@
 """The interface of parsers of a model's output.
 
-A parser reads the text of one choice as it is generated. It holds back only text that the next piece may turn
-into a marker, its cost per piece does not grow with the text, and text that is not a call, malformed calls
-included, becomes `Content`: nothing is lost and nothing raises.
+A parser reads the text of one choice while the model generates it. It holds back only text that the next
+piece may turn into a marker. Its cost per piece does not grow with the text. Text that is no call, malformed
+calls included, becomes `Content`: nothing is lost and nothing raises.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from server.text.parsers.text_parser import TextReader, Waiting
 
 
 class ParserChain:
-    """The first parser's content is the second parser's text; its other events stay as they are."""
+    """Gives the first parser's content to the second parser, and passes its other events on."""
 
     def __init__(self, first: OutputParser, second: OutputParser) -> None:
         self._first = first

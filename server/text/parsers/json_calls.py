@@ -30,7 +30,7 @@ class CallStyle(NamedTuple):
 
 
 class CallReader:
-    """Base of what reads one call or several; until a call starts, the text can become content."""
+    """Base of readers of one call or several. Until a call starts, the text can become content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         self._text = text
@@ -42,11 +42,11 @@ class CallReader:
 
     @property
     def raw_text(self) -> str:
-        """The text that has been read; none once a call has started."""
+        """The text that has been read; empty once a call has started."""
         return "" if self.has_started else "".join(self._raw)
 
     def read(self) -> Waiting[None]:
-        """Reads up to the end, or up to what cannot be a call."""
+        """Reads up to the end, or up to text that cannot be a call."""
         raise NotImplementedError
 
     def _keep(self, text: str) -> None:
@@ -112,7 +112,7 @@ class CallObject(CallReader):
             self._start(self._name, "{}")
 
     def _read_arguments(self) -> Waiting[str | None]:
-        """Passes them on as they arrive if the name is known; None if the text ends in them."""
+        """Passes arguments on as they arrive, if the name is known; None if the text ends in them."""
         if self._name:
             self._start(self._name)
         self._keep((yield from self._text.expect_all(BLANKS)))
@@ -149,7 +149,7 @@ class CallArray(CallReader):
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         super().__init__(text, style, add)
         self._damage: list[str] = []
-        """Objects before the first call that are none."""
+        """Objects before the first call that are no calls."""
 
     def read(self) -> Waiting[None]:
         if not (yield from self._expect(_LIST)):
@@ -174,7 +174,7 @@ class CallArray(CallReader):
             self._damage.append(call.raw_text)
 
     def _add_of_call(self, event: Event) -> None:
-        """The first call makes content of damaged objects before it, and drops what is around them."""
+        """The first call makes content of damaged objects before it, and drops the text around them."""
         if not self.has_started:
             self.has_started = True
             self._add_content("".join(self._damage))

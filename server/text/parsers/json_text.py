@@ -1,4 +1,4 @@
-"""JSON as an answer can hold it, which Python's own goes beyond.
+"""Reads and writes JSON that an answer can hold; Python's own accepts more.
 
 JSON has no NaN and no infinity, and a text with half of a surrogate pair cannot be sent as UTF-8.
 """

@@ -1,4 +1,4 @@
-"""The names of output formats, as in vLLM, and what parses them, imported when asked for."""
+"""Imports the parser of an output format by its name, which is vLLM's."""
 
 from importlib import import_module
 from typing import Any, cast

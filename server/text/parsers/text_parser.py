@@ -24,7 +24,7 @@ def any_of(*texts: str) -> regex.Pattern[str]:
 
 
 class IncomingText:
-    """Consumed from the front. What may begin a match is held back: patterns must be of bounded length."""
+    """Text read from its front. It holds back a possible match: patterns must have a bounded length."""
 
     def __init__(self) -> None:
         self.is_complete = False
@@ -41,7 +41,7 @@ class IncomingText:
     def find(
         self, pattern: regex.Pattern[str], passed: Callable[[str], None], *, keeps_incomplete: bool = True
     ) -> Waiting[Found | None]:
-        """Consumes up to the first match, and the match; None at the end of the text.
+        """Consumes the text up to and including the first match; None at the end of the text.
 
         `passed` receives the text before the match as it arrives, and, if `keeps_incomplete`, the beginning
         of a match at the end.
@@ -72,7 +72,7 @@ class IncomingText:
             yield
 
     def give_back(self, text: str) -> None:
-        """The end of what was taken is read again."""
+        """The end of the taken text is read again."""
         self._position -= len(text)
 
     def pass_rest(self, passed: Callable[[str], None]) -> Waiting[None]:
@@ -137,7 +137,7 @@ class TextReader:
         self._events.append(event)
 
     def add_text(self, event: Reasoning | Content | CallArguments) -> None:
-        """Joins what is adjacent and of one kind."""
+        """Adds text, joined to adjacent text of its kind."""
         last = self._events[-1] if self._events else None
         if type(last) is type(event):
             self._events[-1] = type(event)(last.text + event.text)

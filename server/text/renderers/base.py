@@ -1,4 +1,4 @@
-"""What all renderers do: they turn text into token ids and back, with the blocking work in thread pools.
+"""The base of all renderers: it turns text into token ids and back, with the blocking work in thread pools.
 
 Imports no tokenizer's library: the kinds of renderers do.
 """

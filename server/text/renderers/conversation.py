@@ -196,6 +196,6 @@ def has_few_parts(messages: list[dict[str, Any]]) -> bool:
 
 
 def parts_of(message: dict[str, Any]) -> list[Any]:
-    """The parts of a message's content; none if it is a text."""
+    """The parts of a message's content; empty if the content is a text."""
     content = message.get("content")
     return content if isinstance(content, list) else []

@@ -1,9 +1,8 @@
 """Turns the tokens of one output into text as they arrive, whole characters only, up to a stop string.
 
-`tokenizers.decoders.DecodeStream` is not used: it cannot release held-back text at the end of an output,
-raises if the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies), decodes the whole
-prompt first, and exists for fast tokenizers only. The same window over any `decode` function costs 2 us per
-token.
+`tokenizers.decoders.DecodeStream` is not used. It cannot release held-back text at the end of an output, and
+raises if the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies). It decodes the whole
+prompt first, and exists for fast tokenizers only. Our window over any `decode` function costs 2 us per token.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,11 +24,11 @@ _MAX_CONTEXT_TOKENS = 256
 
 
 _PIECE_TOKENS = 2048
-"""Decoded at once: other threads wait meanwhile, up to 2 ms."""
+"""Tokens that are decoded at once: other threads wait for it, up to 2 ms."""
 
 
 MAX_STOP_CHARS = 1024
-"""Of all stop strings of a request: what a piece of text costs at most grows with them."""
+"""The most characters of all stop strings of a request: the cost of a piece of text grows with them."""
 
 
 def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
@@ -71,7 +70,7 @@ class StopScanner:
         self._stops = [stop for stop in stops if stop]
         self._include = include_in_output
         self._begun = ""
-        """The end of the text as far as it may begin a stop string; held back unless those are included."""
+        """The end of the text that may begin a stop string; held back unless the output has stop strings."""
 
     def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
         """Scans the next piece; with `can_stop` false, stop strings that end in it are ignored."""

@@ -25,7 +25,7 @@ _RESERVED = {
 }
 """Names that `chat_template_kwargs` may not set."""
 _TEXT, _OTHER_FIELD = "zq-text", "zq-field"
-"""In the message that finds out how a template expects contents."""
+"""Contents of the message that finds out how a template expects contents."""
 
 
 class HfRenderer(BaseRenderer):
@@ -73,7 +73,7 @@ class HfRenderer(BaseRenderer):
         return self.config.chat_template or named or self.chat_template
 
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
-        """As processors of images do: with special tokens unless the template wrote the first of them."""
+        """Tokenizes like image processors: with special tokens, unless the template wrote the first one."""
         if self.vision is not None:
             bos = self._loaded.bos_token
             has_bos = bos is not None and text.startswith(bos)

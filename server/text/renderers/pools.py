@@ -1,4 +1,4 @@
-"""The threads that run what would block the event loop."""
+"""The threads for work that would block the event loop."""
 
 import asyncio
 from collections.abc import Callable

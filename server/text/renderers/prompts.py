@@ -1,4 +1,4 @@
-"""What a renderer accepts and returns: prompts, options, rendered prompts."""
+"""The input and output of a renderer: prompts, options, rendered prompts."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""What openai-agents does, whichever API its model uses."""
+"""Features of openai-agents that do not depend on its model's API."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What the clients do whose functions have the arguments and results of OpenAI's chat completions."""
+"""Scenario of clients whose functions take and return the fields of OpenAI's chat completions."""
 
 import json
 from collections.abc import Callable

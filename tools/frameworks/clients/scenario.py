@@ -1,4 +1,4 @@
-"""What every client does with the server: prompts, the model's answers, a tool, and the report of results.
+"""The parts of every client's scenario: prompts, the model's answers, a tool, and the report of results.
 
 Clients run in an environment of their own; all of them bring pydantic.
 """
@@ -56,7 +56,7 @@ def base_url() -> str:
 
 
 def report_all(features: Any, **more: Callable[[], Any]) -> None:
-    """As `report`, of an object whose methods are the features that all clients have."""
+    """Like `report`, for an object whose methods are the features that all clients have."""
     report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
 
 

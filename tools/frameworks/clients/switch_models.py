@@ -12,7 +12,7 @@ reporter = Agent(name="reporter", model=second, tools=[function_tool(get_weather
 
 
 def converse() -> list[str]:
-    """What both have said last."""
+    """The last answers of both agents."""
     begun = Runner.run_sync(talker, QUESTION)
     continued = Runner.run_sync(reporter, [*begun.to_input_list(), {"role": "user", "content": WEATHER_QUESTION}])
     return [begun.final_output, continued.final_output]

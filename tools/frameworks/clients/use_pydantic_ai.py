@@ -1,4 +1,4 @@
-"""pydantic-ai: an agent with its defaults; its structured answers are calls of a tool."""
+"""An agent of pydantic-ai with its defaults. It gets structured answers as calls of a tool."""
 
 import asyncio
 from typing import Any

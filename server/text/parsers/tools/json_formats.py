@@ -43,7 +43,7 @@ class MarkedCalls(TextReader):
                 yield from self._read_gap(self.markers.get(start, ""))
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        """Reads what follows the marker `start`; returns whether a call has started."""
+        """Reads the text behind the marker `start`; returns whether a call has started."""
         return (yield from self.read_body(CallObject, self.style, start))
 
     def read_body(self, reader: type[CallReader], style: CallStyle, start: str) -> Waiting[bool]:
@@ -61,7 +61,7 @@ class MarkedCalls(TextReader):
             self._gap = ""
 
     def _read_longer(self, start: str) -> Waiting[str]:
-        """The longest marker that begins with the one that was found."""
+        """The longest marker that begins with the found one."""
         for longer in self.markers:
             is_longer = bool(start) and longer != start and longer.startswith(start)
             if is_longer and (yield from self.text.expect(any_of(longer[len(start) :]))):
@@ -108,7 +108,7 @@ class HermesParser(MarkedCalls):
 
 
 class Granite4Parser(MarkedCalls):
-    """The same, with arguments that may be a JSON text of JSON."""
+    """Like Hermes, but the arguments may be a JSON text of JSON."""
 
     markers = HermesParser.markers
     call_format = HermesParser.call_format
@@ -222,7 +222,7 @@ _MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
 
 
 class MistralParser(MarkedCalls):
-    """The text behind the marker tells which of the formats it is.
+    """Reads Mistral's formats of calls. The text behind the marker shows which of them it is.
 
     Each call gets an id with which mistral-common and Mistral's templates accept it in a later request.
     """

@@ -28,7 +28,7 @@ class Markup:
     before_value: str | None = None
     """White space that is no part of a value."""
     after_value: str = ""
-    """The same behind it."""
+    """White space behind a value that is no part of it."""
     has_only_known_functions: bool = False
     """A call of a function that is not in the request's `tools` is content."""
 

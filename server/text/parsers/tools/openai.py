@@ -37,7 +37,7 @@ _Text = Reasoning | Content | CallArguments
 
 
 class HarmonyParser:
-    """Reasoning, content and calls. What the model writes to tools that are no functions is dropped."""
+    """Reasoning, content and calls. Text that the model writes to tools that are no functions is dropped."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -46,7 +46,7 @@ class HarmonyParser:
         self._parser = StreamableParser(_ENCODING, role=Role.ASSISTANT)
         self._is_in_text = False
         self._kind: type[_Text] | None = None
-        """Of the open message's text; None for text that is dropped."""
+        """The kind of the open message's text; None for text that is dropped."""
         self._header: list[int] = []
         """The tokens of a message before its text."""
 

@@ -17,7 +17,7 @@ _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\
 _LINES_START: Final = regex.compile("<function_calls>")
 
 _STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+(?:'|\\?\Z)|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)""")
-"""An unclosed one goes on to the end: it is not searched again from each quote in it."""
+"""A string literal. An unclosed one goes on to the end: it is not searched again from each quote in it."""
 _ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
 
 _JSON_NAMES: Final = {"null": None, "true": True, "false": False}
@@ -32,7 +32,7 @@ class _Element(NamedTuple):
 
 
 class PythonicParser(TextParser):
-    """A text that begins with a list of calls, each of which is reported when it is complete."""
+    """A text that begins with a list of calls. Each call is reported when it is complete."""
 
     start: ClassVar = regex.compile(r"\[(?=\s{0,64}[A-Za-z_])")
     end: ClassVar[regex.Pattern[str] | None] = None
@@ -131,7 +131,7 @@ class PythonCall(NamedTuple):
 
     name: str
     arguments: str
-    """As JSON."""
+    """The arguments as JSON."""
 
 
 def parse_call(text: str) -> PythonCall | None:

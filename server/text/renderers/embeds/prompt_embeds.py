@@ -1,7 +1,7 @@
 """Loads `prompt_embeds`, embeddings that an untrusted client computed: a tensor file in base64.
 
-Every expensive step follows the check that bounds it, and runs without the GIL or in small pieces: it runs in
-the renderer's pool, and the event loop must not wait for the GIL. Needs numpy only.
+Every expensive step follows the check that bounds it. It runs in the renderer's pool, without the GIL or in
+small pieces, because the event loop must not wait for the GIL. Needs numpy only.
 """
 
 import binascii

@@ -24,7 +24,7 @@ _PICKLE = "/data.pkl"
 _BYTE_ORDER = b"little"
 _ENCRYPTED = 1
 _LOCAL_HEADER = struct.Struct("<26x2H")
-"""Of an entry (APPNOTE.TXT 4.3.7): the lengths of its name and of its extra field, which follow."""
+"""In an entry's header (APPNOTE.TXT 4.3.7), the lengths of its name and of its extra field, which follow."""
 _MAX_DIRECTORY_BYTES = 1 << 14
 _MAX_PICKLE_BYTES = 1 << 14
 _SPARSE = "torch._utils._rebuild_sparse_tensor"
@@ -61,7 +61,7 @@ def read_torch_file(payload: bytes) -> StoredTensor:
 
 
 class _File(io.BytesIO):
-    """The payload, of which zipfile reads the directory at its end: no more than a few entries have."""
+    """The payload. zipfile reads the directory at its end, but at most the size of a few entries."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(_MAX_DIRECTORY_BYTES if size is None or size < 0 else min(size, _MAX_DIRECTORY_BYTES))
@@ -125,12 +125,12 @@ _INSTRUCTIONS: Final = b"".join(
         pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID, pickle.STOP,
     )
 )  # fmt: skip
-"""What a tensor needs in protocols 2 to 5. Others set attributes, fill containers, or reserve memory."""
+"""Opcodes of a tensor in protocols 2 to 5. Others set attributes, fill containers, or reserve memory."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """All numbers of an entry, which tensors are views of."""
+    """All numbers of an entry; tensors are views of them."""
 
     dtype: str
     numbers: Array

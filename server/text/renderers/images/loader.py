@@ -17,7 +17,7 @@ from server.text.renderers.images.fetcher import MediaError, MediaFetcher, Media
 from server.text.renderers.prompts import HeldBytes
 
 MAX_PROMPT_BYTES = 256 << 20
-"""Of all images of a prompt."""
+"""The most bytes of all images of a prompt."""
 
 
 @contextmanager

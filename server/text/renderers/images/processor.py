@@ -156,7 +156,7 @@ class ImageProcessor:
         return found
 
     def _decode(self, files: Sequence[ImageFile]) -> list[Image.Image]:
-        """The pixels; the limit is for all of them, because they are in memory together."""
+        """The pixels. The limit is for all images, because they are in memory together."""
         images: list[Image.Image] = []
         for file in files:
             num_pixels = sum(image.width * image.height for image in images)

@@ -21,7 +21,7 @@ class ProcessedImages:
 
 
 class ProcessorCache(BoundedCache[Hashable, ProcessedImages]):
-    """Drops the least recently used images beyond `max_bytes`; requests keep those that they hold.
+    """Drops the least recently used images beyond `max_bytes`; requests keep the images that they hold.
 
     Every method runs in the renderer's image thread; the counters may be read from any thread.
     """

@@ -55,10 +55,10 @@ _DEFAULT_CLASS = {
 """Model type -> the class for a checkpoint that names none; a named class takes precedence."""
 
 _VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
-"""Model types for which transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
+"""For these model types, transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
 
-Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json, for which both versions
-choose the generic class.
+Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json. With such a file, both
+versions choose the generic class.
 """
 
 _FIXED_CLASS: dict[str, str | None] = {
@@ -71,7 +71,7 @@ _FIXED_CLASS: dict[str, str | None] = {
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
     "siglip2": None,
 }
-"""Model type -> the class regardless of the one that the checkpoint names, because many of them name a wrong
+"""Model type -> the class, whatever class the checkpoint names: many checkpoints of these types name a wrong
 one.
 
 None: only AutoTokenizer loads it.
@@ -90,7 +90,7 @@ class VocabularyFacts(NamedTuple):
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer in the folder, unless it was kept; call it on the main thread: it may import torch.
+    """Loads the tokenizer in the folder, unless it was kept. It may import torch: call it on the main thread.
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
