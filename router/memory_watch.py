@@ -49,12 +49,12 @@ class _Followed:
 
 
 class MemoryWatch:
-    """Used on the event loop; what takes time runs on threads."""
+    """Used on the event loop; slow work runs on threads."""
 
     def __init__(self, meter: MemoryMeter, scheduler: ModelScheduler, apply: Callable[[list[Action]], None]) -> None:
         """
         Args:
-            apply: does what the scheduler decides.
+            apply: carries out the scheduler's actions.
         """
         self.router_bytes = 0
         self.standby_bytes = 0
@@ -74,7 +74,7 @@ class MemoryWatch:
             self._measuring.cancel()
 
     def follow(self, generation: int, name: str, pids: Collection[int]) -> None:
-        """The model's generation is ready, or has fallen asleep: what was measured before does not count."""
+        """The model's generation is ready, or has fallen asleep: earlier measurements do not count."""
         self._followed[name] = _Followed(generation, pids)
 
     def forget(self, generation: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The memory of models: what is free, what their processes use, and an estimate before they were measured."""
+"""The memory of models: free memory, the use of their processes, and an estimate before a measurement."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -260,7 +260,7 @@ def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
     from startup.vllm_words.command_line import CommandLine
     from startup.vllm_words.facts import VllmFacts  # noqa: PLC0415 - as below
 
-    line = CommandLine.of(entry.words, VllmFacts())  # what is recorded would have to be read for each model
+    line = CommandLine.of(entry.words, VllmFacts())  # the recorded sizes would have to be read for each model
 
     def text(flag: str) -> str:
         value = line.value(flag)

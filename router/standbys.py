@@ -112,7 +112,7 @@ class OwnStandby:
             self._due_s = now + LONGEST_S  # looks again for the user's own
             folder, is_served = await asyncio.to_thread(lambda: (self._find_model(), _is_served(self._kind)))
             if not is_served and not self._is_closed:
-                self._try_start(folder, now)  # by this thread, with which the kernel ends it
+                self._try_start(folder, now)  # this thread starts it: the kernel ends it with the thread
 
     def memory_bytes(self) -> int:
         """Its PSS and that of its template process."""
@@ -142,7 +142,7 @@ class OwnStandby:
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()
         environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
-        if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would be among those of the server
+        if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would mix with the server's
             environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", "--for", self._kind, *model],

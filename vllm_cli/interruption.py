@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """SIGINT or SIGTERM was received, and what was running has cleaned up."""
+    """SIGINT or SIGTERM was received, and the cancelled work has cleaned up."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

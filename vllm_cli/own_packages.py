@@ -42,7 +42,7 @@ class OwnPackagesFinder:
 
 
 class UsersModulesFinder:
-    """A meta-path finder, the last one, that finds in the user's folders what the packages lack."""
+    """The last meta-path finder: it finds modules in the user's folders that the packages lack."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:

@@ -54,7 +54,7 @@ class LogRelay:
             self._changed.notify()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Waits a moment for what has been written to reach standard error."""
+        """Waits a moment until the written lines have reached standard error."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()

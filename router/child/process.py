@@ -74,7 +74,7 @@ class ChildProcess:
             os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
-        """Sends a signal to the process and to those of its processes that are in its group."""
+        """Sends a signal to the process and to its descendants in its group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 

@@ -1,1 +1,1 @@
-"""HTTP of the router: `app.py` decides which model a request goes to, `proxy.py` passes it on."""
+"""HTTP of the router: `app.py` finds the model of a request, `proxy.py` passes the request on."""

@@ -236,7 +236,7 @@ class _Handler:
 
 
 async def _read(request: web.Request, body: ForwardedBody) -> RequestedModel:
-    """Reads the body, and which model it names; raises FailedRequestError."""
+    """Reads the body and the model's name in it; raises FailedRequestError."""
     body.check_length(request.content_length or 0)
     if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -1,6 +1,6 @@
-"""Where the members of a JSON object, or the fields of a form, are in a body.
+"""Finds the members of a JSON object, or the fields of a form, in a body.
 
-A body is read in pieces: other threads run in between, and nothing of it is decoded but keys.
+A body is read in pieces, and other threads run in between. Only keys are decoded.
 """
 
 import codecs
@@ -27,7 +27,7 @@ _PIECE_BYTES: Final = 8 << 10
 NOT_JSON: Final = "is not valid JSON, or not an object"
 _MARK: Final = re.compile(rb"[\[\]{}:,]|[^ \t\r\n\[\]{}:,]+")
 _OTHER: Final = "other"
-"""The kind of a number, true, false, null, and what JSON does not have."""
+"""The kind of a number, true, false, null, and of all text that JSON does not allow."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NEXT: Final = {
@@ -40,7 +40,7 @@ _NEXT: Final = {
     ("comma", ","): "key",
     ("comma", "}"): "end",
 }
-"""What follows, by what was expected and what was found."""
+"""(Expected, found) -> the next expectation."""
 
 
 class BodyFaultError(ValueError):
@@ -68,7 +68,7 @@ class Members(NamedTuple):
 
 
 def json_members(body: "bytes | mmap") -> Members:
-    """The members of the outermost object; what is nested in them is not checked. Raises BodyFaultError."""
+    """The members of the outermost object; nested values are not checked. Raises BodyFaultError."""
     members: list[Member] = []
     expected, key, begin, last_end = "object", "", 0, 0
     for kind, at, end in _Scan().tokens(body):

@@ -92,7 +92,7 @@ class ClientRequest(web.Request):
         return HttpVersion10 if self._version == HttpVersion10 else HttpVersion11
 
     def check_head(self) -> None:
-        """Raises FailedRequestError for what aiohttp's parser lets pass."""
+        """Raises FailedRequestError for faults that aiohttp's parser lets pass."""
         limits = self.protocol.server.limits
         length = len(self.raw_path) + sum(len(name) + len(value) for name, value in self.raw_headers)
         if length > limits.max_head_bytes:
@@ -192,7 +192,7 @@ class Connection(web.RequestHandler):
         self._message_tail = b""
 
     async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
-        """Called for each response, also to what is not HTTP."""
+        """Called for each response, even to input that is not HTTP."""
         done = await super().finish_response(*args)
         if self._is_refused and self.transport is not None:
             self._end_writing()

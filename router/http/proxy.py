@@ -472,7 +472,7 @@ class _Copy:
         await response.write_eof()
 
     def close(self) -> None:
-        """Nothing is copied any more."""
+        """Called when nothing is copied any more."""
         self._timer.cancel()
 
     def _check(self) -> None:
@@ -493,7 +493,7 @@ def _break_off(request: web.Request) -> None:
     if request.version >= aiohttp.HttpVersion11:
         transport.close()  # what was written is sent before; the end of the body is missing
         return
-    # the end of the connection would be the end of the body: a reset is none
+    # a normal end of the connection would look like the end of the body: a reset does not
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 

@@ -136,7 +136,7 @@ class ForwardedBody:
                     part = await content.readany()
                 if not part:
                     return
-                left_s -= loop.time() - begin_s  # what the disk takes is not the client's time
+                left_s -= loop.time() - begin_s  # the time of the disk is not the client's time
                 if limits.min_body_rate:
                     left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
                 await self._keep(part)
@@ -191,7 +191,7 @@ class ForwardedBody:
             raise _not_kept(err) from err
 
     def close(self) -> None:
-        """Gives up what is kept."""
+        """Frees the memory or the file of the body."""
         self._room.num_bytes -= self.num_bytes
         self.num_bytes = 0
         self._file.close()

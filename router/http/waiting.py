@@ -1,4 +1,4 @@
-"""What the client of a stream sees while its model starts: comments, which its library ignores."""
+"""Sends comments to the client of a stream while its model starts; client libraries ignore them."""
 
 import asyncio
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class WaitingComments:
     """Begins the response after an interval, and sends a comment after each further one."""
 
     def __init__(self, request: web.Request, progress: Callable[[], str], interval_s: float) -> None:
-        """`progress` returns what the request waits for."""
+        """`progress` returns the step for which the request waits."""
         self._request = request
         self._progress = progress
         self._interval_s = interval_s

@@ -1,1 +1,1 @@
-"""The file of `vllm-cli serve --models`: what it says, and its faults. Begin with `reader.py`."""
+"""The file of `vllm-cli serve --models`: its content and its faults. Begin with `reader.py`."""

@@ -83,7 +83,7 @@ class Findings:
         self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
         """The places of each notice about a key."""
         self.is_lenient = False
-        """Whether the file is one of llama-swap, which ignores what it does not know."""
+        """Whether the file is llama-swap's, which ignores unknown keys."""
         self.anchored: set[str] = set()
         """Keys at the top level whose values are used elsewhere, too."""
 
@@ -264,7 +264,7 @@ class _Reader:
                 self._findings.faults.append(Fault(text, key_line, place, self._findings.file))
             read.value[key.value] = child
             read.key_lines[key.value] = key_line
-        for other in merged:  # the first one wins, and what the mapping itself has
+        for other in merged:  # the mapping's own keys win, then the first merged mapping
             for name, child in other.value.items():
                 if name not in read.value:
                     read.value[name] = child

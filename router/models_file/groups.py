@@ -167,7 +167,7 @@ class _Expressions:
         self._found: dict[str, _Family] = {}
 
     def family(self, name: str, within: tuple[str, ...] = ()) -> _Family:
-        """The sets of an expression, which `within` use; raises _ExpressionError."""
+        """The sets of an expression, which `within` lead to; raises _ExpressionError."""
         if name in within:
             raise _ExpressionError(f"must not contain itself: {' -> '.join([*within, name])}")
         if name not in self._found:
@@ -186,7 +186,7 @@ class _Expressions:
         return self._found[name]
 
     def _combine(self, tree: ast.AST, terms: list[str], within: tuple[str, ...]) -> _Family:
-        """The operators have the order that they have in Python."""
+        """Combines operands; the operators bind as in Python."""
         match tree:
             case ast.BinOp(left, ast.BitOr() | ast.BitAnd() as operator, right):
                 one, two = (self._combine(side, terms, within) for side in (left, right))

@@ -76,7 +76,7 @@ def _as_text(value: object) -> str:
 
 
 def complete(root: Node, findings: Findings) -> Node:
-    """The document with macros replaced; what cannot be replaced is a fault. Unknown keys do not change."""
+    """The document with macros replaced; unknown macros are faults. Unknown keys do not change."""
     if not isinstance(root.value, dict):
         return root
     schema = load_schema()

@@ -351,7 +351,7 @@ class Model:
             self._ended_s = now
 
     def view(self, generations: Sequence[Generation]) -> ModelView:
-        """`generations` are those of it that have not ended."""
+        """`generations` are the model's generations that have not ended."""
         current = self.current
         needs = [each.need for each in generations]
         return ModelView(

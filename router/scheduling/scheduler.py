@@ -61,7 +61,7 @@ class ModelScheduler:
         self.models: Mapping[str, Model] = {}
         """By name; others only read them."""
         self.generations: dict[int, Generation] = {}
-        """By number, until they have ended, also those of models that were removed; others only read them."""
+        """By number, until they have ended, even if their model was removed. Others only read them."""
         self._numbers = itertools.count(1)
         self._leases: dict[int, Generation] = {}
         """By ticket."""
@@ -269,7 +269,7 @@ class ModelScheduler:
         return max(0.0, min(dues) - now) if dues else None
 
     def drain(self, now: float) -> list[Action]:
-        """The router ends: refuses what waits and what comes, and stops each model after its leases."""
+        """The router ends: refuses waiting and new requests, and stops each model after its leases."""
         self._is_ending = True
         for model in self.models.values():
             self._refuse_waiting(model, "shutting_down", _ENDING)

@@ -100,7 +100,7 @@ class StartPlan:
         """The best level at which a process can sleep now; 0 without one, or without memory for its weights.
 
         Args:
-            spare_bytes: the machine's memory that its sleep may take; all that is left if not given.
+            spare_bytes: the machine's memory that its sleep may take; if not given, all free memory.
         """
         if other.state not in ("starting", "ready", "falling asleep", "waking"):
             return 0

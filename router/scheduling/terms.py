@@ -1,4 +1,4 @@
-"""The terms of the scheduler: memory, limits, rules of a model, actions and what is shown of a model.
+"""The terms of the scheduler: memory, limits, rules of a model, actions, and the view of a model.
 
 Standard library only.
 """

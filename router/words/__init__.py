@@ -1,1 +1,1 @@
-"""What the words of `serve` say to a router: its own flags, the models, and what each of them gets."""
+"""Reads the words of `serve` for a router: its own flags, the models, and the words of each model."""

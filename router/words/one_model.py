@@ -37,7 +37,7 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
-    """The router of vLLM's model; raises InputError for what it cannot have."""
+    """The router of vLLM's model; raises InputError for a flag that it cannot have."""
     line = CommandLine.of(options.words)
     _reject_vllm_flags(options, words, line)
     names = line.values("--served-model-name") or (line.served_name,)
@@ -57,7 +57,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
-    """Raises InputError for a flag whose effect would not be that of the router's port."""
+    """Raises InputError for a flag that would not work at the router's port."""
     if line.has(_MIDDLEWARE):
         text = "which does not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")

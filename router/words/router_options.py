@@ -26,7 +26,7 @@ from startup.words.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE: Final = 8
-"""Preflights that run at once: those of models that are not on disk wait for the hub."""
+"""Preflights that run at once: for models that are not on disk, they wait for the hub."""
 _OF_MACHINE: Final = ("environment", "cache", "shm")
 """Checks whose findings are the same for all models."""
 

@@ -52,7 +52,7 @@ class RouterWords(NamedTuple):
     """The words before the first flag."""
     own: list[str]
     defaults: list[str]
-    """Flags in front of those of each model."""
+    """Flags that come in front of each model's own flags."""
 
 
 class SeveralModels(NamedTuple):
@@ -82,7 +82,7 @@ def read_several(ctx: click.Context) -> SeveralModels:
 
 
 def split_router_words(words: Sequence[str]) -> RouterWords:
-    """Raises InputError for what several models cannot have."""
+    """Splits the words; raises InputError for a flag that several models cannot have."""
     models = tuple(takewhile(lambda word: not is_flag_like(word), words))
     own: list[str] = []
     defaults: list[str] = []
@@ -111,7 +111,7 @@ def is_of_models(flag: Flag | None) -> bool:
 
 
 def without_ours(words: Iterable[str]) -> list[str]:
-    """The words without limits that vLLM does not have: they are those of the port alone."""
+    """The words without limits that vLLM does not have: these limits are the port's alone."""
     return without_flags(words, [name for name in flags_with_role("both") if name.startswith("--http-")])
 
 

@@ -13,7 +13,7 @@ _NEEDS_OTHERS: Final = "its engines are on several machines, or give their KV ca
 
 
 class SleepWords(NamedTuple):
-    """An entry with the levels at which it can sleep, and what the user should know."""
+    """An entry with the levels at which it can sleep, and a notice for the user."""
 
     entry: ModelEntry
     notice: str = ""

@@ -131,7 +131,7 @@ def build_core(
 
 
 def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape]]:
-    """The runner that can run the model, and what each layer stores per token."""
+    """The runner that can run the model, and the sizes that each layer stores per token."""
     packed = PackedRunner(model)
     try:
         return packed, packed.probe()
@@ -141,7 +141,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """After the runner is chosen, which reads no weights; before the cache takes the memory that is left."""
+    """Called after the choice of the runner, which reads no weights, and before the cache takes the rest."""
     if model.device.type != "cpu":
         raise EngineStartError(INT8_ON_GPU)
     if not isinstance(runner, PackedRunner):

@@ -240,7 +240,7 @@ def _views_without_reading() -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Turns off the progress bar and the log's table of keys: `_check_complete` raises what matters of it."""
+    """Turns off the progress bar and the log's table of keys: `_check_complete` raises the faults in it."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

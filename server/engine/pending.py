@@ -17,7 +17,7 @@ class _Pending(NamedTuple):
 
     sequence: Sequence
     images: PromptInputs | None
-    """The prompt's, if they are not encoded yet."""
+    """The prompt's images, if they are not encoded yet."""
 
 
 class PendingSequences:
@@ -102,7 +102,7 @@ class PendingSequences:
                 self.release(pending.sequence)
 
     def release(self, sequence: Sequence) -> None:
-        """Gives back what was acquired for a sequence that has ended."""
+        """Gives back the grammar and adapter of a sequence that has ended."""
         self._guided.drop(sequence)
         if self._adapters is not None:
             self._adapters.release(sequence.adapter_id)

@@ -30,7 +30,7 @@ _NUM_MEASURED = 5
 
 
 class StepPace:
-    """Estimates what steps cost; used on the engine's thread."""
+    """Estimates the time of steps; used on the engine's thread."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock

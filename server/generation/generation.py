@@ -239,7 +239,7 @@ class Generation:
     """The prompts as the engine takes them."""
 
     def __post_init__(self) -> None:
-        """Runs in the renderer pool: what grows with the number of prompts is not left to the event loop."""
+        """Runs in the renderer pool, because this work grows with the number of prompts."""
         self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
         self.prompt_tails = tuple(PromptTail(prompt.known_token_ids) for prompt in self.prompts)
         self.engine_prompts = [

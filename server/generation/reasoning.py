@@ -1,4 +1,4 @@
-"""The model's reasoning: its markers as tokens, what a prompt says about it, and the rules for the engine."""
+"""The model's reasoning: its markers as tokens, its state after a prompt, and the rules for the engine."""
 
 import logging
 from collections.abc import Sequence

@@ -214,7 +214,7 @@ class RequestContext:
     """Objects that a large request has created; the pool frees them, because a million take 30 ms."""
 
     def hold(self, *created: Any) -> None:
-        """Keeps what may be large until the response has ended."""
+        """Keeps possibly large objects until the response has ended."""
         if not self.is_small:
             self.held += created
 

@@ -42,7 +42,7 @@ class EngineHandle(Protocol):
 async def make_ready(
     parts: Inference, adapters: LoraAdapters, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
 ) -> EngineInfo:
-    """Waits until the engine has loaded the model, configures what depends on it, and warms it up.
+    """Waits until the engine has loaded the model, configures the parts that depend on it, and warms it up.
 
     Raises:
         EngineStartError: the engine failed, died, took too long or generated no token.

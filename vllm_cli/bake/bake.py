@@ -114,7 +114,7 @@ class BakeResult(NamedTuple):
 
 def run_bake(config: BakeConfig) -> BakeResult:
     """Raises StartupError if the server does not start; then the old folder is unchanged."""
-    subject = subject_of(config.words)  # accepts what `serve` accepts
+    subject = subject_of(config.words)  # accepts the words that `serve` accepts
     words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
     begin_s = time.monotonic()
@@ -152,7 +152,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
 def _start(
     words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, reporter: Reporter
 ) -> list[FileRanges]:
-    """Returns what the server has used of its libraries."""
+    """Returns the parts of libraries that the server has used."""
     with start_private_server(words, environment) as server:
         wait_ready(server, config.timeout_s, reporter)
         reporter.note(f"{ask(server)} answers; saving")
@@ -169,9 +169,9 @@ def _has_all_archives(folder: Path) -> bool:
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
-    """Records what is read: the import file first, then parts of libraries.
+    """Records the reads of a start: the import file first, then parts of libraries.
 
-    Files that are gone were shared memory; those of the model are read as a whole.
+    Files that are gone were shared memory; files of the model are read as a whole.
     """
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())

@@ -92,7 +92,7 @@ _LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
 _SAVED_TIMEOUT_S: Final = 60.0
-"""Time from readiness until a server has saved what it has recorded."""
+"""Time from readiness until a server has saved its records."""
 _PROMPT: Final = "The capital of France is"
 _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/v1/completions", {"prompt": _PROMPT, "max_tokens": 4}),
@@ -135,7 +135,7 @@ def ask(server: PrivateServer) -> str:
 
 
 def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
-    """Waits for what the server saves after it has become ready."""
+    """Waits until the server has saved its records, after it has become ready."""
     deadline = time.monotonic() + _SAVED_TIMEOUT_S
     while not is_saved() and time.monotonic() < deadline:
         try:

@@ -59,7 +59,7 @@ class Sender:
     """Sends to one server; a pause before the retry of one request delays all requests."""
 
     def __init__(self, server: Server, *, model: str | None, max_concurrency: int, retry_timeout_s: float) -> None:
-        """`model` is that of requests that name none; None leaves it to the server."""
+        """`model` is for requests that name none; None leaves it to the server."""
         self.num_retries = 0
         self._address = server.address
         self._model = model

@@ -66,7 +66,7 @@ async def ask_phases(form: CompletionFormat) -> dict[str, float]:
 
 
 async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path: str) -> dict[str, Any]:
-    """The JSON of an optional route; empty if the server has no such one, or answers something else."""
+    """The JSON of an optional route; empty if the server lacks it or answers something else."""
     try:
         status, body = await _get(session, form.base_url + path, form)
         check_depth(body)

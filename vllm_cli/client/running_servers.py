@@ -77,7 +77,7 @@ class RunningServer:
     """In a warm start, the forked server; None for a router."""
 
     log: str | None = None
-    """The file that its output goes to, as that of `serve --detach`; None if that is no file."""
+    """The file with its output, such as the log of `serve --detach`; None if it goes to no file."""
     start: Mapping[str, Any] | None = None
     """The fields of `base.lifecycle.StartInfo`; `ready_s` and `phases` once it was ready."""
     models: tuple[RouterModel, ...] | None = None

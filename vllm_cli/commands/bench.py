@@ -244,7 +244,7 @@ def startup(**options: Any) -> int:
 def _build_targets(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], models: tuple[str | None, str | None]
 ) -> "tuple[TargetSpec, ...]":
-    """The sides, named A, B, ...; `models` are those to request from ours and from theirs."""
+    """The sides, named A, B, ...; `models` are the names to request from ours and from theirs."""
     from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
 
     model, other_model = models

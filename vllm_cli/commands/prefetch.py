@@ -1,4 +1,4 @@
-"""`vllm-cli prefetch`: downloads what a start lacks, and reads the files of the start into the page cache."""
+"""`vllm-cli prefetch`: downloads missing files of a start, and reads all its files into the page cache."""
 
 import json
 import logging

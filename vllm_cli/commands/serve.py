@@ -147,7 +147,7 @@ def _check(config: StartupConfig, *, as_json: bool) -> int:
 
 
 def _print(report: "PreflightReport", *, as_json: bool) -> int:
-    """The exit code is that of a start with these findings."""
+    """Prints the findings; returns the exit code of a start with them."""
     click.echo(report.to_json() if as_json else report.to_text())
     if report.has_usage_error:
         return USAGE

@@ -21,7 +21,7 @@ class PromptReader:
     """
 
     def __init__(self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo) -> None:
-        """Raises RequestError if `truncate_prompt_tokens` exceeds what the model accepts."""
+        """Raises RequestError if `truncate_prompt_tokens` exceeds the model's limit."""
         limit, most = request.truncate_prompt_tokens, info.max_model_len
         if limit is not None and limit > most:
             raise RequestError(

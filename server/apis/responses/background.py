@@ -35,13 +35,13 @@ class BackgroundResponse:
         await asyncio.sleep(0)
 
     def publish(self, event: bytes) -> None:
-        """Adds an encoded event for those who follow the response."""
+        """Adds an encoded event for the followers of the response."""
         if self.events is not None:
             self.events.append(event)
             self._wake()
 
     def end(self) -> None:
-        """Ends the streams of those who follow the response."""
+        """Ends the streams of the followers of the response."""
         self._has_ended = True
         self._wake()
 
@@ -73,7 +73,7 @@ class BackgroundResponses:
     """The responses in the background that have not ended; one per server, used on the event loop."""
 
     def __init__(self, running: RunningRequests, archive: ResponseArchive) -> None:
-        """The drain waits for those in `running`."""
+        """The drain waits for the responses in `running`."""
         self._running = running
         self._archive = archive
         self._responses: dict[str, BackgroundResponse] = {}

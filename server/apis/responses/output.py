@@ -115,7 +115,7 @@ class OpenItem:
     """An item whose text arrives; `begin`, `extend` and `end` return events."""
 
     def __init__(self, kind: ItemKind, index: int, called: dict[str, Any]) -> None:
-        """`index` is the position in the response's output, `called` what a call has besides its text."""
+        """`index` is the position in the response's output, `called` has a call's facts besides its text."""
         self.kind = kind
         self._index = index
         self._id = f"{kind.id_prefix}_{uuid4().hex}"

@@ -232,7 +232,7 @@ class CustomInputReader:
     def finish(self) -> tuple[str, str]:
         """The last part, and the whole text.
 
-        Malformed arguments may give a text that does not continue what was shown; it is repeated as a whole.
+        Malformed arguments may give a text that does not continue the shown one: it is repeated as a whole.
         """
         whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
         return (whole[len(shown) :] if whole.startswith(shown) else whole), whole

@@ -77,7 +77,7 @@ class PackedAttention:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """While open, tokens attend to those of the same call, without a batch and the cache."""
+        """While open, tokens attend to the tokens of the same call, without a batch and the cache."""
         self._is_detached = True
         try:
             yield

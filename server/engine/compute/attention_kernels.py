@@ -57,7 +57,7 @@ def attend_to_part(  # noqa: PLR0913
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> AttentionPart:
-    """As `attend`, to a part of the keys; each query must see at least one of them.
+    """Like `attend`, to a part of the keys; each query must see at least one of them.
 
     If all queries see the same keys, the heads that share keys become further queries of one head: faster.
     """

@@ -29,7 +29,7 @@ class DecodeGroup:
     first_slot: int
     last_slot: int
     length: int
-    """Keys that the call reads: those of the longest member."""
+    """Keys that the call reads: as many as the longest member has."""
     rows: slice
     """The members' rows of the packed batch, in slot order."""
     slot_rows: torch.Tensor | None

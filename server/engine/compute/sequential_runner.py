@@ -98,7 +98,7 @@ class SequentialRunner:
             return self._model(inputs_embeds=embed(self._model, input_ids, [PlacedRows(0, embeds)]), **kwargs)
 
     def _can_continue(self) -> bool:
-        """Whether a few tokens and then one more have the same logits as all of them at once."""
+        """Whether a few tokens and then one more give the same logits as all tokens at once."""
         if self._cache_name is None:
             return False
         token_ids = list(range(6))

@@ -180,7 +180,7 @@ class LayerTracer:
             self._num_traced += 1
 
     def _join(self) -> Iterator[None]:
-        """Makes graphs of successive layers one, unless the model has another use for an output of theirs."""
+        """Joins the graphs of successive layers, unless the model uses one of their outputs elsewhere."""
         if _num_bytes(self._model) > _MAX_JOINED_BYTES:
             return
         chains: list[_Chain] = []
@@ -259,7 +259,7 @@ class _Call(NamedTuple):
 
 
 class _TracedForward:
-    """A layer's forward: its graph, or what it replaces where the graph does not apply."""
+    """A layer's forward: its graph, or the original forward where the graph does not apply."""
 
     def __init__(
         self,

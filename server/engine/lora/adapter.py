@@ -47,7 +47,7 @@ def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> di
 
     Raises:
         AdapterMissingError: the folder or its configuration does not exist.
-        AdapterError: the adapter is broken, of another model, or uses what is not supported.
+        AdapterError: the adapter is broken, of another model, or uses an unsupported feature.
     """
     config = AdapterConfig.read(folder, limits)
     pairs = _pair(_read_tensors(folder), folder)

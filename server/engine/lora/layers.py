@@ -170,7 +170,7 @@ class _StepRows:
         """Without the rows of the base model."""
         self.adapter_ids = tuple(sorted(spans))
         self.is_masked = not self._is_one_block and self._num_rows <= _MASKED_ROWS
-        """Whether to compute all rows and to clear with `mask` what does not belong to an adapter."""
+        """Whether to compute all rows and to clear with `mask` the values that belong to no adapter."""
 
     @property
     def _is_one_block(self) -> bool:

@@ -35,10 +35,10 @@ class Slots(Protocol):
         """Whether no further slot can share memory until prefixes are dropped."""
 
     def open(self, slot: int, source: Any = None, length: int = 0) -> None:
-        """Gives memory to a slot; its first `length` tokens are those of another open slot or kept ones."""
+        """Gives memory to a slot; its first `length` tokens come from another open slot, or are kept ones."""
 
     def close(self, slot: int, length: int) -> None:
-        """Takes the memory of a slot of `length` tokens back; what `keep` or other slots hold stays."""
+        """Takes back the memory of a slot of `length` tokens; tokens that `keep` or other slots hold stay."""
 
     def hide_closed(self, slots: range) -> None:
         """A step reads a range of slots. Call this first: reading a closed slot must not commit memory."""

@@ -71,7 +71,7 @@ class MemoryFile:
 
     @property
     def num_mappings(self) -> int:
-        """Mappings of slots whose ranges have changed; what `unmap` leaves is one more."""
+        """Mappings of slots whose ranges have changed; the rest behind an `unmap` is one more."""
         num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in self._mapped.values())
         return len(self._parts) * (sum(map(len, self._mapped.values())) + num_unmapped)
 

@@ -1,4 +1,4 @@
-"""Prepares JSON schemas and regular expressions of requests for llguidance, to mean what they do in vLLM."""
+"""Prepares requests' JSON schemas and regular expressions for llguidance, with their meaning in vLLM."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def _restrict_names(node: Schema) -> None:
     pattern, listed = names.get("pattern"), names.get("enum")
     if isinstance(listed, list):
         pattern = f"^(?:{'|'.join(re.escape(str(name)) for name in listed)})$"
-    if isinstance(pattern, str):  # what else there is, llguidance refuses
+    if isinstance(pattern, str):  # llguidance refuses all other schemas
         del node["propertyNames"]
         node["patternProperties"] = {pattern: node.pop("additionalProperties", True)}
         node["additionalProperties"] = False

@@ -238,7 +238,7 @@ _LEAST = -9999.0
 
 
 def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
-    """Adds to its sequence those of the prompt tokens after a chunk's; the first token of a prompt has none.
+    """Adds the log-probabilities of the prompt tokens that follow a chunk's tokens; the first one has none.
 
     Args:
         logits: the logits of all tokens of the chunk.

@@ -57,7 +57,7 @@ class AppParts(Inference):
         return Availability(self.lifecycle, self.start)
 
     def max_body_bytes(self, *, takes_embeds: bool) -> int:
-        """The largest body; what `prompt_embeds` may add to it follows from the model."""
+        """The largest body; the model determines how much `prompt_embeds` may add to it."""
         embeds = self.renderer.prompts.embeds_limits if takes_embeds else None
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 

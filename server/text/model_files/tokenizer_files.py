@@ -44,7 +44,7 @@ def find_mistral_file(folder: Path) -> Path | None:
 
 
 def _rank(name: str) -> tuple[int, int, int, str] | None:
-    """The sort key of a file, newest last; None if it is not a Mistral tokenizer."""
+    """The sort key of a file, the newest last; None if it is not a Mistral tokenizer."""
     if name == "tekken.json":
         return (3, 0, 0, "")
     if _TEKKEN.fullmatch(name):

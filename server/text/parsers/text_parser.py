@@ -28,7 +28,7 @@ class IncomingText:
 
     def __init__(self) -> None:
         self.is_complete = False
-        """No more text follows: what was held back cannot become a match any more."""
+        """No more text follows: held-back text cannot become a match any more."""
         self._text = ""
         self._position = 0
 
@@ -81,7 +81,7 @@ class IncomingText:
             passed(text)
 
     def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
-        """At the end of the text, consumes what is only the beginning of a match."""
+        """At the end of the text, consumes the beginning of a match."""
         if self.is_complete and pattern.match(self._text, self._position, partial=True):
             self._position = len(self._text)
 

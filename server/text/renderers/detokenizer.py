@@ -91,7 +91,7 @@ class StopScanner:
 
 
 def _end_of(stop: str, text: str, num_scanned: int) -> int:
-    """Where the first match ends that is not within the scanned characters; -1 if there is none."""
+    """The end of the first match that is not within the scanned characters; -1 if there is none."""
     position = text.find(stop, max(0, num_scanned - len(stop) + 1))
     return position if position < 0 else position + len(stop)
 
@@ -179,7 +179,7 @@ class DecodeWindow:
         return new
 
     def flush(self) -> str:
-        """The text of what is still pending, with U+FFFD for an incomplete character."""
+        """The text of the pending tokens, with U+FFFD for an incomplete character."""
         new = self._unseen(self._decode(self._context + self._pending)) if self._pending else ""
         self._pending = []
         return new

@@ -91,7 +91,7 @@ class PlainPrompts:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    """The prompts of each call in the pool: embeddings, which are large, alone, and some texts together.
+    """The prompts of each call in the pool: each embedding, which is large, alone, and some texts together.
 
     Raises:
         ValueError: there are none.

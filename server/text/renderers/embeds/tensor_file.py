@@ -178,7 +178,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "collections.OrderedDict": lambda: None,
 }
-"""torch's functions and classes -> what is called instead. Each call takes time as its arguments are long."""
+"""torch's functions and classes -> our replacements. A call's time grows with the length of its arguments."""
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:
