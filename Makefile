@@ -18,7 +18,7 @@
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
 #   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
-#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost
+#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load, half an hour of sleep: nothing grows
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make lock [ARGS="--upgrade"]           writes constraints.txt anew from pyproject.toml, with newer versions if need be
@@ -141,7 +141,7 @@ test-machines:
 	@$(PYTHON) -m tools.machines check $(MACHINES) $(ARGS)
 
 test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -s tests/soak/test_soak.py --minutes 30 $(ARGS)
+	$(BIN)/python -m pytest -s tests/soak/test_soak.py tests/soak/test_sleep.py --minutes 30 $(ARGS)
 
 test-swaps: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -s tests/soak/test_swaps.py --swaps 1000 $(ARGS)

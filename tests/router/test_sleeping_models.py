@@ -11,43 +11,13 @@ from typing import Any
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.router.router_process import RouterProcess, foreign
+from tests.router.router_process import foreign
+from tests.router.sleeping_router import AWAKE, FLAGS, SleepingRouter
 from tests.startup.vllm.fake_start import environment, short_folder
 from tests.support.cli import run_cli
 from tests.support.http_client import ask
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
-
-_FLAGS = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
-_SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-"""A KV cache of 1 GiB: without a size, nearly all of the machine's memory would have to be free."""
-_WORDS = ("--max-running", "1", "--max-wait", "1", "--idle-warm", "off", "--standby", "off")
-
-
-class _Router(RouterProcess):
-    """Of the models a and b, with room for one that is awake."""
-
-    def __init__(self, folder: Path, *words: str, models: Any = None, **variables: str) -> None:
-        self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
-        files = {"FAKE_VLLM_SLEEP_GATE": str(self.gate), "FAKE_VLLM_SLEEP_FAILS": str(self.failure)}
-        entry = {"model": "fake", "engine": "vllm", "args": _FLAGS}
-        models = models or dict.fromkeys("ab", entry)
-        changed = environment(folder, **files, **_SMALL, **variables)
-        super().__init__(folder, models, *_WORDS, *words, environment=changed)
-
-    def says(self, model: str) -> str:
-        answer = self.post(model)
-        assert answer.status == 200, (answer, self.log)
-        text: str = answer.json["choices"][0]["text"]
-        return text
-
-    def wait_stay(self) -> None:
-        """Until the model that is ready may make room."""
-        wait_until(lambda: all(row["for_s"] > 2 for row in self.models().values() if row["status"] == "ready"))
-
-
-_AWAKE = "Once was read by worker 0"
 
 
 @pytest.fixture
@@ -57,11 +27,11 @@ def folder() -> Iterator[Path]:
 
 
 def test_models_change_places_asleep_with_the_same_processes(folder):
-    with _Router(folder, "--on-swap", "sleep") as router:
-        assert (router.says("a"), router.says("b")) == (_AWAKE, _AWAKE)
+    with SleepingRouter(folder, "--on-swap", "sleep") as router:
+        assert (router.says("a"), router.says("b")) == (AWAKE, AWAKE)
         pids = {name: router.pid(name) for name in "ab"}
         for name, other in ("ab", "ba") * 2:
-            assert router.says(name) == _AWAKE
+            assert router.says(name) == AWAKE
             assert (router.state(name), router.state(other)) == ("ready", "asleep")
             assert ask(f"{router.url}/readyz?model={other}").status == 200
         assert {name: router.pid(name) for name in "ab"} == pids
@@ -74,14 +44,14 @@ def test_models_change_places_asleep_with_the_same_processes(folder):
 
 
 def test_requests_of_many_clients_in_turns_and_at_random_are_all_answered(folder):
-    with _Router(folder, "--on-swap", "sleep") as router, ThreadPoolExecutor(8) as clients:
+    with SleepingRouter(folder, "--on-swap", "sleep") as router, ThreadPoolExecutor(8) as clients:
         texts = set(clients.map(router.says, "ab" * 20 + "aabbbabaab" * 2))
-        assert texts == {_AWAKE}
+        assert texts == {AWAKE}
         assert all(row["num_starts"] == 1 for row in router.models().values())
 
 
 def test_by_hand_a_model_sleeps_wakes_and_stops(folder):
-    with _Router(folder) as router:
+    with SleepingRouter(folder) as router:
 
         def run(verb: str) -> dict[str, Any]:
             done = run_cli(verb, "a", "--port", str(router.port), "--json")
@@ -96,7 +66,7 @@ def test_by_hand_a_model_sleeps_wakes_and_stops(folder):
         assert {model["model"]: model["state"] for model in entry["models"]} == {"a": "asleep", "b": "stopped"}
         assert run("load") == {"code": 0, "status": "ready"}
         assert run("sleep") == {"code": 0, "status": "asleep"}
-        assert router.says("a") == _AWAKE
+        assert router.says("a") == AWAKE
         assert run("sleep") == {"code": 0, "status": "asleep"}
         assert run("unload") == {"code": 0, "status": "stopped"}
         assert router.models()["a"]["num_starts"] == 1
@@ -104,8 +74,8 @@ def test_by_hand_a_model_sleeps_wakes_and_stops(folder):
 
 
 def test_a_request_that_comes_while_a_model_falls_asleep_wakes_it(folder):
-    with _Router(folder, "--idle-sleep", "2s") as router:
-        assert router.says("a") == _AWAKE
+    with SleepingRouter(folder, "--idle-sleep", "2s") as router:
+        assert router.says("a") == AWAKE
         router.gate.touch()
         router.wait_state("a", "falling asleep")
         texts: list[str] = []
@@ -114,57 +84,69 @@ def test_a_request_that_comes_while_a_model_falls_asleep_wakes_it(folder):
         router.wait(lambda: router.models()["a"]["num_waiting"] == 1)
         router.gate.unlink()
         waiting.join()
-        assert texts == [_AWAKE]
+        assert texts == [AWAKE]
         assert router.models()["a"]["num_starts"] == 1
 
 
 def test_a_model_that_cannot_fall_asleep_is_stopped_instead(folder):
-    with _Router(folder, "--on-swap", "sleep") as router:
-        assert router.says("a") == _AWAKE
+    with SleepingRouter(folder, "--on-swap", "sleep") as router:
+        assert router.says("a") == AWAKE
         router.failure.touch()
-        assert router.says("b") == _AWAKE
+        assert router.says("b") == AWAKE
         assert router.state("a") == "stopped"
         assert "CUDA error: out of memory" in router.models()["a"]["reason"]
         router.wait_logged("a is stopped instead of sleeping. It did not fall asleep: RuntimeError: CUDA error")
         assert router.metric("vllm_cli:model_sleep_failures_total", model="a", reason="refused") == 1
         router.failure.unlink()
-        assert router.says("a") == _AWAKE
+        assert router.says("a") == AWAKE
 
 
 @pytest.mark.parametrize("state", ["falling asleep", "asleep"])
 def test_a_model_that_is_killed_is_started_by_the_next_request(folder, state):
-    with _Router(folder, "--idle-sleep", "2s") as router:
-        assert router.says("a") == _AWAKE
+    with SleepingRouter(folder, "--idle-sleep", "2s") as router:
+        assert router.says("a") == AWAKE
         if state == "falling asleep":
             router.gate.touch()
         router.wait_state("a", state)
         router.tree("a")[0].send_signal(signal.SIGKILL)
         router.wait_state("a", "stopped")
         router.gate.unlink(missing_ok=True)
-        assert router.says("a") == _AWAKE
+        assert router.says("a") == AWAKE
+        assert router.models()["a"]["num_starts"] == 2
+
+
+def test_a_model_that_is_killed_while_it_wakes_starts_for_the_request_that_waits(folder):
+    with SleepingRouter(folder) as router, ThreadPoolExecutor(1) as client:
+        assert router.says("a") == AWAKE
+        assert router.ask("/v1/models/a/sleep", {}).status == 200
+        router.gate.touch()
+        answer = client.submit(router.says, "a")
+        router.wait_state("a", "waking")
+        router.tree("a")[0].send_signal(signal.SIGKILL)
+        assert answer.result() == AWAKE
         assert router.models()["a"]["num_starts"] == 2
 
 
 def test_a_changed_entry_stops_the_sleeping_process(folder):
-    with _Router(folder) as router:
-        assert router.says("a") == _AWAKE
+    with SleepingRouter(folder) as router:
+        assert router.says("a") == AWAKE
         assert router.ask("/v1/models/a/sleep", {}).status == 200
         pid = router.pid("a")
-        router.write({"a": {"model": "fake", "engine": "vllm", "args": [*_FLAGS, "--max-model-len", "64"]}})
+        router.write({"a": {"model": "fake", "engine": "vllm", "args": [*FLAGS, "--max-model-len", "64"]}})
         router.root.send_signal(signal.SIGHUP)
         router.wait_state("a", "stopped")
-        assert router.says("a") == _AWAKE
+        assert router.says("a") == AWAKE
         assert router.pid("a") != pid
 
 
 def test_one_model_sleeps_behind_its_port(folder):
-    words = ["fake", "--engine", "vllm", *_FLAGS, "--idle-sleep", "1s", "--idle-warm", "off", "--standby", "off"]
+    words = ["fake", "--engine", "vllm", *FLAGS, "--idle-sleep", "1s", "--idle-warm", "off", "--standby", "off"]
     with ServerProcess(words, environment=environment(folder)) as server:
         server.wait(lambda: server.ask("/health").headers.get("model-state") == "asleep")
         assert server.ask("/status.json").json["status"] == "asleep"
         assert {server.ask(path).status for path in ("/health", "/readyz", "/readyz?model")} == {200}
         answer = server.ask("/v1/completions", {"prompt": "Once"})
-        assert answer.json["choices"][0]["text"] == _AWAKE
+        assert answer.json["choices"][0]["text"] == AWAKE
         assert server.terminate() == 0
 
 
@@ -174,7 +156,7 @@ def test_a_command_sleeps_and_wakes_by_its_calls(folder):
     usual = foreign("sleeps", **endpoints, wakeEndpoints=[{"endpoint": "/wake_up", "method": "POST", "timeout": 30}])
     calls = {"sleep": [{"path": "/sleep"}], "wake": [{"path": "/wake_up", "body": {"fails": True}}]}
     models = {"a": usual, "b": foreign("sleeps", on_swap="sleep", **calls)}
-    with _Router(folder, models=models) as router:
+    with SleepingRouter(folder, models=models) as router:
         router.may_log_tracebacks = True  # its small servers write one if a probe does not read their answer
         pids = {name: router.post(name).json["pid"] for name in "ab"}
         assert router.state("a") == "asleep"

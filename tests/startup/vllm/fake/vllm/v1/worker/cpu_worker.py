@@ -85,17 +85,16 @@ class WorkerProc:
             return err
 
     def sleep(self, level: int) -> None:
-        """Waits while FAKE_VLLM_SLEEP_GATE exists, and fails in its middle if FAKE_VLLM_SLEEP_FAILS does."""
-        gate, failure = (os.environ.get(f"FAKE_VLLM_SLEEP_{name}", "") for name in ("GATE", "FAILS"))
-        while Path(gate).is_file():
-            time.sleep(0.01)
+        """Waits at the gate, and fails in its middle if FAKE_VLLM_SLEEP_FAILS exists."""
+        _wait_at_gate()
         self._level = level
         self._missing = {"weights", "kv_cache"}
-        if Path(failure).is_file():
+        if Path(os.environ.get("FAKE_VLLM_SLEEP_FAILS", "")).is_file():
             raise RuntimeError("CUDA error: out of memory")
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """After level 2, the weights are not those of the model."""
+        """Waits at the gate. After level 2, the weights are not those of the model."""
+        _wait_at_gate()
         self._missing -= set(tags or ("weights", "kv_cache"))
         if self._level == 2 and "weights" not in self._missing:
             self._missing.add("content of the weights")
@@ -111,3 +110,9 @@ class WorkerProc:
             return getattr(self, what)(**arguments)
         without = f" without {sorted(self._missing)}" if self._missing else ""
         return f"{arguments['prompt']} was read by worker {self._rank}{without}"
+
+
+def _wait_at_gate() -> None:
+    """Until FAKE_VLLM_SLEEP_GATE does not exist."""
+    while Path(os.environ.get("FAKE_VLLM_SLEEP_GATE", "")).is_file():
+        time.sleep(0.01)

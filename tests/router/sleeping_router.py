@@ -1,0 +1,36 @@
+"""Routers whose two models are the fake vLLM with sleep mode."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from tests.router.router_process import RouterProcess
+from tests.startup.vllm.fake_start import environment
+from tests.support.waiting import wait_until
+
+FLAGS: Final = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
+AWAKE: Final = "Once was read by worker 0"
+_SMALL: Final = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""A KV cache of 1 GiB: without a size, nearly all of the machine's memory would have to be free."""
+_WORDS: Final = ("--max-running", "1", "--max-wait", "1", "--idle-warm", "off", "--standby", "off")
+
+
+class SleepingRouter(RouterProcess):
+    """Of the models a and b, with room for one that is awake."""
+
+    def __init__(self, folder: Path, *words: str, models: Any = None, **variables: str) -> None:
+        self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
+        files = {"FAKE_VLLM_SLEEP_GATE": str(self.gate), "FAKE_VLLM_SLEEP_FAILS": str(self.failure)}
+        entry = {"model": "fake", "engine": "vllm", "args": FLAGS}
+        models = models or dict.fromkeys("ab", entry)
+        changed = environment(folder, **files, **_SMALL, **variables)
+        super().__init__(folder, models, *_WORDS, *words, environment=changed)
+
+    def says(self, model: str) -> str:
+        answer = self.post(model)
+        assert answer.status == 200, (answer, self.log)
+        text: str = answer.json["choices"][0]["text"]
+        return text
+
+    def wait_stay(self) -> None:
+        """Until the model that is ready may make room."""
+        wait_until(lambda: all(row["for_s"] > 2 for row in self.models().values() if row["status"] == "ready"))
