@@ -114,7 +114,7 @@ class KeptTokenizers:
 
 
 def _load_tokenizer(model: Path) -> Any:
-    """With the arguments that vLLM derives from a command line without flags for the tokenizer."""
+    """Loads it with the arguments that vLLM derives from a command line without flags for the tokenizer."""
     given = {
         "skip_tokenizer_init": False,
         "tokenizer": str(model),
