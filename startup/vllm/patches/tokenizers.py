@@ -104,7 +104,7 @@ class KeptTokenizers:
                 self._stamps[model] = stamps
 
     def drop_pools(self) -> None:
-        """For a start whose renderer does not have the default number of copies, or changes its copy."""
+        """Drops the pools in a start whose renderer changes its copy, or has another number of copies."""
         for pool in self._pools:
             pool.drop()
 
