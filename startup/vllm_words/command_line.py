@@ -185,7 +185,7 @@ class CommandLine:
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """The line with the model's name as --served-model-name, which offline would be the model's folder."""
+        """The line with the model's name as --served-model-name, which would be its folder offline."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 
