@@ -41,7 +41,7 @@ class QueryMask(logging.Filter):
 
 
 def set_up_access_log(excluded_paths: Iterable[str] = ()) -> None:
-    """Installs both filters; replaces those of an earlier call."""
+    """Installs both filters; replaces the filters of an earlier call."""
     logger = logging.getLogger(ACCESS_LOGGER)
     logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
     logger.addFilter(PathFilter(excluded_paths))

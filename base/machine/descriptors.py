@@ -10,7 +10,7 @@ from typing import Final
 
 _LOWEST: Final = 500
 _LOW_FDS: Final = 250
-"""Numbers below it are those of other processes' files."""
+"""Lower numbers belong to other processes' files."""
 
 
 def is_open(fd: int) -> bool:

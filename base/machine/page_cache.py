@@ -67,7 +67,7 @@ class ResidencyProbe:
     def __init__(self, path: str, method: Method | None = None) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.method = method
-        """None if it is not known here what is resident."""
+        """None if residency is not known here."""
         self.keeps_pages = True
         """False if the file system drops a file's pages whenever the file is opened."""
         if method is None and os.fstat(self._fd).st_size:

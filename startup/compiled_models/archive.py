@@ -171,7 +171,7 @@ def _opened(file: BinaryIO) -> Iterator[ZipFile]:
 
 @contextmanager
 def _explained(kind: type[ArchiveError], what: str) -> Iterator[None]:
-    """Raises this error instead of those of `zipfile`."""
+    """Raises this error instead of `zipfile`'s errors."""
     try:
         yield
     except ArchiveError:

@@ -116,7 +116,7 @@ class CompileCache:
         )
 
     def share(self) -> None:
-        """After `describe`: adds what vLLM has compiled to records and location, which takes seconds."""
+        """Adds models that vLLM has compiled to records and location, in seconds; follows `describe`."""
         if self._job is not None and self._job.records:
             self._add(self._job)
 
@@ -230,7 +230,7 @@ class CompileCache:
         return self._removed.get(record.key) or excluded or _why_outdated(record)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
-        """None if everything was loaded."""
+        """Why vLLM compiled a model; None if everything was loaded."""
         compiled = [event for event in events if event.loaded_s is None]
         if not compiled:
             return None

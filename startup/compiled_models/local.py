@@ -308,7 +308,7 @@ def _key_folder(key: str) -> Path:
 
 
 def _further_folders(record: CompiledModel) -> set[Path]:
-    """Folders that vLLM has chosen for it beside those of the keys."""
+    """Folders that vLLM has chosen for it beside the keys' folders."""
     root, aot = vllm_root(), _key_folder(".")
     paths = (root / name.removeprefix(f"{VLLM}/") for name in record.files if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return {folder for path in paths for folder in path.parents if folder.parent == aot.parent and folder != aot}
@@ -324,7 +324,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _newest(folders: Mapping[str, Iterable[Path]], known: set[str], since_s: float) -> dict[str, Path]:
-    """The newest files of these folders, up to the limit, without those of other programs."""
+    """The newest files of these folders, up to the limit, without other programs' files."""
     roots = caches()
     found = [(name, path, path.stat()) for name, paths in folders.items() for path in paths for path in _files(path)]
     chosen, left = {}, _KERNEL_BYTES

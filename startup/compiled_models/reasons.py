@@ -22,7 +22,7 @@ _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
 """Variables that switch vLLM's cache off with these values; the first also decides the second's default."""
 _PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
-"""In the names of variables whose value may be another one in each container."""
+"""Matches names of variables whose values may differ from container to container."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
 """Addresses, and names that Kubernetes gives to pods."""
 _LONGEST: Final = 60
@@ -83,7 +83,7 @@ def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
 
 
 def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Reason:
-    """Why none of these records fits, by the nearest one; they are those of this model, newest first."""
+    """Why none of this model's records (newest first) fits, by the nearest one."""
     if (switch := _switched_off(wanted)) is not None:
         return switch
     reasons = [reason for record in records if (reason := why_no_fit(wanted, record)) is not None]

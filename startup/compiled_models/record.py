@@ -78,7 +78,7 @@ class CompiledModel:
     """The versions of Python and of the packages that compile."""
     hardware: Hardware
     ranks: tuple[str, ...]
-    """The ranks whose code it has, as vLLM names their folders; those of one node."""
+    """The ranks of this node whose code it has, as vLLM names their folders."""
     compile_s: float
     """How long the compilation took."""
     created_at: str
@@ -162,7 +162,7 @@ class ArchiveName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """None if it is the name of something else."""
+        """The parts of a name; None if no archive has such a name."""
         parts = name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX).split("-")
         return cls(*parts) if len(parts) == len(cls._fields) else None
 

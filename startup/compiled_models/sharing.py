@@ -1,4 +1,4 @@
-"""Fetches compiled models that fit from locations, and adds those of this machine, in helper processes."""
+"""Fetches compiled models that fit from locations, and adds this machine's, in helper processes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +82,7 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """The archives with the digest. Without one, those with the same flags, or those of the newest start."""
+    """The archives with the digest. Without one: of starts with the same flags, or of the newest start."""
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
         return [item for item in named if item[1].has_digest(job.digest)]

@@ -68,7 +68,7 @@ _OWN_HASH: Final = "VllmConfig"
 _NOT_CACHED: Final = (0, 1)
 """Modes of vLLM's configuration: no compilation, and torch's own, without a cache of vLLM."""
 _FAILURE: Final = "due to a load failure"
-"""In vLLM's warning, whose last argument is the reason."""
+"""Stands in vLLM's warning, whose last argument is the reason."""
 
 
 class HashedFactors(NamedTuple):
@@ -127,7 +127,7 @@ def factors_of(config: Any) -> HashedFactors:
 
 
 def _factors_if_known(config: Any) -> HashedFactors | None:
-    """None if this vLLM hashes in another way than expected: the start goes on without explanations."""
+    """The factors; None if this vLLM hashes in an unexpected way. The start then goes on unexplained."""
     try:
         return factors_of(config)
     except Exception as err:  # noqa: BLE001 - another version of vLLM

@@ -35,7 +35,7 @@ MANIFEST: Final = "manifest.json"
 CACHE: Final = "cache"
 """A cache folder as VLLM_CACHE_ROOT names it, with this program's folder inside."""
 INSPECTIONS: Final = "modelinfos"
-"""In vLLM's cache folder: what vLLM has found out about classes of models."""
+"""A folder in vLLM's cache folder, with vLLM's facts about classes of models."""
 COMPILED: Final = "compiled"
 """Archives of compiled models: a location (`startup.compiled_models.location`)."""
 BYTECODE: Final = "bytecode"
@@ -134,7 +134,7 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
 
 
 def _links(path: Path) -> Iterator[Path]:
-    """The links on the way to a file, also those to which links lead."""
+    """The links on the way to a file, including links to which links lead."""
     for _ in range(_MOST_LINKS):
         link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
         if link is None:
@@ -170,7 +170,7 @@ def layers(name: str) -> tuple[Path, ...]:
 
 
 _MOST_FILES: Final = 200
-"""Values in one folder; those written longest ago are removed."""
+"""Values in one folder; the ones written longest ago are removed."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Kept:
 
 
 def of_type(kind: type[Value]) -> Callable[[Any], Value]:
-    """For `Kept.read`: what was written as this type, which checks each member."""
+    """A function for `Kept.read` that reads values of this type, which checks each member."""
 
     def convert(content: Any) -> Value:
         import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names

@@ -168,7 +168,7 @@ class StartOptions:
         syntax="restart policy",
         metavar="on-failure[:N]",
     )
-    """After this many failures in a row it is not started again; None starts it never again by itself."""
+    """After this many failures in a row it is not started again; with None, it is never started again."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",

@@ -169,9 +169,9 @@ class _Finder:
         self.replacements: list[Replacement] = []
         """In the order in which they decide."""
         self.before: dict[str, list[Action]] = {}
-        """Until they are cancelled."""
+        """Actions before imports, by module, until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
-        """Until the module has been imported: `find_spec` may be called without an import."""
+        """Actions after imports, kept until the import: `find_spec` may be called without one."""
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 

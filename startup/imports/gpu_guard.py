@@ -210,7 +210,7 @@ def _capabilities() -> tuple[tuple[int, int] | None, ...]:
 
 
 def _common_capability() -> tuple[int, int] | None:
-    """That of all GPUs; None if they differ, since CUDA may number them in another order."""
+    """The capability of all GPUs; None if they differ, since CUDA may number them in another order."""
     found = set(_capabilities())
     return found.pop() if len(found) == 1 else None
 

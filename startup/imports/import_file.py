@@ -99,7 +99,7 @@ class ImportFile:
         return name in self._modules
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-        """None for what is not in the file or has changed."""
+        """The module's spec; None if the module is not in the file or has changed."""
         fields = self._modules.get(fullname)
         if fields is None or len(sys.path_hooks) != self._num_path_hooks:
             return None

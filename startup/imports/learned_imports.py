@@ -288,7 +288,7 @@ class _Specs:
         self._found: dict[str, ModuleSpec | None] = {}
 
     def find(self, name: str) -> ModuleSpec | None:
-        """None for what the path finder does not find, and for a module of such a package."""
+        """The module's spec; None if the path finder does not find the module or its package."""
         if name not in self._found:
             self._found[name] = self._search(name)
         return self._found[name]

@@ -78,7 +78,7 @@ class StartSession:
         self._is_private = is_private
         self._address = ""
         self._log_note = ""
-        """For scripts that take any answer for readiness."""
+        """A note in the log for scripts that take any answer for readiness."""
         self._manager: ServiceManager | None = None
         self.responder: StartupResponder | None = None
         """None before `listen`."""
@@ -90,7 +90,7 @@ class StartSession:
         self._asks_later: Sequence[Download] = ()
         self._is_ready = False
         self._note_start: Callable[[Mapping[str, Any]], None] = lambda start: None
-        """For `vllm-cli ps`."""
+        """Notes the start for `vllm-cli ps`."""
         self._publishing = threading.Lock()
 
     def __enter__(self) -> Self:

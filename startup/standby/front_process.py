@@ -25,7 +25,7 @@ _VERDICT_S = 0.5
 """How long the forked process may take after that. It takes 50 ms, or 250 ms with eight busy processes per
 processor; its exit ends the wait at once."""
 _REQUIRED_S = 10.0
-"""Instead of `_ACK_S` with `--standby require`."""
+"""With `--standby require`, this replaces `_ACK_S`."""
 
 
 class ColdStartError(Exception):
@@ -92,7 +92,7 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
 
 
 def _notify_relay() -> "NotifyRelay | None":
-    """For the server's messages to the service manager, if there is one."""
+    """Passes on the server's messages to the service manager, if there is one."""
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None

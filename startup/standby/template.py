@@ -260,8 +260,8 @@ _EMBEDDED: Final = (
     "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
-"""Modules of the API process, and what an engine imports for its random numbers; its others are those of
-`import_engine`."""
+"""Modules of the API process, and the engine's module for random numbers; `import_engine` imports the
+engine's others."""
 
 
 def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | TemplateImports":

@@ -99,7 +99,7 @@ def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = l
 
 
 def _forget_packages_of(err: BaseException) -> None:
-    """Removes the packages below those whose import has failed, so that Python imports all of them again.
+    """Removes the packages below a package whose import has failed, so that Python imports them again.
 
     Python forgets a package that fails, and keeps the packages below it. It executes a module of a kept one
     without the forgotten one. If these two import each other, the import fails as a circle.

@@ -37,7 +37,7 @@ _TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_conf
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The flags of a start of vLLM: those of the file of `--config`, then those of the words."""
+    """The flags of a start of vLLM: first from the file of `--config`, then from the words."""
 
     flags: tuple[VllmFlag, ...]
     model: str | None
@@ -181,20 +181,20 @@ class CommandLine:
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
     def with_drain(self) -> "CommandLine":
-        """With our default of `--shutdown-timeout`: vLLM's own, 0, breaks running requests off."""
+        """The line with our default of `--shutdown-timeout`: vLLM's own, 0, breaks running requests off."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """With the model's name as --served-model-name: offline, vLLM would name it by its folder."""
+        """The line with the model's name as --served-model-name, which would be its folder offline."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 
     def _with_default(self, name: str, value: str) -> "CommandLine":
-        """With the flag in front of all others, unless it is given."""
+        """The line with the flag in front of all others, unless it is given."""
         return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
 
     def with_port(self, port: str) -> "CommandLine":
-        """With the port that the system has chosen for `--port 0`."""
+        """The line with the port that the system has chosen for `--port 0`."""
         return self._with_last("--port", port)
 
     def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
@@ -207,7 +207,7 @@ class CommandLine:
         return replace(line, _parts=parts, _model_word=model)
 
     def _with_last(self, name: str, value: str) -> "CommandLine":
-        """With the flag behind all others, so that it counts."""
+        """The line with the flag behind all others, so that it counts."""
         words = [part.words[0] for part in self._parts]
         place = words.index("--") if "--" in words else len(words)
         parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])

@@ -57,7 +57,7 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Where vLLM has the names that a flag takes, and those of models; read if vLLM has imported the module."""
+"""Where vLLM has the names of a flag's values and of models; read if vLLM has imported the module."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Classes of `vllm.config`: each start makes an object of each, from the flags of the same names."""
@@ -153,9 +153,9 @@ class VllmFacts(NamedTuple):
     """What one installation of vLLM accepts."""
 
     flags: tuple[FlagFact, ...] = ()
-    """All that its parser has, those of plugins too; empty if nothing is recorded."""
+    """All flags of its parser, including plugins' flags; empty if nothing is recorded."""
     names: dict[str, tuple[str, ...]] = {}
-    """The registered names by flag, and those of architectures, types of models and connectors."""
+    """The registered names by flag, and the names of architectures, types of models and connectors."""
     variables: tuple[FlagFact, ...] = ()
     """Variables that are numbers, described like flags."""
     installed_plugins: tuple[Plugin, ...] = ()
@@ -381,7 +381,7 @@ def read_plugins() -> dict[str, tuple[Plugin, ...]]:
 
 @cache
 def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
-    """None if no package is installed there; the stamp changes with an installation."""
+    """The plugins; None if no package is installed there. The stamp changes with an installation."""
     try:
         packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
     except OSError:

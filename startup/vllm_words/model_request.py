@@ -62,7 +62,7 @@ def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
 
 
 def _adapters(texts: Iterable[str], of_modalities: Mapping[str, Any]) -> Iterator[Adapter]:
-    """The adapters of --lora-modules and those of --default-mm-loras."""
+    """The adapters of --lora-modules and of --default-mm-loras."""
     for name, source in map(parse_adapter, texts):
         if source is not None:
             yield Adapter(name or source, source)

@@ -88,7 +88,7 @@ EVERYTHING: Final = "all"
 
 
 def find_flags(topic: str) -> tuple[Flag, ...]:
-    """All flags, or those whose names contain the word; raises InputError if no flag does."""
+    """All flags, or the flags whose names contain the word; raises InputError if no flag does."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
         return FLAGS

@@ -1,4 +1,4 @@
-"""Types of flag values beyond those of click."""
+"""Types of flag values that click does not have."""
 
 import re
 from collections.abc import Callable
@@ -188,7 +188,7 @@ class RestartPolicy(click.ParamType):
 
 
 def spell_size(num_bytes: int) -> str:
-    """In the largest unit that divides the number: `16MiB`."""
+    """The size in the largest unit that divides the number: `16MiB`."""
     for power in range(len(_UNITS) - 1, 0, -1):
         if num_bytes and num_bytes % 1024**power == 0:
             return f"{num_bytes // 1024**power}{_UNITS[power].upper()}iB"

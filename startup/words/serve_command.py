@@ -185,7 +185,7 @@ def _raise_all(errors: Iterable[EnvError]) -> None:
 
 
 def _reject_references(words: Sequence[str]) -> None:
-    """Rejects those of the file of `--config` that vLLM must not read as texts."""
+    """Rejects references in the file of `--config` that vLLM must not read as texts."""
     if CONFIG.name not in words:
         return
     from startup.vllm_words.command_line import CommandLine

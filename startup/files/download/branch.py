@@ -29,7 +29,7 @@ class AskJob(NamedTuple):
 
     questions: tuple[Question, ...]
     timeout_s: float
-    """For each step of a request."""
+    """The time limit for each step of a request."""
     download: bytes
     """The pickled job of the download."""
 

@@ -58,7 +58,7 @@ class Fetch:
         return files
 
     def _described(self, file: HubFile) -> HubFile:
-        """With size and hash; a mirror's listing may lack them."""
+        """The file with size and hash, which a mirror's listing may lack."""
         if file.oid and file.size is not None:
             return file
         failure = ""

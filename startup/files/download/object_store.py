@@ -188,7 +188,7 @@ def _digest(*texts: str, size: int) -> str:
 
 @contextmanager
 def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
-    """Turns errors of a store's client into those of a download."""
+    """Turns errors of a store's client into errors of a download."""
     try:
         yield
     except Exception as err:

@@ -37,7 +37,7 @@ class DownloadHandle:
         self._helper = helper
         self._show = show
         self.report: DownloadReport | None = None
-        """Once the downloads have ended."""
+        """Set once the downloads have ended."""
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
         self._logged_s = time.monotonic()

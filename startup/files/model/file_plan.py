@@ -117,7 +117,7 @@ class FilePlan:
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:
-        """Whether files may have to be downloaded: those of a branch or an object store may have changed."""
+        """Whether files may have to be downloaded: a branch or an object store may have changed."""
         if place.kind == "object_store":
             return place in self.main_places and not place.wanted.is_streamed
         return place.kind == "hub" or place.is_of_branch

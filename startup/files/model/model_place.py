@@ -76,7 +76,7 @@ class FolderListing:
 
     @cached_property
     def names(self) -> list[str]:
-        """Existing files, those of subfolders that a start may read with `/`; empty if it cannot be read."""
+        """Existing files, also in subfolders that a start may read (with `/`); empty if it cannot be read."""
         found: list[str] = []
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:

@@ -40,7 +40,7 @@ class BlockReader:
         self._has_ended = threading.Event()
         self._unreadable: set[str] = set()
         self.read_bytes = 0
-        """Bytes that were missing and are resident now, including those of the kernel's read-ahead."""
+        """Bytes that were missing and are resident now, including the kernel's read-ahead."""
         self.problems: list[str] = []
         self.keeps_pages = True
         """False once most of a block was evicted right after it was read."""

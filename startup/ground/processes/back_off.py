@@ -13,7 +13,7 @@ class BackOff:
 
     def __init__(self) -> None:
         self.num_failures = 0
-        """In a row."""
+        """Failures in a row."""
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:

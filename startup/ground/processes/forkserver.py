@@ -156,7 +156,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return self.returncode
 
     def _exit_code(self, connection: socket.socket) -> int:
-        """From the forkserver; from the kernel, if this process has inherited the child."""
+        """The exit code from the forkserver; from the kernel, if this process has inherited the child."""
         connection.settimeout(_STATUS_S)
         with connection, suppress(OSError, MessageError, ValueError):
             (_, code), *_ = receive(connection)[0]
@@ -186,7 +186,7 @@ def install(
 
 
 def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
-    """Instead of multiprocessing's function, which also starts its resource tracker."""
+    """Replaces multiprocessing's function, which would also start its resource tracker."""
     popen = getattr(_starting, "popen", None)
     start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
     return start(path, words, fds)

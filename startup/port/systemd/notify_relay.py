@@ -40,7 +40,7 @@ class NotifyRelay:
 
     @property
     def address(self) -> str:
-        """For the server's NOTIFY_SOCKET."""
+        """The value of the server's NOTIFY_SOCKET."""
         name: bytes = self._receiver.getsockname()
         return f"@{name[1:].decode()}"
 
@@ -49,7 +49,7 @@ class NotifyRelay:
         return self._receiver.fileno()
 
     def forward(self, server_pid: int) -> None:
-        """Sends on all messages that the server has sent; those of other processes are dropped."""
+        """Passes on all messages that the server has sent; drops the messages of other processes."""
         while True:
             try:
                 message, ancillary, *_ = self._receiver.recvmsg(

@@ -19,13 +19,13 @@ _ROCM_NAMES: Final = (
 )
 """Names of AMD's tools and variables, beside NVIDIA's."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
-"""In whose issues an unknown error is searched, by its origin; others are packages that vLLM calls."""
+"""Programs whose issues may name an unknown error, by its origin; others are packages that vLLM calls."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
     "-c, no -fa, and a newer driver."
 )
-"""Instead of an advice for vLLM."""
+"""The advice for llama.cpp, where vLLM's does not apply."""
 _NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
 """A flag, a variable, and an option of Python with its value."""
 _ROLES: Final = {

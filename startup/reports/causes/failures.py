@@ -21,7 +21,7 @@ _MOST_FUNCTIONS: Final = 200
 _LONGEST_TEXT: Final = 2_000
 
 _Key = tuple[str, str]
-"""Label of the process and file of the logger: their lines alternate with those of others."""
+"""Label of the process and file of the logger: their lines alternate with others' lines."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"

@@ -33,7 +33,7 @@ KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LL
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
 _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
-"""Begin its lines; others name ggml, its library."""
+"""Beginnings of llama.cpp's lines; its other lines name ggml, its library."""
 _EARLIER: Final = "an earlier run"
 
 _OF_WORKER: Final = "Worker failed with error"
@@ -41,7 +41,7 @@ _OF_WORKER: Final = "Worker failed with error"
 _QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
-"""Behind the message of an error of pydantic."""
+"""Stands behind the message of an error of pydantic."""
 _OF_PYDANTIC: Final = "Value error, "
 _OUTPUT: Final = "output:"
 _OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
@@ -238,7 +238,7 @@ class CauseFinder:
     def __init__(self) -> None:
         self._number = 0
         self._num_texts = 0
-        """With all states of progress bars."""
+        """The number of lines with all states of progress bars."""
         self._is_next_new = True
         """Whether the next text begins a line of the file, instead of continuing a progress bar."""
         self._run = Run()
@@ -360,7 +360,7 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 
 def _is_beside(process: str, engine: str) -> bool:
-    """Whether the engine with the KV cache is another one; those of other data parallel ranks are not."""
+    """Whether the engine with the KV cache is another one; engines of other data parallel ranks are not."""
     names = [label.partition(" pid=")[0] for label in (process, engine)]
     return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 

@@ -141,7 +141,7 @@ def _strip_prefixes(text: str) -> str:
 
 
 def _read_json(raw: str) -> Iterator[LogLine]:
-    """The lines of a record: those of its message, then those of its traceback."""
+    """The lines of a record: first its message, then its traceback."""
     try:
         record = read_json(raw)
     except ValueError:

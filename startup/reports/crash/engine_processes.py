@@ -118,7 +118,7 @@ class RecordedProcesses:
         return stacks
 
     def _alive(self) -> Iterator[tuple[_Process, list[str]]]:
-        """The processes that run, those of the first kind first, with the fields of /proc/PID/stat."""
+        """The processes that run, in the order of the kinds, with the fields of /proc/PID/stat."""
         found: list[tuple[_Process, list[str]]] = []
         for pid in self._record.begun_pids():
             with suppress(OSError, IndexError):

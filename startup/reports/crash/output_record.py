@@ -39,7 +39,7 @@ _FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})
 _STACK: Final = "Current thread "
 """Begins the stack of the thread that got the signal; Python writes the innermost call first."""
 ANY_STACK: Final = (_STACK, "Thread ")
-"""Begin the stack of any thread; Python writes that of the main thread last."""
+"""Begin the stack of any thread; Python writes the main thread's last."""
 STACK_SIGNAL: Final = signal.SIGRTMIN + 5
 """Makes a process write the stacks of all its threads; no program uses it that is known to run in vLLM."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

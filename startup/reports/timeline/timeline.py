@@ -14,7 +14,7 @@ _NS = 1_000_000_000
 
 
 class PhaseTimeline:
-    """Collects spans in monotonic nanoseconds; the API process owns it and adds those of other processes.
+    """Collects spans in monotonic nanoseconds; the API process owns it and adds the spans of other processes.
 
     One thread writes; any thread may read while the start is running.
     """

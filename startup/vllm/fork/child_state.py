@@ -136,7 +136,7 @@ def _set_num_threads(torch: Any, cpus: set[int]) -> None:
 
 
 def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:
-    """What torch would use if it were imported now.
+    """The number of threads that torch would use if it were imported now.
 
     MKL uses at most one thread per core unless MKL_DYNAMIC is false, and its own variable has precedence. A
     number in a variable may exceed the cores that the process may use, but not those of the machine. Builds

@@ -57,7 +57,7 @@ def redirect_spawn(
     environment: Mapping[str, str],
     pipes: ChildLink | None = None,
 ) -> None:
-    """Makes `spawn` fork from the forkserver, in this process and in those forked from it.
+    """Makes `spawn` fork from the forkserver, in this process and in its forks.
 
     The environment is that which the forkserver started with. Children write journals of their own.
     """

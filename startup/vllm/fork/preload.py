@@ -88,7 +88,7 @@ def _preload(plan: PreloadPlan) -> None:
 
 
 def _read_plan() -> PreloadPlan | None:
-    """None if this process is not a start's forkserver, or if that start has ended already."""
+    """The plan; None if this process is not a start's forkserver, or if that start has ended already."""
     path = env.VCLI_PRELOAD_PLAN.get()
     with suppress(FileNotFoundError):
         return PreloadPlan.read(Path(path)) if path is not None else None

@@ -186,7 +186,7 @@ class PlainState:
     host: str
     reason: str
     end_s: float
-    """Until when, in seconds since 1970."""
+    """The end of this state, in seconds since 1970."""
 
     @property
     def end(self) -> str:

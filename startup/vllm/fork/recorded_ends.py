@@ -58,7 +58,7 @@ def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
 
 
 def _record_exception(child: process.BaseProcess, record: OutputRecord) -> None:
-    """Instead of multiprocessing, which would print it; libraries report no leaks then."""
+    """Makes the child record its exception, instead of printing it; libraries report no leaks then."""
     run = child.run
 
     def run_and_record() -> None:

@@ -49,7 +49,7 @@ _PLACED_IN: Final = (
 HOOKS: Final = tuple(hook for module in _PLACED_IN for hook in vars(module).values() if isinstance(hook, Hook))
 """Each hook, and after it its parts, which have its name."""
 PARTS: Final = {name: tuple(parts) for name, parts in groupby(HOOKS, key=lambda hook: hook.name)}
-"""By name: a hook, and its parts."""
+"""Each hook and its parts, by name."""
 
 _COMMAND: Final = "`vllm-cli check-hooks` shows all"
 

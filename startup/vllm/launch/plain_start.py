@@ -100,7 +100,7 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
 
 
 def end_children(pids: Iterable[int]) -> None:
-    """Kills these processes, as far as they run, and waits for their ends and for those of all children.
+    """Kills these processes, if they run, and waits until they and all children have ended.
 
     Processes that have lost their parent are no children. The resource tracker ends once its pipe is closed.
     """

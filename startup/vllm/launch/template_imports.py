@@ -51,7 +51,7 @@ from startup.vllm_words.installed import InstalledVllm, require_vllm
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
-"""Number of models whose tokenizers are kept because they were started, beyond those named."""
+"""Number of models whose tokenizers are kept because they were started, beyond the named models."""
 
 _FORKSERVER: Final = "forkserver"
 _API: Final = "api"

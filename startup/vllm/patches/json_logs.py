@@ -101,7 +101,7 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
 
 
 def _configuration(line: CommandLine) -> dict[str, Any]:
-    """The argument of `logging.config.dictConfig`; levels and streams are those of vLLM and uvicorn."""
+    """The argument of `logging.config.dictConfig`, with the levels and streams of vLLM and uvicorn."""
     stream = foreign.text_of("VLLM_LOGGING_STREAM") or _STDOUT
     errors = {"()": f"{__name__}.create_error_handler", "formatter": "json"}
     access = {"class": "logging.StreamHandler", "formatter": "json", "stream": _STDOUT}

@@ -36,7 +36,7 @@ class LateImport(NamedTuple):
     importer: str
     module: str
     requires: str | None = None
-    """For a statement in a `try`: a package without which it is executed, and raises ImportError."""
+    """If the statement is in a `try`: without this package, it is executed, and raises ImportError."""
 
 
 _OTEL: Final = "vllm.tracing.otel"

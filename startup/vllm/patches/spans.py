@@ -22,7 +22,7 @@ SPANS: Final = Hook(
 
 
 class _Recorder:
-    """The journal of this process and of those forked from it later; there is none in a template process."""
+    """The journal of this process and of its later forks; None in a template process."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None

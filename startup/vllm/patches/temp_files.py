@@ -51,7 +51,7 @@ def prepare_temp_files() -> None:
 
 
 def variables_of_new_programs() -> dict[str, str]:
-    """For a process that is started as a new program, without hooks: its files go to the same folder."""
+    """Variables for a new program, which has no hooks: its files go to the same folder."""
     folder = _Place.folder
     is_kept = folder is None or len(os.fsencode(folder)) > MAX_BYTES
     return {} if is_kept else {env.TMPDIR.name: str(folder)}

@@ -104,7 +104,7 @@ class KeptTokenizers:
                 self._stamps[model] = stamps
 
     def drop_pools(self) -> None:
-        """For a start whose renderer does not have the default number of copies, or changes its copy."""
+        """Drops the pools in a start whose renderer changes its copy, or has another number of copies."""
         for pool in self._pools:
             pool.drop()
 
@@ -114,7 +114,7 @@ class KeptTokenizers:
 
 
 def _load_tokenizer(model: Path) -> Any:
-    """With the arguments that vLLM derives from a command line without flags for the tokenizer."""
+    """Loads it with the arguments that vLLM derives from a command line without flags for the tokenizer."""
     given = {
         "skip_tokenizer_init": False,
         "tokenizer": str(model),

@@ -37,11 +37,11 @@ _REJECTED_GETS: Final = ("/health", "/ping", "/load")
 """Other GETs are answered until the end; by these, load balancers learn that they may send no more."""
 _CLOSE: Final = (b"connection", b"close")
 _LAST_ACCEPTS_S: Final = 0.02
-"""From the responder's end to that of accepting."""
+"""Time from the responder's end to the end of accepting."""
 _SILENT_S: Final = 1.0
 """An engine that is silent for this long when it is to end is killed without a wait."""
 _ABORT_AFTER_S: Final = 0.25
-"""From uvicorn's shutdown to the end of connections whose clients do not read."""
+"""Time from uvicorn's shutdown to the end of connections whose clients do not read."""
 
 
 def drain_before_shutdown(

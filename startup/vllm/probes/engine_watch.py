@@ -90,7 +90,7 @@ class AskedCores:
 
 
 def _export_silence(watchdog: EngineWatchdog) -> None:
-    """Adds the metric to those of vLLM, which has imported the library."""
+    """Adds the metric to vLLM's; vLLM has imported the library."""
     from prometheus_client import REGISTRY, Gauge  # noqa: PLC0415 - not in each environment of this package
 
     if SILENCE_METRIC[0] not in REGISTRY._names_to_collectors:

@@ -62,7 +62,7 @@ class HealthSampler:
         return answer if len(answer) <= _MAX_ANSWER_BYTES else b""
 
     def _state(self) -> tuple[str, bool]:
-        """That of the lifecycle, which drain and watchdog change, and vLLM's `EngineClient.errored`."""
+        """The lifecycle's state, which drain and watchdog change, and vLLM's `EngineClient.errored`."""
         lifecycle = getattr(self._config.loaded_app, "lifecycle", None)
         client = getattr(getattr(self._config.app, "state", None), "engine_client", None)
         return getattr(lifecycle, "state", ""), bool(getattr(client, "errored", False))

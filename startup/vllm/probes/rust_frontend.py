@@ -52,7 +52,7 @@ _REQUEST: Final = f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\
 _ANSWER_S: Final = 10.0
 _RETRY_S: Final = 0.1
 _LAST_ACCEPTS_S: Final = 0.02
-"""From the program's SIGTERM to the end of listening."""
+"""Time from the program's SIGTERM to the end of listening."""
 
 
 def follows_rust_frontend() -> bool:
@@ -154,7 +154,7 @@ class _RustFrontend:
         group_signals.start_thread(threading.Thread(target=wait, name="rust-frontend-readiness", daemon=True))
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Instead of the manager's: the program finishes its requests, and the port is free meanwhile."""
+        """Replaces the manager's: the program finishes its requests, and the port is free meanwhile."""
         self._on_stopping()
         for process in self._processes:
             process.terminate()

@@ -72,7 +72,7 @@ class GivenStart:
 
     @property
     def is_known(self) -> bool:
-        """Whether vLLM's own rules decide: those of a newer release or of a plugin may differ."""
+        """Whether vLLM's own rules are known: a newer release or a plugin may have others."""
         return self.vllm.is_tested and not self.facts.plugins
 
     @property

@@ -72,7 +72,7 @@ def _own_length(text: dict[str, Any]) -> int | None:
 
 
 def _scalings(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The RoPE parameters, also those of each kind of layer."""
+    """The RoPE parameters, including the parameters of each kind of layer."""
     for found in map(text.get, _SCALINGS):
         if isinstance(found, dict):
             yield found
