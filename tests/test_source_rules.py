@@ -106,3 +106,14 @@ def test_values_of_property_tests_are_the_same_in_every_run():
         if re.search(r"^(import hypothesis|from hypothesis import)", file.read_text(), re.MULTILINE)
     ]
     assert own == ["tests/support/properties.py"], "import `given` and `settings` from there"
+
+
+def test_machines_do_not_tell():
+    """A program reports, logs, shows, answers or knows. CHANGELOG is history, and `file.tell()` a name."""
+    folders = [ROOT / name for name in (*PACKAGES, "docs")]
+    files = [
+        ROOT / "README.md",
+        *(file for folder in folders for kind in ("md", "py") for file in folder.rglob(f"*.{kind}")),
+    ]
+    word = re.compile(r"(?<!\.)\b(?:tells?|told|telling)\b")
+    assert [str(file.relative_to(ROOT)) for file in files if word.search(file.read_text())] == []

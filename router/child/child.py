@@ -392,8 +392,8 @@ class Child:
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
-        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
-        return f"{text}: {told}" if told else f"{text}."
+        cause = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
+        return f"{text}: {cause}" if cause else f"{text}."
 
 
 def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, str]) -> OwnServer | ForeignServer:

@@ -39,7 +39,7 @@ STARTUP_METRICS: Final = (
 _COLD_ENOUGH: Final = 0.01
 """With more than this share still in memory, the page cache was not cold."""
 _UNSURE: Final = {
-    "unknown_bytes": "this system does not tell what of them is in memory",
+    "unknown_bytes": "this system does not show what of them is in memory",
     "fuse_bytes": "the process that serves their file system may have them in memory",
 }
 _FORK_PHASE: Final = "fork_from_standby"

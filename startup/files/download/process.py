@@ -51,7 +51,7 @@ class DownloadHandle:
     def stop_asking(self) -> None:
         """The imports of a start are done: takes what is on disk unless it is known to be outdated."""
         if self.report is None and not self._has_moved and self._are_updates:
-            self.report = self._take_cached("the hub has not told yet whether the branch has moved")
+            self.report = self._take_cached("the hub has not said yet whether the branch has moved")
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:

@@ -117,7 +117,7 @@ def test_without_an_answer_the_start_takes_what_is_on_disk(hub_server, on_disk, 
         handle.stop_asking()
         assert finish_download(plan, handle).path == on_disk
     (line,) = caplog.messages
-    assert line.startswith("the hub has not told yet whether the branch has moved; taking what is on disk of org/model")
+    assert line.startswith("the hub has not said yet whether the branch has moved; taking what is on disk of org/model")
     assert f"commit {COMMIT}, downloaded on 20" in line
 
 
