@@ -217,6 +217,7 @@ class ForeignServer:
         if self._command.check_endpoint == _NO_ENDPOINT:
             return ChildReadiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
+            await _read_short(answer)
             is_ready = answer.status == _OK
             phase = f"{self._command.check_endpoint} (checkEndpoint) answers {answer.status}"
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
@@ -256,13 +257,19 @@ class ForeignServer:
             limit = aiohttp.ClientTimeout(total=timeout_s)
             try:
                 async with session.request(method, f"{self.base_url}{path}", timeout=limit, **content) as answer:
-                    await answer.read()  # else the connection is reset
+                    await _read_short(answer)
                     if not answer.ok:
                         raise SleepRefusedError(f"{method} {path} answers {answer.status}")
             except TimeoutError:
                 raise SleepTimeoutError(f"{method} {path} has no answer within {timeout_s:g} s") from None
             except (aiohttp.ClientError, OSError) as err:
                 raise SleepError(f"{method} {path} failed: {err}") from err
+
+
+async def _read_short(answer: aiohttp.ClientResponse) -> None:
+    """Takes the body, unless it is long or a stream: the end of a connection with unread data resets it."""
+    if answer.content_length is not None and answer.content_length <= _ANSWER_BYTES:
+        await answer.read()
 
 
 def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
