@@ -26,9 +26,9 @@ def waiting_mark(socket_path: str) -> Path:
     return Path(f"{socket_path}.waiting")
 
 
-def control_socket(socket_path: str) -> str:
-    """Where a model's server takes the router's words to fall asleep and to wake up."""
-    return f"{socket_path}.control"
+def control_socket(socket_path: str) -> Path:
+    """The socket on which a model's server takes the router's orders to fall asleep and to wake up."""
+    return Path(f"{socket_path}.control")
 
 
 @dataclass(frozen=True, kw_only=True)

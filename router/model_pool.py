@@ -232,14 +232,12 @@ class ModelPool:
     def progress(self, name: str) -> str:
         """What a request for this model waits for."""
         child, model = self.process_of(name), self._scheduler.models.get(name)
-        if child is None or model is None:
+        if child is None or model is None or model.state == "asleep":
             return "waiting for room"
         if model.state == "starting":
             return f"starting, {child.progress}"
         if model.state in ("falling asleep", "waking"):
             return model.state
-        if model.state == "asleep":
-            return "waiting for room"
         return "waiting for other requests" if model.state == "ready" else "waiting for the next start"
 
     # By hand

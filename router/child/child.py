@@ -327,7 +327,7 @@ class Child:
         await self.connector.close()
         self._processes.close()
         socket_path = self.place.socket_path
-        for path in (Path(socket_path), waiting_mark(socket_path), Path(control_socket(socket_path))):
+        for path in (Path(socket_path), waiting_mark(socket_path), control_socket(socket_path)):
             path.unlink(missing_ok=True)
         return code
 

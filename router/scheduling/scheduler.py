@@ -38,6 +38,7 @@ from router.scheduling.terms import (
     SchedulerLimits,
     Sleep,
     Start,
+    State,
     Stop,
     Wake,
 )
@@ -101,8 +102,7 @@ class ModelScheduler:
 
     def became_ready(self, number: int, now: float) -> list[Action]:
         """The generation answers requests. If its entry has changed, it gets all further requests."""
-        generation = self.generations.get(number)
-        if generation is None or generation.state != "starting":
+        if (generation := self._in_state(number, "starting")) is None:
             return []
         model = generation.model
         model.note_ready(now - generation.since_s)
@@ -116,8 +116,7 @@ class ModelScheduler:
 
     def fell_asleep(self, number: int, now: float) -> list[Action]:
         """The generation sleeps. The pool ends a generation that does not fall asleep in time."""
-        generation = self.generations.get(number)
-        if generation is None or generation.state != "falling asleep":
+        if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.become_asleep(now)
         generation.model.note_sleep(now)
@@ -126,8 +125,7 @@ class ModelScheduler:
 
     def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
         """The generation cannot fall asleep: it is stopped instead."""
-        generation = self.generations.get(number)
-        if generation is None or generation.state != "falling asleep":
+        if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.model.reason = reason
         self._drain_generation(generation, now)
@@ -135,8 +133,7 @@ class ModelScheduler:
 
     def woke(self, number: int, now: float) -> list[Action]:
         """The generation answers requests again. The pool ends a generation that does not wake in time."""
-        generation = self.generations.get(number)
-        if generation is None or generation.state != "waking":
+        if (generation := self._in_state(number, "waking")) is None:
             return []
         generation.become_ready(now)
         self._admit_waiting(generation.model)
@@ -288,6 +285,11 @@ class ModelScheduler:
 
     def _known(self) -> dict[str, Model]:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
+
+    def _in_state(self, number: int, state: State) -> Generation | None:
+        """The generation, if its state is still the one in which its order was given."""
+        generation = self.generations.get(number)
+        return generation if generation is not None and generation.state == state else None
 
     # Requests
 

@@ -16,7 +16,7 @@ def tell_line(socket_path: object, line: bytes, timeout_s: float = 600.0) -> dic
     """The same with bytes of a client's choice."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_s)
-        connection.connect(control_socket(str(socket_path)))
+        connection.connect(str(control_socket(str(socket_path))))
         connection.sendall(line)
         with connection.makefile("rb") as answers:
             answer: dict[str, Any] | None = json.loads(answers.readline() or b"null")

@@ -1,8 +1,8 @@
 """Hands the launcher's listening socket to vLLM.
 
 vLLM binds its socket itself, in several places, and passes it to its API servers. So `socket.bind` is
-replaced: binding the listener's address in this process gives a duplicate of the listener. That vLLM binds in
-this way is checked by the hook `port` (`startup.vllm.probes.serving_events`).
+replaced: binding the listener's address in this process gives a duplicate of the listener. The hook
+`port` (`startup.vllm.probes.serving_events`) checks that vLLM binds in this way.
 """
 
 import os

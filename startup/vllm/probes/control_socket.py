@@ -40,7 +40,7 @@ def open_control(client: Any, lifecycle: Lifecycle) -> None:
         return
     try:
         if client.vllm_config.model_config.enable_sleep_mode and client.engine_core.client_index == 0:
-            control = _Control(client, Path(control_socket(path)))
+            control = _Control(client, control_socket(path))
             lifecycle.subscribe(lambda _: control.close())
     except (AttributeError, OSError) as err:
         logger.debug("no control socket: the router stops this model instead of putting it to sleep: %s", err)
@@ -49,7 +49,7 @@ def open_control(client: Any, lifecycle: Lifecycle) -> None:
 def is_changing() -> bool:
     """Whether the engines fall asleep or wake up; known to all API servers of these engines."""
     path = env.VCLI_ROUTER.get()
-    return path is not None and _mark(Path(control_socket(path))).exists()
+    return path is not None and _mark(control_socket(path)).exists()
 
 
 def _mark(path: Path) -> Path:

@@ -28,7 +28,7 @@ _BEAT_S: Final = 0.1
 _MAX_REFUSED: Final = 24
 """If the kernel refuses so many heartbeats in a row, the responder, which does not read them, is killed.
 
-On a busy machine, a responder that runs has left eight unread.
+On a busy machine, a responder that was not hung has left eight unread.
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64

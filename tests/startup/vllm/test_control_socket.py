@@ -49,7 +49,7 @@ class _Model(FakeStart):
 
     @property
     def control(self) -> Path:
-        return Path(control_socket(str(self.path)))
+        return control_socket(str(self.path))
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def test_a_vllm_that_is_not_as_expected_has_no_socket_and_one_line(folder):
 
 def test_a_socket_that_a_killed_server_has_left_is_replaced(folder):
     with socket.socket(socket.AF_UNIX) as left:
-        left.bind(control_socket(str(folder / "1.sock")))
+        left.bind(str(control_socket(str(folder / "1.sock"))))
     Path(f"{control_socket(str(folder / '1.sock'))}.busy").touch()
     with _served(folder) as model:
         assert os.path.lexists(model.control)
