@@ -91,7 +91,7 @@ def run_engine(
 
 
 def _describe(err: Exception) -> str:
-    """One line for users. A lack of memory is shown with allocation and remedy; other failures name the log."""
+    """One line for users: a lack of memory has allocation and remedy; other failures name the log."""
     if not _is_memory_failure(err):
         return "the engine failed; its log has the traceback"
     lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
