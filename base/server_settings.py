@@ -64,6 +64,7 @@ class NetworkConfig:
         "Also require a key for /metrics, /status.json and all other routes except probes.",
         role="keys",
     )
+    web_page: bool = setting(True, "--web-page", "Serve a page at / to chat with the model and to see its state.")
     root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
     allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
     allowed_methods: tuple[str, ...] = setting(

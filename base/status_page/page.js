@@ -4,22 +4,16 @@
   const SVG = "http://www.w3.org/2000/svg";
   const COLOURS = ["#3a7bd5", "#2f9e6b", "#c2571a", "#8a5cc2", "#b8860b", "#c13f6b", "#1a8f9e", "#6b7a1f", "#7a5540", "#5470c6"];
   const WIDTH = 980, LEFT = 92, RIGHT = 8, ROW = 21, TOP = 20, GAP = 5;
-  const $ = (id) => document.getElementById(id);
   const colours = new Map();
   const asked = new Map(); // models for which a button was pressed, with what it does
   const rows = new Map(); // of models, by id
-  let earlier = null, timer = 0, drawn = "";
+  const chatButtons = makeButtons(() => $("chat-model").value);
+  let earlier = null, timer = 0, drawn = "", hasChosen = false;
 
   const colourOf = (key) => {
     if (key.endsWith("unexplained")) return "#98a2b3";
     if (!colours.has(key)) colours.set(key, COLOURS[colours.size % COLOURS.length]);
     return colours.get(key);
-  };
-  const element = (name, parts = {}, ...children) => {
-    const made = document.createElement(name);
-    Object.assign(made, parts);
-    made.append(...children);
-    return made;
   };
   const shape = (name, attributes, text) => {
     const made = document.createElementNS(SVG, name);
@@ -27,7 +21,6 @@
     if (text !== undefined) made.textContent = text;
     return made;
   };
-  const round = (value, digits = 1) => value.toFixed(value >= 100 ? 0 : digits);
   const ms = (seconds) => seconds >= 1 ? `${round(seconds)} s` : `${round(seconds * 1000, seconds < 0.01 ? 1 : 0)} ms`;
   const bytes = (count) => count === null ? "–" : count >= 2 ** 30 ? `${(count / 2 ** 30).toFixed(2)} GiB` : `${(count / 2 ** 20).toFixed(0)} MiB`;
   const age = (seconds) => {
@@ -56,7 +49,7 @@
     if (!isStarting) return;
     const { phase, progress, elapsed_s: elapsed, eta_s: eta, detail } = status.progress;
     $("bar").parentElement.hidden = progress === null;
-    $("bar").style.width = `${100 * (progress ?? 0)}%`;
+    fillBar($("bar"), progress);
     const left = eta === null || eta === undefined ? "" : `, about ${round(eta)} s left`;
     $("phase").textContent = `${phase.replaceAll("_", " ")}${detail ? `: ${detail}` : ""} – ${round(elapsed)} s${left}`;
   }
@@ -98,33 +91,25 @@
     const body = document.querySelector("#models tbody");
     const shown = models.map((model) => rowOf(model.id));
     if (shown.length !== body.children.length || shown.some((row, at) => row !== body.children[at])) body.replaceChildren(...shown);
-    models.forEach((model) => fillRow(rowOf(model.id), model, router.needs_key));
+    models.forEach((model) => fillRow(rowOf(model.id), model, router.needs_key && !apiKey.get()));
     drawStarts(status.starts, status.time_s);
   }
 
   // A row stays the same element, so that a click on its button is not lost while the page is drawn again.
   function rowOf(id) {
-    if (!rows.has(id)) {
-      const buttons = [element("button", { type: "button" }), element("button", { type: "button" })];
-      buttons.forEach((button) => button.addEventListener("click", () => change(id, button.textContent)));
-      rows.set(id, element("tr", {}, ...Array.from({ length: 8 }, () => element("td")), element("td", {}, ...buttons)));
-    }
+    if (!rows.has(id)) rows.set(id, element("tr", {}, ...Array.from({ length: 8 }, () => element("td")), element("td", {}, ...makeButtons(() => id))));
     return rows.get(id);
   }
 
-  function fillRow(row, model, needsKey) {
-    const [name, state, ...cells] = row.children;
-    const dot = element("i", { className: "key" });
-    dot.style.background = colourOf(model.id);
-    const more = [model.aliases.join(", "), model.pinned ? "pinned" : "", model.engine].filter((text) => text);
-    const reason = model.reason ? [element("small", { className: "failed" }, model.reason)] : [];
-    name.replaceChildren(dot, model.id, element("small", {}, more.join(" · ")), ...reason);
-    const progress = model.status === "starting" && model.progress ? modelProgress(model.progress) : [];
-    state.replaceChildren(element("span", { className: `state ${model.status}` }, model.status), ...progress);
-    const last = model.last_start_s === null ? "–" : ms(model.last_start_s);
-    [age(model.for_s), bytes(model.memory_bytes), model.num_running, model.num_waiting, model.num_starts, last].forEach((text, at) => { cells[at].textContent = String(text); });
+  function makeButtons(idOf) {
+    const buttons = [element("button", { type: "button" }), element("button", { type: "button" })];
+    buttons.forEach((button) => button.addEventListener("click", () => change(idOf(), button.textContent)));
+    return buttons;
+  }
+
+  function fillButtons(buttons, model, needsKey) {
     const verbs = asked.has(model.id) ? [asked.get(model.id)] : BUTTONS[model.status] ?? [];
-    row.querySelectorAll("button").forEach((button, at) => {
+    buttons.forEach((button, at) => {
       const verb = verbs[at];
       button.hidden = needsKey || !verb || (verb === "sleep" && !model.can_sleep);
       button.disabled = asked.has(model.id);
@@ -133,9 +118,51 @@
     });
   }
 
+  const stateParts = (model) => [
+    element("span", { className: `state ${model.status}` }, model.status),
+    ...(model.status === "starting" && model.progress ? modelProgress(model.progress) : []),
+  ];
+
+  function fillRow(row, model, needsKey) {
+    const [name, state, ...cells] = row.children;
+    const dot = element("i", { className: "key" });
+    dot.style.background = colourOf(model.id);
+    const more = [model.aliases.join(", "), model.pinned ? "pinned" : "", model.engine].filter((text) => text);
+    const reason = model.reason ? [element("small", { className: "failed" }, model.reason)] : [];
+    name.replaceChildren(dot, model.id, element("small", {}, more.join(" · ")), ...reason);
+    state.replaceChildren(...stateParts(model));
+    const last = model.last_start_s === null ? "–" : ms(model.last_start_s);
+    [age(model.for_s), bytes(model.memory_bytes), model.num_running, model.num_waiting, model.num_starts, last].forEach((text, at) => { cells[at].textContent = String(text); });
+    fillButtons([...row.querySelectorAll("button")], model, needsKey);
+  }
+
+  // The chat is shown once a server answers that has it: a server of vLLM alone has no page after its start.
+  function showChat(status) {
+    const models = status.models ?? (status.live ? [{ id: status.model, modalities: status.modalities }] : null);
+    if (models === null || !models.length) return;
+    $("tabs").hidden = false;
+    if (!hasChosen) choose("chat");
+    const needsKey = (status.router ?? status).needs_key;
+    if (needsKey) chat.showKey();
+    const model = chat.showModels(models);
+    const isRouter = status.models !== undefined;
+    $("chat-state").replaceChildren(...(isRouter && model ? stateParts(model) : []));
+    chatButtons.forEach((button) => { button.hidden = true; });
+    if (isRouter && model) fillButtons(chatButtons, model, needsKey && !apiKey.get());
+  }
+
+  function choose(name) {
+    hasChosen = true;
+    for (const each of ["chat", "status"]) {
+      $(each).hidden = each !== name;
+      $(`${each}-tab`).setAttribute("aria-selected", String(each === name));
+      $(`${each}-tab`).tabIndex = each === name ? 0 : -1;
+    }
+  }
+
   function modelProgress({ phase, fraction, remaining_s: left }) {
     const bar = element("div", { className: "bar" });
-    bar.style.width = `${100 * (fraction ?? 0)}%`;
+    fillBar(bar, fraction);
     const text = [phase?.replaceAll("_", " "), left === null || left === undefined ? "" : `${round(left)} s left`].filter((part) => part);
     return [element("div", { className: "track", hidden: fraction === null }, bar), element("small", {}, text.join(", "))];
   }
@@ -147,8 +174,9 @@
     asked.set(id, verb);
     setTimeout(refresh, 100);
     try {
-      const answer = await fetch(`v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`, { method: "POST" });
-      $("outcome").textContent = answer.ok ? `${id}: ${DONE[verb]}` : `${id}: ${(await answer.json()).error?.message ?? answer.status}`;
+      const answer = await fetch(`v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`, { method: "POST", headers: apiKey.headers() });
+      if (answer.status === 401) chat.askForKey();
+      $("outcome").textContent = answer.ok ? `${id}: ${DONE[verb]}` : `${id}: ${await errorText(answer)}`;
     } catch {
       $("outcome").textContent = `${id}: no answer`;
     }
@@ -253,12 +281,13 @@
   async function refresh() {
     let pause = 2000;
     try {
-      const status = await (await fetch("status.json", { cache: "no-store" })).json();
+      const status = await (await fetch("status.json", { cache: "no-store", headers: apiKey.headers() })).json();
       const isRouter = status.models !== undefined;
       $("models").hidden = !isRouter;
       $("start").hidden = isRouter;
       $("progress").hidden = true;
       showState(status);
+      showChat(status);
       if (isRouter) {
         showModels(status);
         if (status.models.some((model) => model.status === "starting") || asked.size) pause = 400;
@@ -276,6 +305,17 @@
     clearTimeout(timer);
     timer = setTimeout(refresh, document.hidden ? 10000 : pause);
   }
+  for (const name of ["chat", "status"]) {
+    $(`${name}-tab`).addEventListener("click", () => choose(name));
+    $(`${name}-tab`).addEventListener("keydown", (event) => {
+      if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+      const other = name === "chat" ? "status" : "chat";
+      choose(other);
+      $(`${other}-tab`).focus();
+    });
+  }
+  $("chat-state").after(...chatButtons);
+  chat.begin();
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   refresh();
 })();

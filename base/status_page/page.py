@@ -1,4 +1,4 @@
-"""The status page at `/`: one self-contained document, whose content policy forbids everything else.
+"""The page at `/`, chat and status: one self-contained document, whose content policy forbids all else.
 
 Standard library only, because the responder serves it before anything is imported.
 """
@@ -13,6 +13,7 @@ DATA_PATH: Final = "/status.json"
 """The path that the page polls."""
 
 _FOLDER: Final = Path(__file__).parent
+_SCRIPTS: Final = ("vendor/marked-18.2.1.umd.js", "dom.js", "markdown.js", "chat.js", "page.js")
 
 
 class StatusPage(NamedTuple):
@@ -25,7 +26,7 @@ class StatusPage(NamedTuple):
 @cache
 def read_page() -> StatusPage:
     """Builds the document with inline style and script; the policy allows only their hashes."""
-    style, script = _read("page.css"), _read("page.js")
+    style, script = _read("page.css"), "\n".join(map(_read, _SCRIPTS))
     document = _read("page.html").replace("/*style*/", style).replace("/*script*/", script)
     policy = {
         "default-src": "'none'",

@@ -117,6 +117,8 @@ class _Handler:
         create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
         needs_key = self._access.needs_key
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
+        if not network.web_page:
+            self._own.close_page()
 
     async def handle(self, request: ClientRequest) -> web.StreamResponse:
         raw_path = self._without_root(request.rel_url.raw_path)

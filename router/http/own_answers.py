@@ -65,6 +65,10 @@ class OwnAnswers:
         }
         """Paths of llama-server's router: the body of the POST names the model."""
 
+    def close_page(self) -> None:
+        """There is no page at `/` from now on."""
+        del self._handlers["/"]
+
     def find(self, method: str, path: str) -> OwnAnswer | None:
         """The answer; None if a model has to answer. Raises FailedRequestError for another method."""
         handlers = self._handlers.get(path) or self._find_by_prefix(path)

@@ -80,7 +80,10 @@ def start_embedded(config: StartupConfig) -> int:
     if start_origin.warm is None:
         with suppress(OSError):  # the forkserver is a new program then, which takes a third of a second more
             fork_dormant(lambda: None, foreign.snapshot())
-    session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
+    network = config.server.network
+    session = StartSession(
+        _subject_of(config), timeline, is_private=network.api_key_everywhere, has_page=network.web_page
+    )
     configure_logging(config.logs, role="api", phase=session.phase)
     if notice is not None:
         logger.warning("%s", notice)

@@ -155,10 +155,11 @@ def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
 class ProbeAnswers:
     """Chooses the answer to each path in the responder's process, by its copy of the state."""
 
-    def __init__(self, state: StartState, *, is_private: bool = False) -> None:
+    def __init__(self, state: StartState, *, is_private: bool = False, has_page: bool = True) -> None:
         """With `is_private`, answers contain only what probes need: the responder has no API keys."""
         self._state = state
         self._is_private = is_private
+        self._has_page = has_page
 
     def follow(self, message: bytes) -> None:
         """Updates the copy of the state."""
@@ -177,7 +178,7 @@ class ProbeAnswers:
 
     def _answer_public(self, path: str) -> Answer | None:
         """Status page with its data, timeline and metrics; None for other paths."""
-        if path == "/":
+        if path == "/" and self._has_page:
             page = read_page()
             return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
         if path == DATA_PATH:

@@ -67,8 +67,10 @@ class StartSession:
     `with` block is reported to probes, service manager and report file.
     """
 
-    def __init__(self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False) -> None:
-        """With `is_private`, the responder answers only what probes need."""
+    def __init__(
+        self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False, has_page: bool = True
+    ) -> None:
+        """With `is_private`, the responder answers only probes; with `has_page`, it has a page at `/`."""
         self.timeline = timeline
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
@@ -76,6 +78,7 @@ class StartSession:
         self.phase_of_others: Callable[[], str] = str
         """Says what the process does that the current phase waits for; empty if unknown."""
         self._is_private = is_private
+        self._has_page = has_page
         self._address = ""
         self._log_note = ""
         """A note in the log for scripts that take any answer for readiness."""
@@ -146,7 +149,7 @@ class StartSession:
         if listener.is_listening(listening) and address.uds is None and not (sys.stdout and sys.stdout.isatty()):
             self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
-        answers = ProbeAnswers(self.state, is_private=self._is_private)
+        answers = ProbeAnswers(self.state, is_private=self._is_private, has_page=self._has_page)
         self.responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
         return listening
 

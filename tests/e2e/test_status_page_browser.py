@@ -1,42 +1,22 @@
-"""The status page in Debian's Chromium, headless and controlled by the DevTools protocol: its script runs.
+"""The status page in a browser: its script runs.
 
 The pages of many models show data that the test writes, or those of a router.
 """
 
-import asyncio
-import itertools
 import json
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import aiohttp
 import pytest
 
 from base.status_page.page import DATA_PATH, read_page
+from tests.support.browser import Browser, needs_browser
 from tests.support.http_server import LocalServer, QuietHandler, serving
 from tests.support.waiting import wait_until
 
-PATIENT_S = 120.0
-EXECUTABLE = shutil.which("chromium")
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-port=0",
-)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")]
+pytestmark = [pytest.mark.slow, needs_browser]
 _CARDS = (
     "Object.fromEntries([...document.querySelectorAll('.card')].map(c => [c.children[0].textContent, c.textContent]))"
 )
@@ -72,88 +52,6 @@ _ROWS = "[...document.querySelectorAll('#models tbody tr')].map(r => [...r.cells
 _BUTTONS = (
     "[...document.querySelectorAll('#models button')].filter(b => !b.hidden).map(b => b.getAttribute('aria-label'))"
 )
-
-
-class Browser:
-    """One browser window; leaving the `async with` block ends the browser."""
-
-    def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
-        self._size = f"--window-size={width},{height}"
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._ids = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Any]] = {}
-        self.errors: list[str] = []
-        """Errors of scripts, violations of the content security policy and failed requests."""
-
-    async def __aenter__(self) -> Self:
-        assert EXECUTABLE is not None
-        self._process = subprocess.Popen(
-            [EXECUTABLE, *_FLAGS, self._size, f"--user-data-dir={self._folder.name}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._session = aiohttp.ClientSession()
-        self._socket = await self._session.ws_connect(await self._find_page(), max_msg_size=0)
-        self._reading = asyncio.create_task(self._read())
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self._call(f"{domain}.enable")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        await self._session.close()
-        self._process.terminate()
-        self._process.wait(PATIENT_S)
-        self._folder.cleanup()
-
-    async def open(self, url: str) -> None:
-        """Opens the page without waiting for its scripts."""
-        await self._call("Page.navigate", url=url)
-
-    async def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = await self._call("Runtime.evaluate", expression=expression, returnByValue=True)
-        return answer["result"].get("value")
-
-    async def wait_for(self, expression: str) -> None:
-        """Waits until the JavaScript expression is true."""
-        async with asyncio.timeout(PATIENT_S):
-            while not await self.evaluate(expression):
-                await asyncio.sleep(0.05)
-
-    async def _find_page(self) -> str:
-        file = Path(self._folder.name) / "DevToolsActivePort"
-        async with asyncio.timeout(PATIENT_S):
-            while not file.exists() or not file.read_text().strip():
-                assert self._process.poll() is None, "the browser ended"
-                await asyncio.sleep(0.05)
-            port = file.read_text().split()[0]
-            while True:
-                async with self._session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                    pages = [page for page in await response.json(content_type=None) if page["type"] == "page"]
-                if pages:
-                    return str(pages[0]["webSocketDebuggerUrl"])
-                await asyncio.sleep(0.05)
-
-    async def _call(self, method: str, **params: Any) -> Any:
-        number = next(self._ids)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        await self._socket.send_json({"id": number, "method": method, "params": params})
-        async with asyncio.timeout(PATIENT_S):
-            return await answer
-
-    async def _read(self) -> None:
-        async for frame in self._socket:
-            message = json.loads(frame.data)
-            if "id" in message:
-                answer = self._answers.pop(message["id"])
-                if not answer.done():
-                    answer.set_result(message.get("result", {}))
-            elif message["method"] == "Log.entryAdded":
-                self.errors.append(message["params"]["entry"]["text"])
-            elif message["method"] == "Runtime.exceptionThrown":
-                self.errors.append(str(message["params"]["exceptionDetails"]))
 
 
 async def test_the_page_shows_state_start_and_figures(start_server):
@@ -251,7 +149,7 @@ async def test_buttons_load_and_unload_and_show_why_not(router):
         await browser.wait_for("document.querySelectorAll('#models button')[0].disabled")
         await browser.wait_for("document.querySelector('#outcome').textContent === 'org/qwen: stopped'")
         await browser.wait_for(f"({_BUTTONS})[0] === 'load org/qwen'")
-        await browser.evaluate("document.querySelectorAll('#models button')[2].click()")
+        await browser.evaluate("document.querySelectorAll('#models button')[4].click()")
         await browser.wait_for("document.querySelector('#outcome').textContent.includes('no room')")
         assert router.posts[0] == "/v1/models/org/qwen/unload"
         assert "/load" in router.posts[1]

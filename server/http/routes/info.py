@@ -179,6 +179,8 @@ class StatusEndpoints:
             "status": self._parts.lifecycle.state,
             "model": self._parts.metrics.model_name,
             "version": self._parts.version,
+            "needs_key": bool(len(self._parts.api_keys)),
+            "modalities": ["text", "image"] if self._parts.renderer.image_token else ["text"],
             "error": self._parts.lifecycle.reason,
             "progress": self._parts.start.progress(),
             "start": msgspec.Raw(self._timeline()),

@@ -127,6 +127,6 @@ def _info_routes(parts: AppParts) -> list[Route]:
         Route("/load", info.load),
         Route("/metrics", info.metrics),
         Route("/openapi.json", info.openapi),
-        Route("/", status.page),
+        *([Route("/", status.page)] if parts.config.network.web_page else ()),
         Route(DATA_PATH, status.data),
     ]

@@ -4,10 +4,12 @@ import base64
 import hashlib
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from base.lifecycle import Lifecycle
+from base.status_page import page
 from server.terms.types import EngineStats
 
 
@@ -44,6 +46,9 @@ def test_the_policy_allows_only_the_page_s_own_style_and_script(server):
 
 def test_the_page_refers_to_no_other_address(server):
     text = server.get("/").text
+    for library in Path(page.__file__).with_name("vendor").glob("*.js"):
+        assert library.read_text() in text
+        text = text.replace(library.read_text(), "")
     addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
     assert addresses <= {"http://www.w3.org/2000/svg"}, "except the name of the SVG namespace"
     assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)

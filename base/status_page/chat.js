@@ -1,0 +1,292 @@
+"use strict";
+// The chat: one conversation for each tab, kept in the browser, answered by v1/chat/completions.
+const chat = (() => {
+  const KEPT = "vllm-cli chat ", MOST_KEPT = 50, DRAW_MS = 60;
+  const drawn = new Map(); // elements of messages
+  let talk = newTalk(), stream = null, pending = [];
+
+  function newTalk() {
+    return { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), model: null, system: "", temperature: "", maxTokens: "", messages: [] };
+  }
+
+  // --- What is kept: in localStorage, a conversation under its id. ---
+
+  function keep() {
+    if (!talk.messages.length) return;
+    sessionStorage.setItem("vllm-cli talk", talk.id);
+    const entry = { ...talk, changed: Date.now() };
+    try {
+      localStorage.setItem(KEPT + talk.id, JSON.stringify(entry));
+    } catch { // the browser's few megabytes are full: without images
+      const messages = talk.messages.map((message) => ({ ...message, images: [] }));
+      try { localStorage.setItem(KEPT + talk.id, JSON.stringify({ ...entry, messages })); } catch { /* this tab only */ }
+    }
+    kept().slice(MOST_KEPT).forEach(({ id }) => localStorage.removeItem(KEPT + id));
+    listKept();
+  }
+
+  function readKept(id) {
+    try {
+      const found = JSON.parse(localStorage.getItem(KEPT + id));
+      return Array.isArray(found?.messages) ? { ...newTalk(), ...found } : null;
+    } catch {
+      return null;
+    }
+  }
+
+  function kept() {
+    const ids = Object.keys(localStorage).filter((name) => name.startsWith(KEPT)).map((name) => name.slice(KEPT.length));
+    return ids.map(readKept).filter((found) => found).sort((a, b) => b.changed - a.changed);
+  }
+
+  function listKept() {
+    const titles = kept().map(({ id, messages }) => new Option(messages[0]?.text.slice(0, 60) || "image", id, false, id === talk.id));
+    const isNew = !titles.some((option) => option.value === talk.id);
+    $("talks").replaceChildren(...(isNew ? [new Option("New chat", talk.id, false, true)] : []), ...titles);
+    $("talks").parentElement.hidden = !titles.length;
+  }
+
+  function show(found) {
+    stream?.abort();
+    talk = found;
+    sessionStorage.setItem("vllm-cli talk", talk.id);
+    for (const [id, name] of [["system", "system"], ["temperature", "temperature"], ["max-tokens", "maxTokens"]]) $(id).value = talk[name];
+    if (talk.model && [...$("chat-model").options].some((option) => option.value === talk.model)) $("chat-model").value = talk.model;
+    drawAll();
+    listKept();
+  }
+
+  // --- Messages ---
+
+  function drawAll() {
+    drawn.clear();
+    $("talk").replaceChildren(...talk.messages.map(draw));
+    scroll();
+  }
+
+  function draw(message) {
+    const text = element("div", { className: "text" }), reasoning = element("details", { hidden: true }, element("summary", {}, "Reasoning"), element("div", { className: "plain" }));
+    const note = element("small", {}), buttons = element("span", {});
+    const name = element("b", {}, message.role === "user" ? "You" : message.model ?? "Model");
+    const box = element("article", { className: `message ${message.role}` }, name, reasoning, text, element("div", { className: "under" }, note, buttons));
+    drawn.set(message, { text, reasoning, note, buttons });
+    redraw(message, true);
+    return box;
+  }
+
+  function redraw(message, isWhole) {
+    const { text, reasoning, note, buttons } = drawn.get(message);
+    const images = (message.images ?? []).map((url) => element("img", { src: url, alt: "attached image" }));
+    text.replaceChildren(...images, ...(message.role === "user" ? [element("p", { className: "plain" }, message.text)] : drawMarkdown(message.text)));
+    reasoning.hidden = !message.reasoning;
+    reasoning.lastChild.textContent = message.reasoning ?? "";
+    note.textContent = message.note ?? "";
+    note.className = message.isFault ? "failed" : "";
+    if (isWhole) buttons.replaceChildren(...actionsOf(message));
+  }
+
+  function actionsOf(message) {
+    const action = (name, act) => {
+      const button = element("button", { type: "button", className: "copy" }, name);
+      button.addEventListener("click", () => act(button));
+      return button;
+    };
+    const copy = action("copy", (button) => copyText(button, message.text));
+    return message.role === "user" ? [copy] : [copy, action("again", () => again(message))];
+  }
+
+  const isAtEnd = () => innerHeight + scrollY >= document.body.scrollHeight - 80;
+  const scroll = () => scrollTo(0, document.body.scrollHeight);
+
+  // --- Sending ---
+
+  function send() {
+    const text = $("prompt").value.trim();
+    if (stream || (!text && !pending.length)) return;
+    push({ role: "user", text, images: pending });
+    $("prompt").value = "";
+    pending = [];
+    drawPending();
+    answer();
+  }
+
+  function again(message) {
+    if (stream) return;
+    talk.messages.splice(talk.messages.indexOf(message));
+    drawAll();
+    answer();
+  }
+
+  function push(message) {
+    talk.messages.push(message);
+    $("talk").append(draw(message));
+    scroll();
+    return message;
+  }
+
+  function requestOf(model) {
+    const content = ({ text, images }) => !images?.length ? text : [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text }];
+    const system = talk.system.trim() ? [{ role: "system", content: talk.system }] : [];
+    const said = talk.messages.filter(({ text, images }) => text || images?.length); // no failed answers
+    const body = { model, messages: [...system, ...said.map((message) => ({ role: message.role, content: content(message) }))], stream: true, stream_options: { include_usage: true } };
+    if (talk.temperature !== "") body.temperature = Number(talk.temperature);
+    if (talk.maxTokens !== "") body.max_tokens = Number(talk.maxTokens);
+    return JSON.stringify(body);
+  }
+
+  async function answer() {
+    const model = $("chat-model").value, control = stream = new AbortController(), own = talk;
+    talk.model = model;
+    const body = requestOf(model), message = push({ role: "assistant", model, text: "", reasoning: "", note: "…" });
+    keep();
+    showSending();
+    const begin = performance.now(), painter = paintLater(message);
+    try {
+      const response = await fetch("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json", ...apiKey.headers() }, body, signal: control.signal });
+      if (response.status === 401) askForKey();
+      if (!response.ok) throw new Error(await errorText(response));
+      const { usage, firstAt, isComplete } = await readStream(response, message, painter);
+      const seconds = (performance.now() - (firstAt ?? begin)) / 1000, count = usage?.completion_tokens ?? 0;
+      if (!isComplete) throw new Error("The answer broke off: the server has closed the connection.");
+      message.note = count ? `${count} tokens${count > 1 && seconds > 0 ? `, ${round((count - 1) / seconds)} tokens/s` : ""}` : "";
+      if (message.finish === "length") message.note += ", ended at its most tokens";
+    } catch (err) {
+      const isStopped = control.signal.aborted;
+      message.note = isStopped ? "stopped" : err instanceof TypeError ? "The server does not answer, or has closed the connection." : err.message;
+      message.isFault = !isStopped;
+    }
+    painter.end();
+    if (stream === control) stream = null;
+    if (own === talk) { redraw(message, true); keep(); }
+    showSending();
+  }
+
+  // Server-sent events; comments, which a router sends while the model starts, are skipped.
+  async function readStream(response, message, painter) {
+    const seen = { usage: null, firstAt: null, isComplete: false }, reader = response.body.getReader(), decoder = new TextDecoder();
+    let parts = [];
+    for (;;) {
+      const { done, value } = await reader.read();
+      const lines = decoder.decode(value, { stream: !done }).split("\n");
+      parts.push(lines[0]);
+      for (const next of lines.slice(1)) {
+        readLine(parts.join("").trim(), message, seen);
+        parts = [next];
+      }
+      painter.paint();
+      if (done) return seen;
+    }
+  }
+
+  function readLine(line, message, seen) {
+    if (!line.startsWith("data:")) return;
+    const data = line.slice(5).trim();
+    if (data === "[DONE]") { seen.isComplete = true; return; }
+    const event = JSON.parse(data);
+    if (event.error) throw new Error(event.error.message ?? "The server reports an error.");
+    seen.usage = event.usage ?? seen.usage;
+    const choice = event.choices?.[0], delta = choice?.delta ?? {};
+    const text = delta.content ?? "", reasoning = delta.reasoning ?? delta.reasoning_content ?? "";
+    if ((text || reasoning) && seen.firstAt === null) { seen.firstAt = performance.now(); message.note = ""; }
+    message.text += text;
+    message.reasoning += reasoning;
+    message.finish = choice?.finish_reason ?? message.finish;
+  }
+
+  // A long answer is drawn less often: the time for drawing stays a small part.
+  function paintLater(message) {
+    let timer = 0, took = 0;
+    const now = () => {
+      const begin = performance.now(), follows = isAtEnd();
+      timer = 0;
+      redraw(message, false);
+      if (follows) scroll();
+      took = performance.now() - begin;
+    };
+    return {
+      paint: () => { if (!timer && drawn.has(message)) timer = setTimeout(now, Math.max(DRAW_MS, 5 * took)); },
+      end: () => clearTimeout(timer),
+    };
+  }
+
+  function showSending() {
+    $("send").hidden = stream !== null;
+    $("stop").hidden = stream === null;
+    $("talk").setAttribute("aria-busy", String(stream !== null)); // a screen reader reads the whole answer
+    if (stream === null && document.activeElement === document.body) $("prompt").focus();
+  }
+
+  function showKey() {
+    if (!$("key-form").hidden) return;
+    $("key-form").hidden = false;
+    $("settings").open = !apiKey.get();
+  }
+
+  function askForKey() {
+    showKey();
+    $("settings").open = true;
+    $("key").focus();
+  }
+
+  // --- Images ---
+
+  function addImages(files) {
+    for (const file of files) {
+      if (!file.type.startsWith("image/")) continue;
+      const reader = new FileReader();
+      reader.addEventListener("load", () => { pending.push(reader.result); drawPending(); });
+      reader.readAsDataURL(file);
+    }
+  }
+
+  function drawPending() {
+    $("pending").replaceChildren(...pending.map((url, at) => {
+      const remove = element("button", { type: "button", ariaLabel: `remove image ${at + 1}` }, "×");
+      remove.addEventListener("click", () => { pending.splice(at, 1); drawPending(); });
+      return element("span", {}, element("img", { src: url, alt: `image ${at + 1}` }), remove);
+    }));
+  }
+
+  // --- The status of the server ---
+
+  function showModels(models) {
+    const select = $("chat-model"), names = models.map((model) => model.id);
+    const isSame = names.length === select.options.length && names.every((name, at) => select.options[at].value === name);
+    if (!isSame) {
+      const wanted = select.value || talk.model;
+      select.replaceChildren(...names.map((name) => new Option(name, name, false, name === wanted)));
+    }
+    select.parentElement.hidden = names.length < 2;
+    const model = models.find(({ id }) => id === select.value);
+    $("attach").parentElement.hidden = model?.modalities ? !model.modalities.includes("image") : false;
+    return model;
+  }
+
+  function begin() {
+    const setting = (id, name) => $(id).addEventListener("input", () => { talk[name] = $(id).value; keep(); });
+    setting("system", "system");
+    setting("temperature", "temperature");
+    setting("max-tokens", "maxTokens");
+    $("key").value = apiKey.get();
+    $("key-form").addEventListener("submit", (event) => event.preventDefault());
+    $("key").addEventListener("input", () => apiKey.set($("key").value.trim()));
+    $("chat-form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
+    $("stop").addEventListener("click", () => stream?.abort());
+    $("new-talk").addEventListener("click", () => { show({ ...newTalk(), system: talk.system, temperature: talk.temperature, maxTokens: talk.maxTokens }); $("prompt").focus(); });
+    $("delete-talk").addEventListener("click", () => { localStorage.removeItem(KEPT + talk.id); show(newTalk()); });
+    $("talks").addEventListener("change", () => show(readKept($("talks").value) ?? newTalk()));
+    $("attach").addEventListener("change", () => { addImages($("attach").files); $("attach").value = ""; });
+    $("prompt").addEventListener("paste", (event) => addImages(event.clipboardData.files));
+    $("prompt").addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+    });
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") stream?.abort(); });
+    addEventListener("storage", (event) => {
+      if (event.key === KEPT + talk.id && event.newValue && !stream) show(readKept(talk.id) ?? talk); // another tab has gone on with it
+      else listKept();
+    });
+    show(readKept(sessionStorage.getItem("vllm-cli talk")) ?? talk);
+  }
+
+  return { begin, showModels, showKey, askForKey };
+})();

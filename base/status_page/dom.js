@@ -1,0 +1,31 @@
+"use strict";
+// What the parts of the page share: elements, formats of figures, and the key of the requests.
+const $ = (id) => document.getElementById(id);
+
+const element = (name, parts = {}, ...children) => {
+  const made = document.createElement(name);
+  Object.assign(made, parts);
+  made.append(...children);
+  return made;
+};
+
+const round = (value, digits = 1) => value.toFixed(value >= 100 ? 0 : digits);
+
+const fillBar = (bar, share) => { bar.style.width = `${100 * (share ?? 0)}%`; };
+
+// The key stays in this tab: neither other tabs nor a later session of the browser have it.
+const apiKey = {
+  get: () => sessionStorage.getItem("vllm-cli key") ?? "",
+  set: (key) => sessionStorage.setItem("vllm-cli key", key),
+  headers: () => apiKey.get() ? { Authorization: `Bearer ${apiKey.get()}` } : {},
+};
+
+// The message of an answer that is no success.
+const errorText = async (answer) => {
+  try {
+    const body = await answer.json();
+    return body.error?.message ?? body.message ?? `HTTP ${answer.status}`;
+  } catch {
+    return `HTTP ${answer.status}`;
+  }
+};

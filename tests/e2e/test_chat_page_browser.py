@@ -1,0 +1,283 @@
+"""The chat of the page at `/` in a browser: with real servers, and with answers that a test writes."""
+
+import asyncio
+import json
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from base.status_page.page import DATA_PATH, read_page
+from tests.e2e.server_process import ServerProcess
+from tests.support.browser import Browser, needs_browser
+from tests.support.http_server import LocalServer, QuietHandler, serving
+
+pytestmark = [pytest.mark.slow, needs_browser]
+_AXE = "axe-core@4.14.1"
+_MARKUP = "<img src=x onerror=document.title='hacked'>"
+_HOSTILE = f"""# {_MARKUP}
+
+{_MARKUP} [link](javascript:document.title='hacked') ![image](http://127.0.0.1:9/track.png)
+
+<script>document.title='hacked'</script>
+
+```html
+{_MARKUP}
+```
+
+| a | b |
+|---|---|
+| **bold** | `{_MARKUP}` |
+
+- [x] one
+- two & three
+"""
+_IS_READY = "!document.querySelector('#chat').hidden"
+_HAS_ENDED = "document.querySelector('#stop').hidden && document.querySelectorAll('.message').length === {count}"
+_LAST = "[...document.querySelectorAll('.message')].at(-1)"
+_STATUS: dict[str, Any] = {
+    "status": "ready", "model": "small", "version": "1", "needs_key": False, "modalities": ["text", "image"],
+    "error": None, "progress": None, "live": {"uptime_s": 1.0}, "start": None,
+}  # fmt: skip
+
+
+async def _send(browser: Browser, text: str) -> None:
+    await browser.evaluate(f"document.querySelector('#prompt').value = {json.dumps(text)}")
+    await browser.evaluate("document.querySelector('#send').click()")
+
+
+async def _type(browser: Browser, name: str, value: str) -> None:
+    """Writes a setting."""
+    script = (
+        f"field = document.getElementById('{name}'); field.value = '{value}'; field.dispatchEvent(new Event('input'))"
+    )
+    await browser.evaluate(f"{{ const {script} }}")
+
+
+async def _ask(browser: Browser, text: str, *, count: int = 2) -> str:
+    """Sends a message; returns the text of the answer's box once it has ended."""
+    await _send(browser, text)
+    await browser.wait_for(_HAS_ENDED.format(count=count))
+    return str(await browser.evaluate(f"{_LAST}.innerText"))
+
+
+async def test_a_chat_with_a_real_model_and_its_next_visit(start_server):
+    with start_server("--max-model-len", "1024") as server:
+        async with Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.wait_for(_IS_READY)
+            for name, value in (("temperature", "0"), ("max-tokens", "12"), ("system", "You are brief.")):
+                await _type(browser, name, value)
+            answer = await _ask(browser, "What is the capital of France?")
+            assert "12 tokens" in answer
+            assert "ended at its most tokens" in answer
+            text = await browser.evaluate(f"{_LAST}.querySelector('.text').textContent")
+            assert text.strip()
+            assert await browser.evaluate(f"{_LAST}.querySelector('b').textContent") == "smol"
+            await browser.open(f"{server.url}/")
+            await browser.wait_for("document.querySelectorAll('.message').length === 2")
+            assert await browser.evaluate(f"{_LAST}.querySelector('.text').textContent") == text
+            assert await browser.evaluate("document.querySelector('#system').value") == "You are brief."
+            assert browser.errors == []
+
+
+async def test_an_answer_is_stopped_and_the_engine_is_free(start_server):
+    with start_server("--max-model-len", "2048") as server:
+        async with Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.wait_for(_IS_READY)
+            await _send(browser, "Write a very long story about a river.")
+            await browser.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
+            await browser.evaluate("document.querySelector('#stop').click()")
+            await browser.wait_for(f"{_LAST}.innerText.includes('stopped')")
+            await browser.wait_for("[...document.querySelectorAll('.card')][0]?.textContent.includes('running0')")
+
+
+async def test_two_tabs_have_a_conversation_each(start_tiny_server):
+    with start_tiny_server("--max-model-len", "256") as server:
+        async with Browser() as browser:
+            first, second = browser, await browser.open_tab()
+            for tab in (first, second):
+                await tab.open(f"{server.url}/")
+                await tab.wait_for(_IS_READY)
+            await asyncio.gather(_send(first, "one"), _send(second, "two"))
+            for tab in (first, second):
+                await tab.wait_for(_HAS_ENDED.format(count=2))
+            said = [
+                await tab.evaluate("document.querySelector('.message.user .text').textContent")
+                for tab in (first, second)
+            ]
+            assert said == ["one", "two"]
+            titles = "[...document.querySelectorAll('#talks option')].map(option => option.textContent).sort()"
+            await first.wait_for(f'JSON.stringify({titles}) === \'["one","two"]\'')
+
+
+async def test_a_server_that_dies_in_a_stream_is_named(start_server):
+    with start_server("--max-model-len", "2048") as server:
+        async with Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.wait_for(_IS_READY)
+            await _send(browser, "Write a very long story about a river.")
+            await browser.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
+            for process in (*server.root.children(recursive=True), server.root):
+                process.kill()
+            await browser.wait_for(_HAS_ENDED.format(count=2))
+            await browser.wait_for(f"{_LAST}.querySelector('.failed')?.textContent.includes('closed the connection')")
+            await browser.wait_for("document.querySelector('#state').textContent === 'unreachable'")
+
+
+async def test_a_wrong_key_is_said_and_the_right_one_stays_in_the_tab(start_tiny_server):
+    words = ("--api-key", "right-key-for-a-test", "--max-model-len", "256")
+    with start_tiny_server(*words) as server:
+        async with Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.wait_for("!document.querySelector('#key-form').hidden")
+            await _type(browser, "key", "wrong")
+            assert "The API key is not one of the server's" in await _ask(browser, "hello")
+            await _type(browser, "key", "right-key-for-a-test")
+            assert "tokens" in await _ask(browser, "hello", count=4)
+            other = await browser.open_tab()
+            await other.open(f"{server.url}/")
+            await other.wait_for(_IS_READY)
+            assert await other.evaluate("document.querySelector('#key').value") == ""
+            stored = await browser.evaluate("JSON.stringify(Object.entries(localStorage))")
+            assert "right-key" not in stored
+
+
+async def test_a_router_has_a_choice_of_models_with_their_buttons(tiny_llama, tmp_path):
+    models = {name: {"model": str(tiny_llama), "args": {"max-model-len": 256}} for name in ("first", "second")}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": models}))
+    with ServerProcess(["--models", str(file)]) as server:
+        async with Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.wait_for("document.querySelectorAll('#chat-model option').length === 2")
+            await browser.evaluate("document.querySelector('#chat-model').selectedIndex = 1")
+            await browser.wait_for("document.querySelector('#chat-state').textContent === 'stopped'")
+            assert "tokens" in await _ask(browser, "hello")
+            await browser.wait_for("document.querySelector('#chat-state').textContent === 'ready'")
+            unload = (
+                "[...document.querySelectorAll('.line > button:not([hidden])')].find(b => b.textContent === 'unload')"
+            )
+            await browser.wait_for(f"{unload} !== undefined")
+            await browser.evaluate(f"{unload}.click()")
+            await browser.wait_for("document.querySelector('#chat-state').textContent === 'stopped'")
+
+
+class _Written(LocalServer):
+    """Serves the page, and answers a chat with the events of a test."""
+
+    def __init__(self) -> None:
+        super().__init__(_Handler)
+        self.deltas: list[dict[str, Any]] = []
+        self.is_broken_off = False
+        self.requests: list[dict[str, Any]] = []
+        self.continues = threading.Event()
+        self.continues.set()
+
+
+class _Handler(QuietHandler):
+    server: _Written
+
+    def do_GET(self) -> None:
+        page = read_page()
+        if self.path == DATA_PATH:
+            self.answer(200, _STATUS)
+        else:
+            self.answer(200, page.body, {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)})
+
+    def do_POST(self) -> None:
+        self.server.requests.append(self.read_json())
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(b": the model starts\n\n")
+        for delta in self.server.deltas:
+            self.wfile.write(f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode())
+        if not self.server.is_broken_off:
+            self.wfile.write(b'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\ndata: [DONE]\n\n')
+
+
+@pytest.fixture
+def written() -> Iterator[_Written]:
+    with serving(_Written()) as server:
+        yield server
+
+
+async def test_markup_of_a_model_stays_text(written):
+    written.deltas = [{"reasoning": f"think {_MARKUP}"}, *({"content": char} for char in _HOSTILE)]
+    async with Browser() as browser:
+        await browser.open(written.url)
+        await browser.wait_for(_IS_READY)
+        await _ask(browser, _MARKUP)
+        assert await browser.evaluate("document.querySelectorAll('.message img, .message script').length") == 0
+        assert await browser.evaluate("[...document.querySelectorAll('.message a')].map(a => a.href)") == [
+            "http://127.0.0.1:9/track.png"
+        ]
+        assert await browser.evaluate("document.title") == "ready – small"
+        assert await browser.evaluate(f"{_LAST}.querySelector('pre').textContent") == _MARKUP
+        assert await browser.evaluate(f"{_LAST}.querySelector('td strong').textContent") == "bold"
+        assert await browser.evaluate(f"{_LAST}.querySelectorAll('li').length") == 2
+        assert not await browser.evaluate(f"{_LAST}.querySelector('details').open")
+        assert _MARKUP in await browser.evaluate(f"{_LAST}.querySelector('details').textContent")
+        assert browser.errors == []
+
+
+async def test_a_stream_without_its_end_is_a_fault_and_is_asked_again(written):
+    written.deltas, written.is_broken_off = [{"content": "half"}], True
+    async with Browser() as browser:
+        await browser.open(written.url)
+        await browser.wait_for(_IS_READY)
+        assert "broke off" in await _ask(browser, "hello")
+        written.is_broken_off = False
+        await browser.evaluate(f"[...{_LAST}.querySelectorAll('button')].find(b => b.textContent === 'again').click()")
+        await browser.wait_for(f"{_LAST}.innerText.includes('7 tokens')")
+        assert [message["content"] for message in written.requests[1]["messages"]] == ["hello"]
+
+
+async def test_an_image_is_sent_as_data(written):
+    written.deltas = [{"content": "a dot"}]
+    async with Browser() as browser:
+        await browser.open(written.url)
+        await browser.wait_for(_IS_READY)
+        await browser.evaluate(
+            "const data = new DataTransfer(); data.items.add(new File([new Uint8Array([1, 2, 3])], 'a.png', "
+            "{ type: 'image/png' })); const input = document.querySelector('#attach'); input.files = data.files; "
+            "input.dispatchEvent(new Event('change'))"
+        )
+        await browser.wait_for("document.querySelectorAll('#pending img').length === 1")
+        await _ask(browser, "what is this?")
+        image, text = written.requests[0]["messages"][0]["content"]
+        assert image["image_url"]["url"] == "data:image/png;base64,AQID"
+        assert text == {"type": "text", "text": "what is this?"}
+
+
+@pytest.mark.parametrize("width", [380, 1080])
+async def test_the_page_is_accessible_and_fits_a_phone(written, axe, width):
+    written.deltas = [{"reasoning": "think"}, {"content": _HOSTILE}]
+    async with Browser(width=width) as browser:
+        await browser.open(written.url)
+        await browser.wait_for(_IS_READY)
+        await _ask(browser, "hello " * 100)
+        await browser.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+        await browser.evaluate(f"{axe}; true")
+        for tab in ("chat", "status"):
+            await browser.evaluate(f"document.querySelector('#{tab}-tab').click()")
+            findings = "axe.run().then(found => found.violations.map(({id, nodes}) => [id, nodes[0].html]))"
+            assert await browser.evaluate(findings, is_promise=True) == []
+            assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core, from the npm registry."""
+    folder = tmp_path_factory.mktemp("axe")
+    try:
+        subprocess.run(["npm", "pack", _AXE], cwd=folder, check=True, capture_output=True, timeout=120)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("npm or its registry is missing")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()  # type: ignore[union-attr]

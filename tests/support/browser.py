@@ -1,0 +1,140 @@
+"""Debian's Chromium, headless and controlled by the DevTools protocol."""
+
+import asyncio
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Final, Self
+
+import aiohttp
+import pytest
+
+_PATIENT_S: Final = 120.0
+_EXECUTABLE: Final = shutil.which("chromium")
+_FLAGS: Final = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+needs_browser = pytest.mark.skipif(_EXECUTABLE is None, reason="there is no chromium")
+
+
+class Tab:
+    """One tab."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self.errors: list[str] = []
+        """Errors of scripts, violations of the content security policy and failed requests."""
+
+    async def connect(self, session: aiohttp.ClientSession, address: str) -> None:
+        """Controls the tab whose DevTools listen there."""
+        self._socket = await session.ws_connect(address, max_msg_size=0)
+        self._reading = asyncio.create_task(self._read())
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self._call(f"{domain}.enable")
+
+    async def disconnect(self) -> None:
+        """Controls it no longer."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._socket.close()
+
+    async def open(self, url: str) -> None:
+        """Opens the page without waiting for its scripts."""
+        await self._call("Page.navigate", url=url)
+
+    async def evaluate(self, expression: str, *, is_promise: bool = False) -> Any:
+        """The value of a JavaScript expression in the page, or of its promise."""
+        answer = await self._call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=is_promise
+        )
+        return answer["result"].get("value")
+
+    async def wait_for(self, expression: str) -> None:
+        """Waits until the JavaScript expression is true."""
+        async with asyncio.timeout(_PATIENT_S):
+            while not await self.evaluate(expression):
+                await asyncio.sleep(0.05)
+
+    async def _call(self, method: str, **params: Any) -> Any:
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        async with asyncio.timeout(_PATIENT_S):
+            return await answer
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            message = json.loads(frame.data)
+            if "id" in message:
+                answer = self._answers.pop(message["id"])
+                if not answer.done():
+                    answer.set_result(message.get("result", {}))
+            elif message["method"] == "Log.entryAdded":
+                self.errors.append(message["params"]["entry"]["text"])
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.errors.append(str(message["params"]["exceptionDetails"]))
+
+
+class Browser(Tab):
+    """One browser window by its first tab; leaving the `async with` block ends the browser."""
+
+    def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
+        super().__init__()
+        self._size = f"--window-size={width},{height}"
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._others: list[Tab] = []
+
+    async def __aenter__(self) -> Self:
+        assert _EXECUTABLE is not None
+        self._process = subprocess.Popen(
+            [_EXECUTABLE, *_FLAGS, self._size, f"--user-data-dir={self._folder.name}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._session = aiohttp.ClientSession()
+        await self.connect(self._session, await self._find_page())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for tab in (self, *self._others):
+            await tab.disconnect()
+        await self._session.close()
+        self._process.terminate()
+        self._process.wait(_PATIENT_S)
+        self._folder.cleanup()
+
+    async def open_tab(self) -> Tab:
+        """Another tab of the same browser."""
+        async with self._session.put(f"{self._devtools}/json/new?about:blank") as response:
+            page = await response.json(content_type=None)
+        tab = Tab()
+        await tab.connect(self._session, page["webSocketDebuggerUrl"])
+        self._others.append(tab)
+        return tab
+
+    async def _find_page(self) -> str:
+        file = Path(self._folder.name) / "DevToolsActivePort"
+        async with asyncio.timeout(_PATIENT_S):
+            while not file.exists() or not file.read_text().strip():
+                assert self._process.poll() is None, "the browser ended"
+                await asyncio.sleep(0.05)
+            self._devtools = f"http://127.0.0.1:{file.read_text().split()[0]}"
+            while True:
+                async with self._session.get(f"{self._devtools}/json/list") as response:
+                    pages = [page for page in await response.json(content_type=None) if page["type"] == "page"]
+                if pages:
+                    return str(pages[0]["webSocketDebuggerUrl"])
+                await asyncio.sleep(0.05)
