@@ -27,7 +27,7 @@ def describe_differences(line: CommandLine, options: VllmOptions, *, is_offline:
 
 
 def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> Iterator[Difference]:
-    """The differences in force; `is_offline`: the launcher has set HF_HUB_OFFLINE, the user has not."""
+    """The differences in force. `is_offline`: the launcher, not the user, has set HF_HUB_OFFLINE."""
     if line.listens and line.uds is None and not options.listen_when_ready:
         yield Difference("port answers during the start", "--listen-when-ready")
     if DRAIN.applies and line.last("--shutdown-timeout") is None:
