@@ -11,7 +11,7 @@ ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
 """The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
-"""In the name of a query parameter that may be a secret: more than elsewhere, as clients send any names."""
+"""Hides a query parameter whose name contains one of these. Clients choose names, so this list is long."""
 _MOST_LOGGED: Final = 2048
 """Characters of a path and its query that are logged; a client may send 64 KB."""
 

@@ -13,8 +13,8 @@ from envs.registry import env
 SHUTDOWN_TIMEOUT_S: Final = 25.0
 """Kubernetes kills a pod 30 s after SIGTERM, where its manifest does not say otherwise."""
 SAME_SIGNAL_S: Final = 0.5
-"""A service manager signals all processes of a service, and the front process of a warm start, or a router,
-forwards its signal: a server gets it twice."""
+"""One signal may arrive twice within this time: from the service manager, which signals all processes of a
+service, and from the front process or the router, which forwards it."""
 GIVES_WAY_S: Final = 45.0
 """How long a router's model may not answer, or its engine be silent and compute nothing, while others wait
 for its memory. Before, the router disconnects clients that do not read, and silent WebSockets."""

@@ -21,6 +21,7 @@ from envs.variable import (
     hub_path,
     hub_seconds,
     integer,
+    internal,
     names,
     number,
     optional_duration,
@@ -59,7 +60,7 @@ class Environment:
 
     VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out, to measure or isolate them.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
-    VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
+    VCLI_PRELOAD_MODULE = internal(text("Module of the model's class, for the forkserver. The launcher sets it."))
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
@@ -69,25 +70,27 @@ class Environment:
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."
     )
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model; see --models.")
-    VCLI_ROUTER = text(
-        "Socket of this process, which a router (`serve --idle-stop`, `--restart`, several models) started; set by it."
-    )
-    VCLI_STANDBY_FOLDER = text("Folder of the sockets of a router's own standby; set by that process.")
+    VCLI_ROUTER = internal(text("Socket of a server that a router has started. The router sets it."))
+    VCLI_STANDBY_FOLDER = internal(text("Folder of the sockets of a router's own standby. The router sets it."))
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "Mode of the preflight if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended if --engine-watchdog-timeout is not given; 0: never."
     )
     VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
-    VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
-    VCLI_START_FOLDER = text(
-        "Folder of one start, set by the launcher; a program of vLLM with this variable ends with that start."
+    VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports. The launcher sets it."))
+    VCLI_START_FOLDER = internal(
+        text("Folder of one start. The launcher sets it; programs of vLLM that have it end with the start.")
     )
-    VCLI_API_PROCESS = optional_integer(
-        "Process id of the API process, set by the launcher; the forkserver exits with it.", minimum=1
+    VCLI_API_PROCESS = internal(
+        optional_integer("Id of the API process. The launcher sets it; the forkserver exits with it.", minimum=1)
     )
-    VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; it sets this itself.")
-    VCLI_HUB_ENDPOINTS = text("All mirrors of HF_ENDPOINT, set by the launcher; HF_ENDPOINT keeps only the first one.")
+    VCLI_GIVEN_VARIABLES = internal(
+        text("A template process's variables before it changed them, as JSON. The process itself sets it.")
+    )
+    VCLI_HUB_ENDPOINTS = internal(
+        text("All mirrors of HF_ENDPOINT. The launcher sets it, because HF_ENDPOINT keeps only the first one.")
+    )
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(

@@ -58,6 +58,8 @@ class EnvVar(Generic[T]):
     description: str
     _: KW_ONLY
     choices: tuple[str, ...] = ()
+    is_internal: bool = False
+    """Whether only this program sets it, for its own processes."""
     name: str = field(default="", init=False)
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -118,6 +120,12 @@ class EnvVar(Generic[T]):
 def text(description: str) -> EnvVar[str | None]:
     """Any text; None if unset."""
     return EnvVar[str | None]("text", str, lambda: None, description)
+
+
+def internal(variable: EnvVar[T]) -> EnvVar[T]:
+    """Marks a variable that only this program sets."""
+    variable.is_internal = True
+    return variable
 
 
 def names(description: str) -> EnvVar[frozenset[str]]:

@@ -39,27 +39,31 @@ class CommandEntry(NamedTuple):
     help: str
 
 
-COMMANDS: Final = (
+FIRST_COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
-    CommandEntry("chat", "vllm_cli.commands.chat:chat", "Chat with a model on a running server."),
-    CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
-    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
     CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, and show its phase."),
-    CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),
-    CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put one model to sleep, to free the GPU's memory."),
-    CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of a server that has several."),
+    CommandEntry("chat", "vllm_cli.commands.chat:chat", "Chat with a model on a running server."),
     CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
     CommandEntry(
         "standby", "vllm_cli.commands.standby:standby", "Keep imports in memory, so that later starts are warm."
     ),
+    CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("explain", "vllm_cli.commands.explain:explain", "Find in a log why vLLM failed, and what to do."),
+)
+"""The commands that a newcomer needs."""
+COMMANDS: Final = (
+    *FIRST_COMMANDS,
+    CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
+    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
+    CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),
+    CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put one model to sleep, to free the GPU's memory."),
+    CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of a server that has several."),
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
     CommandEntry("caches", "vllm_cli.commands.caches:caches", "Show and remove what is kept between starts of vLLM."),
     CommandEntry("check-hooks", "vllm_cli.commands.check_hooks:check_hooks", "Check which hooks fit the vLLM here."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),
-    CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("env", "vllm_cli.commands.environment:env_command", "Show environment variables and their values."),
     CommandEntry(
         "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
@@ -96,8 +100,10 @@ class LazyGroup(CommandGroup):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Prints the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(entry.name, entry.help) for entry in self._entries.values()])
+        further = COMMANDS[len(FIRST_COMMANDS) :]
+        for title, entries in {"Commands": FIRST_COMMANDS, "Further commands": further}.items():
+            with formatter.section(title):
+                formatter.write_dl([(entry.name, entry.help) for entry in entries])
 
 
 def load_command(entry: CommandEntry) -> click.Command:

@@ -191,7 +191,7 @@ class Model:
         self.last_start_s: float | None = None
         self.num_starts = 0
         self.short_since_s: float | None = None
-        """Since when only memory that is not really free delays its start."""
+        """Since when it fits by the router's sums, but the machine has less free memory than they say."""
         self.reason = ""
         self.retry_s = -math.inf
         """When it may start again after a failure."""

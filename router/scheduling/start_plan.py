@@ -46,7 +46,7 @@ class Placement:
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
     """`start`: or wake. `stop`: stop the victims now, or have them fall asleep.
-    `short`: only memory that is not really free delays it.
+    `short`: it fits by the router's sums, but the machine has less free memory than they say.
     `blocked`: it must not run when a model starts that waits for longer."""
     victims: tuple[Victim, ...] = ()
     """`stop`: the processes to stop. `wait`: the processes that admit no requests from now on."""

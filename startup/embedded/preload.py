@@ -44,4 +44,4 @@ SPANS = [
     ("forkserver:interpreter", process_start_ns(), _BEGIN_NS),
     ("forkserver:preload_imports", _BEGIN_NS, time.monotonic_ns()),
 ]
-"""Added to the start's timeline by the engine process, which has them only if the preload was done."""
+"""Spans of the preload. The engine process adds them to the timeline, if the preload ran."""

@@ -62,7 +62,7 @@ _REGISTRIES: Final = {
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Classes of `vllm.config`: each start makes an object of each, from the flags of the same names."""
 _PASSES_NONE: Final = "_skip_none_validation"
-"""A function of theirs that checks no missing value, and leaves others to the declared range."""
+"""Their validator that lets None pass; other values are checked against the declared range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
 _VARIABLES: Final = Name("vllm.envs", "environment_variables")
 _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")

@@ -1,4 +1,4 @@
-"""Generates docs/{cli,flags,environment}.md and docs/dev/vllm-hooks.md.
+"""Generates docs/{cli,flags,environment}.md and docs/dev/{vllm-hooks,internal-variables}.md.
 
 The sources are the click commands, the flags of `serve`, the declared environment variables and the hooks.
 Tests check that the pages are up to date, and that docs/cli.md has every option that `--help` of a command
@@ -90,7 +90,7 @@ def build_flags_page() -> str:
 
 
 def build_environment_page() -> str:
-    """Every declared environment variable."""
+    """Every declared environment variable that users may set."""
     introduction = (
         "The variables that configure this program. It also reads variables that other programs and libraries\n"
         "define, such as `HOME`, `LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows\n"
@@ -101,13 +101,27 @@ def build_environment_page() -> str:
     with ExitStack() as unset:
         for variable in variables():
             unset.enter_context(variable.override(None))
-        for variable in variables():
+        for variable in _variables(is_internal=False):
             title = next(title for prefix, title in titles.items() if variable.name.startswith(prefix))
             rows[title].append(_variable_row(variable))
     sections: list[str] = []
     for title, of_title in rows.items():
         sections += [f"## {title}", "", *_table(("Variable", "Type", "Default", "Meaning"), of_title), ""]
     return _page("Environment variables", introduction, sections)
+
+
+def build_internal_variables_page() -> str:
+    """Every declared environment variable that only this program sets."""
+    introduction = (
+        "The program sets these variables for its own processes. Users do not set them: `vllm-cli env` shows one of\n"
+        "them only where it is set. `internal` in `envs/registry.py` marks them."
+    )
+    rows = ((row[0], row[1], row[3]) for row in map(_variable_row, _variables(is_internal=True)))
+    return _page("Internal variables", introduction, _table(("Variable", "Type", "Meaning"), rows))
+
+
+def _variables(*, is_internal: bool) -> Iterator[EnvVar[Any]]:
+    return (variable for variable in variables() if variable.is_internal == is_internal)
 
 
 def build_hooks_page() -> str:
@@ -235,6 +249,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
     "environment.md": build_environment_page,
+    "dev/internal-variables.md": build_internal_variables_page,
     "dev/vllm-hooks.md": build_hooks_page,
 }
 

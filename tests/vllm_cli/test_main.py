@@ -10,7 +10,7 @@ import click
 import pytest
 
 from tests.support.cli import run_cli, run_python
-from vllm_cli.main import COMMANDS, cli, load_command, main
+from vllm_cli.main import COMMANDS, FIRST_COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +88,13 @@ def test_every_command_of_the_table_exists_under_its_name(entry):
     command = load_command(entry)
     assert command.name == entry.name
     assert command.get_short_help_str()
+
+
+def test_help_shows_eight_commands_first(capsys):
+    assert main(["--help"]) == 0
+    sections = capsys.readouterr().out.partition("\nCommands:\n")[2].split("\n\nFurther commands:\n")
+    shown = [[line.split()[0] for line in section.splitlines() if line[2:3].strip()] for section in sections]
+    assert shown == [[entry.name for entry in FIRST_COMMANDS], [entry.name for entry in COMMANDS[8:]]]
 
 
 def test_the_version_is_shown(capsys):

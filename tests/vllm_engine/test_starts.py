@@ -35,9 +35,12 @@ def test_each_start_method_serves(start_vllm, expected_text, method):
 def test_log_records_are_json_with_the_names_of_their_processes(start_vllm):
     with start_vllm("ours", "--log-format", "json") as server:
         server.wait_ready().generate()
+        server.wait_logged("differs from vllm serve")
         lines = server.log.splitlines()
     records = [json.loads(line) for line in lines if line.startswith("{")]
     assert {record["role"] for record in records} >= {"launcher", "APIServer", "EngineCore", "Worker"}
+    [differences] = (record for record in records if record["message"].startswith("differs from vllm serve"))
+    assert (differences["role"], differences["level"]) == ("launcher", "INFO")
     assert [line for line in lines if "INFO " in line and not line.startswith("{")] == []
     assert [line for line in lines if line.startswith("(EngineCore") or line.startswith("(Worker")] == []
 

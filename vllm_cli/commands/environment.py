@@ -21,12 +21,14 @@ from vllm_cli.version import VERSION
 def env_command(*, as_json: bool) -> None:
     """Show every environment variable: type, default, value and source. Secrets are masked.
 
+    A variable that only this program sets is shown where it is set.
+
     \b
     Examples:
       vllm-cli env
       VLLM_LOGGING_LEVEL=DEBUG vllm-cli env --json
     """
-    rows = [_describe(variable) for variable in variables()]
+    rows = [_describe(variable) for variable in variables() if not variable.is_internal or variable.raw is not None]
     click.echo(json.dumps(rows, indent=2) if as_json else "\n\n".join(map(_paragraph, rows)))
     problems = [row["error"] for row in rows if row["error"]] + [f"{unknown}." for unknown in unknown_variables()]
     if problems:

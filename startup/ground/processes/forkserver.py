@@ -59,7 +59,7 @@ NEEDS: Final = (
 logger = logging.getLogger(__name__)
 
 _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
-"""Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
+"""Variables of the forkserver. They keep the working folder off the path, where `python -c` would put it."""
 _REQUEST: Final = b"f"
 _REFUSABLE: Final = "refusable"
 """Marks a request for a process that can also be a new program."""

@@ -171,8 +171,8 @@ def _process_of(record: dict[str, Any]) -> str:
 def read_lines(stream: BinaryIO) -> Iterator[str]:
     r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
 
-    The states of a progress bar, which end with \r, are lines of their own and keep the \r: `CauseFinder`
-    counts the log's lines by it.
+    Each state of a progress bar is a line that still ends with \r. `CauseFinder` does not count it as a line
+    of the file.
     """
     rest = b""
     for chunk in _utf8_chunks(stream):

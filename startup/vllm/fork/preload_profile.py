@@ -215,7 +215,7 @@ def plain_states() -> list[PlainState]:
 
 
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
-    """A start has failed in code of this package: its kind does not preload for an hour, then for a day.
+    """Stops preloading for this kind of start, because our code has failed: for an hour, then for a day.
 
     None if the machine has refused something, which the next start may get.
     """
@@ -229,7 +229,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
 
 
 def forget_failure(kind: StartKind) -> None:
-    """Preloads from the next start on: a start with preloading was ready, or plain vLLM fails as well."""
+    """Preloads from the next start on: a start with preloading was ready, or plain vLLM fails too."""
     _kept_plain(kind).remove()
 
 

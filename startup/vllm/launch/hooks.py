@@ -1,7 +1,7 @@
 """All hooks, and which of them fit the installed vLLM.
 
-To add a hook, declare it in the module that places it, and place it only if it `applies`. A new module with
-hooks is added to `_PLACED_IN`. Then run `make docs`.
+To add a hook, declare it in the module that asks whether it `applies`, and place it only then. A new module
+with hooks is added to `_PLACED_IN`. Then run `make docs`.
 """
 
 import logging

@@ -59,6 +59,7 @@ from startup.vllm.fork.preload_profile import (
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.crash_digest import CrashDigest
+from startup.vllm.launch.differences import describe_differences
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm.launch.plain_start import (
@@ -406,6 +407,7 @@ class _VllmStart:
         self._session.timeline.add_spans(recordings.spans)
         self._compile_cache.describe(self._session.state)
         self._session.finish()
+        logger.info("%s", describe_differences(self._line, self._options, is_offline=self._is_offline))
         export_start(self._session.state.info(), self._session.state.phase_seconds())
         self._compile_cache.share()
 

@@ -13,7 +13,7 @@ def test_env_shows_every_variable_with_its_source(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "debug")
     assert main(["env", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(rows) == [variable.name for variable in variables()]
+    assert list(rows) == [variable.name for variable in variables() if not variable.is_internal]
     assert (rows["VLLM_LOGGING_LEVEL"]["value"], rows["VLLM_LOGGING_LEVEL"]["source"]) == ("DEBUG", "environment")
     assert rows["VLLM_WORKER_MULTIPROC_METHOD"] == {
         "name": "VLLM_WORKER_MULTIPROC_METHOD",
@@ -25,6 +25,14 @@ def test_env_shows_every_variable_with_its_source(monkeypatch, capsys):
         "description": "How the engine process is started.",
         "error": None,
     }
+
+
+def test_env_shows_an_internal_variable_only_where_it_is_set(monkeypatch, capsys):
+    monkeypatch.setenv("VCLI_API_PROCESS", "1")
+    assert main(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert "VCLI_API_PROCESS = 1\n" in shown
+    assert "VCLI_START_FOLDER" not in shown
 
 
 def test_env_as_text_names_value_default_and_source(capsys):

@@ -1,0 +1,60 @@
+"""The log line of a start that names what differs from `vllm serve`."""
+
+import json
+import re
+
+import pytest
+
+from startup.ground.config import VllmOptions
+from startup.vllm.launch.differences import find_differences
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import VllmFacts
+from tests.startup.vllm.fake_start import FakeStart
+from tests.support.generated_docs import DOCS
+
+_ALL = ["--listen-when-ready", "--shutdown-timeout 0", "--engine-watchdog-timeout 0", "VCLI_PLAIN_VLLM=1"]
+
+
+def _undone_by(*words, is_offline=False, **options):
+    line = CommandLine.of(("model", *words), VllmFacts())
+    found = find_differences(line, VllmOptions(words=line.words, **options), is_offline=is_offline)
+    return [difference.restored_by for difference in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "missing"),
+    [
+        ((), {}, None),
+        ((), {"listen_when_ready": True}, "--listen-when-ready"),
+        (("--uds", "/run/socket"), {}, "--listen-when-ready"),
+        (("--shutdown-timeout", "0"), {}, "--shutdown-timeout 0"),
+        ((), {"engine_watchdog_timeout_s": 0.0}, "--engine-watchdog-timeout 0"),
+    ],
+    ids=str,
+)
+def test_only_differences_in_force_are_named(words, options, missing):
+    assert _undone_by(*words, **options) == [each for each in _ALL if each != missing]
+
+
+def test_requests_to_the_hub_are_named_where_the_launcher_forbids_them():
+    assert set(_undone_by(is_offline=True)) - set(_ALL) == {'VCLI_LEAVE_OUT="offline hub"'}
+
+
+def test_the_page_of_vllm_lists_each_difference():
+    table = (DOCS / "vllm-engine.md").read_text().partition("## What differs from")[2].partition("\n## ")[0]
+    last_cells = " ".join(row.split(" | ")[-1] for row in table.splitlines() if row.startswith("|"))
+    listed = re.findall(r"`([^`]+)`", last_cells)
+    assert [each for each in _undone_by(is_offline=True) if each not in listed] == []
+
+
+@pytest.mark.thorough
+def test_a_start_logs_one_line_with_the_differences(folder):
+    with FakeStart(folder, "model", "--listen-when-ready", "--log-format", "json") as start:
+        start.wait_logged("differs from vllm serve")
+        [line] = start.lines_with("differs from vllm serve")
+    record = json.loads(line)
+    text = (
+        "differs from vllm serve [undo]: SIGTERM drains for 25 s [--shutdown-timeout 0], engine silent for 300 s is "
+        "killed [--engine-watchdog-timeout 0], failures exit with 3 or 1 [VCLI_PLAIN_VLLM=1]; see docs/vllm-engine.md"
+    )
+    assert (record["level"], record["role"], record["message"]) == ("INFO", "launcher", text)
