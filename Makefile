@@ -66,7 +66,7 @@ help:
 
 # exec: Ctrl-C and SIGTERM reach the server itself and no shell in between.
 serve: $(DEFAULT_MODEL)
-	@echo 'Once the log says "ready", in another terminal:'
+	@echo 'Once the log says "ready", open http://localhost:$(PORT) in a browser, or in another terminal:'
 	@echo '  $(BIN)/vllm-cli chat --url http://localhost:$(PORT)'
 	@exec $(BIN)/vllm-cli serve --port $(PORT) $(ARGS)
 
