@@ -88,16 +88,16 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
     yield Step("embedded: requests", (*bench, "serve", "--rounds", "2", "--cmd", ours, "--json", "{result}"), 180)
 
 
-def run_step(step: Step, timeout_s: float) -> dict[str, Any]:
-    """Runs it in a session of its own, and ends all processes of that; returns its entry."""
+def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:
+    """Runs it in a folder and in a session of its own, and ends all processes of that; returns its entry."""
     if timeout_s < _LEAST_S:
         return {"name": step.name, "outcome": "left out: no time", "seconds": 0.0, "exit_code": None}
     begin_s = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result"
+    with tempfile.TemporaryDirectory() as results:
+        result = Path(results) / "result"
         words = [word.replace("{result}", str(result)) for word in step.words]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        with subprocess.Popen(words, env=environment, stdout=2, start_new_session=True) as process:
+        with subprocess.Popen(words, env=environment, cwd=folder, stdout=2, start_new_session=True) as process:
             try:
                 code: int | None = process.wait(timeout_s)
                 outcome = "passed" if code == 0 else f"failed with exit code {code}"
