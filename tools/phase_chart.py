@@ -1,0 +1,168 @@
+"""Draws the phases of starts as an SVG: stacked horizontal bars, for light and dark pages."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Final, NamedTuple
+
+from vllm_cli.bench.phases import PHASES
+
+_WIDTH: Final = 760
+_MARGIN: Final = 20
+_LEFT: Final = 225
+"""Where bars begin; labels end before it."""
+_RIGHT: Final = 670
+"""Where the axis of a group ends; the longest bar's total follows it."""
+_BAR: Final = 18
+_STEP: Final = 28
+_TITLE: Final = 26
+_AXIS: Final = 34
+_LEGEND: Final = 20
+_LETTER: Final = 7.4
+"""Mean width of a letter of the legend."""
+_NUM_TICKS: Final = 6
+_COLORS: Final = dict(
+    zip(
+        PHASES,
+        ("#2f6fb5", "#8a929b", "#6ba3dc", "#a9cdf0", "#3f9b63", "#e08a2c", "#c6504f", "#8763b8", "#2fa5a0"),
+        strict=True,
+    )
+)
+_STYLE: Final = """
+text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
+text.title { font-weight: 600; }
+text.note { font-size: 11px; fill: #59636e; }
+line { stroke: #d1d9e0; }
+.page { fill: #ffffff; stroke: #d1d9e0; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f6fc; }
+  text.note { fill: #9198a1; }
+  line { stroke: #3d444d; }
+  .page { fill: #0d1117; stroke: #3d444d; }
+}
+"""
+
+
+class Bar(NamedTuple):
+    """A start of one side."""
+
+    label: str
+    phases_s: Mapping[str, float]
+    """Seconds by phase."""
+
+
+class Group(NamedTuple):
+    """Starts that are compared; they have an axis of their own."""
+
+    title: str
+    bars: Sequence[Bar | tuple[str, Mapping[str, float]]]
+
+
+def draw_phases(groups: Sequence[Group], *, notes: Sequence[str] = ()) -> str:
+    """The SVG; `notes` are lines of small text below the legend."""
+    drawing = _Drawing()
+    for group in groups:
+        drawing.add_group(group.title, [Bar(*bar) for bar in group.bars])
+    drawing.add_legend({name for group in groups for _, phases_s in group.bars for name in phases_s})
+    for note in notes:
+        drawing.add_note(note)
+    return drawing.finish(_describe(groups))
+
+
+class _Drawing:
+    """Elements from top to bottom."""
+
+    def __init__(self) -> None:
+        self._elements: list[str] = []
+        self._y = 8.0
+
+    def add_group(self, title: str, bars: Sequence[Bar]) -> None:
+        """The title, the bars and the axis below them."""
+        self._y += _TITLE
+        self._text(_MARGIN, title, "title")
+        self._y += 10
+        top = self._y
+        most_s = max((sum(bar.phases_s.values()) for bar in bars), default=0.0) or 1.0
+        scale = (_RIGHT - _LEFT) / most_s
+        ticks = list(_ticks(most_s))
+        bottom = top + _STEP * len(bars)
+        for seconds in ticks:
+            x = _LEFT + seconds * scale
+            self._elements.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+        for bar in bars:
+            self._bar(bar, scale)
+        self._y = bottom + 14
+        for seconds in ticks:
+            self._text(_LEFT + seconds * scale, f"{seconds:g} s", "note", anchor="middle")
+        self._y += _AXIS - 24
+
+    def add_legend(self, names: set[str]) -> None:
+        """The colors of the phases that a bar has."""
+        x, self._y = float(_MARGIN), self._y + _LEGEND
+        for name in (each for each in PHASES if each in names):
+            width = 18 + len(name) * _LETTER + 14
+            if x + width > _WIDTH - _MARGIN:
+                x, self._y = float(_MARGIN), self._y + _LEGEND
+            self._rect(x, self._y - 10, 12, 12, name)
+            self._text(x + 18, name)
+            x += width
+
+    def add_note(self, text: str) -> None:
+        self._y += 18
+        self._text(_MARGIN, text, "note")
+
+    def finish(self, description: str) -> str:
+        """The whole file."""
+        height = round(self._y + 16)
+        size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(description)}">'
+            f"<style>{_STYLE}</style>\n"
+            f'<rect class="page" x=".5" y=".5" width="{_WIDTH - 1}" height="{height - 1}" rx="6"/>\n'
+            + "\n".join(self._elements)
+            + "\n</svg>\n"
+        )
+
+    def _bar(self, bar: Bar, scale: float) -> None:
+        top, x = self._y + (_STEP - _BAR) / 2, float(_LEFT)
+        for name in PHASES:
+            seconds = bar.phases_s.get(name, 0.0)
+            if seconds > 0:
+                self._rect(x, top, seconds * scale, _BAR, name, f"{name} {format_seconds(seconds)}")
+                x += seconds * scale
+        self._y += _STEP
+        middle = self._y - _STEP / 2 + 4
+        self._text(_LEFT - 10, bar.label, anchor="end", y=middle)
+        self._text(x + 8, format_seconds(sum(bar.phases_s.values())), y=middle)
+
+    def _rect(self, x: float, y: float, width: float, height: float, phase: str, tip: str = "") -> None:
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{_COLORS[phase]}"'
+        self._elements.append(f"<rect {box}><title>{escape(tip)}</title></rect>" if tip else f"<rect {box}/>")
+
+    def _text(self, x: float, text: str, kind: str = "", *, anchor: str = "start", y: float | None = None) -> None:
+        place = f'x="{x:.1f}" y="{self._y if y is None else y:.1f}"'
+        styles = f' class="{kind}"' if kind else ""
+        self._elements.append(f'<text {place} text-anchor="{anchor}"{styles}>{escape(text)}</text>')
+
+
+def format_seconds(seconds: float) -> str:
+    """About three digits."""
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
+
+
+def _ticks(most_s: float) -> Iterator[float]:
+    """Round numbers from 0 to the end of the axis, at most `_NUM_TICKS` after 0."""
+    power = 10 ** math.floor(math.log10(most_s / _NUM_TICKS))
+    step = next(factor * power for factor in (1, 2, 5, 10) if most_s / (factor * power) <= _NUM_TICKS)
+    for index in range(int(most_s / step) + 1):
+        yield round(index * step, 9)
+
+
+def _describe(groups: Sequence[Group]) -> str:
+    """All totals, for readers without the picture."""
+    parts = [
+        f"{group.title}: "
+        + ", ".join(f"{label} {format_seconds(sum(phases_s.values()))}" for label, phases_s in group.bars)
+        for group in groups
+    ]
+    return "Time from exec to the first token by phase. " + "; ".join(parts)
