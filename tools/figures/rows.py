@@ -42,7 +42,7 @@ class Row:
 
     def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
         """The figures of vllm-cli and of its peer, and their ratio."""
-        sides = [[rounds_of(result, side, *each) for each in self.series] for side in (self.ours, self.theirs)]
+        sides = [[_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs)]
         spreads = [[Spread.of(values) for values in side] for side in sides]
         ratios = [Spread.of_ratios(ours, theirs) for ours, theirs in zip(*sides, strict=True)]
         ours, theirs = (f"{_join(side)}{self.unit}" for side in spreads)
@@ -97,15 +97,19 @@ def shorten(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def rounds_of(result: Mapping[str, Any], side: int, condition: str, metric: str) -> list[float]:
-    """A figure's values of all rounds, in the JSON of `bench` or of the tools for the stand-in."""
+def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mapping[str, Any]]]:
+    """The rounds of a side by condition, in the JSON of `bench` or of the tools for the stand-in."""
     if "sides" in result:
-        conditions = result["sides"][side]["conditions"]
-        return [each[metric] for entry in conditions if entry["condition"] == condition for each in entry["rounds"]]
+        return {each["condition"]: each["rounds"] for each in result["sides"][side]["conditions"]}
     if "cases" in result:
-        return [each[metric] for each in result["cases"][condition][("ours", "plain")[side]]]
-    values: list[float] = result["ways"][f"{('sleep', 'by hand')[side]}, {condition}"][metric]
-    return values
+        return {name: sides[("ours", "plain")[side]] for name, sides in result["cases"].items()}
+    way = f"{('sleep', 'by hand')[side]}, "
+    ways = {name.removeprefix(way): each["swaps_s"] for name, each in result["ways"].items() if name.startswith(way)}
+    return {name: [{"swap_s": seconds} for seconds in swaps_s] for name, swaps_s in ways.items()}
+
+
+def _values(result: Mapping[str, Any], side: int, condition: str, metric: str) -> list[float]:
+    return [each[metric] for each in conditions_of(result, side)[condition]]
 
 
 def _join(spreads: list[Spread]) -> str:
@@ -137,8 +141,8 @@ ROWS: Final = {
         Row(f"first answer {_STAND_IN}", _EAGER, "stand-in, start, eager", (("eager, later", "answer"),)),
     ),
     "Models that change places on a GPU": (
-        Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swaps_s"),), is_headline=False),
-        Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swaps_s"),), is_headline=False),
+        Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
+        Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),
     ),
     "Start of the embedded engine": (
         Row("first token, embedded engine", _TRANSFORMERS, "start, embedded"),

@@ -53,12 +53,10 @@ class Steps:
         yield self._shared_compiled_model()
 
     def _shared_compiled_model(self) -> Step:
-        """Starts with empty caches, of which ours gets the compiled model from a location; another start fills it."""
+        """Starts with empty caches. Ours gets the compiled model from a location that another start has filled."""
         location = f"--compile-cache {self._work}/location"
         filling = f"{self._launcher('location-ours')} {location}"
-        ours, plain = (
-            self._with_empty_cache(command) for command in (f"{self._launcher()} {location}", self._vllm())
-        )
+        ours, plain = (self._with_empty_cache(command) for command in (f"{self._launcher()} {location}", self._vllm()))
         step = self._startup("first start, compiled, shared", 2, ours, plain, most_s=900)
         fills = f"{self._own} bench serve --cmd {shlex.quote(filling)} --concurrency 1 --rounds 1"
         return Step(step.name, ("sh", "-c", f"{fills} && {shlex.join(step.words)}"), step.most_s)
