@@ -1,6 +1,6 @@
 """The rows of the tables of figures: which step and which of its figures each of them shows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from math import floor, log10
@@ -30,7 +30,7 @@ class Row:
 
     label: str
     peer: str
-    """What the other side is, with the words that it ran with."""
+    """The command of the other side."""
     step: str
     series: tuple[tuple[str, str], ...] = _FIRST_TOKEN
     """Condition and metric of each figure."""
@@ -42,53 +42,31 @@ class Row:
 
     def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
         """The figures of vllm-cli and of its peer, and their ratio."""
-        sides = [[_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs)]
-        spreads = [[Spread.of(values) for values in side] for side in sides]
-        ratios = [Spread.of_ratios(ours, theirs) for ours, theirs in zip(*sides, strict=True)]
-        ours, theirs = (f"{_join(side)}{self.unit}" for side in spreads)
-        if len(self.series) == 1:
-            ours, theirs = (f"{side[0].median_text}{self.unit}{side[0].range_text}" for side in spreads)
-            return ours, theirs, f"{ratios[0].median:.2f}{ratios[0].ratio_range_text}"
-        return ours, theirs, "; ".join(f"{ratio.median:.2f}" for ratio in ratios)
+        ours, theirs = ([_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs))
+        ratios = [find_ratios(*pair) for pair in zip(ours, theirs, strict=True)]
+        return (
+            _describe(ours, shorten, self.unit),
+            _describe(theirs, shorten, self.unit),
+            _describe(ratios, "{:.2f}".format),
+        )
 
-    def medians(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
+    def medians(self, result: Mapping[str, Any]) -> list[str]:
         """The same without ranges."""
-        ours, theirs, ratio = self.cells(result)
-        return tuple(cell.partition(" (")[0] for cell in (ours, theirs, ratio))  # type: ignore[return-value]
+        return [cell.partition(" (")[0] for cell in self.cells(result)]
 
 
-class Spread(NamedTuple):
-    """A figure over the rounds."""
+def find_ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Round by round. If the sides have different numbers of rounds: the ratio of the medians."""
+    if len(ours) == len(theirs):
+        return [one / other for one, other in zip(ours, theirs, strict=True)]
+    return [median(ours) / median(theirs)]
 
-    median: float
-    least: float
-    most: float
 
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        """Of the values of all rounds."""
-        return cls(median(values), min(values), max(values))
-
-    @classmethod
-    def of_ratios(cls, ours: list[float], theirs: list[float]) -> "Spread":
-        """Round by round; of the medians, if the sides have other numbers of rounds."""
-        if len(ours) == len(theirs):
-            return cls.of([one / other for one, other in zip(ours, theirs, strict=True)])
-        return cls.of([median(ours) / median(theirs)])
-
-    @property
-    def median_text(self) -> str:
-        return shorten(self.median)
-
-    @property
-    def range_text(self) -> str:
-        texts = shorten(self.least), shorten(self.most)
-        return f" ({texts[0]}–{texts[1]})" if texts[0] != texts[1] else ""
-
-    @property
-    def ratio_range_text(self) -> str:
-        texts = f"{self.least:.2f}", f"{self.most:.2f}"
-        return f" ({texts[0]}–{texts[1]})" if texts[0] != texts[1] else ""
+def _describe(series: list[list[float]], format_value: Callable[[float], str], unit: str = "") -> str:
+    """All medians; if it is a single figure, with its least and greatest value."""
+    text = "; ".join(format_value(median(values)) for values in series) + unit
+    least, most = (format_value(pick(series[0])) for pick in (min, max))
+    return text if len(series) > 1 or least == most else f"{text} ({least}–{most})"
 
 
 def shorten(value: float) -> str:
@@ -110,10 +88,6 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
 
 def _values(result: Mapping[str, Any], side: int, condition: str, metric: str) -> list[float]:
     return [each[metric] for each in conditions_of(result, side)[condition]]
-
-
-def _join(spreads: list[Spread]) -> str:
-    return "; ".join(spread.median_text for spread in spreads)
 
 
 ROWS: Final = {

@@ -53,7 +53,7 @@ class Steps:
         yield self._shared_compiled_model()
 
     def _shared_compiled_model(self) -> Step:
-        """Starts with empty caches. Ours gets the compiled model from a location that another start has filled."""
+        """Starts with empty caches. Ours finds the compiled model of another start at a location."""
         location = f"--compile-cache {self._work}/location"
         filling = f"{self._launcher('location-ours')} {location}"
         ours, plain = (self._with_empty_cache(command) for command in (f"{self._launcher()} {location}", self._vllm()))

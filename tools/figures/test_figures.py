@@ -10,7 +10,7 @@ import pytest
 from tools.figures import record
 from tools.figures.chart import divide_median
 from tools.figures.record import FOLDER, ROOT, Figures, Record, find_letter
-from tools.figures.rows import ROWS, Row, Spread, conditions_of, earlier, newest, shorten
+from tools.figures.rows import ROWS, Row, conditions_of, earlier, find_ratios, newest, shorten
 from tools.figures.steps import Steps
 from tools.gpu_figures import Step, run_step
 
@@ -37,11 +37,11 @@ def test_a_row_has_medians_ranges_and_the_ratios_of_the_rounds():
         "30.0 s (25.0–40.0)",
         "0.20 (0.10–0.20)",
     )
-    assert row.medians(_bench([4.0, 5.0, 6.0], [40.0, 25.0, 30.0])) == ("5.00 s", "30.0 s", "0.20")
+    assert row.medians(_bench([4.0, 5.0, 6.0], [40.0, 25.0, 30.0])) == ["5.00 s", "30.0 s", "0.20"]
 
 
 def test_sides_with_other_numbers_of_rounds_have_the_ratio_of_their_medians():
-    assert Spread.of_ratios([1.0, 2.0, 3.0], [4.0]) == (0.5, 0.5, 0.5)
+    assert find_ratios([1.0, 2.0, 3.0], [4.0]) == [0.5]
 
 
 @pytest.mark.parametrize(
