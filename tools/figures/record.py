@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "docs" / "figures"
 _MACHINES: Final = "machines.json"
 _INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-"""The names of instructions by the flag of `lscpu`; a machine has the first of them that its processor has."""
+"""Names of instructions, by the flag of `lscpu`. A machine is known by the first that its processor has."""
 _DERIVED: Final = ("summary", "ratios", "phases", "num_probes", "errors", "client_cpu_share")
 """Members of a benchmark's JSON that its rounds give, or that no page shows."""
 _DIGITS: Final = 5
@@ -97,7 +97,7 @@ class Record:
         return step is not None and step["exit_code"] == 0
 
     def add(self, entry: Mapping[str, Any], work: Path) -> None:
-        """Writes a step's entry of `run_step`. The entry of a failed run does not replace an earlier good one."""
+        """Writes a step's entry of `run_step`. A failed run does not replace an earlier good one."""
         name = entry["name"]
         if entry["exit_code"] != 0 and self.has_passed(name):
             return
