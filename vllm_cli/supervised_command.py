@@ -91,6 +91,17 @@ class SupervisedCommand:
         return "" if self._log_path is None else last_lines(self._log_path)
 
     @property
+    def log_path(self) -> Path:
+        """The file with the output, until `close`.
+
+        Raises:
+            CommandEndedError: the command was not started, or its output is not kept.
+        """
+        if self._log_path is None:
+            raise CommandEndedError("The server's output is not kept.")
+        return self._log_path
+
+    @property
     def root_pid(self) -> int:
         """The supervisor: all processes of the command are its descendants.
 

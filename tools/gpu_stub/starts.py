@@ -9,6 +9,7 @@ import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +19,7 @@ from tests.gpu_stub.gpu_server import EAGER, PYTHON, GpuServer
 from tests.support.program import Program
 from tests.support.standby_process import OFF
 from tools.gpu_figures import describe_machine
+from vllm_cli.bench.phases import divide, follow_log
 
 _START_S: Final = 1200.0
 _SETTLED_S: Final = 6.0
@@ -41,9 +43,11 @@ class _TimedServer(GpuServer):
     poll_s = 0.02
     begun_s: float
     """Time of the clock at which its command began."""
+    begun_ns: int
+    """The same on the monotonic clock."""
 
     def start(self) -> None:
-        self.begun_s = time.time()
+        self.begun_s, self.begun_ns = time.time(), time.monotonic_ns()
         super().start()
 
 
@@ -55,6 +59,11 @@ class Start(NamedTuple):
     healthy: float
     answer: float
     stop: float
+    phases_s: Mapping[str, float]
+    """Until the answer, as `bench startup` divides a start."""
+
+
+FIGURES: Final = Start._fields[:-1]
 
 
 _COMPILED: Final = EAGER[1:]
@@ -77,7 +86,7 @@ CASES: Final = {
 @click.option("--case", "names", multiple=True, type=click.Choice([*CASES]), help="Only these cases.")
 def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
     """Run all cases."""
-    click.echo(f"| case | rounds | {' | '.join(Start._fields)}: vllm serve; vllm-cli: ratio |")
+    click.echo(f"| case | rounds | {' | '.join(FIGURES)}: vllm serve; vllm-cli: ratio |")
     result: dict[str, Any] = {"no kernel runs": True, "machine": describe_machine(str(PYTHON)), "cases": {}}
     for name in names or CASES:
         with tempfile.TemporaryDirectory() as folder:
@@ -112,22 +121,26 @@ def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: flo
     home.mkdir(exist_ok=True)
     variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {})}
     with _TimedServer(launcher, *case.words, *words, folder=home, environment=variables) as server:
-        Program.wait(server, lambda: server.health() == 200, _START_S)
-        healthy = time.time() - server.begun_s
-        server.generate()
-        answer = time.time() - server.begun_s
+        assert server.log_path is not None
+        with follow_log(server.log_path) as log:
+            Program.wait(server, lambda: server.health() == 200, _START_S)
+            healthy = time.time() - server.begun_s
+            server.generate()
+            answer = time.time() - server.begun_s
         time.sleep(settle_s)
         cuda = max(server.initialized().values()) - server.begun_s
         signal_s = time.time()
         server.terminate(signal.SIGTERM)
         stop = time.time() - signal_s
-    return Start(*(round(seconds, 2) for seconds in (cuda, healthy, answer, stop)))
+    ends_s = {name: (end_ns - server.begun_ns) / 1e9 for name, end_ns in log.ends_ns.items()}
+    phases_s = {name: round(seconds, 2) for name, seconds in divide(ends_s | {"server": healthy}, answer).items()}
+    return Start(*(round(seconds, 2) for seconds in (cuda, healthy, answer, stop)), phases_s)
 
 
 def describe(name: str, plain: list[Start], ours: list[Start]) -> str:
     """A row of a table in Markdown: the medians of both sides, and their ratios."""
     cells = [name, str(len(ours))]
-    for field in Start._fields:
+    for field in FIGURES:
         theirs, own = (statistics.median(getattr(start, field) for start in starts) for starts in (plain, ours))
         cells.append(f"{theirs:.1f}; {own:.1f} s: {own / theirs:.2f}")
     return f"| {' | '.join(cells)} |"

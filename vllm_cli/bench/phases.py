@@ -1,6 +1,19 @@
-"""The phases of a start, from exec to the first token."""
+"""The phases of a start: a division of the time from exec to the first token, the same for all servers.
 
-from typing import Final
+With vLLM, a line of the log ends each phase. The embedded engine has its phases on `/startupz`. Other servers
+show only when they are healthy and when they send the first token.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from vllm_cli.bench.report import Side
+from vllm_cli.terminal import align
 
 PHASES: Final = (
     "imports",
@@ -14,3 +27,164 @@ PHASES: Final = (
     "first token",
 )
 """In order of time."""
+_API_SERVER: Final = ("(APIServer ", "(ApiServer_")
+"""vLLM puts a process's name before its lines once the program's modules are imported."""
+_FIRST: Final = {
+    "engine process": ("Initializing a V1 LLM engine",),
+    "workers": ("Starting to load model", "Loading model from scratch"),
+    "compile and warm-up": ("Capturing CUDA graphs",),
+}
+"""The first line with one of these texts ends the phase."""
+_LAST: Final = {
+    "weights": ("Loading weights took", "Model loading took"),
+    "CUDA graphs": ("init engine (profile, create kv cache, warmup model) took",),
+}
+"""The last such line ends the phase: each worker and each engine writes one."""
+_REPORTED: Final = {
+    "configuration": ("locate_model", "resolve_model", "preflight", "read_limits"),
+    "engine process": ("start_engine_process", "start_process", "take_over", "wait_for_engine"),
+    "weights": ("load_weights", "quantize", "load_adapters"),
+    "compile and warm-up": ("choose_runner", "check_prompt_embeds", "allocate_kv_cache", "warm_up_renderer"),
+    "server": ("listen", "load_tokenizer", "build_app"),
+    "first token": ("first_token",),
+}
+"""Phases of `/startupz` by phase; all others are imports."""
+_POLL_S: Final = 0.01
+_BAR_WIDTH: Final = 60
+
+
+class StartLog:
+    """Reads the output of a start and notes when the lines come that end a phase."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is the file that the server's processes write."""
+        self.ends_ns: dict[str, int] = {}
+        """When each phase ended, on the monotonic clock; phases without a line are missing."""
+        self._file = path.open("rb", buffering=0)
+        self._rest = b""
+
+    def read(self) -> None:
+        """Reads what was written since the last call. Its lines came now."""
+        *lines, self._rest = (self._rest + self._file.read()).replace(b"\r", b"\n").split(b"\n")
+        now_ns = time.monotonic_ns()
+        for line in lines:
+            self.note(line.decode(errors="replace"), now_ns)
+
+    def note(self, line: str, now_ns: int) -> None:
+        """Notes what a line ends."""
+        if "engine process" not in self.ends_ns and any(name in line for name in _API_SERVER):
+            self.ends_ns.setdefault("imports", now_ns)
+            self.ends_ns["configuration"] = now_ns
+        for phase, texts in _FIRST.items():
+            if any(text in line for text in texts):
+                self.ends_ns.setdefault(phase, now_ns)
+        for phase, texts in _LAST.items():
+            if any(text in line for text in texts):
+                self.ends_ns[phase] = now_ns
+        if "CUDA graphs" in self.ends_ns:  # none were captured, unless a line has said so
+            self.ends_ns.setdefault("compile and warm-up", self.ends_ns["CUDA graphs"])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def follow_log(path: Path) -> Iterator[StartLog]:
+    """Reads the file every few milliseconds during the block, in a thread, and once at its end."""
+    log = StartLog(path)
+    is_over = threading.Event()
+    thread = threading.Thread(target=_read_until, args=(log, is_over), name="follow-log")
+    thread.start()
+    try:
+        yield log
+    finally:
+        is_over.set()
+        thread.join()
+        log.close()
+
+
+def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, float]:
+    """When each phase ended, in seconds since exec, for a server that reports its phases until it is healthy.
+
+    `phases` are seconds by `process:phase`, as `/startupz` has them.
+    """
+    took_s = dict.fromkeys(PHASES, 0.0)
+    for key, seconds in phases.items():
+        took_s[_phase_of(key.partition(":")[2])] += seconds
+    ends_s, end_s = {}, healthy_s
+    for name in reversed(PHASES):
+        ends_s[name] = end_s
+        end_s -= took_s[name]
+    return ends_s
+
+
+def divide(ends_s: Mapping[str, float], first_token_s: float) -> dict[str, float]:
+    """Seconds by phase, which add up to `first_token_s`; a phase without an end is part of the next one."""
+    phases_s: dict[str, float] = {}
+    begin_s = 0.0
+    ends_s = {**ends_s, PHASES[-1]: first_token_s}
+    for name in PHASES:
+        if name in ends_s:
+            end_s = min(max(ends_s[name], begin_s), first_token_s)
+            phases_s[name] = end_s - begin_s
+            begin_s = end_s
+    return phases_s
+
+
+def median_phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The median of each phase over the rounds that have it."""
+    found = [figures["phases_s"] for figures in rounds]
+    known = {name: [phases_s[name] for phases_s in found if name in phases_s] for name in PHASES}
+    return {name: median(values) for name, values in known.items() if values}
+
+
+def describe_phases(sides: Sequence[Side]) -> dict[str, list[str]]:
+    """For each condition the lines of the report: a stacked bar for each side, then a table of medians."""
+    return {
+        condition: _describe({side.name: median_phases(side.rounds[condition]) for side in sides})
+        for condition in sides[0].rounds
+    }
+
+
+def _describe(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
+    most_s = max(sum(phases_s.values()) for phases_s in sides.values())
+    bars = [[name, _bar(phases_s, _BAR_WIDTH / most_s)] for name, phases_s in sides.items()]
+    rows = [["phase, median s", *sides]]
+    for number, name in enumerate(PHASES, 1):
+        if any(phases_s.get(name) for phases_s in sides.values()):
+            cells = (f"{phases_s[name]:.2f}" if name in phases_s else "-" for phases_s in sides.values())
+            rows.append([f"{number} {name}", *cells])
+    return ["", *align(bars), "", *align(rows, are_figures=True), *_describe_missing(sides)]
+
+
+def _bar(phases_s: Mapping[str, float], scale: float) -> str:
+    """The digit of each phase, as often as its share of the longest bar."""
+    text, end_s = "", 0.0
+    for number, name in enumerate(PHASES, 1):
+        end_s += phases_s.get(name, 0.0)
+        text += str(number) * (round(end_s * scale) - len(text))
+    return text
+
+
+def _describe_missing(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What phases of a side contain because no line of its output ends the phases before them."""
+    lines = []
+    for side, phases_s in sides.items():
+        missing: list[str] = []
+        for name in PHASES:
+            if name not in phases_s:
+                missing.append(name)
+            elif missing:
+                lines.append(f"{side}: {name} includes {', '.join(missing)}, whose ends its output does not show")
+                missing = []
+    return lines
+
+
+def _phase_of(name: str) -> str:
+    return next((phase for phase, names in _REPORTED.items() if name in names), "imports")
+
+
+def _read_until(log: StartLog, is_over: threading.Event) -> None:
+    while not is_over.wait(_POLL_S):
+        log.read()
+    log.read()

@@ -72,6 +72,8 @@ class Result:
     """The first is compared with each of the others."""
     problems: Sequence[str]
     """Signs that the figures are unreliable."""
+    details: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Further lines of the report, by condition."""
     has_failed: bool = False
     """Whether the exit code is 1."""
 
@@ -148,6 +150,7 @@ def _write_report(result: Result, stream: TextIO) -> None:
     for condition in result.sides[0].rounds:
         num_rounds = len(result.sides[0].rounds[condition])
         lines += ["", f"{condition}, rounds: {num_rounds}", *align(_table(result, condition), are_figures=True)]
+        lines += result.details.get(condition, ())
     stream.writelines(f"{line}\n" for line in (*lines, "", *result.problems))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from base.machine.page_cache import ResidencyProbe, fuse_devices
 from startup.words.errors import InputError
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
+from vllm_cli.bench.phases import describe_phases, divide, ends_of_report, follow_log
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
 from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
@@ -58,6 +59,8 @@ class StartupBenchConfig(BenchConfig):
     """The model that the standby keeps too (its --model)."""
     pause_s: float = 1.0
     """Time between the end of one server and the start of the next."""
+    shows_phases: bool = False
+    """Whether the report has the phases of the starts."""
 
 
 async def measure_startup(config: StartupBenchConfig) -> Result:
@@ -87,6 +90,7 @@ async def measure_startup(config: StartupBenchConfig) -> Result:
         settings=config.settings,
         description=[f"{config.path}; times count from exec"],
         sides=measured,
+        details=describe_phases(measured) if config.shows_phases else {},
         problems=[line for side in measured for line in _find_problems(side)],
     )
 
@@ -163,21 +167,28 @@ class _StartedSide:
     async def _time_start(self, target: Target, stamp: Path, probe: HealthProbe) -> dict[str, Any]:
         target.start()
         host, _, port = target.base_url.removeprefix("http://").partition(":")
-        exec_ns = await wait_for_stamp(stamp, target.ensure_alive)
-        probe.start(target.base_url)
-        listening_ns, healthy_ns = await _wait_healthy(host, int(port), target.ensure_alive)
-        form = replace(self._server.form, base_url=target.base_url)
-        first_token_ns = await _wait_first_token(form, target.ensure_alive)
+        with follow_log(target.log_path) as log:
+            exec_ns = await wait_for_stamp(stamp, target.ensure_alive)
+            probe.start(target.base_url)
+            listening_ns, healthy_ns = await _wait_healthy(host, int(port), target.ensure_alive)
+            form = replace(self._server.form, base_url=target.base_url)
+            first_token_ns = await _wait_first_token(form, target.ensure_alive)
         samples = await asyncio.to_thread(probe.finish)
+        phases = await ask_phases(form)
+        serves_ns = healthy_ns or listening_ns
+        ends_ns = log.ends_ns | {"server": serves_ns}
+        ends_s = {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
+        first_token_s = (first_token_ns - exec_ns) / 1e9
         return {
             "listening_ms": (listening_ns - exec_ns) / 1e6,
             "healthy_s": (healthy_ns - exec_ns) / 1e9 if healthy_ns else None,
-            "first_token_s": (first_token_ns - exec_ns) / 1e9,
+            "first_token_s": first_token_s,
             **percentiles_ms("probe", samples.latencies_ns, 50, 99, 100),
             "num_probes": len(samples.latencies_ns),
             "num_refused": samples.num_refused,
             "num_lost": samples.num_lost,
-            "phases": await ask_phases(form),
+            "phases": phases,
+            "phases_s": divide(ends_of_report(phases, ends_s["server"]) if phases else ends_s, first_token_s),
         }
 
 

@@ -199,13 +199,19 @@ def serve(**options: Any) -> int:
 @click.option(
     "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
 )
+@click.option("--phases", "shows_phases", is_flag=True, help="Show the phases of the starts as bars and in a table.")
 @_shared_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
     The report has the times until the server listens (a connection is accepted), is healthy (/health answers
     200) and has sent the first token of a streamed completion. It also has the latency and refusals of probes
-    that a separate process sends 20 times a second. The JSON also has the phases from /startupz.
+    that a separate process sends 20 times a second.
+
+    With --phases, the report also divides the time to the first token: imports, configuration, weights,
+    compile and warm-up, and so on. A server with vLLM ends a phase with a line of its log, and so plain
+    `vllm serve` has the same phases. The embedded engine has them on /startupz. The phases of other servers
+    are `server`, until /health answers 200, and `first token`. The JSON always has the phases of each start.
 
     Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
     with all its processes. The first start of each server is not measured. Then rounds alternate, every other

@@ -1,0 +1,120 @@
+"""The phases of a start: of real logs, as `start_logs` has them, and of servers that a benchmark starts.
+
+A line of `start_logs` is the seconds since exec and a line of the log. Logs of vLLM 0.29, 0.32 and 0.33 are
+those of real starts, without the lines that end no phase.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.llamas import save_tiny_llama
+from tests.support.properties import given, st
+from vllm_cli.bench.phases import PHASES, StartLog, divide, ends_of_report, follow_log, median_phases
+
+LOGS = Path(__file__).with_name("start_logs")
+CASES = json.loads((LOGS / "phases.json").read_text())
+QUICK = ("--rounds", "1", "--pause", "0", "--json", "-", "--phases")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[StartLog]:
+    """Of a file in which nothing is written."""
+    path = tmp_path / "log"
+    path.touch()
+    log = StartLog(path)
+    yield log
+    log.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lines_of_real_starts_end_the_phases(name, log):
+    lines = (LOGS / f"{name}.log").read_text().splitlines()
+    *moments, (first_token_s, _) = [(float(line[:8]), line[9:]) for line in lines]
+    for seconds, line in moments:
+        log.note(line, round(seconds * 1e9))
+    phases_s = divide({name: end_ns / 1e9 for name, end_ns in log.ends_ns.items()}, first_token_s)
+    assert {name: round(seconds, 2) for name, seconds in phases_s.items()} == CASES[name]
+    assert sum(phases_s.values()) == pytest.approx(first_token_s)
+
+
+def test_a_line_that_is_written_in_pieces_and_one_of_a_progress_bar_end_a_phase(tmp_path):
+    path = tmp_path / "log"
+    path.touch()
+    with follow_log(path) as log, path.open("ab", buffering=0) as written:
+        written.write(b"(EngineCore pid=1) Initializing a V1")
+        log.read()
+        assert not log.ends_ns
+        written.write(b" LLM engine (v0.32.0)\nCapturing CUDA graphs:   0%|\rCapturing CUDA graphs:  50%|\r")
+    assert set(log.ends_ns) == {"engine process", "compile and warm-up"}
+
+
+def test_without_cuda_graphs_the_warm_up_lasts_until_the_engine_is_initialized(log):
+    log.note("init engine (profile, create kv cache, warmup model) took 0.73 s", 5)
+    assert log.ends_ns == {"compile and warm-up": 5, "CUDA graphs": 5}
+
+
+def test_the_last_of_several_engines_ends_the_phase(log):
+    for time_ns in (5, 9):
+        log.note("init engine (profile, create kv cache, warmup model) took 0.73 s", time_ns)
+    assert log.ends_ns["CUDA graphs"] == 9
+
+
+def test_a_phase_without_an_end_is_part_of_the_next_one():
+    assert divide({"imports": 2.0, "weights": 7.0}, 8.0) == {"imports": 2.0, "weights": 5.0, "first token": 1.0}
+
+
+@given(st.dictionaries(st.sampled_from(PHASES[:-1]), st.floats(-1, 100)), st.floats(0, 50))
+def test_phases_add_up_to_the_first_token_and_none_is_negative(ends_s, first_token_s):
+    phases_s = divide(ends_s, first_token_s)
+    assert sum(phases_s.values()) == pytest.approx(first_token_s)
+    assert min(phases_s.values()) >= 0
+    assert [name for name in PHASES if name in phases_s] == list(phases_s)
+
+
+def test_reported_phases_end_when_the_server_is_healthy():
+    reported = {"api:interpreter_and_cli": 0.2, "engine:load_weights": 0.5, "forkserver:preload_imports": 1.0}
+    phases_s = divide(ends_of_report(reported, healthy_s=1.6), 1.9)
+    assert {name: round(seconds, 3) for name, seconds in phases_s.items() if seconds} == {
+        **{"imports": 1.1, "weights": 0.5, "first token": 0.3}
+    }
+
+
+def test_medians_are_those_of_the_rounds_that_have_the_phase():
+    rounds = [{"phases_s": {"server": 1.0}}, {"phases_s": {"server": 3.0, "imports": 5.0}}]
+    assert list(median_phases(rounds).items()) == [("imports", 5.0), ("server", 2.0)]
+
+
+@pytest.mark.thorough
+def test_phases_of_servers_with_and_without_such_lines(fake_command, run_startup):
+    script = "sleep 0.2; echo '(APIServer pid=1) version'; sleep 0.3; echo 'Initializing a V1 LLM engine'; exec "
+    command = shlex.join(["sh", "-c", script + fake_command() + " --port {port}"])
+    done = run_startup("--cmd", command, "--vs", fake_command("--ready-ms", 200), *QUICK)
+    assert done.returncode == 0, done.stderr
+    (ours,), (theirs,) = (side["conditions"][0]["rounds"] for side in json.loads(done.stdout)["sides"])
+    assert list(ours["phases_s"]) == ["imports", "configuration", "engine process", "server", "first token"]
+    assert ours["phases_s"]["imports"] >= 0.2
+    assert ours["phases_s"]["engine process"] >= 0.28
+    assert list(theirs["phases_s"]) == ["server", "first token"]
+    for figures in (ours, theirs):
+        assert sum(figures["phases_s"].values()) == pytest.approx(figures["first_token_s"])
+    assert "A  11" in done.stderr
+    assert "B: server includes imports, configuration, engine process, workers, weights" in done.stderr
+
+
+@pytest.mark.thorough
+def test_phases_of_the_embedded_engine(run_startup, tmp_path):
+    command = [sys.executable, "-m", "vllm_cli", "serve", save_tiny_llama(tmp_path), "--engine", "embedded"]
+    done = run_startup("--cmd", shlex.join(map(str, command)), *QUICK)
+    assert done.returncode == 0, done.stderr
+    (figures,) = json.loads(done.stdout)["sides"][0]["conditions"][0]["rounds"]
+    assert list(figures["phases_s"]) == list(PHASES)
+    assert sum(figures["phases_s"].values()) == pytest.approx(figures["first_token_s"])
+    assert figures["phases_s"]["imports"] > figures["phases_s"]["configuration"] > 0
+    assert figures["phases_s"]["weights"] > 0
+    assert "1 imports" in done.stderr
+    assert "includes" not in done.stderr
