@@ -25,6 +25,7 @@ _METRICS: Final = (
     *(Metric(f"health_{which}_ms", f"/health {which} ms") for which in ("p50", "p99", "max")),
     Metric("requests_per_s", "requests/s", is_higher_better=True),
 )
+_WARM_UP_S: Final = 2.0
 _CONDITION: Final = "300 renders"
 _TEXT: Final = "The river keeps the road. " * 8
 _MESSAGES: Final = [{"role": "user", "content": _TEXT}, {"role": "assistant", "content": _TEXT}] * 30
@@ -73,8 +74,10 @@ async def measure(config: BenchConfig, seconds: float, clients: int) -> Result:
 
 
 async def _measure_round(target: Target, server: ReadyServer, seconds: float, clients: int) -> dict[str, Any]:
+    """Probes begin once the load has been there for a while, and end with it."""
     body = json.dumps({"model": server.form.model, "messages": _MESSAGES})
-    end_s = time.monotonic() + seconds
+    begin_s = time.monotonic() + _WARM_UP_S
+    end_s = begin_s + seconds
     num_answers = 0
 
     async def ask() -> None:
@@ -84,13 +87,14 @@ async def _measure_round(target: Target, server: ReadyServer, seconds: float, cl
             async with session.post(url, data=body, headers=server.form.headers) as answer:
                 answer.raise_for_status()
                 await answer.read()
-                num_answers += 1
+                num_answers += time.monotonic() >= begin_s
 
     with HealthProbe(is_starting=True) as probe:
         async with open_session() as session, asyncio.TaskGroup() as group:
-            probe.start(target.base_url)
             for _ in range(clients):
                 group.create_task(ask())
+            await asyncio.sleep(_WARM_UP_S)
+            await asyncio.to_thread(probe.start, target.base_url)
         samples = await asyncio.to_thread(probe.finish)
     return {
         **percentiles_ms("health", samples.latencies_ns, 50, 99, 100),
