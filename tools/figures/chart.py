@@ -6,7 +6,8 @@ from typing import Any, Final, NamedTuple
 
 from tools.figures.record import Figures
 from tools.figures.rows import conditions_of
-from tools.phase_chart import PHASES, Bar, Group, draw_phases
+from tools.phase_chart import Bar, Group, draw_phases
+from vllm_cli.bench.phases import PHASES, median_phases
 
 
 class _Start(NamedTuple):
@@ -68,9 +69,7 @@ def divide_median(rounds: list[Mapping[str, Any]]) -> dict[str, float]:
     Without phases, all of it is the last phase.
     """
     total_s = median(each.get("first_token_s") or each["answer"] for each in rounds)
-    known = [each["phases_s"] for each in rounds if each.get("phases_s")]
-    if not known:
-        return {PHASES[-1]: total_s}
-    phases_s = {name: median(each.get(name, 0.0) for each in known) for name in PHASES}
+    known = [each for each in rounds if each.get("phases_s")]
+    phases_s = median_phases(known) if known else {PHASES[-1]: total_s}
     scale = total_s / sum(phases_s.values())
     return {name: seconds * scale for name, seconds in phases_s.items() if seconds}

@@ -31,9 +31,13 @@ class Measured(NamedTuple):
 
     machine: str
     """Its letter."""
-    date: str
-    command: str
+    moment: str
+    """Its date, and the time if that is known."""
     result: Mapping[str, Any]
+
+    @property
+    def date(self) -> str:
+        return self.moment[:10]
 
 
 class Table(NamedTuple):
@@ -60,9 +64,9 @@ class Figures:
         for record in self._records:
             step = record.get("steps", {}).get(name)
             if step is not None and step["exit_code"] == 0 and step["result"]:
-                run = Measured(record["machine"], step["date"], step["command"], step["result"])
-                runs[run.machine] = max(run, runs.get(run.machine, run), key=lambda each: each.date)
-        return sorted(runs.values(), key=lambda run: run.date, reverse=True)
+                run = Measured(record["machine"], step["moment"], step["result"])
+                runs[run.machine] = max(run, runs.get(run.machine, run), key=lambda each: each.moment)
+        return sorted(runs.values(), key=lambda run: run.moment, reverse=True)
 
     def tables(self, section: str) -> Iterator[Table]:
         """The tables of earlier pages that a section shows: some rows and columns, under names of today."""
@@ -82,10 +86,10 @@ class Record:
     """Today's file of this machine; each step is added when it has run."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self._date = time.strftime("%Y-%m-%d", time.gmtime())
+        date = time.strftime("%Y-%m-%d", time.gmtime())
         letter = find_letter(folder / _MACHINES)
-        self.path: Final = folder / f"{letter.lower()}-{self._date}.json"
-        self._known: dict[str, Any] = {"machine": letter, "date": self._date, "steps": {}}
+        self.path: Final = folder / f"{letter.lower()}-{date}.json"
+        self._known: dict[str, Any] = {"machine": letter, "date": date, "steps": {}}
         if self.path.exists():
             self._known = json.loads(self.path.read_text())
         python = ROOT / ".peers" / "vllm" / "bin" / "python"
@@ -102,7 +106,8 @@ class Record:
         if entry["exit_code"] != 0 and self.has_passed(name):
             return
         written = {key: value for key, value in entry.items() if key not in ("name", "result")}
-        step = {"date": self._date, "commit": _commit(), **written, "result": _shorten(entry.get("result"))}
+        moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        step = {"moment": moment, "commit": _commit(), **written, "result": _shorten(entry.get("result"))}
         text = json.dumps(step).replace(str(work), "WORK").replace(str(ROOT), "ROOT")
         self._known["steps"][name] = json.loads(text)
         self.path.write_text(json.dumps(self._known, indent=1, ensure_ascii=False) + "\n")

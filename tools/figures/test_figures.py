@@ -21,7 +21,10 @@ def _bench(ours, theirs, condition="from warm", metric="first_token_s"):
 
 
 def _record(machine, date, result, code=0):
-    return {"machine": machine, "steps": {"start": {"date": date, "command": "", "exit_code": code, "result": result}}}
+    return {
+        "machine": machine,
+        "steps": {"start": {"moment": date, "command": "", "exit_code": code, "result": result}},
+    }
 
 
 @pytest.fixture
