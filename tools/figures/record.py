@@ -47,7 +47,6 @@ class Table(NamedTuple):
     date: str
     columns: list[str]
     rows: list[list[str]]
-    caption: str
 
 
 class Figures:
@@ -79,7 +78,7 @@ class Figures:
                         for number, label in shown["rows"].items()
                     ]
                     cells = [[_MARKS.sub("", row[cell]) for cell in shown["cells"]] for row in rows]
-                    yield Table(record["machine"], table["date"], shown["columns"], cells, shown.get("caption", ""))
+                    yield Table(record["machine"], table["date"], shown["columns"], cells)
 
 
 class Record:
@@ -116,7 +115,7 @@ class Record:
 def find_letter(path: Path) -> str:
     """This machine's letter; a new machine is added to the file with the next one."""
     machines = json.loads(path.read_text())
-    flags = _lscpu()["Flags"].split()
+    flags = _lscpu().get("Flags", "").split()
     best = next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), platform.machine())
     key = {"processor": cpu_model(), "instructions": best, "cores": os.cpu_count()}
     for letter, machine in machines.items():

@@ -40,6 +40,11 @@ class Row:
     is_headline: bool = True
     """Whether README shows it."""
 
+    def describe_peer(self, result: Mapping[str, Any]) -> str:
+        """The peer with its version, if the server has reported one."""
+        version = result["sides"][self.theirs].get("version") if "sides" in result else None
+        return f"{self.peer}, {version}" if version else self.peer
+
     def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
         """The figures of vllm-cli and of its peer, and their ratio."""
         ours, theirs = ([_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs))
