@@ -27,7 +27,8 @@ class Steps:
             rounds: number of rounds of every step, for a trial; None takes each step's own.
         """
         self._root, self._work, self._rounds = root, work, rounds
-        self._own = f"env PYTHONPATH={root} {sys.executable} -m vllm_cli"
+        self._tool = ("env", f"PYTHONPATH={root}", sys.executable, "-m")
+        self._own = shlex.join((*self._tool, "vllm_cli"))
         self._model = f"{root}/.peers/model"
         self.large_model: Final = work / "1.5b"
 
@@ -35,11 +36,13 @@ class Steps:
         """In the order in which they run: the figures that most users ask for come first."""
         yield from self._starts()
         yield from self._embedded_starts()
-        yield from self._tokens()
+        yield self._tokens()
         yield self._renders()
         yield from self._large_model()
+        yield from self._stand_in_starts()
+        yield from self._further_tokens()
         yield from self._versions()
-        yield from self._stand_in()
+        yield self._stand_in_swaps()
 
     def _starts(self) -> Iterator[Step]:
         compiled = (self._launcher("compiled-ours"), self._vllm("compiled-plain"))
@@ -67,21 +70,23 @@ class Steps:
         yield self._startup("start, embedded", 7, *sides, *asks, most_s=200)
         yield self._startup("warm start, embedded", 7, *sides, *asks, "--state", "standby", most_s=200)
 
-    def _tokens(self) -> Iterator[Step]:
-        embedded, plain = self._embedded("embedded"), self._vllm("compiled-plain")
-        eager = self._vllm("eager-plain") + _EAGER
-        yield self._served("tokens, embedded", 3, (embedded, plain, eager), most_s=1200)
-        yield self._served(
-            "tokens, vLLM engine", 2, (self._launcher("compiled-ours"), plain), "--concurrency", "8,32", most_s=600
-        )
-        step = self._served("tokens beside a busy process", 3, (embedded, plain), "--max-tokens", "32", most_s=900)
+    def _tokens(self) -> Step:
+        sides = (self._embedded("embedded"), self._vllm("compiled-plain"), self._vllm("eager-plain") + _EAGER)
+        return self._served("tokens, embedded", 3, sides, most_s=1200)
+
+    def _further_tokens(self) -> Iterator[Step]:
+        plain = self._vllm("compiled-plain")
+        sides = (self._launcher("compiled-ours"), plain)
+        yield self._served("tokens, vLLM engine", 2, sides, "--concurrency", "8,32", most_s=600)
+        sides = (self._embedded("embedded"), plain)
+        step = self._served("tokens beside a busy process", 3, sides, "--max-tokens", "32", most_s=900)
         yield Step(step.name, ("sh", "-c", _SPIN, "sh", *step.words), step.most_s)
 
     def _renders(self) -> Step:
         sides = (self._launcher("eager-ours") + _EAGER, self._embedded("embedded"), self._vllm("eager-plain") + _EAGER)
-        words = ("env", f"PYTHONPATH={self._root}", sys.executable, "-m", "tools.figures.renders", "--json", "{result}")
+        words = ("tools.figures.renders", "--json", "{result}", "--rounds", self._num(3))
         commands = (word for side in sides for word in ("--cmd", side))
-        return Step("health beside renders", (*words, "--rounds", self._num(3), *commands), 500)
+        return Step("health beside renders", (*self._tool, *words, *commands), 500)
 
     def _large_model(self) -> Iterator[Step]:
         model = str(self.large_model)
@@ -109,15 +114,25 @@ class Steps:
             plain = self._vllm(f"{vllm}-plain", vllm=vllm) + _EAGER
             yield self._startup(f"start, eager, vLLM {version}", 2, ours, plain, most_s=400)
 
-    def _stand_in(self) -> Iterator[Step]:
+    def _stand_in_starts(self) -> Iterator[Step]:
         """On a GPU's stand-in, on which no kernel runs."""
-        tool = ("env", f"PYTHONPATH={self._root}", sys.executable, "-m")
         for kind in ("compiled", "eager"):
-            words = (*tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", self._num(2))
-            yield Step(f"stand-in, start, {kind}", (*words, "--case", f"{kind}, later"), 900)
-        swaps = (*tool, "tools.gpu_stub.swaps", "--json", "{result}", "--rounds", self._num(3), "--requests", "50")
+            words = (
+                "tools.gpu_stub.starts",
+                "--json",
+                "{result}",
+                "--rounds",
+                self._num(2),
+                "--case",
+                f"{kind}, later",
+            )
+            yield Step(f"stand-in, start, {kind}", (*self._tool, *words), 900)
+
+    def _stand_in_swaps(self) -> Step:
+        words = ("tools.gpu_stub.swaps", "--json", "{result}", "--rounds", self._num(3), "--requests", "50")
         paths = ("--vllm", f"{self._root}/.peers/cuda/bin", "--model", self._model)
-        yield Step("stand-in, swaps", (*swaps, *paths, "--", *shlex.split(_EAGER), "--max-model-len", "2048"), 900)
+        flags = ("--enforce-eager", "--max-model-len", "2048")
+        return Step("stand-in, swaps", (*self._tool, *words, *paths, "--", *flags), 900)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
         sides = ("--cmd", ours, "--vs", peer)
