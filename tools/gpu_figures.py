@@ -98,18 +98,25 @@ def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dic
         words = [word.replace("{result}", str(result)) for word in step.words]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         with subprocess.Popen(words, env=environment, cwd=folder, stdout=2, start_new_session=True) as process:
+            code: int | None = None
             try:
-                code: int | None = process.wait(timeout_s)
+                code = process.wait(timeout_s)
                 outcome = "passed" if code == 0 else f"failed with exit code {code}"
             except subprocess.TimeoutExpired:
-                code, outcome = None, f"ended after {timeout_s:.0f} s"
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
+                outcome = f"ended after {timeout_s:.0f} s"
+            finally:  # also after Ctrl-C, which does not reach another session
+                if code is None:
+                    _end_group(process)
         entry = {"name": step.name, "command": shlex.join(step.words), "outcome": outcome, "exit_code": code}
         return {**entry, "seconds": round(time.monotonic() - begin_s, 1), "result": read_result(result)}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def read_result(path: Path) -> Any:

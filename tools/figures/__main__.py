@@ -6,6 +6,7 @@ and docs/start.svg are written from all JSON files at the end.
 """
 
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 @click.option("--trial", type=click.Path(file_okay=False, path_type=Path), help="A round of each step, into a folder.")
 def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool, trial: Path | None) -> None:
     """Run all steps, then write the pages."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the step that runs
     failed = [] if is_write else run_steps(names, is_missing, minutes, trial)
     if trial is None:
         write_pages()
