@@ -63,7 +63,8 @@ def draw_phases(groups: Sequence[Group], *, notes: Sequence[str] = ()) -> str:
     drawing = _Drawing()
     for group in groups:
         drawing.add_group(group.title, [Bar(*bar) for bar in group.bars])
-    drawing.add_legend({name for group in groups for _, phases_s in group.bars for name in phases_s})
+    bars = [phases_s for group in groups for _, phases_s in group.bars]
+    drawing.add_legend({name for phases_s in bars for name, seconds in phases_s.items() if seconds})
     for note in notes:
         drawing.add_note(note)
     return drawing.finish(_describe(groups))

@@ -32,14 +32,13 @@ _API_SERVER: Final = ("(APIServer ", "(ApiServer_")
 _FIRST: Final = {
     "engine process": ("Initializing a V1 LLM engine",),
     "workers": ("Starting to load model", "Loading model from scratch"),
-    "compile and warm-up": ("Capturing CUDA graphs",),
 }
 """The first line with one of these texts ends the phase."""
-_LAST: Final = {
-    "weights": ("Loading weights took", "Model loading took"),
-    "CUDA graphs": ("init engine (profile, create kv cache, warmup model) took",),
-}
-"""The last such line ends the phase: each worker and each engine writes one."""
+_LOADED: Final = ("Loading weights took", "Model loading took")
+"""The last line with one of these texts ends the weights: each worker writes one."""
+_CAPTURES: Final = "Capturing CUDA graphs"
+_CAPTURED: Final = "Graph capturing finished"
+_INITIALIZED: Final = "init engine (profile, create kv cache, warmup model) took"
 _REPORTED: Final = {
     "configuration": ("locate_model", "resolve_model", "preflight", "read_limits"),
     "engine process": ("start_engine_process", "start_process", "take_over", "wait_for_engine"),
@@ -60,6 +59,8 @@ class StartLog:
         """`path` is the file that the server's processes write."""
         self.ends_ns: dict[str, int] = {}
         """When each phase ended, on the monotonic clock; phases without a line are missing."""
+        self._captures_ns = 0
+        self._captures_since_ns: int | None = None
         self._file = path.open("rb", buffering=0)
         self._rest = b""
 
@@ -78,11 +79,20 @@ class StartLog:
         for phase, texts in _FIRST.items():
             if any(text in line for text in texts):
                 self.ends_ns.setdefault(phase, now_ns)
-        for phase, texts in _LAST.items():
-            if any(text in line for text in texts):
-                self.ends_ns[phase] = now_ns
-        if "CUDA graphs" in self.ends_ns:  # none were captured, unless a line has said so
-            self.ends_ns.setdefault("compile and warm-up", self.ends_ns["CUDA graphs"])
+        if any(text in line for text in _LOADED):
+            self.ends_ns["weights"] = now_ns
+        self._note_graphs(line, now_ns)
+
+    def _note_graphs(self, line: str, now_ns: int) -> None:
+        """Warm-up and captures alternate: vLLM also captures graphs to measure their memory."""
+        if _CAPTURES in line:
+            self._captures_since_ns = self._captures_since_ns or now_ns
+        elif self._captures_since_ns and (_CAPTURED in line or _INITIALIZED in line):
+            self._captures_ns += now_ns - self._captures_since_ns
+            self._captures_since_ns = None
+        if _INITIALIZED in line:
+            self.ends_ns["compile and warm-up"] = now_ns - self._captures_ns
+            self.ends_ns["CUDA graphs"] = now_ns
 
     def close(self) -> None:
         self._file.close()

@@ -42,25 +42,37 @@ def test_lines_of_real_starts_end_the_phases(name, log):
     assert sum(phases_s.values()) == pytest.approx(first_token_s)
 
 
-def test_a_line_that_is_written_in_pieces_and_one_of_a_progress_bar_end_a_phase(tmp_path):
+def test_a_line_that_is_written_in_pieces_and_one_behind_a_progress_bar_end_a_phase(tmp_path):
     path = tmp_path / "log"
     path.touch()
     with follow_log(path) as log, path.open("ab", buffering=0) as written:
         written.write(b"(EngineCore pid=1) Initializing a V1")
         log.read()
         assert not log.ends_ns
-        written.write(b" LLM engine (v0.32.0)\nCapturing CUDA graphs:   0%|\rCapturing CUDA graphs:  50%|\r")
-    assert set(log.ends_ns) == {"engine process", "compile and warm-up"}
+        written.write(b" LLM engine (v0.32.0)\nLoading:  50%|\rStarting to load model M...\r")
+    assert set(log.ends_ns) == {"engine process", "workers"}
+
+
+INITIALIZED = "init engine (profile, create kv cache, warmup model) took 0.73 s"
 
 
 def test_without_cuda_graphs_the_warm_up_lasts_until_the_engine_is_initialized(log):
-    log.note("init engine (profile, create kv cache, warmup model) took 0.73 s", 5)
+    log.note(INITIALIZED, 5)
     assert log.ends_ns == {"compile and warm-up": 5, "CUDA graphs": 5}
 
 
+def test_all_captures_of_graphs_are_one_phase_and_what_is_between_them_is_warm_up(log):
+    """vLLM 0.33 on a GPU captures them twice, with the warm-up of kernels between."""
+    series = ["Capturing CUDA graphs (PIECEWISE):   0%|          | 0/51 [00:00<?, ?it/s]"] * 2
+    series += ["Graph capturing finished in 2 secs, took 0.09 GiB"]
+    for now_ns, line in zip((100, 110, 120, 150, 160, 190, 200), [*series, *series, INITIALIZED], strict=True):
+        log.note(line, now_ns)
+    assert log.ends_ns == {"compile and warm-up": 140, "CUDA graphs": 200}
+
+
 def test_the_last_of_several_engines_ends_the_phase(log):
-    for time_ns in (5, 9):
-        log.note("init engine (profile, create kv cache, warmup model) took 0.73 s", time_ns)
+    for now_ns in (5, 9):
+        log.note(INITIALIZED, now_ns)
     assert log.ends_ns["CUDA graphs"] == 9
 
 
