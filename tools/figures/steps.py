@@ -92,7 +92,7 @@ class Steps:
         model = str(self.large_model)
         yield self._startup(
             "start, eager, 1.5 billion parameters",
-            2,
+            3,
             self._launcher("large-ours", model=model) + _EAGER,
             self._vllm("large-plain", model=model) + _EAGER,
             most_s=600,
@@ -112,7 +112,7 @@ class Steps:
             vllm = f"vllm-{version}"
             ours = self._launcher(f"{vllm}-ours", vllm=vllm) + _EAGER
             plain = self._vllm(f"{vllm}-plain", vllm=vllm) + _EAGER
-            yield self._startup(f"start, eager, vLLM {version}", 2, ours, plain, most_s=400)
+            yield self._startup(f"start, eager, vLLM {version}", 3, ours, plain, most_s=400)
 
     def _stand_in_starts(self) -> Iterator[Step]:
         """On a GPU's stand-in, on which no kernel runs."""
