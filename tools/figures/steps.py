@@ -51,18 +51,12 @@ class Steps:
         yield self._startup("start, eager", 5, *eager, most_s=500)
         yield self._startup("warm start, compiled", 3, *compiled, "--state", "standby", most_s=900)
         yield self._startup("warm start, eager", 5, *eager, "--state", "standby", most_s=500)
-        first = [self._with_empty_cache(command + _EAGER) for command in (self._launcher(), self._vllm())]
-        yield self._startup("first start, eager", 3, *first, most_s=400)
-        yield self._shared_compiled_model()
-
-    def _shared_compiled_model(self) -> Step:
-        """Starts with empty caches. Ours finds the compiled model of another start at a location."""
+        yield self._first("first start, eager", 3, self._launcher() + _EAGER, self._vllm() + _EAGER, most_s=400)
         location = f"--compile-cache {self._work}/location"
-        filling = f"{self._launcher('location-ours')} {location}"
-        ours, plain = (self._with_empty_cache(command) for command in (f"{self._launcher()} {location}", self._vllm()))
-        step = self._startup("first start, compiled, shared", 2, ours, plain, most_s=900)
-        fills = f"{self._own} bench serve --cmd {shlex.quote(filling)} --concurrency 1 --rounds 1"
-        return Step(step.name, ("sh", "-c", f"{fills} && {shlex.join(step.words)}"), step.most_s)
+        step = self._first(
+            "first start, compiled, shared", 2, f"{self._launcher()} {location}", self._vllm(), most_s=900
+        )
+        yield self._after_use(f"{self._launcher('location-ours')} {location}", step)
 
     def _embedded_starts(self) -> Iterator[Step]:
         sides = (self._embedded("embedded"), self._transformers(self._model))
@@ -135,9 +129,22 @@ class Steps:
         return Step("stand-in, swaps", (*self._tool, *words, *paths, "--", *flags), 900)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
-        sides = ("--cmd", ours, "--vs", peer)
-        bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}")
-        return Step(name, (*bench, "--rounds", self._num(rounds), *sides, *words), most_s)
+        """Starts whose caches earlier starts have filled."""
+        return self._after_use(ours, self._first(name, rounds, ours, peer, *words, most_s=most_s, is_empty=False))
+
+    def _first(
+        self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float, is_empty: bool = True
+    ) -> Step:
+        """Starts; `is_empty`: each of them with an empty folder of caches."""
+        if is_empty:
+            ours, peer = self._with_empty_cache(ours), self._with_empty_cache(peer)
+        bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}", "--rounds", self._num(rounds))
+        return Step(name, (*bench, "--cmd", ours, "--vs", peer, *words), most_s)
+
+    def _after_use(self, command: str, step: Step) -> Step:
+        """The step after a server of ours that has served for a while, and has written its caches."""
+        use = f"{self._own} bench serve --cmd {shlex.quote(command)} --concurrency 1 --rounds 1 --requests 4"
+        return Step(step.name, ("sh", "-c", f"{use} && {shlex.join(step.words)}"), step.most_s)
 
     def _served(self, name: str, rounds: int, sides: tuple[str, ...], *words: str, most_s: float) -> Step:
         ours, *peers = sides
