@@ -175,8 +175,7 @@ class _StartedSide:
             first_token_ns = await _wait_first_token(form, target.ensure_alive)
         samples = await asyncio.to_thread(probe.finish)
         phases = await ask_phases(form)
-        serves_ns = healthy_ns or listening_ns
-        ends_ns = log.ends_ns | {"server": serves_ns}
+        ends_ns = log.ends_ns | {"server": healthy_ns or listening_ns}
         ends_s = {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
         first_token_s = (first_token_ns - exec_ns) / 1e9
         return {

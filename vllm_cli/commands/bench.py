@@ -209,9 +209,9 @@ def startup(**options: Any) -> int:
     that a separate process sends 20 times a second.
 
     With --phases, the report also divides the time to the first token: imports, configuration, weights,
-    compile and warm-up, and so on. A server with vLLM ends a phase with a line of its log, and so plain
-    `vllm serve` has the same phases. The embedded engine has them on /startupz. The phases of other servers
-    are `server`, until /health answers 200, and `first token`. The JSON always has the phases of each start.
+    compile and warm-up, and so on. Lines of vLLM's log end the phases, those of plain `vllm serve`, too. The
+    embedded engine reports its phases on /startupz. Other servers have the phase `server`, until /health
+    answers 200, and the phase `first token`. The JSON always has the phases of each start.
 
     Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
     with all its processes. The first start of each server is not measured. Then rounds alternate, every other
