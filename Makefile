@@ -4,6 +4,7 @@
 #   make test [ARGS="..."]                 the fast tests: two minutes
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow                         tests that need vLLM, a browser or minutes
+#   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine: 90 minutes; writes the pages
 #   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
 #   make size [ARGS=--lower]               lines and files of each room against the table in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
@@ -59,7 +60,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -89,6 +90,10 @@ test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.gpu_figures $(ARGS)
+
+# Needs the peers, vLLM 0.29.0 and 0.33.0 among them, and `make gpu-env`.
+figures: $(INSTALLED_DEV)
+	$(BIN)/python -m tools.figures $(ARGS)
 
 PEERS ?= vllm transformers model
 

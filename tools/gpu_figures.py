@@ -88,28 +88,35 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
     yield Step("embedded: requests", (*bench, "serve", "--rounds", "2", "--cmd", ours, "--json", "{result}"), 180)
 
 
-def run_step(step: Step, timeout_s: float) -> dict[str, Any]:
-    """Runs it in a session of its own, and ends all processes of that; returns its entry."""
+def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:
+    """Runs it in a folder and in a session of its own, and ends all processes of that; returns its entry."""
     if timeout_s < _LEAST_S:
         return {"name": step.name, "outcome": "left out: no time", "seconds": 0.0, "exit_code": None}
     begin_s = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result"
+    with tempfile.TemporaryDirectory() as results:
+        result = Path(results) / "result"
         words = [word.replace("{result}", str(result)) for word in step.words]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        with subprocess.Popen(words, env=environment, stdout=2, start_new_session=True) as process:
+        with subprocess.Popen(words, env=environment, cwd=folder, stdout=2, start_new_session=True) as process:
+            code: int | None = None
             try:
-                code: int | None = process.wait(timeout_s)
+                code = process.wait(timeout_s)
                 outcome = "passed" if code == 0 else f"failed with exit code {code}"
             except subprocess.TimeoutExpired:
-                code, outcome = None, f"ended after {timeout_s:.0f} s"
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
+                outcome = f"ended after {timeout_s:.0f} s"
+            finally:  # also after Ctrl-C, which does not reach another session
+                if code is None:
+                    _end_group(process)
         entry = {"name": step.name, "command": shlex.join(step.words), "outcome": outcome, "exit_code": code}
         return {**entry, "seconds": round(time.monotonic() - begin_s, 1), "result": read_result(result)}
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def read_result(path: Path) -> Any:

@@ -1,0 +1,67 @@
+"""`make figures`: runs the headline benchmarks of this machine, and writes the pages that show them.
+
+Nothing else may run on the machine. Each step is written to the day's JSON file of this machine when it ends,
+so a run that was cut off goes on with `--only NAME` or `--missing`. The figures of README, docs/figures.md
+and docs/start.svg are written from all JSON files at the end.
+"""
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from tools.figures.large_model import make_large_model
+from tools.figures.pages import write_pages
+from tools.figures.record import FOLDER, ROOT, Record
+from tools.figures.steps import Steps
+from tools.gpu_figures import run_step
+
+_NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--only", "names", multiple=True, type=click.Choice(_NAMES), help="Run only these steps.")
+@click.option("--missing", "is_missing", is_flag=True, help="Run only steps that have not passed today.")
+@click.option("--minutes", default=100.0, help="Steps that do not fit in this time are left out.")
+@click.option("--write", "is_write", is_flag=True, help="Only write the pages.")
+@click.option("--trial", type=click.Path(file_okay=False, path_type=Path), help="A round of each step, into a folder.")
+def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool, trial: Path | None) -> None:
+    """Run all steps, then write the pages."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the step that runs
+    failed = [] if is_write else run_steps(names, is_missing, minutes, trial)
+    if trial is None:
+        write_pages()
+    if failed:
+        click.echo(f"failed: {'; '.join(failed)}", err=True)
+        sys.exit(1)
+
+
+def run_steps(names: tuple[str, ...], is_missing: bool, minutes: float, trial: Path | None) -> list[str]:
+    """Returns the names of the steps that did not pass."""
+    end_s = time.monotonic() + minutes * 60
+    failed = []
+    if trial is not None:
+        trial.mkdir(exist_ok=True)
+        shutil.copy(FOLDER / "machines.json", trial)
+    record = Record(trial or FOLDER)
+    with tempfile.TemporaryDirectory(prefix="vllm-cli-figures-") as folder:
+        work = Path(folder)
+        steps = Steps(ROOT, work, rounds=1 if trial else None)
+        for step in steps:
+            if (names and step.name not in names) or (is_missing and record.has_passed(step.name)):
+                continue
+            if str(steps.large_model) in " ".join(step.words) and not steps.large_model.exists():
+                make_large_model(steps.large_model, ROOT / ".peers" / "model")
+            entry = run_step(step, min(step.most_s, end_s - time.monotonic()), folder=work)
+            record.add(entry, work)
+            failed += [step.name] if entry["exit_code"] != 0 else []
+            click.echo(f"{step.name}: {entry['outcome']} in {entry['seconds']:.0f} s", err=True)
+    return failed
+
+
+if __name__ == "__main__":
+    main()

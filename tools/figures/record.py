@@ -1,0 +1,148 @@
+"""The JSON files of `docs/figures`: a file for each machine and date, and the machines with their letters."""
+
+import json
+import os
+import platform
+import re
+import string
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from base.machine.hardware import cpu_model
+from tools.gpu_figures import describe_machine
+
+ROOT: Final = Path(__file__).parents[2]
+FOLDER: Final = ROOT / "docs" / "figures"
+_MACHINES: Final = "machines.json"
+_INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""Names of instructions, by the flag of `lscpu`. A machine is known by the first that its processor has."""
+_DERIVED: Final = ("summary", "ratios", "phases", "num_probes", "errors", "client_cpu_share")
+"""Members of a benchmark's JSON that its rounds give, or that no page shows."""
+_DIGITS: Final = 5
+_MARKS: Final = re.compile(r"( [*†‡‖§])+$")
+"""Marks of notes that an earlier page had."""
+
+
+class Measured(NamedTuple):
+    """One step on one machine."""
+
+    machine: str
+    """Its letter."""
+    moment: str
+    """Its date, and the time if that is known."""
+    result: Mapping[str, Any]
+
+    @property
+    def date(self) -> str:
+        return self.moment[:10]
+
+
+class Table(NamedTuple):
+    """Figures that an earlier page had."""
+
+    machine: str
+    date: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class Figures:
+    """All files of a folder."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.machines: dict[str, dict[str, Any]] = json.loads((folder / _MACHINES).read_text())
+        files = sorted(path for path in folder.glob("*.json") if path.name != _MACHINES)
+        self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
+
+    def runs_of(self, name: str) -> list[Measured]:
+        """The runs of a step that passed, the newest one first; each machine's newest one only."""
+        runs: dict[str, Measured] = {}
+        for record in self._records:
+            step = record.get("steps", {}).get(name)
+            if step is not None and step["exit_code"] == 0 and step["result"]:
+                run = Measured(record["machine"], step["moment"], step["result"])
+                runs[run.machine] = max(run, runs.get(run.machine, run), key=lambda each: each.moment)
+        return sorted(runs.values(), key=lambda run: run.moment, reverse=True)
+
+    def tables(self, section: str) -> Iterator[Table]:
+        """The tables of earlier pages that a section shows: some rows and columns, under names of today."""
+        for record in self._records:
+            for table in record.get("tables", ()):
+                shown = table.get("shown", {})
+                if shown.get("section") == section:
+                    rows = [
+                        [label or table["rows"][int(number)][0], *(table["rows"][int(number)][1:])]
+                        for number, label in shown["rows"].items()
+                    ]
+                    cells = [[_MARKS.sub("", row[cell]) for cell in shown["cells"]] for row in rows]
+                    yield Table(record["machine"], table["date"], shown["columns"], cells)
+
+
+class Record:
+    """Today's file of this machine; each step is added when it has run."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        letter = find_letter(folder / _MACHINES)
+        self.path: Final = folder / f"{letter.lower()}-{date}.json"
+        self._known: dict[str, Any] = {"machine": letter, "date": date, "steps": {}}
+        if self.path.exists():
+            self._known = json.loads(self.path.read_text())
+        python = ROOT / ".peers" / "vllm" / "bin" / "python"
+        self._known |= {"lscpu": _lscpu(), "described": describe_machine(str(python))}
+
+    def has_passed(self, name: str) -> bool:
+        """Whether this step has passed today."""
+        step = self._known["steps"].get(name)
+        return step is not None and step["exit_code"] == 0
+
+    def add(self, entry: Mapping[str, Any], work: Path) -> None:
+        """Writes a step's entry of `run_step`. A failed run does not replace an earlier good one."""
+        name = entry["name"]
+        if entry["exit_code"] != 0 and self.has_passed(name):
+            return
+        written = {key: value for key, value in entry.items() if key not in ("name", "result")}
+        moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        step = {"moment": moment, "commit": _commit(), **written, "result": _shorten(entry.get("result"))}
+        text = json.dumps(step).replace(str(work), "WORK").replace(str(ROOT), "ROOT")
+        self._known["steps"][name] = json.loads(text)
+        self.path.write_text(json.dumps(self._known, indent=1, ensure_ascii=False) + "\n")
+
+
+def find_letter(path: Path) -> str:
+    """This machine's letter; a new machine is added to the file with the next one."""
+    machines = json.loads(path.read_text())
+    flags = _lscpu().get("Flags", "").split()
+    best = next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), platform.machine())
+    key = {"processor": cpu_model(), "instructions": best, "cores": os.cpu_count()}
+    for letter, machine in machines.items():
+        if key.items() <= machine.items():
+            return letter
+    letter = next(each for each in string.ascii_uppercase if each not in machines)
+    memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    machines[letter] = {**key, "memory_gib": memory_gib, "kernel": platform.release(), "note": ""}
+    path.write_text(json.dumps(machines, indent=1, ensure_ascii=False) + "\n")
+    return letter
+
+
+def _lscpu() -> dict[str, str]:
+    done = subprocess.run(["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"})
+    pairs = (line.partition(":") for line in done.stdout.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _shorten(value: Any) -> Any:
+    """Without members that are derived, and with five digits."""
+    if isinstance(value, dict):
+        return {name: _shorten(member) for name, member in value.items() if name not in _DERIVED}
+    if isinstance(value, list):
+        return [_shorten(member) for member in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

@@ -1,0 +1,170 @@
+"""The rows of the tables of figures: which step and which of its figures each of them shows."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from math import floor, log10
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+from tools.figures.record import Figures, Measured
+
+_EAGER: Final = "`vllm serve --enforce-eager`"
+_DEFAULT: Final = "`vllm serve`"
+_TRANSFORMERS: Final = "`transformers serve`"
+_FIRST_TOKEN: Final = (("from warm", "first_token_s"),)
+_WARM: Final = (("from standby", "first_token_s"),)
+_TOKENS: Final = tuple((f"{level} at once", "output_tokens_per_s") for level in (1, 8, 32))
+_HEALTH: Final = tuple(("300 renders", f"health_{which}_ms") for which in ("p50", "p99", "max"))
+_BY_HAND: Final = "vLLM's endpoints, called by hand"
+_RENDERS: Final = "health beside renders"
+_RENDERED: Final = (("300 renders", "requests_per_s"),)
+_LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
+_LARGE: Final = "1.5 billion parameters"
+_STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison of one side of a step with another one."""
+
+    label: str
+    peer: str
+    """The command of the other side."""
+    step: str
+    series: tuple[tuple[str, str], ...] = _FIRST_TOKEN
+    """Condition and metric of each figure."""
+    unit: str = " s"
+    ours: int = 0
+    theirs: int = 1
+    is_headline: bool = True
+    """Whether README shows it."""
+
+    def describe_peer(self, result: Mapping[str, Any]) -> str:
+        """The peer with its version, if the server has reported one."""
+        version = result["sides"][self.theirs].get("version") if "sides" in result else None
+        return f"{self.peer}, {version}" if version else self.peer
+
+    def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
+        """The figures of vllm-cli and of its peer, and their ratio."""
+        ours, theirs = ([_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs))
+        ratios = [find_ratios(*pair) for pair in zip(ours, theirs, strict=True)]
+        return (
+            _describe(ours, shorten, self.unit),
+            _describe(theirs, shorten, self.unit),
+            _describe(ratios, "{:.2f}".format),
+        )
+
+    def medians(self, result: Mapping[str, Any]) -> list[str]:
+        """The same without ranges."""
+        return [cell.partition(" (")[0] for cell in self.cells(result)]
+
+
+def find_ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Round by round. If the sides have different numbers of rounds: the ratio of the medians."""
+    if len(ours) == len(theirs):
+        return [one / other for one, other in zip(ours, theirs, strict=True)]
+    return [median(ours) / median(theirs)]
+
+
+def _describe(series: list[list[float]], format_value: Callable[[float], str], unit: str = "") -> str:
+    """All medians; if it is a single figure, with its least and greatest value."""
+    text = "; ".join(format_value(median(values)) for values in series) + unit
+    least, most = (format_value(pick(series[0])) for pick in (min, max))
+    return text if len(series) > 1 or least == most else f"{text} ({least}–{most})"
+
+
+def shorten(value: float) -> str:
+    """Three digits, at most two of them behind the point."""
+    decimals = 0 if value >= 100 else min(2, 2 - floor(log10(value))) if value > 0 else 0
+    return f"{value:,.{decimals}f}"
+
+
+def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mapping[str, Any]]]:
+    """The rounds of a side by condition, in the JSON of `bench` or of the tools for the stand-in."""
+    if "sides" in result:
+        return {each["condition"]: each["rounds"] for each in result["sides"][side]["conditions"]}
+    if "cases" in result:
+        return {name: sides[("ours", "plain")[side]] for name, sides in result["cases"].items()}
+    way = f"{('sleep', 'by hand')[side]}, "
+    ways = {name.removeprefix(way): each["swaps_s"] for name, each in result["ways"].items() if name.startswith(way)}
+    return {name: [{"swap_s": seconds} for seconds in swaps_s] for name, swaps_s in ways.items()}
+
+
+def _values(result: Mapping[str, Any], side: int, condition: str, metric: str) -> list[float]:
+    return [each[metric] for each in conditions_of(result, side)[condition]]
+
+
+ROWS: Final = {
+    "Start of vLLM": (
+        Row("first token, vLLM engine", _DEFAULT, "start, compiled"),
+        Row("first token, vLLM engine", _EAGER, "start, eager"),
+        Row("first start ever, vLLM engine", _EAGER, "first start, eager"),
+        Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", "first start, compiled, shared"),
+        Row(f"{_LARGE}, vLLM engine", _EAGER, f"start, eager, {_LARGE}"),
+        Row("first token, vLLM 0.29.0", _EAGER, "start, eager, vLLM 0.29.0", is_headline=False),
+        Row("first token, vLLM 0.33.0", _EAGER, "start, eager, vLLM 0.33.0", is_headline=False),
+    ),
+    "Start of vLLM's CUDA build on a GPU": (
+        Row("first token on an H200", _DEFAULT, "H200, compiled, later"),
+        Row("first token on an H200", _EAGER, "H200, eager, later"),
+        Row("on an H200, beside a standby", _DEFAULT, "H200, compiled, beside a standby"),
+        Row("on an H200, beside a standby", _EAGER, "H200, eager, beside a standby", is_headline=False),
+        Row("first start on the machine", _DEFAULT, "H200, compiled, first", is_headline=False),
+        Row("first start on the machine", _EAGER, "H200, eager, first", is_headline=False),
+        Row("tok/s of 32 streams", _DEFAULT, "H200, requests", _TOKENS[-1:], "", is_headline=False),
+        Row("`/health` p50; p99; max, 32 streams", _DEFAULT, "H200, requests", _LOADED, " ms", is_headline=False),
+    ),
+    "Start of vLLM's CUDA build on a stand-in for the GPU": (
+        Row(f"first answer {_STAND_IN}", _DEFAULT, "stand-in, start, compiled", (("compiled, later", "answer"),)),
+        Row(f"first answer {_STAND_IN}", _EAGER, "stand-in, start, eager", (("eager, later", "answer"),)),
+    ),
+    "Models that change places on a GPU": (
+        Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
+        Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),
+    ),
+    "Start of the embedded engine": (
+        Row("first token, embedded engine", _TRANSFORMERS, "start, embedded"),
+        Row(f"{_LARGE}, embedded engine", _TRANSFORMERS, f"start, embedded, {_LARGE}"),
+    ),
+    "Warm starts beside `vllm-cli standby`": (
+        Row("beside a standby, vLLM engine", _DEFAULT, "warm start, compiled", _WARM),
+        Row("beside a standby, vLLM engine", _EAGER, "warm start, eager", _WARM),
+        Row("beside a standby, embedded engine", _TRANSFORMERS, "warm start, embedded", _WARM),
+    ),
+    "Under load": (
+        Row("tok/s at 1; 8; 32, embedded engine", _DEFAULT, "tokens, embedded", _TOKENS, ""),
+        Row("tok/s at 1; 8; 32, embedded engine", _EAGER, "tokens, embedded", _TOKENS, "", theirs=2),
+        Row("tok/s beside a busy process", _DEFAULT, "tokens beside a busy process", _TOKENS, ""),
+        Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
+    ),
+    "/health while a server is busy": (
+        Row("`/health` p50; p99; max, vLLM engine", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),
+        Row("`/health` p50; p99; max, embedded engine", _EAGER, _RENDERS, _HEALTH, " ms", ours=1, theirs=2),
+        Row("renders/s, vLLM engine", _EAGER, _RENDERS, _RENDERED, "", theirs=2, is_headline=False),
+        Row("renders/s, embedded engine", _EAGER, _RENDERS, _RENDERED, "", ours=1, theirs=2, is_headline=False),
+    ),
+}
+"""By heading of docs/figures.md."""
+
+
+class Shown(NamedTuple):
+    """A row with the run that it shows."""
+
+    row: Row
+    run: Measured
+
+
+def newest(figures: Figures, section: str) -> Iterator[Shown]:
+    """Each row of a section that has been measured, with its newest run."""
+    for row in ROWS[section]:
+        runs = figures.runs_of(row.step)
+        if runs:
+            yield Shown(row, runs[0])
+
+
+def earlier(figures: Figures) -> Iterator[Shown]:
+    """The runs of other machines, which newer ones have replaced."""
+    for row in chain.from_iterable(ROWS.values()):
+        for run in figures.runs_of(row.step)[1:]:
+            yield Shown(row, run)

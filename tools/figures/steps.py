@@ -1,0 +1,179 @@
+"""The benchmarks of `make figures`: each step is one command that writes one JSON file."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tools.gpu_figures import Step
+
+_VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
+_EAGER: Final = " --enforce-eager"
+_SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
+"""A shell's script: runs the command of its arguments beside a process that burns a core."""
+_EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
+"""A shell's script: runs the command of its arguments with an empty folder of caches below the first one."""
+
+
+class Steps:
+    """All steps; commands name files below the project's root and below a folder for caches and models."""
+
+    def __init__(self, root: Path, work: Path, *, rounds: int | None = None) -> None:
+        """
+        Args:
+            root: folder of the project.
+            work: folder of caches and of the large model.
+            rounds: number of rounds of every step, for a trial; None takes each step's own.
+        """
+        self._root, self._work, self._rounds = root, work, rounds
+        self._tool = ("env", f"PYTHONPATH={root}", sys.executable, "-m")
+        self._own = shlex.join((*self._tool, "vllm_cli"))
+        self._model = f"{root}/.peers/model"
+        self.large_model: Final = work / "1.5b"
+
+    def __iter__(self) -> Iterator[Step]:
+        """In the order in which they run: the figures that most users ask for come first."""
+        yield from self._starts()
+        yield from self._embedded_starts()
+        yield self._tokens()
+        yield self._renders()
+        yield from self._large_model()
+        yield from self._stand_in_starts()
+        yield from self._further_tokens()
+        yield from self._versions()
+        yield self._stand_in_swaps()
+
+    def _starts(self) -> Iterator[Step]:
+        compiled = (self._launcher("compiled-ours"), self._vllm("compiled-plain"))
+        eager = (self._launcher("eager-ours") + _EAGER, self._vllm("eager-plain") + _EAGER)
+        yield self._startup("start, compiled", 3, *compiled, most_s=900)
+        yield self._startup("start, eager", 5, *eager, most_s=500)
+        yield self._startup("warm start, compiled", 3, *compiled, "--state", "standby", most_s=900)
+        yield self._startup("warm start, eager", 5, *eager, "--state", "standby", most_s=500)
+        yield self._first("first start, eager", 3, self._launcher() + _EAGER, self._vllm() + _EAGER, most_s=400)
+        location = f"--compile-cache {self._work}/location"
+        step = self._first(
+            "first start, compiled, shared", 2, f"{self._launcher()} {location}", self._vllm(), most_s=900
+        )
+        yield self._after_use(f"{self._launcher('location-ours')} {location}", step)
+
+    def _embedded_starts(self) -> Iterator[Step]:
+        sides = (self._embedded("embedded"), self._transformers(self._model))
+        asks = ("--vs-request-model", self._model)
+        yield self._startup("start, embedded", 7, *sides, *asks, most_s=200)
+        yield self._startup("warm start, embedded", 7, *sides, *asks, "--state", "standby", most_s=200)
+
+    def _tokens(self) -> Step:
+        sides = (self._embedded("embedded"), self._vllm("compiled-plain"), self._vllm("eager-plain") + _EAGER)
+        return self._served("tokens, embedded", 3, sides, most_s=1200)
+
+    def _further_tokens(self) -> Iterator[Step]:
+        plain = self._vllm("compiled-plain")
+        sides = (self._launcher("compiled-ours"), plain)
+        yield self._served("tokens, vLLM engine", 2, sides, "--concurrency", "8,32", most_s=600)
+        sides = (self._embedded("embedded"), plain)
+        step = self._served("tokens beside a busy process", 3, sides, "--max-tokens", "32", most_s=900)
+        yield Step(step.name, ("sh", "-c", _SPIN, "sh", *step.words), step.most_s)
+
+    def _renders(self) -> Step:
+        sides = (self._launcher("eager-ours") + _EAGER, self._embedded("embedded"), self._vllm("eager-plain") + _EAGER)
+        words = ("tools.figures.renders", "--json", "{result}", "--rounds", self._num(3))
+        commands = (word for side in sides for word in ("--cmd", side))
+        return Step("health beside renders", (*self._tool, *words, *commands), 500)
+
+    def _large_model(self) -> Iterator[Step]:
+        model = str(self.large_model)
+        yield self._startup(
+            "start, eager, 1.5 billion parameters",
+            3,
+            self._launcher("large-ours", model=model) + _EAGER,
+            self._vllm("large-plain", model=model) + _EAGER,
+            most_s=600,
+        )
+        yield self._startup(
+            "start, embedded, 1.5 billion parameters",
+            3,
+            self._embedded("large-embedded", model=model),
+            self._transformers(model),
+            "--vs-request-model",
+            model,
+            most_s=300,
+        )
+
+    def _versions(self) -> Iterator[Step]:
+        for version in ("0.29.0", "0.33.0"):
+            vllm = f"vllm-{version}"
+            ours = self._launcher(f"{vllm}-ours", vllm=vllm) + _EAGER
+            plain = self._vllm(f"{vllm}-plain", vllm=vllm) + _EAGER
+            yield self._startup(f"start, eager, vLLM {version}", 3, ours, plain, most_s=400)
+
+    def _stand_in_starts(self) -> Iterator[Step]:
+        """On a GPU's stand-in, on which no kernel runs."""
+        for kind in ("compiled", "eager"):
+            words = (
+                "tools.gpu_stub.starts",
+                "--json",
+                "{result}",
+                "--rounds",
+                self._num(2),
+                "--case",
+                f"{kind}, later",
+            )
+            yield Step(f"stand-in, start, {kind}", (*self._tool, *words), 900)
+
+    def _stand_in_swaps(self) -> Step:
+        words = ("tools.gpu_stub.swaps", "--json", "{result}", "--rounds", self._num(3), "--requests", "50")
+        paths = ("--vllm", f"{self._root}/.peers/cuda/bin", "--model", self._model)
+        flags = ("--enforce-eager", "--max-model-len", "2048")
+        return Step("stand-in, swaps", (*self._tool, *words, *paths, "--", *flags), 900)
+
+    def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
+        """Starts whose caches earlier starts have filled."""
+        return self._after_use(ours, self._first(name, rounds, ours, peer, *words, most_s=most_s, is_empty=False))
+
+    def _first(
+        self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float, is_empty: bool = True
+    ) -> Step:
+        """Starts; `is_empty`: each of them with an empty folder of caches."""
+        if is_empty:
+            ours, peer = self._with_empty_cache(ours), self._with_empty_cache(peer)
+        bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}", "--rounds", self._num(rounds))
+        return Step(name, (*bench, "--cmd", ours, "--vs", peer, *words), most_s)
+
+    def _after_use(self, command: str, step: Step) -> Step:
+        """The step after a server of ours that has served for a while, and has written its caches."""
+        use = f"{self._own} bench serve --cmd {shlex.quote(command)} --concurrency 1 --rounds 1 --requests 4"
+        return Step(step.name, ("sh", "-c", f"{use} && {shlex.join(step.words)}"), step.most_s)
+
+    def _served(self, name: str, rounds: int, sides: tuple[str, ...], *words: str, most_s: float) -> Step:
+        ours, *peers = sides
+        bench = (*shlex.split(self._own), "bench", "serve", "--json", "{result}")
+        against = (word for peer in peers for word in ("--vs", peer))
+        return Step(name, (*bench, "--rounds", self._num(rounds), "--cmd", ours, *against, *words), most_s)
+
+    def _num(self, rounds: int) -> str:
+        return str(self._rounds or rounds)
+
+    def _launcher(self, cache: str = "", *, model: str | None = None, vllm: str = "vllm") -> str:
+        """Our launcher in the environment of a vLLM."""
+        python = f"PYTHONPATH={self._root} {self._root}/.peers/{vllm}/bin/python -m vllm_cli"
+        return f"env {_VARIABLES}{self._cache(cache)} {python} serve {model or self._model} --engine vllm"
+
+    def _vllm(self, cache: str = "", *, model: str | None = None, vllm: str = "vllm") -> str:
+        """As a user types it: vLLM's defaults."""
+        program = f"{self._root}/.peers/{vllm}/bin/vllm"
+        return f"env -u PYTHONPATH {_VARIABLES}{self._cache(cache)} {program} serve {model or self._model}"
+
+    def _embedded(self, cache: str, *, model: str | None = None) -> str:
+        own = f"PYTHONPATH={self._root} {sys.executable} -m vllm_cli"
+        return f"env HF_HUB_OFFLINE=1{self._cache(cache)} {own} serve {model or self._model} --engine embedded"
+
+    def _transformers(self, model: str) -> str:
+        return f"env -u PYTHONPATH HF_HUB_OFFLINE=1 {self._root}/.peers/transformers/bin/transformers serve {model}"
+
+    def _cache(self, name: str) -> str:
+        return f" VLLM_CACHE_ROOT={self._work}/{name}" if name else ""
+
+    def _with_empty_cache(self, command: str) -> str:
+        return shlex.join(["sh", "-c", _EMPTY_CACHE, str(self._work), *shlex.split(command)])

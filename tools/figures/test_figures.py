@@ -1,0 +1,126 @@
+"""Rows, ratios, the chart's bars, and the records of steps."""
+
+import json
+import shutil
+import sys
+from itertools import chain
+
+import pytest
+
+from tools.figures import record
+from tools.figures.chart import divide_median
+from tools.figures.record import FOLDER, ROOT, Figures, Record, find_letter
+from tools.figures.rows import ROWS, Row, conditions_of, earlier, find_ratios, newest, shorten
+from tools.figures.steps import Steps
+from tools.gpu_figures import Step, run_step
+
+
+def _bench(ours, theirs, condition="from warm", metric="first_token_s"):
+    sides = [[{"condition": condition, "rounds": [{metric: value} for value in values]}] for values in (ours, theirs)]
+    return {"sides": [{"name": name, "conditions": each} for name, each in zip("AB", sides, strict=True)]}
+
+
+def _record(machine, date, result, code=0):
+    return {
+        "machine": machine,
+        "steps": {"start": {"moment": date, "command": "", "exit_code": code, "result": result}},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(FOLDER / "machines.json", tmp_path)
+    return tmp_path
+
+
+def test_a_row_has_medians_ranges_and_the_ratios_of_the_rounds():
+    row = Row("first token", "`vllm serve`", "start")
+    assert row.cells(_bench([4.0, 5.0, 6.0], [40.0, 25.0, 30.0])) == (
+        "5.00 s (4.00–6.00)",
+        "30.0 s (25.0–40.0)",
+        "0.20 (0.10–0.20)",
+    )
+    assert row.medians(_bench([4.0, 5.0, 6.0], [40.0, 25.0, 30.0])) == ["5.00 s", "30.0 s", "0.20"]
+
+
+def test_sides_with_other_numbers_of_rounds_have_the_ratio_of_their_medians():
+    assert find_ratios([1.0, 2.0, 3.0], [4.0]) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.4712, "0.47"), (4.861, "4.86"), (30.26, "30.3"), (107.9, "108"), (10570.0, "10,570"), (0.0, "0")],
+)
+def test_three_digits_are_shown(value, text):
+    assert shorten(value) == text
+
+
+def test_rounds_are_found_in_the_json_of_all_tools():
+    starts = {"cases": {"eager, later": {"plain": [{"answer": 30.0}], "ours": [{"answer": 10.0}]}}}
+    assert conditions_of(starts, 0) == {"eager, later": [{"answer": 10.0}]}
+    swaps = {"ways": {"sleep, level 1": {"swaps_s": [0.4]}, "by hand, level 1": {"swaps_s": [0.5]}, "stop": {}}}
+    assert conditions_of(swaps, 1) == {"level 1": [{"swap_s": 0.5}]}
+
+
+def test_the_newest_run_that_passed_is_shown_and_others_are_earlier(folder, monkeypatch):
+    monkeypatch.setitem(ROWS, "Start of vLLM", (Row("first token", "`vllm serve`", "start"),))
+    runs = [("A", "2026-01-02", 0), ("A", "2026-01-01", 0), ("B", "2026-01-03", 0), ("C", "2026-01-04", 1)]
+    for machine, date, code in runs:
+        (folder / f"{machine}-{date}.json").write_text(json.dumps(_record(machine, date, _bench([1.0], [2.0]), code)))
+    figures = Figures(folder)
+    assert [(run.machine, run.date) for _, run in newest(figures, "Start of vLLM")] == [("B", "2026-01-03")]
+    assert [(run.machine, run.date) for _, run in earlier(figures)] == [("A", "2026-01-02")]
+
+
+def test_a_bar_is_as_long_as_the_figure_of_the_table():
+    phases = [{"imports": 1.0, "first token": 1.0}, {"imports": 2.0, "first token": 1.0}, {"imports": 3.0}]
+    rounds = [{"first_token_s": total, "phases_s": each} for total, each in zip((2.0, 3.0, 5.0), phases, strict=True)]
+    divided = divide_median(rounds)
+    assert divided == {"imports": pytest.approx(2.0), "first token": pytest.approx(1.0)}
+    assert divide_median([{"answer": 7.0}]) == {"first token": 7.0}
+
+
+def test_a_new_machine_gets_the_next_letter_and_keeps_it(folder, monkeypatch):
+    monkeypatch.setattr(record, "cpu_model", lambda: "a processor of 2031")
+    path = folder / "machines.json"
+    known = json.loads(path.read_text())
+    assert find_letter(path) == find_letter(path) == chr(ord(max(known)) + 1)
+    assert json.loads(path.read_text())[find_letter(path)]["processor"] == "a processor of 2031"
+
+
+def test_a_step_that_fails_later_does_not_replace_its_figures(folder):
+    written = Record(folder)
+    entry = {"name": "start", "command": f"{ROOT}/x", "exit_code": 0, "result": {"a": 1 / 3, "summary": 1}}
+    written.add(entry, folder)
+    written.add({**entry, "exit_code": 1, "result": None}, folder)
+    step = json.loads(written.path.read_text())["steps"]["start"]
+    assert (step["command"], step["result"]) == ("ROOT/x", {"a": 0.33333})
+    assert Record(folder).has_passed("start")
+
+
+def test_every_row_shows_a_step_that_exists_or_is_of_a_gpu(tmp_path):
+    names = {step.name for step in Steps(ROOT, tmp_path)}
+    shown = {row.step for row in chain.from_iterable(ROWS.values())}
+    assert {name for name in shown - names if not name.startswith("H200, ")} == set()
+    assert names - shown == set()
+
+
+def test_with_a_default_peer_neither_side_is_eager(tmp_path):
+    steps = {step.name: " ".join(step.words) for step in Steps(ROOT, tmp_path)}
+    compiled = {name for name, words in steps.items() if "bench" in words and "--enforce-eager" not in words}
+    assert {"start, compiled", "warm start, compiled", "tokens, vLLM engine"} <= compiled
+    assert steps["first start, eager"].count("--enforce-eager") == 2
+
+
+@pytest.mark.thorough
+def test_a_real_start_is_recorded_with_its_rounds(folder):
+    words = (sys.executable, "-m", "vllm_cli", "bench", "startup", "--rounds", "1", "--json", "{result}")
+    model = str(ROOT / ".peers" / "model")
+    entry = run_step(Step("start", (*words, *(("--model", model) if (ROOT / ".peers").exists() else ())), 120), 120)
+    written = Record(folder)
+    written.add(entry, folder)
+    figures = Figures(folder)
+    [run] = figures.runs_of("start")
+    [[measured]] = conditions_of(run.result, 0).values()
+    assert 0 < measured["healthy_s"] < measured["first_token_s"]
+    assert "summary" not in written.path.read_text()
