@@ -9,11 +9,11 @@ from envs.redaction import MASK, SECRET_ENDINGS
 
 ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
-"""The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
+"""Index of the path in the arguments of uvicorn's record: client, method, path, version, status."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
-"""In the name of a query parameter that may be a secret: more than elsewhere, as clients send any names."""
+"""Finds a query parameter that may be secret. `redaction` finds fewer: clients choose any names."""
 _MOST_LOGGED: Final = 2048
-"""Characters of a path and its query that are logged; a client may send 64 KB."""
+"""Most characters of a path and its query that are logged; a client may send 64 KB."""
 
 
 class PathFilter(logging.Filter):
@@ -33,7 +33,7 @@ class QueryMask(logging.Filter):
     """Masks secrets in the query of a request, and shortens what is long."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Changes the record's path; every record is logged."""
+        """Changes the path in the record; returns True, so that every record is logged."""
         args = _arguments(record)
         if args is not None:
             record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])
