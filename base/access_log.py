@@ -11,7 +11,8 @@ ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
 """Index of the path in the arguments of uvicorn's record: client, method, path, version, status."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
-"""Finds a query parameter that may be secret. `redaction` finds fewer: clients choose any names."""
+"""Finds a query parameter that may be secret. `redaction`'s list is shorter: here clients choose the
+names."""
 _MOST_LOGGED: Final = 2048
 """Most characters of a path and its query that are logged; a client may send 64 KB."""
 
@@ -30,7 +31,7 @@ class PathFilter(logging.Filter):
 
 
 class QueryMask(logging.Filter):
-    """Masks secrets in the query of a request, and shortens what is long."""
+    """Masks secrets in the query of a request, and shortens a long path."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Changes the path in the record; returns True, so that every record is logged."""

@@ -1,4 +1,4 @@
-"""Moves open files of a forked process to high descriptors: the low ones are for another process's files."""
+"""Moves open files of a forked process to high descriptors, so that other processes' files get low ones."""
 
 import fcntl
 import os

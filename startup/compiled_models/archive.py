@@ -30,7 +30,7 @@ _CHUNK_BYTES: Final = 1 << 20
 _MOST_MANIFEST_BYTES: Final = 32 << 20
 _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
-"""Longest part of a file's name, in bytes, for which file systems have room."""
+"""Longest part of a file's name, in bytes, that file systems accept."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
 """The date of the record, and of files in archives of earlier releases."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
@@ -49,11 +49,11 @@ class DamagedError(ArchiveError):
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
     """Packs files into a new archive; returns the record, completed with them.
 
-    `sources` are by their names in the archive; `path` must not exist yet. Links, files that are not regular
+    `sources` maps names in the archive to files; `path` must not exist yet. Links, files that are not regular
     and files that are gone are left out.
 
     Raises:
-        OSError: a file cannot be read, or the archive not be written; what is written of it stays.
+        OSError: a file cannot be read, or the archive not be written; the part that is written stays.
         ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
     """
     if problem := _why_wrong_names(sources):

@@ -88,7 +88,7 @@ class CompileCache:
             self._thread.join()
 
     def note_failure(self) -> None:
-        """Counts a failure of the start against models that it had loaded and not yet used."""
+        """Called when the start has failed: counts this for each model loaded but not used yet."""
         suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
         for record in self._records:
             if record.key in suspected:

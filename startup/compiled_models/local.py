@@ -33,7 +33,7 @@ _LEAST_PARTS: Final = {
     **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
-"""Fewest parts of the path of a file in these folders; a shorter path must be a folder's."""
+"""A file's path in these folders has at least so many parts; a shorter path belongs to a folder."""
 _KERNEL_BYTES: Final = 1 << 30
 """Most bytes of such kernels in one archive; the newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
@@ -46,7 +46,7 @@ _LEFT_S: Final = 60.0
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""A file with the name of the hardware for which vLLM's keys are left unchanged."""
+"""Names the hardware whose keys in this folder are vLLM's own, without an addition."""
 
 
 def vllm_root() -> Path:

@@ -61,7 +61,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a compiled model must fit, so that this start can load it."""
+    """The properties that a compiled model must have, so that this start can load it."""
 
     digest: str
     """The digest of all factors (`startup.compiled_models.vllm_hooks.HashedFactors`)."""

@@ -75,13 +75,13 @@ class HashedFactors(NamedTuple):
     """What vLLM hashes of its environment and its configuration."""
 
     digest: str
-    """A digest of both hashes; two equal ones mean that vLLM looks for the same compiled model."""
+    """A digest of both hashes. If two digests are equal, vLLM looks for the same compiled model."""
     groups: dict[str, dict[str, Any]]
     """The hashed JSON values, by group (`environment`, or a class of the configuration) and name."""
 
 
 class _Watch:
-    """What the watched functions were called with; None while no hash is computed."""
+    """The arguments of the watched functions; None while no hash is computed."""
 
     noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
 
@@ -186,7 +186,7 @@ def _appended(code: CodeType) -> list[str]:
 
 
 def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
-    """Adds the hardware to the variables, of which vLLM's keys are hashes, too."""
+    """Adds the hardware to the environment variables that vLLM hashes for its keys."""
 
     def get_with_hardware() -> Mapping[str, Any]:
         name = _State.exchange.read_hardware() if _State.exchange is not None else ""
@@ -286,7 +286,7 @@ def _keep_kernels_beside(path: str) -> None:
 
 
 def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the loaded model: its first call notes the use; vLLM then calls the loaded model directly."""
+    """Wraps the loaded model: its first call records the use. Then vLLM calls the loaded model itself."""
 
     def use_first(*args: Any, **kwargs: Any) -> Any:
         result = loaded(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Replaces functions that torch and vLLM call thousands of times while they are imported by faster ones."""
+"""Replaces, by faster ones, functions that torch and vLLM call thousands of times while they are imported."""
 
 import functools
 import logging

@@ -118,7 +118,7 @@ SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
     "sym_eq": _sym_eq,
     "sym_or": lambda *conditions: reduce(operator.or_, conditions),
 }
-"""What torch's functions for symbolic shapes do when all sizes are numbers, as without torch.compile."""
+"""Replacements for torch's functions for symbolic shapes; all sizes are numbers, as without torch.compile."""
 
 STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",

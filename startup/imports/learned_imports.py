@@ -229,7 +229,7 @@ def write(
 
 
 def _lock(path: str) -> int | None:
-    """Opens the file to write, also one that a killed process left; None while another process writes it."""
+    """Opens the file to write, even if a killed process left it; None while another process writes it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -129,7 +129,7 @@ class StartupResponder:
         self._wait(_END_S)
 
     def _end(self) -> None:
-        """Waits for the process to exit; otherwise kills it, because it would take the server's clients."""
+        """Waits for the process to exit. If it does not, kills it: it would take the server's clients."""
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)

@@ -74,7 +74,7 @@ class StartSession:
         self.stack = ExitStack()
         """Closed when the session ends, in reverse order."""
         self.phase_of_others: Callable[[], str] = str
-        """Returns what the other process does for which the current phase waits; empty if unknown."""
+        """Returns what another process does while the current phase waits for it; empty if unknown."""
         self._is_private = is_private
         self._address = ""
         self._log_note = ""

@@ -70,11 +70,8 @@ _UNCHANGEABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 
 
 def why_not_equal(pid: int) -> str | None:
-    """The first property that differs between another process and this one and is not taken over; else None.
-
-    Raises:
-        OSError: the process has ended.
-    """
+    """The first property of another process that differs here and is not taken over; None if there is
+    none."""
     return first_difference(_properties(pid), _properties(os.getpid()))
 
 
@@ -145,7 +142,7 @@ def _set_limits(pid: int) -> str | None:
 
 
 def _enter_cgroup(pid: int) -> str | None:
-    """Moves this process into another one's cgroup, or leaves it in one with equal limits; else the reason.
+    """Moves into the other process's cgroup, or stays in one with equal limits; returns why neither works.
 
     With version 1, the cgroups of all controllers must be the same.
     """

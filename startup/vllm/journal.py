@@ -88,7 +88,7 @@ _AWAITED: Final = {
 
 @dataclass
 class StartRecordings:
-    """What all processes of a start have recorded so far."""
+    """The records of all processes of a start so far."""
 
     spans: list[PhaseSpan] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)

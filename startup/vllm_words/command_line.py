@@ -46,7 +46,7 @@ class CommandLine:
     facts: VllmFacts
     """The facts about the installed vLLM with which the words were read."""
     problems: tuple[str, ...]
-    """Faults for which vLLM exits while it reads the words."""
+    """Faults with which vLLM exits while it reads the words."""
     unknown: tuple[tuple[str, str], ...]
     """Flags that vLLM does not have, each with its place as in `VllmFlag.where`."""
     unexpected: tuple[str, ...]
@@ -221,7 +221,7 @@ def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
 
 
 def _with_present_name(word: str) -> str:
-    """The word. If this vLLM has no `--log-config-file`, the setting that replaces that flag."""
+    """The word unchanged, or in place of `--log-config-file` the setting that this vLLM has instead."""
     name, is_attached, value = word.partition("=")
     if normalise(name) != _LOG_FILE or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
         return word
@@ -252,7 +252,7 @@ def _read_config(path: str) -> ConfigFile:
 
 
 def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
-    """Yields faults for which vLLM exits before argparse reads the words."""
+    """Yields faults with which vLLM exits before argparse reads the words."""
     names = [part.flag for part in parts]
     has_model = model_word is not None or _MODEL in names
     if _SERVED_NAME in names and not has_model and CONFIG not in names:

@@ -60,7 +60,7 @@ _REGISTRIES: Final = {
 """Where vLLM keeps the possible values of a flag, and names of models; read only if vLLM has imported it."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
-"""Classes of `vllm.config` of which each start makes an object, from the flags with their fields' names."""
+"""Each start makes an object of each of these classes of `vllm.config`, from the flags of their fields."""
 _PASSES_NONE: Final = "_skip_none_validation"
 """A validator of these classes that only lets None pass; other values are checked against the range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
@@ -319,7 +319,7 @@ def _read_limits() -> dict[str, Limits]:
 
 
 def _read_variables() -> Iterator[FlagFact]:
-    """The variables that vLLM converts to numbers, without those that vLLM sets itself."""
+    """The variables that vLLM converts to numbers and does not set itself."""
     with suppress(Exception):  # another version of vLLM
         setters = [sys.modules[name].__file__ for name in _SETTERS if name in sys.modules]
         own = {name for path in setters for name in _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))}

@@ -56,7 +56,7 @@ class Reading:
     unknown: list[tuple[str, str]] = field(default_factory=list)
     """Unknown flags, each with its place as in `VllmFlag.where`."""
     problems: list[str] = field(default_factory=list)
-    """Faults for which vLLM exits while it reads the words."""
+    """Faults with which vLLM exits while it reads the words."""
     _keyed: dict[str, tuple[VllmFlag, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, parts: Iterable[Given], where: str = "") -> None:

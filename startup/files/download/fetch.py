@@ -34,7 +34,7 @@ class Fetch:
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes received, including those that were received twice."""
+        """Bytes received; a byte that was received twice counts twice."""
         return self._finished_bytes + sum(transfer.fetched_bytes for transfer in self._transfers)
 
     def run(self, files: Sequence[HubFile]) -> list[HubFile]:

@@ -68,7 +68,7 @@ class Wait(NamedTuple):
 
 
 def wait_of(status: int, headers: Mapping[str, str], attempt: int) -> Wait:
-    """The wait that Retry-After or the hub's own header asks for; else one that grows with each attempt."""
+    """The wait that Retry-After or the hub's own header asks for, or a wait that grows with each attempt."""
     asked_s = _asked_seconds(headers)
     seconds = backoff_s(attempt) if asked_s is None else min(asked_s, _LONGEST_WAIT_S)
     return Wait(seconds, f"the hub answers {status}, waiting {seconds:.0f} s")

@@ -11,8 +11,8 @@ from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
-"""Why a download failed: the hub does not deliver (`refused`), there is no room (`disk`), the cache's folder
-cannot be written to (`cache`), the files differ from the hub's list (`wrong`), and others by name."""
+"""Why a download failed. `refused`: the hub does not deliver. `disk`: there is no room. `cache`: the cache's
+folder cannot be written to. `wrong`: the files differ from the hub's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class DownloadProgress(NamedTuple):
     bytes_per_s: float = 0.0
     """The average rate since the download began."""
     note: str = ""
-    """What the download waits for; empty if it does not wait."""
+    """The event for which the download waits; empty if it does not wait."""
 
     @property
     def eta_s(self) -> float | None:

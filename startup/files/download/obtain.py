@@ -98,7 +98,7 @@ def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
 
 
 def _folder(place: ModelPlace) -> Path:
-    """The folder of a place for which nothing was downloaded; raises ModelNotFoundError if it has none."""
+    """The folder of a place that needed no download; raises ModelNotFoundError if the place has none."""
     if place.kind == "hub":
         state = None
         if place.folder is not None:

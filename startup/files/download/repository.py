@@ -27,7 +27,7 @@ PART_ENDING: Final = ".vllm-cli.incomplete"
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """A content's name from a mirror that uses no hashes; only the size of such a content is verified."""
 VERSION_PREFIX: Final = "version-"
-"""Begins the name of a content without a hash: the object's version follows; size and version are
+"""Begins the name of a content that has no hash: an object's version follows. Size and version are
 verified."""
 MD5_PREFIX: Final = "md5-"
 _SHA256_LENGTH: Final = 64

@@ -59,7 +59,7 @@ class Transfer:
         self.done_bytes = 0
         """Bytes on disk, including those of an earlier download."""
         self.fetched_bytes = 0
-        """Bytes received, including those that were received twice."""
+        """Bytes received; a byte that was received twice counts twice."""
         self.note = ""
         """What this transfer waits for; empty while bytes arrive."""
 

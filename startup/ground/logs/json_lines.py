@@ -1,6 +1,6 @@
 """Logs as JSON, one object per line: records of all loggers, warnings and uncaught exceptions.
 
-Output that does not pass through Python, such as the message of a crashing C library, stays as it is.
+Output that does not pass through Python, such as the message of a crashing C library, is unchanged.
 """
 
 import io

@@ -51,7 +51,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
 
 def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs this project's records to standard error, in vLLM's launcher; other loggers stay as they are."""
+    """Logs this project's records to standard error, in vLLM's launcher; does not change other loggers."""
     handler = logging.StreamHandler(real_stderr())
     if log_format == "json":
         from startup.ground.logs.json_lines import JsonFormatter

@@ -53,7 +53,7 @@ def follow_no_parent() -> None:
 
 
 def _reopen(fd: int) -> int:
-    """Opens the pipe again: those who share a file description would share its owner (fcntl(2), F_SETOWN)."""
+    """Opens the pipe again: processes that share a file description share its owner (fcntl(2), F_SETOWN)."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:  # without /proc, this is correct only if no other process shares it

@@ -100,7 +100,7 @@ class NoForkserverError(ForkError):
 
 
 class ForkedPopen(popen_spawn_posix.Popen):
-    """A multiprocessing process that the forkserver forks; also reads its exit code."""
+    """A multiprocessing process that the forkserver forks. Its exit code comes from the forkserver."""
 
     def __init__(self, process_obj: process.BaseProcess) -> None:
         self.name = process_obj.name

@@ -20,7 +20,7 @@ _STOPPED: Final = ("T", "t")
 
 @contextmanager
 def ended_if_it_hangs(pid: int) -> Iterator[None]:
-    """Use it around a wait for the forkserver: kills one that hangs; the block's error names the reason."""
+    """Kills the forkserver if it hangs while this block waits for it. The block's error names the reason."""
     watch = _Watch(pid)
     group_signals.start_thread(watch)
     try:

@@ -43,9 +43,12 @@ class Helper:
     """
 
     def __init__(self, name: str, function: str, job: object, *, is_idle: bool = False) -> None:
-        """Args:|name: the process is called `vllm-NAME`.|function: `module:function`, called in the helper
-        with the job and a `Send`; `ps` shows it.|job: an object whose classes the helper can import.|is_idle:
-        whether it runs only while processors are idle.
+        """
+        Args:
+            name: the process is called `vllm-NAME`.
+            function: `module:function`, called in the helper with the job and a `Send`; `ps` shows it.
+            job: an object whose classes the helper can import.
+            is_idle: whether it runs only while processors are idle.
 
         Raises:
             OSError: it cannot be started.

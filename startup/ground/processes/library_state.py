@@ -49,7 +49,7 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
 
 
 def renew_random_state() -> None:
-    """Draws new seeds and identifiers; otherwise all forks of a process would draw the same numbers."""
+    """Draws new seeds and identifiers, so that forks of one process draw different numbers."""
     modules: Mapping[str, Any] = sys.modules
     if "numpy.random" in modules:  # numpy imports it when first used, which takes 10 ms
         modules["numpy.random"].seed()

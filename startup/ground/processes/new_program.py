@@ -35,7 +35,7 @@ START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "
 EXIT_FUNCTION: Final = Name("multiprocessing.util", "_exit_function", ())
 _OUTPUT: Final = (1, 2)
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
-"""The dormant process has this command line in `ps`; otherwise it would look like the server."""
+"""`ps` shows the dormant process with this command line, so that it does not look like the server."""
 
 _dormant: "_Dormant | None" = None
 

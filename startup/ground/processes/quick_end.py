@@ -58,7 +58,7 @@ def flush_output() -> None:
 
 
 def end_like(status: int) -> int:
-    """Returns an exit code as it is; for -N, ends this process by signal N, without a core dump."""
+    """Returns an exit code unchanged. For -N, ends this process by signal N, without a core dump."""
     if status >= 0:
         return status
     with suppress(ValueError, OSError):

@@ -71,8 +71,8 @@ class StopSignals:
     def release(self) -> None:
         """From now on, handlers of other code get the signals: the server is ready. Called on any thread.
 
-        On the main thread those handlers are set again. On others, where Python sets none, signals are passed
-        on.
+        On the main thread, these handlers are set again. Python sets none on other threads: signals are
+        passed on.
         """
         self._is_released = True
         if threading.current_thread() is threading.main_thread():

@@ -12,7 +12,7 @@ _CREDENTIALS_BYTES = struct.calcsize("3i")
 _MAX_BYTES = 1 << 16
 _URGENT = (b"READY=1", b"STOPPING=1")
 _URGENT_TIMEOUT_S = 5.0
-"""Seconds that a message that must arrive waits for a busy manager; other messages are dropped."""
+"""Seconds that an essential message waits for a busy manager; other messages are dropped."""
 
 
 class NotifyRelay:
@@ -72,7 +72,7 @@ class NotifyRelay:
 
 
 def socket_address(manager: str) -> str:
-    """The address in NOTIFY_SOCKET in the kernel's form; one that begins with `@` is abstract."""
+    """The address in NOTIFY_SOCKET in the kernel's form; a leading `@` makes it an abstract address."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FIRST_FD: Final = 3
 _TIMEOUT_S: Final = 5.0
-"""Seconds that a message that must arrive waits for a busy manager."""
+"""Seconds that an essential message waits for a busy manager."""
 _US: Final = 1_000_000
 
 

@@ -61,11 +61,11 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Most lines of a pasted excerpt, in which any line may name the cause; longer logs need vLLM's forms."""
+"""Most lines of a pasted excerpt. Any of its lines may name the cause; longer logs need vLLM's line forms."""
 _CODE: Final = re.compile(
     r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
 )
-"""Matches source code of tracebacks without indentation, and C++ frames, neither of which is an event."""
+"""Matches source code in tracebacks without indentation, and C++ frames: they report no event."""
 _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
 """Matches the error message of any program."""
 _RECOMMENDS: Final = re.compile(
@@ -136,7 +136,7 @@ class Run:
     """The latest phase of each process, by its label; the empty label has the latest phase of all."""
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
-        """Takes line `number` of the log; `is_excerpt`: whether the log may be only an excerpt."""
+        """Takes line `number` of the log. The log may be only an excerpt if `is_excerpt` is set."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
@@ -254,7 +254,7 @@ class CauseFinder:
             self._read(line)
 
     def cause(self) -> Cause | None:
-        """What ended the last run; if the last run has only begun, what ended the run before."""
+        """The cause that ended the last run, or the run before it if the last has only begun."""
         found = _cause_of(self._run)
         if found and self._run.is_of_llama_cpp and not found.origin:
             found = replace(found, origin=LLAMA_CPP_NAME)
@@ -360,7 +360,7 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 
 def _is_beside(process: str, engine: str) -> bool:
-    """Whether `engine` is another engine with a KV cache, and not another data parallel rank of this one."""
+    """Whether `engine` is a different engine with a KV cache, rather than another data parallel rank."""
     names = [label.partition(" pid=")[0] for label in (process, engine)]
     return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 

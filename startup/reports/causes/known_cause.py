@@ -24,7 +24,7 @@ class KnownCause:
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative."""
     phase: str = ""
-    """What vLLM does when this happens; empty if that varies, so that the log must show it."""
+    """The activity of vLLM when this happens; empty if it varies, so that the log must show it."""
 
     def matches(self, text: str) -> bool:
         """Whether `text` contains one of the texts, in time linear in its length."""

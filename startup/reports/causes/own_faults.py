@@ -67,12 +67,12 @@ _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 _IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
 """Functions that vLLM calls in place of a library's: errors of the machine in them are not our fault."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")
-"""Paths on stacks of the embedded engine, all of which is our own code."""
+"""Paths on stacks of the embedded engine, whose code is all our own."""
 _INTENDED: Final = re.compile(
     r"(?!startup\.ground\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
     "SystemExit|RuntimeError: --compile-cache require"
 )
-"""How exceptions begin with which we, or a signal, end a start on purpose; a failed fork is none of them."""
+"""Beginnings of exceptions with which we, or a signal, end a start on purpose. A failed fork is a fault."""
 
 _ROOT: Final = f"{Path(__file__).parents[3]}/"
 _OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")

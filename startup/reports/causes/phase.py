@@ -61,7 +61,7 @@ _MESSAGES: Final = (
     ("server is listening on", SERVING),
     (FATAL_ERROR, SERVING),
 )
-"""What a process does after it has logged a message, by a text in the message."""
+"""The phase that a log message begins, by a text in the message."""
 
 _FUNCTIONS: Final = {
     "parse_args": COMMAND_LINE,
@@ -94,7 +94,7 @@ _FUNCTIONS: Final = {
     "execute_model": SERVING,
     "execute_dummy_batch": SERVING,
 }
-"""What a process does while it runs a function, by the function's name; the innermost function counts."""
+"""The phase during which a function runs, by the function's name; the innermost function counts."""
 
 
 def phase_of_message(text: str) -> str:

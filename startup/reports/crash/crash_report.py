@@ -102,7 +102,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """The error that ends the program, with this exit code and at most four lines; also keeps the log."""
+    """Builds the error that ends the program, with this exit code and at most four lines; keeps the log."""
     log = keep_log(record)
     text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
     fields = {**digest_to_dict(cause), "log": str(log) if log else None}

@@ -45,8 +45,11 @@ class RecordedProcesses:
     """Implements `server.operation.engine_watchdog.EngineProcesses` for processes with a record."""
 
     def __init__(self, record: OutputRecord, kinds: Sequence[str]) -> None:
-        """Args:|record: the record to which all of these processes write.|kinds: beginnings of the processes'
-        names. Processes of the last kind that exists compute."""
+        """
+        Args:
+            record: the record to which all of these processes write.
+            kinds: beginnings of the processes' names; processes of the last kind that exists compute.
+        """
         self._record = record
         self._kinds = kinds
         self._known: dict[int, _Process | None] = {}

@@ -48,7 +48,7 @@ _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the ke
 
 
 class ProcessState(NamedTuple):
-    """What the record has about a process that a signal has ended."""
+    """The record's facts about a process that a signal has ended."""
 
     name: str
     parent_pid: int
@@ -167,7 +167,7 @@ class OutputRecord:
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
-        """Adds an exception because of which this process ends others, before their own last lines."""
+        """Adds the exception that makes this process end others, before the last lines of these."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] not in self._last_traceback:
             self.append(labelled(lines, name))
@@ -178,7 +178,7 @@ class OutputRecord:
         return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
-        """What a process has recorded about itself; its name is empty if it has recorded nothing."""
+        """The facts that a process has recorded about itself; its name is empty if it has recorded none."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -13,7 +13,7 @@ FORKSERVER: Final = "forkserver"
 """The process that forks engine and workers after it has imported their modules."""
 
 BACKGROUND: Final = frozenset({"prefetch"})
-"""Processes for which no other process waits."""
+"""Processes that no other process waits for."""
 
 UNEXPLAINED: Final = "unexplained"
 """The name for time that no span covers."""
@@ -35,7 +35,7 @@ class Phase:
 
     @property
     def key(self) -> str:
-        """The phase's name, unique among all processes, and the same in all starts."""
+        """The phase's name: the same in all starts, and different from other processes' phases."""
         return f"{self.process}:{self.name}"
 
 
@@ -46,7 +46,7 @@ class PhaseSpan(Phase):
     begin_ns: int
     end_ns: int
     waits_for: str | None = None
-    """The process for which this span only waits; None if it does work."""
+    """The process that this span only waits for; None if the span is work."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Stretch(Phase):
     begin_s: float
     end_s: float
     waits_for: str | None = None
-    """The process for which this span only waits; None if it does work."""
+    """The process that this span only waits for; None if the span is work."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin_s <= self.end_s:
@@ -129,7 +129,7 @@ class _Lane:
 
 
 class _Walk:
-    """Goes back in time along the critical path: a time, and the process for which the start waited then."""
+    """Goes back in time along the critical path: a time, and the process that the start waited for then."""
 
     def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
         self._lanes = lanes

@@ -20,7 +20,7 @@ _JSON_FILES: Final = (
     "vocab.json",
     "preprocessor_config.json",
 )
-"""Optional files beside config.json and the index; transformers reads those that exist."""
+"""Optional files beside config.json and the index; transformers reads all that exist."""
 _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 CONTENT_CHECKS: Final = ("weights", "lfs")
@@ -141,8 +141,8 @@ def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Ite
 def _torch_file_problem(path: Path) -> str | None:
     """The fault of a `.bin` file, which is not unpickled; None if it looks sound.
 
-    Since PyTorch 1.6 the file is a zip archive with its directory at the end. An older file is a bare pickle,
-    of which only the beginning can be checked.
+    Since PyTorch 1.6 the file is a zip archive with its directory at the end. An older file is a bare pickle:
+    only its beginning can be checked.
     """
     import zipfile  # noqa: PLC0415 - only for these files
 

@@ -27,7 +27,7 @@ _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _SAME: Final = {"half": "float16", "float": "float32"}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of the checkpoint that are converted to the configured type; quantized weights stay as they are."""
+"""Types of the checkpoint that are converted to the configured type; quantized weights are not."""
 
 
 class ModelShape(NamedTuple):
@@ -149,7 +149,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
 
 
 def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
-    """The longest sequence for which memory has room; the model's own limit if there is room for none."""
+    """The longest sequence that fits into memory; the model's own limit if there is room for none."""
     sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
     fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
     return min([own, *(number for number in fitting if number > 0)])

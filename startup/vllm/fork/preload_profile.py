@@ -196,7 +196,7 @@ class PlainState:
 
     @property
     def holds(self) -> bool:
-        """Whether the state still holds; False if a clock was ahead when it was written."""
+        """Whether the state still holds; False if the clock that wrote it was ahead."""
         return 0 < self.end_s - time.time() <= _NEXT_S
 
     def __str__(self) -> str:
@@ -284,7 +284,7 @@ class PreloadPlan:
 def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
-    """The plan: the platform's modules, then the profile's; without a profile, also the model's class."""
+    """The plan: the platform's modules, then the profile's. Without a profile, also the model's class."""
     roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete

@@ -42,7 +42,7 @@ class CrashDigest:
         record.begin_process(_API_SERVER, is_watched=False)
 
     def note_engine_death(self) -> None:
-        """Called when vLLM's engine has died, because of which vLLM will return exit code 0."""
+        """Called when vLLM's engine has died; vLLM will then return exit code 0."""
         self._has_engine_died = True
 
     def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:

@@ -64,7 +64,7 @@ class HookFinding(NamedTuple):
     hook: str
     state: HookState
     reasons: tuple[str, ...] = ()
-    """Which names are missing or have changed, or which packages are missing."""
+    """The names that are missing or have changed, or the packages that are missing."""
 
 
 def leave_out_unfit(vllm: InstalledVllm) -> None:

@@ -118,7 +118,7 @@ def end_children(pids: Iterable[int]) -> None:
 
 
 def _has_children() -> bool:
-    """Whether this process has children that run; reaps those that have ended."""
+    """Whether a child of this process runs; reaps children that have ended."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -438,9 +438,9 @@ class _VllmStart:
     def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
         """Starts vLLM again without preloading if our code may have failed; other failures are vLLM's own.
 
-        An unexplained failure may be ours if this vLLM is not tested with this package on this device. It may
-        also be ours if a library cannot be imported: it may have got stand-ins. Plain vLLM forks no process
-        that uses a GPU, unless the user has chosen `fork`.
+        An unexplained failure may be ours if this vLLM is not tested with this package on this device. A
+        library that cannot be imported may be our fault, too, because of stand-ins. Plain vLLM forks no
+        process that uses a GPU, unless the user has chosen `fork`.
         """
         is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import

@@ -140,7 +140,7 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """Why to import again: new modules in profiles, another model, changed files of one. Or None."""
+        """Why to import again: profiles have new modules, or models or their files changed. None if not."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):

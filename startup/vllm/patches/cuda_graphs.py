@@ -56,7 +56,7 @@ _NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
 
 
 class _Memory(NamedTuple):
-    """What one start has measured, in bytes."""
+    """Measurements of one start, in bytes."""
 
     estimate: int
     captured: int
@@ -69,7 +69,7 @@ class _State:
     kept: Kept | None = None
     estimate = 0
     known: _Memory | None = None
-    """Measurements of an earlier start, if this start uses them; else None."""
+    """Measurements of an earlier start; None unless this start uses them."""
 
 
 def remember_graph_memory() -> None:

@@ -29,7 +29,8 @@ _SENT_S: Final = 10.0
 def open_control(client: Any, lifecycle: Lifecycle) -> None:
     """Opens the socket if this server listens where a router expects it, and vLLM's sleep mode is on.
 
-    Of several API servers only the first opens it, because a call of its client reaches all engines.
+    If there are several API servers, only the first opens it, because a call of its client reaches all
+    engines.
 
     Args:
         client: vLLM's AsyncLLM.

@@ -88,7 +88,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
 def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
-    `take_port` gets the number of engines on this node, all of which will call it.
+    `take_port` gets the number of engines on this node; each engine will call it.
     """
 
     def wrap_registration(register: Callable[..., None]) -> Callable[..., None]:
@@ -154,7 +154,7 @@ class _RustFrontend:
         group_signals.start_thread(threading.Thread(target=wait, name="rust-frontend-readiness", daemon=True))
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Replaces the manager's `shutdown`: the program finishes its requests; the port is free."""
+        """Replaces the manager's `shutdown`: frees the port, and lets the program finish its requests."""
         self._on_stopping()
         for process in self._processes:
             process.terminate()

@@ -172,7 +172,7 @@ class ServingEvents:
 
 
 def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
-    """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released.
+    """Makes this child, if it runs uvicorn, notify the launcher before uvicorn accepts; waits for the port.
 
     An engine does so before it registers with the Rust frontend.
     """
@@ -265,7 +265,7 @@ def _create_probes(
 
 
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """Ends the task that waits for outputs first; vLLM would do so last, and may log a dead engine before."""
+    """Ends the task that waits for outputs first; vLLM ends it last, and may log a dead engine before."""
 
     def end(self: Any, timeout: float | None = None) -> None:
         handler = getattr(self, "output_handler", None)

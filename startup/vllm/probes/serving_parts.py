@@ -19,7 +19,7 @@ class ChildLink(NamedTuple):
 
 
 class ServingParts(NamedTuple):
-    """What the launcher gives to the server; to an API server that it has started, only the record."""
+    """Given by the launcher to the server; an API server that the launcher has started has only a record."""
 
     record: OutputRecord | None
     """The record of the engine's processes."""

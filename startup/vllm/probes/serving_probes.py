@@ -111,7 +111,7 @@ class ServingProbes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def forget_answer(self) -> None:
-        """Called when the answer to `/health` changes: uvicorn answers each probe until it is known."""
+        """Called when the answer to `/health` changes: until the new answer is known, uvicorn answers."""
         if self._is_accepted_for.is_set():
             self._send_beat(b"")
 

@@ -39,7 +39,7 @@ _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras"
 
 @dataclass(frozen=True)
 class GivenStart:
-    """The start that is checked, with the values that vLLM would use, as far as they are known."""
+    """The start that is checked, and the values that vLLM would use in it, if known."""
 
     vllm: InstalledVllm
     line: CommandLine
@@ -60,7 +60,7 @@ class GivenStart:
             return None
 
     def number(self, name: str, default: int) -> int:
-        """The whole number that a flag gives; else the default."""
+        """The whole number that a flag gives, or the default."""
         value = self.value(name)
         return value if isinstance(value, int) else default
 

@@ -62,7 +62,7 @@ class ModelOnDisk:
         yield from self._tokenizer_findings()
 
     def downloads(self) -> list[ModelPlace]:
-        """Places of the hub of which nothing is on disk yet."""
+        """Places on the hub that have nothing on disk yet."""
         plan = self._start.line.file_plan
         if plan is None or is_offline():
             return []
@@ -91,7 +91,7 @@ class ModelOnDisk:
 
     @cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The weights, if vLLM reads their format itself; else None."""
+        """The weights; None if vLLM does not read their format itself."""
         return read_checkpoint(self.folder) if self.folder is not None and self._reads_weights_here else None
 
     @property

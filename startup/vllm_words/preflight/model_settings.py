@@ -1,6 +1,6 @@
 """Checks flags against config.json by rules that vLLM applies itself: length, heads, quantization.
 
-A fault is an error only if no override, plugin, class or other file can change it; else it is a warning.
+A fault is an error only if no override, plugin, class or other file can change it. All others are warnings.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _METHOD: Final = "--quantization"
 _FAMILIES: Final = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
 """Methods that read the checkpoints of another method."""
 _REPLACED: Final = ("", "auto-round", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "modelopt")
-"""Methods of a checkpoint for which vLLM uses a method of its own, whatever the flag says."""
+"""vLLM replaces these methods of a checkpoint by a method of its own, whatever the flag says."""
 _FOR_ANY: Final = ("", "humming", "moe_wna16", "inc", "marlin")
 """Values of the flag that fit several kinds of checkpoints."""
 _SETTINGS: Final = {"awq": ("*quantize_config.json", "*quant_config.json"), "gptq": ("*quantize_config.json",)}
