@@ -104,7 +104,7 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
             (folder / parent).mkdir(mode=0o700)
         for name, facts in record.files.items():
             if _write_file(_read_member(archive, name, facts.size), folder / name) != facts.sha256:
-                raise DamagedError(f"{name!r} has not the SHA-256 of its {MANIFEST}")
+                raise DamagedError(f"{name!r} does not have the SHA-256 in its {MANIFEST}")
             _set_date(folder / name, archive.getinfo(name))
     return record
 

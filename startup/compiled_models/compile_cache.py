@@ -236,10 +236,10 @@ class CompileCache:
             return None
         failed = next((event for event in compiled if event.error), None)
         if failed is None:
-            return self._expected or Reason("it is not known why")
+            return self._expected or Reason("of an unknown reason")
         record = next((record for record in self._records if record.key == failed.key), None)
         if record is None:
-            return Reason(f"vLLM could not load what was compiled before: {failed.error}")
+            return Reason(f"vLLM could not load the compiled model: {failed.error}")
         return why_not_loaded(record, failed.error, failed.damaged)
 
     def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:

@@ -29,7 +29,7 @@ class CompiledEvent:
     error: str = ""
     """Why vLLM could not load it, in vLLM's words; empty if it did not try or did not fail."""
     damaged: str | None = None
-    """If vLLM could not load the model: a file that has changed since it was recorded, if any."""
+    """A file that has changed since it was recorded, if that is why vLLM could not load the model."""
     more: str = ""
     """A further folder that vLLM has chosen for it."""
     sources: dict[str, str] = field(default_factory=dict)

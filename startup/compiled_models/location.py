@@ -135,7 +135,7 @@ class _FolderLocation(Location):
             self._check()
             self._folder = folder.resolve()
             if not self._folder.parent.is_dir() or (self._folder.exists() and not self._folder.is_dir()):
-                raise LocationError(f"{address} is neither a folder nor the name of one in a folder: correct it")
+                raise LocationError(f"{address} is neither a folder nor a name in an existing folder: correct it")
 
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):

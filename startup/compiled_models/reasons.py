@@ -78,7 +78,7 @@ def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
     if changes := tuple(_changes(wanted, record)):
         return Reason(_describe(changes, record), changes, _remedy(changes))
     if wanted.digest not in (record.digest, record.early_digest):
-        return Reason(f"vLLM hashes something unknown that differs from {_name(record)}")
+        return Reason(f"an unknown value that vLLM hashes differs from {_name(record)}")
     return None
 
 
@@ -112,7 +112,7 @@ def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Re
     if damaged is not None:
         change = Change("files", damaged, "as it was written", "missing or damaged")
         return Reason(f"a file of the cache is damaged: {damaged}", (change,))
-    return Reason(f"vLLM could not load {_name(record)}: {error or 'it does not say why'}")
+    return Reason(f"vLLM could not load {_name(record)}: {error or 'it gave no reason'}")
 
 
 def _name(record: CompiledModel) -> str:

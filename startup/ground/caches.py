@@ -179,7 +179,7 @@ class Kept:
 
     All kept values follow one rule. The key says what a value is about; stamps and files say what it was made
     from. `read` finds no value once a stamp or file differs, or once the user's value is too old. A start
-    that succeeds although it found the value wrong writes a new one, or removes it.
+    that shows that the value is wrong replaces or removes it.
 
     `read` tries the user's value first, then the baked one. It ignores a file that is damaged, that other
     users could change, or that another version of this package has written in another form.

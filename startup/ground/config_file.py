@@ -111,7 +111,8 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
 
 
 def _with_type(text: str) -> Any:
-    """The JSON value of a text. One that JSON would write differently, such as the version 1.10, is kept."""
+    """The JSON value of a text. A text such as the version 1.10, which JSON would write differently, is
+    kept."""
     with suppress(ValueError, RecursionError):
         parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:

@@ -34,7 +34,7 @@ The settings declare these flags, too, but importing them would delay a warm sta
 OMNI = "--omni"
 """With this flag, vLLM leaves the whole command line to the package vllm-omni."""
 
-STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end of a line"
+STRAY_REMEDY = "remove the empty word, or the characters after a `\\` at the end of a line"
 _HELP = ("-h", "--help")
 _OF_ROUTER = (
     ("--idle-stop", "VCLI_IDLE_STOP"),

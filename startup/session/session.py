@@ -236,7 +236,7 @@ class StartSession:
 
         with start_download(self._asks_later) as handle:
             if handle.result() != tuple(download.cached for download in self._asks_later):
-                logger.info("the next start serves what has changed: a warm start does not wait for the hub")
+                logger.info("the next start serves the changed files: a warm start does not wait for the hub")
 
     def notify_ready(self, status: str | None = None) -> None:
         """Ends the deadline and notifies the service manager of readiness. Called on any thread.

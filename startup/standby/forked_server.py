@@ -194,7 +194,7 @@ def _ensured_to_run(connection: socket.socket, pid: int) -> Iterator[None]:
         _ColdStartError: it is not visible from here, or has ended: its pid may be another process's.
     """
     if pid == 0:
-        raise _ColdStartError("the process namespace that it was started in is not within the standby's")
+        raise _ColdStartError("its process namespace is not within the standby's")
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:  # an older kernel

@@ -25,7 +25,7 @@ _VERDICT_S = 0.5
 """Seconds that the forked process then has to agree. It takes 50 ms, or 250 ms with eight busy processes per
 processor; if it exits, the wait ends at once."""
 _REQUIRED_S = 10.0
-"""Seconds instead of `_ACK_S` with `--standby require`."""
+"""With `--standby require`, the front process waits so many seconds instead of `_ACK_S`."""
 
 
 class ColdStartError(Exception):

@@ -215,7 +215,7 @@ class HubClient:
             raise DownloadError("wrong", reason) from err
         current_id = str(content.get("id") or repo_id)
         if current_id.lower() != repo_id.lower():
-            logger.warning("%s is named %s now: use the new name, the old one may end", repo_id, current_id)
+            logger.warning("%s is named %s now: use the new name, the old one may stop working", repo_id, current_id)
         if unsafe := [file.name for file in files if not is_safe_name(file.name)]:
             logger.warning("%s has file names that are not used: %r", repo_id, unsafe[:3])
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))

@@ -51,7 +51,7 @@ class DownloadHandle:
     def stop_asking(self) -> None:
         """Called after the start's imports: takes what is on disk, unless it is known to be outdated."""
         if self.report is None and not self._has_moved and self._are_updates:
-            self.report = self._take_cached("the hub has not said yet whether the branch has moved")
+            self.report = self._take_cached("the hub has not answered whether the branch has moved")
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
@@ -102,7 +102,7 @@ class DownloadHandle:
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
-        logger.warning("%s; taking what is on disk of %s", reason, found)
+        logger.warning("%s; using the files on disk of %s", reason, found)
         return DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _take(self, event: object) -> None:

@@ -102,7 +102,7 @@ def start_prefetch(
 
 
 def _report_nothing_to_read(job: PrefetchJob) -> PrefetchReport | None:
-    """The report if a quick survey finds nothing to read, else None. A helper would take 50 ms."""
+    """The report if a quick survey finds nothing to read, else None; a helper would take 50 ms."""
     survey = survey_files(job, is_quick=True)
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:

@@ -103,9 +103,9 @@ class Survey(NamedTuple):
         """Names the bytes that may be resident, and bytes that will not be read; None if there are none."""
         notes = []
         if self.unknown_bytes:
-            notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")
+            notes.append(f"it is not known how much of {_mb(self.unknown_bytes)} was resident")
         if self.dropped_bytes:
-            notes.append(f"{_mb(self.dropped_bytes)} lie where each open of a file drops its pages")
+            notes.append(f"{_mb(self.dropped_bytes)} are on a file system that drops a file's pages at each open")
         return "; ".join(notes) or None
 
     def limited_to(self, num_bytes: int) -> "Survey":

@@ -71,7 +71,7 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
     if cause.known is SETTING_REFUSED and (named := dict.fromkeys(_NAMES.findall(shown(cause.text)))):
-        return f"The text names {', '.join([*named][:3])}: change that as it says; a newer vLLM may take it."
+        return f"The text names {', '.join([*named][:3])}: change it as the text says; a newer vLLM may accept it."
     is_of_llama_cpp = cause.known in LLAMA_CPP or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE

@@ -32,7 +32,7 @@ class KnownCause:
 
     @cached_property
     def _patterns(self) -> tuple[tuple[tuple[str, ...], str], ...]:
-        """For each text: its parts between gaps, and at which of its ends a line must end."""
+        """Each text's parts between its gaps, and whether the line must begin or end with the text."""
         return tuple(
             (
                 tuple(text.strip("^$").split(ANYTHING)),

@@ -22,7 +22,7 @@ OWN_FAULT: Final = KnownCause(
         "'_LazilyCompiled' object",
         "'_StandInModule' object",
     ),
-    "VCLI_PLAIN_VLLM=1 starts vLLM without all that failed. Report it as an issue of vllm-cli, with the complete log "
+    "VCLI_PLAIN_VLLM=1 starts vLLM without the failed code. Report it as an issue of vllm-cli, with the complete log "
     "and what `vllm-cli collect-env` prints.",
     where="end",
 )
@@ -36,7 +36,7 @@ FORKED_DRIVER: Final = KnownCause(
         "HIP error: initialization error",
         "CUDA driver initialization failed, you might not have a CUDA gpu",
     ),
-    "VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
+    "Set VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
 )
 """Our fault if we have forked the process: plain vLLM forks none, unless the user has chosen `fork`."""
 

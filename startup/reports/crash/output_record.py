@@ -187,7 +187,7 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """How many bytes of facts a process has written; `read_stacks` reads what follows these."""
+        """How many bytes a process has written about itself; `read_stacks` reads the bytes after them."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0

@@ -284,7 +284,7 @@ class _VllmStart:
             except DownloadError as err:
                 if not _may_vllm_find_it(self._download, err):
                     raise
-                logger.warning("%s; vLLM tries to find it", err)
+                logger.warning("%s; vLLM itself looks for the model", err)
                 return
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = self._is_offline or forbid_requests(self._line, plan_files(self._line.request))
@@ -431,7 +431,7 @@ class _VllmStart:
         return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:
-        logger.warning("%s: vLLM needs more than is on disk and starts again", " ".join(str(err).split()))
+        logger.warning("%s: vLLM needs files that are not on disk, and starts again", " ".join(str(err).split()))
         self._environment = {**self._environment, env.HF_HUB_OFFLINE.name: "0"}
         self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 

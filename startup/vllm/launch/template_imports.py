@@ -144,7 +144,7 @@ class TemplateImports:
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
-            return f"starts have learned of {num_missing} more modules"
+            return f"earlier starts have imported {num_missing} more modules"
         if (changed := self._tokenizers.changed()) is not None:
             return f"{changed} has changed"
         known = self._tokenizers.models

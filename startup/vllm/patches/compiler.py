@@ -52,7 +52,7 @@ _DECORATORS: Final = "vllm.compilation.decorators"
 _LOAD_COMPILED: Final = Name("torch.compiler", "load_compiled_function")
 AOT_LOADING: Final = Hook(
     "loading of compiled models",
-    does="adds `finalize_loading` to Inductor's functions, which vLLM calls on all",
+    does="adds `finalize_loading`, which vLLM calls on every compiled function, to Inductor's functions",
     without="vLLM for CPU compiles the model in every start",
     promise="a model that was compiled is loaded by later starts",
     needs=(

@@ -39,8 +39,8 @@ CHAT_TEMPLATE: Final = Name(
 )
 KEPT_TOKENIZERS: Final = Hook(
     "kept tokenizers",
-    does="loads a model's tokenizer and template once in a standby, into vLLM's own caches, and copies it there, where "
-    "vLLM's renderer would copy it",
+    does="loads a model's tokenizer and template once in a standby, into vLLM's own caches, and makes the copies there "
+    "that vLLM's renderer would make",
     without="a warm start loads the tokenizer again, or copies it twice",
     gain="0.38 (0.31–0.62) of a warm start with a tokenizer of 151,000 tokens; the copies 0.54 (0.47–0.66)",
     needs=(_CACHED_TOKENIZER, _READS_NO_OTHER, CHAT_TEMPLATE),

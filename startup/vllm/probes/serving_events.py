@@ -69,10 +69,10 @@ SERVING_PROBES: Final = Hook(
 
 DRAIN: Final = Hook(
     "drain",
-    does="finishes running requests after SIGTERM, before vLLM stops its engine; leaves out vLLM's search for other "
-    "processes at its port, which are its own",
-    without="SIGTERM breaks running requests off, and vLLM waits for their connections without end; a traceback, when "
-    "a process ends during the search",
+    does="finishes running requests after SIGTERM, before vLLM stops its engine; leaves out vLLM's search for "
+    "processes at its port, which only finds vLLM's own",
+    without="SIGTERM breaks running requests off, and vLLM waits endlessly for their connections; a traceback appears "
+    "if a process ends during the search",
     promise="SIGTERM loses no request, and a stop leaves no traceback",
     needs=(
         _APP,

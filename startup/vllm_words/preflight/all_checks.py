@@ -26,7 +26,7 @@ from startup.vllm_words.preflight.model_settings import setting_findings
 from startup.vllm_words.preflight.named_files import file_findings
 from startup.vllm_words.preflight.surroundings import surroundings_findings
 
-_WAY_ROUND: Final = "if vLLM accepts this start: give --preflight warn"
+_WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:

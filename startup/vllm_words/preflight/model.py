@@ -157,7 +157,7 @@ class ModelOnDisk:
         is_of_vllm = self._start.value("--model-impl") in (None, "auto", "vllm")
         what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(given[0], known)}"
         yield (error if self._is_certain and is_of_vllm else warning)(
-            "architecture", f"{what}, and transformers neither: upgrade them, or correct it"
+            "architecture", f"{what}, nor has transformers: upgrade them, or correct it"
         )
 
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:

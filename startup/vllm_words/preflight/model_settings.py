@@ -117,7 +117,7 @@ def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Findi
         is_certain = bool(model.config) and start.is_known and not start.has("--hf-overrides")
         yield (error if is_certain and not _has_file(model, _OTHER_SETTINGS) else warning)("quantization", problem)
     elif given and not method and family in _SETTINGS and not _has_file(model, *_SETTINGS[family]):
-        what = f"{_METHOD} {given} needs a checkpoint that is quantized so, and {model.folder} is not"
+        what = f"{_METHOD} {given} needs a checkpoint that is quantized with it, and {model.folder} is not"
         yield warning("quantization", f"{what}: leave it out, or take a quantized checkpoint")
     elif given not in _FOR_ANY and method not in _REPLACED and family != _family(method):
         what = f"{_METHOD} {given} does not fit the checkpoint, which is quantized with {method} (config.json)"
