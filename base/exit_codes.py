@@ -8,7 +8,7 @@ ENGINE_DIED: Final = 1
 USAGE: Final = 2
 START_FAILED: Final = 3
 ENGINE_FAILED: Final = 4
-"""The engine process failed after it had become ready; its own exit code."""
+"""Exit code of the engine process itself, if it fails after it has become ready."""
 NO_ACCESS: Final = 5
 """`prefetch`: the hub denies access to the model, or has no such model or revision."""
 NO_SPACE: Final = 6

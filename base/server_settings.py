@@ -16,8 +16,8 @@ SAME_SIGNAL_S: Final = 0.5
 """Signals this close together count as one. A server may get one twice: from the service manager, and
 forwarded by the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""Seconds without an answer after which a router stops a model whose memory others wait for, if its engine
-computes nothing, too. The router first disconnects clients that do not read, and silent WebSockets."""
+"""If a model gives no answer, or its engine is silent and computes nothing, for so many seconds while other
+models wait for its memory, it is stopped. Before, the router cuts clients that do not read."""
 _ROOT_PATH = re.compile(r"/[!-~]*")
 
 

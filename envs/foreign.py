@@ -1,7 +1,8 @@
 """Reads variables by name: those of other programs, and a few of our own that a warm start needs early.
 
 Those few (VCLI_STANDBY, VCLI_ENGINE and folders) are declared in `registry` too, but importing it takes
-longer than a warm start may wait. The command that runs next reads them through it and reports wrong values.
+longer than a warm start may wait. The command that runs next reads them through `registry` and reports wrong
+values.
 """
 
 import os

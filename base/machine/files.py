@@ -80,8 +80,7 @@ def nearest_existing(folder: "Path") -> "Path":
 def write_problem(folder: str) -> str | None:
     """Why no file can be written in a folder, tried as `tempfile` does; None if one can.
 
-    A folder's mode does not decide this: root may write whatever it is, and cannot on a full disk or in
-    /proc.
+    A folder's mode does not decide this: root may write with any mode, and cannot on a full disk or in /proc.
     """
     path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
     try:

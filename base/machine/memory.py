@@ -57,7 +57,7 @@ class OomWatch:
 
     @property
     def has_killed(self) -> bool | None:
-        """Whether the kernel has killed a process of this cgroup since then; None if it does not count."""
+        """Whether the kernel killed a process of this cgroup since `__init__`; None if it does not count."""
         return None if self._num_before is None else _num_kills(self._proc) != self._num_before
 
     def describe_kill(self) -> str:

@@ -152,7 +152,7 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """Why vLLM must not load the model: vLLM itself does not check its files. None if it may."""
+        """Why vLLM, which does not check the model's files, must not load it; None if it may."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:

@@ -64,7 +64,7 @@ COMPILED_MODELS: Final = Hook(
 SECRET: Final = "(set)"
 REFUSED: Final = "--compile-cache require: vLLM would compile the model"
 _OWN_HASH: Final = "VllmConfig"
-"""Hashes the hashes of its parts, whose values are recorded themselves, and `additional_config`."""
+"""The class whose hash is made from its parts' hashes, which are recorded anyway, and `additional_config`."""
 _NOT_CACHED: Final = (0, 1)
 """Modes without a cache of vLLM: no compilation, and torch's own."""
 _FAILURE: Final = "due to a load failure"

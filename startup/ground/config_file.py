@@ -111,8 +111,8 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
 
 
 def _with_type(text: str) -> Any:
-    """The JSON value of a text. A text such as the version 1.10, which JSON would write differently, is
-    kept."""
+    """The JSON value of a text. A text that JSON would write differently, as the version 1.10, stays a
+    text."""
     with suppress(ValueError, RecursionError):
         parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:

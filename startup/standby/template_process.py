@@ -111,7 +111,8 @@ class TemplateProcess:
         self.state = state
 
     def close(self) -> None:
-        """Ends the process. While servers of it run, it stays to report their ends, but forks no more."""
+        """Ends the process. While servers forked from it run, it stays to report their ends, but forks no
+        more."""
         self._retire_predecessor()
         self.channel.close()
         if self._process is not None and self._servers:

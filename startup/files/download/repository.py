@@ -223,7 +223,7 @@ class CachedRepository:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file can have this name, and stays inside its folder under it."""
+    """Whether a file can have this name, and the name leads to no other folder."""
     parts = name.split("/")
     has_control = any(ord(character) < 32 for character in name)
     return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)

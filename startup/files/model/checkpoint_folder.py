@@ -207,7 +207,8 @@ def read_index(path: Path) -> dict[str, str]:
 def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
     """The files that an index names, as values.
 
-    If the folder has one complete set of numbered shards, a large index is not parsed: it names these.
+    If the folder has one complete set of numbered shards, a large index is not parsed: it can only name
+    these.
     """
     with suppress(OSError):
         if index.stat().st_size > _MAX_PARSED_BYTES:

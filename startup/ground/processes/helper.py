@@ -1,7 +1,7 @@
 """Runs a job in a helper process: prefetch, downloads, archives of compiled models.
 
-A helper is a new interpreter without the site module, so it sees no folder of a user. It shares no
-interpreter lock with the launcher, which kills it to stop it. Its standard input delivers the job, which may
+A helper is a new interpreter without the site module, so it sees no folder of a user. It has an interpreter
+lock of its own, and the launcher stops it by killing it. Its standard input delivers the job, which may
 contain a token; a pipe carries its events, each after its length. All are pickled: both ends run the same
 code.
 """

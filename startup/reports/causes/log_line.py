@@ -171,8 +171,8 @@ def _process_of(record: dict[str, Any]) -> str:
 def read_lines(stream: BinaryIO) -> Iterator[str]:
     r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
 
-    The states of a progress bar end with \r. Each becomes a line that keeps its \r, by which `CauseFinder`
-    counts the file's lines.
+    The states of a progress bar end with \r. Each becomes a line that still ends with \r, so that
+    `CauseFinder` can count the file's lines.
     """
     rest = b""
     for chunk in _utf8_chunks(stream):

@@ -1,7 +1,8 @@
 """Decides when torch's compiler is imported, which takes half of the API server's import time.
 
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
-that only some workers run. A process that compiles nothing imports it when it is used (`deferred`).
+that only some workers run. A process that compiles nothing imports the compiler on its first use
+(`deferred`).
 
 vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it: it calls
 `finalize_loading` on the compiled function, a method that only functions of vLLM's own backend have.

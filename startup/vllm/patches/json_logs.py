@@ -124,7 +124,7 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
 
 
 def omit_prefixes_in_json() -> None:
-    """From now on, JSON records of this process and its forks contain its name; no text precedes them."""
+    """From now on, JSON records of this process and its forks name the process; no text precedes them."""
     if STREAM_PREFIXES.applies:
         wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 

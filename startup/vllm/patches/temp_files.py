@@ -51,7 +51,7 @@ def prepare_temp_files() -> None:
 
 
 def variables_of_new_programs() -> dict[str, str]:
-    """Variables for a new program, which has no hooks: with them, it puts its files into the same folder."""
+    """Variables that make a new program, which has no hooks, put its files into the same folder."""
     folder = _Place.folder
     is_kept = folder is None or len(os.fsencode(folder)) > MAX_BYTES
     return {} if is_kept else {env.TMPDIR.name: str(folder)}

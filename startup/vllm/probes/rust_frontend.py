@@ -105,12 +105,12 @@ def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
 def follow_rust_frontend(
     is_released: threading.Event, on_ready: Callable[[], None], on_stopping: Callable[[], None]
 ) -> None:
-    """Makes this process, if it starts the Rust frontend, call these when that is ready and before it stops.
+    """Makes this process, if it starts the Rust frontend, call these when the frontend is ready or stops.
 
     Args:
         is_released: set once the responder accepts no more.
         on_ready: called on a thread.
-        on_stopping: called on the main thread.
+        on_stopping: called on the main thread, before the frontend stops.
     """
 
     def wrap_init(init: Callable[..., None]) -> Callable[..., None]:

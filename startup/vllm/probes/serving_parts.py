@@ -1,4 +1,4 @@
-"""The objects that the launcher gives to a process that serves, or whose child serves."""
+"""What the launcher gives to the process that serves, which may be its child."""
 
 from typing import Any, NamedTuple
 

@@ -26,7 +26,7 @@ Startup = Callable[[], Awaitable[None]]
 
 _BEAT_S: Final = 0.1
 _MAX_REFUSED: Final = 24
-"""If the kernel refuses this many heartbeats in a row, because the responder does not read, it is killed.
+"""If the kernel refuses this many heartbeats in a row, as nobody reads them, the responder is killed.
 
 On a busy machine, a responder that did not hang has left eight unread.
 """
