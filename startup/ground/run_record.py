@@ -144,7 +144,7 @@ def _read_note(path: str) -> dict[str, Any] | None:
 
 
 def record_folder() -> str:
-    """The folder of records and logs; raises OSError if none can be created that other users cannot enter."""
+    """The folder of records and logs, closed to other users; raises OSError if none can be created."""
     problems: list[OSError] = []
     for folder in _FOLDERS:
         try:

@@ -111,7 +111,7 @@ class TemplateProcess:
         self.state = state
 
     def close(self) -> None:
-        """Ends the process. While servers forked from it run, it stays to report their ends, but forks no
+        """Ends the process. While servers forked from it run, it stays to report their ends; it forks no
         more."""
         self._retire_predecessor()
         self.channel.close()

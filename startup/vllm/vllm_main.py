@@ -32,7 +32,7 @@ def run_plain(command: str, words: Sequence[str]) -> int:
 
 
 def without_click(run: Callable[[], int]) -> int:
-    """Runs vLLM; prints an error of one of vLLM's pipes, which click would take for the terminal's."""
+    """Runs vLLM. Prints a broken pipe of vLLM as an error; click would take it for a closed terminal."""
     try:
         return run()
     except (EOFError, BrokenPipeError) as err:

@@ -36,7 +36,8 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line for each flag whose secret value others can see. `has_key_file`: --api-key-file is an option."""
+    """A line for each flag whose secret value others can see. `has_key_file`: recommends --api-key-file,
+    too."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):

@@ -207,8 +207,7 @@ def read_index(path: Path) -> dict[str, str]:
 def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
     """The files that an index names, as values.
 
-    If the folder has one complete set of numbered shards, a large index is not parsed: it can only name
-    these.
+    A large index is not parsed if the folder has one complete set of numbered shards, which it must name.
     """
     with suppress(OSError):
         if index.stat().st_size > _MAX_PARSED_BYTES:

@@ -17,7 +17,7 @@ _ROCM_NAMES: Final = (
     ("CUDA_LAUNCH_BLOCKING=1", "AMD_SERIALIZE_KERNEL=3"),
     ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
 )
-"""NVIDIA's tools and variables in advice, and what AMD's are called instead."""
+"""Names of NVIDIA's tools and variables that advice mentions, each with the name of AMD's counterpart."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
 """For an unknown error's origin, the program whose issues may explain it; other origins are packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")

@@ -1,4 +1,4 @@
-"""Checks open files, shared memory and disks, whose lack would end a start late, or a running server."""
+"""Checks open files, shared memory and disks: a lack of these would end a start late, or a running server."""
 
 import mmap
 import os

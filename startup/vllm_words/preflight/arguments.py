@@ -118,8 +118,8 @@ def _with_place(given: VllmFlag, text: str) -> str:
 def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
     """Reports a flag's value that vLLM has not registered, unless it is a class with its module.
 
-    A warning if vLLM does not look (without --enable-auto-tool-choice), or if a platform may choose
-    (executor).
+    It is a warning for a tool parser without --enable-auto-tool-choice, which vLLM does not look up, and for
+    an executor, because a platform may take another one.
     """
     plugin, fold = _REGISTERED[flag]
     given = start.value(flag)
